@@ -1,0 +1,1 @@
+//! Stops every process and describes it.

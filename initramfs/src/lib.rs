@@ -1,0 +1,1 @@
+//! Overlay archive, module closure, early boot.

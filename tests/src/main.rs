@@ -1,0 +1,3 @@
+//! The lab: virtual machines, scenarios and subjects.
+
+fn main() {}
