@@ -1,1 +1,39 @@
-//! The kernel boundary.
+//! The kernel boundary: every `unsafe` block of the project is in this crate.
+//!
+//! Modules are named after what they talk to. Nothing in here knows about manifests, plans or
+//! policies; it turns system calls into functions that cannot be misused from safe code, and
+//! errno values into [`Errno`].
+//!
+//! | module | what it drives |
+//! |---|---|
+//! | [`ids`] | newtypes for the numbers the kernel hands out |
+//! | [`process`] | pidfds, kcmp, clone3, signals to threads |
+//! | [`wait`] | waiting with real-time signals kept (nix loses them) |
+//! | [`ptrace`] | single ptrace requests |
+//! | [`regs`] | register sets |
+//! | [`batch`] | lists of system calls as data, and the loop that runs them |
+//! | [`tracee`] | one stopped thread: registers, memory, batches |
+//! | [`vm`] | memory of other processes |
+//! | [`clock`] | clocks and the time stamp counter |
+
+pub mod batch;
+pub mod clock;
+pub mod ids;
+pub mod process;
+pub mod ptrace;
+mod raw;
+pub mod regs;
+pub mod tracee;
+pub mod vm;
+pub mod wait;
+
+pub use ids::{Pid, Tid};
+pub use nix::errno::Errno;
+
+/// Result of one system call.
+pub type Result<T> = core::result::Result<T, Errno>;
+
+/// Bytes in a page on x86_64 (`PAGE_SIZE`, arch/x86/include/asm/page_types.h).
+pub const PAGE_SIZE: usize = 4096;
+/// [`PAGE_SIZE`] as the kernel's 64-bit interfaces count.
+pub const PAGE_SIZE_U64: u64 = 4096;

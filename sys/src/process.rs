@@ -1,0 +1,157 @@
+//! Processes from outside: pidfds, comparisons, creation with chosen ids.
+
+use crate::raw::syscall;
+use crate::{Pid, Result, Tid};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+fn owned(fd: u64) -> OwnedFd {
+    // SAFETY: the kernel has just returned this descriptor; nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap_or(-1)) }
+}
+
+/// pidfd_open(2).
+///
+/// # Errors
+/// `ESRCH` when there is no such process.
+pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
+    // SAFETY: no pointers.
+    unsafe { syscall(libc::SYS_pidfd_open, [pid.0 as u64, 0, 0, 0, 0, 0]) }.map(owned)
+}
+
+/// pidfd_getfd(2): a copy of descriptor `fd` of the process, sharing its open file description.
+///
+/// # Errors
+/// `EBADF` when it is not open there, `EPERM` without ptrace access.
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd> {
+    let args = [pidfd.as_raw_fd() as u64, fd as u64, 0, 0, 0, 0];
+    // SAFETY: no pointers.
+    unsafe { syscall(libc::SYS_pidfd_getfd, args) }.map(owned)
+}
+
+/// What [`kcmp`] compares (include/uapi/linux/kcmp.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum KcmpKind {
+    /// Open file descriptions behind two descriptors.
+    File = 0,
+    /// Address spaces.
+    Vm = 1,
+    /// Descriptor tables.
+    Files = 2,
+    /// cwd, root and umask.
+    Fs = 3,
+    /// Signal dispositions.
+    Sighand = 4,
+    /// I/O contexts.
+    Io = 5,
+    /// System V semaphore undo lists.
+    Sysvsem = 6,
+}
+
+/// kcmp(2) as an ordering: equal means shared. `a` and `b` are descriptors for
+/// [`KcmpKind::File`], else ignored.
+///
+/// # Errors
+/// `EBADF`, `ESRCH`, `EPERM`.
+pub fn kcmp(one: Tid, two: Tid, kind: KcmpKind, a: i32, b: i32) -> Result<core::cmp::Ordering> {
+    let args = [
+        one.0 as u64,
+        two.0 as u64,
+        kind as u64,
+        a as u64,
+        b as u64,
+        0,
+    ];
+    // SAFETY: no pointers.
+    let order = unsafe { syscall(libc::SYS_kcmp, args) }?;
+    Ok(match order {
+        0 => core::cmp::Ordering::Equal,
+        1 => core::cmp::Ordering::Less,
+        _ => core::cmp::Ordering::Greater,
+    })
+}
+
+/// tgkill(2).
+///
+/// # Errors
+/// `ESRCH`.
+pub fn tgkill(pid: Pid, tid: Tid, signal: i32) -> Result<()> {
+    let args = [pid.0 as u64, tid.0 as u64, signal as u64, 0, 0, 0];
+    // SAFETY: no pointers.
+    unsafe { syscall(libc::SYS_tgkill, args) }.map(drop)
+}
+
+/// kill(2).
+///
+/// # Errors
+/// `ESRCH`, `EPERM`.
+pub fn kill(pid: Pid, signal: i32) -> Result<()> {
+    // SAFETY: no pointers.
+    unsafe { syscall(libc::SYS_kill, [pid.0 as u64, signal as u64, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// get_robust_list(2): address and length of a thread's robust futex list head.
+///
+/// # Errors
+/// `ESRCH`, `EPERM`.
+pub fn get_robust_list(tid: Tid) -> Result<(u64, u64)> {
+    let (mut head, mut len) = (0u64, 0u64);
+    let args = [
+        tid.0 as u64,
+        (&raw mut head) as u64,
+        (&raw mut len) as u64,
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: both pointers are to live locals of the right size.
+    unsafe { syscall(libc::SYS_get_robust_list, args) }?;
+    Ok((head, len))
+}
+
+/// Makes a child that runs `body` and exits with its result: clone3(2) with the given flags and,
+/// when not empty, the ids it shall have, innermost PID namespace first (`set_tid`).
+///
+/// `body` runs in a copy of this process with only the calling thread, so it must not take locks
+/// that another thread may hold; callers are single-threaded when they use this.
+///
+/// # Errors
+/// `EEXIST` when an id is taken, `EPERM` without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE,
+/// `EINVAL` for ids the namespace cannot have.
+pub fn spawn(flags: u64, set_tid: &[Pid], body: impl FnOnce() -> i32) -> Result<Pid> {
+    let ids: Vec<i32> = set_tid.iter().map(|pid| pid.0).collect();
+    let args = libc::clone_args {
+        flags,
+        pidfd: 0,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: if ids.is_empty() {
+            0
+        } else {
+            ids.as_ptr() as u64
+        },
+        set_tid_size: ids.len() as u64,
+        cgroup: 0,
+    };
+    let call = [
+        (&raw const args) as u64,
+        size_of::<libc::clone_args>() as u64,
+        0,
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: `args` and `ids` are live; without CLONE_VM the child gets a copy of everything, as
+    // after fork(2), and goes on from here on a copy of this stack.
+    let pid = unsafe { syscall(libc::SYS_clone3, call) }?;
+    if pid == 0 {
+        let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(101);
+        // SAFETY: ends the child without running the parent's exit handlers.
+        unsafe { libc::_exit(code) };
+    }
+    Ok(Pid(i32::try_from(pid).unwrap_or(-1)))
+}

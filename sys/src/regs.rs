@@ -1,0 +1,72 @@
+//! Register sets of a thread.
+
+use serde::{Deserialize, Serialize};
+
+/// General registers: `struct user_regs_struct` (arch/x86/include/asm/user_64.h), regset
+/// `NT_PRSTATUS`. Field order is the kernel's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "named after the registers")]
+pub struct Regs {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rax: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    /// Number of the system call the thread is in, or -1.
+    pub orig_rax: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub eflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    pub ds: u64,
+    pub es: u64,
+    pub fs: u64,
+    pub gs: u64,
+}
+
+const _: () = assert!(size_of::<Regs>() == 27 * 8);
+
+/// `orig_rax` of a thread that is not in a system call.
+pub const NO_SYSCALL: u64 = u64::MAX;
+
+/// `-errno` codes that only exist between the kernel and a tracer (include/linux/errno.h).
+pub mod restart {
+    /// Restart unless a handler without `SA_RESTART` runs.
+    pub const ERESTARTSYS: i64 = 512;
+    /// Restart always.
+    pub const ERESTARTNOINTR: i64 = 513;
+    /// Restart unless a handler runs.
+    pub const ERESTARTNOHAND: i64 = 514;
+    /// Go on through `restart_syscall(2)` with what the kernel kept in its restart block.
+    pub const ERESTART_RESTARTBLOCK: i64 = 516;
+}
+
+impl Regs {
+    /// The system call the thread was interrupted in: its number and negative result so far.
+    /// None when it runs user code.
+    #[must_use]
+    pub fn interrupted_syscall(&self) -> Option<(i64, i64)> {
+        let nr = self.orig_rax.cast_signed();
+        (nr >= 0).then_some((nr, self.rax.cast_signed()))
+    }
+
+    /// Arguments of the interrupted system call, in the order of the ABI.
+    #[must_use]
+    pub fn syscall_args(&self) -> [u64; 6] {
+        [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9]
+    }
+}

@@ -1,0 +1,474 @@
+//! One stopped thread: its registers, its memory, and system calls made inside it.
+
+use crate::batch::{self, Batch, CallFailure, Output};
+use crate::regs::{NO_SYSCALL, Regs};
+use crate::vm::ProcMem;
+use crate::wait::{self, Status};
+use crate::{Errno, PAGE_SIZE, PAGE_SIZE_U64, Pid, Tid, ptrace};
+
+/// Why something could not be done in a tracee.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceeError {
+    /// A ptrace request or an access to its memory failed.
+    #[error("thread {tid}: {doing}: {errno}")]
+    Request {
+        /// The thread.
+        tid: Tid,
+        /// What was being done.
+        doing: &'static str,
+        /// Why not.
+        errno: Errno,
+    },
+    /// It ended while work was going on in it.
+    #[error("thread {tid} ended while {doing}: {status:?}")]
+    Ended {
+        /// The thread.
+        tid: Tid,
+        /// What was being done.
+        doing: &'static str,
+        /// How it ended.
+        status: Status,
+    },
+    /// It stopped where it should not have.
+    #[error("thread {tid} stopped unexpectedly at {rip:#x} while {doing}: {status:?}")]
+    Unexpected {
+        /// The thread.
+        tid: Tid,
+        /// What was being done.
+        doing: &'static str,
+        /// Its stop.
+        status: Status,
+        /// Where it stopped.
+        rip: u64,
+    },
+    /// A call of a batch that had to succeed failed.
+    #[error("thread {tid}: {failure}")]
+    Call {
+        /// The thread.
+        tid: Tid,
+        /// Which call, and why.
+        #[source]
+        failure: CallFailure,
+    },
+    /// There is no scratch mapping, or it is too small.
+    #[error("thread {tid}: a batch of {need} bytes does not fit the scratch space of {have}")]
+    Scratch {
+        /// The thread.
+        tid: Tid,
+        /// Bytes wanted.
+        need: usize,
+        /// Bytes there.
+        have: usize,
+    },
+}
+
+/// Where batches run in the target: a page of code, and `len - PAGE_SIZE` bytes of data behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scratch {
+    /// Address of the code page.
+    pub address: u64,
+    /// Length with the code page, a multiple of the page size.
+    pub len: usize,
+}
+
+/// A thread stopped under our ptrace. The value does not own the attachment: who seized it
+/// detaches it.
+#[derive(Debug)]
+pub struct Tracee {
+    pid: Pid,
+    tid: Tid,
+    mem: ProcMem,
+    scratch: Option<Scratch>,
+    /// Stop signals that arrived while calls were running in it; to be sent again at the end.
+    deferred: Vec<i32>,
+    /// Threads or children it made under `PTRACE_O_TRACE{CLONE,FORK}`.
+    born: Vec<Tid>,
+}
+
+const ALL_SIGNALS: u64 = u64::MAX;
+
+impl Tracee {
+    /// Takes hold of a stopped thread.
+    ///
+    /// # Errors
+    /// When its memory cannot be opened.
+    pub fn new(pid: Pid, tid: Tid) -> Result<Tracee, TraceeError> {
+        let mem = ProcMem::open(pid).map_err(|errno| TraceeError::Request {
+            tid,
+            doing: "opening its memory",
+            errno,
+        })?;
+        Ok(Tracee {
+            pid,
+            tid,
+            mem,
+            scratch: None,
+            deferred: Vec::new(),
+            born: Vec::new(),
+        })
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// The thread.
+    #[must_use]
+    pub fn tid(&self) -> Tid {
+        self.tid
+    }
+
+    /// Its memory.
+    #[must_use]
+    pub fn mem(&self) -> &ProcMem {
+        &self.mem
+    }
+
+    /// Where its batches run.
+    #[must_use]
+    pub fn scratch(&self) -> Option<Scratch> {
+        self.scratch
+    }
+
+    /// Tells where a scratch mapping already is (made by other means, or inherited by fork), with
+    /// the code in place when `coded`.
+    ///
+    /// # Errors
+    /// When the code cannot be written there.
+    pub fn adopt_scratch(&mut self, scratch: Scratch, coded: bool) -> Result<(), TraceeError> {
+        if !coded {
+            self.mem
+                .write(scratch.address, batch::code())
+                .map_err(self.failed("writing the batch loop"))?;
+        }
+        self.scratch = Some(scratch);
+        Ok(())
+    }
+
+    /// Stop signals that came in between; the caller sends them again when it lets go.
+    pub fn take_deferred(&mut self) -> Vec<i32> {
+        core::mem::take(&mut self.deferred)
+    }
+
+    /// Threads and children it made since the last call, in order.
+    pub fn take_born(&mut self) -> Vec<Tid> {
+        core::mem::take(&mut self.born)
+    }
+
+    fn failed(&self, doing: &'static str) -> impl Fn(Errno) -> TraceeError + use<> {
+        let tid = self.tid;
+        move |errno| TraceeError::Request { tid, doing, errno }
+    }
+
+    /// Its general registers.
+    ///
+    /// # Errors
+    /// When it is not stopped.
+    pub fn regs(&self) -> Result<Regs, TraceeError> {
+        ptrace::get_regs(self.tid).map_err(self.failed("reading its registers"))
+    }
+
+    /// Sets its general registers.
+    ///
+    /// # Errors
+    /// When the kernel refuses the values.
+    pub fn set_regs(&self, regs: &Regs) -> Result<(), TraceeError> {
+        ptrace::set_regs(self.tid, regs).map_err(self.failed("setting its registers"))
+    }
+
+    /// Makes one system call through the `syscall` instruction at `gate` by single-stepping over
+    /// it. Registers and signal mask are put back. For the first call, before there is a scratch
+    /// mapping.
+    ///
+    /// # Errors
+    /// When it ends or stops elsewhere. The call's own errno is the inner result.
+    pub fn single_call(
+        &mut self,
+        gate: u64,
+        nr: i64,
+        args: [u64; 6],
+    ) -> Result<crate::Result<u64>, TraceeError> {
+        const DOING: &str = "making a system call in it";
+        let saved = self.regs()?;
+        let mask = self.block_signals()?;
+        let [rdi, rsi, rdx, r10, r8, r9] = args;
+        let rax = nr.cast_unsigned();
+        self.set_regs(&Regs {
+            rip: gate,
+            rax,
+            rdi,
+            rsi,
+            rdx,
+            r10,
+            r8,
+            r9,
+            orig_rax: NO_SYSCALL,
+            ..saved
+        })?;
+        ptrace::step(self.tid, 0).map_err(self.failed(DOING))?;
+        self.wait_for_trap(DOING, |tid| ptrace::step(tid, 0))?;
+        let result = self.regs()?.rax.cast_signed();
+        self.set_regs(&saved)?;
+        self.set_sigmask(mask)?;
+        Ok(if (-4095..0).contains(&result) {
+            Err(Errno::from_raw(-result as i32))
+        } else {
+            Ok(result.cast_unsigned())
+        })
+    }
+
+    /// Maps a scratch area of `len` bytes (data) through the gate, wherever the kernel likes.
+    ///
+    /// # Errors
+    /// When the target may not map more (`RLIMIT_AS`), among others.
+    pub fn map_scratch(&mut self, gate: u64, len: usize) -> Result<Scratch, TraceeError> {
+        let len = len.next_multiple_of(PAGE_SIZE) + PAGE_SIZE;
+        let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+        let args = [0, len as u64, rw, flags, u64::MAX, 0];
+        let address = self
+            .single_call(gate, libc::SYS_mmap, args)?
+            .map_err(self.failed("mapping scratch space"))?;
+        let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+        self.single_call(
+            gate,
+            libc::SYS_mprotect,
+            [address, PAGE_SIZE_U64, rx, 0, 0, 0],
+        )?
+        .map_err(self.failed("making the batch loop executable"))?;
+        let scratch = Scratch { address, len };
+        self.adopt_scratch(scratch, false)?;
+        Ok(scratch)
+    }
+
+    /// Unmaps the scratch area through the gate.
+    ///
+    /// # Errors
+    /// When the call fails.
+    pub fn unmap_scratch(&mut self, gate: u64) -> Result<(), TraceeError> {
+        let Some(Scratch { address, len }) = self.scratch.take() else {
+            return Ok(());
+        };
+        self.single_call(gate, libc::SYS_munmap, [address, len as u64, 0, 0, 0, 0])?
+            .map_err(self.failed("unmapping scratch space"))?;
+        Ok(())
+    }
+
+    /// Runs a batch. Registers and signal mask are put back; calls that may fail are left to the
+    /// caller to look at.
+    ///
+    /// # Errors
+    /// When a call that had to succeed failed, the thread ended, or the batch is too large.
+    pub fn run(&mut self, batch: &Batch) -> Result<Output, TraceeError> {
+        let saved = self.regs()?;
+        let mask = self.block_signals()?;
+        let output = self.run_raw(batch)?;
+        self.set_regs(&saved)?;
+        self.set_sigmask(mask)?;
+        match batch.failure(&output) {
+            None => Ok(output),
+            Some(failure) => Err(TraceeError::Call {
+                tid: self.tid,
+                failure,
+            }),
+        }
+    }
+
+    /// Runs a batch and leaves registers as the loop left them and the signal mask as it is: for
+    /// threads that are being built.
+    ///
+    /// # Errors
+    /// As [`Tracee::run`], but failed calls are left to the caller ([`Batch::failure`]).
+    pub fn run_raw(&mut self, batch: &Batch) -> Result<Output, TraceeError> {
+        const DOING: &str = "running a batch in it";
+        let (need, tid) = (batch.size(), self.tid);
+        let scratch = self
+            .scratch
+            .ok_or(TraceeError::Scratch { tid, need, have: 0 })?;
+        let have = scratch.len - PAGE_SIZE;
+        if need > have {
+            return Err(TraceeError::Scratch { tid, need, have });
+        }
+        let table = scratch.address + PAGE_SIZE_U64;
+        let bytes = batch.encode(table);
+        self.mem
+            .write(table, &bytes)
+            .map_err(self.failed("writing a batch"))?;
+        let regs = self.regs()?;
+        self.set_regs(&Regs {
+            rip: scratch.address,
+            rbx: table,
+            r12: batch.len() as u64,
+            rax: 0,
+            orig_rax: NO_SYSCALL,
+            ..regs
+        })?;
+        ptrace::cont(self.tid, 0).map_err(self.failed(DOING))?;
+        self.wait_for_trap(DOING, |tid| ptrace::cont(tid, 0))?;
+        let mut back = vec![0; bytes.len()];
+        self.mem
+            .read(table, &mut back)
+            .map_err(self.failed("reading a batch's results"))?;
+        Ok(batch.decode(back))
+    }
+
+    /// Waits for the SIGTRAP that ends a step or a batch, going on over stops that have nothing to
+    /// do with it.
+    fn wait_for_trap(
+        &mut self,
+        doing: &'static str,
+        go_on: impl Fn(Tid) -> crate::Result<()>,
+    ) -> Result<(), TraceeError> {
+        loop {
+            let status = wait::wait_for(self.tid).map_err(self.failed(doing))?;
+            match status {
+                Status::Signal(libc::SIGTRAP) => return Ok(()),
+                // Stop signals cannot be blocked; they wait until the work is done.
+                Status::Signal(signal) if signal == libc::SIGSTOP => self.deferred.push(signal),
+                Status::Event(_) => {
+                    let born = ptrace::event_message(self.tid).map_err(self.failed(doing))?;
+                    self.born.push(Tid(i32::try_from(born).unwrap_or(0)));
+                }
+                Status::Trap | Status::GroupStop(_) => {}
+                Status::Exited(_) | Status::Killed(_) => {
+                    return Err(TraceeError::Ended {
+                        tid: self.tid,
+                        doing,
+                        status,
+                    });
+                }
+                Status::Signal(_) | Status::Syscall | Status::Continued => {
+                    let rip = self.regs().map_or(0, |regs| regs.rip);
+                    return Err(TraceeError::Unexpected {
+                        tid: self.tid,
+                        doing,
+                        status,
+                        rip,
+                    });
+                }
+            }
+            go_on(self.tid).map_err(self.failed(doing))?;
+        }
+    }
+
+    /// Blocks every signal; returns what was blocked before.
+    ///
+    /// # Errors
+    /// When it is not stopped.
+    pub fn block_signals(&self) -> Result<u64, TraceeError> {
+        let mask = ptrace::get_sigmask(self.tid).map_err(self.failed("reading its signal mask"))?;
+        self.set_sigmask(ALL_SIGNALS)?;
+        Ok(mask)
+    }
+
+    /// Sets the blocked signals.
+    ///
+    /// # Errors
+    /// When it is not stopped.
+    pub fn set_sigmask(&self, mask: u64) -> Result<(), TraceeError> {
+        ptrace::set_sigmask(self.tid, mask).map_err(self.failed("setting its signal mask"))
+    }
+}
+
+/// Finds a `syscall` instruction (`0f 05`) in code.
+#[must_use]
+pub fn find_gate(code: &[u8]) -> Option<usize> {
+    code.windows(2).position(|pair| pair == [0x0f, 0x05])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process;
+    use std::time::Duration;
+
+    /// A child that waits to be traced, ended when dropped.
+    struct Child(Pid);
+    impl Child {
+        fn start() -> Child {
+            Child(
+                process::spawn(0, &[], || {
+                    loop {
+                        std::thread::sleep(Duration::from_secs(3600));
+                    }
+                })
+                .unwrap(),
+            )
+        }
+        fn stop(&self) -> Tracee {
+            let tid = self.0.leader();
+            ptrace::seize(tid, 0).unwrap();
+            ptrace::interrupt(tid).unwrap();
+            let status = wait::wait_for_at_most(tid, Duration::from_secs(5)).unwrap();
+            assert_eq!(status, Some(Status::Trap));
+            Tracee::new(self.0, tid).unwrap()
+        }
+    }
+    impl Drop for Child {
+        fn drop(&mut self) {
+            let _ = process::kill(self.0, libc::SIGKILL);
+            let _ = wait::wait_for(self.0.leader());
+        }
+    }
+
+    fn gate(child: &Child) -> u64 {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", child.0)).unwrap();
+        let line = maps.lines().find(|l| l.ends_with("[vdso]")).unwrap();
+        let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let start = u64::from_str_radix(start, 16).unwrap();
+        let end = u64::from_str_radix(end, 16).unwrap();
+        let mem = ProcMem::open(child.0).unwrap();
+        let code = mem.read_vec(start, (end - start) as usize).unwrap();
+        start + find_gate(&code).unwrap() as u64
+    }
+
+    #[test]
+    fn a_batch_runs_in_another_process_and_leaves_no_trace() {
+        let child = Child::start();
+        let mut tracee = child.stop();
+        let before = tracee.regs().unwrap();
+        let gate = gate(&child);
+        let maps = std::fs::read(format!("/proc/{}/maps", child.0)).unwrap();
+        tracee.map_scratch(gate, 64 << 10).unwrap();
+        let mut batch = Batch::new();
+        let pid = batch.call("getpid", libc::SYS_getpid, []);
+        let path = batch.string(b"/proc/self/comm");
+        let cwd = batch.space(256);
+        let open = batch.call(
+            "open",
+            libc::SYS_openat,
+            [(-100).into(), path.into(), 0.into()],
+        );
+        batch.call("close", libc::SYS_close, [open.into()]);
+        let bad = batch.try_call("close", libc::SYS_close, [999.into()]);
+        batch.call("getcwd", libc::SYS_getcwd, [cwd.into(), 256.into()]);
+        let out = tracee.run(&batch).unwrap();
+        assert_eq!(out.result(pid), Ok(child.0.0 as u64));
+        assert_eq!(out.result(bad), Err(Errno::EBADF));
+        assert!(out.bytes(cwd).starts_with(b"/"));
+        tracee.unmap_scratch(gate).unwrap();
+        assert_eq!(tracee.regs().unwrap(), before);
+        assert_eq!(
+            std::fs::read(format!("/proc/{}/maps", child.0)).unwrap(),
+            maps
+        );
+    }
+
+    #[test]
+    fn a_failing_call_stops_the_batch_and_is_named() {
+        let child = Child::start();
+        let mut tracee = child.stop();
+        tracee.map_scratch(gate(&child), 4096).unwrap();
+        let mut batch = Batch::new();
+        batch.call("closing what is not open", libc::SYS_close, [999.into()]);
+        batch.call("exit", libc::SYS_exit_group, [1.into()]);
+        let error = tracee.run(&batch).unwrap_err().to_string();
+        assert!(error.contains("closing what is not open"), "{error}");
+        assert!(
+            wait::poll(child.0.leader()).unwrap().is_none(),
+            "it did not exit"
+        );
+    }
+}
