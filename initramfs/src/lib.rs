@@ -1,1 +1,16 @@
-//! Overlay archive, module closure, early boot.
+//! The overlay initramfs: what the new kernel starts from, and the building blocks of its
+//! `/init`.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`cpio`] | writes the archive |
+//! | [`modules`] | which modules the new kernel needs, in load order |
+
+#![forbid(unsafe_code)]
+
+pub mod cpio;
+pub mod modules;
+#[cfg(test)]
+mod testdir;
+
+pub use cpio::{Overlay, OverlayError};
