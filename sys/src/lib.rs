@@ -14,11 +14,14 @@
 //! | [`batch`] | lists of system calls as data, and the loop that runs them |
 //! | [`tracee`] | one stopped thread: registers, memory, batches |
 //! | [`vm`] | memory of other processes |
+//! | [`physmap`] | physical memory through `/dev/mem` |
+//! | [`xattr`] | extended attributes |
 //! | [`clock`] | clocks and the time stamp counter |
 
 pub mod batch;
 pub mod clock;
 pub mod ids;
+pub mod physmap;
 pub mod process;
 pub mod ptrace;
 mod raw;
@@ -26,6 +29,7 @@ pub mod regs;
 pub mod tracee;
 pub mod vm;
 pub mod wait;
+pub mod xattr;
 
 pub use ids::{Pid, Tid};
 pub use nix::errno::Errno;
