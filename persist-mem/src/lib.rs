@@ -1,1 +1,4 @@
 //! What outlives the kernel.
+
+pub mod handback;
+pub mod physmem;

@@ -53,8 +53,16 @@ impl DevMem {
             protection |= ProtFlags::PROT_WRITE;
         }
         // SAFETY: a new mapping at an address the kernel picks; no reference into it is made.
-        let address =
-            unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, &self.file, offset)? };
+        let address = unsafe {
+            mmap(
+                None,
+                size,
+                protection,
+                MapFlags::MAP_SHARED,
+                &self.file,
+                offset,
+            )?
+        };
         Ok(PhysWindow { address, len })
     }
 }
@@ -96,7 +104,8 @@ impl PhysWindow {
     /// # Errors
     /// `ERANGE` when it does not lie inside the window.
     pub fn source(&self, offset: usize, len: usize) -> Result<Source> {
-        self.check(offset, len).map(|address| Source::new(address, len))
+        self.check(offset, len)
+            .map(|address| Source::new(address, len))
     }
 
     /// Copies from the window into `buffer`.
@@ -118,7 +127,12 @@ impl PhysWindow {
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         let address = self.check(offset, bytes.len())?;
         let ours = bytes.as_ptr().cast_mut().cast();
-        transfer(libc::SYS_process_vm_readv, address as *mut c_void, ours, bytes.len())
+        transfer(
+            libc::SYS_process_vm_readv,
+            address as *mut c_void,
+            ours,
+            bytes.len(),
+        )
     }
 }
 
@@ -199,11 +213,20 @@ mod tests {
         let path = file(&[1; 8192]);
         let memory = DevMem::open(&path, false).unwrap();
         let window = memory.map(0, 8192).unwrap();
-        OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(4096)
+            .unwrap();
         let mut buffer = [0; 4096];
         window.copy_to(0, &mut buffer).unwrap();
         assert_eq!(window.copy_to(4096, &mut buffer), Err(Errno::EFAULT));
-        assert_eq!(window.write(0, b"x"), Err(Errno::EFAULT), "opened read-only");
+        assert_eq!(
+            window.write(0, b"x"),
+            Err(Errno::EFAULT),
+            "opened read-only"
+        );
         std::fs::remove_file(path).unwrap();
     }
 }

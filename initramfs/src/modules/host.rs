@@ -59,7 +59,7 @@ impl HostUse {
         }
         let mut below = Vec::new();
         if let Some(device) = root_device {
-            holders(sys, &sys.join("dev/block").join(device), &mut below, 0);
+            holders(&sys.join("dev/block").join(device), &mut below, 0);
         }
         let devices =
             std::fs::canonicalize(sys.join("devices")).unwrap_or_else(|_| sys.join("devices"));
@@ -82,7 +82,7 @@ fn loaded(proc: &Path) -> Vec<String> {
 }
 
 /// Directories of a block device and of those it is made of (device mapper, md).
-fn holders(sys: &Path, link: &Path, out: &mut Vec<PathBuf>, depth: u32) {
+fn holders(link: &Path, out: &mut Vec<PathBuf>, depth: u32) {
     let Ok(dir) = std::fs::canonicalize(link) else {
         return;
     };
@@ -91,7 +91,7 @@ fn holders(sys: &Path, link: &Path, out: &mut Vec<PathBuf>, depth: u32) {
     }
     if let Ok(slaves) = std::fs::read_dir(dir.join("slaves")) {
         for slave in slaves.flatten() {
-            holders(sys, &slave.path(), out, depth + 1);
+            holders(&slave.path(), out, depth + 1);
         }
     }
     out.push(dir);
