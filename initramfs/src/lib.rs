@@ -9,7 +9,10 @@
 #![forbid(unsafe_code)]
 
 pub mod cpio;
+pub mod early;
 pub mod modules;
+pub mod mounts;
+pub mod superblock;
 #[cfg(test)]
 mod testdir;
 

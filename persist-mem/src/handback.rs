@@ -324,6 +324,14 @@ impl HandBack {
     fn bind(&self, device: &Path, name: &str, run: &Range<u64>) -> Result<()> {
         let mapping = format!("{:#x}-{:#x}", run.start, run.end - 1);
         write(&device.join("mapping"), &mapping)?;
+        // From 6.8, and with `memory_hotplug.memmap_on_memory=1` on the command line, the struct
+        // pages of a block can lie in the block: no RAM is needed to add RAM.
+        let own_records = device.join("memmap_on_memory");
+        if own_records.exists()
+            && let Err(error) = write(&own_records, "1")
+        {
+            log::debug!("struct pages of {name} come from other memory: {error}");
+        }
         let driver = self.sys.join("bus/dax/drivers/kmem");
         // Attaches at once what matches, and matches this name from now on.
         write(&driver.join("new_id"), name)?;
@@ -398,7 +406,8 @@ fn regions(sys: &Path) -> Result<Vec<Region>> {
         };
         let start = read_hex(&device.join("resource"))?;
         let size: u64 = read_number(&dir.join("dax_region/size"))?;
-        let node = read_number(&device.join("target_node")).unwrap_or(0);
+        // The kernel hides the file when it knows no node.
+        let node = read_number(&device.join("target_node")).unwrap_or(-1);
         found.push(Region {
             id,
             range: start..start.saturating_add(size),

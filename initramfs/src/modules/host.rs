@@ -11,6 +11,11 @@ pub struct DeviceUse {
     pub path: PathBuf,
     /// What the bus calls it (`pci:v00001AF4d...`).
     pub modalias: String,
+    /// Name of its driver.
+    pub driver: String,
+    /// Module of the driver, as far as the running kernel tells it (for what is built in, only
+    /// newer ones do).
+    pub module: Option<String>,
     /// Whether the root file system's disk hangs below it.
     pub carries_root: bool,
 }
@@ -97,6 +102,12 @@ fn holders(link: &Path, out: &mut Vec<PathBuf>, depth: u32) {
     out.push(dir);
 }
 
+/// Last part of what a symbolic link names.
+fn link_name(link: &Path) -> Option<String> {
+    let target = std::fs::read_link(link).ok()?;
+    Some(target.file_name()?.to_string_lossy().into_owned())
+}
+
 /// Finds bound devices with a modalias. sysfs nests a few dozen levels at most.
 fn walk(dir: &Path, root: &[PathBuf], out: &mut Vec<DeviceUse>, depth: u32) {
     let Ok(entries) = std::fs::read_dir(dir) else {
@@ -109,6 +120,8 @@ fn walk(dir: &Path, root: &[PathBuf], out: &mut Vec<DeviceUse>, depth: u32) {
         out.push(DeviceUse {
             path: dir.to_owned(),
             modalias: text.trim().to_owned(),
+            driver: link_name(&dir.join("driver")).unwrap_or_default(),
+            module: link_name(&dir.join("driver/module")),
             carries_root: root.iter().any(|r| r.starts_with(dir)),
         });
     }
@@ -145,7 +158,11 @@ mod tests {
         tmp.write("sys/devices/pci0/0000:05/modalias", "pci:v2\n");
         tmp.write("sys/devices/pci0/0000:06/modalias", "pci:unbound\n");
         for device in ["0000:04", "0000:04/virtio1", "0000:05"] {
-            symlink("x", sys.join("devices/pci0").join(device).join("driver")).unwrap();
+            symlink(
+                "../drivers/x-y",
+                sys.join("devices/pci0").join(device).join("driver"),
+            )
+            .unwrap();
         }
         std::fs::create_dir_all(sys.join("dev/block")).unwrap();
         symlink(
@@ -158,6 +175,10 @@ mod tests {
         assert_eq!(host.root_type.as_deref(), Some("ext4"));
         let fs: Vec<&str> = host.filesystems.iter().map(String::as_str).collect();
         assert_eq!(fs, ["ext4", "xfs"]);
+        assert_eq!(
+            (host.devices[0].driver.as_str(), &host.devices[0].module),
+            ("x-y", &None)
+        );
         let found: Vec<(&str, bool)> = host
             .devices
             .iter()

@@ -110,6 +110,24 @@ impl Collector<'_> {
         }
     }
 
+    /// A device: by what its bus calls it, else by its driver's module or name (the aliases of
+    /// drivers built into a kernel are not written down before 6.18).
+    fn want_device(&mut self, device: &DeviceUse, why: &str) -> bool {
+        let names = [
+            Some(&device.modalias),
+            device.module.as_ref(),
+            Some(&device.driver),
+        ];
+        let known = |name: &&String| self.tree.resolve(name) != Resolved::Unknown;
+        match names.into_iter().flatten().find(known) {
+            Some(name) => self.want(name, why),
+            // A driver that is no module on the running kernel, nor known to the new one by any
+            // name, is of the kind that only exists built in (a PCI bridge's).
+            None if device.module.is_none() => true,
+            None => self.want(device.module.as_ref().unwrap_or(&device.driver), why),
+        }
+    }
+
     /// File systems: `fs-TYPE`, and the module of the same name for those without an alias.
     fn want_filesystem(&mut self, kind: &str, why: &str) -> bool {
         let alias = format!("fs-{kind}");
@@ -132,8 +150,8 @@ pub fn plan(tree: &ModuleTree, host: &HostUse) -> Result<ModulePlan, ModuleError
         missing: Vec::new(),
     };
     for device in host.devices.iter().filter(|d| d.carries_root) {
-        all.want(
-            &device.modalias,
+        all.want_device(
+            device,
             &format!("the root disk's device {}", device.path.display()),
         );
     }
@@ -162,10 +180,7 @@ pub fn plan(tree: &ModuleTree, host: &HostUse) -> Result<ModulePlan, ModuleError
         all.want(name, "loaded on the running kernel");
     }
     for device in host.devices.iter().filter(|d| !d.carries_root) {
-        all.want(
-            &device.modalias,
-            &format!("device {}", device.path.display()),
-        );
+        all.want_device(device, &format!("device {}", device.path.display()));
     }
     let modules = all.order.iter().enumerate().filter_map(|(at, name)| {
         let stage = if at < root_stage {
@@ -273,6 +288,8 @@ mod tests {
         let device = |path: &str, modalias: &str, carries_root| DeviceUse {
             path: path.into(),
             modalias: modalias.into(),
+            driver: String::new(),
+            module: None,
             carries_root,
         };
         HostUse {
@@ -340,11 +357,17 @@ mod tests {
         let tree = ModuleTree::open(tmp.path(), "6.12-test").unwrap();
         let mut host = host();
         host.devices[1].modalias = "nvme:unknown".into();
+        host.devices[1].module = Some("nvme".into());
         let error = plan(&tree, &host).unwrap_err().to_string();
         assert!(
-            error.contains("nvme:unknown") && error.contains("root disk"),
+            error.contains("nvme") && error.contains("root disk"),
             "{error}"
         );
+        host.devices[1].driver = "virtio-blk".into();
+        assert!(plan(&tree, &host).is_ok(), "found by its driver's name");
+        host.devices[1].driver = "pcieport".into();
+        host.devices[1].module = None;
+        assert!(plan(&tree, &host).is_ok(), "never a module");
         let error = ModuleTree::open(tmp.path(), "9.9").unwrap_err().to_string();
         assert!(error.contains("9.9/modules.dep"), "{error}");
     }

@@ -1,0 +1,125 @@
+//! Logging before there is a log: `/dev/kmsg` (Documentation/ABI/testing/dev-kmsg).
+//!
+//! Each record is one write(2). The kernel cuts records at about 1 KiB and drops many of them
+//! unless its command line says `printk.devkmsg=on`.
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+use std::sync::Mutex;
+
+/// Before every line, so that both kernels' logs can be searched for it.
+pub const PREFIX: &str = "kupgrade: ";
+/// Bytes of text in one record, well below the kernel's bound.
+const LINE: usize = 900;
+
+/// Writes log records to the kernel's log.
+#[derive(Debug)]
+struct KmsgLogger {
+    file: Mutex<File>,
+}
+
+/// Sends the `log` crate's records of `level` and above to `path` (`/dev/kmsg`).
+///
+/// # Errors
+/// The file cannot be opened. A logger that was installed before stays.
+pub fn install(path: &Path, level: LevelFilter) -> std::io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    let logger: &'static KmsgLogger = Box::leak(Box::new(KmsgLogger {
+        file: Mutex::new(file),
+    }));
+    if log::set_logger(logger).is_ok() {
+        log::set_max_level(level);
+    }
+    Ok(())
+}
+
+/// syslog(3) levels; the facility is "user", as the kernel wants for what is not its own.
+fn priority(level: Level) -> u8 {
+    let level = match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    };
+    8 | level
+}
+
+/// Cuts text into records: at line ends, and where a line is too long.
+fn records(text: &str) -> Vec<&str> {
+    let mut out = Vec::new();
+    for line in text.lines() {
+        let mut rest = line;
+        while rest.len() > LINE {
+            let cut = (0..=LINE)
+                .rev()
+                .find(|at| rest.is_char_boundary(*at))
+                .unwrap_or(rest.len());
+            let (now, later) = rest.split_at(cut);
+            out.push(now);
+            rest = later;
+        }
+        if !rest.is_empty() {
+            out.push(rest);
+        }
+    }
+    out
+}
+
+impl Log for KmsgLogger {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let text = record.args().to_string();
+        // A poisoned lock only means that another thread panicked while writing.
+        let mut file = self
+            .file
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        for line in records(&text) {
+            // Nobody could be told of a failure.
+            let _ = file
+                .write_all(format!("<{}>{PREFIX}{line}\n", priority(record.level())).as_bytes());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Says something that must be seen: an error in the kernel's log, and on the console even when
+/// the kernel is told to be quiet.
+pub fn announce(text: &str) {
+    log::error!("{text}");
+    if let Ok(mut console) = OpenOptions::new().write(true).open("/dev/console") {
+        for line in text.lines() {
+            let _ = console.write_all(format!("{PREFIX}{line}\r\n").as_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_text_is_cut_into_records_without_loss() {
+        let long = "é".repeat(1000);
+        let text = format!("first\n\n{long}\nlast");
+        let parts = records(&text);
+        assert_eq!(parts.first(), Some(&"first"));
+        assert_eq!(parts.last(), Some(&"last"));
+        assert!(parts.iter().all(|p| p.len() <= LINE));
+        assert_eq!(parts[1..parts.len() - 1].concat(), long);
+    }
+
+    #[test]
+    fn priorities_are_those_of_syslog() {
+        assert_eq!(
+            [Level::Error, Level::Warn, Level::Info].map(priority),
+            [11, 12, 14]
+        );
+    }
+}
