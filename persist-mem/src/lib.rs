@@ -1,4 +1,7 @@
 //! What outlives the kernel.
 
+pub mod format;
 pub mod handback;
+pub mod manifest;
+pub mod mounts;
 pub mod physmem;

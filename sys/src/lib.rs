@@ -15,12 +15,14 @@
 //! | [`tracee`] | one stopped thread: registers, memory, batches |
 //! | [`vm`] | memory of other processes |
 //! | [`physmap`] | physical memory through `/dev/mem` |
+//! | [`mountapi`] | what nix lacks of the mount interface |
 //! | [`xattr`] | extended attributes |
 //! | [`clock`] | clocks and the time stamp counter |
 
 pub mod batch;
 pub mod clock;
 pub mod ids;
+pub mod mountapi;
 pub mod physmap;
 pub mod process;
 pub mod ptrace;
