@@ -1,0 +1,123 @@
+//! What is known about the saved host: plain data, written by `freezer`, read by `resurrect`.
+//!
+//! A type that derives `Serialize` here is part of the format: any change of one raises
+//! [`crate::format::VERSION`].
+
+mod files;
+mod host;
+mod memory;
+mod process;
+
+pub use files::*;
+pub use host::*;
+pub use memory::*;
+pub use process::*;
+
+use crate::format::{FormatError, Kind, Writer, records};
+
+/// A whole saved system, or process tree.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Manifest {
+    /// Where and when it was saved.
+    pub host: Host,
+    /// Every process, parents before their children.
+    pub processes: Vec<Process>,
+    /// Open file descriptions, named by [`DescriptionId`].
+    pub descriptions: Vec<Description>,
+    /// Pipes and FIFOs that descriptions are ends of.
+    pub pipes: Vec<Pipe>,
+    /// Memory objects mapped shared.
+    pub shared_objects: Vec<SharedObject>,
+}
+
+impl Manifest {
+    /// Encodes it.
+    ///
+    /// # Errors
+    /// [`FormatError::Unencodable`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>, FormatError> {
+        let mut writer = Writer::new();
+        writer.record(Kind::Host, &self.host)?;
+        for pipe in &self.pipes {
+            writer.record(Kind::Pipe, pipe)?;
+        }
+        for object in &self.shared_objects {
+            writer.record(Kind::SharedObject, object)?;
+        }
+        for description in &self.descriptions {
+            writer.record(Kind::Description, description)?;
+        }
+        for process in &self.processes {
+            writer.record(Kind::Process, process)?;
+        }
+        writer.finish()
+    }
+
+    /// Decodes and checks it.
+    ///
+    /// # Errors
+    /// As the variants of [`FormatError`] say.
+    pub fn from_bytes(body: &[u8]) -> Result<Manifest, FormatError> {
+        let found = records(body)?;
+        let Some((head, rest)) = found
+            .split_first()
+            .filter(|(head, _)| head.kind == Kind::Host)
+        else {
+            return Err(FormatError::Incomplete("there is no host record".into()));
+        };
+        let mut manifest = Manifest {
+            host: head.decode()?,
+            ..Manifest::default()
+        };
+        for record in rest {
+            match record.kind {
+                Kind::Process => manifest.processes.push(record.decode()?),
+                Kind::Description => manifest.descriptions.push(record.decode()?),
+                Kind::Pipe => manifest.pipes.push(record.decode()?),
+                Kind::SharedObject => manifest.shared_objects.push(record.decode()?),
+                Kind::Host | Kind::End => {
+                    return Err(FormatError::Incomplete("a second host record".into()));
+                }
+            }
+        }
+        manifest.check_references()?;
+        Ok(manifest)
+    }
+
+    /// Every id that is used must be defined.
+    fn check_references(&self) -> Result<(), FormatError> {
+        let missing = |what: String| Err(FormatError::Incomplete(what));
+        for process in &self.processes {
+            let pid = process.pid;
+            let Some(live) = process.live() else { continue };
+            if live
+                .threads
+                .first()
+                .is_none_or(|leader| leader.tid != pid.leader())
+            {
+                return missing(format!("process {pid} has no leading thread"));
+            }
+            for entry in &live.files {
+                if !self.descriptions.iter().any(|d| d.id == entry.description) {
+                    return missing(format!(
+                        "descriptor {} of process {pid} names a description that is not here",
+                        entry.fd
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A description by its id.
+    #[must_use]
+    pub fn description(&self, id: DescriptionId) -> Option<&Description> {
+        self.descriptions.iter().find(|d| d.id == id)
+    }
+
+    /// A pipe by its id.
+    #[must_use]
+    pub fn pipe(&self, id: PipeId) -> Option<&Pipe> {
+        self.pipes.iter().find(|p| p.id == id)
+    }
+}

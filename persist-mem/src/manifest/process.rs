@@ -1,0 +1,238 @@
+//! Processes and threads.
+
+use super::{AddressSpace, DescriptionId, FileRef};
+use serde::{Deserialize, Serialize};
+use sys::regs::Regs;
+use sys::{Pid, Tid};
+
+/// One process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its thread group id.
+    pub pid: Pid,
+    /// Its parent.
+    pub ppid: Pid,
+    /// Its process group.
+    pub pgid: Pid,
+    /// Its session.
+    pub sid: Pid,
+    /// Alive or not.
+    pub state: State,
+}
+
+impl Process {
+    /// What it holds, None for a zombie.
+    #[must_use]
+    pub fn live(&self) -> Option<&Live> {
+        match &self.state {
+            State::Live(live) => Some(live),
+            State::Zombie { .. } => None,
+        }
+    }
+}
+
+/// Alive or not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum State {
+    /// Alive.
+    Live(Box<Live>),
+    /// Ended, not waited for.
+    Zombie {
+        /// Raw wait status (`exit_code` of `/proc/PID/stat`).
+        status: i32,
+        /// Its name.
+        comm: Vec<u8>,
+    },
+}
+
+/// What a live process is made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Live {
+    /// Its threads, the leader first.
+    pub threads: Vec<Thread>,
+    /// Its memory.
+    pub mm: AddressSpace,
+    /// Its descriptors in ascending order.
+    pub files: Vec<Descriptor>,
+    /// Current directory.
+    pub cwd: FileRef,
+    /// Root directory.
+    pub root: FileRef,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// Signal dispositions, signal 1 first.
+    pub actions: Vec<SigAction>,
+    /// Signals queued for the process as a whole, in order.
+    pub pending: Vec<QueuedSignal>,
+    /// The signal that stopped it (job control), if it is stopped.
+    pub stopped: Option<i32>,
+    /// Resource limits in the order of `RLIMIT_*` numbers: soft, hard.
+    pub limits: Vec<(u64, u64)>,
+    /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
+    pub itimers: [Itimer; 3],
+    /// POSIX timers in ascending order of id.
+    pub timers: Vec<PosixTimer>,
+    /// `/proc/PID/oom_score_adj`.
+    pub oom_score_adj: i32,
+    /// PR_SET_CHILD_SUBREAPER.
+    pub child_subreaper: bool,
+    /// PR_GET_DUMPABLE: 0, 1 or 2.
+    pub dumpable: u8,
+}
+
+/// An entry of a descriptor table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descriptor {
+    /// Its number.
+    pub fd: i32,
+    /// `FD_CLOEXEC`.
+    pub cloexec: bool,
+    /// The open file description.
+    pub description: DescriptionId,
+}
+
+/// `struct kernel_sigaction` (x86_64: handler, flags, restorer, mask).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SigAction {
+    /// Address, or SIG_DFL 0, SIG_IGN 1.
+    pub handler: u64,
+    /// `SA_*`.
+    pub flags: u64,
+    /// Address of the restorer.
+    pub restorer: u64,
+    /// Signals blocked while it runs.
+    pub mask: u64,
+}
+
+/// A queued signal: a `siginfo_t` byte for byte (128 bytes).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuedSignal(#[serde(with = "serde_bytes")] pub Vec<u8>);
+
+/// `struct itimerval` in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Itimer {
+    /// Time to the next expiry, 0 when disarmed.
+    pub value_us: u64,
+    /// Period.
+    pub interval_us: u64,
+}
+
+/// A timer made by timer_create(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PosixTimer {
+    /// Its id.
+    pub id: i32,
+    /// Its clock.
+    pub clock: i32,
+    /// `SIGEV_*`.
+    pub notify: i32,
+    /// Its signal.
+    pub signal: i32,
+    /// `sigev_value`.
+    pub value: u64,
+    /// Thread for `SIGEV_THREAD_ID`, else 0.
+    pub tid: Tid,
+    /// Nanoseconds to the next expiry, 0 when disarmed.
+    pub remaining: u64,
+    /// Period in nanoseconds.
+    pub interval: u64,
+    /// Overruns counted.
+    pub overrun: i32,
+}
+
+/// One thread.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Thread {
+    /// Its id.
+    pub tid: Tid,
+    /// Its name, up to 15 bytes.
+    pub comm: Vec<u8>,
+    /// General registers as they shall be when it goes on.
+    pub regs: Regs,
+    /// Extended state, non-compacted XSAVE format.
+    #[serde(with = "serde_bytes")]
+    pub xstate: Vec<u8>,
+    /// Blocked signals (bit n-1 for signal n).
+    pub sigmask: u64,
+    /// Signals queued for this thread, in order.
+    pub pending: Vec<QueuedSignal>,
+    /// sigaltstack(2): address, flags, size.
+    pub altstack: (u64, u32, u64),
+    /// Robust futex list: head, length.
+    pub robust_list: (u64, u64),
+    /// Address cleared when it ends (set_tid_address(2)), 0 for none.
+    pub clear_child_tid: u64,
+    /// rseq(2) registration, None when there is none.
+    pub rseq: Option<Rseq>,
+    /// Who it acts as.
+    pub credentials: Credentials,
+    /// How it is scheduled.
+    pub scheduling: Scheduling,
+    /// Signal when the parent ends (PR_SET_PDEATHSIG), 0 for none.
+    pub pdeathsig: i32,
+    /// PR_SET_NO_NEW_PRIVS.
+    pub no_new_privs: bool,
+    /// The call it sleeps in with a relative time-out that only the kernel knew the rest of.
+    pub sleep: Option<Sleep>,
+}
+
+/// An rseq registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rseq {
+    /// Address of `struct rseq`.
+    pub pointer: u64,
+    /// Registered length.
+    pub size: u32,
+    /// Signature.
+    pub signature: u32,
+}
+
+/// User, groups and capabilities (credentials(7), capabilities(7)).
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Credentials {
+    /// Real, effective, saved, file system user id.
+    pub uid: [u32; 4],
+    /// Real, effective, saved, file system group id.
+    pub gid: [u32; 4],
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Inheritable set.
+    pub inheritable: u64,
+    /// Permitted set.
+    pub permitted: u64,
+    /// Effective set.
+    pub effective: u64,
+    /// Bounding set.
+    pub bounding: u64,
+    /// Ambient set.
+    pub ambient: u64,
+    /// PR_SET_SECUREBITS.
+    pub securebits: u32,
+}
+
+/// Scheduling of one thread (sched(7)).
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Scheduling {
+    /// SCHED_* number.
+    pub policy: i32,
+    /// Real-time priority.
+    pub priority: i32,
+    /// Nice value.
+    pub nice: i32,
+    /// ioprio_get(2).
+    pub ioprio: i32,
+    /// CPUs it may run on, as `sched_getaffinity(2)` gives them.
+    pub affinity: Vec<u8>,
+    /// Timer slack in nanoseconds.
+    pub timer_slack: u64,
+}
+
+/// A sleep that goes on through `restart_syscall(2)`: on the new kernel the call is made again with
+/// what remained, so that the kernel keeps the rest as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sleep {
+    /// The call.
+    pub nr: i64,
+    /// What remained when it was stopped, in nanoseconds.
+    pub remaining: u64,
+}
