@@ -1,3 +1,61 @@
-//! The lab: virtual machines, scenarios and subjects.
+//! The lab: virtual machines in which whole upgrades are tried.
+//!
+//! `cargo lab demo` tells the story, `cargo lab test` runs every test there is. Start reading
+//! at [`rig`] (what a machine is booted from), [`vm`] and [`guest`] (driving one).
 
-fn main() {}
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the lab is a command; all printing goes through `ui`"
+)]
+
+mod guest;
+mod paths;
+mod rig;
+mod run;
+mod setup;
+mod tool;
+mod ui;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Virtual machines for kupgrade: the demonstration, the tests, a machine to play in.
+#[derive(Parser)]
+#[command(name = "cargo lab")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install, download and build all that a machine needs, and keep it in the cache
+    Setup {
+        /// Ask apt for newer kernels
+        #[arg(long)]
+        update: bool,
+    },
+    /// Boot a machine, run commands in it one after the other, print what they print
+    Run(run::RunArgs),
+    /// Boot a machine and sit at its root shell (Ctrl-] leaves and ends it)
+    Shell(run::ShellArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Setup { update } => run::setup(update),
+        Command::Run(args) => run::run(&args),
+        Command::Shell(args) => run::shell(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            ui::complain(&format!("lab: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
