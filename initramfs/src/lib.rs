@@ -15,5 +15,6 @@ pub mod mounts;
 pub mod superblock;
 #[cfg(test)]
 mod testdir;
+pub mod tree;
 
 pub use cpio::{Overlay, OverlayError};

@@ -79,7 +79,8 @@ pub struct MemoryTree {
     pub tree: Tree,
 }
 
-/// A tree of inodes. The first is the root directory; an inode's parents come before it.
+/// A tree of inodes. The first is the root directory; the directory of an inode's first name comes
+/// before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tree {
     /// All of them.
