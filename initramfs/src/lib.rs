@@ -5,6 +5,10 @@
 //! |---|---|
 //! | [`cpio`] | writes the archive |
 //! | [`modules`] | which modules the new kernel needs, in load order |
+//! | [`superblock`] | who a file system on a disk is |
+//! | [`mounts`] | the host's mounts, recorded and made again |
+//! | [`tree`] | contents of file systems in memory |
+//! | [`early`] | what `/init` is made of, up to the ordinary boot as the last resort |
 
 #![forbid(unsafe_code)]
 

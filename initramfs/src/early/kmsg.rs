@@ -89,15 +89,29 @@ impl Log for KmsgLogger {
     fn flush(&self) {}
 }
 
-/// Says something that must be seen: an error in the kernel's log, and on the console even when
-/// the kernel is told to be quiet.
+/// Says something that must be seen: an error in the kernel's log, and straight on the console
+/// when the kernel is told to keep errors off it (`loglevel=3` and less).
 pub fn announce(text: &str) {
     log::error!("{text}");
+    let levels = std::fs::read_to_string("/proc/sys/kernel/printk").unwrap_or_default();
+    if console_shows_errors(&levels) {
+        return;
+    }
     if let Ok(mut console) = OpenOptions::new().write(true).open("/dev/console") {
         for line in text.lines() {
             let _ = console.write_all(format!("{PREFIX}{line}\r\n").as_bytes());
         }
     }
+}
+
+/// Whether records of level 3 (error) reach the console; the first number of
+/// /proc/sys/kernel/printk is the level from which on they do not.
+fn console_shows_errors(levels: &str) -> bool {
+    levels
+        .split_whitespace()
+        .next()
+        .and_then(|n| n.parse::<u8>().ok())
+        .is_some_and(|n| n > 3)
 }
 
 #[cfg(test)]
@@ -113,6 +127,13 @@ mod tests {
         assert_eq!(parts.last(), Some(&"last"));
         assert!(parts.iter().all(|p| p.len() <= LINE));
         assert_eq!(parts[1..parts.len() - 1].concat(), long);
+    }
+
+    #[test]
+    fn the_console_level_is_understood() {
+        assert!(console_shows_errors("4\t4\t1\t7\n"));
+        assert!(!console_shows_errors("3\t4\t1\t7\n"));
+        assert!(!console_shows_errors(""));
     }
 
     #[test]

@@ -245,19 +245,19 @@ impl<'a> Work<'a> {
     fn make_whole(&self, record: &Mount, means: Means, path: &Path, flags: bool) -> Result<()> {
         let source = self.source(record, means)?;
         let (super_flags, data) = split_options(record);
+        let read_only = super_flags.contains(MsFlags::MS_RDONLY);
         let wanted = if flags {
             per_mount(record.flags)
         } else {
             MsFlags::empty()
         };
-        mount_with(
-            record,
-            &source,
-            path,
-            super_flags | wanted.difference(MsFlags::MS_RDONLY),
-            &data,
-        )?;
         let tree = self.table.trees.iter().find(|t| t.device == record.device);
+        let mut first = super_flags | wanted.difference(MsFlags::MS_RDONLY);
+        if tree.is_some() {
+            // Its contents come first.
+            first.remove(MsFlags::MS_RDONLY);
+        }
+        mount_with(record, &source, path, first, &data)?;
         if let Some(tree) = tree {
             let existing = if means == Means::Memory {
                 Existing::Refuse
@@ -265,8 +265,13 @@ impl<'a> Work<'a> {
                 Existing::Keep
             };
             unpack(&tree.tree, path, existing)?;
+            if read_only {
+                let again = MsFlags::MS_REMOUNT | super_flags | wanted;
+                mount(None::<&str>, path, None::<&str>, again, None::<&str>)
+                    .map_err(|errno| step(record, "make read-only", errno))?;
+            }
         }
-        if wanted.contains(MsFlags::MS_RDONLY) && !super_flags.contains(MsFlags::MS_RDONLY) {
+        if wanted.contains(MsFlags::MS_RDONLY) && !read_only {
             remount(record, path)?;
         }
         Ok(())
