@@ -1,1 +1,26 @@
-//! Stops every process and describes it.
+//! Stops processes and describes them.
+//!
+//! [`freeze`] seizes every thread of a process tree and keeps it stopped until the returned
+//! value is dropped; [`capture`] turns the stopped tree into a
+//! [`persist_mem::manifest::Manifest`]. What can be read from outside is read from outside (`/proc`, copies
+//! of descriptors, ptrace); the rest are system calls run in one batch inside each thread.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`mod@freeze`] | stopping, and letting go again |
+//! | [`check`] | what could not be carried, found without stopping anything |
+//! | [`capture`] | process, threads, memory, signals, timers, credentials |
+//! | [`files`] | one module for each kind of open file description |
+//! | [`proc`] | byte-exact parsers of `/proc` files |
+#![forbid(unsafe_code)]
+
+pub mod capture;
+pub mod check;
+mod error;
+pub mod files;
+pub mod freeze;
+pub mod proc;
+
+pub use capture::{PageSink, capture};
+pub use error::{FreezerError, Refusal};
+pub use freeze::{Frozen, freeze};

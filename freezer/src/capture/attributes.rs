@@ -1,0 +1,78 @@
+//! Attributes of a process as a whole.
+
+use crate::FreezerError;
+use crate::proc;
+use sys::Pid;
+use sys::batch::Batch;
+use sys::tracee::{Tracee, TraceeError};
+
+const PRCTL: i64 = 157;
+const BRK: i64 = 12;
+const PR_GET_DUMPABLE: i32 = 3;
+const PR_GET_CHILD_SUBREAPER: i32 = 37;
+const PR_GET_THP_DISABLE: i32 = 42;
+
+pub(super) struct Attributes {
+    pub(super) brk: u64,
+    pub(super) child_subreaper: bool,
+    pub(super) dumpable: u8,
+    pub(super) thp_disabled: bool,
+}
+
+pub(super) fn capture(leader: &mut Tracee) -> Result<Attributes, TraceeError> {
+    let mut batch = Batch::new();
+    let brk = batch.call("brk", BRK, [0.into()]);
+    let flag = batch.space(8);
+    batch.call(
+        "asking for the subreaper",
+        PRCTL,
+        [PR_GET_CHILD_SUBREAPER.into(), flag.into()],
+    );
+    let dumpable = batch.call("asking for dumpable", PRCTL, [PR_GET_DUMPABLE.into()]);
+    let thp = batch.call("asking for THP", PRCTL, [PR_GET_THP_DISABLE.into()]);
+    let out = leader.run(&batch)?;
+    Ok(Attributes {
+        brk: out.result(brk).unwrap_or(0),
+        child_subreaper: out.u32(flag, 0) != 0,
+        dumpable: out.result(dumpable).map_or(1, |value| value as u8),
+        thp_disabled: out.result(thp).is_ok_and(|value| value != 0),
+    })
+}
+
+/// A file of `/proc/PID` that holds one number.
+pub(super) fn number(pid: Pid, what: &str, base: u32) -> Result<i64, FreezerError> {
+    let text = proc::read_text(pid, what)?;
+    i64::from_str_radix(text.trim(), base).map_err(|_| FreezerError::Format {
+        pid,
+        what: what.into(),
+        text: text.clone(),
+    })
+}
+
+/// Resource limits in the order of their numbers, which is not the order of `/proc/PID/limits`.
+pub(super) fn limits(pid: Pid) -> Result<Vec<(u64, u64)>, FreezerError> {
+    // proc_pid_limits (fs/proc/base.c) prints them by RLIMIT_* number: cpu, fsize, data, ...
+    let text = proc::read_text(pid, "limits")?;
+    let value = |word: &str| {
+        if word == "unlimited" {
+            Some(u64::MAX)
+        } else {
+            word.parse().ok()
+        }
+    };
+    let mut limits = Vec::new();
+    for line in text.lines().skip(1) {
+        // The name is 25 characters wide and has blanks.
+        let mut words = line.get(25..).unwrap_or("").split_whitespace();
+        let pair = (words.next().and_then(value), words.next().and_then(value));
+        let (Some(soft), Some(hard)) = pair else {
+            return Err(FreezerError::Format {
+                pid,
+                what: "limits".into(),
+                text: line.into(),
+            });
+        };
+        limits.push((soft, hard));
+    }
+    Ok(limits)
+}

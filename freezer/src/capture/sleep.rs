@@ -1,0 +1,167 @@
+//! Interrupted system calls, and restartable sequences.
+//!
+//! A thread that is stopped in a system call shows a code in `rax` that only tracers see. Left as it
+//! is, the kernel that resumes the thread does what it would have done anyway: deliver a signal and
+//! fail with EINTR, or make the call again. Two kinds need help:
+//!
+//! - calls that fail with EINTR at once although no signal came (epoll_wait and others): they get the
+//!   code for "restart unless a handler runs";
+//! - `ERESTART_RESTARTBLOCK`: the rest of the time-out is in the old kernel's memory. It is computed
+//!   here and given to the new kernel by making the call again.
+
+use crate::FreezerError;
+use crate::freeze::FrozenThread;
+use nix::time::ClockId;
+use persist_mem::manifest::Sleep;
+use sys::Pid;
+use sys::ptrace::RseqConfiguration;
+use sys::regs::{NO_SYSCALL, Regs, restart};
+use sys::tracee::Tracee;
+
+const POLL: i64 = 7;
+const NANOSLEEP: i64 = 35;
+const FUTEX: i64 = 202;
+const RESTART_SYSCALL: i64 = 219;
+const CLOCK_NANOSLEEP: i64 = 230;
+const EINTR: i64 = 4;
+const FUTEX_WAIT: u64 = 0;
+const FUTEX_CMD_MASK: u64 = 0x7f;
+const FUTEX_CLOCK_REALTIME: u64 = 256;
+
+/// The registers the thread shall go on with, and the sleep it goes on with.
+pub(super) fn settle(
+    tracee: &Tracee,
+    regs: Regs,
+    rseq: &RseqConfiguration,
+    frozen: FrozenThread,
+    scheduler_ns: u64,
+) -> Result<(Regs, Option<Sleep>), FreezerError> {
+    let Some((nr, result)) = regs.interrupted_syscall() else {
+        return Ok((leave_critical_section(tracee, regs, rseq)?, None));
+    };
+    if result == -EINTR {
+        let rax = (-restart::ERESTARTNOHAND).cast_unsigned();
+        return Ok((Regs { rax, ..regs }, None));
+    }
+    if result != -restart::ERESTART_RESTARTBLOCK {
+        return Ok((regs, None));
+    }
+    // An earlier stop has already turned the call into restart_syscall(2); the instruction before it
+    // usually still names it.
+    let nr = if nr == RESTART_SYSCALL {
+        call_before(tracee, &regs).unwrap_or(nr)
+    } else {
+        nr
+    };
+    let asleep = frozen
+        .asleep_since_ns
+        .map(|since| scheduler_ns.saturating_sub(since));
+    match remaining(tracee, nr, &regs, asleep)? {
+        Some(remaining) => {
+            let regs = Regs {
+                orig_rax: nr.cast_unsigned(),
+                ..regs
+            };
+            Ok((regs, Some(Sleep { nr, remaining })))
+        }
+        // What remained cannot be known: the call fails as if a signal had come.
+        None => Ok((
+            Regs {
+                rax: (-EINTR).cast_unsigned(),
+                orig_rax: NO_SYSCALL,
+                ..regs
+            },
+            None,
+        )),
+    }
+}
+
+/// `mov eax, imm32; syscall` just before rip.
+fn call_before(tracee: &Tracee, regs: &Regs) -> Option<i64> {
+    let code = tracee.mem().read_vec(regs.rip.checked_sub(7)?, 7).ok()?;
+    match code[..] {
+        [0xb8, a, b, c, d, 0x0f, 0x05] => Some(i64::from(u32::from_le_bytes([a, b, c, d]))),
+        _ => None,
+    }
+}
+
+/// Nanoseconds that remained of a sleep.
+fn remaining(
+    tracee: &Tracee,
+    nr: i64,
+    regs: &Regs,
+    asleep: Option<u64>,
+) -> Result<Option<u64>, FreezerError> {
+    let pid = tracee.pid();
+    let timespec = |va: u64| -> Result<u64, FreezerError> {
+        let word = |va| {
+            tracee
+                .mem()
+                .read_u64(va)
+                .map_err(FreezerError::call(pid, "reading a time-out"))
+        };
+        Ok(word(va)?
+            .saturating_mul(1_000_000_000)
+            .saturating_add(word(va + 8)?))
+    };
+    let slept = |total: u64| asleep.map(|asleep| total.saturating_sub(asleep));
+    // nanosleep writes what remains when it is interrupted, if the caller asked for it.
+    let sleep = |request: u64, rest: u64| match rest {
+        0 => Ok(slept(timespec(request)?)),
+        rest => timespec(rest).map(Some),
+    };
+    match nr {
+        NANOSLEEP => sleep(regs.rdi, regs.rsi),
+        CLOCK_NANOSLEEP => sleep(regs.rdx, regs.r10),
+        POLL => Ok(slept((regs.rdx & 0xffff_ffff).saturating_mul(1_000_000))),
+        FUTEX if regs.rsi & FUTEX_CMD_MASK == FUTEX_WAIT => Ok(slept(timespec(regs.r10)?)),
+        FUTEX => {
+            let realtime = regs.rsi & FUTEX_CLOCK_REALTIME != 0;
+            let clock = if realtime {
+                ClockId::CLOCK_REALTIME
+            } else {
+                ClockId::CLOCK_MONOTONIC
+            };
+            let now = sys::clock::read_ns(clock)
+                .map_err(FreezerError::call(pid, "reading a clock"))?
+                .cast_unsigned();
+            Ok(Some(timespec(regs.r10)?.saturating_sub(now)))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// A thread inside a restartable sequence is sent to its abort handler, as the kernel would on any
+/// preemption (rseq(2), kernel/rseq.c).
+fn leave_critical_section(
+    tracee: &Tracee,
+    regs: Regs,
+    rseq: &RseqConfiguration,
+) -> Result<Regs, FreezerError> {
+    if rseq.pointer == 0 {
+        return Ok(regs);
+    }
+    let pid: Pid = tracee.pid();
+    let word = |va| {
+        tracee
+            .mem()
+            .read_u64(va)
+            .map_err(FreezerError::call(pid, "reading its rseq area"))
+    };
+    let descriptor = word(rseq.pointer + 8)?;
+    if descriptor == 0 {
+        return Ok(regs);
+    }
+    // struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip.
+    let (start, len, abort) = (
+        word(descriptor + 8)?,
+        word(descriptor + 16)?,
+        word(descriptor + 24)?,
+    );
+    let inside = regs.rip.wrapping_sub(start) < len;
+    Ok(if inside {
+        Regs { rip: abort, ..regs }
+    } else {
+        regs
+    })
+}

@@ -1,0 +1,96 @@
+//! One thread.
+
+use super::{credentials, signals, sleep};
+use crate::FreezerError;
+use crate::freeze::FrozenThread;
+use crate::proc::{self, Stat, Status};
+use persist_mem::manifest::{Rseq, Scheduling, Thread};
+use sys::batch::Batch;
+use sys::tracee::Tracee;
+use sys::{process, ptrace};
+
+const PRCTL: i64 = 157;
+const SIGALTSTACK: i64 = 131;
+const IOPRIO_GET: i64 = 252;
+const PR_GET_PDEATHSIG: i32 = 2;
+const PR_GET_SECUREBITS: i32 = 27;
+const PR_GET_TIMERSLACK: i32 = 30;
+const PR_GET_TID_ADDRESS: i32 = 40;
+const IOPRIO_WHO_PROCESS: i32 = 1;
+
+pub(super) fn capture(
+    tracee: &mut Tracee,
+    frozen: FrozenThread,
+    scheduler_ns: u64,
+) -> Result<Thread, FreezerError> {
+    let (pid, tid) = (tracee.pid(), tracee.tid());
+    let call = |doing: &'static str| FreezerError::call(pid, format!("thread {tid}: {doing}"));
+    let regs = tracee.regs().map_err(FreezerError::tracee(pid))?;
+    let xstate = ptrace::get_xstate(tid).map_err(call("reading its extended state"))?;
+    let sigmask = ptrace::get_sigmask(tid).map_err(call("reading its signal mask"))?;
+    let rseq = ptrace::rseq_configuration(tid).map_err(call("reading its rseq"))?;
+    let robust_list = process::get_robust_list(tid).map_err(call("reading its robust list"))?;
+    let pending = signals::pending(pid, tid, false)?;
+    // The registers as they shall be later; sleeping calls are looked at before anything runs.
+    let (regs, sleep) = sleep::settle(tracee, regs, &rseq, frozen, scheduler_ns)?;
+    let status = Status::read(pid, &format!("task/{tid}/status"))?;
+    let stat = Stat::read(pid, &format!("task/{tid}/stat"))?;
+
+    let mut batch = Batch::new();
+    let stack = batch.space(24);
+    batch.call(
+        "asking for its signal stack",
+        SIGALTSTACK,
+        [0.into(), stack.into()],
+    );
+    let tid_address = batch.space(8);
+    let get = PR_GET_TID_ADDRESS.into();
+    batch.call(
+        "asking for its tid address",
+        PRCTL,
+        [get, tid_address.into()],
+    );
+    let death = batch.space(8);
+    let get = PR_GET_PDEATHSIG.into();
+    batch.call(
+        "asking for its parent death signal",
+        PRCTL,
+        [get, death.into()],
+    );
+    let secure = batch.call("asking for securebits", PRCTL, [PR_GET_SECUREBITS.into()]);
+    let slack = batch.call("asking for timer slack", PRCTL, [PR_GET_TIMERSLACK.into()]);
+    let who = IOPRIO_WHO_PROCESS.into();
+    let ioprio = batch.call("asking for its I/O priority", IOPRIO_GET, [who, 0.into()]);
+    let out = tracee.run(&batch).map_err(FreezerError::tracee(pid))?;
+
+    let mut comm = proc::read(pid, &format!("task/{tid}/comm"))?;
+    comm.pop();
+    Ok(Thread {
+        tid,
+        comm,
+        regs,
+        xstate,
+        sigmask,
+        pending,
+        altstack: (out.u64(stack, 0), out.u32(stack, 2), out.u64(stack, 2)),
+        robust_list,
+        clear_child_tid: out.u64(tid_address, 0),
+        rseq: (rseq.pointer != 0).then_some(Rseq {
+            pointer: rseq.pointer,
+            size: rseq.size,
+            signature: rseq.signature,
+        }),
+        credentials: credentials::capture(&status, out.result(secure).unwrap_or(0) as u32),
+        scheduling: Scheduling {
+            policy: stat.field(41) as i32,
+            priority: stat.field(40) as i32,
+            nice: stat.field(19) as i32,
+            ioprio: out.result(ioprio).unwrap_or(0) as i32,
+            affinity: status.cpu_mask("Cpus_allowed"),
+            timer_slack: out.result(slack).unwrap_or(50_000),
+        },
+        pdeathsig: out.u32(death, 0) as i32,
+        no_new_privs: status.mask("NoNewPrivs") != 0,
+        sleep,
+    })
+}

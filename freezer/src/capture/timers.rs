@@ -1,0 +1,137 @@
+//! Interval timers and POSIX timers.
+
+use crate::FreezerError;
+use crate::proc;
+use persist_mem::manifest::{Itimer, PosixTimer};
+use sys::batch::Batch;
+use sys::tracee::{Tracee, TraceeError};
+use sys::{Pid, Tid};
+
+const GETITIMER: i64 = 36;
+const TIMER_GETTIME: i64 = 224;
+const TIMER_GETOVERRUN: i64 = 225;
+
+/// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
+pub(super) fn itimers(leader: &mut Tracee) -> Result<[Itimer; 3], TraceeError> {
+    let mut batch = Batch::new();
+    let buffers = [0, 1, 2].map(|which| {
+        let buffer = batch.space(32);
+        batch.call(
+            "asking for an interval timer",
+            GETITIMER,
+            [which.into(), buffer.into()],
+        );
+        buffer
+    });
+    let out = leader.run(&batch)?;
+    Ok(buffers.map(|buffer| Itimer {
+        interval_us: out.u64(buffer, 0) * 1_000_000 + out.u64(buffer, 1),
+        value_us: out.u64(buffer, 2) * 1_000_000 + out.u64(buffer, 3),
+    }))
+}
+
+/// Timers made by timer_create(2): `/proc/PID/timers` lists them, their state is asked inside.
+pub(super) fn posix(pid: Pid, leader: &mut Tracee) -> Result<Vec<PosixTimer>, FreezerError> {
+    let text = proc::read_text(pid, "timers")?;
+    let format = || FreezerError::Format {
+        pid,
+        what: "timers".into(),
+        text: text.clone(),
+    };
+    let mut timers = parse(&text).ok_or_else(format)?;
+    if timers.is_empty() {
+        return Ok(timers);
+    }
+    let mut batch = Batch::new();
+    let mut asked = Vec::new();
+    for timer in &timers {
+        let buffer = batch.space(32);
+        batch.call(
+            "asking for a timer",
+            TIMER_GETTIME,
+            [timer.id.into(), buffer.into()],
+        );
+        let overrun = batch.call("asking for overruns", TIMER_GETOVERRUN, [timer.id.into()]);
+        asked.push((buffer, overrun));
+    }
+    let out = leader.run(&batch).map_err(FreezerError::tracee(pid))?;
+    for (timer, (buffer, overrun)) in timers.iter_mut().zip(asked) {
+        timer.interval = out.u64(buffer, 0) * 1_000_000_000 + out.u64(buffer, 1);
+        timer.remaining = out.u64(buffer, 2) * 1_000_000_000 + out.u64(buffer, 3);
+        timer.overrun = out.result(overrun).map_or(0, |n| n as i32);
+    }
+    timers.sort_by_key(|timer| timer.id);
+    Ok(timers)
+}
+
+/// Four lines a timer (fs/proc/base.c, show_timer).
+fn parse(text: &str) -> Option<Vec<PosixTimer>> {
+    let mut timers: Vec<PosixTimer> = Vec::new();
+    for line in text.lines() {
+        let (key, value) = line.split_once(':')?;
+        let value = value.trim();
+        if key == "ID" {
+            let id = value.parse().ok()?;
+            timers.push(PosixTimer {
+                id,
+                clock: 0,
+                notify: 0,
+                signal: 0,
+                value: 0,
+                tid: Tid(0),
+                remaining: 0,
+                interval: 0,
+                overrun: 0,
+            });
+            continue;
+        }
+        let timer = timers.last_mut()?;
+        match key {
+            "signal" => {
+                let (signal, pointer) = value.split_once('/')?;
+                timer.signal = signal.parse().ok()?;
+                timer.value = u64::from_str_radix(pointer.trim_start_matches("0x"), 16).ok()?;
+            }
+            "notify" => {
+                let (how, whom) = value.split_once('/')?;
+                let (kind, id) = whom.split_once('.')?;
+                timer.notify = match how {
+                    "signal" => 0,
+                    "none" => 1,
+                    "thread" => 2,
+                    _ => return None,
+                };
+                if kind == "tid" {
+                    // SIGEV_THREAD_ID
+                    timer.notify |= 4;
+                    timer.tid = Tid(id.parse().ok()?);
+                }
+            }
+            "ClockID" => timer.clock = value.parse().ok()?,
+            _ => {}
+        }
+    }
+    Some(timers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_timers() {
+        let text = "ID: 1\nsignal: 60/00007fff86e452a8\nnotify: signal/pid.2634\nClockID: 0\n\
+                    ID: 0\nsignal: 32/0000000000000000\nnotify: signal/tid.77\nClockID: 1\n";
+        let timers = parse(text).unwrap();
+        assert_eq!(
+            (timers[0].id, timers[0].signal, timers[0].notify),
+            (1, 60, 0)
+        );
+        assert_eq!(timers[0].value, 0x7fff_86e4_52a8);
+        assert_eq!(
+            (timers[1].notify, timers[1].tid, timers[1].clock),
+            (4, Tid(77), 1)
+        );
+        assert!(parse("nonsense\n").is_none());
+    }
+}

@@ -1,0 +1,93 @@
+//! What could not be carried, found without stopping anything.
+
+use crate::proc::{self, Status};
+use crate::{FreezerError, Refusal, capture, files};
+use sys::Pid;
+
+/// Why a process would be refused; empty when it is carried. A process that ends meanwhile has
+/// nothing to refuse.
+///
+/// # Errors
+/// When a file of `/proc` is not understood.
+pub fn check(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
+    let found = examine(pid);
+    let gone = !std::path::Path::new(&format!("/proc/{pid}")).exists();
+    if gone { Ok(Vec::new()) } else { found }
+}
+
+fn examine(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
+    let stat = proc::Stat::read(pid, "stat")?;
+    if stat.state() == 'Z' {
+        return Ok(Vec::new());
+    }
+    let mut found = attributes(pid)?;
+    found.extend(namespaces(pid)?);
+    found.extend(capture::memory_refusals(pid)?);
+    found.extend(files::refusals(pid)?);
+    for link in ["cwd", "root", "exe"] {
+        match files::reference(pid, link) {
+            Ok(_) => {}
+            Err(FreezerError::Refused(more)) => found.extend(more),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(found)
+}
+
+fn attributes(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
+    let comm = proc::comm(pid);
+    let status = Status::read(pid, "status")?;
+    let mut found = Vec::new();
+    let mut refuse = |resource: &str, reason: String| {
+        found.push(Refusal {
+            pid,
+            comm: comm.clone(),
+            resource: resource.into(),
+            reason,
+        });
+    };
+    match status.value("TracerPid") {
+        None | Some("0") => {}
+        Some(tracer) => refuse(
+            "ptrace",
+            format!("process {tracer} traces it; detach it first"),
+        ),
+    }
+    if status.value("Seccomp").is_some_and(|mode| mode != "0") {
+        refuse("seccomp", "seccomp filters are not carried yet".into());
+    }
+    if is_32_bit(pid) {
+        refuse("exe", "32-bit programs are not carried".into());
+    }
+    Ok(found)
+}
+
+/// `EI_CLASS` of the executable (elf(5)). What cannot be read is found out elsewhere.
+fn is_32_bit(pid: Pid) -> bool {
+    use std::io::Read;
+    const ELFCLASS32: u8 = 1;
+    let mut head = [0; 5];
+    let read = std::fs::File::open(format!("/proc/{pid}/exe"))
+        .and_then(|mut exe| exe.read_exact(&mut head));
+    read.is_ok() && head[4] == ELFCLASS32
+}
+
+/// Namespaces other than ours.
+fn namespaces(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
+    let comm = proc::comm(pid);
+    let me = Pid(nix::unistd::getpid().as_raw());
+    let mut found = Vec::new();
+    for name in ["mnt", "net", "ipc", "uts", "pid", "user", "cgroup", "time"] {
+        let what = format!("ns/{name}");
+        if proc::link(pid, &what)? != proc::link(me, &what)? {
+            let reason = format!("it has a {name} namespace of its own, which is not carried yet");
+            found.push(Refusal {
+                pid,
+                comm: comm.clone(),
+                resource: what,
+                reason,
+            });
+        }
+    }
+    Ok(found)
+}

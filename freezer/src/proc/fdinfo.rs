@@ -1,0 +1,47 @@
+//! `/proc/PID/fdinfo/FD`.
+
+use super::read_text;
+use crate::FreezerError;
+use sys::Pid;
+
+/// The lines of an fdinfo file.
+#[derive(Clone, Debug)]
+pub struct FdInfo {
+    text: String,
+}
+
+impl FdInfo {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`FreezerError::Proc`].
+    pub fn read(pid: Pid, fd: i32) -> Result<FdInfo, FreezerError> {
+        read_text(pid, &format!("fdinfo/{fd}")).map(|text| FdInfo { text })
+    }
+
+    /// From its text, for tests.
+    #[must_use]
+    pub fn from_text(text: &str) -> FdInfo {
+        FdInfo { text: text.into() }
+    }
+
+    /// The value of the first line with this key.
+    #[must_use]
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.values(key).next()
+    }
+
+    /// The values of all lines with this key.
+    pub fn values(&self, key: &str) -> impl Iterator<Item = &str> {
+        self.text.lines().filter_map(move |line| {
+            let (found, value) = line.split_once(':')?;
+            (found.trim() == key).then(|| value.trim())
+        })
+    }
+
+    /// A number in the given base; None when missing or not a number.
+    #[must_use]
+    pub fn number(&self, key: &str, base: u32) -> Option<u64> {
+        u64::from_str_radix(self.value(key)?, base).ok()
+    }
+}

@@ -1,0 +1,117 @@
+//! `/proc/PID/smaps`: mappings with their flags.
+
+/// One mapping as the kernel prints it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// `rwxp` or `rwxs`.
+    pub perms: [u8; 4],
+    /// Offset in the file, bytes.
+    pub offset: u64,
+    /// Inode, 0 for none.
+    pub inode: u64,
+    /// The last column with its octal escapes decoded, empty for plain anonymous memory.
+    pub name: Vec<u8>,
+    /// Two-letter flags.
+    pub flags: Vec<[u8; 2]>,
+}
+
+impl Mapping {
+    /// `PROT_*` bits.
+    #[must_use]
+    pub fn prot(&self) -> u32 {
+        let bit = |i: usize, value: u32| if self.perms[i] == b'-' { 0 } else { value };
+        bit(0, 1) | bit(1, 2) | bit(2, 4)
+    }
+}
+
+/// Parses a whole smaps file. None when a line is not understood.
+#[must_use]
+pub fn parse_smaps(text: &[u8]) -> Option<Vec<Mapping>> {
+    let mut found: Vec<Mapping> = Vec::new();
+    for line in text.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+        if let Some(flags) = line.strip_prefix(b"VmFlags:") {
+            let pairs = flags
+                .split(|b| *b == b' ')
+                .filter_map(|f| <[u8; 2]>::try_from(f).ok());
+            found.last_mut()?.flags = pairs.collect();
+        } else if line[0].is_ascii_uppercase() {
+            // A counter such as `Rss:`. Header lines begin with a lower-case hexadecimal digit.
+        } else {
+            found.push(parse_header(line)?);
+        }
+    }
+    Some(found)
+}
+
+fn parse_header(line: &[u8]) -> Option<Mapping> {
+    let mut parts = line.splitn(6, |b| *b == b' ');
+    let mut text = || std::str::from_utf8(parts.next()?).ok();
+    let (start, end) = text()?.split_once('-')?;
+    let perms: [u8; 4] = text()?.as_bytes().try_into().ok()?;
+    let offset = text()?;
+    let _device = text()?;
+    let inode = text()?;
+    let name = parts.next().unwrap_or(b"").trim_ascii_start();
+    Some(Mapping {
+        start: u64::from_str_radix(start, 16).ok()?,
+        end: u64::from_str_radix(end, 16).ok()?,
+        perms,
+        offset: u64::from_str_radix(offset, 16).ok()?,
+        inode: inode.parse().ok()?,
+        name: unescape(name),
+        flags: Vec::new(),
+    })
+}
+
+/// Decodes `\012`, the only character that maps escape (mangle_path with "\n").
+fn unescape(name: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(name.len());
+    let mut rest = name;
+    while let Some((&first, tail)) = rest.split_first() {
+        if let Some(tail) = rest.strip_prefix(b"\\012") {
+            out.push(b'\n');
+            rest = tail;
+        } else {
+            out.push(first);
+            rest = tail;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &[u8] =
+        b"55d0-55d1 r-xp 00001000 fe:00 77                      /usr/bin/a b\\012c (deleted)\n\
+Rss:                   4 kB\nVmFlags: rd ex mr mw me \n\
+7f00-7f10 rw-p 00000000 00:00 0 \nVmFlags: rd wr mr mw me ac \n\
+7f20-7f21 rw-s 00000000 00:01 9                          /SYSV\xff\n";
+
+    #[test]
+    fn names_flags_and_bytes_that_are_not_text() {
+        let maps = parse_smaps(TEXT).unwrap();
+        assert_eq!(maps.len(), 3);
+        assert_eq!(maps[0].name, b"/usr/bin/a b\nc (deleted)");
+        assert_eq!(maps[0].flags.len(), 5);
+        assert_eq!(
+            (maps[0].prot(), maps[0].offset, maps[0].inode),
+            (5, 0x1000, 77)
+        );
+        assert!(maps[1].name.is_empty());
+        assert_eq!(maps[1].flags[1], *b"wr");
+        assert_eq!(maps[2].name, b"/SYSV\xff");
+        assert_eq!(maps[2].perms[3], b's');
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(parse_smaps(b"zz-1 rw-p 0 0:0 0\n").is_none());
+        assert!(parse_smaps(b"VmFlags: rd\n").is_none());
+    }
+}

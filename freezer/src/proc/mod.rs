@@ -1,0 +1,131 @@
+//! Byte-exact parsers of `/proc` files (proc(5)). The `procfs` crate is not used for these: its maps
+//! parser panics on some paths and fails on names that are not UTF-8.
+
+mod fdinfo;
+mod maps;
+mod pagemap;
+mod stat;
+mod status;
+
+pub use fdinfo::FdInfo;
+pub use maps::{Mapping, parse_smaps};
+pub use pagemap::{PageState, Pagemap};
+pub use stat::Stat;
+pub use status::Status;
+
+use crate::FreezerError;
+use sys::{Pid, Tid};
+
+/// Reads `/proc/PID/what`.
+///
+/// # Errors
+/// [`FreezerError::Proc`].
+pub fn read(pid: Pid, what: &str) -> Result<Vec<u8>, FreezerError> {
+    std::fs::read(format!("/proc/{pid}/{what}")).map_err(|cause| FreezerError::Proc {
+        pid,
+        what: what.into(),
+        cause,
+    })
+}
+
+/// Reads a text file `/proc/PID/what`; bytes that are not UTF-8 are replaced.
+///
+/// # Errors
+/// [`FreezerError::Proc`].
+pub fn read_text(pid: Pid, what: &str) -> Result<String, FreezerError> {
+    read(pid, what).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Follows the link `/proc/PID/what`.
+///
+/// # Errors
+/// [`FreezerError::Proc`].
+pub fn link(pid: Pid, what: &str) -> Result<Vec<u8>, FreezerError> {
+    use std::os::unix::ffi::OsStringExt;
+    std::fs::read_link(format!("/proc/{pid}/{what}"))
+        .map(|path| path.into_os_string().into_vec())
+        .map_err(|cause| FreezerError::Proc {
+            pid,
+            what: what.into(),
+            cause,
+        })
+}
+
+/// Lists the numbers that name entries of a directory, in ascending order.
+///
+/// # Errors
+/// [`FreezerError::Proc`].
+pub fn numbers(pid: Pid, what: &str) -> Result<Vec<i32>, FreezerError> {
+    let failed = |cause| FreezerError::Proc {
+        pid,
+        what: what.into(),
+        cause,
+    };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/{what}")).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        found.extend(
+            entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<i32>().ok()),
+        );
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// The threads of a process, the leader first.
+///
+/// # Errors
+/// [`FreezerError::Proc`].
+pub fn threads(pid: Pid) -> Result<Vec<Tid>, FreezerError> {
+    let mut tids: Vec<Tid> = numbers(pid, "task")?.into_iter().map(Tid).collect();
+    tids.sort_by_key(|tid| (*tid != pid.leader(), *tid));
+    Ok(tids)
+}
+
+/// The children of a process, of all its threads.
+///
+/// # Errors
+/// [`FreezerError::Proc`].
+pub fn children(pid: Pid) -> Result<Vec<Pid>, FreezerError> {
+    let mut found = Vec::new();
+    for tid in threads(pid)? {
+        let Ok(text) = read_text(pid, &format!("task/{tid}/children")) else {
+            continue;
+        };
+        found.extend(
+            text.split_whitespace()
+                .filter_map(|n| n.parse().ok())
+                .map(Pid),
+        );
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// The process and all its descendants, parents before children.
+///
+/// # Errors
+/// [`FreezerError::Proc`] when the root is gone.
+pub fn tree(root: Pid) -> Result<Vec<Pid>, FreezerError> {
+    let mut found = vec![root];
+    let mut next = 0;
+    while let Some(&pid) = found.get(next) {
+        next += 1;
+        match children(pid) {
+            Ok(more) => found.extend(more),
+            Err(e) if pid == root => return Err(e),
+            // It ended while the tree was walked.
+            Err(_) => {}
+        }
+    }
+    Ok(found)
+}
+
+/// The name of a process for messages, `?` when it is gone.
+#[must_use]
+pub fn comm(pid: Pid) -> String {
+    read_text(pid, "comm").map_or_else(|_| "?".into(), |text| text.trim_end().to_owned())
+}

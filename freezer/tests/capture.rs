@@ -1,0 +1,153 @@
+//! A running tree is stopped, described and let go, and does not notice.
+
+use freezer::{PageSink, capture, check, freeze};
+use persist_mem::manifest::{Backing, DescriptionKind, Manifest};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use sys::Pid;
+use sys::vm::ProcMem;
+
+#[derive(Default)]
+struct Pages(Vec<u8>);
+
+impl PageSink for Pages {
+    fn save(&mut self, mem: &ProcMem, va: u64, pages: u64) -> std::io::Result<u64> {
+        let first = self.0.len() as u64 / 4096;
+        self.0.extend(mem.read_vec(va, pages as usize * 4096)?);
+        Ok(first)
+    }
+}
+
+/// A child without terminals or outer pipes; ended when dropped.
+struct Subject(Child);
+
+impl Subject {
+    fn start(script: &str) -> Subject {
+        // Whatever the test was started with must not be handed on.
+        let close =
+            "for f in /proc/$$/fd/*; do n=${f##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done;";
+        let script = format!("{close} {script}");
+        let out = std::fs::File::create("/dev/null").unwrap();
+        let child = Command::new("/bin/bash")
+            .args(["-c", &script])
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out)
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(400));
+        Subject(child)
+    }
+    fn pid(&self) -> Pid {
+        Pid(self.0.id() as i32)
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        for pid in freezer::proc::tree(self.pid())
+            .unwrap_or_default()
+            .into_iter()
+            .rev()
+        {
+            let _ = sys::process::kill(pid, 9);
+        }
+        let _ = self.0.wait();
+    }
+}
+
+fn describe(pid: Pid) -> (Manifest, Pages) {
+    let mut pages = Pages::default();
+    let frozen = freeze(pid).unwrap();
+    let manifest = capture(&frozen, &mut pages).unwrap();
+    drop(frozen);
+    (manifest, pages)
+}
+
+#[test]
+fn a_pipeline_is_described_and_goes_on() {
+    let subject =
+        Subject::start("trap 'x=1' USR1; umask 0027; ulimit -n 77; (sleep 1000; :) | cat; :");
+    assert_eq!(check::check(subject.pid()).unwrap(), []);
+    let (manifest, _) = describe(subject.pid());
+    assert_eq!(manifest.processes.len(), 4, "shell, subshell, sleep, cat");
+    let shell = manifest.processes[0].live().unwrap();
+    assert_eq!((shell.umask, shell.limits[7].0), (0o027, 77));
+    assert!(shell.actions[9].handler > 1, "SIGUSR1 has a handler");
+    assert_eq!(manifest.pipes.len(), 1);
+    let ends = manifest.descriptions.iter();
+    assert_eq!(
+        ends.filter(|d| matches!(d.kind, DescriptionKind::Pipe(_)))
+            .count(),
+        2
+    );
+    let sleeper = manifest
+        .processes
+        .iter()
+        .find_map(|p| p.live()?.threads[0].sleep);
+    let left = sleeper
+        .expect("sleep(1) sleeps with a known rest")
+        .remaining
+        / 1_000_000_000;
+    assert!((990..1000).contains(&left), "{left} s of 1000 remain");
+    let bytes = manifest.to_bytes().unwrap();
+    assert_eq!(Manifest::from_bytes(&bytes).unwrap(), manifest);
+    let state = std::fs::read_to_string(format!("/proc/{}/status", subject.pid())).unwrap();
+    assert!(state.contains("TracerPid:\t0"), "{state}");
+}
+
+#[test]
+fn stopping_shows_no_interrupted_call_and_leaves_no_mapping() {
+    let mut child = Command::new("/usr/bin/env")
+        .args(["python3", "-c"])
+        .arg("import select,sys\ne=select.epoll()\nprint('ready',flush=True)\nprint(e.poll(3),flush=True)\nprint('end',flush=True)\n")
+        .stdout(Stdio::piped())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let pid = Pid(child.id() as i32);
+    let maps = std::fs::read(format!("/proc/{pid}/maps")).unwrap();
+    let frozen = freeze(pid).unwrap();
+    // The pipe to this test is refused by name, whatever was done before that is undone.
+    let refused = capture(&frozen, &mut Pages::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("not part of the tree") || refused.contains("pipe"),
+        "{refused}"
+    );
+    drop(frozen);
+    assert_eq!(std::fs::read(format!("/proc/{pid}/maps")).unwrap(), maps);
+    assert_eq!(
+        lines.next().unwrap().unwrap(),
+        "[]",
+        "epoll returned by its time-out"
+    );
+    assert_eq!(lines.next().unwrap().unwrap(), "end");
+    child.wait().unwrap();
+}
+
+#[test]
+fn saved_pages_are_the_process_s_pages() {
+    let dir = std::env::temp_dir().join(format!("freezer-pages-{}", std::process::id()));
+    let mut file = std::fs::File::create(&dir).unwrap();
+    let script = "import time\nneedle=bytes(range(1,251))*4000\ntime.sleep(1000)\n";
+    file.write_all(script.as_bytes()).unwrap();
+    let subject = Subject::start(&format!("exec python3 {}", dir.display()));
+    std::thread::sleep(std::time::Duration::from_millis(800));
+    let (manifest, pages) = describe(subject.pid());
+    let _ = std::fs::remove_file(&dir);
+    let mm = &manifest.processes[0].live().unwrap().mm;
+    assert!(mm.vmas.iter().any(|v| v.backing == Backing::Vdso) && !mm.vdso.is_empty());
+    let total: u64 = mm.extents.iter().map(|e| e.pages).sum();
+    assert_eq!(total * 4096, pages.0.len() as u64);
+    let needle: Vec<u8> = (1..=250).collect();
+    let hits = pages.0.windows(250).filter(|w| *w == needle).count();
+    assert!(
+        hits > 3000,
+        "only {hits} of 4000 repetitions of the pattern were saved"
+    );
+}
