@@ -10,8 +10,13 @@
     reason = "the lab is a command; all printing goes through `ui`"
 )]
 
+mod bare;
+mod demo;
 mod guest;
+mod jump;
 mod paths;
+mod programs;
+mod report;
 mod rig;
 mod run;
 mod setup;
@@ -39,6 +44,10 @@ enum Command {
         #[arg(long)]
         update: bool,
     },
+    /// Carry a host with work on it from kernel to kernel and tell the story
+    Demo(demo::DemoArgs),
+    /// Measure a bare kexec into an archive that does nothing
+    Bare(bare::BareArgs),
     /// Boot a machine, run commands in it one after the other, print what they print
     Run(run::RunArgs),
     /// Boot a machine and sit at its root shell (Ctrl-] leaves and ends it)
@@ -48,6 +57,8 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup { update } => run::setup(update),
+        Command::Demo(args) => demo::demo(&args),
+        Command::Bare(args) => bare::bare(&args),
         Command::Run(args) => run::run(&args),
         Command::Shell(args) => run::shell(&args),
     };

@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::bare::ARCHIVE;
 use crate::paths;
 use crate::setup::kernels::{Kernel, STANDARD};
 use crate::setup::{Cache, image};
@@ -19,8 +20,6 @@ pub(crate) struct Rig {
     initrds: Vec<PathBuf>,
     disk: image::Disk,
     payload: Option<PathBuf>,
-    /// The archive whose init does nothing.
-    pub(crate) bare: PathBuf,
     accel: Accel,
     /// The folder of this run's logs.
     pub(crate) dir: PathBuf,
@@ -47,6 +46,10 @@ impl Rig {
         let cache = Cache::open()?;
         let mut names = wanted.to_vec();
         names.extend(STANDARD.map(str::to_owned));
+        let bare = cache.bare_initrd()?;
+        if build {
+            files.push((ARCHIVE.to_owned(), bare.clone()));
+        }
         // After the cache is open: the programs that make images are there then.
         let payload = if files.is_empty() {
             None
@@ -58,7 +61,6 @@ impl Rig {
             .iter()
             .map(|kernel| cache.initrd(kernel))
             .collect::<Result<_>>()?;
-        let bare = cache.bare_initrd()?;
         let standard = found.last().context("no kernel")?;
         let accel = vm::decide_accel(&paths::cache()?, standard, &bare)?;
         let disk = cache.disk(&found)?;
@@ -68,7 +70,6 @@ impl Rig {
             initrds,
             disk,
             payload,
-            bare,
             accel,
             dir,
         })

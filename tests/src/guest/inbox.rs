@@ -81,11 +81,25 @@ impl Inbox {
 
     /// Waits for the answer to a request.
     pub(super) fn wait(&self, request: &Request, limit: Duration) -> Result<Output> {
+        self.wait_for(limit, |bytes| request.answer(bytes))
+    }
+
+    /// Waits for a text.
+    pub(super) fn wait_text(&self, text: &str, limit: Duration) -> Result<Instant> {
+        self.wait_for(limit, |bytes| {
+            String::from_utf8_lossy(bytes)
+                .contains(text)
+                .then(Instant::now)
+        })
+    }
+
+    /// Waits until `found` finds something in what came.
+    fn wait_for<T>(&self, limit: Duration, found: impl Fn(&[u8]) -> Option<T>) -> Result<T> {
         let end = Instant::now() + limit;
         let mut state = self.lock();
         loop {
-            if let Some(output) = request.answer(&state.bytes) {
-                return Ok(output);
+            if let Some(found) = found(&state.bytes) {
+                return Ok(found);
             }
             let left = end.saturating_duration_since(Instant::now());
             if state.closed || left.is_zero() {

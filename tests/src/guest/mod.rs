@@ -127,6 +127,19 @@ impl Shell {
             .with_context(|| format!("in the guest: {command}"))
     }
 
+    /// Types a command that will not be answered.
+    pub(crate) fn type_line(&mut self, command: &str) -> Result<()> {
+        self.inbox.forget();
+        self.stream
+            .write_all(format!("{command}\n").as_bytes())
+            .context("the machine's serial line is closed")
+    }
+
+    /// Waits for a text from the guest and returns when it came.
+    pub(crate) fn wait_text(&mut self, text: &str, limit: Duration) -> Result<Instant> {
+        self.inbox.wait_text(text, limit)
+    }
+
     /// The contents of a file of the guest, as bytes.
     pub(crate) fn read_file(&mut self, path: &str, limit: Duration) -> Result<Vec<u8>> {
         let text = self.must(&format!("base64 < {path}"), limit)?;

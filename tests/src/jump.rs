@@ -1,0 +1,145 @@
+//! One upgrade of a guest, seen from outside.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::programs::SHORT;
+use crate::setup::kernels::Kernel;
+use crate::vm::Vm;
+
+/// How long an upgrade may take from the command to its end.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// How long handing the memory back may take after the thaw.
+const DRAIN: Duration = Duration::from_secs(120);
+
+/// What `kupgrade report --json` tells. Fields that a later version adds do no harm.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Report {
+    /// Processes carried.
+    pub(crate) processes: u64,
+    /// Threads carried.
+    pub(crate) threads: u64,
+    /// Bytes whose page stayed where it was.
+    pub(crate) bytes_in_place: u64,
+    /// Bytes that were copied out of the boot window.
+    pub(crate) bytes_moved: u64,
+    /// From the freeze to the thaw.
+    pub(crate) blackout_ms: f64,
+    /// The time line.
+    pub(crate) phases: Vec<Phase>,
+}
+
+/// One phase of an upgrade, on one clock across the jump.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Phase {
+    /// What it is called.
+    pub(crate) name: String,
+    /// Its start in milliseconds.
+    pub(crate) start_ms: f64,
+    /// Its end in milliseconds.
+    pub(crate) end_ms: f64,
+}
+
+/// An upgrade that was made.
+#[derive(Clone, Debug)]
+pub(crate) struct Jump {
+    /// The kernel release before it.
+    pub(crate) from: String,
+    /// The kernel release after it.
+    pub(crate) to: String,
+    /// What kupgrade itself says.
+    pub(crate) report: Report,
+    /// From the command being typed to the shell's answer, on the host's clock.
+    pub(crate) command: Duration,
+    /// MemTotal in bytes before.
+    pub(crate) mem_before: u64,
+}
+
+/// Types `kupgrade` in the guest's shell and waits for that same shell to answer on the new
+/// kernel.
+pub(crate) fn upgrade(vm: &mut Vm, to: &Kernel) -> Result<Jump> {
+    let from = release(vm)?;
+    let mem_before = mem_total(vm)?;
+    let command = format!("kupgrade --kernel {} --verify", to.guest_vmlinuz());
+    let pending = vm.shell.start(&command)?;
+    let began = Instant::now();
+    let output = vm.shell.finish(&pending, LIMIT)?;
+    let took = began.elapsed();
+    std::fs::write(
+        vm.dir().join(format!("kupgrade-to-{}.log", to.short())),
+        &output.text,
+    )?;
+    output.ok().with_context(|| command)?;
+    let now = release(vm)?;
+    if now != to.release {
+        bail!(
+            "kupgrade said it was done, but the guest runs {now}, not {}",
+            to.release
+        );
+    }
+    let text = vm.shell.must("kupgrade report --json", SHORT)?;
+    let report = parse(&text)?;
+    Ok(Jump {
+        from,
+        to: now,
+        report,
+        command: took,
+        mem_before,
+    })
+}
+
+/// The JSON in what the command printed.
+fn parse(text: &str) -> Result<Report> {
+    let start = text.find('{').unwrap_or(0);
+    serde_json::from_str(text.get(start..).unwrap_or_default().trim())
+        .with_context(|| format!("kupgrade's report is not what was agreed: {text}"))
+}
+
+/// What `uname -r` says.
+pub(crate) fn release(vm: &mut Vm) -> Result<String> {
+    Ok(vm.shell.must("uname -r", SHORT)?.trim().to_owned())
+}
+
+/// MemTotal in bytes.
+pub(crate) fn mem_total(vm: &mut Vm) -> Result<u64> {
+    let text = vm
+        .shell
+        .must("awk '/^MemTotal:/ { print $2 }' /proc/meminfo", SHORT)?;
+    let kib: u64 = text
+        .trim()
+        .parse()
+        .with_context(|| format!("MemTotal is '{text}'"))?;
+    Ok(kib * 1024)
+}
+
+/// Waits until the memory was handed back: MemTotal within 1 % of `before`. Returns the last
+/// value in any case.
+pub(crate) fn wait_for_memory(vm: &mut Vm, before: u64) -> Result<u64> {
+    let end = Instant::now() + DRAIN;
+    loop {
+        let now = mem_total(vm)?;
+        if now.abs_diff(before) <= before / 100 || Instant::now() > end {
+            return Ok(now);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn a_report_after_other_words() {
+        let report = parse("note\n{\"processes\": 7, \"blackout_ms\": 12.5, \"new\": 1}\n")
+            .expect("a report");
+        assert_eq!(report.processes, 7);
+        assert!(report.blackout_ms > 12.0);
+        assert!(parse("no report").is_err());
+    }
+}
