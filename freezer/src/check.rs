@@ -11,8 +11,40 @@ use sys::Pid;
 /// When a file of `/proc` is not understood.
 pub fn check(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
     let found = examine(pid);
-    let gone = !std::path::Path::new(&format!("/proc/{pid}")).exists();
-    if gone { Ok(Vec::new()) } else { found }
+    if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
+        return Ok(Vec::new());
+    }
+    match found {
+        Err(FreezerError::Proc { what, cause, .. })
+            if cause.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
+            let reason = "it cannot be looked into: privileges are missing".to_owned();
+            Ok(vec![Refusal {
+                pid,
+                comm: proc::comm(pid),
+                resource: what,
+                reason,
+            }])
+        }
+        found => found,
+    }
+}
+
+/// Why a process tree would be refused: every process of it, and what they share with others.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_tree(root: Pid) -> Result<Vec<Refusal>, FreezerError> {
+    let pids = proc::tree(root)?;
+    let mut found = Vec::new();
+    for pid in &pids {
+        found.extend(check(*pid)?);
+    }
+    found.extend(files::pipe::shared_outside(
+        &pids,
+        &files::pipe::held(&pids),
+    ));
+    Ok(found)
 }
 
 fn examine(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {

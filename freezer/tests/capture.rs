@@ -110,6 +110,12 @@ fn stopping_shows_no_interrupted_call_and_leaves_no_mapping() {
     std::thread::sleep(std::time::Duration::from_millis(200));
     let pid = Pid(child.id() as i32);
     let maps = std::fs::read(format!("/proc/{pid}/maps")).unwrap();
+    assert!(
+        check::check_tree(pid)
+            .unwrap()
+            .iter()
+            .any(|r| r.reason.contains("not part"))
+    );
     let frozen = freeze(pid).unwrap();
     // The pipe to this test is refused by name, whatever was done before that is undone.
     let refused = capture(&frozen, &mut Pages::default())

@@ -4,4 +4,5 @@ pub mod format;
 pub mod handback;
 pub mod manifest;
 pub mod mounts;
+pub mod pages_file;
 pub mod physmem;

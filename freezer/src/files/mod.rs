@@ -4,7 +4,7 @@ mod device;
 mod epoll;
 mod eventfd;
 mod path;
-mod pipe;
+pub(crate) mod pipe;
 mod signalfd;
 mod timerfd;
 

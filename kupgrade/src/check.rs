@@ -1,0 +1,93 @@
+//! `kupgrade check`.
+
+use anyhow::{Context, Result};
+use freezer::proc;
+use serde::Serialize;
+use std::process::ExitCode;
+use sys::Pid;
+
+#[derive(Serialize)]
+struct Verdict {
+    pid: Pid,
+    comm: String,
+    verdict: &'static str,
+    reasons: Vec<freezer::Refusal>,
+}
+
+/// Prints a verdict for every process, or those below `root`.
+pub(crate) fn run(root: Option<Pid>, json: bool) -> Result<ExitCode> {
+    let (pids, mut refusals) = match root {
+        Some(root) => {
+            let context = || format!("process {root}");
+            let pids = proc::tree(root).with_context(context)?;
+            (
+                pids,
+                freezer::check::check_tree(root).with_context(context)?,
+            )
+        }
+        None => (everyone()?, Vec::new()),
+    };
+    let mut verdicts = Vec::new();
+    for pid in pids {
+        let comm = proc::comm(pid);
+        let reasons = match root {
+            Some(_) => refusals
+                .extract_if(.., |refusal| refusal.pid == pid)
+                .collect(),
+            None => freezer::check::check(pid)?,
+        };
+        let verdict = if reasons.is_empty() {
+            "carried"
+        } else {
+            "refused"
+        };
+        verdicts.push(Verdict {
+            pid,
+            comm,
+            verdict,
+            reasons,
+        });
+    }
+    let refused = verdicts.iter().filter(|v| v.verdict == "refused").count();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&verdicts)?);
+    } else {
+        for verdict in &verdicts {
+            println!(
+                "{:>7} {:<16} {}",
+                verdict.pid, verdict.comm, verdict.verdict
+            );
+            for reason in &verdict.reasons {
+                println!("        {}: {}", reason.resource, reason.reason);
+            }
+        }
+        println!("{} processes, {refused} refused", verdicts.len());
+    }
+    Ok(if refused == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(3)
+    })
+}
+
+/// Every process of user space except this one. Kernel threads have no executable.
+fn everyone() -> Result<Vec<Pid>> {
+    let me = Pid(nix::unistd::getpid().as_raw());
+    let mut pids = Vec::new();
+    for entry in std::fs::read_dir("/proc").context("listing /proc")? {
+        let name = entry.context("listing /proc")?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).map(Pid) else {
+            continue;
+        };
+        let kernel =
+            proc::Stat::read(pid, "stat").is_ok_and(|stat| stat.field(9) & PF_KTHREAD != 0);
+        if pid != me && !kernel {
+            pids.push(pid);
+        }
+    }
+    pids.sort_unstable();
+    Ok(pids)
+}
+
+/// include/linux/sched.h
+const PF_KTHREAD: i64 = 0x0020_0000;

@@ -1,0 +1,89 @@
+//! `kupgrade checkpoint`.
+
+use crate::image::Image;
+use crate::signals::Held;
+use anyhow::{Context, Result, bail};
+use freezer::{Frozen, PageSink};
+use persist_mem::pages_file::PagesWriter;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use sys::vm::ProcMem;
+use sys::{PAGE_SIZE, Pid};
+
+/// Saves the tree below `pid`. On any failure the tree runs on and the image is removed.
+pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool) -> Result<()> {
+    refuse_ourselves(pid)?;
+    let refusals = freezer::check::check_tree(pid)?;
+    if !refusals.is_empty() {
+        let list: Vec<_> = refusals.iter().map(ToString::to_string).collect();
+        bail!("not carried, nothing was touched:\n{}", list.join("\n"));
+    }
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    let image = Image::at(dir);
+    if image.manifest.exists() || image.pages.exists() {
+        bail!(
+            "{} holds an image already; name another directory",
+            dir.display()
+        );
+    }
+    let held = Held::hold()?;
+    let frozen = freezer::freeze(pid)?;
+    if let Err(error) = save(&frozen, &image).and_then(|()| held.check()) {
+        drop(frozen);
+        image.discard();
+        return Err(error);
+    }
+    if leave_running {
+        drop(frozen);
+    } else {
+        frozen.kill();
+    }
+    Ok(())
+}
+
+/// The tree must not hold this program or what waits for it.
+fn refuse_ourselves(pid: Pid) -> Result<()> {
+    let me = Pid(nix::unistd::getpid().as_raw());
+    if freezer::proc::tree(pid)
+        .with_context(|| format!("process {pid}"))?
+        .contains(&me)
+    {
+        bail!("process {pid} is an ancestor of this command; start it from outside of the tree");
+    }
+    Ok(())
+}
+
+fn save(frozen: &Frozen, image: &Image) -> Result<()> {
+    let mut sink = FileSink {
+        writer: PagesWriter::create(&image.pages)
+            .with_context(|| format!("making {}", image.pages.display()))?,
+    };
+    let manifest = freezer::capture(frozen, &mut sink)?;
+    sink.writer
+        .finish()
+        .with_context(|| format!("writing {}", image.pages.display()))?;
+    let bytes = manifest.to_bytes()?;
+    let context = || format!("writing {}", image.unfinished.display());
+    let mut file = std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&image.unfinished)
+        .with_context(context)?;
+    file.write_all(&bytes).with_context(context)?;
+    file.sync_all().with_context(context)?;
+    std::fs::rename(&image.unfinished, &image.manifest).with_context(context)
+}
+
+struct FileSink {
+    writer: PagesWriter,
+}
+
+impl PageSink for FileSink {
+    fn save(&mut self, mem: &ProcMem, va: u64, pages: u64) -> std::io::Result<u64> {
+        let len = usize::try_from(pages).unwrap_or(0) * PAGE_SIZE;
+        let bytes = mem.read_vec(va, len).map_err(std::io::Error::from)?;
+        self.writer.append(&bytes)
+    }
+}

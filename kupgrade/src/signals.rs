@@ -1,0 +1,51 @@
+//! Signals that would end kupgrade wait while processes are stopped, so that they are let go in order.
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+
+const HELD: [Signal; 4] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+];
+
+/// Holds them back until dropped; one that came takes effect then.
+#[derive(Debug)]
+pub(crate) struct Held {
+    before: SigSet,
+}
+
+impl Held {
+    pub(crate) fn hold() -> Result<Held> {
+        let mut before = SigSet::empty();
+        let held: SigSet = HELD.into_iter().collect();
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&held), Some(&mut before))
+            .context("holding back signals")?;
+        Ok(Held { before })
+    }
+
+    /// Fails when one of them is waiting.
+    ///
+    /// # Errors
+    /// Names the signal.
+    pub(crate) fn check(&self) -> Result<()> {
+        // SigPnd and ShdPnd of proc_pid_status(5).
+        let me = sys::Pid(nix::unistd::getpid().as_raw());
+        let status = freezer::proc::Status::read(me, "status")?;
+        let waiting = status.mask("SigPnd") | status.mask("ShdPnd");
+        for signal in HELD {
+            if waiting >> (signal as i32 - 1) & 1 == 1 {
+                bail!("{signal} came; everything goes on as before");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // There is nothing to be done about a failure, which the mask itself rules out.
+        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None);
+    }
+}
