@@ -73,6 +73,20 @@ impl Overlay {
         Overlay::default()
     }
 
+    /// An archive with what every `/init` needs: the binary, mount points, and the console, from
+    /// which the kernel opens its standard files.
+    #[must_use]
+    pub fn with_init(binary: impl Into<Vec<u8>>) -> Overlay {
+        let mut overlay = Overlay::new();
+        overlay
+            .file("init", 0o755, binary)
+            .node("dev/console", 0o600, NodeKind::Char, 5, 1);
+        for directory in ["proc", "sys", "sysroot", "tmp"] {
+            overlay.dir(directory, 0o755);
+        }
+        overlay
+    }
+
     /// Adds a regular file. `path` is absolute or relative to the archive's root; `mode` holds
     /// the permission bits.
     pub fn file(&mut self, path: &str, mode: u32, bytes: impl Into<Vec<u8>>) -> &mut Overlay {
@@ -328,6 +342,15 @@ pub(crate) mod tests {
         assert_eq!((entries[4].mode, entries[4].body.len()), (0o100_755, 5));
         assert_eq!(entries[7].body, b"abc");
         assert_eq!(entries[8].mode, 0o040_555);
+    }
+
+    #[test]
+    fn the_least_archive_has_init_and_a_console() {
+        let entries = read(&Overlay::with_init(*b"elf").finish().unwrap());
+        let mode = |name: &str| entries.iter().find(|e| e.name == name).map(|e| e.mode);
+        assert_eq!(mode("init"), Some(0o100_755));
+        assert_eq!(mode("dev/console"), Some(0o020_600));
+        assert_eq!(mode("sysroot"), Some(0o040_755));
     }
 
     #[test]

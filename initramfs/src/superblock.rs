@@ -145,7 +145,8 @@ mod tests {
     #[test]
     fn each_kind_is_recognised() {
         let tmp = TestDir::new("superblock");
-        let cases: [(&str, &[(usize, &[u8])]); 5] = [
+        type Parts<'a> = &'a [(usize, &'a [u8])];
+        let cases: [(&str, Parts<'_>); 5] = [
             (
                 "ext4",
                 &[

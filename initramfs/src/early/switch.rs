@@ -29,6 +29,28 @@ pub fn discard_overlay() {
     }
 }
 
+/// Takes `/proc` out of the mount tree and returns a descriptor through which it can still be
+/// read (openat(2)).
+///
+/// The `/proc` that early boot uses shows the first PID namespace. It must not stay below the one
+/// the restored processes get, or every upgrade would record one more.
+///
+/// # Errors
+/// [`EarlyError::Switch`]; it is not mounted.
+pub fn detach_proc() -> Result<File> {
+    let path = Path::new("/proc");
+    let proc = File::open(path).map_err(|source| EarlyError::File {
+        path: path.to_owned(),
+        source,
+    })?;
+    umount2(path, MntFlags::MNT_DETACH).map_err(|errno| EarlyError::Switch {
+        root: "/".into(),
+        step: "umount of /proc",
+        errno,
+    })?;
+    Ok(proc)
+}
+
 /// Makes `new_root` the root of this process and of the mount namespace.
 ///
 /// `/dev`, `/proc` and `/sys` of the initramfs move along, unless the new root has its own

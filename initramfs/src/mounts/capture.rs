@@ -1,6 +1,6 @@
 //! Recording mounts.
 
-use super::support::{Means, means};
+use super::support::{Means, hidden, means};
 use super::{MountError, Result, info};
 use crate::superblock::identify;
 use crate::tree::archive;
@@ -109,14 +109,6 @@ fn trees(table: &MountTable, limit: u64) -> Result<Vec<MemoryTree>> {
         });
     }
     Ok(trees)
-}
-
-/// Whether another mount lies on top of this one, so that its path leads elsewhere.
-fn hidden(table: &MountTable, mount: &persist_mem::mounts::Mount) -> bool {
-    table
-        .mounts
-        .iter()
-        .any(|other| other.parent == mount.id && other.point == mount.point)
 }
 
 #[cfg(test)]

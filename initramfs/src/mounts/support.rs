@@ -124,11 +124,26 @@ fn stacked(name: &str) -> Option<&'static str> {
 /// Everything in the table that stands in the way.
 #[must_use]
 pub fn check(table: &MountTable) -> Vec<Problem> {
+    let problem = |mount: &Mount| match means(table, mount) {
+        Err(problem) => Some(problem),
+        Ok(Means::Memory) if hidden(table, mount) => Some(Problem {
+            point: show(&mount.point),
+            kind: mount.kind.clone(),
+            reason: "its contents are hidden by what is mounted over it; unmount one of them"
+                .to_owned(),
+        }),
+        Ok(_) => None,
+    };
+    table.mounts.iter().filter_map(problem).collect()
+}
+
+/// Whether another mount lies on top of this one, so that its path leads elsewhere.
+#[must_use]
+pub fn hidden(table: &MountTable, mount: &Mount) -> bool {
     table
         .mounts
         .iter()
-        .filter_map(|mount| means(table, mount).err())
-        .collect()
+        .any(|other| other.parent == mount.id && other.point == mount.point)
 }
 
 /// A path for messages.
