@@ -15,6 +15,7 @@
 //! | [`tracee`] | one stopped thread: registers, memory, batches |
 //! | [`vm`] | memory of other processes |
 //! | [`physmap`] | physical memory through `/dev/mem` |
+//! | [`kexec`] | loading another kernel and jumping into it |
 //! | [`mountapi`] | what nix lacks of the mount interface |
 //! | [`xattr`] | extended attributes |
 //! | [`clock`] | clocks and the time stamp counter |
@@ -22,6 +23,7 @@
 pub mod batch;
 pub mod clock;
 pub mod ids;
+pub mod kexec;
 pub mod mountapi;
 pub mod physmap;
 pub mod process;
