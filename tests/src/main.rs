@@ -19,6 +19,7 @@ mod programs;
 mod report;
 mod rig;
 mod run;
+mod scenario;
 mod setup;
 mod tool;
 mod ui;
@@ -46,6 +47,8 @@ enum Command {
     },
     /// Carry a host with work on it from kernel to kernel and tell the story
     Demo(demo::DemoArgs),
+    /// Run every test: those of `cargo test`, then those in machines
+    Test(scenario::TestArgs),
     /// Measure a bare kexec into an archive that does nothing
     Bare(bare::BareArgs),
     /// Boot a machine, run commands in it one after the other, print what they print
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup { update } => run::setup(update),
         Command::Demo(args) => demo::demo(&args),
+        Command::Test(args) => scenario::test(&args),
         Command::Bare(args) => bare::bare(&args),
         Command::Run(args) => run::run(&args),
         Command::Shell(args) => run::shell(&args),

@@ -122,70 +122,26 @@ pub(crate) fn tables(summaries: &[Summary]) -> String {
 }
 
 fn table(s: &Summary) -> String {
-    let carried = s.bytes_in_place + s.bytes_moved;
-    let mut rows = vec![
-        ("kernel".to_owned(), format!("{} -> {}", s.from, s.to)),
-        (
-            "carried".to_owned(),
-            format!(
-                "{} processes, {} threads, {}",
-                s.processes,
-                s.threads,
-                ui::bytes(carried)
-            ),
-        ),
-        (
-            "  in place".to_owned(),
-            format!(
-                "{} ({:.2} %)",
-                ui::bytes(s.bytes_in_place),
-                percent(s.bytes_in_place, carried)
-            ),
-        ),
-        ("  copied".to_owned(), ui::bytes(s.bytes_moved)),
-        (
-            "memory".to_owned(),
-            format!(
-                "{} before, {} after",
-                ui::bytes(s.mem_total_before),
-                ui::bytes(s.mem_total_after)
-            ),
-        ),
-    ];
+    let mut rows = vec![("kernel".to_owned(), format!("{} -> {}", s.from, s.to))];
+    rows.extend(carried_rows(s));
     for (name, start, end) in &s.phases {
         rows.push((
             format!("  {name}"),
             format!("{start:9.0} ms  +{:.0} ms", end - start),
         ));
     }
-    rows.push((
-        "blackout".to_owned(),
-        format!(
-            "{:.0} ms (the command took {:.0} ms)",
-            s.blackout_ms, s.command_ms
-        ),
-    ));
-    if let Some(bare) = s.bare_kexec_ms {
-        let ratio = s
-            .ratio
-            .map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
-        rows.push((
-            "bare kexec".to_owned(),
-            format!("{bare:.0} ms; blackout / bare kexec = {ratio}"),
-        ));
-    }
-    let verdict = if s.errors.is_empty() {
-        "all programs verified".to_owned()
-    } else {
-        format!("{} errors", s.errors.len())
+    rows.extend(time_rows(s));
+    let verdict = match s.errors.len() {
+        0 => "all programs verified".to_owned(),
+        count => format!("{count} errors"),
     };
     rows.push(("verified".to_owned(), verdict));
-    rows.extend(s.errors.iter().map(|error| {
-        (
+    for error in &s.errors {
+        rows.push((
             "  error".to_owned(),
             error.lines().next().unwrap_or_default().to_owned(),
-        )
-    }));
+        ));
+    }
     let width = rows
         .iter()
         .map(|(name, _)| name.chars().count())
@@ -197,6 +153,57 @@ fn table(s: &Summary) -> String {
         .map(|(name, text)| format!("{name:<width$}  {text}\n"))
         .collect();
     format!("{line}\n{body}{line}")
+}
+
+/// What was carried, and the machine's memory.
+fn carried_rows(s: &Summary) -> Vec<(String, String)> {
+    let carried = s.bytes_in_place + s.bytes_moved;
+    let in_place = percent(s.bytes_in_place, carried);
+    vec![
+        (
+            "carried".to_owned(),
+            format!(
+                "{} processes, {} threads, {}",
+                s.processes,
+                s.threads,
+                ui::bytes(carried)
+            ),
+        ),
+        (
+            "  in place".to_owned(),
+            format!("{} ({in_place:.2} %)", ui::bytes(s.bytes_in_place)),
+        ),
+        ("  copied".to_owned(), ui::bytes(s.bytes_moved)),
+        (
+            "memory".to_owned(),
+            format!(
+                "{} before, {} after",
+                ui::bytes(s.mem_total_before),
+                ui::bytes(s.mem_total_after)
+            ),
+        ),
+    ]
+}
+
+/// The blackout and what it is compared with.
+fn time_rows(s: &Summary) -> Vec<(String, String)> {
+    let mut rows = vec![(
+        "blackout".to_owned(),
+        format!(
+            "{:.0} ms (the command took {:.0} ms)",
+            s.blackout_ms, s.command_ms
+        ),
+    )];
+    if let Some(bare) = s.bare_kexec_ms {
+        let ratio = s
+            .ratio
+            .map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
+        rows.push((
+            "bare kexec".to_owned(),
+            format!("{bare:.0} ms; blackout / bare kexec = {ratio}"),
+        ));
+    }
+    rows
 }
 
 #[cfg(test)]

@@ -42,8 +42,6 @@ impl Output {
 pub(crate) struct Pending {
     request: Request,
     command: String,
-    /// When its line was sent.
-    pub(crate) sent: Instant,
 }
 
 /// The shell.
@@ -100,7 +98,6 @@ impl Shell {
         Ok(Pending {
             request,
             command: command.to_owned(),
-            sent: Instant::now(),
         })
     }
 
@@ -138,13 +135,6 @@ impl Shell {
     /// Waits for a text from the guest and returns when it came.
     pub(crate) fn wait_text(&mut self, text: &str, limit: Duration) -> Result<Instant> {
         self.inbox.wait_text(text, limit)
-    }
-
-    /// The contents of a file of the guest, as bytes.
-    pub(crate) fn read_file(&mut self, path: &str, limit: Duration) -> Result<Vec<u8>> {
-        let text = self.must(&format!("base64 < {path}"), limit)?;
-        protocol::from_base64(&text)
-            .with_context(|| format!("{path} came through the serial line damaged"))
     }
 
     /// The raw line, for a person.

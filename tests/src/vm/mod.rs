@@ -132,18 +132,6 @@ impl Vm {
         }
     }
 
-    /// Waits for the machine to end by itself.
-    pub(crate) fn wait_end(&mut self, limit: Duration) -> Result<()> {
-        let end = Instant::now() + limit;
-        while self.qemu.try_wait()?.is_none() {
-            if Instant::now() > end {
-                bail!("the machine still ran after {} s", limit.as_secs());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
-    }
-
     /// Does QEMU still run?
     pub(crate) fn alive(&mut self) -> bool {
         matches!(self.qemu.try_wait(), Ok(None))

@@ -42,3 +42,9 @@ fn put(path: &PathBuf, text: &str) -> Result<()> {
 pub(crate) fn complain(text: &str) {
     eprintln!("{text}");
 }
+
+/// Prints text as it is.
+#[allow(clippy::print_stdout, reason = "a subject is a command")]
+pub(crate) fn say(text: &str) {
+    print!("{text}");
+}

@@ -1,0 +1,224 @@
+//! Every test in a virtual machine, by name.
+//!
+//! To add one: a function that takes a [`Host`], and a line in [`SCENARIOS`].
+
+mod chain;
+mod damage;
+mod host;
+mod refuse;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::Args;
+
+pub(crate) use host::{Host, Kind};
+
+use crate::rig::Rig;
+use crate::tool::Tool;
+use crate::ui;
+
+/// A test: it gets a running host and says what is wrong.
+type Test = fn(&mut Host, &Rig) -> Result<()>;
+
+/// All of them, in the order they run. Neighbours of one [`Kind`] that can share a machine do.
+const SCENARIOS: &[(&str, Kind, Test)] = &[
+    ("refuse/not-a-kernel", Kind::Busy, refuse::not_a_kernel),
+    ("refuse/no-such-file", Kind::Busy, refuse::no_such_file),
+    (
+        "refuse/32-bit-kernel",
+        Kind::Busy,
+        refuse::kernel_of_32_bits,
+    ),
+    (
+        "refuse/unsupported-descriptor",
+        Kind::Busy,
+        refuse::unsupported_descriptor,
+    ),
+    (
+        "refuse/process-that-does-not-stop",
+        Kind::Busy,
+        refuse::unstoppable,
+    ),
+    ("refuse/sigterm-plan", Kind::Busy, refuse::sigterm_plan),
+    ("refuse/sigterm-stage", Kind::Busy, refuse::sigterm_stage),
+    ("refuse/sigterm-freeze", Kind::Busy, refuse::sigterm_freeze),
+    (
+        "refuse/sigterm-capture",
+        Kind::Busy,
+        refuse::sigterm_capture,
+    ),
+    (
+        "refuse/sigterm-pin-down",
+        Kind::Busy,
+        refuse::sigterm_pin_down,
+    ),
+    (
+        "chain/after-refusals-6.1-to-6.12",
+        Kind::Busy,
+        chain::to_trixie,
+    ),
+    ("chain/6.1-to-6.12", Kind::Full, chain::to_trixie),
+    ("chain/6.12-to-newest", Kind::Full, chain::to_newest),
+    ("chain/newest-to-6.12", Kind::Full, chain::to_trixie),
+    (
+        "refuse/kexec-disabled",
+        Kind::Fresh { memory: 1536 },
+        refuse::kexec_disabled,
+    ),
+    (
+        "refuse/no-window",
+        Kind::Fresh { memory: 224 },
+        refuse::no_window,
+    ),
+    (
+        "damage/manifest-bit-flip",
+        Kind::Fresh { memory: 1536 },
+        damage::bit_flip,
+    ),
+    (
+        "damage/manifest-missing",
+        Kind::Fresh { memory: 1536 },
+        damage::missing,
+    ),
+    (
+        "damage/manifest-foreign-version",
+        Kind::Fresh { memory: 1536 },
+        damage::foreign_version,
+    ),
+];
+
+/// The name under which the tests beside the code run.
+const UNIT: &str = "unit";
+
+/// What `cargo lab test` takes.
+#[derive(Args)]
+pub(crate) struct TestArgs {
+    /// Only tests whose name contains this ("unit": those of `cargo test`)
+    filter: Option<String>,
+    /// Only tell the names
+    #[arg(long)]
+    list: bool,
+}
+
+/// `cargo lab test`
+pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
+    let wanted = |name: &str| {
+        args.filter
+            .as_deref()
+            .is_none_or(|filter| name.contains(filter))
+    };
+    let chosen: Vec<_> = SCENARIOS
+        .iter()
+        .filter(|(name, _, _)| wanted(name))
+        .collect();
+    if args.list {
+        ui::say(UNIT);
+        chosen.iter().for_each(|(name, _, _)| ui::say(name));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut tally = Tally::default();
+    if wanted(UNIT) {
+        tally.run(UNIT, unit);
+    }
+    if !chosen.is_empty() {
+        match Rig::prepare("test", &[], true, &[]) {
+            Ok(rig) => machines(&rig, &chosen, &mut tally),
+            Err(error) => tally.failed("set-up of the machines", &error),
+        }
+    }
+    Ok(tally.end())
+}
+
+fn unit() -> Result<()> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    Tool::new(&cargo, Duration::from_secs(1500))
+        .args(["test", "--workspace"])
+        .dir(&crate::paths::workspace())
+        .run_shown()
+}
+
+fn machines(rig: &Rig, chosen: &[&(&str, Kind, Test)], tally: &mut Tally) {
+    let mut host: Option<Host> = None;
+    for (name, kind, test) in chosen {
+        if host.as_ref().is_some_and(|host| !host.serves(*kind)) {
+            host = None;
+        }
+        let ok = tally.run(name, || {
+            let host = match &mut host {
+                Some(host) => host,
+                None => host.insert(Host::boot(rig, name, *kind)?),
+            };
+            host.test(rig, *test)
+        });
+        if !ok {
+            // Whatever state it is in, the next test must not find it.
+            host = None;
+        }
+    }
+    ui::say(&format!("logs: {}", rig.dir.display()));
+}
+
+/// Who passed, who failed.
+#[derive(Default)]
+struct Tally {
+    passed: u32,
+    failed: Vec<String>,
+}
+
+impl Tally {
+    fn run(&mut self, name: &str, test: impl FnOnce() -> Result<()>) -> bool {
+        ui::step(&format!("test {name} ..."));
+        let start = Instant::now();
+        match test() {
+            Ok(()) => {
+                self.passed += 1;
+                ui::step(&format!(
+                    "test {name} ... ok ({:.1} s)",
+                    start.elapsed().as_secs_f64()
+                ));
+                true
+            }
+            Err(error) => {
+                self.failed(name, &error);
+                false
+            }
+        }
+    }
+
+    fn failed(&mut self, name: &str, error: &anyhow::Error) {
+        ui::step(&format!("test {name} ... FAILED"));
+        ui::say(&format!("{error:#}"));
+        self.failed.push(name.to_owned());
+    }
+
+    fn end(&self) -> ExitCode {
+        for name in &self.failed {
+            ui::say(&format!("failed: {name}"));
+        }
+        ui::say(&format!(
+            "{} passed, {} failed",
+            self.passed,
+            self.failed.len()
+        ));
+        if self.failed.is_empty() && self.passed > 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = SCENARIOS.iter().map(|(name, _, _)| name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), SCENARIOS.len());
+    }
+}

@@ -1,0 +1,129 @@
+//! Failures before the jump: whatever it is, the host runs on as it was and the message says why.
+
+use anyhow::{Result, bail};
+
+use super::Host;
+use crate::programs::SHORT;
+use crate::rig::Rig;
+
+/// The command for a good upgrade, with a variable of the environment before it.
+fn command(rig: &Rig, environment: &str) -> Result<String> {
+    Ok(format!(
+        "{environment} kupgrade --kernel {} --verify",
+        rig.kernel("6.12")?.guest_vmlinuz()
+    ))
+}
+
+/// A file that is no kernel.
+pub(super) fn not_a_kernel(host: &mut Host, _rig: &Rig) -> Result<()> {
+    host.must_refuse(
+        "kupgrade --kernel /etc/services --verify",
+        &["/etc/services"],
+    )
+}
+
+/// A file that does not exist.
+pub(super) fn no_such_file(host: &mut Host, _rig: &Rig) -> Result<()> {
+    host.must_refuse("kupgrade --kernel /boot/none --verify", &["/boot/none"])
+}
+
+/// A bzImage without the 64-bit entry (`xloadflags` bit 0 at 0x236).
+pub(super) fn kernel_of_32_bits(host: &mut Host, rig: &Rig) -> Result<()> {
+    let kernel = rig.kernel("6.12")?.guest_vmlinuz();
+    host.vm.shell.must(
+        &format!(
+            "cp {kernel} /var/lab/vmlinuz-32 && printf '\\0\\0' | \
+             dd of=/var/lab/vmlinuz-32 bs=1 seek=$((0x236)) conv=notrunc status=none"
+        ),
+        SHORT,
+    )?;
+    host.must_refuse(
+        "kupgrade --kernel /var/lab/vmlinuz-32 --verify",
+        &["64-bit"],
+    )
+}
+
+/// A userfaultfd: nobody can rebuild it from outside.
+pub(super) fn unsupported_descriptor(host: &mut Host, rig: &Rig) -> Result<()> {
+    let pid = host.vm.shell.must(
+        "python3 -c 'import ctypes, time; ctypes.CDLL(None).syscall(323, 0) >= 0 or exit(1); \
+         open(\"/var/lab/holder\", \"w\"); time.sleep(3600)' & \
+         until [ -e /var/lab/holder ]; do kill -0 $! || break; sleep 0.1; done; rm /var/lab/holder && echo $!",
+        SHORT,
+    )?;
+    let pid = pid.lines().last().unwrap_or_default().trim().to_owned();
+    if pid.parse::<u32>().is_err() {
+        bail!("the holder of a userfaultfd did not start: {pid}");
+    }
+    host.must_refuse(&command(rig, "")?, &[&pid, "userfaultfd"])?;
+    host.must_refuse("kupgrade check", &[&pid, "userfaultfd"])?;
+    host.vm
+        .shell
+        .must(&format!("kill {pid}; wait {pid}; true"), SHORT)?;
+    Ok(())
+}
+
+/// A parent in vfork(2) does not stop until its child lets go.
+pub(super) fn unstoppable(host: &mut Host, rig: &Rig) -> Result<()> {
+    let prefix = "/var/lab/unstoppable";
+    let pid = host.vm.shell.must(
+        &format!(
+            "/opt/kupgrade/subject vfork-parent {prefix} </dev/null >/dev/null 2>&1 & \
+             until [ -e {prefix}.ready ]; do kill -0 $! || break; sleep 0.1; done; rm {prefix}.ready && echo $!"
+        ),
+        SHORT,
+    )?;
+    let pid = pid.lines().last().unwrap_or_default().trim().to_owned();
+    host.must_refuse(&command(rig, "")?, &[&pid])?;
+    host.vm
+        .shell
+        .must(&format!("touch {prefix}.ask; wait {pid}"), SHORT)?;
+    Ok(())
+}
+
+/// kexec_load(2) switched off by the administrator.
+pub(super) fn kexec_disabled(host: &mut Host, rig: &Rig) -> Result<()> {
+    host.vm
+        .shell
+        .must("echo 1 > /proc/sys/kernel/kexec_load_disabled", SHORT)?;
+    host.must_refuse(&command(rig, "")?, &["kexec_load_disabled"])
+}
+
+/// A machine too small for a boot window.
+pub(super) fn no_window(host: &mut Host, rig: &Rig) -> Result<()> {
+    host.must_refuse(&command(rig, "")?, &["window"])
+}
+
+/// `KUPGRADE_FAULT=sigterm:PHASE` makes kupgrade send itself the signal when it enters the
+/// phase: from the freeze on there is nobody else left to send one.
+fn sigterm(host: &mut Host, rig: &Rig, phase: &str) -> Result<()> {
+    host.must_refuse(
+        &command(rig, &format!("KUPGRADE_FAULT=sigterm:{phase}"))?,
+        &["signal"],
+    )
+}
+
+/// SIGTERM while the upgrade is planned.
+pub(super) fn sigterm_plan(host: &mut Host, rig: &Rig) -> Result<()> {
+    sigterm(host, rig, "plan")
+}
+
+/// SIGTERM while the kernel is loaded.
+pub(super) fn sigterm_stage(host: &mut Host, rig: &Rig) -> Result<()> {
+    sigterm(host, rig, "stage")
+}
+
+/// SIGTERM while the processes are stopped.
+pub(super) fn sigterm_freeze(host: &mut Host, rig: &Rig) -> Result<()> {
+    sigterm(host, rig, "freeze")
+}
+
+/// SIGTERM while the processes are described.
+pub(super) fn sigterm_capture(host: &mut Host, rig: &Rig) -> Result<()> {
+    sigterm(host, rig, "capture")
+}
+
+/// SIGTERM during the last look at the pages.
+pub(super) fn sigterm_pin_down(host: &mut Host, rig: &Rig) -> Result<()> {
+    sigterm(host, rig, "pin-down")
+}
