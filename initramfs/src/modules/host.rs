@@ -13,8 +13,8 @@ pub struct DeviceUse {
     pub modalias: String,
     /// Name of its driver.
     pub driver: String,
-    /// Module of the driver, as far as the running kernel tells it (for what is built in, only
-    /// newer ones do).
+    /// Module of the driver, as far as the running kernel tells it; newer ones name one for what
+    /// is built in, too.
     pub module: Option<String>,
     /// Whether the root file system's disk hangs below it.
     pub carries_root: bool,

@@ -110,21 +110,23 @@ impl Collector<'_> {
         }
     }
 
-    /// A device: by what its bus calls it, else by its driver's module or name (the aliases of
-    /// drivers built into a kernel are not written down before 6.18).
-    fn want_device(&mut self, device: &DeviceUse, why: &str) -> bool {
+    /// A device: by its driver's module or name, else (a driver that was renamed or split) by
+    /// what its bus calls it. The aliases of drivers built into a kernel are not written down
+    /// before 6.18, so the bus's name alone would find only what else could drive it.
+    fn want_device(&mut self, device: &DeviceUse, loaded: &[String], why: &str) -> bool {
         let names = [
-            Some(&device.modalias),
             device.module.as_ref(),
             Some(&device.driver),
+            Some(&device.modalias),
         ];
         let known = |name: &&String| self.tree.resolve(name) != Resolved::Unknown;
-        match names.into_iter().flatten().find(known) {
-            Some(name) => self.want(name, why),
-            // A driver that is no module on the running kernel, nor known to the new one by any
-            // name, is of the kind that only exists built in (a PCI bridge's).
-            None if device.module.is_none() => true,
-            None => self.want(device.module.as_ref().unwrap_or(&device.driver), why),
+        let found = names.into_iter().flatten().find(known);
+        match (found, &device.module) {
+            (Some(name), _) => self.want(name, why),
+            (None, Some(module)) if loaded.contains(&canonical(module)) => self.want(module, why),
+            // Built into the running kernel and unknown to the new one by any name: of the kind
+            // that is never a module (a PCI bridge's).
+            (None, _) => true,
         }
     }
 
@@ -152,6 +154,7 @@ pub fn plan(tree: &ModuleTree, host: &HostUse) -> Result<ModulePlan, ModuleError
     for device in host.devices.iter().filter(|d| d.carries_root) {
         all.want_device(
             device,
+            &host.loaded,
             &format!("the root disk's device {}", device.path.display()),
         );
     }
@@ -180,7 +183,11 @@ pub fn plan(tree: &ModuleTree, host: &HostUse) -> Result<ModulePlan, ModuleError
         all.want(name, "loaded on the running kernel");
     }
     for device in host.devices.iter().filter(|d| !d.carries_root) {
-        all.want_device(device, &format!("device {}", device.path.display()));
+        all.want_device(
+            device,
+            &host.loaded,
+            &format!("device {}", device.path.display()),
+        );
     }
     let modules = all.order.iter().enumerate().filter_map(|(at, name)| {
         let stage = if at < root_stage {
@@ -358,16 +365,19 @@ mod tests {
         let mut host = host();
         host.devices[1].modalias = "nvme:unknown".into();
         host.devices[1].module = Some("nvme".into());
+        assert!(plan(&tree, &host).is_ok(), "built in and never a module");
+        host.loaded.push("nvme".into());
         let error = plan(&tree, &host).unwrap_err().to_string();
         assert!(
             error.contains("nvme") && error.contains("root disk"),
             "{error}"
         );
         host.devices[1].driver = "virtio-blk".into();
-        assert!(plan(&tree, &host).is_ok(), "found by its driver's name");
-        host.devices[1].driver = "pcieport".into();
-        host.devices[1].module = None;
-        assert!(plan(&tree, &host).is_ok(), "never a module");
+        let found = plan(&tree, &host).unwrap();
+        assert!(
+            found.modules.iter().any(|m| m.name == "virtio_blk"),
+            "by its driver's name"
+        );
         let error = ModuleTree::open(tmp.path(), "9.9").unwrap_err().to_string();
         assert!(error.contains("9.9/modules.dep"), "{error}");
     }
