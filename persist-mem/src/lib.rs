@@ -6,3 +6,4 @@ pub mod manifest;
 pub mod mounts;
 pub mod pages_file;
 pub mod physmem;
+pub mod ranges;

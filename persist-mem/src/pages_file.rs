@@ -23,8 +23,15 @@ impl PagesWriter {
     /// When it cannot be made, or is there already.
     pub fn create(path: &Path) -> std::io::Result<PagesWriter> {
         use std::os::unix::fs::OpenOptionsExt;
-        let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
-        Ok(PagesWriter { file: BufWriter::with_capacity(1 << 20, file), pages: 0 })
+        let file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        Ok(PagesWriter {
+            file: BufWriter::with_capacity(1 << 20, file),
+            pages: 0,
+        })
     }
 
     /// Adds whole pages and returns the number of the first.
@@ -47,7 +54,10 @@ impl PagesWriter {
     /// When it cannot be written.
     pub fn finish(self) -> std::io::Result<u64> {
         let pages = self.pages;
-        self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+        self.file
+            .into_inner()
+            .map_err(std::io::IntoInnerError::into_error)?
+            .sync_all()?;
         Ok(pages)
     }
 }

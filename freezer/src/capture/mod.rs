@@ -33,6 +33,7 @@ pub trait PageSink {
 /// # Errors
 /// When anything is met that is not carried, or cannot be read.
 pub fn capture(frozen: &Frozen, sink: &mut dyn PageSink) -> Result<Manifest, FreezerError> {
+    crate::files::pipe::refuse_outside(frozen)?;
     let mut table = Table::new();
     let mut processes = Vec::new();
     for pid in frozen.pids() {
@@ -41,7 +42,7 @@ pub fn capture(frozen: &Frozen, sink: &mut dyn PageSink) -> Result<Manifest, Fre
     for &pid in frozen.zombies() {
         processes.push(zombie(pid)?);
     }
-    let (descriptions, pipes) = table.finish(frozen)?;
+    let (descriptions, pipes) = table.finish();
     Ok(Manifest {
         host: host()?,
         processes,

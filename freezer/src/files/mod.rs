@@ -9,7 +9,7 @@ mod signalfd;
 mod timerfd;
 
 use crate::proc::{self, FdInfo};
-use crate::{FreezerError, Frozen, Refusal};
+use crate::{FreezerError, Refusal};
 use persist_mem::manifest::{
     Description, DescriptionId, DescriptionKind, Descriptor, Pipe, PipeId,
 };
@@ -145,17 +145,10 @@ impl Table {
         classify(open)
     }
 
-    /// Descriptions and pipes, after looking whether every pipe lies inside of the tree.
-    pub(crate) fn finish(
-        self,
-        frozen: &Frozen,
-    ) -> Result<(Vec<Description>, Vec<Pipe>), FreezerError> {
-        let inodes: Vec<u64> = self.pipes.iter().map(|(_, inode)| *inode).collect();
-        pipe::refuse_outside(frozen, &inodes)?;
-        Ok((
-            self.descriptions,
-            self.pipes.into_iter().map(|(pipe, _)| pipe).collect(),
-        ))
+    /// Descriptions and pipes.
+    pub(crate) fn finish(self) -> (Vec<Description>, Vec<Pipe>) {
+        let pipes = self.pipes.into_iter().map(|(pipe, _)| pipe).collect();
+        (self.descriptions, pipes)
     }
 }
 

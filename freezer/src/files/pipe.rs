@@ -71,9 +71,10 @@ fn contents(open: &Open<'_>, size: i32) -> Result<Vec<u8>, FreezerError> {
 }
 
 /// Refuses pipes that a process outside of the tree holds as well: its end would be cut off.
-pub(super) fn refuse_outside(frozen: &Frozen, inodes: &[u64]) -> Result<(), FreezerError> {
+/// Asked before any descriptor is copied: after that this process holds them too.
+pub(crate) fn refuse_outside(frozen: &Frozen) -> Result<(), FreezerError> {
     let inside: Vec<Pid> = frozen.pids().collect();
-    let found = shared_outside(&inside, inodes);
+    let found = shared_outside(&inside, &held(&inside));
     if found.is_empty() {
         Ok(())
     } else {
@@ -95,14 +96,13 @@ pub(crate) fn held(pids: &[Pid]) -> Vec<u64> {
 
 /// Those of the given pipes that a process outside of the tree holds as well.
 pub(crate) fn shared_outside(inside: &[Pid], inodes: &[u64]) -> Vec<Refusal> {
-    let me = Pid(nix::unistd::getpid().as_raw());
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
     let others = entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid))
-        .filter(|pid| !inside.contains(pid) && *pid != me);
+        .filter(|pid| !inside.contains(pid));
     let mut found: Vec<Refusal> = Vec::new();
     for other in others {
         for (_, inode) in pipes(other)

@@ -1,0 +1,63 @@
+//! `kupgrade checkpoint` inside a machine, on the kernel it has.
+
+use anyhow::{Result, bail};
+
+use super::Host;
+use crate::programs::SHORT;
+use crate::rig::Rig;
+
+/// A tree is saved and runs on; one that holds what is not carried is refused by name and runs on too.
+pub(super) fn checkpoint(host: &mut Host, _rig: &Rig) -> Result<()> {
+    let shell = &mut host.vm.shell;
+    let start = |code: &str| {
+        format!(
+            "rm -f /var/lab/ck.*; setsid python3 -c '{code}' </dev/null >/dev/null 2>&1 & \
+             for i in $(seq 100); do [ -s /var/lab/ck.count ] && break; sleep 0.2; done; echo $!"
+        )
+    };
+    let count = "import time,socket,itertools\ns=None\n\
+                 for n in itertools.count(1):\n  open(\"/var/lab/ck.count\",\"w\").write(str(n)); time.sleep(0.1)\n";
+    let pid = last_line(&shell.must(&start(count), SHORT)?);
+    shell.must(
+        &format!("rm -rf /var/lab/ck-image; kupgrade checkpoint --pid {pid} --dir /var/lab/ck-image --leave-running"),
+        SHORT,
+    )?;
+    shell.must(
+        "[ -s /var/lab/ck-image/manifest ] && [ -s /var/lab/ck-image/pages ]",
+        SHORT,
+    )?;
+    goes_on(host, &pid)?;
+    let shell = &mut host.vm.shell;
+    shell.must(&format!("kill {pid}; wait {pid}; true"), SHORT)?;
+
+    let holder = count.replace("s=None", "s=socket.socket()");
+    let pid = last_line(&shell.must(&start(&holder), SHORT)?);
+    let refused = shell.run(
+        &format!("kupgrade checkpoint --pid {pid} --dir /var/lab/ck-other 2>&1; echo status $?"),
+        SHORT,
+    )?;
+    let text = refused.ok()?;
+    if !text.contains("socket") || !text.contains(&pid) || !text.contains("status 1") {
+        bail!("a socket is not refused by name: {text}");
+    }
+    goes_on(host, &pid)?;
+    let shell = &mut host.vm.shell;
+    shell.must(
+        &format!("[ ! -e /var/lab/ck-other/manifest ]; kill {pid}; wait {pid}; true"),
+        SHORT,
+    )?;
+    Ok(())
+}
+
+fn last_line(text: &str) -> String {
+    text.lines().last().unwrap_or_default().trim().to_owned()
+}
+
+/// The counter must move, in a process that nobody traces.
+fn goes_on(host: &mut Host, pid: &str) -> Result<()> {
+    let command = format!(
+        "grep -q '^TracerPid:.0$' /proc/{pid}/status && a=$(cat /var/lab/ck.count) && sleep 2 && \
+         b=$(cat /var/lab/ck.count) && [ \"$b\" -gt \"$a\" ]"
+    );
+    host.vm.shell.must(&command, SHORT).map(drop)
+}
