@@ -31,6 +31,8 @@ pub enum Kind {
     SharedObject = 5,
     /// The last record: the number of records before it.
     End = 6,
+    /// [`crate::manifest::Upgrade`], at most one.
+    Upgrade = 7,
 }
 
 impl Kind {
@@ -42,6 +44,7 @@ impl Kind {
             Kind::Pipe,
             Kind::SharedObject,
             Kind::End,
+            Kind::Upgrade,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == number)
@@ -49,7 +52,7 @@ impl Kind {
 }
 
 /// Version of all record types. Raised with any change of a type in [`crate::manifest`].
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Why a manifest is not taken.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -61,7 +64,7 @@ pub enum FormatError {
         at: usize,
     },
     /// The record's checksum is wrong.
-    #[error("record {index} (kind {kind}) at byte {at} is damaged: its checksum does not match")]
+    #[error("record {index} (kind {kind}) at byte {at} is damaged: its CRC does not match")]
     Damaged {
         /// Number of the record.
         index: usize,

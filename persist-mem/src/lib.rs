@@ -1,5 +1,6 @@
 //! What outlives the kernel.
 
+pub mod firmware;
 pub mod format;
 pub mod handback;
 pub mod manifest;
@@ -7,3 +8,4 @@ pub mod mounts;
 pub mod pages_file;
 pub mod physmem;
 pub mod ranges;
+pub mod superblock;

@@ -49,6 +49,7 @@ pub fn capture(frozen: &Frozen, sink: &mut dyn PageSink) -> Result<Manifest, Fre
         descriptions,
         pipes,
         shared_objects: Vec::new(),
+        upgrade: None,
     })
 }
 

@@ -7,11 +7,13 @@ mod files;
 mod host;
 mod memory;
 mod process;
+mod upgrade;
 
 pub use files::*;
 pub use host::*;
 pub use memory::*;
 pub use process::*;
+pub use upgrade::*;
 
 use crate::format::{FormatError, Kind, Writer, records};
 
@@ -28,6 +30,8 @@ pub struct Manifest {
     pub pipes: Vec<Pipe>,
     /// Memory objects mapped shared.
     pub shared_objects: Vec<SharedObject>,
+    /// The upgrade under way; None in an image of `kupgrade checkpoint`.
+    pub upgrade: Option<Box<Upgrade>>,
 }
 
 impl Manifest {
@@ -38,6 +42,9 @@ impl Manifest {
     pub fn to_bytes(&self) -> Result<Vec<u8>, FormatError> {
         let mut writer = Writer::new();
         writer.record(Kind::Host, &self.host)?;
+        if let Some(upgrade) = &self.upgrade {
+            writer.record(Kind::Upgrade, upgrade)?;
+        }
         for pipe in &self.pipes {
             writer.record(Kind::Pipe, pipe)?;
         }
@@ -75,6 +82,7 @@ impl Manifest {
                 Kind::Description => manifest.descriptions.push(record.decode()?),
                 Kind::Pipe => manifest.pipes.push(record.decode()?),
                 Kind::SharedObject => manifest.shared_objects.push(record.decode()?),
+                Kind::Upgrade => manifest.upgrade = Some(record.decode()?),
                 Kind::Host | Kind::End => {
                     return Err(FormatError::Incomplete("a second host record".into()));
                 }

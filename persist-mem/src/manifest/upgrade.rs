@@ -1,0 +1,220 @@
+//! What the new kernel must know of the upgrade itself: memory, time line, mounts.
+
+use super::DescriptionId;
+use crate::firmware::FirmwareMap;
+use crate::mounts::MountTable;
+use crate::ranges::RangeSet;
+use core::fmt;
+use serde::{Deserialize, Serialize};
+use sys::Pid;
+
+/// An upgrade under way.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Upgrade {
+    /// Release of the kernel it leads to.
+    pub target: String,
+    /// The map of the machine's memory.
+    pub memory: MemoryPlan,
+    /// What was carried, for the report.
+    pub carried: Carried,
+    /// Beginnings of phases until the manifest was written; the jump begins with
+    /// [`crate::superblock::Superblock::sealed`].
+    pub stamps: Vec<Stamp>,
+    /// Frequency of the time stamp counter in kHz.
+    pub tsc_khz: u64,
+    /// The host's mounts with the contents of file systems in memory.
+    pub mounts: MountTable,
+    /// The command that asked for the upgrade.
+    pub stand_in: Option<StandIn>,
+    /// Checksums of carried pages, when `--verify` was given.
+    pub checksums: Option<PageChecksums>,
+}
+
+/// Which memory is what.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MemoryPlan {
+    /// What the firmware said.
+    pub firmware: FirmwareMap,
+    /// Bytes of a memory block on the old kernel.
+    pub block_size: u64,
+    /// RAM the new kernel was started in, as runs of physical bytes. All other RAM of the firmware
+    /// map was given to it as soft reserved.
+    pub window: Vec<(u64, u64)>,
+    /// Physical bytes that hold carried pages, as runs of start and end. The manifest itself is
+    /// not among them ([`crate::superblock::Superblock::ranges`]).
+    pub kept: Vec<(u64, u64)>,
+}
+
+impl MemoryPlan {
+    /// RAM the new kernel was started in.
+    #[must_use]
+    pub fn window(&self) -> RangeSet {
+        self.window
+            .iter()
+            .map(|(start, end)| *start..*end)
+            .collect()
+    }
+
+    /// Physical bytes with carried pages.
+    #[must_use]
+    pub fn kept(&self) -> RangeSet {
+        self.kept.iter().map(|(start, end)| *start..*end).collect()
+    }
+}
+
+/// Numbers for the report.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Carried {
+    /// Processes.
+    pub processes: u64,
+    /// Threads.
+    pub threads: u64,
+    /// Bytes whose page stays where it is.
+    pub bytes_in_place: u64,
+    /// Bytes copied to other pages.
+    pub bytes_moved: u64,
+    /// Why they were, with bytes.
+    pub moved_why: Vec<(String, u64)>,
+}
+
+/// The phases of an upgrade, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Phase {
+    /// May this host be upgraded?
+    Check,
+    /// Boot window, kernel image, overlay.
+    Plan,
+    /// kexec_load.
+    Stage,
+    /// Stopping every process.
+    Freeze,
+    /// Describing them.
+    Capture,
+    /// Where their pages are.
+    PinDown,
+    /// From the last byte of the manifest to the new kernel's first process.
+    Jump,
+    /// The new kernel's early boot: modules, root file system, mounts.
+    Init,
+    /// Rebuilding the processes.
+    Resurrect,
+    /// Letting them go.
+    Thaw,
+    /// Old pages are copied out.
+    Drain,
+    /// Memory goes back to the kernel.
+    HandBack,
+}
+
+impl Phase {
+    /// Its name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Check => "check",
+            Phase::Plan => "plan",
+            Phase::Stage => "stage",
+            Phase::Freeze => "freeze",
+            Phase::Capture => "capture",
+            Phase::PinDown => "pin-down",
+            Phase::Jump => "jump",
+            Phase::Init => "init",
+            Phase::Resurrect => "resurrect",
+            Phase::Thaw => "thaw",
+            Phase::Drain => "drain",
+            Phase::HandBack => "hand-back",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A phase began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Which.
+    pub phase: Phase,
+    /// Time stamp counter.
+    pub tsc: u64,
+}
+
+/// The `kupgrade` process that asked for the upgrade. It is not carried: a process with its ids
+/// and standard descriptors takes its place, prints the result and ends with status 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandIn {
+    /// Its process id.
+    pub pid: Pid,
+    /// Its parent.
+    pub ppid: Pid,
+    /// Its process group.
+    pub pgid: Pid,
+    /// Its session.
+    pub sid: Pid,
+    /// Descriptors 0, 1 and 2; None for one that was closed.
+    pub files: [Option<DescriptionId>; 3],
+}
+
+/// CRC-32 of pages, by frame. Every carried frame is in exactly one run.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PageChecksums {
+    /// Runs in ascending order.
+    pub runs: Vec<ChecksumRun>,
+}
+
+/// Checksums of consecutive frames.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChecksumRun {
+    /// The first frame (physical address / 4096).
+    pub frame: u64,
+    /// One CRC-32 a page, little endian.
+    #[serde(with = "serde_bytes")]
+    pub sums: Vec<u8>,
+}
+
+impl ChecksumRun {
+    /// The checksums, in the order of the frames.
+    pub fn sums(&self) -> impl Iterator<Item = u32> + '_ {
+        let (words, _) = self.sums.as_chunks::<4>();
+        words.iter().map(|word| u32::from_le_bytes(*word))
+    }
+}
+
+impl PageChecksums {
+    /// The checksum of a frame; None when it was not carried.
+    #[must_use]
+    pub fn of(&self, frame: u64) -> Option<u32> {
+        let at = self.runs.partition_point(|run| run.frame <= frame);
+        let run = self.runs.get(at.checked_sub(1)?)?;
+        run.sums().nth(usize::try_from(frame - run.frame).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksums_are_found_by_frame() {
+        let run = |frame, sums: &[u32]| ChecksumRun {
+            frame,
+            sums: sums.iter().flat_map(|sum| sum.to_le_bytes()).collect(),
+        };
+        let sums = PageChecksums {
+            runs: vec![run(10, &[1, 2]), run(20, &[3])],
+        };
+        for (frame, sum) in [
+            (9, None),
+            (10, Some(1)),
+            (11, Some(2)),
+            (12, None),
+            (20, Some(3)),
+            (21, None),
+        ] {
+            assert_eq!(sums.of(frame), sum, "frame {frame}");
+        }
+    }
+}
