@@ -14,8 +14,10 @@
 
 pub mod cpio;
 pub mod early;
+pub mod init;
 pub mod modules;
 pub mod mounts;
+pub mod settings;
 pub mod superblock;
 #[cfg(test)]
 mod testdir;

@@ -55,6 +55,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if initramfs::init::is_init() {
+        initramfs::init::run();
+    }
     log::init();
     let done = match Arguments::parse().command {
         Command::Check { pid, json } => check::run(pid.map(sys::Pid), json),

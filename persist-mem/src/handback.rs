@@ -443,6 +443,12 @@ pub fn mem_total() -> Option<u64> {
     mem_info("MemTotal")
 }
 
+/// `MemAvailable` of /proc/meminfo, in bytes.
+#[must_use]
+pub fn mem_available() -> Option<u64> {
+    mem_info("MemAvailable")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

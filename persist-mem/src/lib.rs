@@ -6,6 +6,7 @@ pub mod handback;
 pub mod manifest;
 pub mod mounts;
 pub mod pages_file;
+pub mod phys_store;
 pub mod physmem;
 pub mod ranges;
 pub mod superblock;

@@ -1,1 +1,3 @@
 //! Manifest to running processes.
+
+pub mod supervisor;

@@ -6,9 +6,12 @@ use super::root::{RootSpec, mount_root, wait_for};
 use super::switch::{NEW_ROOT, discard_overlay, switch_root};
 use super::{EarlyError, Result, basics, load};
 use crate::modules::Stage;
+use nix::mount::{MntFlags, umount2};
 use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use persist_mem::handback::{HandBack, mem_total};
 use std::fs::{File, OpenOptions};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,15 +52,18 @@ impl Fallback {
     }
 }
 
-/// Boots the host without restoring anything, as PID 1. Never returns: it ends in the host's
-/// init, in a shell, or in a restart of the machine.
-pub fn fallback_boot(plan: &Fallback, reason: &str) -> ! {
+/// Says on the console what is lost.
+fn report(reason: &str) {
     announce("=================================================================");
-    announce(&format!(
-        "the processes of the old kernel are NOT restored: {reason}"
-    ));
+    announce(&format!("the processes could not be carried: {reason}"));
     announce("the host boots as after a restart");
     announce("=================================================================");
+}
+
+/// Boots the host without restoring anything, as PID 1 in the initramfs. Never returns: it ends in
+/// the host's init, in a shell, or in a restart of the machine.
+pub fn fallback_boot(plan: &Fallback, reason: &str) -> ! {
+    report(reason);
     if let Err(error) = basics::mount_basics() {
         announce(&error.to_string());
     }
@@ -68,6 +74,44 @@ pub fn fallback_boot(plan: &Fallback, reason: &str) -> ! {
     }
     return_all_memory();
     let Err(error) = boot_host(plan);
+    give_up(plan, &error)
+}
+
+/// The same when the root was changed already and nothing runs in it: what was mounted beside it
+/// is let go, and the host's init starts.
+pub fn fallback_here(plan: &Fallback, reason: &str) -> ! {
+    report(reason);
+    // What the supervisor held back must not be held back from the host's init.
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+    // Whatever /proc is mounted now may show another PID namespace.
+    if let Err(error) = basics::mount_basics() {
+        announce(&error.to_string());
+    }
+    return_all_memory();
+    leave_mounts();
+    let Err(error) = start_init(plan);
+    give_up(plan, &error)
+}
+
+/// Unmounts everything but the root, the last one first. What stays is in the way of nobody but
+/// the one who mounts it again.
+fn leave_mounts() {
+    let mounts = crate::mounts::capture::survey().map(|table| table.mounts);
+    let mut points: Vec<PathBuf> = mounts
+        .unwrap_or_default()
+        .into_iter()
+        .map(|m| PathBuf::from(std::ffi::OsString::from_vec(m.point)))
+        .filter(|point| point != Path::new("/"))
+        .collect();
+    while let Some(point) = points.pop() {
+        if let Err(errno) = umount2(&point, MntFlags::MNT_DETACH) {
+            log::debug!("{} stays mounted: {errno}", point.display());
+        }
+    }
+}
+
+/// The end of all means: a shell, then a restart.
+fn give_up(plan: &Fallback, error: &EarlyError) -> ! {
     announce(&format!("the host's own system cannot be started: {error}"));
     shell();
     announce(&format!("the machine restarts in {:?}", plan.linger));
@@ -104,7 +148,7 @@ fn return_all_memory() {
     }
 }
 
-/// Mounts the host's root, makes it `/`, and becomes the first init that can be started.
+/// Mounts the host's root, makes it `/`, and starts its init.
 fn boot_host(plan: &Fallback) -> Result<std::convert::Infallible> {
     let root = Path::new(NEW_ROOT);
     let spec = plan
@@ -115,6 +159,11 @@ fn boot_host(plan: &Fallback) -> Result<std::convert::Infallible> {
     mount_root(&found, root, &plan.root_options)?;
     discard_overlay();
     switch_root(root)?;
+    start_init(plan)
+}
+
+/// Becomes the first init that can be started.
+fn start_init(plan: &Fallback) -> Result<std::convert::Infallible> {
     let mut last = None;
     for init in &plan.inits {
         if !init.exists() {

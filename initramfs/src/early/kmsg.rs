@@ -7,32 +7,97 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Before every line, so that both kernels' logs can be searched for it.
 pub const PREFIX: &str = "kupgrade: ";
 /// Bytes of text in one record, well below the kernel's bound.
 const LINE: usize = 900;
 
-/// Writes log records to the kernel's log.
+/// Writes log records to the kernel's log, and to a file once there is a file system for it.
 #[derive(Debug)]
 struct KmsgLogger {
-    file: Mutex<File>,
+    outputs: Mutex<Outputs>,
 }
+
+#[derive(Debug)]
+struct Outputs {
+    kernel: File,
+    copy: Copied,
+}
+
+/// The second place.
+#[derive(Debug)]
+enum Copied {
+    /// Lines that wait for it.
+    Kept(String),
+    /// It is there.
+    File(File),
+}
+
+static LOGGER: OnceLock<KmsgLogger> = OnceLock::new();
 
 /// Sends the `log` crate's records of `level` and above to `path` (`/dev/kmsg`).
 ///
 /// # Errors
 /// The file cannot be opened. A logger that was installed before stays.
 pub fn install(path: &Path, level: LevelFilter) -> std::io::Result<()> {
-    let file = OpenOptions::new().write(true).open(path)?;
-    let logger: &'static KmsgLogger = Box::leak(Box::new(KmsgLogger {
-        file: Mutex::new(file),
-    }));
+    let kernel = OpenOptions::new().write(true).open(path)?;
+    let logger = LOGGER.get_or_init(|| KmsgLogger {
+        outputs: Mutex::new(Outputs {
+            kernel,
+            copy: Copied::Kept(String::new()),
+        }),
+    });
     if log::set_logger(logger).is_ok() {
         log::set_max_level(level);
     }
     Ok(())
+}
+
+/// Writes all lines logged since [`install`] to the file `path`, and every later one.
+///
+/// # Errors
+/// The directory or the file cannot be made.
+pub fn copy_to(path: &Path) -> std::io::Result<()> {
+    let Some(logger) = LOGGER.get() else {
+        return Ok(());
+    };
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    let mut outputs = logger.lock();
+    if let Copied::Kept(text) = &outputs.copy {
+        file.write_all(text.as_bytes())?;
+    }
+    outputs.copy = Copied::File(file);
+    Ok(())
+}
+
+impl KmsgLogger {
+    fn lock(&self) -> MutexGuard<'_, Outputs> {
+        // A poisoned lock only means that another thread panicked while writing.
+        self.outputs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Outputs {
+    fn line(&mut self, level: Level, line: &str) {
+        // Nobody could be told of a failure.
+        let _ = self
+            .kernel
+            .write_all(format!("<{}>{PREFIX}{line}\n", priority(level)).as_bytes());
+        match &mut self.copy {
+            Copied::Kept(text) => {
+                text.push_str(line);
+                text.push('\n');
+            }
+            Copied::File(file) => {
+                let _ = file.write_all(format!("{line}\n").as_bytes());
+            }
+        }
+    }
 }
 
 /// syslog(3) levels; the facility is "user", as the kernel wants for what is not its own.
@@ -74,15 +139,9 @@ impl Log for KmsgLogger {
 
     fn log(&self, record: &Record<'_>) {
         let text = record.args().to_string();
-        // A poisoned lock only means that another thread panicked while writing.
-        let mut file = self
-            .file
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut outputs = self.lock();
         for line in records(&text) {
-            // Nobody could be told of a failure.
-            let _ = file
-                .write_all(format!("<{}>{PREFIX}{line}\n", priority(record.level())).as_bytes());
+            outputs.line(record.level(), line);
         }
     }
 

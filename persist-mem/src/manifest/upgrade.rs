@@ -24,6 +24,10 @@ pub struct Upgrade {
     pub tsc_khz: u64,
     /// The host's mounts with the contents of file systems in memory.
     pub mounts: MountTable,
+    /// Settings of the kernel: names below `/proc/sys` and values.
+    pub settings: Vec<(String, String)>,
+    /// MemTotal of the old kernel, in bytes.
+    pub mem_total: u64,
     /// The command that asked for the upgrade.
     pub stand_in: Option<StandIn>,
     /// Checksums of carried pages, when `--verify` was given.

@@ -1,0 +1,104 @@
+//! Memory on its way back: as much as rebuilding needs at once, the rest when the world runs.
+
+use super::saved::Saved;
+use persist_mem::handback::{HandBack, HandBackError, mem_available, mem_total};
+use persist_mem::manifest::Manifest;
+use persist_mem::physmem::PhysMem;
+use std::ops::Range;
+use std::path::Path;
+use sys::PAGE_SIZE_U64;
+
+/// What the new kernel and the restorer need beside the carried pages: page tables, descriptors,
+/// page cache.
+const MARGIN: u64 = 96 << 20;
+
+/// Bytes of memory that all carried pages take once they are copied. Pages that processes share
+/// since a fork count once for each.
+fn carried(manifest: &Manifest) -> u64 {
+    let processes = manifest.processes.iter().filter_map(|p| p.live());
+    let private = processes.flat_map(|live| &live.mm.extents);
+    let shared = manifest.shared_objects.iter().flat_map(|o| &o.extents);
+    private.chain(shared).map(|e| e.pages * PAGE_SIZE_U64).sum()
+}
+
+/// Hands back blocks without old pages until there is room for what is carried.
+///
+/// # Errors
+/// The kernel lacks memory hotplug and there is not enough room without it.
+pub(super) fn make_room(saved: &Saved) -> Result<(), HandBackError> {
+    let want = carried(&saved.manifest) * 17 / 16 + MARGIN;
+    let have = mem_available().unwrap_or(0);
+    if have >= want {
+        return Ok(());
+    }
+    let mut back = HandBack::new(Path::new("/sys"))?;
+    let block = back.block_size();
+    let needed = saved.needed();
+    let mut missing = want - have;
+    let mut chosen: Vec<Range<u64>> = Vec::new();
+    for region in back.regions() {
+        let mut at = region.range.start.next_multiple_of(block);
+        while at + block <= region.range.end && missing > 0 {
+            if !needed.touches(&(at..at + block)) {
+                chosen.push(at..at + block);
+                // 1/64 of it is for the kernel's own records.
+                missing = missing.saturating_sub(block - block / 64);
+            }
+            at += block;
+        }
+    }
+    let report = back.give(&chosen)?;
+    for left in &report.left {
+        log::warn!("memory not handed back: {left}");
+    }
+    log::info!(
+        "{} MiB handed back in {:?} to make room for {} MiB",
+        report.bytes() >> 20,
+        report.took,
+        want >> 20
+    );
+    if missing > 0 {
+        log::warn!(
+            "{} MiB may be missing while the processes are rebuilt",
+            missing >> 20
+        );
+    }
+    Ok(())
+}
+
+/// Wipes the manifest and hands everything back. Returns what stays out, in words.
+pub(super) fn drain(saved: &Saved) -> Vec<String> {
+    let mut notes = Vec::new();
+    match PhysMem::open() {
+        Ok(memory) => {
+            for range in saved.superblock.ranges().iter() {
+                if let Err(error) = memory.wipe(range.clone()) {
+                    notes.push(format!("the manifest was not wiped: {error}"));
+                }
+            }
+        }
+        Err(error) => notes.push(format!("the manifest was not wiped: {error}")),
+    }
+    let report = HandBack::new(Path::new("/sys")).and_then(|mut back| back.give_all());
+    match report {
+        Ok(report) => {
+            log::info!(
+                "{} MiB handed back in {:?}; MemTotal is {} MiB",
+                report.bytes() >> 20,
+                report.took,
+                mem_total().unwrap_or(0) >> 20
+            );
+            notes.extend(
+                report
+                    .left
+                    .iter()
+                    .map(|left| format!("memory not handed back: {left}")),
+            );
+        }
+        Err(error) => notes.push(format!("memory not handed back: {error}")),
+    }
+    for note in &notes {
+        log::warn!("{note}");
+    }
+    notes
+}
