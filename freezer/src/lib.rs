@@ -1,8 +1,8 @@
 //! Stops processes and describes them.
 //!
 //! [`freeze`] seizes every thread of a process tree and keeps it stopped until the returned
-//! value is dropped; [`capture`] turns the stopped tree into a
-//! [`persist_mem::manifest::Manifest`]. What can be read from outside is read from outside (`/proc`, copies
+//! value is dropped; [`capture()`] turns the stopped tree into a
+//! [`persist_mem::manifest::Manifest`], [`capture_pages`] adds where its pages are. What can be read from outside is read from outside (`/proc`, copies
 //! of descriptors, ptrace); the rest are system calls run in one batch inside each thread.
 //!
 //! | where | what |
@@ -21,6 +21,6 @@ pub mod files;
 pub mod freeze;
 pub mod proc;
 
-pub use capture::{PageSink, capture};
+pub use capture::{PageRun, PageSink, capture, capture_pages, capture_with_stand_in};
 pub use error::{FreezerError, Refusal};
 pub use freeze::{Frozen, freeze};

@@ -1,20 +1,23 @@
 //! A running tree is stopped, described and let go, and does not notice.
 
-use freezer::{PageSink, capture, check, freeze};
-use persist_mem::manifest::{Backing, DescriptionKind, Manifest};
+use freezer::{PageRun, PageSink, capture, capture_pages, check, freeze};
+use persist_mem::manifest::{Backing, DescriptionKind, Extent, Manifest};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use sys::Pid;
-use sys::vm::ProcMem;
 
 #[derive(Default)]
 struct Pages(Vec<u8>);
 
 impl PageSink for Pages {
-    fn save(&mut self, mem: &ProcMem, va: u64, pages: u64) -> std::io::Result<u64> {
-        let first = self.0.len() as u64 / 4096;
-        self.0.extend(mem.read_vec(va, pages as usize * 4096)?);
-        Ok(first)
+    fn save(&mut self, run: &PageRun<'_>) -> std::io::Result<Vec<Extent>> {
+        let frame = self.0.len() as u64 / 4096;
+        self.0.extend(run.read()?);
+        Ok(vec![Extent {
+            va: run.va,
+            pages: run.pfns.len() as u64,
+            frame,
+        }])
     }
 }
 
@@ -59,7 +62,8 @@ impl Drop for Subject {
 fn describe(pid: Pid) -> (Manifest, Pages) {
     let mut pages = Pages::default();
     let frozen = freeze(pid).unwrap();
-    let manifest = capture(&frozen, &mut pages).unwrap();
+    let mut manifest = capture(&frozen).unwrap();
+    capture_pages(&mut manifest, &mut pages).unwrap();
     drop(frozen);
     (manifest, pages)
 }
@@ -118,9 +122,7 @@ fn stopping_shows_no_interrupted_call_and_leaves_no_mapping() {
     );
     let frozen = freeze(pid).unwrap();
     // The pipe to this test is refused by name, whatever was done before that is undone.
-    let refused = capture(&frozen, &mut Pages::default())
-        .unwrap_err()
-        .to_string();
+    let refused = capture(&frozen).unwrap_err().to_string();
     assert!(
         refused.contains("not part of the tree") || refused.contains("pipe"),
         "{refused}"

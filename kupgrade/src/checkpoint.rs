@@ -3,13 +3,13 @@
 use crate::image::Image;
 use crate::signals::Held;
 use anyhow::{Context, Result, bail};
-use freezer::{Frozen, PageSink};
+use freezer::{Frozen, PageRun, PageSink};
+use persist_mem::manifest::Extent;
 use persist_mem::pages_file::PagesWriter;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use sys::vm::ProcMem;
-use sys::{PAGE_SIZE, Pid};
+use sys::Pid;
 
 /// Saves the tree below `pid`. On any failure the tree runs on and the image is removed.
 pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool) -> Result<()> {
@@ -59,7 +59,8 @@ fn save(frozen: &Frozen, image: &Image) -> Result<()> {
         writer: PagesWriter::create(&image.pages)
             .with_context(|| format!("making {}", image.pages.display()))?,
     };
-    let manifest = freezer::capture(frozen, &mut sink)?;
+    let mut manifest = freezer::capture(frozen)?;
+    freezer::capture_pages(&mut manifest, &mut sink)?;
     sink.writer
         .finish()
         .with_context(|| format!("writing {}", image.pages.display()))?;
@@ -81,9 +82,12 @@ struct FileSink {
 }
 
 impl PageSink for FileSink {
-    fn save(&mut self, mem: &ProcMem, va: u64, pages: u64) -> std::io::Result<u64> {
-        let len = usize::try_from(pages).unwrap_or(0) * PAGE_SIZE;
-        let bytes = mem.read_vec(va, len).map_err(std::io::Error::from)?;
-        self.writer.append(&bytes)
+    fn save(&mut self, run: &PageRun<'_>) -> std::io::Result<Vec<Extent>> {
+        let frame = self.writer.append(&run.read()?)?;
+        Ok(vec![Extent {
+            va: run.va,
+            pages: run.pfns.len() as u64,
+            frame,
+        }])
     }
 }

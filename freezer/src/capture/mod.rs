@@ -11,46 +11,70 @@ mod thread;
 mod timers;
 
 pub(crate) use memory::refusals as memory_refusals;
+pub use pages::{PageRun, PageSink, capture_pages};
 
 use crate::files::Table;
 use crate::{FreezerError, Frozen};
 use nix::time::ClockId;
-use persist_mem::manifest::{Clocks, Host, Manifest, Process, State};
+use persist_mem::manifest::{Clocks, DescriptionId, Host, Manifest, Process, StandIn, State};
 use sys::Pid;
 
-/// Where the contents of pages go.
-pub trait PageSink {
-    /// Keeps `pages` pages of a process from address `va`; returns the number of the first page in
-    /// the store. Pages of one call get consecutive numbers.
-    ///
-    /// # Errors
-    /// Whatever reading or writing them meets.
-    fn save(&mut self, mem: &sys::vm::ProcMem, va: u64, pages: u64) -> std::io::Result<u64>;
-}
-
-/// Describes a stopped tree. The processes stay stopped and are left as they were.
+/// Describes a stopped tree, all but the contents of its pages ([`capture_pages`]). The processes stay
+/// stopped and are left as they were.
 ///
 /// # Errors
 /// When anything is met that is not carried, or cannot be read.
-pub fn capture(frozen: &Frozen, sink: &mut dyn PageSink) -> Result<Manifest, FreezerError> {
+pub fn capture(frozen: &Frozen) -> Result<Manifest, FreezerError> {
+    describe(frozen, None).map(|(manifest, _)| manifest)
+}
+
+/// As [`capture`], with the standard descriptors of this process among the descriptions.
+///
+/// # Errors
+/// As [`capture`].
+pub fn capture_with_stand_in(frozen: &Frozen) -> Result<(Manifest, StandIn), FreezerError> {
+    let me = Pid(nix::unistd::getpid().as_raw());
+    let (manifest, files) = describe(frozen, Some(me))?;
+    let stat = crate::proc::Stat::read(me, "stat")?;
+    let stand_in = StandIn {
+        pid: me,
+        ppid: stat.pid(4),
+        pgid: stat.pid(5),
+        sid: stat.pid(6),
+        files,
+    };
+    Ok((manifest, stand_in))
+}
+
+/// Descriptions of descriptors 0 to 2.
+type Standard = [Option<DescriptionId>; 3];
+
+fn describe(frozen: &Frozen, stand_in: Option<Pid>) -> Result<(Manifest, Standard), FreezerError> {
     crate::files::pipe::refuse_outside(frozen)?;
     let mut table = Table::new();
     let mut processes = Vec::new();
     for pid in frozen.pids() {
-        processes.push(process::capture(frozen, pid, &mut table, sink)?);
+        processes.push(process::capture(frozen, pid, &mut table)?);
     }
     for &pid in frozen.zombies() {
         processes.push(zombie(pid)?);
     }
+    let mut standard = Standard::default();
+    if let Some(pid) = stand_in {
+        for (fd, place) in (0..).zip(&mut standard) {
+            *place = table.capture_one(pid, fd)?;
+        }
+    }
     let (descriptions, pipes) = table.finish();
-    Ok(Manifest {
+    let manifest = Manifest {
         host: host()?,
         processes,
         descriptions,
         pipes,
         shared_objects: Vec::new(),
         upgrade: None,
-    })
+    };
+    Ok((manifest, standard))
 }
 
 fn zombie(pid: Pid) -> Result<Process, FreezerError> {

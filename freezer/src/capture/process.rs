@@ -1,6 +1,6 @@
 //! One live process.
 
-use super::{PageSink, attributes, memory, pages, signals, thread, timers};
+use super::{attributes, memory, signals, thread, timers};
 use crate::files::Table;
 use crate::proc::{self, Stat, Status};
 use crate::{FreezerError, Frozen};
@@ -15,7 +15,6 @@ pub(super) fn capture(
     frozen: &Frozen,
     pid: Pid,
     table: &mut Table,
-    sink: &mut dyn PageSink,
 ) -> Result<Process, FreezerError> {
     let stat = Stat::read(pid, "stat")?;
     let maps = memory::mappings(pid)?;
@@ -39,7 +38,6 @@ pub(super) fn capture(
     unmapped?;
     mm.layout.brk = more.brk;
     mm.thp_disabled = more.thp_disabled;
-    mm.extents = pages::capture(pid, &mm.vmas, leader.mem(), sink)?;
     live.mm = mm;
     live.files = files;
     Ok(Process {

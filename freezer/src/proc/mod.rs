@@ -6,12 +6,14 @@ mod maps;
 mod pagemap;
 mod stat;
 mod status;
+mod zero;
 
 pub use fdinfo::FdInfo;
 pub use maps::{Mapping, parse_smaps};
 pub use pagemap::{PageState, Pagemap};
 pub use stat::Stat;
 pub use status::Status;
+pub(crate) use zero::ZeroPages;
 
 use crate::FreezerError;
 use sys::{Pid, Tid};
