@@ -63,7 +63,7 @@ pub enum FreezerError {
         hint: &'static str,
     },
     /// A thread did not stop in time.
-    #[error("thread {tid} of process {pid} did not stop within {seconds} s (state {state})")]
+    #[error("thread {tid} of process {pid} did not stop within {seconds} s (state {state}){hint}")]
     WontStop {
         /// The process.
         pid: Pid,
@@ -73,6 +73,8 @@ pub enum FreezerError {
         seconds: u64,
         /// Its state letter in `/proc`.
         state: char,
+        /// What it waits for, where that is known.
+        hint: String,
     },
     /// Work in a stopped thread failed.
     #[error("process {pid}: {cause}")]

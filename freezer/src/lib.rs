@@ -1,8 +1,9 @@
 //! Stops processes and describes them.
 //!
-//! [`freeze`] seizes every thread of a process tree and keeps it stopped until the returned
-//! value is dropped; [`capture()`] turns the stopped tree into a
-//! [`persist_mem::manifest::Manifest`], [`capture_pages`] adds where its pages are. What can be read from outside is read from outside (`/proc`, copies
+//! [`freeze()`] seizes every thread of a process tree, [`freeze_all`] of the whole host, and keeps
+//! them stopped until the returned value is dropped; [`capture()`] turns the stopped processes into
+//! a [`persist_mem::manifest::Manifest`], [`capture_pages`] adds where their pages are. What can be
+//! read from outside is read from outside (`/proc`, copies
 //! of descriptors, ptrace); the rest are system calls run in one batch inside each thread.
 //!
 //! | where | what |
@@ -23,4 +24,4 @@ pub mod proc;
 
 pub use capture::{PageRun, PageSink, capture, capture_pages, capture_with_stand_in};
 pub use error::{FreezerError, Refusal};
-pub use freeze::{Frozen, freeze};
+pub use freeze::{Frozen, freeze, freeze_all};

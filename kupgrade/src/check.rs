@@ -25,7 +25,12 @@ pub(crate) fn run(root: Option<Pid>, json: bool) -> Result<ExitCode> {
                 freezer::check::check_tree(root).with_context(context)?,
             )
         }
-        None => (everyone()?, Vec::new()),
+        None => {
+            let me = Pid(nix::unistd::getpid().as_raw());
+            let mut pids = proc::everyone()?;
+            pids.retain(|pid| *pid != me);
+            (pids, Vec::new())
+        }
     };
     let mut verdicts = Vec::new();
     for pid in pids {
@@ -69,25 +74,3 @@ pub(crate) fn run(root: Option<Pid>, json: bool) -> Result<ExitCode> {
         ExitCode::from(3)
     })
 }
-
-/// Every process of user space except this one. Kernel threads have no executable.
-fn everyone() -> Result<Vec<Pid>> {
-    let me = Pid(nix::unistd::getpid().as_raw());
-    let mut pids = Vec::new();
-    for entry in std::fs::read_dir("/proc").context("listing /proc")? {
-        let name = entry.context("listing /proc")?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).map(Pid) else {
-            continue;
-        };
-        let kernel =
-            proc::Stat::read(pid, "stat").is_ok_and(|stat| stat.field(9) & PF_KTHREAD != 0);
-        if pid != me && !kernel {
-            pids.push(pid);
-        }
-    }
-    pids.sort_unstable();
-    Ok(pids)
-}
-
-/// include/linux/sched.h
-const PF_KTHREAD: i64 = 0x0020_0000;

@@ -1,4 +1,4 @@
-//! Interrupted system calls, and restartable sequences.
+//! Interrupted system calls.
 //!
 //! A thread that is stopped in a system call shows a code in `rax` that only tracers see. Left as it
 //! is, the kernel that resumes the thread does what it would have done anyway: deliver a signal and
@@ -13,8 +13,6 @@ use crate::FreezerError;
 use crate::freeze::FrozenThread;
 use nix::time::ClockId;
 use persist_mem::manifest::Sleep;
-use sys::Pid;
-use sys::ptrace::RseqConfiguration;
 use sys::regs::{NO_SYSCALL, Regs, restart};
 use sys::tracee::Tracee;
 
@@ -32,12 +30,11 @@ const FUTEX_CLOCK_REALTIME: u64 = 256;
 pub(super) fn settle(
     tracee: &Tracee,
     regs: Regs,
-    rseq: &RseqConfiguration,
     frozen: FrozenThread,
     scheduler_ns: u64,
 ) -> Result<(Regs, Option<Sleep>), FreezerError> {
     let Some((nr, result)) = regs.interrupted_syscall() else {
-        return Ok((leave_critical_section(tracee, regs, rseq)?, None));
+        return Ok((regs, None));
     };
     if result == -EINTR {
         let rax = (-restart::ERESTARTNOHAND).cast_unsigned();
@@ -129,39 +126,4 @@ fn remaining(
         }
         _ => Ok(None),
     }
-}
-
-/// A thread inside a restartable sequence is sent to its abort handler, as the kernel would on any
-/// preemption (rseq(2), kernel/rseq.c).
-fn leave_critical_section(
-    tracee: &Tracee,
-    regs: Regs,
-    rseq: &RseqConfiguration,
-) -> Result<Regs, FreezerError> {
-    if rseq.pointer == 0 {
-        return Ok(regs);
-    }
-    let pid: Pid = tracee.pid();
-    let word = |va| {
-        tracee
-            .mem()
-            .read_u64(va)
-            .map_err(FreezerError::call(pid, "reading its rseq area"))
-    };
-    let descriptor = word(rseq.pointer + 8)?;
-    if descriptor == 0 {
-        return Ok(regs);
-    }
-    // struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip.
-    let (start, len, abort) = (
-        word(descriptor + 8)?,
-        word(descriptor + 16)?,
-        word(descriptor + 24)?,
-    );
-    let inside = regs.rip.wrapping_sub(start) < len;
-    Ok(if inside {
-        Regs { rip: abort, ..regs }
-    } else {
-        regs
-    })
 }

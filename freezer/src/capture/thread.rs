@@ -32,7 +32,7 @@ pub(super) fn capture(
     let robust_list = process::get_robust_list(tid).map_err(call("reading its robust list"))?;
     let pending = signals::pending(pid, tid, false)?;
     // The registers as they shall be later; sleeping calls are looked at before anything runs.
-    let (regs, sleep) = sleep::settle(tracee, regs, &rseq, frozen, scheduler_ns)?;
+    let (regs, sleep) = sleep::settle(tracee, regs, frozen, scheduler_ns)?;
     let status = Status::read(pid, &format!("task/{tid}/status"))?;
     let stat = Stat::read(pid, &format!("task/{tid}/stat"))?;
 

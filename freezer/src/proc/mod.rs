@@ -126,6 +126,34 @@ pub fn tree(root: Pid) -> Result<Vec<Pid>, FreezerError> {
     Ok(found)
 }
 
+/// Every process of user space in this PID namespace, in ascending order: kernel threads are left
+/// out.
+///
+/// # Errors
+/// [`FreezerError::Proc`] when `/proc` cannot be listed.
+pub fn everyone() -> Result<Vec<Pid>, FreezerError> {
+    // include/linux/sched.h
+    const PF_KTHREAD: i64 = 0x0020_0000;
+    let failed = |cause| FreezerError::Proc {
+        pid: Pid(0),
+        what: "the list of processes".into(),
+        cause,
+    };
+    let mut pids = Vec::new();
+    for entry in std::fs::read_dir("/proc").map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).map(Pid) else {
+            continue;
+        };
+        // One that has just ended needs no mention.
+        if Stat::read(pid, "stat").is_ok_and(|stat| stat.field(9) & PF_KTHREAD == 0) {
+            pids.push(pid);
+        }
+    }
+    pids.sort_unstable();
+    Ok(pids)
+}
+
 /// The name of a process for messages, `?` when it is gone.
 #[must_use]
 pub fn comm(pid: Pid) -> String {

@@ -1,0 +1,173 @@
+//! Stopping every thread of processes, and letting go again.
+//!
+//! All threads are seized and asked to stop first and waited for afterwards, in rounds, until a
+//! round finds nobody new. A thread is stopped where it can be described: not inside the vdso,
+//! not inside a restartable sequence ([`mod@position`]).
+
+mod position;
+mod scope;
+mod sleepers;
+mod stop;
+
+use crate::{FreezerError, proc};
+use scope::Scope;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use sys::{Pid, Tid, ptrace, wait};
+
+/// How long a thread may take to stop. Longer waits are uninterruptible sleeps, or a vfork parent
+/// whose child does not let go.
+pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// A stopped thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FrozenThread {
+    /// The signal that had stopped its process before (job control).
+    pub group_stop: Option<i32>,
+    /// Nanoseconds of the scheduler's clock at which it went to sleep, None when it ran, when its
+    /// sleep has no time-out, or the kernel does not tell (`/proc/PID/task/TID/sched`).
+    pub asleep_since_ns: Option<u64>,
+}
+
+/// Processes whose threads are all stopped. They go on when this is dropped, also when the
+/// tracer ends in any way: the kernel detaches them then.
+#[derive(Debug)]
+pub struct Frozen {
+    processes: Vec<(Pid, BTreeMap<Tid, FrozenThread>)>,
+    zombies: Vec<Pid>,
+    /// Scheduler clock when stopping began.
+    pub scheduler_ns: u64,
+}
+
+impl Frozen {
+    /// Live processes, parents before children.
+    pub fn pids(&self) -> impl Iterator<Item = Pid> + '_ {
+        self.processes.iter().map(|(pid, _)| *pid)
+    }
+
+    /// Ended processes that nobody has waited for.
+    #[must_use]
+    pub fn zombies(&self) -> &[Pid] {
+        &self.zombies
+    }
+
+    /// The threads of one process, the leader first.
+    #[must_use]
+    pub fn threads(&self, pid: Pid) -> Vec<(Tid, FrozenThread)> {
+        let mut threads: Vec<_> = self
+            .processes
+            .iter()
+            .filter(|(found, _)| *found == pid)
+            .flat_map(|(_, threads)| threads.iter().map(|(tid, thread)| (*tid, *thread)))
+            .collect();
+        threads.sort_by_key(|(tid, _)| (*tid != pid.leader(), *tid));
+        threads
+    }
+
+    /// Ends every process (SIGKILL), children first, instead of letting it go on.
+    pub fn kill(mut self) {
+        let processes = core::mem::take(&mut self.processes);
+        for (pid, _) in processes.iter().rev() {
+            // A process that is gone already is what is wanted.
+            let _ = sys::process::kill(*pid, nix::sys::signal::Signal::SIGKILL as i32);
+        }
+        for (_, threads) in processes.iter().rev() {
+            for tid in threads.keys() {
+                let _ = wait::wait_for_at_most(*tid, STOP_WITHIN);
+            }
+        }
+    }
+
+    fn process(&mut self, pid: Pid) -> &mut BTreeMap<Tid, FrozenThread> {
+        let index = self.processes.iter().position(|(found, _)| *found == pid);
+        let index = index.unwrap_or_else(|| {
+            self.processes.push((pid, BTreeMap::new()));
+            self.processes.len() - 1
+        });
+        &mut self.processes[index].1
+    }
+
+    /// Lets one process go on again.
+    fn release(&mut self, pid: Pid) {
+        for tid in core::mem::take(self.process(pid)).into_keys() {
+            let_go(tid);
+        }
+        self.processes.retain(|(found, _)| *found != pid);
+    }
+
+    /// Puts parents before their children, whatever their numbers.
+    fn sort(&mut self) {
+        let parents: BTreeMap<Pid, Pid> = self
+            .pids()
+            .filter_map(|pid| Some((pid, proc::Stat::read(pid, "stat").ok()?.pid(4))))
+            .collect();
+        let depth = |pid: Pid| {
+            let chain = core::iter::successors(Some(pid), |pid| parents.get(pid).copied());
+            chain.take(parents.len() + 1).count()
+        };
+        self.processes
+            .sort_by_cached_key(|(pid, _)| (depth(*pid), *pid));
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for (_, threads) in &self.processes {
+            for tid in threads.keys() {
+                let_go(*tid);
+            }
+        }
+    }
+}
+
+/// Detaches a thread. One that has not stopped yet gets a moment; one that has ended is reaped, so
+/// that its parent hears of it.
+fn let_go(tid: Tid) {
+    if ptrace::detach(tid, 0).is_err() {
+        let _ = wait::wait_for_at_most(tid, Duration::from_millis(50));
+        let _ = ptrace::detach(tid, 0);
+    }
+}
+
+/// Stops every thread of `root` and its descendants.
+///
+/// # Errors
+/// When a thread cannot be traced or does not stop. Everything stopped so far goes on then.
+pub fn freeze(root: Pid) -> Result<Frozen, FreezerError> {
+    freeze_scope(&Scope::Tree(root))
+}
+
+/// Stops every thread of every process there is in this PID namespace, but for kernel threads,
+/// this process and those of `skip`.
+///
+/// # Errors
+/// As [`freeze`].
+pub fn freeze_all(skip: &[Pid]) -> Result<Frozen, FreezerError> {
+    freeze_scope(&Scope::All { skip })
+}
+
+fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
+    let mut frozen = Frozen {
+        processes: Vec::new(),
+        zombies: Vec::new(),
+        scheduler_ns: sleepers::scheduler_now(),
+    };
+    // New threads and children appear as long as one of them runs; a round without news ends it.
+    loop {
+        let mut started = Vec::new();
+        for pid in scope.pids()? {
+            stop::begin(&mut frozen, pid, scope.must_exist(pid), &mut started)?;
+        }
+        if started.is_empty() {
+            frozen.sort();
+            return Ok(frozen);
+        }
+        stop::finish(&mut frozen, &started)?;
+        for (pid, tid) in started {
+            if frozen.process(pid).contains_key(&tid) {
+                position::settle(pid, tid)?;
+            }
+        }
+        frozen.processes.retain(|(_, threads)| !threads.is_empty());
+    }
+}

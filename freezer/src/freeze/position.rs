@@ -1,0 +1,112 @@
+//! Where a stopped thread stands in its code.
+//!
+//! Two places do not survive: the vdso, whose code and data belong to this kernel, and
+//! restartable sequences (rseq(2)), which the kernel aborts on every preemption and which would be
+//! forgotten when the thread runs something else in between.
+
+use super::stop::{self, Stop};
+use crate::proc;
+use crate::{FreezerError, freeze::STOP_WITHIN};
+use core::ops::Range;
+use std::time::Duration;
+use sys::regs::Regs;
+use sys::vm::ProcMem;
+use sys::{Pid, Tid, ptrace};
+
+/// Tries to meet a thread outside of the vdso. One that does nothing but read the clock is outside
+/// in some per cent of them.
+const TRIES: usize = 500;
+/// How long it runs between two tries.
+const RUN: Duration = Duration::from_micros(20);
+
+/// Moves a stopped thread to where it can be described.
+pub(super) fn settle(pid: Pid, tid: Tid) -> Result<(), FreezerError> {
+    let failed = FreezerError::call(pid, format!("reading the registers of thread {tid}"));
+    let regs = match ptrace::get_regs(tid) {
+        Ok(regs) => regs,
+        // Killed in between: the next round sees that.
+        Err(sys::Errno::ESRCH) => return Ok(()),
+        Err(errno) => return Err(failed(errno)),
+    };
+    if regs.interrupted_syscall().is_some() {
+        return Ok(());
+    }
+    let regs = leave_vdso(pid, tid, regs)?;
+    leave_critical_section(pid, tid, &regs)
+}
+
+fn leave_vdso(pid: Pid, tid: Tid, mut regs: Regs) -> Result<Regs, FreezerError> {
+    let Some(vdso) = vdso(pid)? else {
+        return Ok(regs);
+    };
+    for _ in 0..TRIES {
+        // Inside of a call made by the vdso itself is inside, too.
+        if !vdso.contains(&regs.rip) {
+            return Ok(regs);
+        }
+        let run_a_little = ptrace::cont(tid, 0).and_then(|()| {
+            std::thread::sleep(RUN);
+            ptrace::interrupt(tid)
+        });
+        run_a_little.map_err(FreezerError::call(pid, "letting it leave the vdso"))?;
+        match stop::wait_until_stopped(tid, STOP_WITHIN) {
+            Some(Stop::Trap | Stop::Group(_)) => {}
+            Some(Stop::Gone) | None => return Ok(regs),
+        }
+        regs = ptrace::get_regs(tid).map_err(FreezerError::call(pid, "reading registers"))?;
+    }
+    Err(FreezerError::refuse(
+        pid,
+        format!("thread {tid}"),
+        "it does not leave the vdso",
+    ))
+}
+
+fn vdso(pid: Pid) -> Result<Option<Range<u64>>, FreezerError> {
+    let maps = proc::read_text(pid, "maps")?;
+    Ok(maps
+        .lines()
+        .find(|line| line.ends_with("[vdso]"))
+        .and_then(|line| {
+            let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            Some(number(start)?..number(end)?)
+        }))
+}
+
+/// Sends a thread inside a restartable sequence to its abort handler, as the kernel would on any
+/// preemption (kernel/rseq.c). Setting the registers is one step: there is no state in between.
+fn leave_critical_section(pid: Pid, tid: Tid, regs: &Regs) -> Result<(), FreezerError> {
+    let rseq = ptrace::rseq_configuration(tid).map_err(FreezerError::call(
+        pid,
+        format!("reading the rseq of thread {tid}"),
+    ))?;
+    if rseq.pointer == 0 {
+        return Ok(());
+    }
+    let mem = ProcMem::open(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
+    let word = |va: u64| {
+        mem.read_u64(va)
+            .map_err(FreezerError::call(pid, "reading its rseq area"))
+    };
+    // struct rseq: cpu_id_start, cpu_id, rseq_cs.
+    let descriptor = word(rseq.pointer + 8)?;
+    if descriptor == 0 {
+        return Ok(());
+    }
+    // struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip.
+    let (start, len, abort) = (
+        word(descriptor + 8)?,
+        word(descriptor + 16)?,
+        word(descriptor + 24)?,
+    );
+    if regs.rip.wrapping_sub(start) >= len {
+        return Ok(());
+    }
+    let aborted = Regs {
+        rip: abort,
+        ..*regs
+    };
+    ptrace::set_regs(tid, &aborted)
+        .map_err(FreezerError::call(pid, "leaving a restartable sequence"))
+}

@@ -1,0 +1,208 @@
+//! Seizing threads, and waiting until they stop.
+
+use super::{Frozen, FrozenThread, STOP_WITHIN, sleepers};
+use crate::{FreezerError, proc};
+use std::time::{Duration, Instant};
+use sys::wait::{self, Status};
+use sys::{Errno, Pid, Tid, ptrace};
+
+/// How long everybody may take before the slow ones are looked at more closely.
+const SOON: Duration = Duration::from_millis(50);
+
+/// Seizes the threads of one process that are not stopped yet and asks them to stop; adds them to
+/// `started`. `root` makes it an error when the process is gone.
+pub(super) fn begin(
+    frozen: &mut Frozen,
+    pid: Pid,
+    root: bool,
+    started: &mut Vec<(Pid, Tid)>,
+) -> Result<(), FreezerError> {
+    if frozen.zombies.contains(&pid) {
+        return Ok(());
+    }
+    let stat = match proc::Stat::read(pid, "stat") {
+        Ok(stat) => stat,
+        Err(e) if root => return Err(e),
+        Err(_) => return Ok(()),
+    };
+    let Ok(tids) = proc::threads(pid) else {
+        return Ok(());
+    };
+    if stat.state() == 'Z' {
+        if tids.len() > 1 {
+            let why = "its leading thread has ended while others run";
+            return Err(FreezerError::refuse(pid, "thread", why));
+        }
+        frozen.release(pid);
+        frozen.zombies.push(pid);
+        return Ok(());
+    }
+    for tid in tids {
+        if frozen.process(pid).contains_key(&tid) {
+            continue;
+        }
+        let asleep_since_ns = sleepers::asleep_since(pid, tid);
+        match seize(pid, tid) {
+            Ok(()) => {}
+            Err(FreezerError::Seize {
+                errno: Errno::ESRCH,
+                ..
+            }) => continue,
+            Err(e) if has_ended(pid, tid) => {
+                log::debug!("{e}: it has just ended");
+                continue;
+            }
+            Err(e) => return Err(e),
+        }
+        let thread = FrozenThread {
+            group_stop: None,
+            asleep_since_ns,
+        };
+        frozen.process(pid).insert(tid, thread);
+        started.push((pid, tid));
+    }
+    frozen.processes.retain(|(_, threads)| !threads.is_empty());
+    Ok(())
+}
+
+/// A thread that is ending cannot be seized (EPERM).
+fn has_ended(pid: Pid, tid: Tid) -> bool {
+    proc::Stat::read(pid, &format!("task/{tid}/stat"))
+        .map_or(true, |stat| matches!(stat.state(), 'Z' | 'X'))
+}
+
+fn seize(pid: Pid, tid: Tid) -> Result<(), FreezerError> {
+    let failed = |errno| {
+        let hint = match errno {
+            Errno::EPERM => ": is another tracer attached to it, or are privileges missing?",
+            _ => "",
+        };
+        FreezerError::Seize {
+            pid,
+            tid,
+            errno,
+            hint,
+        }
+    };
+    // Filters must not see the calls made inside; where the kernel cannot suspend them, `check`
+    // has already refused processes that have any.
+    ptrace::seize(tid, ptrace::options::SUSPEND_SECCOMP)
+        .or_else(|errno| {
+            if errno == Errno::ESRCH {
+                Err(errno)
+            } else {
+                ptrace::seize(tid, 0)
+            }
+        })
+        .map_err(failed)?;
+    ptrace::interrupt(tid).map_err(failed)
+}
+
+/// Waits until all of `started` have stopped or ended.
+pub(super) fn finish(frozen: &mut Frozen, started: &[(Pid, Tid)]) -> Result<(), FreezerError> {
+    let begun = Instant::now();
+    let mut slow = Vec::new();
+    for &(pid, tid) in started {
+        let left = SOON.saturating_sub(begun.elapsed());
+        match wait_until_stopped(tid, left) {
+            Some(stop) => record(frozen, pid, tid, stop),
+            None => slow.push((pid, tid)),
+        }
+    }
+    while !slow.is_empty() {
+        // A vfork parent stops once its child has let go, so the child must run.
+        for (pid, tid) in &slow {
+            if state(*pid, *tid) == 'D' {
+                for child in proc::children(*pid).unwrap_or_default() {
+                    frozen.release(child);
+                }
+            }
+        }
+        slow.retain(|&(pid, tid)| match wait_until_stopped(tid, SOON) {
+            Some(stop) => {
+                record(frozen, pid, tid, stop);
+                false
+            }
+            // Its process may just have been let go.
+            None => frozen.process(pid).contains_key(&tid),
+        });
+        if let Some((pid, tid)) = slow.first()
+            && begun.elapsed() > STOP_WITHIN
+        {
+            return Err(wont_stop(*pid, *tid));
+        }
+    }
+    Ok(())
+}
+
+fn record(frozen: &mut Frozen, pid: Pid, tid: Tid, stop: Stop) {
+    let threads = frozen.process(pid);
+    match stop {
+        Stop::Gone => drop(threads.remove(&tid)),
+        Stop::Trap => {}
+        Stop::Group(signal) => {
+            if let Some(thread) = threads.get_mut(&tid) {
+                thread.group_stop = Some(signal);
+            }
+        }
+    }
+}
+
+fn state(pid: Pid, tid: Tid) -> char {
+    proc::Stat::read(pid, &format!("task/{tid}/stat")).map_or('?', |stat| stat.state())
+}
+
+fn wont_stop(pid: Pid, tid: Tid) -> FreezerError {
+    let state = state(pid, tid);
+    let call = proc::read_text(pid, &format!("task/{tid}/syscall")).unwrap_or_default();
+    let children = proc::children(pid).unwrap_or_default();
+    let hint = match call.split_ascii_whitespace().next() {
+        // clone, vfork, clone3
+        Some("56" | "58" | "435") if state == 'D' => {
+            let list: Vec<_> = children.iter().map(ToString::to_string).collect();
+            format!(
+                ": it waits in vfork(2) until its child ({}) ends or runs another program",
+                list.join(", ")
+            )
+        }
+        Some(call) if state == 'D' => format!(": system call {call} cannot be interrupted"),
+        _ => String::new(),
+    };
+    FreezerError::WontStop {
+        pid,
+        tid,
+        seconds: STOP_WITHIN.as_secs(),
+        state,
+        hint,
+    }
+}
+
+pub(super) enum Stop {
+    Trap,
+    Group(i32),
+    Gone,
+}
+
+/// None when it did not stop in time.
+pub(super) fn wait_until_stopped(tid: Tid, limit: Duration) -> Option<Stop> {
+    let end = Instant::now() + limit;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let status = match wait::wait_for_at_most(tid, left) {
+            Ok(status) => status?,
+            Err(_) => return Some(Stop::Gone),
+        };
+        match status {
+            Status::Trap => return Some(Stop::Trap),
+            Status::GroupStop(signal) => return Some(Stop::Group(signal)),
+            Status::Exited(_) | Status::Killed(_) => return Some(Stop::Gone),
+            // A signal on its way: let it take effect; the stop asked for comes right behind.
+            Status::Signal(signal) => {
+                let _ = ptrace::cont(tid, signal);
+            }
+            Status::Event(_) | Status::Syscall | Status::Continued => {
+                let _ = ptrace::cont(tid, 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Stopping: everybody stops, stays stopped and goes on as before.
+
+use freezer::{freeze, freeze_all};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use sys::Pid;
+
+/// A Python child, ended with its descendants when dropped.
+struct Subject(Child);
+
+impl Subject {
+    fn start(script: &str) -> Subject {
+        let mut child = Command::new("python3")
+            .args(["-c", script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It writes a byte when it is ready.
+        let out = child.stdout.as_mut().unwrap();
+        std::io::Read::read_exact(out, &mut [0]).unwrap();
+        Subject(child)
+    }
+    fn pid(&self) -> Pid {
+        Pid(self.0.id() as i32)
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        for pid in freezer::proc::tree(self.pid())
+            .unwrap_or_default()
+            .into_iter()
+            .rev()
+        {
+            let _ = sys::process::kill(pid, 9);
+        }
+        let _ = self.0.wait();
+    }
+}
+
+fn state(pid: Pid) -> char {
+    freezer::proc::Stat::read(pid, "stat").unwrap().state()
+}
+
+#[test]
+fn many_threads_and_processes_stop_quickly_and_go_on() {
+    let subject = Subject::start(
+        "import os,threading,time\n\
+         for p in range(20):\n\
+         \x20if os.fork()==0: time.sleep(1000)\n\
+         for t in range(200): threading.Thread(target=time.sleep,args=(1000,),daemon=True).start()\n\
+         os.write(1,b'x')\n\
+         while 1: pass\n",
+    );
+    let begun = Instant::now();
+    let frozen = freeze(subject.pid()).unwrap();
+    let took = begun.elapsed();
+    assert_eq!(frozen.pids().count(), 21);
+    assert_eq!(frozen.threads(subject.pid()).len(), 201);
+    assert_eq!(frozen.threads(subject.pid())[0].0, subject.pid().leader());
+    assert_eq!(frozen.pids().next(), Some(subject.pid()));
+    assert_eq!(state(subject.pid()), 't');
+    assert!(took < Duration::from_secs(2), "it took {took:?}");
+    drop(frozen);
+    assert_ne!(state(subject.pid()), 't');
+}
+
+#[test]
+fn threads_and_children_born_meanwhile_are_stopped_too() {
+    let subject = Subject::start(
+        "import os,threading,time\n\
+         os.write(1,b'x')\n\
+         def short(): time.sleep(0.002)\n\
+         while 1:\n\
+         \x20for i in range(8): threading.Thread(target=short,daemon=True).start()\n\
+         \x20p=os.fork()\n\
+         \x20if p==0: time.sleep(0.003); os._exit(0)\n\
+         \x20os.waitpid(p,0)\n",
+    );
+    for _ in 0..20 {
+        let frozen = freeze(subject.pid()).unwrap();
+        for pid in freezer::proc::tree(subject.pid()).unwrap() {
+            for tid in freezer::proc::threads(pid).unwrap() {
+                let what = format!("task/{tid}/stat");
+                let state = freezer::proc::Stat::read(pid, &what).unwrap().state();
+                assert!(
+                    matches!(state, 't' | 'Z'),
+                    "{tid} of {pid} is in state {state}"
+                );
+            }
+        }
+        drop(frozen);
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+#[test]
+fn a_vfork_parent_is_waited_for() {
+    // A child made with CLONE_VFORK that takes its time.
+    let subject = Subject::start(
+        "import ctypes,os,time\n\
+         libc=ctypes.CDLL(None,use_errno=True)\n\
+         os.write(1,b'x')\n\
+         CLONE_VFORK=0x4000\n\
+         while 1:\n\
+         \x20if libc.syscall(56,CLONE_VFORK|17,0,0,0,0)==0: time.sleep(0.4); os._exit(0)\n\
+         \x20os.wait()\n",
+    );
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(state(subject.pid()), 'D');
+    let begun = Instant::now();
+    let frozen = freeze(subject.pid()).unwrap();
+    assert_eq!(state(subject.pid()), 't');
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    drop(frozen);
+}
+
+#[test]
+fn a_stopped_job_stays_stopped() {
+    let subject = Subject::start("import os,time\nos.write(1,b'x')\nwhile 1: time.sleep(0.01)\n");
+    sys::process::kill(subject.pid(), 19).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    let frozen = freeze(subject.pid()).unwrap();
+    assert_eq!(frozen.threads(subject.pid())[0].1.group_stop, Some(19));
+    drop(frozen);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(state(subject.pid()), 'T');
+    sys::process::kill(subject.pid(), 18).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_ne!(state(subject.pid()), 'T');
+}
+
+#[test]
+fn a_thread_that_reads_the_clock_all_the_time_stops_outside_of_the_vdso() {
+    let subject = Subject::start(
+        "import os,time\nos.write(1,b'x')\nf=time.monotonic_ns\nwhile 1: f();f();f();f();f();f()\n",
+    );
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", subject.pid())).unwrap();
+    let vdso = maps.lines().find(|l| l.ends_with("[vdso]")).unwrap();
+    let (start, end) = vdso.split(' ').next().unwrap().split_once('-').unwrap();
+    let number = |text| u64::from_str_radix(text, 16).unwrap();
+    let vdso = number(start)..number(end);
+    for _ in 0..200 {
+        let frozen = freeze(subject.pid()).unwrap();
+        let regs = sys::ptrace::get_regs(subject.pid().leader()).unwrap();
+        assert!(!vdso.contains(&regs.rip));
+        drop(frozen);
+    }
+}
+
+/// Runs in a PID namespace of its own, started by the test below.
+#[test]
+#[ignore = "stops every process it sees"]
+fn inner_freeze_all() {
+    let one = Subject::start("import os,time\nos.write(1,b'x')\ntime.sleep(1000)\n");
+    let two = Subject::start("import os,time\nos.write(1,b'x')\ntime.sleep(1000)\n");
+    let frozen = freeze_all(&[two.pid(), Pid(1)]).unwrap();
+    assert_eq!(frozen.pids().collect::<Vec<_>>(), [one.pid()]);
+    assert_eq!((state(one.pid()), state(two.pid())), ('t', 'S'));
+}
+
+#[test]
+fn everybody_but_the_skipped_is_stopped() {
+    let script = format!(
+        "{} --exact inner_freeze_all --include-ignored; exit $?",
+        std::env::current_exe().unwrap().display()
+    );
+    let out = Command::new("unshare")
+        .args(["-fp", "--mount-proc", "sh", "-c", &script])
+        .output()
+        .unwrap();
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stdout)
+    );
+}
