@@ -7,6 +7,9 @@
 //! | [`modules`] | which modules the new kernel needs, in load order |
 //! | [`superblock`] | who a file system on a disk is |
 //! | [`mounts`] | the host's mounts, recorded and made again |
+//! | [`network`] | the host's interfaces, addresses, routes, recorded and set up again |
+//! | [`settings`] | settings of the kernel, likewise |
+//! | [`init`] | `/init`: from the new kernel's first process to the running world |
 //! | [`tree`] | contents of file systems in memory |
 //! | [`early`] | what `/init` is made of, up to the ordinary boot as the last resort |
 
@@ -17,6 +20,7 @@ pub mod early;
 pub mod init;
 pub mod modules;
 pub mod mounts;
+pub mod network;
 pub mod settings;
 pub mod superblock;
 #[cfg(test)]

@@ -26,12 +26,42 @@ pub struct Upgrade {
     pub mounts: MountTable,
     /// Settings of the kernel: names below `/proc/sys` and values.
     pub settings: Vec<(String, String)>,
+    /// Network interfaces, addresses and routes.
+    pub network: Network,
     /// MemTotal of the old kernel, in bytes.
     pub mem_total: u64,
     /// The command that asked for the upgrade.
     pub stand_in: Option<StandIn>,
     /// Checksums of carried pages, when `--verify` was given.
     pub checksums: Option<PageChecksums>,
+}
+
+/// The network of the host's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Network {
+    /// Interfaces.
+    pub links: Vec<Link>,
+    /// Payloads of `RTM_NEWADDR` messages (rtnetlink(7)), as the kernel dumped them.
+    pub addresses: Vec<Vec<u8>>,
+    /// Payloads of `RTM_NEWROUTE` messages, without the routes the kernel makes by itself.
+    pub routes: Vec<Vec<u8>>,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Its number, which messages name it by.
+    pub index: u32,
+    /// Its hardware address as text.
+    pub hardware: String,
+    /// Whether it is up (`IFF_UP`).
+    pub up: bool,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether a device is behind it.
+    pub physical: bool,
 }
 
 /// Which memory is what.

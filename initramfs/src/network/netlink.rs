@@ -1,0 +1,183 @@
+//! The little of rtnetlink(7) that is needed: dumps as raw messages, and messages sent again.
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
+    setsockopt, socket, sockopt::ReceiveTimeout,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use std::os::fd::{AsRawFd, OwnedFd};
+use sys::Errno;
+
+/// Bytes of `struct nlmsghdr`.
+pub(super) const HEADER: usize = 16;
+const DONE: u16 = 3;
+const ERROR: u16 = 2;
+const F_REQUEST: u16 = 1;
+const F_ACK: u16 = 4;
+const F_DUMP: u16 = 0x300;
+const F_CREATE: u16 = 0x400;
+const F_REPLACE: u16 = 0x100;
+
+/// Message types (linux/rtnetlink.h).
+pub(super) const NEWLINK: u16 = 16;
+pub(super) const NEWADDR: u16 = 20;
+pub(super) const GETADDR: u16 = 22;
+pub(super) const NEWROUTE: u16 = 24;
+pub(super) const GETROUTE: u16 = 26;
+
+/// A socket to the kernel's routing tables.
+#[derive(Debug)]
+pub(super) struct Netlink {
+    socket: OwnedFd,
+}
+
+impl Netlink {
+    pub(super) fn open() -> Result<Netlink, Errno> {
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkRoute,
+        )?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(5))?;
+        Ok(Netlink { socket })
+    }
+
+    fn send(&self, kind: u16, flags: u16, payload: &[u8]) -> Result<(), Errno> {
+        let len = HEADER + payload.len();
+        let mut message = Vec::with_capacity(len);
+        message.extend_from_slice(
+            &u32::try_from(len)
+                .map_err(|_| Errno::EMSGSIZE)?
+                .to_ne_bytes(),
+        );
+        message.extend_from_slice(&kind.to_ne_bytes());
+        message.extend_from_slice(&flags.to_ne_bytes());
+        message.extend_from_slice(&[0; 8]);
+        message.extend_from_slice(payload);
+        let kernel = NetlinkAddr::new(0, 0);
+        sendto(
+            self.socket.as_raw_fd(),
+            &message,
+            &kernel,
+            MsgFlags::empty(),
+        )
+        .map(drop)
+    }
+
+    /// Everything of one kind: message type and payload of each.
+    pub(super) fn dump(&self, kind: u16, payload: &[u8]) -> Result<Vec<(u16, Vec<u8>)>, Errno> {
+        self.send(kind, F_REQUEST | F_DUMP, payload)?;
+        let mut found = Vec::new();
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let got = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            for (kind, payload) in messages(&buffer[..got]) {
+                match kind {
+                    DONE => return Ok(found),
+                    ERROR => return Err(error_of(payload).err().unwrap_or(Errno::EPROTO)),
+                    _ => found.push((kind, payload.to_vec())),
+                }
+            }
+        }
+    }
+
+    /// Asks for a change and waits for the answer. What is there already is replaced.
+    pub(super) fn change(&self, kind: u16, payload: &[u8]) -> Result<(), Errno> {
+        let create = if kind == NEWLINK {
+            0
+        } else {
+            F_CREATE | F_REPLACE
+        };
+        self.send(kind, F_REQUEST | F_ACK | create, payload)?;
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            let got = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            for (kind, payload) in messages(&buffer[..got]) {
+                if kind == ERROR {
+                    return error_of(payload);
+                }
+            }
+        }
+    }
+}
+
+/// `struct nlmsgerr` begins with a negative errno, 0 for an acknowledgement.
+fn error_of(payload: &[u8]) -> Result<(), Errno> {
+    let code = payload
+        .first_chunk()
+        .map_or(-nix::libc::EPROTO, |b| i32::from_ne_bytes(*b));
+    if code == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_raw(-code))
+    }
+}
+
+/// Splits what was received.
+fn messages(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
+    let mut found = Vec::new();
+    while let Some(head) = bytes.first_chunk::<HEADER>() {
+        let len = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        let kind = u16::from_ne_bytes([head[4], head[5]]);
+        let Some(payload) = bytes.get(HEADER..len) else {
+            break;
+        };
+        found.push((kind, payload));
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    found
+}
+
+/// Attributes behind a fixed header of `fixed` bytes: type and value.
+pub(super) fn attributes(payload: &[u8], fixed: usize) -> Vec<(u16, &[u8])> {
+    let mut found = Vec::new();
+    let mut bytes = payload.get(fixed..).unwrap_or_default();
+    while let Some([l0, l1, t0, t1]) = bytes.first_chunk() {
+        let len = usize::from(u16::from_ne_bytes([*l0, *l1]));
+        let Some(value) = bytes.get(4..len) else {
+            break;
+        };
+        // The top two bits are flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
+        found.push((u16::from_ne_bytes([*t0, *t1]) & 0x3fff, value));
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    found
+}
+
+/// One attribute as bytes, padded.
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    let mut bytes = Vec::new();
+    bytes.extend_from_slice(&len.to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_come_back() {
+        let mut payload = vec![9; 8];
+        payload.extend(attribute(1, &[1, 2, 3]));
+        payload.extend(attribute(4, b"lo"));
+        assert_eq!(attributes(&payload, 8), [(1, &[1, 2, 3][..]), (4, b"lo")]);
+        payload.extend([200, 0, 1, 0]);
+        assert_eq!(
+            attributes(&payload, 8).len(),
+            2,
+            "what is cut off is left out"
+        );
+    }
+
+    #[test]
+    fn this_hosts_addresses_are_dumped() {
+        let netlink = Netlink::open().unwrap();
+        let dump = netlink.dump(GETADDR, &[0; 8]).unwrap();
+        assert!(dump.iter().all(|(kind, _)| *kind == NEWADDR), "{dump:?}");
+    }
+}
