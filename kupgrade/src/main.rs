@@ -13,6 +13,7 @@ mod check;
 mod checkpoint;
 mod image;
 mod log;
+mod restore;
 mod signals;
 
 use clap::{Parser, Subcommand};
@@ -52,6 +53,12 @@ enum Command {
         #[arg(long)]
         leave_running: bool,
     },
+    /// Rebuild a saved tree with its ids; returns once it runs.
+    Restore {
+        /// The directory that `checkpoint` wrote.
+        #[arg(long)]
+        dir: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -66,6 +73,7 @@ fn main() -> ExitCode {
             dir,
             leave_running,
         } => checkpoint::run(sys::Pid(pid), &dir, leave_running).map(|()| ExitCode::SUCCESS),
+        Command::Restore { dir } => restore::run(&dir).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         eprintln!("kupgrade: {error:#}");

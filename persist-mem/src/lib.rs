@@ -9,4 +9,5 @@ pub mod pages_file;
 pub mod phys_store;
 pub mod physmem;
 pub mod ranges;
+pub mod store;
 pub mod superblock;

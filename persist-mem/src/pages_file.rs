@@ -2,6 +2,7 @@
 //!
 //! Page number `n` of the store lies at byte `n * 4096`.
 
+use crate::store::PageStore;
 use memmap2::{MmapOptions, MmapRaw};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -83,10 +84,10 @@ impl PagesFile {
         };
         Ok(PagesFile { map })
     }
+}
 
-    /// Where `pages` pages from page `frame` on lie; None past the end of the file.
-    #[must_use]
-    pub fn source(&self, frame: u64, pages: u64) -> Option<Source> {
+impl PageStore for PagesFile {
+    fn source(&self, frame: u64, pages: u64) -> Option<Source> {
         let map = self.map.as_ref()?;
         let start = usize::try_from(frame).ok()?.checked_mul(PAGE_SIZE)?;
         let len = usize::try_from(pages).ok()?.checked_mul(PAGE_SIZE)?;

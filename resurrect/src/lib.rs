@@ -1,3 +1,32 @@
 //! Manifest to running processes.
+//!
+//! [`restore`] rebuilds every process of a manifest, stopped; [`World::thaw`] lets them go. Processes are
+//! made by their own parents and changed from inside by batches of system calls ([`sys::batch`]); open
+//! file descriptions are opened here and handed over. The order of everything is one table in [`stages`].
+//!
+//! | where | what |
+//! |---|---|
+//! | [`stages`] | the order of rebuilding |
+//! | [`tree`] | who forks whom: ancestry, sessions, groups |
+//! | [`memory`] | address spaces, pages, the vdso |
+//! | [`files`] | one module for each kind of open file description |
+//! | [`process`] | what a process has as a whole |
+//! | [`thread`] | what each thread has of its own |
+//! | [`supervisor`] | the process outside of the world: PID 1 of the new kernel |
+#![forbid(unsafe_code)]
 
+mod calls;
+mod error;
+pub mod files;
+pub mod memory;
+pub mod process;
+mod restore;
+mod scratch;
+pub mod stages;
 pub mod supervisor;
+mod task;
+pub mod thread;
+pub mod tree;
+
+pub use error::ResurrectError;
+pub use restore::{Options, World, restore};

@@ -82,6 +82,8 @@ struct Call {
 pub struct Batch {
     calls: Vec<Call>,
     data: Vec<u8>,
+    /// Places in the data that hold the address of a buffer.
+    pointers: Vec<(usize, Buffer)>,
 }
 
 const ENTRY: usize = 72;
@@ -116,6 +118,13 @@ impl Batch {
         let mut bytes = text.to_vec();
         bytes.push(0);
         self.data(&bytes)
+    }
+
+    /// Puts the address, in the target, of `buffer` into 8 bytes of `place` from `offset` on: for
+    /// structures that point to others.
+    pub fn pointer(&mut self, place: Buffer, offset: usize, buffer: Buffer) {
+        debug_assert!(offset + 8 <= place.len);
+        self.pointers.push((place.offset + offset, buffer));
     }
 
     /// Adds a call that must succeed: when it fails the batch stops there. `what` names it in
@@ -198,6 +207,11 @@ impl Batch {
         }
         bytes.resize(self.data_offset(), 0);
         bytes.extend_from_slice(&self.data);
+        for (place, buffer) in &self.pointers {
+            let at = self.data_offset() + place;
+            let address = base + (self.data_offset() + buffer.offset) as u64;
+            bytes[at..at + 8].copy_from_slice(&address.to_le_bytes());
+        }
         bytes
     }
 
@@ -399,6 +413,8 @@ mod tests {
         let path = batch.string(b"/x");
         let open = batch.call("open", 257, [(-100i32).into(), path.into()]);
         batch.try_call("close", 3, [open.into()]);
+        let vector = batch.space(16);
+        batch.pointer(vector, 8, path);
         let bytes = batch.encode(0x1000);
         let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
         assert_eq!(word(0), 257);
@@ -408,6 +424,7 @@ mod tests {
         assert_eq!(word(72 + 8), 0x1000 + 56, "close takes open's result");
         assert_eq!(word(72 + 64), 1);
         assert_eq!(&bytes[144..147], b"/x\0");
+        assert_eq!(word(160 + 8), 0x1000 + 144, "the vector points to the path");
     }
 
     #[test]

@@ -7,11 +7,14 @@
 //! | module | what it drives |
 //! |---|---|
 //! | [`ids`] | newtypes for the numbers the kernel hands out |
+//! | [`procdir`] | the procfs in which ids are looked up |
+//! | [`fds`] | descriptors that libraries make only in part |
 //! | [`process`] | pidfds, kcmp, clone3, signals to threads |
 //! | [`wait`] | waiting with real-time signals kept (nix loses them) |
 //! | [`ptrace`] | single ptrace requests |
 //! | [`regs`] | register sets |
 //! | [`batch`] | lists of system calls as data, and the loop that runs them |
+//! | [`scratch`] | the memory that batches run from |
 //! | [`tracee`] | one stopped thread: registers, memory, batches |
 //! | [`vm`] | memory of other processes |
 //! | [`physmap`] | physical memory through `/dev/mem` |
@@ -22,14 +25,17 @@
 
 pub mod batch;
 pub mod clock;
+pub mod fds;
 pub mod ids;
 pub mod kexec;
 pub mod mountapi;
 pub mod physmap;
+pub mod procdir;
 pub mod process;
 pub mod ptrace;
 mod raw;
 pub mod regs;
+pub mod scratch;
 pub mod tracee;
 pub mod vm;
 pub mod wait;

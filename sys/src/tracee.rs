@@ -5,6 +5,7 @@ use crate::regs::{NO_SYSCALL, Regs};
 use crate::vm::ProcMem;
 use crate::wait::{self, Status};
 use crate::{Errno, PAGE_SIZE, PAGE_SIZE_U64, Pid, Tid, ptrace};
+use std::sync::Arc;
 
 /// Why something could not be done in a tracee.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +78,7 @@ pub struct Scratch {
 pub struct Tracee {
     pid: Pid,
     tid: Tid,
-    mem: ProcMem,
+    mem: Arc<ProcMem>,
     scratch: Option<Scratch>,
     /// Stop signals that arrived while calls were running in it; to be sent again at the end.
     deferred: Vec<i32>,
@@ -101,11 +102,24 @@ impl Tracee {
         Ok(Tracee {
             pid,
             tid,
-            mem,
+            mem: Arc::new(mem),
             scratch: None,
             deferred: Vec::new(),
             born: Vec::new(),
         })
+    }
+
+    /// Another stopped thread of the same process, with the same memory and scratch mapping.
+    #[must_use]
+    pub fn sibling(&self, tid: Tid) -> Tracee {
+        Tracee {
+            pid: self.pid,
+            tid,
+            mem: Arc::clone(&self.mem),
+            scratch: self.scratch,
+            deferred: Vec::new(),
+            born: Vec::new(),
+        }
     }
 
     /// The process.

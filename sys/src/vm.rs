@@ -2,7 +2,8 @@
 
 use crate::{Pid, Result};
 use nix::errno::Errno;
-use std::fs::{File, OpenOptions};
+use nix::fcntl::OFlag;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 /// `/proc/PID/mem`: reads and writes another process's memory, also where its own protection
@@ -22,12 +23,7 @@ impl ProcMem {
     /// # Errors
     /// `ENOENT` when it is gone, `EACCES` without ptrace access.
     pub fn open(pid: Pid) -> Result<ProcMem> {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(format!("/proc/{pid}/mem"))
-            .map(|file| ProcMem { file })
-            .map_err(|e| errno(&e))
+        crate::procdir::open(pid, "mem", OFlag::O_RDWR).map(|file| ProcMem { file })
     }
 
     /// Fills `buffer` from address `va`.

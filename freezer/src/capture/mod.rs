@@ -107,8 +107,23 @@ fn host() -> Result<Host, FreezerError> {
         .map_err(FreezerError::call(this, "asking for the kernel's release"))?;
     Ok(Host {
         release: uname.release().to_string_lossy().into_owned(),
+        boot_id: boot_id(this)?,
         kupgrade: env!("CARGO_PKG_VERSION").into(),
         clocks,
         page_size: 4096,
     })
+}
+
+/// Names the running boot.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn boot_id(this: Pid) -> Result<String, FreezerError> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    let text = std::fs::read_to_string(PATH).map_err(|cause| FreezerError::Proc {
+        pid: this,
+        what: PATH.into(),
+        cause,
+    })?;
+    Ok(text.trim().to_owned())
 }

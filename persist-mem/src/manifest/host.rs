@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 pub struct Host {
     /// `uname -r` of the kernel it was saved on.
     pub release: String,
+    /// `/proc/sys/kernel/random/boot_id` of that boot: whether its clocks still run.
+    pub boot_id: String,
     /// Version of the kupgrade that saved it.
     pub kupgrade: String,
     /// Its clocks when it was frozen.

@@ -1,0 +1,43 @@
+//! `kupgrade restore`.
+
+use crate::image::Image;
+use crate::signals::Held;
+use anyhow::{Context, Result, bail};
+use nix::time::ClockId;
+use persist_mem::manifest::{Host, Manifest};
+use persist_mem::pages_file::PagesFile;
+use std::path::Path;
+use std::time::Duration;
+use sys::Pid;
+
+/// Rebuilds the tree saved in `dir` and returns once it runs. On any failure nothing of it is left.
+pub(crate) fn run(dir: &Path) -> Result<()> {
+    let image = Image::at(dir);
+    let context = || format!("reading {}", image.manifest.display());
+    let bytes = std::fs::read(&image.manifest).with_context(context)?;
+    let manifest = Manifest::from_bytes(&bytes).with_context(context)?;
+    let pages = PagesFile::open(&image.pages)
+        .with_context(|| format!("reading {}", image.pages.display()))?;
+    let options = resurrect::Options {
+        elapsed: elapsed(&manifest.host)?,
+        ..resurrect::Options::default()
+    };
+    let held = Held::hold()?;
+    let world = resurrect::restore(&manifest, &pages, options)?;
+    held.check()?;
+    world.thaw()?;
+    Ok(())
+}
+
+/// Time since the tree was saved, on the clock that its time-outs run by.
+fn elapsed(host: &Host) -> Result<Duration> {
+    let me = Pid(nix::unistd::getpid().as_raw());
+    if freezer::capture::boot_id(me)? != host.boot_id {
+        bail!(
+            "the tree was saved before this host was started; its clocks would jump (an image is for the boot it was made in)"
+        );
+    }
+    let now = sys::clock::read_ns(ClockId::CLOCK_MONOTONIC).context("reading the clock")?;
+    let passed = u64::try_from(now - host.clocks.monotonic).unwrap_or(0);
+    Ok(Duration::from_nanos(passed))
+}

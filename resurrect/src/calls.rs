@@ -1,0 +1,121 @@
+//! System call numbers (arch/x86/entry/syscalls/syscall_64.tbl), and long lists of calls cut into batches.
+
+use crate::ResurrectError;
+use sys::Pid;
+use sys::batch::Batch;
+use sys::tracee::Tracee;
+
+#[allow(missing_docs, reason = "named as in the kernel's table")]
+pub(crate) mod nr {
+    pub(crate) const CLOSE: i64 = 3;
+    pub(crate) const MMAP: i64 = 9;
+    pub(crate) const MPROTECT: i64 = 10;
+    pub(crate) const MUNMAP: i64 = 11;
+    pub(crate) const RT_SIGACTION: i64 = 13;
+    pub(crate) const MREMAP: i64 = 25;
+    pub(crate) const MADVISE: i64 = 28;
+    pub(crate) const NANOSLEEP: i64 = 35;
+    pub(crate) const SETITIMER: i64 = 38;
+    pub(crate) const FCNTL: i64 = 72;
+    pub(crate) const CHDIR: i64 = 80;
+    pub(crate) const UMASK: i64 = 95;
+    pub(crate) const SETPGID: i64 = 109;
+    pub(crate) const SETSID: i64 = 112;
+    pub(crate) const SETGROUPS: i64 = 116;
+    pub(crate) const SETRESUID: i64 = 117;
+    pub(crate) const SETRESGID: i64 = 119;
+    pub(crate) const SETFSUID: i64 = 122;
+    pub(crate) const SETFSGID: i64 = 123;
+    pub(crate) const CAPSET: i64 = 126;
+    pub(crate) const RT_SIGQUEUEINFO: i64 = 129;
+    pub(crate) const SIGALTSTACK: i64 = 131;
+    pub(crate) const SETPRIORITY: i64 = 141;
+    pub(crate) const SCHED_SETSCHEDULER: i64 = 144;
+    pub(crate) const PRCTL: i64 = 157;
+    pub(crate) const CHROOT: i64 = 161;
+    pub(crate) const SCHED_SETAFFINITY: i64 = 203;
+    pub(crate) const SET_TID_ADDRESS: i64 = 218;
+    pub(crate) const TIMER_CREATE: i64 = 222;
+    pub(crate) const TIMER_SETTIME: i64 = 223;
+    pub(crate) const TIMER_DELETE: i64 = 226;
+    pub(crate) const EXIT_GROUP: i64 = 231;
+    pub(crate) const EPOLL_CTL: i64 = 233;
+    pub(crate) const WAIT4: i64 = 61;
+    pub(crate) const KILL: i64 = 62;
+    pub(crate) const IOPRIO_SET: i64 = 251;
+    pub(crate) const OPENAT: i64 = 257;
+    pub(crate) const SET_ROBUST_LIST: i64 = 273;
+    pub(crate) const DUP3: i64 = 292;
+    pub(crate) const RT_TGSIGQUEUEINFO: i64 = 297;
+    pub(crate) const PRLIMIT64: i64 = 302;
+    pub(crate) const RSEQ: i64 = 334;
+    pub(crate) const CLONE3: i64 = 435;
+    pub(crate) const CLOSE_RANGE: i64 = 436;
+    pub(crate) const PIDFD_GETFD: i64 = 438;
+}
+
+/// Room that one batch may take, call table and data together.
+const ENOUGH: usize = 96 << 10;
+
+/// A list of calls for one thread, made a batch at a time.
+pub(crate) struct Calls<'a> {
+    pid: Pid,
+    doing: &'static str,
+    tracee: &'a mut Tracee,
+    batch: Batch,
+}
+
+impl<'a> Calls<'a> {
+    pub(crate) fn new(pid: Pid, doing: &'static str, tracee: &'a mut Tracee) -> Calls<'a> {
+        Calls {
+            pid,
+            doing,
+            tracee,
+            batch: Batch::new(),
+        }
+    }
+
+    /// The batch under construction; results can be referred to until the next [`Calls::breathe`].
+    pub(crate) fn batch(&mut self) -> &mut Batch {
+        &mut self.batch
+    }
+
+    /// Whether the batch is so full that it should be made.
+    pub(crate) fn full(&self) -> bool {
+        self.batch.size() > ENOUGH
+    }
+
+    /// Makes the calls so far when they are many.
+    pub(crate) fn breathe(&mut self) -> Result<(), ResurrectError> {
+        if self.full() { self.flush() } else { Ok(()) }
+    }
+
+    /// Makes the calls so far.
+    pub(crate) fn flush(&mut self) -> Result<(), ResurrectError> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let batch = core::mem::take(&mut self.batch);
+        run(self.pid, self.doing, self.tracee, &batch).map(drop)
+    }
+}
+
+/// Makes a batch in a thread that is being built.
+pub(crate) fn run(
+    pid: Pid,
+    doing: &str,
+    tracee: &mut Tracee,
+    batch: &Batch,
+) -> Result<sys::batch::Output, ResurrectError> {
+    let output = tracee
+        .run_raw(batch)
+        .map_err(ResurrectError::tracee(pid, doing))?;
+    match batch.failure(&output) {
+        None => Ok(output),
+        Some(failure) => {
+            let tid = tracee.tid();
+            let cause = sys::tracee::TraceeError::Call { tid, failure };
+            Err(ResurrectError::tracee(pid, doing)(cause))
+        }
+    }
+}

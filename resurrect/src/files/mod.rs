@@ -1,0 +1,178 @@
+//! Open file descriptions: one module for each kind, each with the same name in `freezer::files`.
+//!
+//! Every description is opened by this process ([`open`]); a process under construction takes copies of
+//! the descriptors that its table names ([`hand_over`]), so what was shared is shared again. What must be
+//! done by the process itself comes when its table is whole ([`inside`]).
+
+mod device;
+mod epoll;
+mod eventfd;
+pub(crate) mod path;
+mod pipe;
+mod signalfd;
+mod timerfd;
+
+use crate::ResurrectError;
+use crate::calls::{Calls, nr};
+use crate::restore::Restore;
+use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, Live, PipeId};
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use sys::{Errno, Pid};
+
+const F_SETFD: i32 = 2;
+const O_CLOEXEC: i32 = 0o2_000_000;
+
+/// What this process has opened for the others.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    opened: BTreeMap<DescriptionId, OwnedFd>,
+    /// Both ends of pipes, until every description is open.
+    pipes: BTreeMap<PipeId, pipe::Ends>,
+}
+
+/// A description that is being opened.
+pub(crate) struct Opening<'a, 'b> {
+    pub(crate) restore: &'a Restore<'b>,
+    pub(crate) description: &'a Description,
+}
+
+impl Opening<'_, '_> {
+    /// Names the description in errors.
+    pub(crate) fn failed(
+        &self,
+        doing: &'static str,
+    ) -> impl FnOnce(Errno) -> ResurrectError + use<> {
+        let what = describe(self.description);
+        move |errno| ResurrectError::Description { what, doing, errno }
+    }
+}
+
+/// What a description is, for people.
+fn describe(description: &Description) -> String {
+    let id = description.id.0;
+    match &description.kind {
+        DescriptionKind::Path(file) => file.to_string(),
+        DescriptionKind::Device { path, .. } => String::from_utf8_lossy(path).into_owned(),
+        kind => {
+            let text = format!("{kind:?}");
+            let name = text.split([' ', '(', '{']).next().unwrap_or("?");
+            format!("number {id} ({name})")
+        }
+    }
+}
+
+/// Opens every description of the manifest.
+pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let manifest = restore.manifest;
+    restore.files.pipes = pipe::make(manifest)?;
+    for description in &manifest.descriptions {
+        let opening = Opening {
+            restore,
+            description,
+        };
+        let fd = open_one(&opening)?;
+        restore.files.opened.insert(description.id, fd);
+    }
+    // An end that nobody has must not stay open here.
+    restore.files.pipes.clear();
+    Ok(())
+}
+
+fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
+    match &opening.description.kind {
+        DescriptionKind::Path(file) => path::open(opening, file),
+        DescriptionKind::Device { path, rdev } => device::open(opening, path, *rdev),
+        DescriptionKind::Pipe(id) => pipe::open(opening, *id),
+        DescriptionKind::EventFd { count, semaphore } => eventfd::open(opening, *count, *semaphore),
+        DescriptionKind::SignalFd { mask } => signalfd::open(opening, *mask),
+        DescriptionKind::TimerFd { .. } => timerfd::open(opening),
+        DescriptionKind::Epoll { .. } => epoll::open(opening),
+    }
+}
+
+/// Gives every process its descriptors.
+pub(crate) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    for (pid, live) in restore.lives() {
+        let pidfd = restore.self_pidfd.as_raw_fd();
+        let numbers: Vec<(i32, bool, i32)> = live
+            .files
+            .iter()
+            .filter_map(|f| {
+                let opened = restore.files.opened.get(&f.description)?;
+                Some((f.fd, f.cloexec, opened.as_raw_fd()))
+            })
+            .collect();
+        let mut calls = Calls::new(
+            pid,
+            "taking its descriptors",
+            &mut restore.task(pid)?.leader,
+        );
+        let mut lowest = 0;
+        for (wanted, cloexec, theirs) in numbers {
+            let args = [pidfd.into(), theirs.into(), 0.into()];
+            let got = calls
+                .batch()
+                .call("taking a descriptor", nr::PIDFD_GETFD, args);
+            // Numbers come in ascending order, so the kernel's choice, the lowest free one, is known.
+            if wanted == lowest {
+                lowest += 1;
+                if !cloexec {
+                    let args = [got.into(), F_SETFD.into(), 0.into()];
+                    calls.batch().call("keeping it over exec", nr::FCNTL, args);
+                }
+            } else {
+                let flags = if cloexec { O_CLOEXEC } else { 0 };
+                let args = [got.into(), wanted.into(), flags.into()];
+                calls.batch().call("numbering a descriptor", nr::DUP3, args);
+                calls
+                    .batch()
+                    .call("closing a copy", nr::CLOSE, [got.into()]);
+            }
+            calls.breathe()?;
+        }
+        calls.flush()?;
+    }
+    Ok(())
+}
+
+/// What each process does itself with its table; then the way back to this process is closed.
+pub(crate) fn inside(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    for (pid, live) in restore.lives() {
+        inside_one(restore, pid, live)?;
+        let pidfd = restore.self_pidfd.as_raw_fd();
+        let mut calls = Calls::new(pid, "closing a pidfd", &mut restore.task(pid)?.leader);
+        calls
+            .batch()
+            .call("closing a pidfd", nr::CLOSE, [pidfd.into()]);
+        calls.flush()?;
+    }
+    Ok(())
+}
+
+fn inside_one(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
+    let manifest = restore.manifest;
+    let mut calls = Calls::new(pid, "setting up its files", &mut restore.task(pid)?.leader);
+    for entry in &live.files {
+        let Some(description) = manifest.description(entry.description) else {
+            continue;
+        };
+        if let DescriptionKind::Epoll { targets } = &description.kind
+            && first_holder(manifest, description.id) == Some((pid, entry.fd))
+        {
+            epoll::watch(&mut calls, entry.fd, targets)?;
+        }
+    }
+    calls.flush()
+}
+
+/// The process and number through which a shared description is set up: the first.
+fn first_holder(
+    manifest: &persist_mem::manifest::Manifest,
+    id: DescriptionId,
+) -> Option<(Pid, i32)> {
+    manifest.processes.iter().find_map(|process| {
+        let entry = process.live()?.files.iter().find(|f| f.description == id)?;
+        Some((process.pid, entry.fd))
+    })
+}

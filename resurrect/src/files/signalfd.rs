@@ -1,0 +1,12 @@
+//! signalfd(2): reads the queues of whoever reads it, so it can be made anywhere.
+
+use super::Opening;
+use crate::ResurrectError;
+use std::os::fd::OwnedFd;
+
+pub(super) fn open(opening: &Opening<'_, '_>, mask: u64) -> Result<OwnedFd, ResurrectError> {
+    let fd = sys::fds::signalfd(mask).map_err(opening.failed("making it"))?;
+    sys::fds::set_status_flags(&fd, opening.description.flags)
+        .map_err(opening.failed("setting its flags"))?;
+    Ok(fd)
+}

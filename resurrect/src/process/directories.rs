@@ -1,0 +1,30 @@
+//! Current and root directory, file mode creation mask.
+
+use crate::ResurrectError;
+use crate::calls::{nr, run};
+use crate::files::path::check_same;
+use crate::restore::Restore;
+use sys::batch::Batch;
+
+/// Sets them.
+pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    for (pid, live) in restore.lives() {
+        check_same(&live.cwd)?;
+        check_same(&live.root)?;
+        let mut batch = Batch::new();
+        let cwd = batch.string(&live.cwd.path);
+        batch.call("entering its directory", nr::CHDIR, [cwd.into()]);
+        if live.root.path != b"/" {
+            let root = batch.string(&live.root.path);
+            batch.call("changing its root", nr::CHROOT, [root.into()]);
+        }
+        batch.call("setting its umask", nr::UMASK, [live.umask.into()]);
+        run(
+            pid,
+            "setting its directories",
+            &mut restore.task(pid)?.leader,
+            &batch,
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,7 @@
+//! What a process has as a whole.
+
+pub(crate) mod attributes;
+pub(crate) mod directories;
+pub(crate) mod limits;
+pub(crate) mod signals;
+pub(crate) mod timers;

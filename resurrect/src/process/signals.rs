@@ -1,0 +1,48 @@
+//! Signal dispositions.
+
+use crate::ResurrectError;
+use crate::calls::{nr, run};
+use crate::restore::Restore;
+use persist_mem::manifest::SigAction;
+use sys::batch::Batch;
+
+const SIGKILL: usize = 9;
+const SIGCHLD: usize = 17;
+const SIGSTOP: usize = 19;
+const SIG_IGN: u64 = 1;
+
+/// Sets every disposition.
+pub(crate) fn set_actions(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    for (pid, live) in restore.lives() {
+        let mut batch = Batch::new();
+        for (index, action) in live.actions.iter().enumerate() {
+            let signal = index + 1;
+            if signal != SIGKILL && signal != SIGSTOP {
+                put(&mut batch, signal, action);
+            }
+        }
+        let leader = &mut restore.task(pid)?.leader;
+        run(pid, "setting its signal actions", leader, &batch)?;
+    }
+    Ok(())
+}
+
+/// Ignoring a signal empties its queue (kernel/signal.c, do_sigaction): what came of rebuilding is forgotten.
+pub(crate) fn forget_children(live: &persist_mem::manifest::Live, batch: &mut Batch) {
+    let ignore = SigAction {
+        handler: SIG_IGN,
+        ..SigAction::default()
+    };
+    put(batch, SIGCHLD, &ignore);
+    if let Some(action) = live.actions.get(SIGCHLD - 1) {
+        put(batch, SIGCHLD, action);
+    }
+}
+
+fn put(batch: &mut Batch, signal: usize, action: &SigAction) {
+    let words = [action.handler, action.flags, action.restorer, action.mask];
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let action = batch.data(&bytes);
+    let args = [signal.into(), action.into(), 0.into(), 8.into()];
+    batch.call("setting a signal action", nr::RT_SIGACTION, args);
+}

@@ -1,0 +1,154 @@
+//! Interval timers and POSIX timers.
+
+use crate::ResurrectError;
+use crate::calls::{nr, run};
+use crate::restore::Restore;
+use persist_mem::manifest::{Live, PosixTimer};
+use sys::Pid;
+use sys::batch::Batch;
+
+const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+/// struct sigevent.
+const SIGEVENT: usize = 64;
+
+/// Makes and arms them.
+pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    for (pid, live) in restore.lives() {
+        let elapsed = u64::try_from(restore.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        interval(restore, pid, live, elapsed / 1000)?;
+        if !live.timers.is_empty() {
+            create(restore, pid, live)?;
+            arm(restore, pid, live, elapsed)?;
+        }
+    }
+    Ok(())
+}
+
+fn interval(
+    restore: &mut Restore<'_>,
+    pid: Pid,
+    live: &Live,
+    elapsed_us: u64,
+) -> Result<(), ResurrectError> {
+    let mut batch = Batch::new();
+    for (which, timer) in live.itimers.iter().enumerate() {
+        if timer.value_us == 0 {
+            continue;
+        }
+        // Only ITIMER_REAL runs on while nothing runs.
+        let passed = if which == 0 { elapsed_us } else { 0 };
+        let value = timer.value_us.saturating_sub(passed).max(1);
+        let parts = |us: u64| [us / 1_000_000, us % 1_000_000];
+        let words = [parts(timer.interval_us), parts(value)];
+        let bytes: Vec<u8> = words
+            .as_flattened()
+            .iter()
+            .flat_map(|w| w.to_le_bytes())
+            .collect();
+        let spec = batch.data(&bytes);
+        let args = [which.into(), spec.into(), 0.into()];
+        batch.call("arming an interval timer", nr::SETITIMER, args);
+    }
+    run(
+        pid,
+        "arming its timers",
+        &mut restore.task(pid)?.leader,
+        &batch,
+    )
+    .map(drop)
+}
+
+fn sigevent(timer: &PosixTimer) -> [u8; SIGEVENT] {
+    let mut event = [0; SIGEVENT];
+    event[..8].copy_from_slice(&timer.value.to_le_bytes());
+    event[8..12].copy_from_slice(&timer.signal.to_le_bytes());
+    event[12..16].copy_from_slice(&timer.notify.to_le_bytes());
+    event[16..20].copy_from_slice(&timer.tid.0.to_le_bytes());
+    event
+}
+
+/// Makes the timers with their ids: newer kernels (6.16) take the id, older ones count up.
+fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
+    let leader = &mut restore.task(pid)?.leader;
+    let mut batch = Batch::new();
+    let args = [
+        PR_TIMER_CREATE_RESTORE_IDS.into(),
+        1.into(),
+        0.into(),
+        0.into(),
+        0.into(),
+    ];
+    let choose = batch.try_call("choosing timer ids", nr::PRCTL, args);
+    let output = run(pid, "choosing timer ids", leader, &batch)?;
+    let chosen = output.result(choose).is_ok();
+    let mut next = 0;
+    for timer in &live.timers {
+        loop {
+            let mut batch = Batch::new();
+            let event = batch.data(&sigevent(timer));
+            let id = batch.data(&timer.id.to_le_bytes());
+            let args = [timer.clock.into(), event.into(), id.into()];
+            batch.call("making a timer", nr::TIMER_CREATE, args);
+            let output = run(pid, "making its timers", leader, &batch)?;
+            let got = output.u32(id, 0).cast_signed();
+            if got == timer.id {
+                break;
+            }
+            if chosen || got > timer.id || next > (1 << 20) {
+                let why = format!("timer {} came as {got}", timer.id);
+                return Err(ResurrectError::Impossible { pid, why });
+            }
+            next += 1;
+            let mut batch = Batch::new();
+            batch.call("removing a timer", nr::TIMER_DELETE, [got.into()]);
+            run(pid, "making its timers", leader, &batch)?;
+        }
+    }
+    if chosen {
+        let mut batch = Batch::new();
+        let args = [
+            PR_TIMER_CREATE_RESTORE_IDS.into(),
+            0.into(),
+            0.into(),
+            0.into(),
+            0.into(),
+        ];
+        batch.call("choosing timer ids no more", nr::PRCTL, args);
+        run(pid, "choosing timer ids", leader, &batch)?;
+    }
+    Ok(())
+}
+
+fn arm(
+    restore: &mut Restore<'_>,
+    pid: Pid,
+    live: &Live,
+    elapsed: u64,
+) -> Result<(), ResurrectError> {
+    /// CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID, and those of other tasks (negative).
+    fn counts_cpu(clock: i32) -> bool {
+        clock < 0 || clock == 2 || clock == 3
+    }
+    let mut batch = Batch::new();
+    for timer in live.timers.iter().filter(|timer| timer.remaining > 0) {
+        let passed = if counts_cpu(timer.clock) { 0 } else { elapsed };
+        let value = timer.remaining.saturating_sub(passed).max(1);
+        let parts = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
+        let words = [parts(timer.interval), parts(value)];
+        let bytes: Vec<u8> = words
+            .as_flattened()
+            .iter()
+            .flat_map(|w| w.to_le_bytes())
+            .collect();
+        let spec = batch.data(&bytes);
+        let args = [timer.id.into(), 0.into(), spec.into(), 0.into()];
+        batch.call("arming a timer", nr::TIMER_SETTIME, args);
+    }
+    run(
+        pid,
+        "arming its timers",
+        &mut restore.task(pid)?.leader,
+        &batch,
+    )
+    .map(drop)
+}

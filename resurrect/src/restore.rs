@@ -1,0 +1,180 @@
+//! A restore from its beginning to the thaw.
+
+use crate::files::Files;
+use crate::scratch::{self, BATCH_LEN};
+use crate::stages::STAGES;
+use crate::task::Task;
+use crate::{ResurrectError, thread};
+use persist_mem::manifest::{Live, Manifest};
+use persist_mem::store::PageStore;
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+use sys::scratch::OwnScratch;
+use sys::{Errno, Pid, process, ptrace, wait};
+
+/// How to restore.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Time that has passed on CLOCK_MONOTONIC since the manifest's clocks were read; time-outs are
+    /// that much shorter.
+    pub elapsed: Duration,
+    /// Flags of clone3(2) for the first process (`CLONE_NEWPID`), beside SIGCHLD.
+    pub root_flags: u64,
+}
+
+/// What stages work on.
+pub(crate) struct Restore<'a> {
+    pub(crate) manifest: &'a Manifest,
+    pub(crate) store: &'a dyn PageStore,
+    pub(crate) options: Options,
+    pub(crate) scratch: OwnScratch,
+    /// Processes that are there, by the ids they have in their namespace.
+    pub(crate) tasks: BTreeMap<Pid, Task>,
+    pub(crate) files: Files,
+    /// A pidfd of this process; every process under construction has it under the same number.
+    pub(crate) self_pidfd: OwnedFd,
+    started: Instant,
+}
+
+impl<'a> Restore<'a> {
+    fn new(
+        manifest: &'a Manifest,
+        store: &'a dyn PageStore,
+        options: Options,
+    ) -> Result<Restore<'a>, ResurrectError> {
+        let me = Pid(nix::unistd::getpid().as_raw());
+        let own = own_ranges(me)?;
+        let address = scratch::find(manifest, &own).ok_or_else(|| ResurrectError::Own {
+            doing: "looking for an address range that all processes have free".into(),
+            errno: Errno::ENOMEM,
+        })?;
+        let len = usize::try_from(BATCH_LEN).unwrap_or(0);
+        let scratch = OwnScratch::map(address, len)
+            .map_err(ResurrectError::own("mapping room for batches"))?;
+        let pidfd = process::pidfd_open(me).map_err(ResurrectError::own("opening a pidfd"))?;
+        Ok(Restore {
+            manifest,
+            store,
+            options,
+            scratch,
+            tasks: BTreeMap::new(),
+            files: Files::default(),
+            self_pidfd: above_all(manifest, &pidfd)?,
+            started: Instant::now(),
+        })
+    }
+
+    /// Time since the manifest's clocks were read.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.options.elapsed + self.started.elapsed()
+    }
+
+    /// Live processes of the manifest, parents before children.
+    pub(crate) fn lives(&self) -> impl Iterator<Item = (Pid, &'a Live)> + use<'a> {
+        let processes = self.manifest.processes.iter();
+        processes.filter_map(|process| Some((process.pid, process.live()?)))
+    }
+
+    /// A process under construction.
+    pub(crate) fn task(&mut self, pid: Pid) -> Result<&mut Task, ResurrectError> {
+        self.tasks
+            .get_mut(&pid)
+            .ok_or_else(|| ResurrectError::Impossible {
+                pid,
+                why: "it was not made".into(),
+            })
+    }
+
+    fn end_all(&mut self) {
+        for task in self.tasks.values_mut() {
+            // What is gone already is what is wanted.
+            let _ = process::kill(task.host_pid(), nix::sys::signal::Signal::SIGKILL as i32);
+        }
+        for task in self.tasks.values_mut() {
+            for thread in task.all() {
+                let _ = wait::wait_for_at_most(thread.tid(), Duration::from_secs(2));
+            }
+        }
+        self.tasks.clear();
+    }
+}
+
+/// A copy of a descriptor under a number that no process of the manifest uses.
+fn above_all(manifest: &Manifest, fd: &OwnedFd) -> Result<OwnedFd, ResurrectError> {
+    let lives = manifest.processes.iter().filter_map(|p| p.live());
+    let highest = lives.flat_map(|live| live.files.iter().map(|f| f.fd)).max();
+    let least = highest.unwrap_or(0).max(63) + 1;
+    sys::fds::duplicate(fd, least).map_err(ResurrectError::own(format!(
+        "duplicating a descriptor to {least} or above (see the limit of open files)"
+    )))
+}
+
+fn own_ranges(me: Pid) -> Result<Vec<(u64, u64)>, ResurrectError> {
+    let text = sys::procdir::read(me, "maps").map_err(ResurrectError::own("reading own maps"))?;
+    Ok(crate::memory::ranges(&text))
+}
+
+/// Rebuilds every process of `manifest`, stopped.
+///
+/// Must be called by a process with one thread, which stays the tracer until the thaw.
+///
+/// # Errors
+/// What was built is ended again.
+pub fn restore(
+    manifest: &Manifest,
+    store: &dyn PageStore,
+    options: Options,
+) -> Result<World, ResurrectError> {
+    let mut restore = Restore::new(manifest, store, options)?;
+    for (name, stage) in STAGES {
+        let begun = Instant::now();
+        if let Err(error) = stage(&mut restore) {
+            log::debug!("stage `{name}` failed: {error}");
+            restore.end_all();
+            return Err(error);
+        }
+        log::debug!("stage `{name}`: {:?}", begun.elapsed());
+    }
+    Ok(World {
+        stopped: thread::stopped(manifest),
+        tasks: restore.tasks,
+    })
+}
+
+/// Rebuilt processes, stopped. When the value is dropped without a thaw they end with this process.
+#[derive(Debug)]
+pub struct World {
+    tasks: BTreeMap<Pid, Task>,
+    stopped: Vec<(Pid, i32)>,
+}
+
+impl World {
+    /// The id of a process as this process sees it.
+    #[must_use]
+    pub fn host_pid(&self, pid: Pid) -> Option<Pid> {
+        self.tasks.get(&pid).map(Task::host_pid)
+    }
+
+    /// Lets every process go on.
+    ///
+    /// # Errors
+    /// The first process that could not be let go; the others go on.
+    pub fn thaw(mut self) -> Result<(), ResurrectError> {
+        for (pid, signal) in &self.stopped {
+            if let Some(task) = self.tasks.get(pid) {
+                process::kill(task.host_pid(), *signal)
+                    .map_err(ResurrectError::call(*pid, "stopping it as it was"))?;
+            }
+        }
+        let mut failed = None;
+        for (pid, task) in &mut self.tasks {
+            for thread in task.all() {
+                if let Err(errno) = ptrace::detach(thread.tid(), 0) {
+                    failed.get_or_insert(ResurrectError::call(*pid, "letting it go")(errno));
+                }
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}

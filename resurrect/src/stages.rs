@@ -1,0 +1,31 @@
+//! The order of rebuilding.
+//!
+//! Each stage may rely on all before it. Credentials are dropped after everything that needs privileges;
+//! registers come last, since every batch runs on them.
+
+use crate::ResurrectError;
+use crate::restore::Restore;
+use crate::{files, memory, process, thread, tree};
+
+/// A step of rebuilding, for all processes.
+pub(crate) type Stage = fn(&mut Restore<'_>) -> Result<(), ResurrectError>;
+
+/// Name, function.
+pub(crate) const STAGES: &[(&str, Stage)] = &[
+    ("processes", tree::build),
+    ("memory", memory::build),
+    ("open files", files::open),
+    ("descriptor tables", files::hand_over),
+    ("directories", process::directories::set),
+    ("threads", thread::create),
+    ("signal actions", process::signals::set_actions),
+    ("files from inside", files::inside),
+    ("timers", process::timers::set),
+    ("zombies", tree::end_zombies),
+    ("attributes of threads", thread::attributes::set),
+    ("attributes of processes", process::attributes::set),
+    ("limits", process::limits::set),
+    ("credentials", thread::credentials::set),
+    ("queued signals", thread::signals::queue),
+    ("registers", thread::registers::set),
+];

@@ -1,0 +1,87 @@
+//! Name, scheduling, and what the C library registered for a thread.
+
+use crate::ResurrectError;
+use crate::calls::{nr, run};
+use crate::restore::Restore;
+use persist_mem::manifest::Thread;
+use sys::batch::Batch;
+
+const PR_SET_NAME: i32 = 15;
+const PR_SET_TIMERSLACK: i32 = 29;
+const PRIO_PROCESS: i32 = 0;
+const IOPRIO_WHO_PROCESS: i32 = 1;
+/// `SS_ONSTACK` and `SS_DISABLE` of sigaltstack(2).
+const SS_ONSTACK: u32 = 1;
+const SS_DISABLE: u32 = 2;
+
+/// Sets them.
+pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    super::each(restore, |pid, tracee, thread| {
+        // The kernel looks at the stack pointer when the signal stack is set.
+        let mut regs = tracee
+            .regs()
+            .map_err(ResurrectError::tracee(pid, "reading its registers"))?;
+        regs.rsp = 0;
+        tracee
+            .set_regs(&regs)
+            .map_err(ResurrectError::tracee(pid, "setting its registers"))?;
+        let mut batch = Batch::new();
+        registrations(&mut batch, thread);
+        scheduling(&mut batch, thread);
+        run(pid, "setting a thread's attributes", tracee, &batch).map(drop)
+    })
+}
+
+fn registrations(batch: &mut Batch, thread: &Thread) {
+    let name = batch.string(&thread.comm);
+    batch.call("naming it", nr::PRCTL, [PR_SET_NAME.into(), name.into()]);
+    let address = thread.clear_child_tid.into();
+    batch.call("setting its tid address", nr::SET_TID_ADDRESS, [address]);
+    let (head, len) = thread.robust_list;
+    if len != 0 {
+        let args = [head.into(), len.into()];
+        batch.call("setting its robust list", nr::SET_ROBUST_LIST, args);
+    }
+    let (address, flags, size) = thread.altstack;
+    if flags & SS_DISABLE == 0 {
+        let mut bytes = address.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&u64::from(flags & !SS_ONSTACK).to_le_bytes());
+        bytes.extend_from_slice(&size.to_le_bytes());
+        let stack = batch.data(&bytes);
+        let args = [stack.into(), 0.into()];
+        batch.call("setting its signal stack", nr::SIGALTSTACK, args);
+    }
+    if let Some(rseq) = thread.rseq {
+        let args = [
+            rseq.pointer.into(),
+            rseq.size.into(),
+            0.into(),
+            rseq.signature.into(),
+        ];
+        batch.call("registering its rseq area", nr::RSEQ, args);
+    }
+}
+
+fn scheduling(batch: &mut Batch, thread: &Thread) {
+    let s = &thread.scheduling;
+    let args = [PRIO_PROCESS.into(), 0.into(), s.nice.into()];
+    batch.call("setting its nice value", nr::SETPRIORITY, args);
+    if s.policy != 0 {
+        let priority = batch.data(&s.priority.to_le_bytes());
+        let args = [0.into(), s.policy.into(), priority.into()];
+        batch.call(
+            "setting its scheduling policy",
+            nr::SCHED_SETSCHEDULER,
+            args,
+        );
+    }
+    if !s.affinity.is_empty() {
+        let mask = batch.data(&s.affinity);
+        let args = [0.into(), s.affinity.len().into(), mask.into()];
+        batch.call("setting its processors", nr::SCHED_SETAFFINITY, args);
+    }
+    let args = [IOPRIO_WHO_PROCESS.into(), 0.into(), s.ioprio.into()];
+    batch.call("setting its I/O priority", nr::IOPRIO_SET, args);
+    let args = [PR_SET_TIMERSLACK.into(), s.timer_slack.into()];
+    batch.call("setting its timer slack", nr::PRCTL, args);
+}

@@ -1,0 +1,143 @@
+//! User, groups and capabilities. Nothing that needs privileges can come after.
+
+use crate::ResurrectError;
+use crate::calls::{nr, run};
+use crate::restore::Restore;
+use persist_mem::manifest::{Credentials, Thread};
+use sys::batch::Batch;
+
+const PR_SET_PDEATHSIG: i32 = 1;
+const PR_SET_DUMPABLE: i32 = 4;
+const PR_CAPBSET_DROP: i32 = 24;
+const PR_SET_SECUREBITS: i32 = 28;
+const PR_SET_NO_NEW_PRIVS: i32 = 38;
+const PR_CAP_AMBIENT: i32 = 47;
+const PR_CAP_AMBIENT_RAISE: i32 = 2;
+/// `SECBIT_NO_SETUID_FIXUP`: changing ids leaves capabilities alone.
+const NO_SETUID_FIXUP: u32 = 1 << 2;
+/// Capabilities there may be (capabilities(7)); what a kernel does not know it does not have.
+const CAPABILITIES: u64 = 64;
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+/// Sets them for every thread.
+pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let dumpable: Vec<_> = restore
+        .lives()
+        .map(|(pid, live)| (pid, live.dumpable))
+        .collect();
+    super::each(restore, |pid, tracee, thread| {
+        let mut batch = Batch::new();
+        become_user(&mut batch, &thread.credentials);
+        afterwards(&mut batch, thread);
+        let leader = tracee.tid().0 == tracee.pid().0;
+        if leader && let Some((_, value)) = dumpable.iter().find(|(of, _)| *of == pid) {
+            // Changing ids has cleared it; 2 cannot be set, and is what clearing leaves.
+            if *value < 2 {
+                let args = [PR_SET_DUMPABLE.into(), u64::from(*value).into()];
+                batch.call("setting dumpable", nr::PRCTL, args);
+            }
+        }
+        run(pid, "setting a thread's credentials", tracee, &batch).map(drop)
+    })
+}
+
+fn become_user(batch: &mut Batch, c: &Credentials) {
+    let last = last_capability();
+    let fixup = (c.securebits | NO_SETUID_FIXUP).into();
+    batch.call(
+        "keeping capabilities",
+        nr::PRCTL,
+        [PR_SET_SECUREBITS.into(), fixup],
+    );
+    let groups: Vec<u8> = c.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
+    let list = batch.data(&groups);
+    let args = [c.groups.len().into(), list.into()];
+    batch.call("setting its groups", nr::SETGROUPS, args);
+    let [real, effective, saved, fs] = c.gid;
+    let args = [real.into(), effective.into(), saved.into()];
+    batch.call("setting its group ids", nr::SETRESGID, args);
+    batch.call("setting its file system group", nr::SETFSGID, [fs.into()]);
+    for capability in (0..=last).filter(|bit| c.bounding >> bit & 1 == 0) {
+        let args = [
+            PR_CAPBSET_DROP.into(),
+            capability.into(),
+            0.into(),
+            0.into(),
+            0.into(),
+        ];
+        batch.call("bounding its capabilities", nr::PRCTL, args);
+    }
+    let [real, effective, saved, fs] = c.uid;
+    let args = [real.into(), effective.into(), saved.into()];
+    batch.call("setting its user ids", nr::SETRESUID, args);
+    batch.call("setting its file system user", nr::SETFSUID, [fs.into()]);
+    // Securebits need CAP_SETPCAP, which may go next; ambient capabilities need the other sets.
+    if c.securebits & NO_SETUID_FIXUP == 0 {
+        let bits = c.securebits.into();
+        batch.call(
+            "setting securebits",
+            nr::PRCTL,
+            [PR_SET_SECUREBITS.into(), bits],
+        );
+    }
+    capset(batch, c);
+    for capability in (0..=last).filter(|bit| c.ambient >> bit & 1 == 1) {
+        let raise = PR_CAP_AMBIENT_RAISE.into();
+        let args = [
+            PR_CAP_AMBIENT.into(),
+            raise,
+            capability.into(),
+            0.into(),
+            0.into(),
+        ];
+        batch.call("raising an ambient capability", nr::PRCTL, args);
+    }
+}
+
+/// The highest capability this kernel knows.
+fn last_capability() -> u64 {
+    std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(40)
+        .min(CAPABILITIES - 1)
+}
+
+fn capset(batch: &mut Batch, c: &Credentials) {
+    let mut head = CAPABILITY_VERSION_3.to_le_bytes().to_vec();
+    head.extend_from_slice(&0_u32.to_le_bytes());
+    let head = batch.data(&head);
+    // Low halves of effective, permitted, inheritable, then the high halves.
+    let half = |shift: u32| {
+        [c.effective, c.permitted, c.inheritable].map(|set| (set >> shift & 0xffff_ffff) as u32)
+    };
+    let words = [half(0), half(32)];
+    let bytes: Vec<u8> = words
+        .as_flattened()
+        .iter()
+        .flat_map(|w| w.to_le_bytes())
+        .collect();
+    let data = batch.data(&bytes);
+    batch.call(
+        "setting its capabilities",
+        nr::CAPSET,
+        [head.into(), data.into()],
+    );
+}
+
+fn afterwards(batch: &mut Batch, thread: &Thread) {
+    if thread.pdeathsig != 0 {
+        let args = [PR_SET_PDEATHSIG.into(), thread.pdeathsig.into()];
+        batch.call("setting its parent death signal", nr::PRCTL, args);
+    }
+    if thread.no_new_privs {
+        let args = [
+            PR_SET_NO_NEW_PRIVS.into(),
+            1.into(),
+            0.into(),
+            0.into(),
+            0.into(),
+        ];
+        batch.call("giving up new privileges", nr::PRCTL, args);
+    }
+}

@@ -1,0 +1,62 @@
+//! What each thread has of its own.
+
+pub(crate) mod attributes;
+pub(crate) mod credentials;
+pub(crate) mod registers;
+pub(crate) mod signals;
+
+use crate::ResurrectError;
+use crate::restore::Restore;
+use crate::tree::thread as birth;
+use persist_mem::manifest::{Manifest, Thread};
+use sys::Pid;
+use sys::tracee::Tracee;
+
+const CLONE_VM: u64 = 0x100;
+const CLONE_FS: u64 = 0x200;
+const CLONE_FILES: u64 = 0x400;
+const CLONE_SIGHAND: u64 = 0x800;
+const CLONE_THREAD: u64 = 0x1_0000;
+const CLONE_SYSVSEM: u64 = 0x4_0000;
+const FLAGS: u64 = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+
+/// Makes every thread beside the leaders.
+pub(crate) fn create(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    for (pid, live) in restore.lives() {
+        let task = restore.task(pid)?;
+        for thread in live.threads.iter().skip(1) {
+            let made = birth(pid, &mut task.leader, thread.tid, FLAGS)?;
+            task.threads.insert(thread.tid, made);
+        }
+    }
+    Ok(())
+}
+
+/// Does something with every thread.
+pub(super) fn each(
+    restore: &mut Restore<'_>,
+    mut work: impl FnMut(Pid, &mut Tracee, &Thread) -> Result<(), ResurrectError>,
+) -> Result<(), ResurrectError> {
+    for (pid, live) in restore.lives() {
+        let task = restore.task(pid)?;
+        for (tracee, thread) in task.all().zip(in_order(&live.threads)) {
+            work(pid, tracee, thread)?;
+        }
+    }
+    Ok(())
+}
+
+/// The leader, then the others by id, as [`crate::task::Task::all`] gives them.
+fn in_order(threads: &[Thread]) -> impl Iterator<Item = &Thread> {
+    let mut rest: Vec<&Thread> = threads.iter().skip(1).collect();
+    rest.sort_by_key(|thread| thread.tid);
+    threads.first().into_iter().chain(rest)
+}
+
+/// Processes that a signal had stopped (job control).
+pub(crate) fn stopped(manifest: &Manifest) -> Vec<(Pid, i32)> {
+    let processes = manifest.processes.iter();
+    processes
+        .filter_map(|p| Some((p.pid, p.live()?.stopped?)))
+        .collect()
+}

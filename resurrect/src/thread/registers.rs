@@ -1,0 +1,151 @@
+//! Registers, signal masks, and sleeps that go on. The last stage: batches run on the registers.
+
+use crate::ResurrectError;
+use crate::calls::nr;
+use crate::restore::Restore;
+use persist_mem::manifest::{Live, Sleep, Thread};
+use std::time::Duration;
+use sys::regs::{NO_SYSCALL, Regs, restart};
+use sys::tracee::Tracee;
+use sys::wait::{self, Status};
+use sys::{Errno, PAGE_SIZE_U64, Pid, ptrace};
+
+const POLL: i64 = 7;
+const FUTEX: i64 = 202;
+const CLOCK_NANOSLEEP: i64 = 230;
+const TIMER_ABSTIME: u64 = 1;
+const FUTEX_CMD_MASK: u64 = 0x7f;
+const PROT_EXEC: u32 = 4;
+/// Bytes of code that are searched.
+const LOOK_AT: usize = 4 << 20;
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+/// Room for a time-out at the start of the batch data.
+const TIMEOUT_OFFSET: u64 = PAGE_SIZE_U64;
+
+/// Sets them.
+pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let elapsed = restore.elapsed();
+    super::each(restore, |pid, tracee, thread| match thread.sleep {
+        Some(sleep) => go_to_sleep(pid, tracee, thread, sleep, elapsed),
+        None => Ok(()),
+    })?;
+    for (pid, live) in restore.lives() {
+        remove_scratch(pid, &mut restore.task(pid)?.leader, live)?;
+    }
+    super::each(restore, |pid, tracee, thread| {
+        let mut regs = thread.regs;
+        if let Some(sleep) = thread.sleep {
+            regs.orig_rax = sleep.nr.cast_unsigned();
+            regs.rax = (-restart::ERESTART_RESTARTBLOCK).cast_unsigned();
+        }
+        xstate(pid, tracee, &thread.xstate)?;
+        tracee
+            .set_regs(&regs)
+            .map_err(ResurrectError::tracee(pid, "setting its registers"))?;
+        tracee
+            .set_sigmask(thread.sigmask)
+            .map_err(ResurrectError::tracee(pid, "setting its signal mask"))
+    })
+}
+
+/// Unmaps the batch loop, through a system call instruction of the process itself.
+fn remove_scratch(pid: Pid, leader: &mut Tracee, live: &Live) -> Result<(), ResurrectError> {
+    let doing = "removing the room for batches";
+    let gate = own_gate(leader, live).ok_or_else(|| ResurrectError::Impossible {
+        pid,
+        why: "no system call instruction is mapped in it".into(),
+    })?;
+    leader
+        .unmap_scratch(gate)
+        .map_err(ResurrectError::tracee(pid, doing))
+}
+
+/// A `syscall` instruction: in the vdso, else in any code.
+fn own_gate(leader: &Tracee, live: &Live) -> Option<u64> {
+    let maps = sys::procdir::read(leader.pid(), "maps").ok()?;
+    let vdso = crate::memory::vdso_range(&maps);
+    let code = live.mm.vmas.iter().filter(|vma| vma.prot & PROT_EXEC != 0);
+    let ranges = vdso.into_iter().chain(code.map(|vma| (vma.start, vma.end)));
+    ranges.into_iter().find_map(|(start, end)| {
+        let len = usize::try_from(end - start).ok()?.min(LOOK_AT);
+        let code = leader.mem().read_vec(start, len).ok()?;
+        Some(start + sys::tracee::find_gate(&code)? as u64)
+    })
+}
+
+/// The kernel wants its own size, which may be another kernel's or processor's.
+fn xstate(pid: Pid, tracee: &Tracee, saved: &[u8]) -> Result<(), ResurrectError> {
+    let failed = || ResurrectError::call(pid, "setting its extended registers");
+    let size = ptrace::get_xstate(tracee.tid()).map_err(failed())?.len();
+    let mut state = saved.to_vec();
+    if state.len() > size && state[size..].iter().any(|byte| *byte != 0) {
+        return Err(ResurrectError::Impossible {
+            pid,
+            why: "it uses extended registers that this kernel does not keep".into(),
+        });
+    }
+    state.resize(size, 0);
+    ptrace::set_xstate(tracee.tid(), &state).map_err(failed())
+}
+
+/// Makes the thread's sleeping call with what remains of its time, and interrupts it: then the kernel
+/// itself keeps the rest, as it did before.
+fn go_to_sleep(
+    pid: Pid,
+    tracee: &mut Tracee,
+    thread: &Thread,
+    sleep: Sleep,
+    elapsed: Duration,
+) -> Result<(), ResurrectError> {
+    let doing = "going on with its sleep";
+    let Some(scratch) = tracee.scratch() else {
+        return Ok(());
+    };
+    let passed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+    let left = sleep.remaining.saturating_sub(passed).max(1);
+    let time = scratch.address + TIMEOUT_OFFSET;
+    let mut timespec = (left / 1_000_000_000).to_le_bytes().to_vec();
+    timespec.extend_from_slice(&(left % 1_000_000_000).to_le_bytes());
+    tracee
+        .mem()
+        .write(time, &timespec)
+        .map_err(ResurrectError::call(pid, doing))?;
+    let mut regs = Regs {
+        rip: scratch.address + gate(),
+        rax: sleep.nr.cast_unsigned(),
+        orig_rax: NO_SYSCALL,
+        ..thread.regs
+    };
+    match sleep.nr {
+        nr::NANOSLEEP => regs.rdi = time,
+        CLOCK_NANOSLEEP => {
+            regs.rsi &= !TIMER_ABSTIME;
+            regs.rdx = time;
+        }
+        POLL => regs.rdx = left.div_ceil(1_000_000),
+        // FUTEX_WAIT has a relative time-out; the others' is absolute and stays.
+        FUTEX if regs.rsi & FUTEX_CMD_MASK == 0 => regs.r10 = time,
+        FUTEX => {}
+        other => {
+            let why = format!("it sleeps in call {other}, which cannot be gone on with");
+            return Err(ResurrectError::Impossible { pid, why });
+        }
+    }
+    let tid = tracee.tid();
+    let failed = || ResurrectError::call(pid, doing);
+    tracee
+        .set_regs(&regs)
+        .map_err(ResurrectError::tracee(pid, doing))?;
+    ptrace::cont(tid, 0).map_err(failed())?;
+    ptrace::interrupt(tid).map_err(failed())?;
+    match wait::wait_for_at_most(tid, STOP_WITHIN).map_err(failed())? {
+        Some(Status::Trap) => Ok(()),
+        Some(_) => Err(failed()(Errno::EPROTO)),
+        None => Err(failed()(Errno::ETIMEDOUT)),
+    }
+}
+
+/// Offset of a `syscall` instruction in the batch loop.
+fn gate() -> u64 {
+    sys::tracee::find_gate(sys::batch::code()).map_or(0, |at| at as u64)
+}

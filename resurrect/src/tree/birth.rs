@@ -1,0 +1,218 @@
+//! One new process: a shell without memory of its own.
+
+use crate::ResurrectError;
+use crate::calls::{nr, run};
+use crate::memory;
+use crate::restore::Restore;
+use crate::task::Task;
+use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+use sys::batch::Batch;
+use sys::ptrace::{self, options};
+use sys::tracee::Tracee;
+use sys::wait::{self, Status};
+use sys::{Errno, Pid, Tid, process};
+
+const CLONE_PARENT: u64 = 0x8000;
+const SIGCHLD: u64 = 17;
+const PR_SET_NAME: i32 = 15;
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+const OPTIONS: u64 =
+    options::TRACEFORK | options::TRACEVFORK | options::TRACECLONE | options::EXITKILL;
+
+/// Makes `pid`: by this process, or by a process under construction.
+pub(super) fn fork(
+    restore: &mut Restore<'_>,
+    pid: Pid,
+    by: Option<Pid>,
+    sibling: bool,
+) -> Result<(), ResurrectError> {
+    let leader = match by {
+        None => first(restore, pid)?,
+        Some(by) => descendant(restore, pid, by, sibling)?,
+    };
+    let task = Task {
+        leader,
+        threads: BTreeMap::new(),
+    };
+    restore.tasks.insert(pid, task);
+    Ok(())
+}
+
+/// The clone_args structure of clone3(2).
+pub(crate) fn clone_args(
+    batch: &mut Batch,
+    flags: u64,
+    exit_signal: u64,
+    id: i32,
+) -> [sys::batch::Arg; 2] {
+    const SIZE: usize = 88;
+    let ids = batch.data(&id.to_le_bytes());
+    let mut bytes = [0; SIZE];
+    bytes[..8].copy_from_slice(&flags.to_le_bytes());
+    bytes[32..40].copy_from_slice(&exit_signal.to_le_bytes());
+    // set_tid_size
+    bytes[72..80].copy_from_slice(&1_u64.to_le_bytes());
+    let args = batch.data(&bytes);
+    // set_tid
+    batch.pointer(args, 64, ids);
+    [args.into(), SIZE.into()]
+}
+
+fn taken(pid: Pid) -> ResurrectError {
+    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    let comm = comm.map_or_else(|_| String::new(), |comm| format!(" ({})", comm.trim_end()));
+    ResurrectError::Taken { pid, comm }
+}
+
+fn descendant(
+    restore: &mut Restore<'_>,
+    pid: Pid,
+    by: Pid,
+    sibling: bool,
+) -> Result<Tracee, ResurrectError> {
+    let scratch = restore.scratch.place();
+    let parent = restore.task(by)?;
+    let mut batch = Batch::new();
+    let flags = if sibling { CLONE_PARENT } else { 0 };
+    // A sibling's exit signal is that of the caller.
+    let signal = if sibling { 0 } else { SIGCHLD };
+    let args = clone_args(&mut batch, flags, signal, pid.0);
+    batch.call("making a child", nr::CLONE3, args);
+    let output = parent
+        .leader
+        .run_raw(&batch)
+        .map_err(ResurrectError::tracee(
+            by,
+            format!("making its child {pid}"),
+        ))?;
+    let born = parent.leader.take_born();
+    if let Some(failure) = batch.failure(&output) {
+        if failure.errno == Errno::EEXIST {
+            return Err(taken(pid));
+        }
+        let tid = parent.leader.tid();
+        let cause = sys::tracee::TraceeError::Call { tid, failure };
+        return Err(ResurrectError::tracee(
+            by,
+            format!("making its child {pid}"),
+        )(cause));
+    }
+    let host = born
+        .last()
+        .copied()
+        .ok_or_else(|| ResurrectError::Impossible {
+            pid,
+            why: "the kernel did not tell of its birth".into(),
+        })?;
+    wait_until_stopped(pid, host)?;
+    adopt(pid, host, scratch)
+}
+
+/// The first process: a copy of this one, emptied.
+fn first(restore: &mut Restore<'_>, pid: Pid) -> Result<Tracee, ResurrectError> {
+    let flags = restore.options.root_flags;
+    let host = process::spawn(flags, &[pid], || {
+        loop {
+            nix::unistd::pause();
+        }
+    });
+    let host = match host {
+        Ok(host) => host.leader(),
+        Err(Errno::EEXIST) => return Err(taken(pid)),
+        Err(errno) => return Err(ResurrectError::call(pid, "making it")(errno)),
+    };
+    let failed = |doing: &'static str| ResurrectError::call(pid, doing);
+    ptrace::seize(host, OPTIONS).map_err(failed("tracing it"))?;
+    ptrace::interrupt(host).map_err(failed("stopping it"))?;
+    wait_until_stopped(pid, host)?;
+    let mut leader = adopt(pid, host, restore.scratch.place())?;
+    memory::empty::forget_rseq(pid, &mut leader)?;
+    memory::empty::park_vdso(pid, &mut leader, restore.scratch.end())?;
+    memory::empty::unmap_all(
+        pid,
+        &mut leader,
+        restore.scratch.place().address,
+        restore.scratch.end(),
+    )?;
+    close_all_but(pid, &mut leader, restore.self_pidfd.as_raw_fd())?;
+    Ok(leader)
+}
+
+fn close_all_but(pid: Pid, leader: &mut Tracee, kept: i32) -> Result<(), ResurrectError> {
+    let mut batch = Batch::new();
+    if kept > 0 {
+        let args = [0.into(), (kept - 1).into(), 0.into()];
+        batch.call("closing descriptors", nr::CLOSE_RANGE, args);
+    }
+    let args = [(kept + 1).into(), u64::from(u32::MAX).into(), 0.into()];
+    batch.call("closing descriptors", nr::CLOSE_RANGE, args);
+    run(pid, "closing descriptors", leader, &batch).map(drop)
+}
+
+fn wait_until_stopped(pid: Pid, host: Tid) -> Result<(), ResurrectError> {
+    let failed = |errno| ResurrectError::call(pid, "waiting for its first stop")(errno);
+    match wait::wait_for_at_most(host, STOP_WITHIN).map_err(failed)? {
+        Some(Status::Trap) => Ok(()),
+        Some(_) => Err(failed(Errno::EPROTO)),
+        None => Err(failed(Errno::ETIMEDOUT)),
+    }
+}
+
+/// Takes hold of a new process: nothing may be delivered to it before it is whole.
+fn adopt(pid: Pid, host: Tid, scratch: sys::tracee::Scratch) -> Result<Tracee, ResurrectError> {
+    let failed = || ResurrectError::tracee(pid, "taking hold of it");
+    let mut leader = Tracee::new(Pid(host.0), host).map_err(failed())?;
+    leader.adopt_scratch(scratch, true).map_err(failed())?;
+    leader.set_sigmask(u64::MAX).map_err(failed())?;
+    Ok(leader)
+}
+
+/// A new thread of a process, stopped. `tracee` makes it.
+pub(crate) fn thread(
+    pid: Pid,
+    tracee: &mut Tracee,
+    tid: Tid,
+    flags: u64,
+) -> Result<Tracee, ResurrectError> {
+    let mut batch = Batch::new();
+    let args = clone_args(&mut batch, flags, 0, tid.0);
+    batch.call("making a thread", nr::CLONE3, args);
+    let doing = format!("making its thread {tid}");
+    let output = tracee
+        .run_raw(&batch)
+        .map_err(ResurrectError::tracee(pid, doing.as_str()))?;
+    let born = tracee.take_born();
+    if let Some(failure) = batch.failure(&output) {
+        if failure.errno == Errno::EEXIST {
+            return Err(taken(Pid(tid.0)));
+        }
+        let cause = sys::tracee::TraceeError::Call {
+            tid: tracee.tid(),
+            failure,
+        };
+        return Err(ResurrectError::tracee(pid, doing)(cause));
+    }
+    let host = born
+        .last()
+        .copied()
+        .ok_or_else(|| ResurrectError::Impossible {
+            pid,
+            why: format!("the kernel did not tell of the birth of thread {tid}"),
+        })?;
+    wait_until_stopped(pid, host)?;
+    let thread = tracee.sibling(host);
+    thread
+        .set_sigmask(u64::MAX)
+        .map_err(ResurrectError::tracee(pid, "taking hold of a thread"))?;
+    Ok(thread)
+}
+
+/// Names a process as its program was called.
+pub(super) fn name(restore: &mut Restore<'_>, pid: Pid, comm: &[u8]) -> Result<(), ResurrectError> {
+    let mut batch = Batch::new();
+    let text = batch.string(comm);
+    batch.call("naming it", nr::PRCTL, [PR_SET_NAME.into(), text.into()]);
+    run(pid, "naming it", &mut restore.task(pid)?.leader, &batch).map(drop)
+}

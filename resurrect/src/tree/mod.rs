@@ -1,0 +1,152 @@
+//! Making the processes, in the places they had.
+
+mod birth;
+mod plan;
+
+use crate::ResurrectError;
+use crate::calls::{nr, run};
+use crate::restore::Restore;
+pub(crate) use birth::thread;
+use persist_mem::manifest::State;
+use plan::{Outside, Step};
+use sys::batch::Batch;
+use sys::wait::{self, Status};
+use sys::{Errno, Pid};
+
+const PR_SET_CHILD_SUBREAPER: i32 = 36;
+
+/// Makes every process, zombies-to-be included, as bare stopped shells.
+pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let me = nix::unistd::Pid::this();
+    let sid =
+        nix::unistd::getsid(Some(me)).map_err(ResurrectError::own("asking for the session"))?;
+    let outside = if restore.options.root_flags == 0 {
+        Outside {
+            sid: Pid(sid.as_raw()),
+            pgid: Pid(nix::unistd::getpgrp().as_raw()),
+        }
+    } else {
+        // Seen from a new PID namespace, this process's session and group have no number.
+        Outside {
+            sid: Pid(0),
+            pgid: Pid(0),
+        }
+    };
+    let steps = plan::plan(&restore.manifest.processes, outside)
+        .map_err(|(pid, why)| ResurrectError::Impossible { pid, why })?;
+    for step in steps {
+        match step {
+            Step::Fork { pid, by, sibling } => birth::fork(restore, pid, by, sibling)?,
+            Step::Subreaper(pid) => {
+                let args = [PR_SET_CHILD_SUBREAPER.into(), 1.into()];
+                one(restore, pid, "becoming a subreaper", nr::PRCTL, &args)?;
+            }
+            Step::Session(pid) => one(restore, pid, "founding its session", nr::SETSID, &[])?,
+            Step::Group { pid, pgid } => {
+                let args = [0.into(), pgid.0.into()];
+                one(
+                    restore,
+                    pid,
+                    "joining its process group",
+                    nr::SETPGID,
+                    &args,
+                )?;
+            }
+            Step::End { pid, reaper } => end(restore, pid, reaper, &Ending::Exit(0))?,
+        }
+    }
+    Ok(())
+}
+
+/// One call in a process's leader.
+fn one(
+    restore: &mut Restore<'_>,
+    pid: Pid,
+    doing: &'static str,
+    nr: i64,
+    args: &[sys::batch::Arg],
+) -> Result<(), ResurrectError> {
+    let mut batch = Batch::new();
+    let mut all = [sys::batch::Arg::Value(0); 6];
+    all[..args.len()].copy_from_slice(args);
+    batch.call(doing, nr, all);
+    let leader = &mut restore.task(pid)?.leader;
+    run(pid, doing, leader, &batch).map(drop)
+}
+
+/// How a process ends.
+enum Ending {
+    Exit(i32),
+    Signal(i32),
+}
+
+/// Ends a process; `reaper`, when given, waits for it.
+fn end(
+    restore: &mut Restore<'_>,
+    pid: Pid,
+    reaper: Option<Pid>,
+    ending: &Ending,
+) -> Result<(), ResurrectError> {
+    let gone = || ResurrectError::Impossible {
+        pid,
+        why: "it was not made".into(),
+    };
+    let mut task = restore.tasks.remove(&pid).ok_or_else(gone)?;
+    let mut batch = Batch::new();
+    match *ending {
+        Ending::Exit(code) => {
+            batch.call("ending", nr::EXIT_GROUP, [code.into()]);
+        }
+        Ending::Signal(signal) => {
+            sys::process::kill(task.host_pid(), signal)
+                .map_err(ResurrectError::call(pid, "ending it by a signal"))?;
+            // A deadly signal that is not blocked ends it wherever it is.
+            task.leader
+                .set_sigmask(0)
+                .map_err(ResurrectError::tracee(pid, "ending it by a signal"))?;
+            batch.call("waiting for the end", nr::KILL, [0.into(), 0.into()]);
+        }
+    }
+    match task.leader.run_raw(&batch) {
+        Err(sys::tracee::TraceeError::Ended { .. }) => {}
+        Err(sys::tracee::TraceeError::Unexpected {
+            status: Status::Signal(signal),
+            ..
+        }) => {
+            // The stop before a signal takes effect: let it.
+            sys::ptrace::cont(task.leader.tid(), signal)
+                .map_err(ResurrectError::call(pid, "ending it"))?;
+            wait::wait_for(task.leader.tid()).map_err(ResurrectError::call(pid, "ending it"))?;
+        }
+        Err(cause) => return Err(ResurrectError::tracee(pid, "ending it")(cause)),
+        Ok(_) => {
+            return Err(ResurrectError::call(pid, "ending it")(Errno::EBUSY));
+        }
+    }
+    match reaper {
+        None => Ok(()),
+        Some(reaper) => {
+            const WALL: i32 = 0x4000_0000;
+            let args = [pid.0.into(), 0.into(), WALL.into(), 0.into()];
+            one(restore, reaper, "waiting for a helper", nr::WAIT4, &args)
+        }
+    }
+}
+
+/// Ends the processes that had ended and were not waited for yet.
+pub(crate) fn end_zombies(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    const CORE: i32 = 0x80;
+    let zombies = restore.manifest.processes.iter().rev();
+    for process in zombies.filter(|p| plan::is_zombie(p)) {
+        let State::Zombie { status, comm } = &process.state else {
+            continue;
+        };
+        birth::name(restore, process.pid, comm)?;
+        let ending = match status & 0x7f {
+            0 => Ending::Exit(status >> 8 & 0xff),
+            signal => Ending::Signal(signal & !CORE),
+        };
+        end(restore, process.pid, None, &ending)?;
+    }
+    Ok(())
+}

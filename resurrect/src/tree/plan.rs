@@ -1,0 +1,450 @@
+//! Who forks whom, and when: a list of steps from the ids alone.
+//!
+//! A child gets its session and group from who forks it. So a child that was forked before its parent
+//! called setsid(2) is forked before it again; a session or group whose founder is gone is founded by a
+//! helper with the founder's id; and a process whose parent is not the one that forked it (an orphan) is
+//! forked by a member of its session as a sibling (`CLONE_PARENT`), or orphaned again.
+
+use persist_mem::manifest::{Process, State};
+use std::collections::{BTreeMap, BTreeSet};
+use sys::Pid;
+
+/// One step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// `by` forks `pid` (None: this process does).
+    Fork {
+        /// The new process.
+        pid: Pid,
+        /// Who makes the call.
+        by: Option<Pid>,
+        /// `CLONE_PARENT`: the new process is a sibling of `by`.
+        sibling: bool,
+    },
+    /// `pid` becomes the nearest reaper of orphans.
+    Subreaper(Pid),
+    /// setsid(2).
+    Session(Pid),
+    /// setpgid(2) by the process itself.
+    Group {
+        /// The process.
+        pid: Pid,
+        /// Its new group.
+        pgid: Pid,
+    },
+    /// The helper `pid` ends and `reaper` waits for it (None: this process does).
+    End {
+        /// The helper.
+        pid: Pid,
+        /// Its parent.
+        reaper: Option<Pid>,
+    },
+}
+
+/// Session and group of the process that restores.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outside {
+    pub(crate) sid: Pid,
+    pub(crate) pgid: Pid,
+}
+
+struct Planner<'a> {
+    by_pid: BTreeMap<Pid, &'a Process>,
+    children: BTreeMap<Pid, Vec<Pid>>,
+    outside: Outside,
+    steps: Vec<Step>,
+    made: BTreeSet<Pid>,
+    /// Children that no ordinary fork puts into their session.
+    foreign: Vec<Pid>,
+    /// Helpers that are alive, with their parents.
+    helpers: Vec<(Pid, Option<Pid>)>,
+    /// Session and group that a made process is in at this point of the plan.
+    at: BTreeMap<Pid, (Pid, Pid)>,
+}
+
+/// Plans the whole forest. `Err` names the process whose place cannot be rebuilt, and why.
+pub(crate) fn plan(processes: &[Process], outside: Outside) -> Result<Vec<Step>, (Pid, String)> {
+    let by_pid: BTreeMap<Pid, &Process> = processes.iter().map(|p| (p.pid, p)).collect();
+    let mut children: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
+    let mut roots = Vec::new();
+    for process in processes {
+        if by_pid.contains_key(&process.ppid) && process.ppid != process.pid {
+            children.entry(process.ppid).or_default().push(process.pid);
+        } else {
+            roots.push(process.pid);
+        }
+    }
+    let mut planner = Planner {
+        by_pid,
+        children,
+        outside,
+        steps: Vec::new(),
+        made: BTreeSet::new(),
+        foreign: Vec::new(),
+        helpers: Vec::new(),
+        at: BTreeMap::new(),
+    };
+    for root in roots {
+        planner.root(root)?;
+    }
+    while !planner.foreign.is_empty() {
+        for pid in core::mem::take(&mut planner.foreign) {
+            planner.adopt(pid)?;
+        }
+    }
+    planner.groups()?;
+    planner.end_helpers();
+    Ok(planner.steps)
+}
+
+impl Planner<'_> {
+    fn process(&self, pid: Pid) -> Result<&Process, (Pid, String)> {
+        let found = self.by_pid.get(&pid).copied();
+        found.ok_or_else(|| (pid, "it is not part of the tree".into()))
+    }
+
+    fn fork(&mut self, pid: Pid, by: Option<Pid>, sibling: bool) {
+        self.steps.push(Step::Fork { pid, by, sibling });
+        let outside = (self.outside.sid, self.outside.pgid);
+        let place = by.map_or(outside, |by| self.at.get(&by).copied().unwrap_or(outside));
+        self.at.insert(pid, place);
+        self.made.insert(pid);
+    }
+
+    fn found_session(&mut self, pid: Pid) {
+        self.steps.push(Step::Session(pid));
+        self.at.insert(pid, (pid, pid));
+    }
+
+    fn root(&mut self, pid: Pid) -> Result<(), (Pid, String)> {
+        let sid = self.process(pid)?.sid;
+        if sid == pid || sid == self.outside.sid || sid.0 == 0 {
+            self.fork(pid, None, false);
+        } else if self.by_pid.contains_key(&sid) {
+            return Err((
+                pid,
+                format!("its session's leader {sid} is one of its descendants"),
+            ));
+        } else {
+            self.helper(sid, None);
+            self.found_session(sid);
+            self.fork(pid, Some(sid), true);
+        }
+        self.grow(pid)
+    }
+
+    fn helper(&mut self, pid: Pid, parent: Option<Pid>) {
+        self.fork(pid, parent, false);
+        self.helpers.push((pid, parent));
+    }
+
+    /// What a process does once it is there: its children, and its session.
+    fn grow(&mut self, pid: Pid) -> Result<(), (Pid, String)> {
+        let process = self.process(pid)?;
+        let (sid, subreaper) = (
+            process.sid,
+            process.live().is_some_and(|l| l.child_subreaper),
+        );
+        if subreaper {
+            self.steps.push(Step::Subreaper(pid));
+        }
+        let born_in = self.at.get(&pid).map_or(self.outside.sid, |(sid, _)| *sid);
+        let children = self.children.get(&pid).cloned().unwrap_or_default();
+        if sid == pid {
+            for &child in &children {
+                let child_sid = self.process(child)?.sid;
+                if child_sid == born_in && child_sid != child {
+                    self.fork(child, Some(pid), false);
+                    self.grow(child)?;
+                }
+            }
+            self.found_session(pid);
+        }
+        for child in children {
+            if self.made.contains(&child) {
+                continue;
+            }
+            let child_sid = self.process(child)?.sid;
+            let here = self.at.get(&pid).map_or(sid, |(sid, _)| *sid);
+            if child_sid == child || child_sid == here || child_sid.0 == 0 {
+                self.fork(child, Some(pid), false);
+                self.grow(child)?;
+            } else {
+                self.foreign.push(child);
+            }
+        }
+        Ok(())
+    }
+
+    /// A child in a session that its parent is not in.
+    fn adopt(&mut self, pid: Pid) -> Result<(), (Pid, String)> {
+        let process = self.process(pid)?;
+        let (sid, parent) = (process.sid, process.ppid);
+        let member_of = |at: &BTreeMap<Pid, (Pid, Pid)>, member: &Pid| {
+            at.get(member).is_some_and(|(of, _)| *of == sid)
+        };
+        // A sibling in the session forks it beside itself.
+        let sibling = self.made.iter().copied().find(|member| {
+            let their = self.by_pid.get(member).map(|p| p.ppid);
+            let helped = self
+                .helpers
+                .iter()
+                .any(|(h, of)| h == member && *of == Some(parent));
+            (their == Some(parent) || helped) && member_of(&self.at, member)
+        });
+        if let Some(sibling) = sibling {
+            self.fork(pid, Some(sibling), true);
+            return self.grow(pid);
+        }
+        let taken = self.by_pid.contains_key(&sid) || self.made.contains(&sid);
+        if !taken {
+            self.helper(sid, Some(parent));
+            self.found_session(sid);
+            self.fork(pid, Some(sid), true);
+            return self.grow(pid);
+        }
+        // Orphaned: a member of the session forks a helper, that forks it, and the helper ends.
+        let member = self.made.iter().copied().find(|m| member_of(&self.at, m));
+        let Some(member) = member else {
+            return Err((pid, format!("its session {sid} cannot be founded again")));
+        };
+        if self.reaper_of(member) != Some(parent) {
+            let why = format!(
+                "it is a child of {parent} in session {sid}, and no way leads there: {parent} is not the reaper of that session's orphans"
+            );
+            return Err((pid, why));
+        }
+        let helper = self.free_id(pid);
+        self.fork(helper, Some(member), false);
+        self.fork(pid, Some(helper), false);
+        self.steps.push(Step::End {
+            pid: helper,
+            reaper: Some(member),
+        });
+        self.made.remove(&helper);
+        self.at.remove(&helper);
+        self.grow(pid)
+    }
+
+    /// Who gets the orphans of a process's children.
+    fn reaper_of(&self, pid: Pid) -> Option<Pid> {
+        let mut at = pid;
+        loop {
+            let process = self.by_pid.get(&at)?;
+            let subreaper = process.live().is_some_and(|live| live.child_subreaper);
+            if process.pid.0 == 1 || subreaper {
+                return Some(process.pid);
+            }
+            at = process.ppid;
+        }
+    }
+
+    /// An id that nobody in the tree has or names.
+    fn free_id(&self, near: Pid) -> Pid {
+        let named = |id: Pid| {
+            self.by_pid.values().any(|p| {
+                let threads = p.live().map(|l| l.threads.as_slice()).unwrap_or_default();
+                p.pid == id
+                    || p.sid == id
+                    || p.pgid == id
+                    || threads.iter().any(|t| t.tid.0 == id.0)
+            }) || self.made.contains(&id)
+        };
+        let mut id = Pid(near.0 + 1);
+        while named(id) {
+            id = Pid(id.0 + 1);
+        }
+        id
+    }
+
+    fn set_group(&mut self, pid: Pid, pgid: Pid) {
+        if let Some(place) = self.at.get_mut(&pid)
+            && place.1 != pgid
+        {
+            place.1 = pgid;
+            self.steps.push(Step::Group { pid, pgid });
+        }
+    }
+
+    fn groups(&mut self) -> Result<(), (Pid, String)> {
+        let mut wanted: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
+        for process in self.by_pid.values() {
+            wanted.entry(process.pgid).or_default().push(process.pid);
+        }
+        // Founders first: a group is there once its founder is in it.
+        for (&pgid, members) in &wanted {
+            let inherited = |at: &BTreeMap<Pid, (Pid, Pid)>| {
+                members
+                    .iter()
+                    .all(|m| at.get(m).is_some_and(|(_, now)| *now == pgid))
+            };
+            if pgid.0 == 0 || inherited(&self.at) {
+                continue;
+            }
+            if self.at.contains_key(&pgid) {
+                self.set_group(pgid, pgid);
+            } else if pgid != self.outside.pgid {
+                let Some(&first) = members.first() else {
+                    continue;
+                };
+                self.helper(pgid, Some(first));
+                self.set_group(pgid, pgid);
+            }
+        }
+        for (&pgid, members) in &wanted {
+            for &member in members {
+                let leads = self.by_pid.get(&member).is_some_and(|p| p.sid == member);
+                if leads && pgid != member {
+                    return Err((member, "it leads a session but not its own group".into()));
+                }
+                if pgid.0 != 0 {
+                    self.set_group(member, pgid);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn end_helpers(&mut self) {
+        for (pid, reaper) in core::mem::take(&mut self.helpers).into_iter().rev() {
+            self.steps.push(Step::End { pid, reaper });
+        }
+    }
+}
+
+/// Whether the process has ended and is only remembered.
+pub(crate) fn is_zombie(process: &Process) -> bool {
+    matches!(process.state, State::Zombie { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn zombie(pid: i32, ppid: i32, pgid: i32, sid: i32) -> Process {
+        Process {
+            pid: Pid(pid),
+            ppid: Pid(ppid),
+            pgid: Pid(pgid),
+            sid: Pid(sid),
+            state: State::Zombie {
+                status: 0,
+                comm: Vec::new(),
+            },
+        }
+    }
+
+    const OUTSIDE: Outside = Outside {
+        sid: Pid(7),
+        pgid: Pid(8),
+    };
+
+    /// What the kernel would do: (parent, group, session) of every process at the end.
+    fn simulate(steps: &[Step], reaper: Pid) -> BTreeMap<Pid, (Pid, Pid, Pid)> {
+        let mut world: BTreeMap<Pid, (Pid, Pid, Pid)> = BTreeMap::new();
+        let none = Pid(0);
+        for step in steps {
+            match *step {
+                Step::Fork { pid, by: None, .. } => {
+                    world.insert(pid, (none, OUTSIDE.pgid, OUTSIDE.sid));
+                }
+                Step::Fork {
+                    pid,
+                    by: Some(by),
+                    sibling,
+                } => {
+                    let (parent, pgid, sid) = world[&by];
+                    world.insert(pid, (if sibling { parent } else { by }, pgid, sid));
+                }
+                Step::Session(pid) => {
+                    let parent = world[&pid].0;
+                    assert!(
+                        !world.values().any(|w| w.1 == pid),
+                        "setsid of a group leader"
+                    );
+                    world.insert(pid, (parent, pid, pid));
+                }
+                Step::Group { pid, pgid } => {
+                    let sid = world[&pid].2;
+                    let exists = world.values().any(|w| w.1 == pgid && w.2 == sid);
+                    assert!(pid == pgid || exists, "group {pgid} is not there");
+                    assert_ne!(sid, pid, "session leaders cannot move");
+                    world.entry(pid).and_modify(|w| w.1 = pgid);
+                }
+                Step::Subreaper(_) => {}
+                Step::End { pid, .. } => {
+                    world.remove(&pid);
+                    for place in world.values_mut().filter(|w| w.0 == pid) {
+                        place.0 = reaper;
+                    }
+                }
+            }
+        }
+        world
+    }
+
+    fn check(processes: &[Process]) {
+        let steps = plan(processes, OUTSIDE).unwrap();
+        let world = simulate(&steps, processes[0].pid);
+        assert_eq!(world.len(), processes.len(), "{steps:?}");
+        for (n, p) in processes.iter().enumerate() {
+            let parent = if n == 0 { Pid(0) } else { p.ppid };
+            assert_eq!(
+                world[&p.pid],
+                (parent, p.pgid, p.sid),
+                "{}: {steps:?}",
+                p.pid
+            );
+        }
+    }
+
+    #[test]
+    fn a_job_below_a_session_leader() {
+        check(&[
+            zombie(100, 1, 100, 100),
+            zombie(101, 100, 101, 100),
+            zombie(102, 100, 101, 100),
+            zombie(103, 102, 101, 100),
+        ]);
+    }
+
+    #[test]
+    fn a_root_in_our_session_and_a_daemon() {
+        check(&[
+            zombie(100, 1, 8, 7),
+            zombie(101, 100, 101, 101),
+            zombie(102, 101, 101, 101),
+        ]);
+    }
+
+    #[test]
+    fn leaders_that_are_gone() {
+        check(&[
+            zombie(100, 1, 100, 55),
+            zombie(101, 100, 90, 55),
+            zombie(102, 100, 90, 55),
+            zombie(103, 100, 60, 60),
+            zombie(104, 103, 60, 60),
+        ]);
+    }
+
+    #[test]
+    fn forked_before_setsid() {
+        check(&[
+            zombie(100, 1, 100, 100),
+            zombie(101, 100, 101, 101),
+            zombie(102, 101, 100, 100),
+        ]);
+    }
+
+    #[test]
+    fn orphans_of_a_live_session() {
+        check(&[
+            zombie(1, 0, 8, 7),
+            zombie(20, 1, 20, 20),
+            zombie(21, 1, 21, 20),
+            zombie(30, 20, 30, 30),
+            zombie(31, 1, 30, 30),
+        ]);
+    }
+}

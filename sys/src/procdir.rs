@@ -1,0 +1,46 @@
+//! The procfs whose ids are this process's own.
+//!
+//! Usually `/proc`. A process outside of the PID namespace that `/proc` shows keeps a descriptor of the
+//! root of its own procfs and says so once with [`set`].
+
+use crate::{Errno, Pid, Result};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use std::fs::File;
+use std::sync::OnceLock;
+
+static ROOT: OnceLock<File> = OnceLock::new();
+
+/// From now on ids are looked up below this directory. The first call counts.
+///
+/// # Errors
+/// `EALREADY` when one was set before.
+pub fn set(root: File) -> Result<()> {
+    ROOT.set(root).map_err(|_| Errno::EALREADY)
+}
+
+/// Opens `PID/what`.
+///
+/// # Errors
+/// `ENOENT` when the process is gone, `EACCES` without ptrace access.
+pub fn open(pid: Pid, what: &str, flags: OFlag) -> Result<File> {
+    let flags = flags | OFlag::O_CLOEXEC;
+    let opened = match ROOT.get() {
+        Some(root) => openat(root, format!("{pid}/{what}").as_str(), flags, Mode::empty())?,
+        None => nix::fcntl::open(format!("/proc/{pid}/{what}").as_str(), flags, Mode::empty())?,
+    };
+    Ok(File::from(opened))
+}
+
+/// Reads `PID/what` whole.
+///
+/// # Errors
+/// As [`open`].
+pub fn read(pid: Pid, what: &str) -> Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    open(pid, what, OFlag::O_RDONLY)?
+        .read_to_end(&mut bytes)
+        .map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
+    Ok(bytes)
+}
