@@ -29,4 +29,4 @@ pub mod thread;
 pub mod tree;
 
 pub use error::ResurrectError;
-pub use restore::{Options, World, restore};
+pub use restore::{Born, Options, World, restore};

@@ -13,21 +13,37 @@ use std::time::{Duration, Instant};
 use sys::scratch::OwnScratch;
 use sys::{Errno, Pid, process, ptrace, wait};
 
+/// What is called with the first process, as this process sees its id.
+pub type Born<'a> = &'a dyn Fn(Pid) -> Result<(), String>;
+
 /// How to restore.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
+#[derive(Clone, Copy, Default)]
+pub struct Options<'a> {
     /// Time that has passed on CLOCK_MONOTONIC since the manifest's clocks were read; time-outs are
     /// that much shorter.
     pub elapsed: Duration,
     /// Flags of clone3(2) for the first process (`CLONE_NEWPID`), beside SIGCHLD.
     pub root_flags: u64,
+    /// Called once, when the first process is there as a stopped shell: what must be done inside its
+    /// namespaces before files are opened.
+    pub born: Option<Born<'a>>,
+}
+
+impl core::fmt::Debug for Options<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Options")
+            .field("elapsed", &self.elapsed)
+            .field("root_flags", &self.root_flags)
+            .field("born", &self.born.is_some())
+            .finish()
+    }
 }
 
 /// What stages work on.
 pub(crate) struct Restore<'a> {
     pub(crate) manifest: &'a Manifest,
     pub(crate) store: &'a dyn PageStore,
-    pub(crate) options: Options,
+    pub(crate) options: Options<'a>,
     pub(crate) scratch: OwnScratch,
     /// Processes that are there, by the ids they have in their namespace.
     pub(crate) tasks: BTreeMap<Pid, Task>,
@@ -41,7 +57,7 @@ impl<'a> Restore<'a> {
     fn new(
         manifest: &'a Manifest,
         store: &'a dyn PageStore,
-        options: Options,
+        options: Options<'a>,
     ) -> Result<Restore<'a>, ResurrectError> {
         let me = Pid(nix::unistd::getpid().as_raw());
         let own = own_ranges(me)?;
@@ -124,7 +140,7 @@ fn own_ranges(me: Pid) -> Result<Vec<(u64, u64)>, ResurrectError> {
 pub fn restore(
     manifest: &Manifest,
     store: &dyn PageStore,
-    options: Options,
+    options: Options<'_>,
 ) -> Result<World, ResurrectError> {
     let mut restore = Restore::new(manifest, store, options)?;
     for (name, stage) in STAGES {

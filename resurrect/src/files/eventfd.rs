@@ -18,7 +18,5 @@ pub(super) fn open(
     if count > 0 {
         write(&fd, &count.to_ne_bytes()).map_err(opening.failed("setting its count"))?;
     }
-    sys::fds::set_status_flags(&fd, opening.description.flags)
-        .map_err(opening.failed("setting its flags"))?;
     Ok(fd)
 }

@@ -21,6 +21,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use sys::{Errno, Pid};
 
 const F_SETFD: i32 = 2;
+/// `O_APPEND`, `O_NONBLOCK`, `O_DIRECT`, `O_NOATIME`: what fcntl(2) changes. `O_ASYNC` needs an owner first.
+const SETTABLE: u32 = 0o2000 | 0o4000 | 0o40_000 | 0o1_000_000;
 const O_CLOEXEC: i32 = 0o2_000_000;
 
 /// What this process has opened for the others.
@@ -76,6 +78,28 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     }
     // An end that nobody has must not stay open here.
     restore.files.pipes.clear();
+    set_flags(restore)
+}
+
+/// Status flags come when everything is open and filled: a call that would wait is an error till then.
+fn set_flags(restore: &Restore<'_>) -> Result<(), ResurrectError> {
+    for description in &restore.manifest.descriptions {
+        let made_with_flags = matches!(
+            description.kind,
+            DescriptionKind::Path(_) | DescriptionKind::Device { .. } | DescriptionKind::Pipe(_)
+        );
+        let Some(fd) = restore.files.opened.get(&description.id) else {
+            continue;
+        };
+        if !made_with_flags {
+            let opening = Opening {
+                restore,
+                description,
+            };
+            sys::fds::set_status_flags(fd, description.flags & SETTABLE)
+                .map_err(opening.failed("setting its flags"))?;
+        }
+    }
     Ok(())
 }
 

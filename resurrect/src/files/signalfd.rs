@@ -5,8 +5,5 @@ use crate::ResurrectError;
 use std::os::fd::OwnedFd;
 
 pub(super) fn open(opening: &Opening<'_, '_>, mask: u64) -> Result<OwnedFd, ResurrectError> {
-    let fd = sys::fds::signalfd(mask).map_err(opening.failed("making it"))?;
-    sys::fds::set_status_flags(&fd, opening.description.flags)
-        .map_err(opening.failed("setting its flags"))?;
-    Ok(fd)
+    sys::fds::signalfd(mask).map_err(opening.failed("making it"))
 }

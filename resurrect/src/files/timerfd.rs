@@ -27,7 +27,5 @@ pub(super) fn open(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError>
     if ticks > 0 {
         sys::fds::timerfd_set_ticks(&fd, ticks).map_err(opening.failed("setting its ticks"))?;
     }
-    sys::fds::set_status_flags(&fd, opening.description.flags)
-        .map_err(opening.failed("setting its flags"))?;
     Ok(fd)
 }

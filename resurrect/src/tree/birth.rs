@@ -36,8 +36,13 @@ pub(super) fn fork(
         leader,
         threads: BTreeMap::new(),
     };
+    let host = task.host_pid();
+    let first = restore.tasks.is_empty();
     restore.tasks.insert(pid, task);
-    Ok(())
+    match restore.options.born {
+        Some(born) if first => born(host).map_err(|why| ResurrectError::Impossible { pid, why }),
+        _ => Ok(()),
+    }
 }
 
 /// The clone_args structure of clone3(2).

@@ -58,6 +58,36 @@ pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     Ok(())
 }
 
+/// Makes a short-lived child of the first process with the id `pid`, for what only a process with that id
+/// can do; [`end_helper`] ends it.
+///
+/// # Errors
+/// [`ResurrectError::Taken`] among others.
+#[allow(dead_code, reason = "used by sockets")]
+pub(crate) fn helper(restore: &mut Restore<'_>, pid: Pid) -> Result<(), ResurrectError> {
+    let first = first(restore, pid)?;
+    birth::fork(restore, pid, Some(first), false)
+}
+
+/// Ends a helper.
+#[allow(dead_code, reason = "used by sockets")]
+pub(crate) fn end_helper(restore: &mut Restore<'_>, pid: Pid) -> Result<(), ResurrectError> {
+    let first = first(restore, pid)?;
+    end(restore, pid, Some(first), &Ending::Exit(0))
+}
+
+fn first(restore: &Restore<'_>, pid: Pid) -> Result<Pid, ResurrectError> {
+    let first = restore
+        .manifest
+        .processes
+        .first()
+        .map(|process| process.pid);
+    first.ok_or_else(|| ResurrectError::Impossible {
+        pid,
+        why: "there is no process to make it".into(),
+    })
+}
+
 /// One call in a process's leader.
 fn one(
     restore: &mut Restore<'_>,
