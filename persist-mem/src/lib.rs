@@ -1,7 +1,9 @@
 //! What outlives the kernel.
 
+pub mod blocks;
 pub mod firmware;
 pub mod format;
+pub mod frames;
 pub mod handback;
 pub mod manifest;
 pub mod mounts;
@@ -11,3 +13,4 @@ pub mod physmem;
 pub mod ranges;
 pub mod store;
 pub mod superblock;
+pub mod window;

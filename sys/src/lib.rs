@@ -17,15 +17,19 @@
 //! | [`scratch`] | the memory that batches run from |
 //! | [`tracee`] | one stopped thread: registers, memory, batches |
 //! | [`vm`] | memory of other processes |
+//! | [`held`] | pages of our own that stay in memory |
 //! | [`physmap`] | physical memory through `/dev/mem` |
 //! | [`kexec`] | loading another kernel and jumping into it |
 //! | [`mountapi`] | what nix lacks of the mount interface |
 //! | [`xattr`] | extended attributes |
 //! | [`clock`] | clocks and the time stamp counter |
+//! | [`deadline`] | a bound for system calls that have none |
 
 pub mod batch;
 pub mod clock;
+pub mod deadline;
 pub mod fds;
+pub mod held;
 pub mod ids;
 pub mod kexec;
 pub mod mountapi;
