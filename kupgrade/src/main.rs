@@ -9,10 +9,12 @@
     reason = "this is the program that talks"
 )]
 
+mod after;
 mod check;
 mod checkpoint;
 mod image;
 mod log;
+mod report;
 mod restore;
 mod signals;
 
@@ -59,6 +61,12 @@ enum Command {
         #[arg(long)]
         dir: PathBuf,
     },
+    /// Tell what the last upgrade did and how long each part took.
+    Report {
+        /// JSON instead of text.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -74,6 +82,7 @@ fn main() -> ExitCode {
             leave_running,
         } => checkpoint::run(sys::Pid(pid), &dir, leave_running).map(|()| ExitCode::SUCCESS),
         Command::Restore { dir } => restore::run(&dir).map(|()| ExitCode::SUCCESS),
+        Command::Report { json } => report::run(json).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         eprintln!("kupgrade: {error:#}");
