@@ -6,6 +6,7 @@
 
 use crate::physmem::{PhysMem, PhysMemError, PhysView};
 use crate::ranges::RangeSet;
+use crate::store::PageStore;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -85,6 +86,15 @@ impl PhysStore {
         };
         let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         view.source(range.start, len).map(Some)
+    }
+}
+
+impl PageStore for PhysStore {
+    fn source(&self, frame: u64, pages: u64) -> Option<Source> {
+        self.find(frame, pages)
+            .inspect_err(|error| log::error!("{error}"))
+            .ok()
+            .flatten()
     }
 }
 

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`saved`] | finds and checks what the old kernel left behind |
 //! | [`memory`] | hands memory back, before and after the processes are rebuilt |
-//! | [`world`] | makes the world and rebuilds the processes in it |
+//! | [`world`] | makes the world, starts the restorer, becomes the supervisor |
+//! | [`restorer`] | rebuilds the processes |
 //!
 //! Whatever fails ends in the host's own init with a report on the console.
 
 mod memory;
+mod restorer;
 mod saved;
 mod world;
 

@@ -1,36 +1,25 @@
 //! Making the world and rebuilding the processes in it.
 //!
-//! The supervisor (this process, the real first one) makes the namespaces; a child of it inside,
-//! the restorer, rebuilds the processes there, where ids are what they were, and ends.
+//! The supervisor (this process, the real first one) makes the time namespace; a child of it, the
+//! restorer, rebuilds the processes in a new PID namespace, where ids are what they were, and ends.
+//! The world's init is the supervisor's child then.
 
+use super::restorer::{self, Outcome};
 use super::saved::Saved;
 use super::{InitError, Result, memory, release};
 use crate::early::switch::detach_proc;
-use crate::mounts::{self, Phase};
-use crate::settings;
+use crate::{network, settings};
+use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use persist_mem::handback::mem_total;
-use persist_mem::manifest::Manifest;
-use persist_mem::phys_store::PhysStore;
-use persist_mem::physmem::PhysMem;
+use resurrect::supervisor::namespaces::{self, Home};
 use resurrect::supervisor::report::{REPORT, Report, Span, TimeLine};
-use resurrect::supervisor::{clock, control, namespaces::Namespaces, serve};
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use resurrect::supervisor::{clock, control, serve};
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 use sys::Pid;
-
-/// What the restorer tells the supervisor.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Outcome {
-    spans: Vec<Span>,
-    pages_verified: u64,
-    warnings: Vec<String>,
-    error: Option<String>,
-}
 
 /// Rebuilds the processes and serves them for ever.
 ///
@@ -42,25 +31,21 @@ pub(super) fn start(
     mut warnings: Vec<String>,
 ) -> Result<Infallible> {
     let signals = serve::take_signals()?;
+    let proc = Path::new("/proc");
     let now = clock::now()?;
     let wanted = clock::carried_on(&saved.manifest.host.clocks, &now, saved.tsc_hz());
     clock::set_realtime(wanted.realtime)?;
     warnings.extend(settings::restore(
-        Path::new("/proc/sys"),
+        &proc.join("sys"),
         &saved.upgrade.settings,
     ));
-    let offsets = clock::offsets(&wanted, &now);
-    let namespaces = Namespaces::create(Path::new("/proc"), &offsets)?;
-    let outcome = detach_proc()
-        .map_err(InitError::from)
-        .and_then(|proc| Ok((proc, rebuild(&saved, &namespaces)?)));
-    let (_proc, outcome) = match outcome {
-        Ok(outcome) => outcome,
-        Err(error) => {
-            namespaces.destroy();
-            return Err(error);
-        }
-    };
+    warnings.extend(network::restore(&saved.upgrade.network));
+    forget_report();
+    namespaces::new_time(proc, &clock::offsets(&wanted, &now))?;
+    let home = Home::of(proc)?;
+    sys::procdir::set(detach_proc()?).map_err(|errno| fail("keeping /proc", errno))?;
+    time.done("namespaces");
+    let (init, outcome) = rebuild(&saved, &home)?;
     let mut spans = old_spans(&saved, time.began());
     spans.extend(time.spans().iter().cloned());
     spans.extend(outcome.spans);
@@ -76,7 +61,22 @@ pub(super) fn start(
         .ok();
     store(&report);
     finish(&saved, &mut report, spans);
-    serve::serve(&signals, listener.as_ref(), namespaces.init())
+    drop(saved);
+    serve::serve(&signals, listener.as_ref(), init)
+}
+
+fn fail(what: &str, errno: sys::Errno) -> InitError {
+    InitError::Restorer(format!("{what}: {errno}"))
+}
+
+/// The report of an earlier upgrade came with `/run`; whoever waits for ours must not see it.
+fn forget_report() {
+    match std::fs::remove_file(REPORT) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            log::warn!("{REPORT}: {error}");
+        }
+        _ => {}
+    }
 }
 
 fn store(report: &Report) {
@@ -138,31 +138,19 @@ fn old_spans(saved: &Saved, init: u64) -> Vec<Span> {
     spans
 }
 
-/// An id for the restorer that no carried process, thread, group or session has.
-fn free_id(manifest: &Manifest) -> Pid {
-    let mut taken = BTreeSet::new();
-    for process in &manifest.processes {
-        taken.extend([process.pid.0, process.pgid.0, process.sid.0]);
-        let threads = process.live().into_iter().flat_map(|live| &live.threads);
-        taken.extend(threads.map(|thread| thread.tid.0));
-    }
-    // Below the smallest pid_max a kernel starts with.
-    let free = (2..32768).rev().find(|id| !taken.contains(id));
-    Pid(free.unwrap_or(32767))
-}
-
-/// Runs the restorer and waits for it.
-fn rebuild(saved: &Saved, namespaces: &Namespaces) -> Result<Outcome> {
-    let fail = |what: &str, errno: sys::Errno| InitError::Restorer(format!("{what}: {errno}"));
-    let (read, write) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| fail("pipe", errno))?;
-    let child = namespaces.spawn_inside(free_id(&saved.manifest), || {
-        let outcome = restorer(saved);
+/// Runs the restorer and waits for it. Gives the world's init, by its id out here.
+fn rebuild(saved: &Saved, home: &Home) -> Result<(Pid, Outcome)> {
+    let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| fail("pipe", errno))?;
+    let child = sys::process::spawn(0, &[], || {
+        namespaces::release_signals();
+        let outcome = restorer::run(saved, home);
         let code = i32::from(outcome.error.is_some());
         let text = serde_json::to_vec(&outcome).unwrap_or_default();
         // The supervisor notices when nothing comes.
         let _ = File::from(write).write_all(&text);
         code
-    })?;
+    })
+    .map_err(|errno| fail("making the restorer", errno))?;
     let mut text = Vec::new();
     let read = File::from(read).read_to_end(&mut text);
     let status = sys::wait::wait_for(child.leader()).map_err(|errno| fail("waiting", errno))?;
@@ -170,38 +158,11 @@ fn rebuild(saved: &Saved, namespaces: &Namespaces) -> Result<Outcome> {
         .map_err(|e| e.to_string())
         .and_then(|_| serde_json::from_slice(&text).map_err(|e| e.to_string()))
         .map_err(|e| InitError::Restorer(format!("the restorer ended with {status:?} ({e})")))?;
-    match outcome.error {
-        Some(error) => Err(InitError::Restorer(error)),
-        None => Ok(outcome),
+    match (&outcome.error, outcome.init) {
+        (Some(error), _) => Err(InitError::Restorer(error.clone())),
+        (None, None) => Err(InitError::Restorer(
+            "the world has no first process".to_owned(),
+        )),
+        (None, Some(init)) => Ok((Pid(init), outcome)),
     }
-}
-
-/// The restorer: inside the world's namespaces.
-fn restorer(saved: &Saved) -> Outcome {
-    let mut outcome = Outcome::default();
-    let mut time = TimeLine::begin(sys::clock::tsc());
-    if let Err(error) = restore(saved, &mut time, &mut outcome) {
-        outcome.error = Some(error);
-    }
-    outcome.spans = time.spans().to_vec();
-    outcome
-}
-
-fn restore(
-    saved: &Saved,
-    time: &mut TimeLine,
-    outcome: &mut Outcome,
-) -> std::result::Result<(), String> {
-    let failed = mounts::restore(&saved.upgrade.mounts, Path::new("/"), Phase::Inside)
-        .map_err(|e| e.to_string())?;
-    outcome
-        .warnings
-        .extend(failed.iter().map(ToString::to_string));
-    // Some settings belong to the PID namespace.
-    let _ = settings::restore(Path::new("/proc/sys"), &saved.upgrade.settings);
-    let memory = PhysMem::open().map_err(|e| e.to_string())?;
-    let plan = &saved.upgrade.memory;
-    let _store = PhysStore::new(memory, plan.kept(), plan.block_size);
-    time.done("resurrect");
-    Err("this kupgrade cannot rebuild processes yet".to_owned())
 }

@@ -50,6 +50,9 @@ pub enum SupervisorError {
         /// Why.
         source: std::io::Error,
     },
+    /// A helper inside the world failed.
+    #[error("a helper inside the world ended with {0:?}")]
+    Inside(sys::wait::Status),
     /// The supervisor refused.
     #[error("the supervisor refused: {0}")]
     Refused(String),
