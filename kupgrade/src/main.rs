@@ -17,6 +17,7 @@ mod log;
 mod report;
 mod restore;
 mod signals;
+mod upgrade;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -27,9 +28,22 @@ use std::process::ExitCode;
     version,
     about = "Carries running processes over an upgrade of the kernel"
 )]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    upgrade: Option<Upgrade>,
+}
+
+#[derive(clap::Args)]
+struct Upgrade {
+    /// Carry the whole host onto this kernel (a bzImage with its modules in /lib/modules).
+    #[arg(long, value_name = "VMLINUZ")]
+    kernel: PathBuf,
+    /// Record a checksum of every carried page and check it on the other side.
+    #[arg(long)]
+    verify: bool,
 }
 
 #[derive(Subcommand)]
@@ -74,7 +88,16 @@ fn main() -> ExitCode {
         initramfs::init::run();
     }
     log::init();
-    let done = match Arguments::parse().command {
+    let arguments = Arguments::parse();
+    if let Some(order) = arguments.upgrade {
+        let Err(error) = upgrade::run(&order.kernel, order.verify);
+        eprintln!("kupgrade: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    let Some(command) = arguments.command else {
+        return ExitCode::from(2);
+    };
+    let done = match command {
         Command::Check { pid, json } => check::run(pid.map(sys::Pid), json),
         Command::Checkpoint {
             pid,

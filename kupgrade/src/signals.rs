@@ -10,7 +10,7 @@ const HELD: [Signal; 4] = [
     Signal::SIGQUIT,
 ];
 
-/// Holds them back until dropped; one that came takes effect then.
+/// Holds them back until dropped.
 #[derive(Debug)]
 pub(crate) struct Held {
     before: SigSet,
@@ -25,7 +25,7 @@ impl Held {
         Ok(Held { before })
     }
 
-    /// Fails when one of them is waiting.
+    /// Fails when one of them came: that is its effect.
     ///
     /// # Errors
     /// Names the signal.
@@ -36,7 +36,10 @@ impl Held {
         let waiting = status.mask("SigPnd") | status.mask("ShdPnd");
         for signal in HELD {
             if waiting >> (signal as i32 - 1) & 1 == 1 {
-                bail!("{signal} came; everything goes on as before");
+                SigSet::from(signal)
+                    .wait()
+                    .context("taking a signal that waits")?;
+                bail!("the signal {signal} came; everything goes on as before");
             }
         }
         Ok(())

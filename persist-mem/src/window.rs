@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 const MIB: u64 = 1 << 20;
-/// Least size of the main part that is tried.
+/// Least size of the main part that is tried, whatever the kernel needs.
 const LEAST: u64 = 256 * MIB;
 /// Size that is wanted on a machine that has it to spare.
 const ENOUGH: u64 = 512 * MIB;
@@ -55,7 +55,7 @@ pub enum WindowError {
 /// A chosen window. Dropped, its blocks are in use again.
 #[derive(Debug)]
 pub struct Window<'a> {
-    /// Its main part, which is empty.
+    /// Its main part, which was emptied.
     pub main: Range<u64>,
     /// All RAM the new kernel starts with, above the first MiB.
     pub all: RangeSet,
@@ -86,12 +86,12 @@ pub fn from_the_start(ram: &RangeSet, block: u64) -> RangeSet {
 }
 
 /// Sizes to try, the best first.
-fn sizes(whole: u64, available: u64, block: u64) -> Vec<u64> {
+fn sizes(whole: u64, available: u64, block: u64, least: u64) -> Vec<u64> {
     let spare = available.saturating_sub(SPARE).min(whole);
-    let best = (whole / 4).clamp(ENOUGH, MOST).min(spare);
+    let best = (whole / 4).clamp(ENOUGH, MOST).max(least).min(spare);
     let mut size = best - best % block;
     let mut sizes = Vec::new();
-    while size >= LEAST.next_multiple_of(block) {
+    while size >= least {
         sizes.push(size);
         size -= block;
     }
@@ -108,7 +108,8 @@ fn runs(blocks: &RangeSet, size: u64, block: u64, full: &BTreeSet<u64>) -> Optio
         .map(|run| run.start..run.start + size)
 }
 
-/// Chooses a window in RAM (the firmware's map) and empties it.
+/// Chooses a window in RAM (the firmware's map) and empties it. Its main part has at least `least`
+/// bytes; `available` bytes are what the host can spare now.
 ///
 /// # Errors
 /// [`WindowError`]; all blocks are in use then as before.
@@ -116,14 +117,16 @@ pub fn take<'a>(
     blocks: &'a MemoryBlocks,
     ram: &RangeSet,
     available: u64,
+    least: u64,
 ) -> Result<Window<'a>, WindowError> {
     let block = blocks.size();
+    let least = least.max(LEAST).next_multiple_of(block);
     let fixed = from_the_start(ram, block);
     let usable = blocks
         .online()
         .intersect(&ram.aligned(block))
         .minus(&fixed.iter().map(|run| grow(run, block)).collect());
-    let sizes = sizes(usable.total(), available, block);
+    let sizes = sizes(usable.total(), available, block, least);
     let mut full = BTreeSet::new();
     for size in &sizes {
         while let Some(run) = runs(&usable, *size, block, &full) {
@@ -142,7 +145,7 @@ pub fn take<'a>(
             }
         }
     }
-    let least = LEAST.next_multiple_of(block) / MIB;
+    let least = least / MIB;
     if sizes.is_empty() {
         return Err(WindowError::TooSmall {
             least,
@@ -194,12 +197,13 @@ mod tests {
     #[test]
     fn sizes_fit_the_machine() {
         let gib = 1024 * MIB;
-        assert_eq!(sizes(2 * gib, 2 * gib, B), [4 * B, 3 * B, 2 * B]);
-        assert_eq!(sizes(3 * gib, 3 * gib, B).first(), Some(&(6 * B)));
-        assert_eq!(sizes(64 * gib, 60 * gib, B).first(), Some(&(8 * B)));
-        assert_eq!(sizes(2 * gib, 500 * MIB, B), [2 * B], "little is available");
-        assert!(sizes(2 * gib, 300 * MIB, B).is_empty());
-        assert!(sizes(B, gib, B).is_empty());
+        let sizes = |whole, available| sizes(whole, available, B, 2 * B);
+        assert_eq!(sizes(2 * gib, 2 * gib), [4 * B, 3 * B, 2 * B]);
+        assert_eq!(sizes(3 * gib, 3 * gib).first(), Some(&(6 * B)));
+        assert_eq!(sizes(64 * gib, 60 * gib).first(), Some(&(8 * B)));
+        assert_eq!(sizes(2 * gib, 500 * MIB), [2 * B], "little is available");
+        assert!(sizes(2 * gib, 300 * MIB).is_empty());
+        assert!(sizes(B, gib).is_empty());
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub fn capture_with_stand_in(frozen: &Frozen) -> Result<(Manifest, StandIn), Fre
 type Standard = [Option<DescriptionId>; 3];
 
 fn describe(frozen: &Frozen, stand_in: Option<Pid>) -> Result<(Manifest, Standard), FreezerError> {
-    crate::files::pipe::refuse_outside(frozen)?;
+    crate::files::pipe::refuse_outside(frozen, stand_in)?;
     let mut table = Table::new();
     let mut processes = Vec::new();
     for pid in frozen.pids() {

@@ -1,0 +1,43 @@
+//! The stopped host is described: processes, mounts, network.
+
+use super::check::Host;
+use anyhow::{Context, Result};
+use freezer::Frozen;
+use persist_mem::manifest::{Carried, Manifest, MemoryPlan, State, Upgrade};
+
+/// Most bytes one file system in memory may hold.
+const MEMORY_FILES: u64 = 256 << 20;
+
+/// The manifest, its pages and the upgrade's own record to be completed.
+pub(super) struct Captured {
+    pub(super) manifest: Manifest,
+    pub(super) upgrade: Upgrade,
+}
+
+pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
+    let (manifest, stand_in) = freezer::capture_with_stand_in(frozen)?;
+    let threads = |state: &State| match state {
+        State::Live(live) => live.threads.len() as u64,
+        State::Zombie { .. } => 0,
+    };
+    let carried = Carried {
+        processes: manifest.processes.len() as u64,
+        threads: manifest.processes.iter().map(|p| threads(&p.state)).sum(),
+        ..Carried::default()
+    };
+    let upgrade = Upgrade {
+        target: host.image.release.clone(),
+        memory: MemoryPlan {
+            firmware: host.firmware.clone(),
+            ..MemoryPlan::default()
+        },
+        carried,
+        mounts: initramfs::mounts::capture(MEMORY_FILES).context("recording the mounts")?,
+        settings: host.settings.clone(),
+        network: initramfs::network::capture().context("recording the network")?,
+        mem_total: host.mem_total,
+        stand_in: Some(stand_in),
+        ..Upgrade::default()
+    };
+    Ok(Captured { manifest, upgrade })
+}

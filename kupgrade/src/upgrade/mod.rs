@@ -1,0 +1,51 @@
+//! `kupgrade --kernel`: the way of the running host to the jump, one file for each phase.
+//!
+//! Every phase returns something that takes back what it did when it is dropped, so a failure
+//! anywhere leaves the host as it was: processes run on, the staged kernel is unloaded, memory
+//! blocks and settings of the kernel are as before.
+
+mod capture;
+mod check;
+mod course;
+mod fault;
+mod jump;
+mod pin_down;
+mod plan;
+mod quiet;
+mod stage;
+
+use anyhow::{Context, Result};
+use course::Course;
+use persist_mem::blocks::MemoryBlocks;
+use persist_mem::manifest::Phase;
+use std::convert::Infallible;
+use std::path::Path;
+
+const SYS: &str = "/sys";
+
+/// Leaves for another kernel. Returns only when that failed; the host is as before then.
+///
+/// # Errors
+/// What went wrong, in any phase.
+pub(crate) fn run(kernel: &Path, verify: bool) -> Result<Infallible> {
+    let mut course = Course::begin()?;
+    course.enter(Phase::Check)?;
+    let host = check::check(kernel)?;
+    course.enter(Phase::Plan)?;
+    let blocks = MemoryBlocks::open(Path::new(SYS))?;
+    let mut plan = plan::make(&host, &blocks)?;
+    // From here on nothing but ourselves moves memory.
+    let _quiet = quiet::Quiet::begin();
+    let place = plan.reserve()?;
+    course.enter(Phase::Stage)?;
+    let _staged = stage::stage(&host, &plan, &place)?;
+    nix::unistd::sync();
+    course.enter(Phase::Freeze)?;
+    let frozen = freezer::freeze_all(&[])?;
+    course.enter(Phase::Capture)?;
+    let captured = capture::capture(&frozen, &host)?;
+    course.enter(Phase::PinDown)?;
+    let pinned = pin_down::pin_down(captured, &mut plan, &place, &course, verify)?;
+    course.enter(Phase::Jump)?;
+    jump::jump(&pinned, &mut plan, &place).context("the jump failed")
+}

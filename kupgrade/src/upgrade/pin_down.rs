@@ -1,0 +1,203 @@
+//! Where every carried page is: in place, but for those in the boot window, which are copied.
+
+use super::capture::Captured;
+use super::course::Course;
+use super::fault::{self, Spoil};
+use super::plan::Plan;
+use anyhow::{Context, Result};
+use freezer::{PageRun, PageSink};
+use persist_mem::frames::{Frames, ManifestPlace};
+use persist_mem::manifest::{ChecksumRun, Extent, MemoryPlan, PageChecksums};
+use persist_mem::ranges::RangeSet;
+use persist_mem::superblock::Superblock;
+use std::collections::BTreeMap;
+use sys::{PAGE_SIZE, PAGE_SIZE_U64};
+
+/// A written manifest, not valid yet: its first page is missing.
+pub(super) struct Pinned {
+    pub(super) block: Superblock,
+}
+
+pub(super) fn pin_down(
+    captured: Captured,
+    plan: &mut Plan<'_>,
+    place: &ManifestPlace,
+    course: &Course,
+    verify: bool,
+) -> Result<Pinned> {
+    let Captured {
+        mut manifest,
+        mut upgrade,
+    } = captured;
+    let mut pages = InPlace {
+        window: &plan.window.all,
+        frames: &mut plan.frames,
+        stayed: Vec::new(),
+        moved: BTreeMap::new(),
+        checksums: verify.then(BTreeMap::new),
+    };
+    freezer::capture_pages(&mut manifest, &mut pages)?;
+    let kept = pages.kept();
+    let bytes = |pages: usize| pages as u64 * PAGE_SIZE_U64;
+    upgrade.carried.bytes_moved = bytes(pages.moved.len());
+    upgrade.carried.bytes_in_place = kept.total() - upgrade.carried.bytes_moved;
+    if !pages.moved.is_empty() {
+        let why = "in RAM that the new kernel has from the start".to_owned();
+        upgrade.carried.moved_why = vec![(why, upgrade.carried.bytes_moved)];
+    }
+    upgrade.checksums = pages.checksums.take().map(checksums);
+    log::info!(
+        "{} KiB stay in place, {} KiB are copied",
+        upgrade.carried.bytes_in_place >> 10,
+        upgrade.carried.bytes_moved >> 10
+    );
+    let pairs = |set: &RangeSet| set.iter().map(|run| (run.start, run.end)).collect();
+    upgrade.stamps = course.stamps();
+    upgrade.tsc_khz = course.tsc_khz();
+    upgrade.memory = MemoryPlan {
+        firmware: upgrade.memory.firmware.clone(),
+        block_size: plan.block_size,
+        window: pairs(&plan.window.all),
+        kept: pairs(&kept),
+    };
+    manifest.upgrade = Some(Box::new(upgrade));
+    let mut body = manifest.to_bytes().context("encoding the manifest")?;
+    if fault::spoil() == Some(Spoil::BitFlip) {
+        let middle = body.len() / 2;
+        body[middle] ^= 1;
+    }
+    log::info!("the manifest has {} KiB", body.len() >> 10);
+    let block = place.write_body(&mut plan.frames, &body)?;
+    Ok(Pinned { block })
+}
+
+/// Leaves pages where they are.
+struct InPlace<'a> {
+    window: &'a RangeSet,
+    frames: &'a mut Frames,
+    /// Frames that stay, with repetitions: processes share pages.
+    stayed: Vec<u64>,
+    /// Frames in the window and where their contents went.
+    moved: BTreeMap<u64, u64>,
+    checksums: Option<BTreeMap<u64, u32>>,
+}
+
+impl InPlace<'_> {
+    /// Physical bytes that hold carried pages now.
+    fn kept(&mut self) -> RangeSet {
+        self.stayed.sort_unstable();
+        self.stayed.dedup();
+        let page = |frame: &u64| frame * PAGE_SIZE_U64..(frame + 1) * PAGE_SIZE_U64;
+        self.stayed
+            .iter()
+            .chain(self.moved.values())
+            .map(page)
+            .collect()
+    }
+
+    /// The frame that keeps the contents of `pfn`.
+    fn keep(&mut self, pfn: u64, contents: Option<&[u8]>) -> std::io::Result<u64> {
+        let frame = match (self.moved.get(&pfn), contents) {
+            (Some(frame), _) => *frame,
+            (None, _) if !self.window.contains(pfn * PAGE_SIZE_U64) => {
+                self.stayed.push(pfn);
+                pfn
+            }
+            (None, None) => return Err(std::io::ErrorKind::InvalidInput.into()),
+            (None, Some(bytes)) => {
+                self.frames.reserve(1).map_err(std::io::Error::other)?;
+                let frame = self.frames.take().map_err(std::io::Error::other)?;
+                self.frames
+                    .write(frame, bytes)
+                    .map_err(std::io::Error::other)?;
+                self.moved.insert(pfn, frame);
+                frame
+            }
+        };
+        if let (Some(sums), Some(bytes)) = (&mut self.checksums, contents) {
+            sums.entry(frame).or_insert_with(|| crc32fast::hash(bytes));
+        }
+        Ok(frame)
+    }
+}
+
+impl PageSink for InPlace<'_> {
+    fn save(&mut self, run: &PageRun<'_>) -> std::io::Result<Vec<Extent>> {
+        if run.pfns.contains(&0) {
+            let text = "the kernel does not tell where it is (CAP_SYS_ADMIN is missing)";
+            return Err(std::io::Error::other(text));
+        }
+        let inside = |pfn: &u64| self.window.contains(pfn * PAGE_SIZE_U64);
+        let contents = if self.checksums.is_some() || run.pfns.iter().any(inside) {
+            Some(run.read()?)
+        } else {
+            None
+        };
+        let mut extents: Vec<Extent> = Vec::new();
+        for (index, pfn) in run.pfns.iter().enumerate() {
+            let at = index * PAGE_SIZE;
+            let bytes = contents
+                .as_ref()
+                .and_then(|all| all.get(at..at + PAGE_SIZE));
+            let frame = self.keep(*pfn, bytes)?;
+            match extents.last_mut() {
+                Some(last) if last.frame + last.pages == frame => last.pages += 1,
+                _ => extents.push(Extent {
+                    va: run.va + at as u64,
+                    pages: 1,
+                    frame,
+                }),
+            }
+        }
+        Ok(extents)
+    }
+}
+
+/// Sums by frame as runs.
+fn checksums(sums: BTreeMap<u64, u32>) -> PageChecksums {
+    let mut runs: Vec<ChecksumRun> = Vec::new();
+    for (frame, sum) in sums {
+        match runs.last_mut() {
+            Some(run) if run.frame + run.sums.len() as u64 / 4 == frame => {
+                run.sums.extend_from_slice(&sum.to_le_bytes());
+            }
+            _ => runs.push(ChecksumRun {
+                frame,
+                sums: sum.to_le_bytes().to_vec(),
+            }),
+        }
+    }
+    PageChecksums { runs }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksums_are_joined_by_frame() {
+        let sums = BTreeMap::from([(7, 1), (5, 2), (6, 3), (9, 4)]);
+        let found = checksums(sums);
+        assert_eq!(found.runs.len(), 2);
+        assert_eq!(found.of(6), Some(3));
+        assert_eq!(found.of(8), None);
+    }
+
+    #[test]
+    fn a_page_in_the_window_needs_its_contents() {
+        let window = RangeSet::from_range(0..10 * PAGE_SIZE_U64);
+        let mut frames = Frames::new(window.clone());
+        let mut pages = InPlace {
+            window: &window,
+            frames: &mut frames,
+            stayed: Vec::new(),
+            moved: BTreeMap::from([(3, 77)]),
+            checksums: None,
+        };
+        assert!(pages.keep(4, None).is_err());
+        assert_eq!(pages.keep(3, None).unwrap(), 77, "copied before");
+        assert_eq!(pages.keep(10, None).unwrap(), 10);
+        assert_eq!(pages.keep(10, None).unwrap(), 10, "shared");
+        assert_eq!(pages.kept().total(), 2 * PAGE_SIZE_U64);
+    }
+}

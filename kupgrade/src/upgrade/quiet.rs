@@ -1,0 +1,107 @@
+//! What moves pages by itself is stopped: a frame found must be where it was found until the jump.
+
+use std::path::{Path, PathBuf};
+
+/// Settings and the value that stops what they control (Documentation/admin-guide/{mm,sysctl}).
+const STILL: [(&str, &str); 6] = [
+    // Merging pages of the same contents.
+    ("/sys/kernel/mm/ksm/run", "0"),
+    // NUMA balancing, as far as there is NUMA.
+    ("/proc/sys/kernel/numa_balancing", "0"),
+    // Compaction in the background, and of locked pages.
+    ("/proc/sys/vm/compaction_proactiveness", "0"),
+    ("/proc/sys/vm/compact_unevictable_allowed", "0"),
+    ("/proc/sys/vm/watermark_boost_factor", "0"),
+    // Swapping out.
+    ("/proc/sys/vm/swappiness", "0"),
+];
+
+/// Directory of the switches of huge pages: `enabled`, and `hugepages-*/enabled` on newer kernels.
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage";
+
+/// Stopped until dropped.
+#[derive(Debug)]
+pub(super) struct Quiet {
+    /// Files and what they held, in the order they were changed.
+    before: Vec<(PathBuf, String)>,
+}
+
+impl Quiet {
+    /// Stops what can be stopped. What is not there, or cannot be changed, moves nothing or is
+    /// found by the last look at the pages.
+    pub(super) fn begin() -> Quiet {
+        let mut quiet = Quiet { before: Vec::new() };
+        for (path, value) in STILL {
+            quiet.set(Path::new(path), value);
+        }
+        // khugepaged runs as long as one size is enabled.
+        for entry in std::fs::read_dir(HUGE_PAGES)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let path = entry.path().join("enabled");
+            if path.exists() {
+                quiet.set(&path, "never");
+            }
+        }
+        quiet.set(&Path::new(HUGE_PAGES).join("enabled"), "never");
+        quiet
+    }
+
+    fn set(&mut self, path: &Path, value: &str) {
+        let Ok(text) = std::fs::read_to_string(path) else {
+            return;
+        };
+        let old = chosen(text.trim());
+        if old == value {
+            return;
+        }
+        match std::fs::write(path, value) {
+            Ok(()) => self.before.push((path.to_owned(), old.to_owned())),
+            Err(error) => log::warn!("{}: {error}", path.display()),
+        }
+    }
+}
+
+/// The word in brackets of `always [madvise] never`, or all of it.
+fn chosen(text: &str) -> &str {
+    text.split_once('[')
+        .and_then(|(_, rest)| rest.split_once(']'))
+        .map_or(text, |(word, _)| word)
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        for (path, value) in self.before.drain(..).rev() {
+            if let Err(error) = std::fs::write(&path, &value) {
+                log::error!("{} was {value} and is not again: {error}", path.display());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chosen_word_is_found() {
+        assert_eq!(chosen("always [madvise] never"), "madvise");
+        assert_eq!(chosen("60"), "60");
+    }
+
+    #[test]
+    fn settings_come_back_in_reverse() {
+        let path = std::env::temp_dir().join(format!("quiet-{}", std::process::id()));
+        std::fs::write(&path, "always [madvise] never\n").unwrap();
+        let mut quiet = Quiet { before: Vec::new() };
+        quiet.set(&path, "never");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "never");
+        quiet.set(&path, "other");
+        quiet.set(&path.with_extension("none"), "0");
+        drop(quiet);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "madvise");
+        std::fs::remove_file(path).unwrap();
+    }
+}
