@@ -11,9 +11,11 @@
 )]
 
 mod bare;
+mod conformance;
 mod demo;
 mod guest;
 mod jump;
+mod native;
 mod paths;
 mod programs;
 mod report;
@@ -49,6 +51,11 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run every test: those of `cargo test`, then those in machines
     Test(scenario::TestArgs),
+    /// Show the table of what is carried, as the last tests found it
+    Conformance(conformance::ConformanceArgs),
+    /// One subject's life on one kernel, as PID 1 of its own namespaces
+    #[command(hide = true)]
+    NativeWorker(native::WorkerArgs),
     /// Measure a bare kexec into an archive that does nothing
     Bare(bare::BareArgs),
     /// Boot a machine, run commands in it one after the other, print what they print
@@ -62,6 +69,8 @@ fn main() -> ExitCode {
         Command::Setup { update } => run::setup(update),
         Command::Demo(args) => demo::demo(&args),
         Command::Test(args) => scenario::test(&args),
+        Command::Conformance(args) => conformance::conformance(&args),
+        Command::NativeWorker(args) => native::worker(&args),
         Command::Bare(args) => bare::bare(&args),
         Command::Run(args) => run::run(&args),
         Command::Shell(args) => run::shell(&args),

@@ -24,14 +24,17 @@ pub(crate) fn cache() -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// The folder for what runs leave behind: `target/lab`.
+pub(crate) fn lab_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace().join("target"), PathBuf::from)
+        .join("lab")
+}
+
 /// A new folder for the logs of one run, below `target/lab/`.
 pub(crate) fn run_dir(name: &str) -> Result<PathBuf> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| workspace().join("target"), PathBuf::from);
-    let dir = target
-        .join("lab")
-        .join(format!("{name}-{now}-{}", std::process::id()));
+    let dir = lab_dir().join(format!("{name}-{now}-{}", std::process::id()));
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     Ok(dir)
 }

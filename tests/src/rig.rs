@@ -140,7 +140,7 @@ fn programs() -> Result<Vec<(String, PathBuf)>> {
 }
 
 /// Builds a package and returns its executables.
-fn build(package: &str) -> Result<Vec<PathBuf>> {
+pub(crate) fn build(package: &str) -> Result<Vec<PathBuf>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .args([

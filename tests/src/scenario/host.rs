@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 
 use super::Test;
+use crate::conformance::{Fate, Table};
 use crate::guest::Output;
 use crate::jump;
 use crate::programs::{self, Pause, Program, SHORT, Subject};
@@ -30,6 +31,8 @@ pub(crate) struct Host {
     /// Its machine.
     pub(crate) vm: Vm,
     programs: Vec<Box<dyn Program>>,
+    /// What the last look at the programs found.
+    errors: Vec<String>,
 }
 
 impl Host {
@@ -45,6 +48,7 @@ impl Host {
             kind,
             vm,
             programs: Vec::new(),
+            errors: Vec::new(),
         };
         host.start(data).map_err(|error| host.vm.explain(error))?;
         Ok(host)
@@ -105,9 +109,11 @@ impl Host {
     /// Upgrades, verifies every program and that the memory is back.
     pub(super) fn must_upgrade(&mut self, rig: &Rig, to: &str) -> Result<()> {
         let jump = jump::upgrade(&mut self.vm, rig.kernel(to)?)?;
-        self.verify(&Pause {
+        let verified = self.verify(&Pause {
             blackout_ms: Some(jump.report.blackout_ms),
-        })?;
+        });
+        self.note_conformance()?;
+        verified?;
         let mem_after = jump::wait_for_memory(&mut self.vm, jump.mem_before)?;
         let summary = crate::report::Summary::new(&jump, mem_after, Vec::new());
         ui::say(&crate::report::tables(std::slice::from_ref(&summary)));
@@ -121,10 +127,32 @@ impl Host {
         let errors = programs::verify_all(&mut self.programs, &mut self.vm.shell, pause, |text| {
             ui::step(&format!("    {text}"));
         });
-        if !errors.is_empty() {
-            bail!("{}", errors.join("; "));
+        self.errors = errors;
+        if !self.errors.is_empty() {
+            bail!("{}", self.errors.join("; "));
         }
         Ok(())
+    }
+
+    /// Puts what the upgrade made of every subject into the table of what is carried.
+    fn note_conformance(&self) -> Result<()> {
+        let mut table = Table::load();
+        for program in &self.programs {
+            let program = program.name();
+            let Some(name) = program.strip_prefix("subject ") else {
+                continue;
+            };
+            let start = format!("{program}: ");
+            let wrong = self
+                .errors
+                .iter()
+                .find_map(|line| line.strip_prefix(&start));
+            table.across(
+                name,
+                wrong.map_or(Fate::Carried, |what| Fate::Wrong(what.to_owned())),
+            );
+        }
+        table.save()
     }
 }
 

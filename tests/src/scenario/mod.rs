@@ -9,6 +9,7 @@ mod one_kernel;
 mod refuse;
 
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -16,6 +17,7 @@ use clap::Args;
 
 pub(crate) use host::{Host, Kind};
 
+use crate::native::{Native, Subject};
 use crate::rig::Rig;
 use crate::tool::Tool;
 use crate::ui;
@@ -101,6 +103,9 @@ const SCENARIOS: &[Scenario] = &[
 /// Scenarios whose names begin so do without the jump.
 const ONE_KERNEL: &str = "one-kernel/";
 
+/// How many subjects run at the same time: most of them sleep most of the time.
+const LANES: usize = 4;
+
 /// The name under which the tests beside the code run.
 const UNIT: &str = "unit";
 
@@ -125,14 +130,20 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
         .iter()
         .filter(|(name, _, _)| wanted(name))
         .collect();
+    let native = Native::prepare(wanted);
     if args.list {
         ui::say(UNIT);
+        native?.1.iter().for_each(|subject| ui::say(&subject.test));
         chosen.iter().for_each(|(name, _, _)| ui::say(name));
         return Ok(ExitCode::SUCCESS);
     }
     let mut tally = Tally::default();
     if wanted(UNIT) {
         tally.run(UNIT, unit);
+    }
+    match native {
+        Ok((native, subjects)) => one_kernel(&native, &subjects, &mut tally),
+        Err(error) => tally.failed("set-up of the subjects", &error),
     }
     let chosen = possible(chosen, &mut tally)?;
     if !chosen.is_empty() {
@@ -174,6 +185,21 @@ fn possible(chosen: Vec<&'static Scenario>, tally: &mut Tally) -> Result<Vec<&'s
     }
     tally.skipped += later.len();
     Ok(now)
+}
+
+/// Every subject on this kernel, several at a time.
+fn one_kernel(native: &Native, subjects: &[Subject], tally: &mut Tally) {
+    let shared = Mutex::new(&mut *tally);
+    let result = native.run(subjects, LANES, |subject, result| {
+        let mut tally = shared.lock().unwrap_or_else(|poison| poison.into_inner());
+        match result {
+            Ok(text) => tally.passed(&subject.test, &text),
+            Err(error) => tally.failed(&subject.test, &error),
+        }
+    });
+    if let Err(error) = result {
+        tally.failed("the table of what is carried", &error);
+    }
 }
 
 fn unit() -> Result<()> {
@@ -219,11 +245,7 @@ impl Tally {
         let start = Instant::now();
         match test() {
             Ok(()) => {
-                self.passed += 1;
-                ui::step(&format!(
-                    "test {name} ... ok ({:.1} s)",
-                    start.elapsed().as_secs_f64()
-                ));
+                self.passed(name, &format!("{:.1} s", start.elapsed().as_secs_f64()));
                 true
             }
             Err(error) => {
@@ -231,6 +253,11 @@ impl Tally {
                 false
             }
         }
+    }
+
+    fn passed(&mut self, name: &str, text: &str) {
+        self.passed += 1;
+        ui::step(&format!("test {name} ... ok ({text})"));
     }
 
     fn failed(&mut self, name: &str, error: &anyhow::Error) {

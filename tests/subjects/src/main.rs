@@ -1,19 +1,23 @@
 //! The subjects: programs that build some state, let themselves be carried, and say whether
 //! all of it is still there. The protocol is in `tests/README.md`.
+//!
+//! A folder per group of resources, a module per resource; [`registry`] knows all of them and
+//! [`expected`] what is not carried yet.
 
-mod memory_pattern;
+mod expected;
+mod kit;
+mod memory;
 mod protocol;
+mod registry;
+mod threads;
 mod vfork_parent;
 
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-/// A subject: builds its state and returns what checks it.
-type Subject = fn() -> Result<Box<dyn FnMut() -> Result<()>>>;
-
-/// Every subject, by name; the lab carries all of them. To add one: a module, and a line here.
-const SUBJECTS: &[(&str, Subject)] = &[("memory-pattern", memory_pattern::start)];
+use expected::Fate;
+use kit::Setting;
 
 fn main() -> ExitCode {
     match run() {
@@ -26,28 +30,45 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let mut args = std::env::args().skip(1).peekable();
-    if args.peek().is_some_and(|arg| arg == "--list") {
-        protocol::say(
-            &SUBJECTS
-                .iter()
-                .map(|(name, _)| format!("{name}\n"))
-                .collect::<String>(),
-        );
-        return Ok(());
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--list"] => list(""),
+        ["--list", part] => list(part),
+        ["--table"] => table(),
+        ["vfork-parent", prefix] => return vfork_parent::run(prefix),
+        [name, prefix] => {
+            let Some((_, subject)) = registry::all().find(|(_, subject)| subject.name == name)
+            else {
+                bail!("no subject is called {name}");
+            };
+            kit::close_inherited();
+            let setting = Setting::new(prefix);
+            return protocol::serve(&setting, || (subject.start)(&setting));
+        }
+        _ => bail!("usage: subject NAME FILE-PREFIX | --list [PART] | --table"),
     }
-    let (Some(name), Some(base)) = (args.next(), args.next()) else {
-        let names: Vec<&str> = SUBJECTS.iter().map(|(name, _)| *name).collect();
-        bail!(
-            "usage: subject NAME FILE-PREFIX; names: {}",
-            names.join(", ")
-        );
-    };
-    if name == "vfork-parent" {
-        return vfork_parent::run(&base);
+    Ok(())
+}
+
+/// The names of those that are carried from kernel to kernel, one a line; with a part of a
+/// name or group only those that contain it.
+fn list(part: &str) {
+    for (group, subject) in registry::all() {
+        let chosen = subject.name.contains(part) || group.contains(part);
+        if chosen && expected::of(subject.name).across == Fate::Carried {
+            protocol::say(&format!("{}\n", subject.name));
+        }
     }
-    let Some((_, start)) = SUBJECTS.iter().find(|(known, _)| *known == name) else {
-        bail!("no subject is called {name}");
-    };
-    protocol::serve(&base, start()?)
+}
+
+/// Everything that is known of every subject, tabs between: group, name, what is expected on
+/// one kernel and across kernels, the resource.
+fn table() {
+    for (group, subject) in registry::all() {
+        let expected = expected::of(subject.name);
+        protocol::say(&format!(
+            "{group}\t{}\t{}\t{}\t{}\n",
+            subject.name, expected.here, expected.across, subject.resource
+        ));
+    }
 }

@@ -1,0 +1,140 @@
+//! What a process has in its address space.
+
+mod advice;
+mod anon;
+mod changes;
+mod fork_cow;
+mod growsdown;
+mod guard;
+mod heap;
+mod huge;
+mod hugetlb;
+mod jit;
+mod locked;
+mod many_vmas;
+mod maps;
+mod memfd;
+mod mseal;
+mod named;
+mod pkey;
+mod posix_shm;
+mod private_file;
+mod protections;
+mod removed_file;
+mod reservation;
+mod shared_anon;
+mod shared_file;
+mod sysv_shm;
+
+use crate::registry::{Group, subject};
+
+/// Memory.
+pub(crate) const GROUP: Group = Group {
+    name: "memory",
+    subjects: &[
+        subject("anon", "private anonymous memory", anon::start),
+        subject(
+            "anon-holes",
+            "pages never touched stay absent and read as zero",
+            anon::holes,
+        ),
+        subject(
+            "protections",
+            "read-only, PROT_NONE and split mappings with their contents",
+            protections::start,
+        ),
+        subject("jit", "executable anonymous memory", jit::start),
+        subject("heap", "the heap of brk(2)", heap::start),
+        subject("growsdown", "mappings that grow down", growsdown::start),
+        subject(
+            "reservation",
+            "PROT_NONE reservations of a terabyte",
+            reservation::start,
+        ),
+        subject("many-vmas", "thousands of mappings", many_vmas::start),
+        subject(
+            "maps",
+            "/proc/PID/maps, exe, cmdline, environ and auxv",
+            maps::start,
+        ),
+        subject(
+            "changes",
+            "mappings made, moved and removed afterwards",
+            changes::start,
+        ),
+        subject(
+            "private-file",
+            "private file mappings with copied pages",
+            private_file::start,
+        ),
+        subject("shared-file", "shared file mappings", shared_file::start),
+        subject(
+            "removed-file",
+            "mappings of a removed file",
+            removed_file::start,
+        ),
+        subject(
+            "shared-anon",
+            "shared anonymous memory across a family",
+            shared_anon::start,
+        ),
+        subject(
+            "shared-zero",
+            "shared mappings of /dev/zero",
+            shared_anon::zero,
+        ),
+        subject(
+            "fork-cow",
+            "pages shared by fork stay shared",
+            fork_cow::start,
+        ),
+        subject(
+            "memfd",
+            "memfd with contents, offset and mapping",
+            memfd::start,
+        ),
+        subject("memfd-seals", "seals of a memfd", memfd::seals),
+        subject(
+            "sysv-shm",
+            "attached System V shared memory",
+            sysv_shm::attached,
+        ),
+        subject(
+            "sysv-shm-unattached",
+            "System V shared memory that nobody has attached",
+            sysv_shm::unattached,
+        ),
+        subject(
+            "sysv-shm-removed",
+            "attached System V shared memory marked for removal",
+            sysv_shm::removed,
+        ),
+        subject("posix-shm", "POSIX shared memory", posix_shm::start),
+        subject(
+            "posix-shm-unlinked",
+            "unlinked POSIX shared memory",
+            posix_shm::unlinked,
+        ),
+        subject("huge", "transparent huge pages stay huge", huge::start),
+        subject("hugetlb", "huge pages of hugetlbfs", hugetlb::start),
+        subject("mlock", "mlock", locked::mlock),
+        subject("mlock-onfault", "mlock2(MLOCK_ONFAULT)", locked::onfault),
+        subject("mlockall-future", "mlockall(MCL_FUTURE)", locked::future),
+        subject("dontfork", "madvise(MADV_DONTFORK)", advice::dontfork),
+        subject("wipeonfork", "madvise(MADV_WIPEONFORK)", advice::wipeonfork),
+        subject("dontdump", "madvise(MADV_DONTDUMP)", advice::dontdump),
+        subject("hugepage", "madvise(MADV_HUGEPAGE)", advice::hugepage),
+        subject("nohugepage", "madvise(MADV_NOHUGEPAGE)", advice::nohugepage),
+        subject("mergeable", "madvise(MADV_MERGEABLE)", advice::mergeable),
+        subject(
+            "sequential",
+            "madvise(MADV_SEQUENTIAL, MADV_RANDOM)",
+            advice::read_ahead,
+        ),
+        subject("anon-name", "names of anonymous mappings", named::start),
+        subject("pkey", "protection keys", pkey::start),
+        subject("guard", "guard regions", guard::start),
+        subject("mseal", "sealed mappings", mseal::start),
+        subject("droppable", "droppable mappings", mseal::droppable),
+    ],
+};

@@ -1,0 +1,46 @@
+//! Mappings of a file that was removed since.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+
+use anyhow::{Result, bail};
+use libc::{MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
+
+use crate::kit::{Area, PAGE, Setting, Watch, procfs, same};
+
+/// Two shared mappings and a private one of one removed file.
+pub(crate) fn start(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("removed");
+    fs::write(&path, vec![b'r'; 8 * PAGE])?;
+    let file = fs::File::options().read(true).write(true).open(&path)?;
+    let map = |prot, flags| Area::map(8, prot, flags, file.as_raw_fd());
+    let area = map(PROT_READ | PROT_WRITE, MAP_SHARED)?;
+    let view = map(PROT_READ, MAP_SHARED)?;
+    let private = map(PROT_READ | PROT_WRITE, MAP_PRIVATE)?;
+    drop(file);
+    fs::remove_file(&path)?;
+    private.fill_page(2, 13);
+    area.part(4, 4).fill(13);
+    let mut round = 13;
+    Ok(Watch::new(move || {
+        area.part(4, 4).check(round)?;
+        private.check_page(2, 13)?;
+        same(
+            "an untouched page",
+            &u64::from_ne_bytes([b'r'; 8]),
+            &private.get(1, 0),
+        )?;
+        round += 1;
+        area.part(4, 4).fill(round);
+        view.part(4, 4).check(round)?;
+        let record = procfs::smaps("self", area.page(0))?;
+        if !record[0].ends_with("(deleted)") {
+            bail!("it is not removed any more: {}", record[0]);
+        }
+        Ok(())
+    })
+    .spoiled_by(move || {
+        area.put(4, 0, 0);
+        Ok(())
+    }))
+}

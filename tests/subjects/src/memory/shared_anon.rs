@@ -1,0 +1,60 @@
+//! Shared anonymous memory of a family.
+
+use std::os::fd::AsRawFd;
+
+use anyhow::Result;
+use libc::{MAP_ANONYMOUS, MAP_SHARED, PROT_READ, PROT_WRITE};
+
+use crate::kit::{Area, Kin, Setting, Watch, same};
+
+/// Made with MAP_ANONYMOUS.
+pub(crate) fn start(setting: &Setting) -> Result<Watch> {
+    family(
+        setting,
+        Area::map(8, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1)?,
+    )
+}
+
+/// Made with /dev/zero.
+pub(crate) fn zero(setting: &Setting) -> Result<Watch> {
+    let zero = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/zero")?;
+    family(
+        setting,
+        Area::map(8, PROT_READ | PROT_WRITE, MAP_SHARED, zero.as_raw_fd())?,
+    )
+}
+
+/// The child answers each number in the memory with the next one.
+fn family(setting: &Setting, area: Area) -> Result<Watch> {
+    area.part(4, 4).fill(14);
+    let mut child = Kin::start(setting, "child", |_| {
+        Ok(Watch::new(move || {
+            area.part(4, 4).check(14)?;
+            area.put(0, 1, area.get(0, 0) + 1);
+            Ok(())
+        }))
+    })?;
+    let mut number = 0;
+    Ok(Watch::new(move || {
+        area.part(4, 4).check(14)?;
+        number += 10;
+        area.put(0, 0, number);
+        child.check()?;
+        same("the child's answer", &(number + 1), &area.get(0, 1))
+    })
+    .spoiled_by(move || {
+        Area::map_at(
+            area.page(0),
+            8,
+            PROT_READ | PROT_WRITE,
+            libc::MAP_PRIVATE | MAP_ANONYMOUS | libc::MAP_FIXED,
+            -1,
+            0,
+        )?;
+        area.part(4, 4).fill(14);
+        Ok(())
+    }))
+}

@@ -1,0 +1,116 @@
+//! System V shared memory.
+
+use anyhow::Result;
+use libc::{IPC_CREAT, IPC_PRIVATE, IPC_RMID, IPC_STAT, SHM_RDONLY};
+
+use crate::kit::{Area, PAGE, Setting, Watch, same, sys};
+
+const PAGES: usize = 8;
+
+fn create(key: i32) -> Result<i32> {
+    // SAFETY: shmget takes numbers only.
+    unsafe {
+        // One that an earlier run has left.
+        let old = libc::shmget(key, 0, 0);
+        if key != IPC_PRIVATE && old != -1 {
+            libc::shmctl(old, IPC_RMID, std::ptr::null_mut());
+        }
+        let id = libc::shmget(key, PAGES * PAGE, IPC_CREAT | 0o640);
+        sys("shmget", id)?;
+        Ok(id)
+    }
+}
+
+fn attach(id: i32, flags: i32) -> Result<Area> {
+    // SAFETY: an address of the kernel's choice.
+    let at = unsafe { libc::shmat(id, std::ptr::null(), flags) };
+    sys("shmat", at as i64)?;
+    Ok(Area::at(at, PAGES))
+}
+
+/// Key, size, mode, creator, attachments, change time.
+fn stat(id: i32) -> Result<(i32, usize, u32, i32, u64, i64)> {
+    let mut stat = std::mem::MaybeUninit::<libc::shmid_ds>::zeroed();
+    // SAFETY: the kernel fills the structure; zeros are a valid one as well.
+    let stat = unsafe {
+        sys("shmctl", libc::shmctl(id, IPC_STAT, stat.as_mut_ptr()))?;
+        stat.assume_init()
+    };
+    let perm = stat.shm_perm;
+    Ok((
+        perm.__key,
+        stat.shm_segsz,
+        u32::from(perm.mode),
+        stat.shm_cpid,
+        stat.shm_nattch,
+        stat.shm_ctime,
+    ))
+}
+
+/// Attached twice, once read-only.
+pub(crate) fn attached(_: &Setting) -> Result<Watch> {
+    let id = create(0x6b75_0001)?;
+    let (area, view) = (attach(id, 0)?, attach(id, SHM_RDONLY)?);
+    area.fill(18);
+    let mut round = 18;
+    let state = Watch::keep(move || stat(id))?.spoiled_by(move || attach(id, 0).map(drop));
+    Ok(state.and(Watch::new(move || {
+        area.check(round)?;
+        round += 1;
+        area.fill(round);
+        view.check(round)?;
+        // It can be attached again by its key, as the same memory.
+        let third = attach(create_existing(0x6b75_0001)?, 0)?;
+        let result = third.check(round);
+        // SAFETY: the attachment made above; nobody uses it afterwards.
+        sys("shmdt", unsafe { libc::shmdt(third.page(0)) })?;
+        result
+    })))
+}
+
+fn create_existing(key: i32) -> Result<i32> {
+    // SAFETY: shmget takes numbers only.
+    let id = unsafe { libc::shmget(key, 0, 0) };
+    sys("shmget by key", id)?;
+    Ok(id)
+}
+
+/// The segment lives without anybody.
+pub(crate) fn unattached(_: &Setting) -> Result<Watch> {
+    let id = create(0x6b75_0002)?;
+    let area = attach(id, 0)?;
+    area.fill(20);
+    // SAFETY: the attachment made above; nobody uses it afterwards.
+    sys("shmdt", unsafe { libc::shmdt(area.page(0)) })?;
+    let state = Watch::keep(move || stat(id))?.spoiled_by(move || attach(id, 0).map(drop));
+    Ok(state.and(Watch::new(move || {
+        same("the identifier", &id, &create_existing(0x6b75_0002)?)?;
+        let area = attach(id, 0)?;
+        let result = area.check(20);
+        // SAFETY: the attachment made above; nobody uses it afterwards.
+        sys("shmdt", unsafe { libc::shmdt(area.page(0)) })?;
+        result
+    })))
+}
+
+/// Marked for removal, alive because a family has it attached.
+pub(crate) fn removed(_: &Setting) -> Result<Watch> {
+    let id = create(IPC_PRIVATE)?;
+    let (area, view) = (attach(id, 0)?, attach(id, 0)?);
+    area.fill(21);
+    // SAFETY: removal takes no structure.
+    sys("removal", unsafe {
+        libc::shmctl(id, IPC_RMID, std::ptr::null_mut())
+    })?;
+    let mut round = 21;
+    let state = Watch::keep(move || stat(id))?.spoiled_by(move || {
+        // SAFETY: nobody uses the second attachment afterwards.
+        sys("shmdt", unsafe { libc::shmdt(view.page(0)) }).map(drop)
+    });
+    Ok(state.and(Watch::new(move || {
+        area.check(round)?;
+        round += 1;
+        area.fill(round);
+        view.check(round)
+    })))
+}

@@ -1,0 +1,142 @@
+//! What threads and processes are, apart from their memory.
+
+mod altstack;
+mod attributes;
+mod capabilities;
+mod credentials;
+mod directory;
+mod dispatch;
+mod leader;
+mod limits;
+mod lists;
+mod names;
+mod registers;
+mod scheduling;
+mod seccomp;
+mod segments;
+mod shared_tables;
+
+use crate::registry::{Group, subject};
+
+/// Threads.
+pub(crate) const GROUP: Group = Group {
+    name: "threads",
+    subjects: &[
+        subject(
+            "registers",
+            "general, x87, SSE, AVX and AVX-512 registers of 16 threads",
+            registers::start,
+        ),
+        subject("segments", "fs and gs base of threads", segments::start),
+        subject("thread-names", "names of threads", names::start),
+        subject(
+            "credentials",
+            "credentials per thread: real, effective, saved, file system, groups",
+            credentials::start,
+        ),
+        subject(
+            "capabilities",
+            "capability sets per thread",
+            capabilities::sets,
+        ),
+        subject(
+            "ambient",
+            "ambient and bounding capabilities, securebits",
+            capabilities::ambient,
+        ),
+        subject(
+            "no-new-privs",
+            "no_new_privs per thread",
+            attributes::no_new_privs,
+        ),
+        subject("limits", "resource limits", limits::start),
+        subject("umask", "umask", directory::umask),
+        subject("cwd", "working directory", directory::start),
+        subject(
+            "cwd-removed",
+            "a working directory that was removed",
+            directory::removed,
+        ),
+        subject("chroot", "a root directory of its own", directory::root),
+        subject(
+            "policy",
+            "scheduling policies and priorities per thread",
+            scheduling::policies,
+        ),
+        subject("nice", "nice values per thread", scheduling::nice),
+        subject("affinity", "affinity per thread", scheduling::affinity),
+        subject("ioprio", "I/O priorities per thread", scheduling::ioprio),
+        subject("timer-slack", "timer slack per thread", scheduling::slack),
+        subject("robust-list", "robust futex lists", lists::robust),
+        subject(
+            "tid-address",
+            "clear-child-tid addresses",
+            lists::tid_address,
+        ),
+        subject("rseq", "restartable sequences", lists::rseq),
+        subject(
+            "altstack",
+            "alternate signal stacks per thread",
+            altstack::start,
+        ),
+        subject("dumpable", "dumpable", attributes::dumpable),
+        subject(
+            "pdeathsig",
+            "the signal at the parent's death",
+            attributes::pdeathsig,
+        ),
+        subject("subreaper", "child subreaper", attributes::subreaper),
+        subject(
+            "thp-disabled",
+            "huge pages switched off for the process",
+            attributes::thp,
+        ),
+        subject("personality", "personality", attributes::personality),
+        subject(
+            "coredump-filter",
+            "coredump filter",
+            attributes::coredump_filter,
+        ),
+        subject(
+            "oom-score-adj",
+            "OOM score adjustment",
+            attributes::oom_score_adj,
+        ),
+        subject("keepcaps", "keep-capabilities flag", attributes::keepcaps),
+        subject("machine-check", "machine check policy", attributes::mce),
+        subject("io-flusher", "I/O flusher state", attributes::io_flusher),
+        subject("seccomp-strict", "seccomp strict mode", seccomp::strict),
+        subject(
+            "seccomp-filter",
+            "seccomp filters of a process",
+            seccomp::filter,
+        ),
+        subject(
+            "seccomp-threads",
+            "seccomp filter stacks that differ between threads",
+            seccomp::threads,
+        ),
+        subject("syscall-dispatch", "syscall user dispatch", dispatch::start),
+        subject(
+            "leader-exited",
+            "a leader that exited while its threads run",
+            leader::start,
+        ),
+        subject(
+            "clone-files",
+            "a descriptor table shared by processes",
+            shared_tables::files,
+        ),
+        subject(
+            "clone-fs",
+            "a working directory shared by processes",
+            shared_tables::fs,
+        ),
+        subject(
+            "clone-vm",
+            "memory and signal handlers shared by processes",
+            shared_tables::vm,
+        ),
+        subject("many-threads", "two hundred threads", names::many),
+    ],
+};

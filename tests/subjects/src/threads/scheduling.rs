@@ -1,0 +1,164 @@
+//! How threads are scheduled: each has its own.
+
+use anyhow::Result;
+
+use crate::kit::{Crew, Setting, Watch, not_here, procfs, sys, tid};
+
+/// Threads that each set a value and keep seeing it.
+fn each<T: Copy + Send + 'static>(
+    values: &[T],
+    other: T,
+    set: fn(T) -> Result<()>,
+    get: fn() -> Result<String>,
+) -> Result<Watch> {
+    let mut crew = Crew::default();
+    for value in values {
+        let value = *value;
+        crew.add(move || {
+            set(value)?;
+            Ok(Watch::keep(get)?.spoiled_by(move || set(other)))
+        })?;
+    }
+    Ok(crew.watch().and(Watch::keep(get)?))
+}
+
+/// Policies with the flag SCHED_RESET_ON_FORK on one.
+pub(crate) fn policies(_: &Setting) -> Result<Watch> {
+    let values = [
+        (libc::SCHED_BATCH, 0),
+        (libc::SCHED_IDLE, 0),
+        (libc::SCHED_FIFO, 7),
+        (libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 23),
+    ];
+    each(
+        &values,
+        (libc::SCHED_OTHER, 0),
+        |(policy, priority)| {
+            let param = libc::sched_param {
+                sched_priority: priority,
+            };
+            // SAFETY: the structure is alive; 0 is this thread.
+            let done = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &param) };
+            if done != 0 && policy & libc::SCHED_RR != 0 {
+                return not_here("real-time scheduling is not allowed");
+            }
+            sys("sched_setscheduler", done).map(drop)
+        },
+        || {
+            let mut param = libc::sched_param { sched_priority: 0 };
+            // SAFETY: the structure is alive; 0 is this thread.
+            let policy = unsafe {
+                sys(
+                    "sched_getparam",
+                    libc::syscall(libc::SYS_sched_getparam, 0, &mut param),
+                )?;
+                sys(
+                    "sched_getscheduler",
+                    libc::syscall(libc::SYS_sched_getscheduler, 0),
+                )?
+            };
+            Ok(format!(
+                "policy {policy:#x} priority {}",
+                param.sched_priority
+            ))
+        },
+    )
+}
+
+/// Nice values from one end to the other.
+pub(crate) fn nice(_: &Setting) -> Result<Watch> {
+    each(
+        &[-20, -7, 0, 5, 19],
+        1,
+        |value| {
+            sys(
+                "setpriority",
+                // SAFETY: takes numbers; 0 is this thread.
+                unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) },
+            )
+            .map(drop)
+        },
+        || {
+            Ok(sys(
+                "getpriority",
+                // SAFETY: takes numbers; the raw call returns 20 - nice, so -1 is an error only.
+                unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, 0) },
+            )?
+            .to_string())
+        },
+    )
+}
+
+fn status(field: &str) -> Result<String> {
+    procfs::status(&format!("self/task/{}", tid()), field)
+}
+
+/// One thread per processor, and one that may run on all.
+pub(crate) fn affinity(_: &Setting) -> Result<Watch> {
+    // SAFETY: sysconf takes a number.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    if count < 2 {
+        return not_here("there is one processor only");
+    }
+    each(
+        &[0b01_u64, 0b11, 0b10],
+        0b11,
+        |mask| {
+            let pointer = &raw const mask;
+            // SAFETY: the mask has the length that is given; 0 is this thread.
+            sys("sched_setaffinity", unsafe {
+                libc::syscall(libc::SYS_sched_setaffinity, 0, 8, pointer)
+            })
+            .map(drop)
+        },
+        || status("Cpus_allowed"),
+    )
+}
+
+/// Class and level.
+pub(crate) fn ioprio(_: &Setting) -> Result<Watch> {
+    each(
+        &[1_u64 << 13 | 2, 2 << 13 | 6, 3 << 13],
+        2 << 13 | 1,
+        |value| {
+            sys(
+                "ioprio_set",
+                // SAFETY: takes numbers; IOPRIO_WHO_PROCESS 0 is this thread.
+                unsafe { libc::syscall(libc::SYS_ioprio_set, 1, 0, value) },
+            )
+            .map(drop)
+        },
+        || {
+            Ok(sys(
+                "ioprio_get",
+                // SAFETY: takes numbers; IOPRIO_WHO_PROCESS 0 is this thread.
+                unsafe { libc::syscall(libc::SYS_ioprio_get, 1, 0) },
+            )?
+            .to_string())
+        },
+    )
+}
+
+/// Nanoseconds that timers may be late.
+pub(crate) fn slack(_: &Setting) -> Result<Watch> {
+    each(
+        &[1_u64, 123_456, 4_000_000_000],
+        50_000,
+        |value| {
+            sys(
+                "prctl",
+                // SAFETY: takes numbers.
+                unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, value) },
+            )
+            .map(drop)
+        },
+        || {
+            Ok(sys(
+                "prctl",
+                // SAFETY: takes numbers.
+                unsafe { libc::syscall(libc::SYS_prctl, libc::PR_GET_TIMERSLACK) },
+            )?
+            .to_string())
+        },
+    )
+}

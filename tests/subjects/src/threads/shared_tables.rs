@@ -1,0 +1,105 @@
+//! Processes that share what clone(2) can share, without being threads of one process.
+
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Result, bail};
+
+use crate::kit::{Area, Kin, PAGE, SOON, Setting, Watch, same, sys, until};
+
+/// One descriptor table: what either opens, the other has.
+pub(crate) fn files(setting: &Setting) -> Result<Watch> {
+    let mut child = Kin::start_with(setting, "child", libc::CLONE_FILES, |_| {
+        Ok(Watch::new(|| {
+            if std::fs::exists("/proc/self/fd/100")? {
+                bail!("descriptor 100 is there before it is made");
+            }
+            let null = std::fs::File::open("/dev/null")?;
+            // SAFETY: takes numbers; nobody uses descriptor 100 otherwise.
+            sys("dup2", unsafe { libc::dup2(null.as_raw_fd(), 100) }).map(drop)
+        }))
+    })?;
+    Ok(Watch::new(move || {
+        child.check()?;
+        // SAFETY: as above: the descriptor that the child has made.
+        sys("the child's descriptor", unsafe { libc::close(100) }).map(drop)
+    }))
+}
+
+/// One working directory and umask.
+pub(crate) fn fs(setting: &Setting) -> Result<Watch> {
+    let mut child = Kin::start_with(setting, "child", libc::CLONE_FS, |_| {
+        Ok(Watch::new(|| {
+            same(
+                "the child's directory",
+                "/",
+                &std::env::current_dir()?.to_string_lossy(),
+            )?;
+            std::env::set_current_dir("/proc")?;
+            Ok(())
+        }))
+    })?;
+    std::env::set_current_dir("/")?;
+    Ok(Watch::new(move || {
+        child.check()?;
+        same(
+            "the directory",
+            "/proc",
+            &std::env::current_dir()?.to_string_lossy(),
+        )?;
+        Ok(std::env::set_current_dir("/")?)
+    })
+    .spoiled_by(|| Ok(std::env::set_current_dir("/usr")?)))
+}
+
+static QUESTION: AtomicU32 = AtomicU32::new(0);
+static ANSWER: AtomicU32 = AtomicU32::new(0);
+
+/// Answers numbers until the end of time. It shares the thread-local data of the first thread,
+/// so it must not touch any.
+extern "C" fn answer(_: *mut libc::c_void) -> i32 {
+    loop {
+        ANSWER.store(QUESTION.load(Ordering::SeqCst), Ordering::SeqCst);
+        let tick = [0_u64, 5_000_000];
+        // SAFETY: nanosleep(2) without the C library, so that errno is not written.
+        unsafe {
+            std::arch::asm!("syscall", inlateout("rax") libc::SYS_nanosleep => _,
+                in("rdi") tick.as_ptr(), in("rsi") 0, out("rcx") _, out("r11") _)
+        };
+    }
+}
+
+/// A child in the same memory, with the same signal handlers.
+pub(crate) fn vm(_: &Setting) -> Result<Watch> {
+    let stack = Area::anonymous(16)?;
+    let flags =
+        libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_FS | libc::CLONE_FILES | libc::SIGCHLD;
+    let top = stack.page(16);
+    // SAFETY: the child has a stack of its own and runs a function that touches its own
+    // variables and two atomics.
+    let child = unsafe { libc::clone(answer, top, flags, std::ptr::null_mut()) };
+    sys("clone", child)?;
+    let mut number = 0;
+    Ok(Watch::new(move || {
+        number += 1;
+        QUESTION.store(number, Ordering::SeqCst);
+        until("an answer in memory", SOON / 5, || {
+            ANSWER.load(Ordering::SeqCst) == number
+        })?;
+        // SAFETY: kcmp(2) takes numbers: KCMP_VM 1, KCMP_FILES 2, KCMP_FS 3, KCMP_SIGHAND 4.
+        let differ =
+            |kind: i32| unsafe { libc::syscall(libc::SYS_kcmp, libc::getpid(), child, kind, 0, 0) };
+        same("what is shared", &[0; 4], &[1, 2, 3, 4].map(differ))?;
+        same("a page of the stack", &PAGE, &(stack.pages() * PAGE / 16))
+    })
+    .spoiled_by(move || {
+        // SAFETY: ends the child of ours.
+        sys("kill", unsafe { libc::kill(child, libc::SIGKILL) })?;
+        // SAFETY: reaps it.
+        sys("wait", unsafe {
+            libc::waitpid(child, std::ptr::null_mut(), 0)
+        })?;
+        QUESTION.store(0, Ordering::SeqCst);
+        Ok(())
+    }))
+}
