@@ -12,10 +12,10 @@ pub(super) fn checkpoint(host: &mut Host, _rig: &Rig) -> Result<()> {
     let start = |code: &str| {
         format!(
             "rm -f /var/lab/ck.*; setsid python3 -c '{code}' </dev/null >/dev/null 2>&1 & \
-             for i in $(seq 100); do [ -s /var/lab/ck.count ] && break; sleep 0.2; done; echo $!"
+             for i in $(seq 100); do [ -s /var/lab/ck.count ] && break; sleep 0.2; done; cat /var/lab/ck.pid"
         )
     };
-    let count = "import time,socket,itertools\ns=None\n\
+    let count = "import os,time,socket,itertools\ns=None\nopen(\"/var/lab/ck.pid\",\"w\").write(str(os.getpid()))\n\
                  for n in itertools.count(1):\n  open(\"/var/lab/ck.count\",\"w\").write(str(n)); time.sleep(0.1)\n";
     let pid = last_line(&shell.must(&start(count), SHORT)?);
     shell.must(

@@ -48,6 +48,29 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         "leader-exited",
         both(Wrong("found out after the freeze only")),
     ),
+    (
+        "fork-cow",
+        both(Wrong("every process gets copies of its own")),
+    ),
+    ("mlock", both(Wrong("nothing is locked"))),
+    ("mlock-onfault", both(Wrong("nothing is locked"))),
+    (
+        "mlockall-future",
+        both(Wrong("later mappings are not locked")),
+    ),
+    ("huge", both(Wrong("huge pages come back small"))),
+    ("registers", both(Wrong("nanosleep returns EINTR"))),
+    ("policy", both(Wrong("SCHED_RESET_ON_FORK is lost"))),
+    ("pdeathsig", both(Wrong("sent when the restorer ends"))),
+    ("personality", both(Wrong("it is lost"))),
+    ("machine-check", both(Wrong("it is lost"))),
+    ("syscall-dispatch", both(Wrong("it is off"))),
+    (
+        "clone-files",
+        both(Wrong("the table is not shared any more")),
+    ),
+    ("clone-fs", both(Wrong("not shared any more"))),
+    ("clone-vm", both(Wrong("the memory is not shared any more"))),
 ];
 
 /// What is expected of a subject.
