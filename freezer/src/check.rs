@@ -1,5 +1,6 @@
 //! What could not be carried, found without stopping anything.
 
+use crate::objects::Objects;
 use crate::proc::{self, Status};
 use crate::{FreezerError, Refusal, capture, files};
 use sys::Pid;
@@ -10,7 +11,11 @@ use sys::Pid;
 /// # Errors
 /// When a file of `/proc` is not understood.
 pub fn check(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
-    let found = examine(pid);
+    check_with(pid, &mut Objects::default())
+}
+
+fn check_with(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, FreezerError> {
+    let found = examine(pid, objects);
     if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
         return Ok(Vec::new());
     }
@@ -37,9 +42,11 @@ pub fn check(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
 pub fn check_tree(root: Pid) -> Result<Vec<Refusal>, FreezerError> {
     let pids = proc::tree(root)?;
     let mut found = Vec::new();
+    let mut objects = Objects::default();
     for pid in &pids {
-        found.extend(check(*pid)?);
+        found.extend(check_with(*pid, &mut objects)?);
     }
+    found.extend(objects.shared_outside(&pids));
     found.extend(files::pipe::shared_outside(
         &pids,
         &files::pipe::held(&pids),
@@ -47,16 +54,16 @@ pub fn check_tree(root: Pid) -> Result<Vec<Refusal>, FreezerError> {
     Ok(found)
 }
 
-fn examine(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
+fn examine(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, FreezerError> {
     let stat = proc::Stat::read(pid, "stat")?;
     if stat.state() == 'Z' {
         return Ok(Vec::new());
     }
     let mut found = attributes(pid)?;
     found.extend(namespaces(pid)?);
-    found.extend(capture::memory_refusals(pid)?);
-    found.extend(files::refusals(pid)?);
-    for link in ["cwd", "root", "exe"] {
+    found.extend(capture::memory_refusals(pid, objects)?);
+    found.extend(files::refusals(pid, objects)?);
+    for link in ["cwd", "root"] {
         match files::reference(pid, link) {
             Ok(_) => {}
             Err(FreezerError::Refused(more)) => found.extend(more),

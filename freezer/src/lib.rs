@@ -20,8 +20,12 @@ pub mod check;
 mod error;
 pub mod files;
 pub mod freeze;
+mod objects;
 pub mod proc;
+mod sink;
 
-pub use capture::{PageRun, PageSink, capture, capture_pages, capture_with_stand_in};
+pub use capture::{capture, capture_pages, capture_with_stand_in};
 pub use error::{FreezerError, Refusal};
 pub use freeze::{Frozen, freeze, freeze_all};
+pub use objects::Objects;
+pub use sink::{PageRun, PageSink, PageSource};

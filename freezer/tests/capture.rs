@@ -1,72 +1,14 @@
 //! A running tree is stopped, described and let go, and does not notice.
 
-use freezer::{PageRun, PageSink, capture, capture_pages, check, freeze};
-use persist_mem::manifest::{Backing, DescriptionKind, Extent, Manifest};
+mod common;
+
+use freezer::{capture, check, freeze};
+use persist_mem::manifest::{Backing, DescriptionKind, Manifest};
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use sys::Pid;
 
-#[derive(Default)]
-struct Pages(Vec<u8>);
-
-impl PageSink for Pages {
-    fn save(&mut self, run: &PageRun<'_>) -> std::io::Result<Vec<Extent>> {
-        let frame = self.0.len() as u64 / 4096;
-        self.0.extend(run.read()?);
-        Ok(vec![Extent {
-            va: run.va,
-            pages: run.pfns.len() as u64,
-            frame,
-        }])
-    }
-}
-
-/// A child without terminals or outer pipes; ended when dropped.
-struct Subject(Child);
-
-impl Subject {
-    fn start(script: &str) -> Subject {
-        // Whatever the test was started with must not be handed on.
-        let close =
-            "for f in /proc/$$/fd/*; do n=${f##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done;";
-        let script = format!("{close} {script}");
-        let out = std::fs::File::create("/dev/null").unwrap();
-        let child = Command::new("/bin/bash")
-            .args(["-c", &script])
-            .stdin(Stdio::null())
-            .stdout(out.try_clone().unwrap())
-            .stderr(out)
-            .spawn()
-            .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(400));
-        Subject(child)
-    }
-    fn pid(&self) -> Pid {
-        Pid(self.0.id() as i32)
-    }
-}
-
-impl Drop for Subject {
-    fn drop(&mut self) {
-        for pid in freezer::proc::tree(self.pid())
-            .unwrap_or_default()
-            .into_iter()
-            .rev()
-        {
-            let _ = sys::process::kill(pid, 9);
-        }
-        let _ = self.0.wait();
-    }
-}
-
-fn describe(pid: Pid) -> (Manifest, Pages) {
-    let mut pages = Pages::default();
-    let frozen = freeze(pid).unwrap();
-    let mut manifest = capture(&frozen).unwrap();
-    capture_pages(&mut manifest, &mut pages).unwrap();
-    drop(frozen);
-    (manifest, pages)
-}
+use common::{Subject, describe};
 
 #[test]
 fn a_pipeline_is_described_and_goes_on() {

@@ -59,8 +59,8 @@ fn save(frozen: &Frozen, image: &Image) -> Result<()> {
         writer: PagesWriter::create(&image.pages)
             .with_context(|| format!("making {}", image.pages.display()))?,
     };
-    let mut manifest = freezer::capture(frozen)?;
-    freezer::capture_pages(&mut manifest, &mut sink)?;
+    let (mut manifest, objects) = freezer::capture(frozen)?;
+    freezer::capture_pages(&mut manifest, &objects, &mut sink)?;
     sink.writer
         .finish()
         .with_context(|| format!("writing {}", image.pages.display()))?;
@@ -81,13 +81,23 @@ struct FileSink {
     writer: PagesWriter,
 }
 
+/// Pages read and written in one go: what stays in the processor's caches between the two.
+const AT_ONCE: usize = 256;
+
 impl PageSink for FileSink {
+    fn wants_frames(&self) -> bool {
+        false
+    }
+
     fn save(&mut self, run: &PageRun<'_>) -> std::io::Result<Vec<Extent>> {
-        let frame = self.writer.append(&run.read()?)?;
-        Ok(vec![Extent {
-            va: run.va,
-            pages: run.pfns.len() as u64,
-            frame,
-        }])
+        let mut first = None;
+        run.copy(AT_ONCE, |bytes| {
+            let frame = self.writer.append(bytes)?;
+            first.get_or_insert(frame);
+            Ok(())
+        })?;
+        let (va, pages) = (run.va, run.pages);
+        let extent = first.map(|frame| Extent { va, pages, frame });
+        Ok(extent.into_iter().collect())
     }
 }

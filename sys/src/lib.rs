@@ -18,6 +18,8 @@
 //! | [`tracee`] | one stopped thread: registers, memory, batches |
 //! | [`vm`] | memory of other processes |
 //! | [`held`] | pages of our own that stay in memory |
+//! | [`pagemap`] | which pages a process has |
+//! | [`ipc`] | System V IPC |
 //! | [`physmap`] | physical memory through `/dev/mem` |
 //! | [`kexec`] | loading another kernel and jumping into it |
 //! | [`mountapi`] | what nix lacks of the mount interface |
@@ -31,8 +33,10 @@ pub mod deadline;
 pub mod fds;
 pub mod held;
 pub mod ids;
+pub mod ipc;
 pub mod kexec;
 pub mod mountapi;
+pub mod pagemap;
 pub mod physmap;
 pub mod procdir;
 pub mod process;

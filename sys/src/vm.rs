@@ -192,3 +192,13 @@ pub fn read_process(pid: Pid, ranges: &[(u64, usize)], buffer: &mut [u8]) -> Res
     }
     Ok(())
 }
+
+/// madvise(2) `MADV_POPULATE_READ`: brings every page of a mapping of this process in.
+///
+/// # Errors
+/// As madvise(2).
+pub fn populate_read(address: u64, len: usize) -> Result<()> {
+    // SAFETY: populating reads pages into the page table and changes no memory.
+    let done = unsafe { libc::madvise(address as *mut _, len, libc::MADV_POPULATE_READ) };
+    Errno::result(done).map(drop)
+}

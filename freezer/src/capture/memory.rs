@@ -1,30 +1,40 @@
 //! An address space's mappings and layout.
 
 use super::attributes::number;
+use crate::objects::{self, ObjectError, Objects};
 use crate::proc::{self, Mapping, Stat, parse_smaps};
 use crate::{FreezerError, Refusal, files};
-use persist_mem::manifest::{AddressSpace, Backing, FileRef, Layout, Vma};
+use persist_mem::manifest::{AddressSpace, Backing, FileRef, Layout, SharedKind, Vma};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use sys::Pid;
 use sys::vm::ProcMem;
 
+/// The mappings of a process but for `[vsyscall]`, which is the kernel's.
 pub(super) fn mappings(pid: Pid) -> Result<Vec<Mapping>, FreezerError> {
     let text = proc::read(pid, "smaps")?;
-    parse_smaps(&text).ok_or_else(|| FreezerError::Format {
+    let mut maps = parse_smaps(&text).ok_or_else(|| FreezerError::Format {
         pid,
         what: "smaps".into(),
         text: "a line has an unknown form".into(),
-    })
+    })?;
+    maps.retain(|map| map.name != b"[vsyscall]");
+    Ok(maps)
 }
 
 pub(super) fn capture(
     pid: Pid,
     stat: &Stat,
     maps: &[Mapping],
+    objects: &mut Objects,
 ) -> Result<AddressSpace, FreezerError> {
     let mut vmas = Vec::new();
     let mut vdso = Vec::new();
-    for map in maps.iter().filter(|map| map.name != b"[vsyscall]") {
-        let vma = vma(map).map_err(|reason| FreezerError::refuse(pid, place(map), reason))?;
+    for map in maps {
+        let vma = vma(pid, map, objects)
+            .map_err(|e| FreezerError::refuse(pid, place(map), e.reason()))?;
         if vma.backing == Backing::Vdso {
             let len = usize::try_from(vma.len()).unwrap_or(0);
             let mem = ProcMem::open(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
@@ -34,6 +44,7 @@ pub(super) fn capture(
         }
         vmas.push(vma);
     }
+    let (exe, exe_object) = executable(pid, objects)?;
     Ok(AddressSpace {
         layout: Layout {
             start_code: stat.address(26),
@@ -49,13 +60,30 @@ pub(super) fn capture(
             env_end: stat.address(51),
         },
         auxv: proc::read(pid, "auxv")?,
-        exe: files::reference(pid, "exe")?,
+        exe,
+        exe_object,
         vmas,
-        extents: Vec::new(),
         vdso,
         coredump_filter: number(pid, "coredump_filter", 16)?.cast_unsigned(),
-        thp_disabled: false,
+        ..AddressSpace::default()
     })
+}
+
+/// The executable: by its path, or as an object when that no longer leads to it.
+fn executable(pid: Pid, objects: &mut Objects) -> Result<(FileRef, Option<u32>), FreezerError> {
+    let path = proc::link(pid, "exe")?;
+    if !path.ends_with(DELETED) {
+        return Ok((files::reference(pid, "exe")?, None));
+    }
+    let link = format!("/proc/{pid}/exe");
+    let object = objects
+        .find(pid, &link, |file| objects::deleted(file, &path))
+        .map_err(|e| FreezerError::refuse(pid, "exe", e.reason()))?;
+    let file = FileRef {
+        path: path[..path.len() - DELETED.len()].to_vec(),
+        ..FileRef::default()
+    };
+    Ok((file, Some(object)))
 }
 
 fn place(map: &Mapping) -> String {
@@ -67,100 +95,169 @@ fn place(map: &Mapping) -> String {
     )
 }
 
-fn vma(map: &Mapping) -> Result<Vma, String> {
+const DELETED: &[u8] = b" (deleted)";
+
+fn vma(pid: Pid, map: &Mapping, objects: &mut Objects) -> Result<Vma, ObjectError> {
     Ok(Vma {
         start: map.start,
         end: map.end,
         prot: map.prot(),
         flags: map.flags.clone(),
-        backing: backing(map)?,
+        protection_key: map.protection_key.unwrap_or(0),
+        page_size: map.page_size,
+        lock_on_fault: locked_on_fault(map),
+        backing: backing(pid, map, objects)?,
     })
 }
 
+/// `MLOCK_ONFAULT`: newer kernels show it (`lf`); else a locked mapping that could have all of its
+/// pages and has not.
+fn locked_on_fault(map: &Mapping) -> bool {
+    let missing = map.prot() != 0 && map.resident < map.end - map.start;
+    map.has(b"lo") && (map.has(b"lf") || missing)
+}
+
 /// Flags whose mappings are not carried, and what they mean.
-const REFUSED_FLAGS: [(&[u8; 2], &str); 9] = [
-    (b"ht", "huge pages of hugetlbfs are not carried"),
+const REFUSED_FLAGS: [(&[u8; 2], &str); 6] = [
     (b"io", "device memory is not carried"),
     (b"pf", "device memory is not carried"),
     (b"um", "userfaultfd ranges are not carried"),
     (b"uw", "userfaultfd ranges are not carried"),
     (b"ui", "userfaultfd ranges are not carried"),
-    (b"dp", "droppable mappings are not carried"),
-    (b"sl", "sealed mappings are not carried"),
     (b"ss", "shadow stacks are not carried"),
 ];
 
-fn backing(map: &Mapping) -> Result<Backing, String> {
+fn backing(pid: Pid, map: &Mapping, objects: &mut Objects) -> Result<Backing, ObjectError> {
     match map.name.as_slice() {
         b"[vdso]" => return Ok(Backing::Vdso),
         name if name.starts_with(b"[vvar") => return Ok(Backing::Vvar),
         _ => {}
     }
-    if let Some((_, why)) = REFUSED_FLAGS
-        .iter()
-        .find(|(flag, _)| map.flags.contains(flag))
-    {
-        return Err((*why).into());
+    if let Some((_, why)) = REFUSED_FLAGS.iter().find(|(flag, _)| map.has(flag)) {
+        return Err(ObjectError::Refused((*why).into()));
     }
-    let shared = map.perms[3] == b's';
-    if map.inode == 0 && !shared {
-        let name = map
-            .name
-            .strip_prefix(b"[anon:")
-            .and_then(|name| name.strip_suffix(b"]"));
+    let name = map.name.as_slice();
+    let private_huge = name == b"/anon_hugepage (deleted)" && !map.shared();
+    if private_huge || (map.inode == 0 && !map.shared()) {
         return Ok(Backing::Anonymous {
-            name: name.unwrap_or(b"").to_vec(),
+            name: given_name(name, b"[anon:"),
         });
     }
-    let path = map.name.as_slice();
-    if path.ends_with(b" (deleted)") || !path.starts_with(b"/") {
-        return Err(if shared {
-            "shared memory without a file on disk is not carried".into()
-        } else {
-            "the mapped file has been removed or replaced on disk".into()
+    if let Some(file) = file(map)? {
+        return Ok(match file {
+            OnDisk::File(file) => Backing::File {
+                file,
+                offset: map.offset,
+                shared: map.shared(),
+            },
+            OnDisk::Zero => Backing::Zero { offset: map.offset },
         });
     }
-    let file = file(map)?;
-    Ok(Backing::File {
-        file,
+    let kind = |file: &File| kind(map, file);
+    let link = format!("/proc/{pid}/{}", map.map_file());
+    let object = objects.find(pid, &link, kind)?;
+    Ok(Backing::Object {
+        object,
         offset: map.offset,
-        shared,
+        shared: map.shared(),
+        name: given_name(name, b"[anon_shmem:"),
     })
 }
 
-fn file(map: &Mapping) -> Result<FileRef, String> {
-    use std::os::unix::ffi::OsStrExt;
-    use std::os::unix::fs::MetadataExt;
-    let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&map.name));
-    let found = std::fs::metadata(path).map_err(|e| format!("the mapped file: {e}"))?;
+/// The name that `PR_SET_VMA_ANON_NAME` gave, or nothing.
+fn given_name(name: &[u8], prefix: &[u8]) -> Vec<u8> {
+    name.strip_prefix(prefix)
+        .and_then(|name| name.strip_suffix(b"]"))
+        .unwrap_or(b"")
+        .to_vec()
+}
+
+/// What kind of object a mapping without a path shows.
+fn kind(map: &Mapping, file: &File) -> Result<SharedKind, String> {
+    let name = map.name.as_slice();
+    let anonymous = name == b"/dev/zero (deleted)"
+        || name == b"/anon_hugepage (deleted)"
+        || name.starts_with(b"[anon_shmem:");
+    if anonymous {
+        return Ok(SharedKind::Anonymous);
+    }
+    if name.starts_with(b"/SYSV") && name.ends_with(DELETED) {
+        return objects::system_v(map.inode, name);
+    }
+    if name.starts_with(b"/memfd:") {
+        return objects::memfd(file, name);
+    }
+    if !name.starts_with(b"/") {
+        return Err("this kind of memory is not carried".into());
+    }
+    if name.starts_with(b"/[aio]") {
+        return Err("contexts of asynchronous I/O (io_setup) are not carried".into());
+    }
+    if !name.ends_with(DELETED) {
+        return Err("its path leads to another file, or to none".into());
+    }
+    let linked = file.metadata().is_ok_and(|meta| meta.nlink() > 0);
+    if linked && map.shared() {
+        return Err("the file has lost this name but has others, and is mapped shared".into());
+    }
+    objects::deleted(file, name)
+}
+
+enum OnDisk {
+    File(FileRef),
+    Zero,
+}
+
+/// The file of a mapping, when its path still leads to it.
+fn file(map: &Mapping) -> Result<Option<OnDisk>, ObjectError> {
+    if !map.name.starts_with(b"/") {
+        return Ok(None);
+    }
+    let path = std::path::Path::new(OsStr::from_bytes(&map.name));
+    let Ok(found) = std::fs::metadata(path) else {
+        return Ok(None);
+    };
     if found.ino() != map.inode {
-        return Err("another file has taken the mapped file's place on disk".into());
+        return Ok(None);
+    }
+    let refused = |why: &str| Err(ObjectError::Refused(why.into()));
+    let zero = nix::sys::stat::makedev(1, 5);
+    if found.file_type().is_char_device() && found.rdev() == zero && !map.shared() {
+        return Ok(Some(OnDisk::Zero));
     }
     if !found.is_file() {
-        return Err("device memory is not carried".into());
+        return refused("device memory is not carried");
     }
-    Ok(FileRef {
+    if map.page_size > sys::PAGE_SIZE_U64 {
+        return refused("files of hugetlbfs are not carried");
+    }
+    Ok(Some(OnDisk::File(FileRef {
         path: map.name.clone(),
         inode: map.inode,
         size: found.size(),
-    })
+    })))
 }
 
 /// What of a process's memory is not carried, found without stopping it.
-pub(crate) fn refusals(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
+pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, FreezerError> {
     let comm = proc::comm(pid);
-    let refused = mappings(pid)?
-        .into_iter()
-        .filter(|map| map.name != b"[vsyscall]");
-    Ok(refused
-        .filter_map(|map| {
-            let reason = vma(&map).err()?;
-            Some(Refusal {
-                pid,
-                comm: comm.clone(),
-                resource: place(&map),
-                reason,
-            })
-        })
-        .collect())
+    let refuse = |resource: String, error: ObjectError| match error {
+        // It runs: what was there a moment ago may be gone.
+        ObjectError::Io(cause) if cause.kind() == std::io::ErrorKind::NotFound => None,
+        error => Some(Refusal {
+            pid,
+            comm: comm.clone(),
+            resource,
+            reason: error.reason(),
+        }),
+    };
+    let mut found: Vec<Refusal> = mappings(pid)?
+        .iter()
+        .filter_map(|map| refuse(place(map), vma(pid, map, objects).err()?))
+        .collect();
+    match executable(pid, objects) {
+        Err(FreezerError::Refused(more)) => found.extend(more),
+        other => drop(other?),
+    }
+    Ok(found)
 }

@@ -4,6 +4,7 @@ mod attributes;
 mod credentials;
 mod memory;
 mod pages;
+mod policy;
 mod process;
 mod signals;
 mod sleep;
@@ -11,9 +12,10 @@ mod thread;
 mod timers;
 
 pub(crate) use memory::refusals as memory_refusals;
-pub use pages::{PageRun, PageSink, capture_pages};
+pub use pages::capture_pages;
 
 use crate::files::Table;
+use crate::objects::Objects;
 use crate::{FreezerError, Frozen};
 use nix::time::ClockId;
 use persist_mem::manifest::{Clocks, DescriptionId, Host, Manifest, Process, StandIn, State};
@@ -24,17 +26,19 @@ use sys::Pid;
 ///
 /// # Errors
 /// When anything is met that is not carried, or cannot be read.
-pub fn capture(frozen: &Frozen) -> Result<Manifest, FreezerError> {
-    describe(frozen, None).map(|(manifest, _)| manifest)
+pub fn capture(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError> {
+    describe(frozen, None).map(|(manifest, objects, _)| (manifest, objects))
 }
 
 /// As [`capture`], with the standard descriptors of this process among the descriptions.
 ///
 /// # Errors
 /// As [`capture`].
-pub fn capture_with_stand_in(frozen: &Frozen) -> Result<(Manifest, StandIn), FreezerError> {
+pub fn capture_with_stand_in(
+    frozen: &Frozen,
+) -> Result<(Manifest, Objects, StandIn), FreezerError> {
     let me = Pid(nix::unistd::getpid().as_raw());
-    let (manifest, files) = describe(frozen, Some(me))?;
+    let (manifest, objects, files) = describe(frozen, Some(me))?;
     let stat = crate::proc::Stat::read(me, "stat")?;
     let stand_in = StandIn {
         pid: me,
@@ -43,13 +47,16 @@ pub fn capture_with_stand_in(frozen: &Frozen) -> Result<(Manifest, StandIn), Fre
         sid: stat.pid(6),
         files,
     };
-    Ok((manifest, stand_in))
+    Ok((manifest, objects, stand_in))
 }
 
 /// Descriptions of descriptors 0 to 2.
 type Standard = [Option<DescriptionId>; 3];
 
-fn describe(frozen: &Frozen, stand_in: Option<Pid>) -> Result<(Manifest, Standard), FreezerError> {
+fn describe(
+    frozen: &Frozen,
+    stand_in: Option<Pid>,
+) -> Result<(Manifest, Objects, Standard), FreezerError> {
     crate::files::pipe::refuse_outside(frozen, stand_in)?;
     let mut table = Table::new();
     let mut processes = Vec::new();
@@ -65,6 +72,12 @@ fn describe(frozen: &Frozen, stand_in: Option<Pid>) -> Result<(Manifest, Standar
             *place = table.capture_one(pid, fd)?;
         }
     }
+    let objects = core::mem::take(&mut table.objects);
+    let inside: Vec<Pid> = frozen.pids().collect();
+    let outside = objects.shared_outside(&inside);
+    if !outside.is_empty() {
+        return Err(FreezerError::Refused(outside));
+    }
     let (descriptions, pipes) = table.finish();
     let manifest = Manifest {
         host: host()?,
@@ -74,7 +87,7 @@ fn describe(frozen: &Frozen, stand_in: Option<Pid>) -> Result<(Manifest, Standar
         shared_objects: Vec::new(),
         upgrade: None,
     };
-    Ok((manifest, standard))
+    Ok((manifest, objects, standard))
 }
 
 fn zombie(pid: Pid) -> Result<Process, FreezerError> {

@@ -1,6 +1,6 @@
 //! One live process.
 
-use super::{attributes, memory, signals, thread, timers};
+use super::{attributes, memory, policy, signals, thread, timers};
 use crate::files::Table;
 use crate::proc::{self, Stat, Status};
 use crate::{FreezerError, Frozen};
@@ -19,13 +19,16 @@ pub(super) fn capture(
     let stat = Stat::read(pid, "stat")?;
     let maps = memory::mappings(pid)?;
     // Everything that looks at memory comes before the scratch mapping is made.
-    let mut mm = memory::capture(pid, &stat, &maps)?;
+    let mut mm = memory::capture(pid, &stat, &maps, &mut table.objects)?;
     let files = table.capture(pid)?;
     let mut leader = Tracee::new(pid, pid.leader()).map_err(FreezerError::tracee(pid))?;
     let gate = gate(pid, &leader, &maps)?;
-    leader
+    let locked = policy::locked(pid)?;
+    let scratch = leader
         .map_scratch(gate, SCRATCH)
         .map_err(FreezerError::tracee(pid))?;
+    let lock_future = policy::lock_future(pid, locked, scratch);
+    let asked = policy::capture(&mut leader, &maps, &mut mm);
     let inside = inside(frozen, pid, &mut leader);
     let unmapped = leader
         .unmap_scratch(gate)
@@ -36,6 +39,8 @@ pub(super) fn capture(
     }
     let (mut live, more) = inside?;
     unmapped?;
+    asked.map_err(FreezerError::tracee(pid))?;
+    mm.lock_future = lock_future?;
     mm.layout.brk = more.brk;
     mm.thp_disabled = more.thp_disabled;
     live.mm = mm;

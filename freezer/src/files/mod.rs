@@ -1,13 +1,16 @@
 //! Open file descriptions: one module for each kind, each with the same name in `resurrect::files`.
 
+mod deleted;
 mod device;
 mod epoll;
 mod eventfd;
+mod memfd;
 mod path;
 pub(crate) mod pipe;
 mod signalfd;
 mod timerfd;
 
+use crate::objects::Objects;
 use crate::proc::{self, FdInfo};
 use crate::{FreezerError, Refusal};
 use persist_mem::manifest::{
@@ -52,6 +55,8 @@ impl Open<'_> {
 pub(crate) struct Table {
     descriptions: Vec<Description>,
     pipes: Vec<(Pipe, u64)>,
+    /// Objects that descriptions and mappings lead to.
+    pub(crate) objects: Objects,
     /// Copies of one descriptor each, in the order kcmp(2) gives descriptions, with their ids.
     sorted: Vec<(OwnedFd, DescriptionId)>,
 }
@@ -61,6 +66,7 @@ impl Table {
         Table {
             descriptions: Vec::new(),
             pipes: Vec::new(),
+            objects: Objects::default(),
             sorted: Vec::new(),
         }
     }
@@ -161,7 +167,7 @@ impl Table {
         if open.link.starts_with(b"pipe:") {
             return pipe::capture(open, &mut self.pipes).map(DescriptionKind::Pipe);
         }
-        classify(open)
+        classify(open, &mut self.objects)
     }
 
     /// Descriptions and pipes.
@@ -176,7 +182,7 @@ const O_ASYNC: u32 = 0o20_000;
 
 /// The kind of a description, by what its link in `/proc` says. Pipes are dealt with by the table,
 /// since two descriptions are one pipe.
-fn classify(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
+fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<DescriptionKind, FreezerError> {
     match open.link {
         b"anon_inode:[eventfd]" => eventfd::capture(open),
         b"anon_inode:[signalfd]" => signalfd::capture(open),
@@ -186,7 +192,8 @@ fn classify(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
         link if link.starts_with(b"anon_inode:") => {
             Err(open.refuse("this kind of descriptor is not carried"))
         }
-        link if link.starts_with(b"/memfd:") => Err(open.refuse("memfds are not carried yet")),
+        link if memfd::is_one(link) => memfd::capture(open, objects),
+        _ if deleted::is_one(open) => deleted::capture(open, objects),
         link if link.starts_with(b"/") => match device::capture(open)? {
             Some(kind) => Ok(kind),
             None => path::capture(open),
@@ -196,7 +203,7 @@ fn classify(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
 }
 
 /// What of a process's descriptors is not carried, found without stopping it.
-pub(crate) fn refusals(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
+pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, FreezerError> {
     let pidfd = process::pidfd_open(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
     let mut found = Vec::new();
     for fd in proc::numbers(pid, "fd")? {
@@ -218,7 +225,7 @@ pub(crate) fn refusals(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
             info: &info,
             copy: &copy,
         };
-        match classify(&open) {
+        match classify(&open, objects) {
             Ok(_) => {}
             Err(FreezerError::Refused(more)) => found.extend(more),
             Err(e) => return Err(e),

@@ -1,7 +1,7 @@
 //! `/proc/PID/smaps`: mappings with their flags.
 
 /// One mapping as the kernel prints it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mapping {
     /// First address.
     pub start: u64,
@@ -11,12 +11,22 @@ pub struct Mapping {
     pub perms: [u8; 4],
     /// Offset in the file, bytes.
     pub offset: u64,
+    /// Device of the file, in the form of `st_dev`.
+    pub device: u64,
     /// Inode, 0 for none.
     pub inode: u64,
     /// The last column with its octal escapes decoded, empty for plain anonymous memory.
     pub name: Vec<u8>,
     /// Two-letter flags.
     pub flags: Vec<[u8; 2]>,
+    /// Bytes of one page (`KernelPageSize`).
+    pub page_size: u64,
+    /// Bytes in memory (`Rss`; hugetlb pages are not counted in it).
+    pub resident: u64,
+    /// Bytes in swap (`Swap`).
+    pub swapped: u64,
+    /// Its protection key (`ProtectionKey`), None where the processor has none.
+    pub protection_key: Option<u8>,
 }
 
 impl Mapping {
@@ -26,6 +36,46 @@ impl Mapping {
         let bit = |i: usize, value: u32| if self.perms[i] == b'-' { 0 } else { value };
         bit(0, 1) | bit(1, 2) | bit(2, 4)
     }
+
+    /// Whether the flag is set.
+    #[must_use]
+    pub fn has(&self, flag: &[u8; 2]) -> bool {
+        self.flags.contains(flag)
+    }
+
+    /// `MAP_SHARED`.
+    #[must_use]
+    pub fn shared(&self) -> bool {
+        self.perms[3] == b's'
+    }
+
+    /// Its name below `/proc/PID/map_files`.
+    #[must_use]
+    pub fn map_file(&self) -> String {
+        format!("map_files/{:x}-{:x}", self.start, self.end)
+    }
+
+    /// Takes over a counter line. None when it is not understood.
+    fn counter(&mut self, line: &[u8]) -> Option<()> {
+        let colon = line.iter().position(|b| *b == b':')?;
+        let (name, value) = line.split_at(colon);
+        let bytes = || {
+            let text = std::str::from_utf8(&value[1..]).ok()?.trim();
+            text.trim_end_matches(" kB").parse::<u64>().ok()
+        };
+        match name {
+            b"VmFlags" => {
+                let pairs = value[1..].split(|b| *b == b' ');
+                self.flags = pairs.filter_map(|f| <[u8; 2]>::try_from(f).ok()).collect();
+            }
+            b"Rss" => self.resident = bytes()? << 10,
+            b"Swap" => self.swapped = bytes()? << 10,
+            b"KernelPageSize" => self.page_size = bytes()? << 10,
+            b"ProtectionKey" => self.protection_key = u8::try_from(bytes()?).ok(),
+            _ => {}
+        }
+        Some(())
+    }
 }
 
 /// Parses a whole smaps file. None when a line is not understood.
@@ -33,13 +83,9 @@ impl Mapping {
 pub fn parse_smaps(text: &[u8]) -> Option<Vec<Mapping>> {
     let mut found: Vec<Mapping> = Vec::new();
     for line in text.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
-        if let Some(flags) = line.strip_prefix(b"VmFlags:") {
-            let pairs = flags
-                .split(|b| *b == b' ')
-                .filter_map(|f| <[u8; 2]>::try_from(f).ok());
-            found.last_mut()?.flags = pairs.collect();
-        } else if line[0].is_ascii_uppercase() {
-            // A counter such as `Rss:`. Header lines begin with a lower-case hexadecimal digit.
+        // Header lines begin with a lower-case hexadecimal digit, counters with a capital.
+        if line[0].is_ascii_uppercase() {
+            found.last_mut()?.counter(line)?;
         } else {
             found.push(parse_header(line)?);
         }
@@ -53,7 +99,9 @@ fn parse_header(line: &[u8]) -> Option<Mapping> {
     let (start, end) = text()?.split_once('-')?;
     let perms: [u8; 4] = text()?.as_bytes().try_into().ok()?;
     let offset = text()?;
-    let _device = text()?;
+    let (major, minor) = text()?.split_once(':')?;
+    let number = |text| u64::from_str_radix(text, 16).ok();
+    let device = nix::sys::stat::makedev(number(major)?, number(minor)?);
     let inode = text()?;
     let name = parts.next().unwrap_or(b"").trim_ascii_start();
     Some(Mapping {
@@ -61,9 +109,11 @@ fn parse_header(line: &[u8]) -> Option<Mapping> {
         end: u64::from_str_radix(end, 16).ok()?,
         perms,
         offset: u64::from_str_radix(offset, 16).ok()?,
+        device,
         inode: inode.parse().ok()?,
         name: unescape(name),
-        flags: Vec::new(),
+        page_size: sys::PAGE_SIZE_U64,
+        ..Mapping::default()
     })
 }
 
@@ -89,7 +139,7 @@ mod tests {
 
     const TEXT: &[u8] =
         b"55d0-55d1 r-xp 00001000 fe:00 77                      /usr/bin/a b\\012c (deleted)\n\
-Rss:                   4 kB\nVmFlags: rd ex mr mw me \n\
+KernelPageSize:     2048 kB\nRss:                   4 kB\nVmFlags: rd ex mr mw me \n\
 7f00-7f10 rw-p 00000000 00:00 0 \nVmFlags: rd wr mr mw me ac \n\
 7f20-7f21 rw-s 00000000 00:01 9                          /SYSV\xff\n";
 
@@ -103,10 +153,13 @@ Rss:                   4 kB\nVmFlags: rd ex mr mw me \n\
             (maps[0].prot(), maps[0].offset, maps[0].inode),
             (5, 0x1000, 77)
         );
-        assert!(maps[1].name.is_empty());
+        assert_eq!((maps[0].resident, maps[0].page_size), (4096, 2 << 20));
+        assert_eq!(maps[0].device, 0xfe00);
+        assert_eq!(maps[0].map_file(), "map_files/55d0-55d1");
+        assert!(maps[1].name.is_empty() && maps[1].has(b"wr"));
         assert_eq!(maps[1].flags[1], *b"wr");
         assert_eq!(maps[2].name, b"/SYSV\xff");
-        assert_eq!(maps[2].perms[3], b's');
+        assert!(maps[2].shared() && !maps[0].shared());
     }
 
     #[test]

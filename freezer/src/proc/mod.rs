@@ -10,7 +10,7 @@ mod zero;
 
 pub use fdinfo::FdInfo;
 pub use maps::{Mapping, parse_smaps};
-pub use pagemap::{PageState, Pagemap};
+pub use pagemap::{Area, Content, PageState, Pagemap, Run};
 pub use stat::Stat;
 pub use status::Status;
 pub(crate) use zero::ZeroPages;

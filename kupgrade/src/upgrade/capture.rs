@@ -2,7 +2,7 @@
 
 use super::check::Host;
 use anyhow::{Context, Result};
-use freezer::Frozen;
+use freezer::{Frozen, Objects};
 use persist_mem::manifest::{Carried, Manifest, MemoryPlan, State, Upgrade};
 
 /// Most bytes one file system in memory may hold.
@@ -11,11 +11,12 @@ const MEMORY_FILES: u64 = 256 << 20;
 /// The manifest, its pages and the upgrade's own record to be completed.
 pub(super) struct Captured {
     pub(super) manifest: Manifest,
+    pub(super) objects: Objects,
     pub(super) upgrade: Upgrade,
 }
 
 pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
-    let (manifest, stand_in) = freezer::capture_with_stand_in(frozen)?;
+    let (manifest, objects, stand_in) = freezer::capture_with_stand_in(frozen)?;
     let threads = |state: &State| match state {
         State::Live(live) => live.threads.len() as u64,
         State::Zombie { .. } => 0,
@@ -39,5 +40,9 @@ pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
         stand_in: Some(stand_in),
         ..Upgrade::default()
     };
-    Ok(Captured { manifest, upgrade })
+    Ok(Captured {
+        manifest,
+        objects,
+        upgrade,
+    })
 }

@@ -27,6 +27,7 @@ pub(super) fn pin_down(
 ) -> Result<Pinned> {
     let Captured {
         mut manifest,
+        objects,
         mut upgrade,
     } = captured;
     let mut pages = InPlace {
@@ -36,7 +37,7 @@ pub(super) fn pin_down(
         moved: BTreeMap::new(),
         checksums: verify.then(BTreeMap::new),
     };
-    freezer::capture_pages(&mut manifest, &mut pages)?;
+    freezer::capture_pages(&mut manifest, &objects, &mut pages)?;
     let kept = pages.kept();
     let bytes = |pages: usize| pages as u64 * PAGE_SIZE_U64;
     upgrade.carried.bytes_moved = bytes(pages.moved.len());
@@ -122,6 +123,10 @@ impl InPlace<'_> {
 }
 
 impl PageSink for InPlace<'_> {
+    fn wants_frames(&self) -> bool {
+        true
+    }
+
     fn save(&mut self, run: &PageRun<'_>) -> std::io::Result<Vec<Extent>> {
         if run.pfns.contains(&0) {
             let text = "the kernel does not tell where it is (CAP_SYS_ADMIN is missing)";

@@ -68,6 +68,16 @@ pub enum DescriptionKind {
         /// Its device number.
         rdev: u64,
     },
+    /// A memfd.
+    Memfd {
+        /// [`super::SharedObject::id`].
+        object: u32,
+    },
+    /// A regular file that has been removed or replaced on disk.
+    Deleted {
+        /// [`super::SharedObject::id`].
+        object: u32,
+    },
     /// One end of a pipe; the access mode says which.
     Pipe(PipeId),
     /// eventfd(2).

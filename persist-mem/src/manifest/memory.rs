@@ -13,11 +13,17 @@ pub struct AddressSpace {
     pub auxv: Vec<u8>,
     /// The executable.
     pub exe: FileRef,
+    /// The object that has the executable's contents, when its file has been removed or replaced.
+    pub exe_object: Option<u32>,
     /// Mappings in ascending order.
     pub vmas: Vec<Vma>,
     /// Saved pages in ascending order of address. Pages that are not named are read from the mapped
     /// file or zero.
     pub extents: Vec<Extent>,
+    /// Ranges of guard pages inside of mappings (`MADV_GUARD_INSTALL`), ascending.
+    pub guards: Vec<PageRange>,
+    /// Ranges backed by transparent huge pages, ascending.
+    pub huge: Vec<PageRange>,
     /// The vdso's code, byte for byte, empty when the process has none.
     #[serde(with = "serde_bytes")]
     pub vdso: Vec<u8>,
@@ -25,6 +31,35 @@ pub struct AddressSpace {
     pub coredump_filter: u64,
     /// PR_SET_THP_DISABLE.
     pub thp_disabled: bool,
+    /// PR_SET_MEMORY_MERGE.
+    pub merge_any: bool,
+    /// PR_SET_MDWE bits.
+    pub deny_write_exec: u32,
+    /// `mlockall(MCL_FUTURE)`.
+    pub lock_future: LockFuture,
+    /// Protection keys that are allocated (pkeys(7)), bit n for key n; key 0 always is.
+    pub protection_keys: u16,
+}
+
+/// What mlockall(2) has said of mappings to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum LockFuture {
+    /// They are not locked.
+    #[default]
+    No,
+    /// `MCL_FUTURE`.
+    Now,
+    /// `MCL_FUTURE | MCL_ONFAULT`.
+    OnFault,
+}
+
+/// A run of pages of an address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRange {
+    /// Address of the first page.
+    pub va: u64,
+    /// Number of pages of 4096 bytes.
+    pub pages: u64,
 }
 
 /// `PR_SET_MM_MAP` fields, addresses in the process.
@@ -58,6 +93,12 @@ pub struct Vma {
     pub prot: u32,
     /// Two-letter `VmFlags` of `/proc/PID/smaps`, as the kernel printed them.
     pub flags: Vec<[u8; 2]>,
+    /// Its protection key (pkeys(7)), 0 for none.
+    pub protection_key: u8,
+    /// Bytes of one of its pages: 4096, or that of its hugetlb pages.
+    pub page_size: u64,
+    /// `MLOCK_ONFAULT`, of a locked mapping (flag `lo`).
+    pub lock_on_fault: bool,
     /// What is mapped.
     pub backing: Backing,
 }
@@ -83,7 +124,8 @@ impl Vma {
 /// What a mapping shows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Backing {
-    /// Private anonymous memory, heap and stacks included, with its `PR_SET_VMA_ANON_NAME` name.
+    /// Private anonymous memory, heap and stacks included, with its `PR_SET_VMA_ANON_NAME` name. Of
+    /// huge pages when [`Vma::page_size`] says so, droppable with the flag `dp`.
     Anonymous {
         /// The name, or empty.
         name: Vec<u8>,
@@ -97,10 +139,19 @@ pub enum Backing {
         /// `MAP_SHARED`.
         shared: bool,
     },
-    /// Shared memory that has no file on disk.
-    Shared {
-        /// Which object.
+    /// A memory object that has no path on disk.
+    Object {
+        /// Which: [`SharedObject::id`].
         object: u32,
+        /// Offset of the mapping's start in bytes.
+        offset: u64,
+        /// `MAP_SHARED`.
+        shared: bool,
+        /// Its `PR_SET_VMA_ANON_NAME` name, or empty.
+        name: Vec<u8>,
+    },
+    /// `/dev/zero`, mapped private.
+    Zero {
         /// Offset of the mapping's start in bytes.
         offset: u64,
     },
@@ -122,22 +173,83 @@ pub struct Extent {
     pub frame: u64,
 }
 
-/// A shared memory object without a file on disk: shared anonymous memory, memfd, System V shm.
+/// A memory object that has no path: shared anonymous memory, a memfd, System V shared memory, a
+/// file that has been removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedObject {
-    /// Its id in [`Backing::Shared`].
+    /// Its id in [`Backing::Object`] and in descriptions.
     pub id: u32,
     /// What it is.
     pub kind: SharedKind,
     /// Its size in bytes.
     pub size: u64,
-    /// Its pages; `va` is the offset in the object.
+    /// Bytes of one of its pages: 4096, or that of its hugetlb pages.
+    pub page_size: u64,
+    /// Its pages; `va` is the offset in the object. What is not named is a hole.
     pub extents: Vec<Extent>,
 }
 
-/// Kinds of shared memory objects.
+/// Kinds of memory objects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SharedKind {
-    /// `mmap(MAP_SHARED | MAP_ANONYMOUS)`.
+    /// `mmap(MAP_SHARED | MAP_ANONYMOUS)`, or `/dev/zero` mapped shared.
     Anonymous,
+    /// memfd_create(2).
+    Memfd {
+        /// Its name, without `memfd:`.
+        name: Vec<u8>,
+        /// `F_SEAL_*`.
+        seals: u32,
+        /// Permission bits.
+        mode: u32,
+        /// User and group.
+        owner: (u32, u32),
+    },
+    /// shmget(2).
+    SystemV(Box<SystemVShm>),
+    /// A regular file that has been removed or replaced on disk.
+    Deleted {
+        /// The path it had, without ` (deleted)`.
+        path: Vec<u8>,
+        /// Permission bits.
+        mode: u32,
+        /// User and group.
+        owner: (u32, u32),
+    },
+}
+
+/// A segment of System V shared memory (`struct shmid_ds`).
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SystemVShm {
+    /// Its id and owners.
+    pub perm: IpcPerm,
+    /// The key its name in `/proc/PID/maps` shows; [`IpcPerm::key`] is 0 once it has been removed.
+    pub first_key: i32,
+    /// Its size as it was asked for, in bytes; [`SharedObject::size`] is in whole pages.
+    pub bytes: u64,
+    /// It goes when the last process detaches it (`SHM_DEST`).
+    pub removed: bool,
+    /// `SHM_LOCK`.
+    pub locked: bool,
+    /// Processes that are not saved have it attached too: its contents are theirs and stay.
+    pub kept_outside: bool,
+}
+
+/// `struct ipc64_perm` with the id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct IpcPerm {
+    /// The id.
+    pub id: i32,
+    /// The key, 0 for `IPC_PRIVATE`.
+    pub key: i32,
+    /// Owner.
+    pub uid: u32,
+    /// Owner's group.
+    pub gid: u32,
+    /// Creator.
+    pub cuid: u32,
+    /// Creator's group.
+    pub cgid: u32,
+    /// Permission bits.
+    pub mode: u32,
 }

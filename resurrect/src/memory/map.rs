@@ -60,7 +60,7 @@ pub(super) fn make(pid: Pid, leader: &mut Tracee, mm: &AddressSpace) -> Result<(
                 );
                 open = Some(OpenFile { file, writable, fd });
             }
-            Backing::Shared { .. } => {
+            Backing::Object { .. } | Backing::Zero { .. } => {
                 return Err(ResurrectError::Impossible {
                     pid,
                     why: "shared memory without a file cannot be mapped yet".into(),

@@ -1,0 +1,92 @@
+//! What an address space has been told about mappings to come, which no mapping shows.
+
+use crate::FreezerError;
+use crate::proc::{Mapping, Pagemap, Status};
+use persist_mem::manifest::{AddressSpace, LockFuture};
+use sys::batch::Batch;
+use sys::tracee::{Scratch, Tracee, TraceeError};
+use sys::{PAGE_SIZE_U64, Pid, ptrace};
+
+const PRCTL: i64 = 157;
+const PKEY_ALLOC: i64 = 330;
+const PKEY_FREE: i64 = 331;
+const PR_GET_MDWE: i32 = 66;
+const PR_GET_MEMORY_MERGE: i32 = 68;
+/// Keys of the processor, key 0 among them (pkeys(7)).
+const KEYS: usize = 16;
+
+/// Kilobytes of locked memory.
+pub(super) fn locked(pid: Pid) -> Result<u64, FreezerError> {
+    let status = Status::read(pid, "status")?;
+    let text = status.value("VmLck").unwrap_or("0");
+    Ok(text.trim_end_matches(" kB").trim().parse().unwrap_or(0))
+}
+
+/// mlockall(2) `MCL_FUTURE` by what became of the scratch mapping: locked or not, and brought in or
+/// not. To be asked when the mapping is new and nothing has been written behind its code page.
+pub(super) fn lock_future(
+    pid: Pid,
+    locked_before: u64,
+    scratch: Scratch,
+) -> Result<LockFuture, FreezerError> {
+    if locked(pid)? <= locked_before {
+        return Ok(LockFuture::No);
+    }
+    let end = scratch.address + scratch.len as u64;
+    let last = Pagemap::open(pid)?.states(end - PAGE_SIZE_U64, end)?;
+    let present = last.first().is_some_and(|page| page.present());
+    Ok(if present {
+        LockFuture::Now
+    } else {
+        LockFuture::OnFault
+    })
+}
+
+/// prctl settings and protection keys, asked from inside.
+pub(super) fn capture(
+    leader: &mut Tracee,
+    maps: &[Mapping],
+    mm: &mut AddressSpace,
+) -> Result<(), TraceeError> {
+    let mut batch = Batch::new();
+    // Kernels that do not know them cannot have them set.
+    let mdwe = batch.try_call("asking for MDWE", PRCTL, [PR_GET_MDWE.into()]);
+    let merge = batch.try_call("asking for KSM", PRCTL, [PR_GET_MEMORY_MERGE.into()]);
+    let out = leader.run(&batch)?;
+    mm.deny_write_exec = out.result(mdwe).unwrap_or(0) as u32;
+    mm.merge_any = out.result(merge).is_ok_and(|on| on == 1);
+    mm.protection_keys = 1;
+    if maps.iter().any(|map| map.protection_key.is_some()) {
+        mm.protection_keys = protection_keys(leader)?;
+    }
+    Ok(())
+}
+
+/// The keys that are allocated: those that cannot be had any more. Allocating one sets its rights
+/// for the thread, so the extended state is put back.
+fn protection_keys(leader: &mut Tracee) -> Result<u16, TraceeError> {
+    let request = |doing| {
+        let tid = leader.tid();
+        move |errno| TraceeError::Request { tid, doing, errno }
+    };
+    let failed = request("reading its extended state");
+    let put_back = request("putting back its extended state");
+    let xstate = ptrace::get_xstate(leader.tid()).map_err(failed)?;
+    let mut batch = Batch::new();
+    let tried: Vec<_> = (0..KEYS)
+        .map(|_| batch.try_call("trying a protection key", PKEY_ALLOC, [0.into(), 0.into()]))
+        .collect();
+    let out = leader.run(&batch)?;
+    let free: Vec<u64> = tried.iter().filter_map(|c| out.result(*c).ok()).collect();
+    let mut batch = Batch::new();
+    for key in &free {
+        batch.call("freeing a protection key", PKEY_FREE, [(*key).into()]);
+    }
+    let freed = leader.run(&batch);
+    ptrace::set_xstate(leader.tid(), &xstate).map_err(put_back)?;
+    freed?;
+    let taken = free
+        .iter()
+        .fold(u16::MAX, |keys, key| keys & !(1 << (key & 15)));
+    Ok(taken)
+}

@@ -1,0 +1,31 @@
+//! Regular files that have been removed and have no name left: the description here, what is in
+//! them with the objects.
+
+use super::Open;
+use crate::FreezerError;
+use crate::objects::{self, Objects};
+use nix::sys::stat::{SFlag, fstat};
+use persist_mem::manifest::DescriptionKind;
+use std::os::fd::AsRawFd;
+
+pub(super) fn is_one(open: &Open<'_>) -> bool {
+    let regular = fstat(open.copy).is_ok_and(|found| {
+        let kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
+        kind == SFlag::S_IFREG && found.st_nlink == 0
+    });
+    regular && open.link.starts_with(b"/") && open.link.ends_with(b" (deleted)")
+}
+
+pub(super) fn capture(
+    open: &Open<'_>,
+    objects: &mut Objects,
+) -> Result<DescriptionKind, FreezerError> {
+    if open.info.value("lock").is_some() {
+        return Err(open.refuse("file locks are not carried yet"));
+    }
+    let link = format!("/proc/self/fd/{}", open.copy.as_raw_fd());
+    let object = objects
+        .find(open.pid, &link, |file| objects::deleted(file, open.link))
+        .map_err(|e| open.refuse(e.reason()))?;
+    Ok(DescriptionKind::Deleted { object })
+}
