@@ -108,8 +108,10 @@ impl<'a> Restore<'a> {
             let _ = process::kill(task.host_pid(), nix::sys::signal::Signal::SIGKILL as i32);
         }
         for task in self.tasks.values_mut() {
-            for thread in task.all() {
-                let _ = wait::wait_for_at_most(thread.tid(), Duration::from_secs(2));
+            // The leader can be waited for when the others are gone.
+            let rest = task.threads.values().map(|thread| thread.tid());
+            for tid in rest.chain([task.leader.tid()]) {
+                let _ = wait::wait_for_at_most(tid, Duration::from_secs(2));
             }
         }
         self.tasks.clear();

@@ -12,6 +12,7 @@ pub(crate) type Stage = fn(&mut Restore<'_>) -> Result<(), ResurrectError>;
 
 /// Name, function.
 pub(crate) const STAGES: &[(&str, Stage)] = &[
+    ("ids", tree::ids::check),
     ("processes", tree::build),
     ("memory", memory::build),
     ("open files", files::open),

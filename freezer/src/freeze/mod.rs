@@ -71,8 +71,10 @@ impl Frozen {
             // A process that is gone already is what is wanted.
             let _ = sys::process::kill(*pid, nix::sys::signal::Signal::SIGKILL as i32);
         }
-        for (_, threads) in processes.iter().rev() {
-            for tid in threads.keys() {
+        for (pid, threads) in processes.iter().rev() {
+            // The leader can be waited for when the others are gone.
+            let rest = threads.keys().filter(|tid| **tid != pid.leader());
+            for tid in rest.chain([&pid.leader()]) {
                 let _ = wait::wait_for_at_most(*tid, STOP_WITHIN);
             }
         }

@@ -1,6 +1,7 @@
 //! Making the processes, in the places they had.
 
 mod birth;
+pub(crate) mod ids;
 mod plan;
 
 use crate::ResurrectError;
