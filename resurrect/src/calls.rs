@@ -29,6 +29,7 @@ pub(crate) mod nr {
     pub(crate) const CAPSET: i64 = 126;
     pub(crate) const RT_SIGQUEUEINFO: i64 = 129;
     pub(crate) const SIGALTSTACK: i64 = 131;
+    pub(crate) const PERSONALITY: i64 = 135;
     pub(crate) const SETPRIORITY: i64 = 141;
     pub(crate) const SCHED_SETSCHEDULER: i64 = 144;
     pub(crate) const PRCTL: i64 = 157;

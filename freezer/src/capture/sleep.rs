@@ -101,7 +101,8 @@ fn remaining(
             .saturating_mul(1_000_000_000)
             .saturating_add(word(va + 8)?))
     };
-    let slept = |total: u64| asleep.map(|asleep| total.saturating_sub(asleep));
+    // A thread that went to sleep after it was looked at has slept for no time worth counting.
+    let slept = |total: u64| Some(total.saturating_sub(asleep.unwrap_or(0)));
     // nanosleep writes what remains when it is interrupted, if the caller asked for it.
     let sleep = |request: u64, rest: u64| match rest {
         0 => Ok(slept(timespec(request)?)),

@@ -12,6 +12,10 @@ use sys::{process, ptrace};
 const PRCTL: i64 = 157;
 const SIGALTSTACK: i64 = 131;
 const IOPRIO_GET: i64 = 252;
+const PERSONALITY: i64 = 135;
+const SCHED_GETSCHEDULER: i64 = 145;
+const SCHED_RESET_ON_FORK: u64 = 0x4000_0000;
+const PR_MCE_KILL_GET: i32 = 34;
 const PR_GET_PDEATHSIG: i32 = 2;
 const PR_GET_SECUREBITS: i32 = 27;
 const PR_GET_TIMERSLACK: i32 = 30;
@@ -61,6 +65,15 @@ pub(super) fn capture(
     let slack = batch.call("asking for timer slack", PRCTL, [PR_GET_TIMERSLACK.into()]);
     let who = IOPRIO_WHO_PROCESS.into();
     let ioprio = batch.call("asking for its I/O priority", IOPRIO_GET, [who, 0.into()]);
+    let policy = batch.call(
+        "asking for its scheduling policy",
+        SCHED_GETSCHEDULER,
+        [0.into()],
+    );
+    let get = PR_MCE_KILL_GET.into();
+    let failure = batch.call("asking for its memory failure policy", PRCTL, [get]);
+    let all = u64::from(u32::MAX).into();
+    let personality = batch.call("asking for its personality", PERSONALITY, [all]);
     let out = tracee.run(&batch).map_err(FreezerError::tracee(pid))?;
 
     let mut comm = proc::read(pid, &format!("task/{tid}/comm"))?;
@@ -83,6 +96,9 @@ pub(super) fn capture(
         credentials: credentials::capture(&status, out.result(secure).unwrap_or(0) as u32),
         scheduling: Scheduling {
             policy: stat.field(41) as i32,
+            reset_on_fork: out
+                .result(policy)
+                .is_ok_and(|p| p & SCHED_RESET_ON_FORK != 0),
             priority: stat.field(40) as i32,
             nice: stat.field(19) as i32,
             ioprio: out.result(ioprio).unwrap_or(0) as i32,
@@ -90,6 +106,8 @@ pub(super) fn capture(
             timer_slack: out.result(slack).unwrap_or(50_000),
         },
         pdeathsig: out.u32(death, 0) as i32,
+        personality: out.result(personality).unwrap_or(0) as u32,
+        memory_failure: out.result(failure).map_or(2, |policy| policy as u8),
         no_new_privs: status.mask("NoNewPrivs") != 0,
         sleep,
     })

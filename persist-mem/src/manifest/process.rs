@@ -170,6 +170,10 @@ pub struct Thread {
     pub scheduling: Scheduling,
     /// Signal when the parent ends (PR_SET_PDEATHSIG), 0 for none.
     pub pdeathsig: i32,
+    /// personality(2).
+    pub personality: u32,
+    /// PR_MCE_KILL_GET: 0 late, 1 early, 2 the system's default.
+    pub memory_failure: u8,
     /// PR_SET_NO_NEW_PRIVS.
     pub no_new_privs: bool,
     /// The call it sleeps in with a relative time-out that only the kernel knew the rest of.
@@ -215,6 +219,8 @@ pub struct Credentials {
 pub struct Scheduling {
     /// SCHED_* number.
     pub policy: i32,
+    /// `SCHED_RESET_ON_FORK`.
+    pub reset_on_fork: bool,
     /// Real-time priority.
     pub priority: i32,
     /// Nice value.

@@ -8,6 +8,11 @@ use sys::batch::Batch;
 
 const PR_SET_NAME: i32 = 15;
 const PR_SET_TIMERSLACK: i32 = 29;
+const SCHED_RESET_ON_FORK: i32 = 0x4000_0000;
+const PR_MCE_KILL: i32 = 33;
+/// `PR_MCE_KILL_DEFAULT`.
+const MCE_KILL_DEFAULT: u8 = 2;
+const PR_MCE_KILL_SET: i32 = 1;
 const PRIO_PROCESS: i32 = 0;
 const IOPRIO_WHO_PROCESS: i32 = 1;
 /// `SS_ONSTACK` and `SS_DISABLE` of sigaltstack(2).
@@ -66,9 +71,14 @@ fn scheduling(batch: &mut Batch, thread: &Thread) {
     let s = &thread.scheduling;
     let args = [PRIO_PROCESS.into(), 0.into(), s.nice.into()];
     batch.call("setting its nice value", nr::SETPRIORITY, args);
-    if s.policy != 0 {
+    if s.policy != 0 || s.reset_on_fork {
         let priority = batch.data(&s.priority.to_le_bytes());
-        let args = [0.into(), s.policy.into(), priority.into()];
+        let reset = if s.reset_on_fork {
+            SCHED_RESET_ON_FORK
+        } else {
+            0
+        };
+        let args = [0.into(), (s.policy | reset).into(), priority.into()];
         batch.call(
             "setting its scheduling policy",
             nr::SCHED_SETSCHEDULER,
@@ -82,6 +92,21 @@ fn scheduling(batch: &mut Batch, thread: &Thread) {
     }
     let args = [IOPRIO_WHO_PROCESS.into(), 0.into(), s.ioprio.into()];
     batch.call("setting its I/O priority", nr::IOPRIO_SET, args);
+    if thread.memory_failure != MCE_KILL_DEFAULT {
+        let policy = u64::from(thread.memory_failure);
+        let args = [
+            PR_MCE_KILL.into(),
+            PR_MCE_KILL_SET.into(),
+            policy.into(),
+            0.into(),
+            0.into(),
+        ];
+        batch.call("setting its memory failure policy", nr::PRCTL, args);
+    }
+    if thread.personality != 0 {
+        let args = [u64::from(thread.personality).into()];
+        batch.call("setting its personality", nr::PERSONALITY, args);
+    }
     let args = [PR_SET_TIMERSLACK.into(), s.timer_slack.into()];
     batch.call("setting its timer slack", nr::PRCTL, args);
 }

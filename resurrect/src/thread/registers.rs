@@ -4,12 +4,14 @@ use crate::ResurrectError;
 use crate::calls::nr;
 use crate::restore::Restore;
 use persist_mem::manifest::{Live, Sleep, Thread};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use sys::regs::{NO_SYSCALL, Regs, restart};
 use sys::tracee::Tracee;
 use sys::wait::{self, Status};
-use sys::{Errno, PAGE_SIZE_U64, Pid, ptrace};
+use sys::{Errno, PAGE_SIZE_U64, Pid, Tid, ptrace};
 
+const SIGTRAP: i32 = 5;
 const POLL: i64 = 7;
 const FUTEX: i64 = 202;
 const CLOCK_NANOSLEEP: i64 = 230;
@@ -25,16 +27,25 @@ const TIMEOUT_OFFSET: u64 = PAGE_SIZE_U64;
 /// Sets them.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let elapsed = restore.elapsed();
-    super::each(restore, |pid, tracee, thread| match thread.sleep {
-        Some(sleep) => go_to_sleep(pid, tracee, thread, sleep, elapsed),
-        None => Ok(()),
+    // What calls that do not sleep any longer have returned.
+    let mut returned: BTreeMap<Tid, u64> = BTreeMap::new();
+    super::each(restore, |pid, tracee, thread| {
+        if let Some(sleep) = thread.sleep
+            && let Some(result) = go_to_sleep(pid, tracee, thread, sleep, elapsed)?
+        {
+            returned.insert(thread.tid, result);
+        }
+        Ok(())
     })?;
     for (pid, live) in restore.lives() {
         remove_scratch(pid, &mut restore.task(pid)?.leader, live)?;
     }
     super::each(restore, |pid, tracee, thread| {
         let mut regs = thread.regs;
-        if let Some(sleep) = thread.sleep {
+        if let Some(result) = returned.get(&thread.tid) {
+            regs.rax = *result;
+            regs.orig_rax = NO_SYSCALL;
+        } else if let Some(sleep) = thread.sleep {
             regs.orig_rax = sleep.nr.cast_unsigned();
             regs.rax = (-restart::ERESTART_RESTARTBLOCK).cast_unsigned();
         }
@@ -88,28 +99,27 @@ fn xstate(pid: Pid, tracee: &Tracee, saved: &[u8]) -> Result<(), ResurrectError>
     ptrace::set_xstate(tracee.tid(), &state).map_err(failed())
 }
 
-/// Makes the thread's sleeping call with what remains of its time, and interrupts it: then the kernel
-/// itself keeps the rest, as it did before.
+/// Makes the thread's sleeping call with what remains of its time, interrupted before it begins to sleep:
+/// then the kernel itself keeps the rest, as it did before. What it returned when it has nothing to
+/// sleep for.
 fn go_to_sleep(
     pid: Pid,
     tracee: &mut Tracee,
     thread: &Thread,
     sleep: Sleep,
     elapsed: Duration,
-) -> Result<(), ResurrectError> {
+) -> Result<Option<u64>, ResurrectError> {
     let doing = "going on with its sleep";
+    let failed = || ResurrectError::call(pid, doing);
     let Some(scratch) = tracee.scratch() else {
-        return Ok(());
+        return Err(failed()(Errno::ENOMEM));
     };
     let passed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-    let left = sleep.remaining.saturating_sub(passed).max(1);
+    let left = sleep.remaining.saturating_sub(passed);
     let time = scratch.address + TIMEOUT_OFFSET;
     let mut timespec = (left / 1_000_000_000).to_le_bytes().to_vec();
     timespec.extend_from_slice(&(left % 1_000_000_000).to_le_bytes());
-    tracee
-        .mem()
-        .write(time, &timespec)
-        .map_err(ResurrectError::call(pid, doing))?;
+    tracee.mem().write(time, &timespec).map_err(failed())?;
     let mut regs = Regs {
         rip: scratch.address + gate(),
         rax: sleep.nr.cast_unsigned(),
@@ -132,15 +142,29 @@ fn go_to_sleep(
         }
     }
     let tid = tracee.tid();
-    let failed = || ResurrectError::call(pid, doing);
     tracee
         .set_regs(&regs)
         .map_err(ResurrectError::tracee(pid, doing))?;
-    ptrace::cont(tid, 0).map_err(failed())?;
+    ptrace::cont_to_syscall(tid, 0).map_err(failed())?;
+    wait_for(pid, tracee, &[Status::Syscall, Status::Signal(SIGTRAP)])?;
+    // At the entry: asked to stop now, it meets the request as soon as it would sleep.
     ptrace::interrupt(tid).map_err(failed())?;
-    match wait::wait_for_at_most(tid, STOP_WITHIN).map_err(failed())? {
-        Some(Status::Trap) => Ok(()),
-        Some(_) => Err(failed()(Errno::EPROTO)),
+    ptrace::cont(tid, 0).map_err(failed())?;
+    wait_for(pid, tracee, &[Status::Trap])?;
+    let now = tracee.regs().map_err(ResurrectError::tracee(pid, doing))?;
+    let sleeps = now.rax == (-restart::ERESTART_RESTARTBLOCK).cast_unsigned();
+    Ok((!sleeps).then_some(now.rax))
+}
+
+/// Waits for one of these stops.
+fn wait_for(pid: Pid, tracee: &Tracee, expected: &[Status]) -> Result<(), ResurrectError> {
+    let failed = || ResurrectError::call(pid, "going on with its sleep");
+    match wait::wait_for_at_most(tracee.tid(), STOP_WITHIN).map_err(failed())? {
+        Some(status) if expected.contains(&status) => Ok(()),
+        Some(status) => Err(ResurrectError::Impossible {
+            pid,
+            why: format!("it stopped with {status:?} while going on with its sleep"),
+        }),
         None => Err(failed()(Errno::ETIMEDOUT)),
     }
 }

@@ -21,6 +21,10 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 const OPTIONS: u64 =
     options::TRACEFORK | options::TRACEVFORK | options::TRACECLONE | options::EXITKILL;
 
+/// Stands for the parent of the tree's root while it is built. It ends before the tree goes on, so that
+/// the end of this process is not the end of a parent.
+pub(super) const INTERMEDIATE: Pid = Pid(0);
+
 /// Makes `pid`: by this process, or by a process under construction.
 pub(super) fn fork(
     restore: &mut Restore<'_>,
@@ -29,7 +33,16 @@ pub(super) fn fork(
     sibling: bool,
 ) -> Result<(), ResurrectError> {
     let leader = match by {
-        None => first(restore, pid)?,
+        // The first process of a PID namespace has its founder as parent whatever is done.
+        None if restore.options.root_flags != 0 => first(restore, pid, &[pid])?,
+        None => {
+            if !restore.tasks.contains_key(&INTERMEDIATE) {
+                let leader = first(restore, INTERMEDIATE, &[])?;
+                let threads = BTreeMap::new();
+                restore.tasks.insert(INTERMEDIATE, Task { leader, threads });
+            }
+            descendant(restore, pid, INTERMEDIATE, false)?
+        }
         Some(by) => descendant(restore, pid, by, sibling)?,
     };
     let task = Task {
@@ -37,7 +50,7 @@ pub(super) fn fork(
         threads: BTreeMap::new(),
     };
     let host = task.host_pid();
-    let first = restore.tasks.is_empty();
+    let first = by.is_none();
     restore.tasks.insert(pid, task);
     match restore.options.born {
         Some(born) if first => born(host).map_err(|why| ResurrectError::Impossible { pid, why }),
@@ -116,9 +129,9 @@ fn descendant(
 }
 
 /// The first process: a copy of this one, emptied.
-fn first(restore: &mut Restore<'_>, pid: Pid) -> Result<Tracee, ResurrectError> {
+fn first(restore: &mut Restore<'_>, pid: Pid, set_tid: &[Pid]) -> Result<Tracee, ResurrectError> {
     let flags = restore.options.root_flags;
-    let host = process::spawn(flags, &[pid], || {
+    let host = process::spawn(flags, set_tid, || {
         loop {
             nix::unistd::pause();
         }

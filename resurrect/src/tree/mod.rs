@@ -53,8 +53,15 @@ pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
                     &args,
                 )?;
             }
-            Step::End { pid, reaper } => end(restore, pid, reaper, &Ending::Exit(0))?,
+            Step::End { pid, reaper } => {
+                let founder = restore.tasks.contains_key(&birth::INTERMEDIATE);
+                let reaper = reaper.or(founder.then_some(birth::INTERMEDIATE));
+                end(restore, pid, reaper, &Ending::Exit(0))?;
+            }
         }
+    }
+    if restore.tasks.contains_key(&birth::INTERMEDIATE) {
+        end(restore, birth::INTERMEDIATE, None, &Ending::Exit(0))?;
     }
     Ok(())
 }
