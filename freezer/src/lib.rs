@@ -24,7 +24,7 @@ mod objects;
 pub mod proc;
 mod sink;
 
-pub use capture::{capture, capture_pages, capture_with_stand_in};
+pub use capture::{capture, capture_host, capture_pages};
 pub use error::{FreezerError, Refusal};
 pub use freeze::{Frozen, freeze, freeze_all};
 pub use objects::Objects;

@@ -89,15 +89,19 @@ fn main() -> ExitCode {
     }
     log::init();
     let arguments = Arguments::parse();
-    if let Some(order) = arguments.upgrade {
-        let Err(error) = upgrade::run(&order.kernel, order.verify);
-        eprintln!("kupgrade: {error:#}");
-        return ExitCode::FAILURE;
-    }
-    let Some(command) = arguments.command else {
-        return ExitCode::from(2);
+    let done = match (arguments.upgrade, arguments.command) {
+        (Some(order), _) => upgrade::command(&order.kernel, order.verify),
+        (None, Some(command)) => run(command),
+        (None, None) => Ok(ExitCode::from(2)),
     };
-    let done = match command {
+    done.unwrap_or_else(|error| {
+        eprintln!("kupgrade: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Check { pid, json } => check::run(pid.map(sys::Pid), json),
         Command::Checkpoint {
             pid,
@@ -106,9 +110,5 @@ fn main() -> ExitCode {
         } => checkpoint::run(sys::Pid(pid), &dir, leave_running).map(|()| ExitCode::SUCCESS),
         Command::Restore { dir } => restore::run(&dir).map(|()| ExitCode::SUCCESS),
         Command::Report { json } => report::run(json).map(|()| ExitCode::SUCCESS),
-    };
-    done.unwrap_or_else(|error| {
-        eprintln!("kupgrade: {error:#}");
-        ExitCode::FAILURE
-    })
+    }
 }

@@ -18,7 +18,7 @@ use crate::files::Table;
 use crate::objects::Objects;
 use crate::{FreezerError, Frozen};
 use nix::time::ClockId;
-use persist_mem::manifest::{Clocks, DescriptionId, Host, Manifest, Process, StandIn, State};
+use persist_mem::manifest::{Clocks, Host, Manifest, Process, State};
 use sys::Pid;
 
 /// Describes a stopped tree, all but the contents of its pages ([`capture_pages`]). The processes stay
@@ -27,37 +27,20 @@ use sys::Pid;
 /// # Errors
 /// When anything is met that is not carried, or cannot be read.
 pub fn capture(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError> {
-    describe(frozen, None).map(|(manifest, objects, _)| (manifest, objects))
+    describe(frozen, None)
 }
 
-/// As [`capture`], with the standard descriptors of this process among the descriptions.
+/// As [`capture`], for a whole host: this process, which ends with its kernel, may hold ends of pipes
+/// that the others use.
 ///
 /// # Errors
 /// As [`capture`].
-pub fn capture_with_stand_in(
-    frozen: &Frozen,
-) -> Result<(Manifest, Objects, StandIn), FreezerError> {
-    let me = Pid(nix::unistd::getpid().as_raw());
-    let (manifest, objects, files) = describe(frozen, Some(me))?;
-    let stat = crate::proc::Stat::read(me, "stat")?;
-    let stand_in = StandIn {
-        pid: me,
-        ppid: stat.pid(4),
-        pgid: stat.pid(5),
-        sid: stat.pid(6),
-        files,
-    };
-    Ok((manifest, objects, stand_in))
+pub fn capture_host(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError> {
+    describe(frozen, Some(Pid(nix::unistd::getpid().as_raw())))
 }
 
-/// Descriptions of descriptors 0 to 2.
-type Standard = [Option<DescriptionId>; 3];
-
-fn describe(
-    frozen: &Frozen,
-    stand_in: Option<Pid>,
-) -> Result<(Manifest, Objects, Standard), FreezerError> {
-    crate::files::pipe::refuse_outside(frozen, stand_in)?;
+fn describe(frozen: &Frozen, ours: Option<Pid>) -> Result<(Manifest, Objects), FreezerError> {
+    crate::files::pipe::refuse_outside(frozen, ours)?;
     let mut table = Table::new();
     let mut processes = Vec::new();
     for pid in frozen.pids() {
@@ -65,12 +48,6 @@ fn describe(
     }
     for &pid in frozen.zombies() {
         processes.push(zombie(pid)?);
-    }
-    let mut standard = Standard::default();
-    if let Some(pid) = stand_in {
-        for (fd, place) in (0..).zip(&mut standard) {
-            *place = table.capture_one(pid, fd)?;
-        }
     }
     let objects = core::mem::take(&mut table.objects);
     let inside: Vec<Pid> = frozen.pids().collect();
@@ -87,7 +64,7 @@ fn describe(
         shared_objects: Vec::new(),
         upgrade: None,
     };
-    Ok((manifest, objects, standard))
+    Ok((manifest, objects))
 }
 
 fn zombie(pid: Pid) -> Result<Process, FreezerError> {

@@ -90,25 +90,6 @@ impl Table {
         Ok(found)
     }
 
-    /// One descriptor of a process; None when it is closed.
-    pub(crate) fn capture_one(
-        &mut self,
-        pid: Pid,
-        fd: i32,
-    ) -> Result<Option<DescriptionId>, FreezerError> {
-        let pidfd = process::pidfd_open(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
-        let copy = match process::pidfd_getfd(pidfd.as_fd(), fd) {
-            Ok(copy) => copy,
-            Err(sys::Errno::EBADF) => return Ok(None),
-            Err(errno) => {
-                let doing = format!("copying descriptor {fd}");
-                return Err(FreezerError::Call { pid, doing, errno });
-            }
-        };
-        let info = FdInfo::read(pid, fd)?;
-        self.description(pid, fd, &info, copy).map(Some)
-    }
-
     fn description(
         &mut self,
         pid: Pid,

@@ -71,10 +71,10 @@ fn contents(open: &Open<'_>, size: i32) -> Result<Vec<u8>, FreezerError> {
 }
 
 /// Refuses pipes that a process outside of the tree holds as well: its end would be cut off.
-/// `stand_in` is this process, when another one takes its place. Asked before any descriptor is
+/// `ours` is this process, when it ends with the kernel. Asked before any descriptor is
 /// copied: after that this process holds them too.
-pub(crate) fn refuse_outside(frozen: &Frozen, stand_in: Option<Pid>) -> Result<(), FreezerError> {
-    let inside: Vec<Pid> = frozen.pids().chain(stand_in).collect();
+pub(crate) fn refuse_outside(frozen: &Frozen, ours: Option<Pid>) -> Result<(), FreezerError> {
+    let inside: Vec<Pid> = frozen.pids().chain(ours).collect();
     let found = shared_outside(&inside, &held(&inside));
     if found.is_empty() {
         Ok(())

@@ -16,7 +16,7 @@ pub(super) struct Captured {
 }
 
 pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
-    let (manifest, objects, stand_in) = freezer::capture_with_stand_in(frozen)?;
+    let (manifest, objects) = freezer::capture_host(frozen)?;
     let threads = |state: &State| match state {
         State::Live(live) => live.threads.len() as u64,
         State::Zombie { .. } => 0,
@@ -37,7 +37,6 @@ pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
         settings: host.settings.clone(),
         network: initramfs::network::capture().context("recording the network")?,
         mem_total: host.mem_total,
-        stand_in: Some(stand_in),
         ..Upgrade::default()
     };
     Ok(Captured {

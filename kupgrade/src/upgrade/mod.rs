@@ -6,6 +6,7 @@
 
 mod capture;
 mod check;
+mod command;
 mod course;
 mod fault;
 mod jump;
@@ -21,13 +22,15 @@ use persist_mem::manifest::Phase;
 use std::convert::Infallible;
 use std::path::Path;
 
+pub(crate) use command::command;
+
 const SYS: &str = "/sys";
 
 /// Leaves for another kernel. Returns only when that failed; the host is as before then.
 ///
 /// # Errors
 /// What went wrong, in any phase.
-pub(crate) fn run(kernel: &Path, verify: bool) -> Result<Infallible> {
+fn run(kernel: &Path, verify: bool) -> Result<Infallible> {
     let mut course = Course::begin()?;
     course.enter(Phase::Check)?;
     let host = check::check(kernel)?;

@@ -1,12 +1,10 @@
 //! What the new kernel must know of the upgrade itself: memory, time line, mounts.
 
-use super::DescriptionId;
 use crate::firmware::FirmwareMap;
 use crate::mounts::MountTable;
 use crate::ranges::RangeSet;
 use core::fmt;
 use serde::{Deserialize, Serialize};
-use sys::Pid;
 
 /// An upgrade under way.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
@@ -30,8 +28,6 @@ pub struct Upgrade {
     pub network: Network,
     /// MemTotal of the old kernel, in bytes.
     pub mem_total: u64,
-    /// The command that asked for the upgrade.
-    pub stand_in: Option<StandIn>,
     /// Checksums of carried pages, when `--verify` was given.
     pub checksums: Option<PageChecksums>,
 }
@@ -174,22 +170,6 @@ pub struct Stamp {
     pub phase: Phase,
     /// Time stamp counter.
     pub tsc: u64,
-}
-
-/// The `kupgrade` process that asked for the upgrade. It is not carried: a process with its ids
-/// and standard descriptors takes its place, prints the result and ends with status 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StandIn {
-    /// Its process id.
-    pub pid: Pid,
-    /// Its parent.
-    pub ppid: Pid,
-    /// Its process group.
-    pub pgid: Pid,
-    /// Its session.
-    pub sid: Pid,
-    /// Descriptors 0, 1 and 2; None for one that was closed.
-    pub files: [Option<DescriptionId>; 3],
 }
 
 /// CRC-32 of pages, by frame. Every carried frame is in exactly one run.
