@@ -59,11 +59,6 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         both(Wrong("later mappings are not locked")),
     ),
     ("huge", both(Wrong("huge pages come back small"))),
-    ("registers", both(Wrong("nanosleep returns EINTR"))),
-    ("policy", both(Wrong("SCHED_RESET_ON_FORK is lost"))),
-    ("pdeathsig", both(Wrong("sent when the restorer ends"))),
-    ("personality", both(Wrong("it is lost"))),
-    ("machine-check", both(Wrong("it is lost"))),
     ("syscall-dispatch", both(Wrong("it is off"))),
     (
         "clone-files",
