@@ -8,7 +8,7 @@ use sys::Errno;
 
 /// Seconds one block may take to become empty. The kernel tries for ever when there is no room for
 /// what lies in it.
-const PATIENCE: u32 = 8;
+const PATIENCE: u32 = 5;
 
 /// Why memory blocks cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -13,4 +13,5 @@ pub mod physmem;
 pub mod ranges;
 pub mod store;
 pub mod superblock;
+pub mod usage;
 pub mod window;

@@ -6,6 +6,7 @@
 
 use crate::blocks::{Emptied, Full, MemoryBlocks};
 use crate::ranges::{RangeSet, grow};
+use crate::usage::BlockUsage;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -98,14 +99,22 @@ fn sizes(whole: u64, available: u64, block: u64, least: u64) -> Vec<u64> {
     sizes
 }
 
-/// Runs of `size` bytes in `blocks`, ascending, without the blocks of `full`.
-fn runs(blocks: &RangeSet, size: u64, block: u64, full: &BTreeSet<u64>) -> Option<Range<u64>> {
+/// The run of `size` bytes in `blocks`, without the blocks of `full`, that is the easiest to empty.
+fn best_run(
+    blocks: &RangeSet,
+    size: u64,
+    block: u64,
+    full: &BTreeSet<u64>,
+    usage: &BlockUsage,
+) -> Option<Range<u64>> {
     let full: RangeSet = full.iter().map(|n| n * block..(n + 1) * block).collect();
-    blocks
-        .minus(&full)
-        .iter()
-        .find(|run| run.end - run.start >= size)
-        .map(|run| run.start..run.start + size)
+    let left = blocks.minus(&full);
+    let starts = left.iter().flat_map(|run| {
+        (run.start..run.end.saturating_sub(size - 1).max(run.start)).step_by(block as usize)
+    });
+    starts
+        .map(|start| start..start + size)
+        .min_by_key(|run| (usage.of(run), run.start))
 }
 
 /// Chooses a window in RAM (the firmware's map) and empties it. Its main part has at least `least`
@@ -127,9 +136,10 @@ pub fn take<'a>(
         .intersect(&ram.aligned(block))
         .minus(&fixed.iter().map(|run| grow(run, block)).collect());
     let sizes = sizes(usable.total(), available, block, least);
+    let usage = BlockUsage::read(&usable, block);
     let mut full = BTreeSet::new();
     for size in &sizes {
-        while let Some(run) = runs(&usable, *size, block, &full) {
+        while let Some(run) = best_run(&usable, *size, block, &full, &usage) {
             match blocks.empty(run.clone()) {
                 Ok(emptied) => {
                     return Ok(Window {
@@ -139,7 +149,8 @@ pub fn take<'a>(
                     });
                 }
                 Err(Full { block, errno }) => {
-                    log::info!("memory block {block} is not emptied: {errno}");
+                    let found = usage.of(&blocks.range(block));
+                    log::info!("memory block {block} is not emptied: {errno} ({found:?})");
                     full.insert(block);
                 }
             }
@@ -209,7 +220,9 @@ mod tests {
     #[test]
     fn full_blocks_are_passed_over() {
         let usable = set(&[2 * B..6 * B, 8 * B..12 * B]);
-        let run = |full: &[u64]| runs(&usable, 3 * B, B, &full.iter().copied().collect());
+        let usage = BlockUsage::read(&RangeSet::default(), B);
+        let run =
+            |full: &[u64]| best_run(&usable, 3 * B, B, &full.iter().copied().collect(), &usage);
         assert_eq!(run(&[]), Some(2 * B..5 * B));
         assert_eq!(run(&[2]), Some(3 * B..6 * B));
         assert_eq!(run(&[4]), Some(8 * B..11 * B));

@@ -10,6 +10,7 @@ use persist_mem::frames::{Frames, ManifestPlace};
 use persist_mem::manifest::{ChecksumRun, Extent, MemoryPlan, PageChecksums};
 use persist_mem::ranges::RangeSet;
 use persist_mem::superblock::Superblock;
+use persist_mem::window::Window;
 use std::collections::BTreeMap;
 use sys::{PAGE_SIZE, PAGE_SIZE_U64};
 
@@ -42,9 +43,9 @@ pub(super) fn pin_down(
     let bytes = |pages: usize| pages as u64 * PAGE_SIZE_U64;
     upgrade.carried.bytes_moved = bytes(pages.moved.len());
     upgrade.carried.bytes_in_place = kept.total() - upgrade.carried.bytes_moved;
-    if !pages.moved.is_empty() {
-        let why = "in RAM that the new kernel has from the start".to_owned();
-        upgrade.carried.moved_why = vec![(why, upgrade.carried.bytes_moved)];
+    upgrade.carried.moved_why = reasons(pages.moved.keys(), &plan.window, plan.block_size);
+    for (why, bytes) in &upgrade.carried.moved_why {
+        log::info!("copied: {} KiB {why}", bytes >> 10);
     }
     upgrade.checksums = pages.checksums.take().map(checksums);
     log::info!(
@@ -70,6 +71,29 @@ pub(super) fn pin_down(
     log::info!("the manifest has {} KiB", body.len() >> 10);
     let block = place.write_body(&mut plan.frames, &body)?;
     Ok(Pinned { block })
+}
+
+/// Why pages were copied, with bytes: `frames` are where they were.
+fn reasons<'a>(
+    frames: impl Iterator<Item = &'a u64>,
+    window: &Window<'_>,
+    block: u64,
+) -> Vec<(String, u64)> {
+    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+    for frame in frames {
+        let at = frame * PAGE_SIZE_U64;
+        let why = if window.main.contains(&at) {
+            "in the boot window's main part"
+        } else if at < block {
+            "in the first memory block, RAM of the new kernel from the start"
+        } else {
+            "in a memory block at the end of RAM, RAM of the new kernel from the start"
+        };
+        *sums.entry(why).or_default() += PAGE_SIZE_U64;
+    }
+    sums.into_iter()
+        .map(|(why, bytes)| (why.to_owned(), bytes))
+        .collect()
 }
 
 /// Leaves pages where they are.
