@@ -8,6 +8,7 @@ use crate::physmem::{PhysMem, PhysMemError, PhysView};
 use crate::ranges::RangeSet;
 use crate::store::PageStore;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use sys::PAGE_SIZE_U64;
@@ -61,15 +62,29 @@ impl PhysStore {
     /// # Errors
     /// They cannot be mapped.
     pub fn find(&self, frame: u64, pages: u64) -> Result<Option<Source>, PhysMemError> {
-        let range = frame
-            .checked_mul(PAGE_SIZE_U64)
-            .zip(
-                frame
-                    .checked_add(pages)
-                    .and_then(|end| end.checked_mul(PAGE_SIZE_U64)),
-            )
-            .map(|(start, end)| start..end);
-        let Some(range) = range.filter(|range| !range.is_empty() && self.kept.covers(range)) else {
+        self.view(frame, pages, |view, range| {
+            let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+            view.source(range.start, len)
+        })
+    }
+
+    /// CRC-32 of a page; None when it is not kept.
+    ///
+    /// # Errors
+    /// It cannot be mapped or read.
+    pub fn page_crc(&self, frame: u64) -> Result<Option<u32>, PhysMemError> {
+        let sums = self.view(frame, 1, |view, range| view.page_crcs(range.start, 1))?;
+        Ok(sums.and_then(|sums| sums.first().copied()))
+    }
+
+    /// Looks at pages through the view they lie in.
+    fn view<T>(
+        &self,
+        frame: u64,
+        pages: u64,
+        look: impl FnOnce(&PhysView, &Range<u64>) -> Result<T, PhysMemError>,
+    ) -> Result<Option<T>, PhysMemError> {
+        let Some(range) = bytes(frame, pages).filter(|range| self.kept.covers(range)) else {
             return Ok(None);
         };
         let at = self.spans.partition_point(|span| span.end <= range.start);
@@ -79,14 +94,18 @@ impl PhysStore {
         // Poison: another thread panicked, the map of views is whole all the same.
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
         let view = match views.entry(span.start) {
-            std::collections::btree_map::Entry::Occupied(view) => view.into_mut(),
-            std::collections::btree_map::Entry::Vacant(slot) => {
-                slot.insert(self.memory.map(span.clone())?)
-            }
+            Entry::Occupied(view) => view.into_mut(),
+            Entry::Vacant(slot) => slot.insert(self.memory.map(span.clone())?),
         };
-        let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        view.source(range.start, len).map(Some)
+        look(view, &range).map(Some)
     }
+}
+
+/// Physical bytes of pages; None for none, and for what no machine has.
+fn bytes(frame: u64, pages: u64) -> Option<Range<u64>> {
+    let start = frame.checked_mul(PAGE_SIZE_U64)?;
+    let end = frame.checked_add(pages)?.checked_mul(PAGE_SIZE_U64)?;
+    (start < end).then_some(start..end)
 }
 
 impl PageStore for PhysStore {

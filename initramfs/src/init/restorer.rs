@@ -5,13 +5,15 @@ use super::saved::Saved;
 use crate::mounts::{self, Phase};
 use crate::settings;
 use nix::fcntl::OFlag;
-use persist_mem::manifest::{Extent, PageChecksums};
+use persist_mem::manifest::{Extent, Live, PageChecksums};
 use persist_mem::phys_store::PhysStore;
 use persist_mem::physmem::PhysMem;
 use resurrect::supervisor::namespaces::Home;
 use resurrect::supervisor::report::{Span, TimeLine};
 use resurrect::{Options, World};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
@@ -64,7 +66,7 @@ fn rebuild(
     let world = resurrect::restore(&saved.manifest, &store, options).map_err(|e| e.to_string())?;
     time.done("resurrect");
     if let Some(sums) = &saved.upgrade.checksums {
-        outcome.pages_verified = verify(saved, &world, sums)?;
+        outcome.pages_verified = verify(saved, &world, &store, sums)?;
         time.done("verify");
     }
     let first = saved.manifest.processes.first().map(|p| p.pid);
@@ -99,46 +101,88 @@ fn mount_inside(saved: &Saved) -> i32 {
 }
 
 /// Compares every page of every process with the checksum the old kernel's kupgrade made.
-fn verify(saved: &Saved, world: &World, sums: &PageChecksums) -> Result<u64, String> {
+fn verify(
+    saved: &Saved,
+    world: &World,
+    store: &PhysStore,
+    sums: &PageChecksums,
+) -> Result<u64, String> {
     let mut pages = 0;
     for process in &saved.manifest.processes {
         let (Some(live), Some(host)) = (process.live(), world.host_pid(process.pid)) else {
             continue;
         };
+        let named = |what: String| format!("process {}: {what}", process.pid);
         let mem = sys::procdir::open(host, "mem", OFlag::O_RDONLY)
-            .map_err(|e| format!("process {}: opening its memory: {e}", process.pid))?;
+            .map_err(|e| named(format!("opening its memory: {e}")))?;
+        let check = Check {
+            mem,
+            store,
+            sums,
+            written: written_by_kernel(live),
+        };
         for extent in &live.mm.extents {
-            verify_extent(&mem, extent, sums)
-                .map_err(|what| format!("process {}: {what}", process.pid))?;
+            check.extent(extent).map_err(named)?;
             pages += extent.pages;
         }
     }
     Ok(pages)
 }
 
-fn verify_extent(mem: &std::fs::File, extent: &Extent, sums: &PageChecksums) -> Result<(), String> {
-    const BATCH: u64 = 64;
-    let mut buffer = vec![0; BATCH as usize * PAGE_SIZE];
-    let mut done = 0;
-    while done < extent.pages {
-        let pages = BATCH.min(extent.pages - done);
-        let bytes = &mut buffer[..pages as usize * PAGE_SIZE];
-        let va = extent.va + done * PAGE_SIZE_U64;
-        mem.read_exact_at(bytes, va)
-            .map_err(|e| format!("reading {pages} pages at {va:#x}: {e}"))?;
-        for (frame, page) in (extent.frame + done..).zip(bytes.chunks(PAGE_SIZE)) {
-            let at = va + (frame - extent.frame - done) * PAGE_SIZE_U64;
-            match sums.of(frame) {
-                Some(sum) if sum == crc32fast::hash(page) => {}
-                Some(_) => {
-                    return Err(format!(
-                        "the page at {at:#x} (frame {frame:#x}) is not as it was: its CRC differs"
-                    ));
-                }
-                None => return Err(format!("the page at {at:#x} has no checksum")),
+/// Addresses of pages that the new kernel has written already: it keeps the number of the processor
+/// in a thread's rseq area (rseq(2)).
+fn written_by_kernel(live: &Live) -> BTreeSet<u64> {
+    let areas = live.threads.iter().filter_map(|thread| thread.rseq);
+    let page = |address: u64| address - address % PAGE_SIZE_U64;
+    areas
+        .flat_map(|rseq| {
+            let last = rseq.pointer + u64::from(rseq.size).saturating_sub(1);
+            [page(rseq.pointer), page(last)]
+        })
+        .collect()
+}
+
+/// The comparison for one process.
+struct Check<'a> {
+    mem: File,
+    store: &'a PhysStore,
+    sums: &'a PageChecksums,
+    written: BTreeSet<u64>,
+}
+
+impl Check<'_> {
+    fn extent(&self, extent: &Extent) -> Result<(), String> {
+        const BATCH: usize = 64;
+        let mut buffer = vec![0; BATCH * PAGE_SIZE];
+        let mut done = 0;
+        while done < extent.pages {
+            let pages = usize::try_from(extent.pages - done).map_or(BATCH, |rest| rest.min(BATCH));
+            let bytes = &mut buffer[..pages * PAGE_SIZE];
+            let va = extent.va + done * PAGE_SIZE_U64;
+            self.mem
+                .read_exact_at(bytes, va)
+                .map_err(|e| format!("reading {pages} pages at {va:#x}: {e}"))?;
+            for (n, page) in (0..).zip(bytes.chunks(PAGE_SIZE)) {
+                self.page(va + n * PAGE_SIZE_U64, extent.frame + done + n, page)?;
             }
+            done += pages as u64;
         }
-        done += pages;
+        Ok(())
     }
-    Ok(())
+
+    fn page(&self, va: u64, frame: u64, bytes: &[u8]) -> Result<(), String> {
+        let sum = if self.written.contains(&va) {
+            let sum = self.store.page_crc(frame).map_err(|e| e.to_string())?;
+            sum.ok_or_else(|| format!("the page at {va:#x} is not kept"))?
+        } else {
+            crc32fast::hash(bytes)
+        };
+        match self.sums.of(frame) {
+            Some(right) if right == sum => Ok(()),
+            Some(_) => Err(format!(
+                "the page at {va:#x} (frame {frame:#x}) is not as it was: its CRC differs"
+            )),
+            None => Err(format!("the page at {va:#x} has no checksum")),
+        }
+    }
 }
