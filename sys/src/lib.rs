@@ -22,6 +22,7 @@
 //! | [`ipc`] | System V IPC |
 //! | [`physmap`] | physical memory through `/dev/mem` |
 //! | [`kexec`] | loading another kernel and jumping into it |
+//! | [`socket`] | sockets with addresses and options as bytes |
 //! | [`mountapi`] | what nix lacks of the mount interface |
 //! | [`xattr`] | extended attributes |
 //! | [`clock`] | clocks and the time stamp counter |
@@ -44,6 +45,7 @@ pub mod ptrace;
 mod raw;
 pub mod regs;
 pub mod scratch;
+pub mod socket;
 pub mod tracee;
 pub mod vm;
 pub mod wait;

@@ -1,0 +1,199 @@
+//! Sockets.
+
+use super::DescriptionId;
+use serde::{Deserialize, Serialize};
+
+/// A socket. It has one open file description for all its life, so it needs no name of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Socket {
+    /// `AF_*`.
+    pub domain: i32,
+    /// `SOCK_*` without flags.
+    pub kind: i32,
+    /// Protocol within the domain.
+    pub protocol: i32,
+    /// User and group of its inode (fchown(2)); what it sends counts as this user's (`sk_uid`).
+    pub owner: (u32, u32),
+    /// Permission bits of its inode (fchmod(2)).
+    pub mode: u32,
+    /// Every option that can be read and set, in the order they are to be set.
+    pub options: Vec<SocketOption>,
+    /// The classic BPF program attached, one `struct sock_filter` each, empty when there is none.
+    pub filter: Vec<u64>,
+    /// `SO_LOCK_FILTER`.
+    pub filter_locked: bool,
+    /// What the family adds.
+    pub state: SocketState,
+}
+
+/// One option as getsockopt(2) gave it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketOption {
+    /// `SOL_*`.
+    pub level: i32,
+    /// Its number.
+    pub name: i32,
+    /// Its value.
+    #[serde(with = "serde_bytes")]
+    pub value: Vec<u8>,
+}
+
+/// What a family of sockets adds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SocketState {
+    /// AF_UNIX.
+    Unix(UnixSocket),
+    /// AF_INET and AF_INET6.
+    Inet(InetSocket),
+    /// AF_NETLINK.
+    Netlink(NetlinkSocket),
+    /// AF_PACKET.
+    Packet(PacketSocket),
+}
+
+/// A unix socket (unix(7)).
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct UnixSocket {
+    /// The name as bound: a path, or an abstract name with its leading NUL; empty when unnamed.
+    #[serde(with = "serde_bytes")]
+    pub name: Vec<u8>,
+    /// Where the file of a path name is; None when the name is no path or the file was removed.
+    pub file: Option<UnixFile>,
+    /// Whom it talks to.
+    pub link: UnixLink,
+    /// Whom it was connected, paired or made listening by (`SO_PEERCRED`, `SO_PEERGROUPS`).
+    pub peer_credentials: Option<PeerCredentials>,
+    /// `SHUT_RD` as 1, `SHUT_WR` as 2.
+    pub shutdown: u8,
+    /// Messages received and not read; one element for a run of stream bytes sent alike.
+    pub queue: Vec<SocketMessage>,
+}
+
+/// The file that a unix socket is bound to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixFile {
+    /// Its absolute path, which need not be the name.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// User and group.
+    pub owner: (u32, u32),
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// Whom a unix socket talks to.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum UnixLink {
+    /// Nobody.
+    #[default]
+    None,
+    /// Clients that connect.
+    Listening {
+        /// listen(2)'s argument, as the kernel bounded it.
+        backlog: u32,
+        /// Clients not accepted yet, in the order they came.
+        waiting: Vec<DescriptionId>,
+    },
+    /// A socket that lives. A stream's peer names it in turn.
+    Connected(DescriptionId),
+    /// A connection that the listening socket named has not accepted yet.
+    Waiting(DescriptionId),
+    /// A socket that was closed.
+    Gone {
+        /// The name it had.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+        /// It was closed with messages unread, and nobody has been told (`ECONNRESET`).
+        reset: bool,
+    },
+    /// A socket of a process that is not carried, found again by its name.
+    External {
+        /// The name.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+    },
+}
+
+/// A process as a peer saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PeerCredentials {
+    /// Its id.
+    pub pid: i32,
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// A message in a socket's receive queue.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SocketMessage {
+    /// The bytes.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
+    /// Who sent it: bytes of the `struct sockaddr`, empty when unnamed.
+    #[serde(with = "serde_bytes")]
+    pub source: Vec<u8>,
+    /// Descriptions in flight with it.
+    pub fds: Vec<DescriptionId>,
+    /// pid, uid, gid of the sender, where the receiver asks for them.
+    pub credentials: Option<(i32, u32, u32)>,
+    /// Where it was sent to, where the receiver asks for it (IP_PKTINFO); else empty.
+    #[serde(with = "serde_bytes")]
+    pub destination: Vec<u8>,
+}
+
+/// A socket of IP: TCP, UDP, ICMP, raw.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct InetSocket {
+    /// Its own address, bytes of the `struct sockaddr`; empty when it is not bound.
+    #[serde(with = "serde_bytes")]
+    pub local: Vec<u8>,
+    /// Its peer's address; empty when it is not connected.
+    #[serde(with = "serde_bytes")]
+    pub remote: Vec<u8>,
+    /// listen(2)'s argument, as the kernel bounded it; None when it does not listen.
+    pub backlog: Option<u32>,
+    /// Multicast groups it joined.
+    pub groups: Vec<MulticastGroup>,
+    /// Datagrams received and not read.
+    pub queue: Vec<SocketMessage>,
+}
+
+/// Membership in a multicast group, `struct group_filter` as `MCAST_MSFILTER` gives it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MulticastGroup {
+    /// Name of the interface; numbers change with the kernel.
+    pub interface: String,
+    /// The group: bytes of its `struct sockaddr`.
+    #[serde(with = "serde_bytes")]
+    pub group: Vec<u8>,
+    /// `MCAST_INCLUDE` or `MCAST_EXCLUDE`.
+    pub mode: u32,
+    /// Sources in or out, bytes of their `struct sockaddr`.
+    pub sources: Vec<Vec<u8>>,
+}
+
+/// A netlink socket (netlink(7)).
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NetlinkSocket {
+    /// Its port id; None when it is not bound.
+    pub port: Option<u32>,
+    /// Groups it is a member of.
+    pub groups: Vec<u32>,
+    /// Port and group mask it is connected to.
+    pub peer: Option<(u32, u32)>,
+}
+
+/// A packet socket (packet(7)).
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PacketSocket {
+    /// EtherType it takes, host byte order; 0 for none.
+    pub protocol: u16,
+    /// Name of the interface it is bound to.
+    pub interface: Option<String>,
+    /// Memberships: name of the interface, `PACKET_MR_*`, address.
+    pub memberships: Vec<(String, u16, Vec<u8>)>,
+}
