@@ -47,10 +47,7 @@ pub fn check_tree(root: Pid) -> Result<Vec<Refusal>, FreezerError> {
         found.extend(check_with(*pid, &mut objects)?);
     }
     found.extend(objects.shared_outside(&pids));
-    found.extend(files::pipe::shared_outside(
-        &pids,
-        &files::pipe::held(&pids),
-    ));
+    found.extend(files::outside::shared(&pids));
     Ok(found)
 }
 

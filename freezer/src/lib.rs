@@ -17,6 +17,7 @@
 
 pub mod capture;
 pub mod check;
+mod diag;
 mod error;
 pub mod files;
 pub mod freeze;

@@ -329,31 +329,45 @@ pub struct Received {
 /// # Errors
 /// `EAGAIN` with `MSG_DONTWAIT` when there is nothing.
 pub fn receive(fd: BorrowedFd<'_>, flags: i32, capacity: usize) -> Result<Received> {
+    receive_into(fd, flags, capacity, false)
+}
+
+/// As [`receive`], with a byte behind the `capacity` that cannot be written. A stream's queue is copied
+/// piece by piece as it was sent; the piece that reaches that byte fails, and what is before it is got.
+///
+/// # Errors
+/// `EFAULT` when it is the first piece.
+pub fn receive_whole_pieces(fd: BorrowedFd<'_>, flags: i32, capacity: usize) -> Result<Received> {
+    receive_into(fd, flags, capacity, true)
+}
+
+fn receive_into(fd: BorrowedFd<'_>, flags: i32, capacity: usize, fault: bool) -> Result<Received> {
     let mut data = vec![0u8; capacity];
     let mut source = vec![0u8; ADDRESS_MAX];
     let mut control = vec![0u64; CONTROL_MAX / 8];
-    let mut part = libc::iovec {
-        iov_base: data.as_mut_ptr().cast(),
-        iov_len: capacity,
-    };
+    let mut parts = [
+        libc::iovec {
+            iov_base: data.as_mut_ptr().cast(),
+            iov_len: capacity,
+        },
+        // Nothing is ever mapped at the lowest page (vm.mmap_min_addr).
+        libc::iovec {
+            iov_base: core::ptr::without_provenance_mut(8),
+            iov_len: 1,
+        },
+    ];
     // SAFETY: all-zero is a valid msghdr.
     let mut header: libc::msghdr = unsafe { core::mem::zeroed() };
     header.msg_name = source.as_mut_ptr().cast();
     header.msg_namelen = ADDRESS_MAX as u32;
-    header.msg_iov = &raw mut part;
-    header.msg_iovlen = 1;
+    header.msg_iov = parts.as_mut_ptr();
+    header.msg_iovlen = if fault { 2 } else { 1 };
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = CONTROL_MAX;
     let flags = flags | libc::MSG_CMSG_CLOEXEC;
-    let args = [
-        number(fd),
-        (&raw mut header) as u64,
-        flags as u64,
-        0,
-        0,
-        0,
-    ];
-    // SAFETY: every buffer of the header is live and as long as the header says.
+    let args = [number(fd), (&raw mut header) as u64, flags as u64, 0, 0, 0];
+    // SAFETY: every buffer of the header is live and as long as the header says; the part that is no
+    // buffer makes the kernel fail, not write.
     let got = unsafe { syscall(libc::SYS_recvmsg, args) }?;
     data.truncate(usize::try_from(got).unwrap_or(capacity));
     data.shrink_to_fit();
@@ -376,7 +390,24 @@ pub fn receive(fd: BorrowedFd<'_>, flags: i32, capacity: usize) -> Result<Receiv
 fn control_messages(mut bytes: &[u8]) -> Vec<Control> {
     let mut found = Vec::new();
     while let Some((head, _)) = bytes.split_first_chunk::<CMSG_HEADER>() {
-        let [l0, l1, l2, l3, l4, l5, l6, l7, v0, v1, v2, v3, t0, t1, t2, t3] = *head;
+        let [
+            l0,
+            l1,
+            l2,
+            l3,
+            l4,
+            l5,
+            l6,
+            l7,
+            v0,
+            v1,
+            v2,
+            v3,
+            t0,
+            t1,
+            t2,
+            t3,
+        ] = *head;
         let len = u64::from_ne_bytes([l0, l1, l2, l3, l4, l5, l6, l7]) as usize;
         let Some(value) = bytes.get(CMSG_HEADER..len) else {
             break;
@@ -436,7 +467,12 @@ pub fn send(fd: BorrowedFd<'_>, message: &Outgoing<'_>, flags: i32) -> Result<us
     }
     if let Some(credentials) = message.credentials {
         let value = credentials.to_bytes();
-        push_control(&mut control, libc::SOL_SOCKET, libc::SCM_CREDENTIALS, &value);
+        push_control(
+            &mut control,
+            libc::SOL_SOCKET,
+            libc::SCM_CREDENTIALS,
+            &value,
+        );
     }
     for (level, kind, value) in message.control {
         push_control(&mut control, *level, *kind, value);
@@ -511,6 +547,21 @@ fn int_ioctl(fd: BorrowedFd<'_>, request: u64) -> Result<u32> {
     Ok(value.cast_unsigned())
 }
 
+/// poll(2) without waiting: which of `POLLIN`, `POLLPRI`, `POLLRDHUP`, `POLLERR`, `POLLHUP` hold.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn events(fd: BorrowedFd<'_>) -> Result<i16> {
+    let mut asked = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN | libc::POLLPRI | libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: one pollfd, as stated.
+    unsafe { syscall(libc::SYS_poll, [(&raw mut asked) as u64, 1, 0, 0, 0, 0]) }?;
+    Ok(asked.revents)
+}
+
 /// `SIOCUNIXFILE` (include/uapi/linux/un.h): an O_PATH descriptor of the file that a unix socket is
 /// bound to, wherever the file is now.
 ///
@@ -552,6 +603,24 @@ mod tests {
         }
         let empty = receive(b.as_fd(), libc::MSG_DONTWAIT, 1).unwrap_err();
         assert_eq!(empty, Errno::EAGAIN);
+    }
+
+    #[test]
+    fn pieces_of_a_stream_are_told_apart() {
+        let (a, b) = pair(libc::AF_UNIX, libc::SOCK_STREAM, 0).unwrap();
+        for data in [&b"one"[..], b"three"] {
+            let message = Outgoing {
+                data,
+                ..Outgoing::default()
+            };
+            send(a.as_fd(), &message, 0).unwrap();
+        }
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        assert_eq!(receive(b.as_fd(), flags, 9).unwrap().data, b"onethree");
+        let first = |capacity| receive_whole_pieces(b.as_fd(), flags, capacity);
+        assert_eq!(first(7).unwrap().data, b"one");
+        assert_eq!(first(3).unwrap().data, b"one");
+        assert_eq!(first(2).unwrap_err(), Errno::EFAULT);
     }
 
     #[test]

@@ -40,7 +40,8 @@ pub fn capture_host(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError
 }
 
 fn describe(frozen: &Frozen, ours: Option<Pid>) -> Result<(Manifest, Objects), FreezerError> {
-    crate::files::pipe::refuse_outside(frozen, ours)?;
+    let inside: Vec<Pid> = frozen.pids().chain(ours).collect();
+    crate::files::outside::refuse(&inside)?;
     let mut table = Table::new();
     let mut processes = Vec::new();
     for pid in frozen.pids() {
@@ -49,13 +50,12 @@ fn describe(frozen: &Frozen, ours: Option<Pid>) -> Result<(Manifest, Objects), F
     for &pid in frozen.zombies() {
         processes.push(zombie(pid)?);
     }
-    let objects = core::mem::take(&mut table.objects);
+    let (descriptions, pipes, objects) = table.finish()?;
     let inside: Vec<Pid> = frozen.pids().collect();
     let outside = objects.shared_outside(&inside);
     if !outside.is_empty() {
         return Err(FreezerError::Refused(outside));
     }
-    let (descriptions, pipes) = table.finish();
     let manifest = Manifest {
         host: host()?,
         processes,

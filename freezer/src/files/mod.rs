@@ -5,9 +5,11 @@ mod device;
 mod epoll;
 mod eventfd;
 mod memfd;
+pub(crate) mod outside;
 mod path;
-pub(crate) mod pipe;
+mod pipe;
 mod signalfd;
+mod socket;
 mod timerfd;
 
 use crate::objects::Objects;
@@ -57,6 +59,7 @@ pub(crate) struct Table {
     pipes: Vec<(Pipe, u64)>,
     /// Objects that descriptions and mappings lead to.
     pub(crate) objects: Objects,
+    sockets: socket::Sockets,
     /// Copies of one descriptor each, in the order kcmp(2) gives descriptions, with their ids.
     sorted: Vec<(OwnedFd, DescriptionId)>,
 }
@@ -67,6 +70,7 @@ impl Table {
             descriptions: Vec::new(),
             pipes: Vec::new(),
             objects: Objects::default(),
+            sockets: socket::Sockets::default(),
             sorted: Vec::new(),
         }
     }
@@ -110,7 +114,7 @@ impl Table {
             info,
             copy: &copy,
         };
-        let kind = self.kind(&open)?;
+        let kind = self.kind(&open, id)?;
         let flags = info.number("flags", 8).ok_or_else(|| open.format())?;
         let pos = info.number("pos", 10).unwrap_or(0);
         let flags = (flags & !O_CLOEXEC) as u32;
@@ -144,17 +148,58 @@ impl Table {
         Ok(Err(low))
     }
 
-    fn kind(&mut self, open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
+    fn kind(
+        &mut self,
+        open: &Open<'_>,
+        id: DescriptionId,
+    ) -> Result<DescriptionKind, FreezerError> {
         if open.link.starts_with(b"pipe:") {
             return pipe::capture(open, &mut self.pipes).map(DescriptionKind::Pipe);
+        }
+        if open.link.starts_with(b"socket:") {
+            return self.sockets.capture(open, id);
         }
         classify(open, &mut self.objects)
     }
 
-    /// Descriptions and pipes.
-    pub(crate) fn finish(self) -> (Vec<Description>, Vec<Pipe>) {
+    /// Descriptions, pipes and objects, when all processes are described.
+    pub(crate) fn finish(mut self) -> Result<(Vec<Description>, Vec<Pipe>, Objects), FreezerError> {
+        while let Some(sent) = self.sockets.next_in_flight() {
+            let ids = sent.copies.iter().map(|copy| self.in_flight(&sent, copy));
+            let ids = ids.collect::<Result<_, _>>()?;
+            sent.settle(ids, &mut self.descriptions);
+        }
+        self.sockets.link(&mut self.descriptions)?;
         let pipes = self.pipes.into_iter().map(|(pipe, _)| pipe).collect();
-        (self.descriptions, pipes)
+        Ok((self.descriptions, pipes, self.objects))
+    }
+
+    /// The description of a descriptor in flight, of which this process has a copy.
+    fn in_flight(
+        &mut self,
+        sent: &socket::InFlight,
+        copy: &OwnedFd,
+    ) -> Result<DescriptionId, FreezerError> {
+        let me = Pid(nix::unistd::getpid().as_raw());
+        let info = FdInfo::read(me, copy.as_raw_fd())?;
+        let (pid, fd) = sent.holder;
+        let copy = copy
+            .try_clone()
+            .map_err(|e| FreezerError::refuse(pid, format!("fd {fd}"), e.to_string()))?;
+        // It is looked at as a descriptor of this process, and reported as its holder's.
+        let number = copy.as_raw_fd();
+        self.description(me, number, &info, copy)
+            .map_err(|error| match error {
+                FreezerError::Refused(found) => {
+                    let what = found
+                        .iter()
+                        .map(|r| format!("{}: {}", r.resource, r.reason));
+                    let what: Vec<_> = what.collect();
+                    let reason = format!("in flight in its queue: {}", what.join("; "));
+                    FreezerError::refuse(pid, format!("fd {fd}"), reason)
+                }
+                error => error,
+            })
     }
 }
 
@@ -169,7 +214,6 @@ fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<DescriptionKind, F
         b"anon_inode:[signalfd]" => signalfd::capture(open),
         b"anon_inode:[timerfd]" => timerfd::capture(open),
         b"anon_inode:[eventpoll]" => epoll::capture(open),
-        link if link.starts_with(b"socket:") => Err(open.refuse("sockets are not carried yet")),
         link if link.starts_with(b"anon_inode:") => {
             Err(open.refuse("this kind of descriptor is not carried"))
         }
@@ -187,6 +231,7 @@ fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<DescriptionKind, F
 pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, FreezerError> {
     let pidfd = process::pidfd_open(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
     let mut found = Vec::new();
+    let mut sockets = socket::Facts::default();
     for fd in proc::numbers(pid, "fd")? {
         // A running process may close it at any time.
         let (Ok(copy), Ok(info), Ok(link)) = (
@@ -206,8 +251,13 @@ pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, 
             info: &info,
             copy: &copy,
         };
-        match classify(&open, objects) {
-            Ok(_) => {}
+        let verdict = if link.starts_with(b"socket:") {
+            socket::examine(&open, &mut sockets).map(drop)
+        } else {
+            classify(&open, objects).map(drop)
+        };
+        match verdict {
+            Ok(()) => {}
             Err(FreezerError::Refused(more)) => found.extend(more),
             Err(e) => return Err(e),
         }

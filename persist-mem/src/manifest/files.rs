@@ -1,5 +1,6 @@
 //! Files and open file descriptions.
 
+use super::Socket;
 use serde::{Deserialize, Serialize};
 use sys::Pid;
 
@@ -110,6 +111,8 @@ pub enum DescriptionKind {
         /// The interest list.
         targets: Vec<EpollTarget>,
     },
+    /// socket(2), whatever its family.
+    Socket(Box<Socket>),
 }
 
 /// An entry of an epoll interest list (`tfd:` lines of fdinfo).

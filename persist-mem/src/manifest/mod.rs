@@ -7,12 +7,14 @@ mod files;
 mod host;
 mod memory;
 mod process;
+mod sockets;
 mod upgrade;
 
 pub use files::*;
 pub use host::*;
 pub use memory::*;
 pub use process::*;
+pub use sockets::*;
 pub use upgrade::*;
 
 use crate::format::{FormatError, Kind, Writer, records};

@@ -108,9 +108,9 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
         DescriptionKind::Path(file) => path::open(opening, file),
         DescriptionKind::Device { path, rdev } => device::open(opening, path, *rdev),
         DescriptionKind::Pipe(id) => pipe::open(opening, *id),
-        DescriptionKind::Memfd { .. } | DescriptionKind::Deleted { .. } => {
-            Err(opening.failed("opening it")(Errno::ENOSYS))
-        }
+        DescriptionKind::Memfd { .. }
+        | DescriptionKind::Deleted { .. }
+        | DescriptionKind::Socket(_) => Err(opening.failed("opening it")(Errno::ENOSYS)),
         DescriptionKind::EventFd { count, semaphore } => eventfd::open(opening, *count, *semaphore),
         DescriptionKind::SignalFd { mask } => signalfd::open(opening, *mask),
         DescriptionKind::TimerFd { .. } => timerfd::open(opening),

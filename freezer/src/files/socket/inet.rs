@@ -1,0 +1,240 @@
+//! Sockets of IP: TCP, UDP, ICMP, raw (ip(7), ipv6(7), tcp(7), udp(7), raw(7), icmp(7)).
+
+use super::Common;
+use super::queue::{self, Message};
+use crate::FreezerError;
+use crate::files::Open;
+use nix::libc as c;
+use persist_mem::manifest::{InetSocket, MulticastGroup};
+use std::os::fd::AsFd;
+use sys::{Errno, socket};
+
+/// include/net/tcp_states.h
+const TCP_CLOSE: u8 = 7;
+const TCP_LISTEN: u8 = 10;
+/// include/uapi/linux/in.h; its value holds `struct group_filter`.
+const MCAST_MSFILTER: i32 = 48;
+/// Sources that are asked for with a group.
+const SOURCES_MAX: u32 = 64;
+/// `struct group_filter` before its sources; a `struct sockaddr_storage` is 128 bytes.
+const GROUP_FILTER: usize = 144;
+
+pub(super) fn examine(open: &Open<'_>, common: &Common) -> Result<InetSocket, FreezerError> {
+    let fd = open.copy.as_fd();
+    let protocol = common.protocol;
+    let carried = match common.kind {
+        c::SOCK_STREAM => protocol == c::IPPROTO_TCP,
+        c::SOCK_DGRAM => [c::IPPROTO_UDP, c::IPPROTO_ICMP, c::IPPROTO_ICMPV6].contains(&protocol),
+        c::SOCK_RAW => true,
+        _ => false,
+    };
+    if !carried {
+        let text = format!(
+            "sockets of type {} and protocol {protocol} are not carried",
+            common.kind
+        );
+        return Err(open.refuse(text));
+    }
+    if common.has(c::POLLERR) {
+        return Err(open.refuse("an error waits on it that was not read yet"));
+    }
+    let local = socket::name(fd).map_err(open.call("asking for its address"))?;
+    let remote = match socket::peer_name(fd) {
+        Ok(address) => address,
+        Err(Errno::ENOTCONN) => Vec::new(),
+        Err(errno) => return Err(open.call("asking for its peer's address")(errno)),
+    };
+    let mut found = InetSocket {
+        local: if bound(&local, common.kind) {
+            local
+        } else {
+            Vec::new()
+        },
+        remote,
+        groups: groups(open, common)?,
+        ..InetSocket::default()
+    };
+    if common.kind == c::SOCK_STREAM {
+        found.backlog = listening(open, common)?;
+    } else if common.has(c::POLLIN) && protocol != c::IPPROTO_UDP {
+        return Err(open.refuse("messages that were not read yet are not carried for its protocol"));
+    }
+    if common.kind == c::SOCK_DGRAM
+        && protocol == c::IPPROTO_UDP
+        && super::int(open, c::SOL_UDP, c::UDP_CORK)? != 0
+        && socket::unsent(fd).map_err(open.call("asking for unsent data"))? != 0
+    {
+        return Err(open.refuse("a datagram that is corked (UDP_CORK) is not carried"));
+    }
+    Ok(found)
+}
+
+/// Whether an address is not the one of a new socket. Of a raw socket the port is the protocol.
+fn bound(address: &[u8], kind: i32) -> bool {
+    let (port, rest) = (address.get(2..4), address.get(4..));
+    let ip = match address.first().map(|family| i32::from(*family)) {
+        Some(c::AF_INET) => rest.and_then(|rest| rest.get(..4)),
+        _ => rest.and_then(|rest| rest.get(4..20)),
+    };
+    let set = |bytes: Option<&[u8]>| bytes.is_some_and(|bytes| bytes.iter().any(|b| *b != 0));
+    set(ip) || (kind != c::SOCK_RAW && set(port))
+}
+
+/// The backlog of a listening TCP socket, None for a closed one.
+fn listening(open: &Open<'_>, common: &Common) -> Result<Option<u32>, FreezerError> {
+    let fd = open.copy.as_fd();
+    let ulp = socket::option(fd, c::SOL_TCP, c::TCP_ULP, 16).unwrap_or_default();
+    if !ulp.is_empty() {
+        let name = String::from_utf8_lossy(&ulp)
+            .trim_end_matches('\0')
+            .to_owned();
+        return Err(open.refuse(format!("TCP with an upper layer ({name}) is not carried")));
+    }
+    // struct tcp_info: state u8; for a listening socket unacked at 24 is the number of connections
+    // that wait, sacked at 28 the backlog (net/ipv4/tcp.c, tcp_get_info).
+    let info = socket::option(fd, c::SOL_TCP, c::TCP_INFO, 104).map_err(open.call("TCP_INFO"))?;
+    let word = |at: usize| {
+        let found = info.get(at..at + 4).and_then(|w| w.try_into().ok());
+        found.map_or(0, u32::from_ne_bytes)
+    };
+    match info.first() {
+        Some(&TCP_LISTEN) if word(24) != 0 => Err(open.refuse(format!(
+            "{} TCP connections wait to be accepted; live TCP connections are not carried yet",
+            word(24)
+        ))),
+        Some(&TCP_LISTEN) => Ok(Some(word(28))),
+        Some(&TCP_CLOSE) if common.has(c::POLLRDHUP) => {
+            Err(open.refuse("a TCP socket whose connection has ended is not carried yet"))
+        }
+        Some(&TCP_CLOSE) => Ok(None),
+        _ => Err(open.refuse("live TCP connections are not carried yet")),
+    }
+}
+
+/// What a UDP socket received and nobody has read.
+pub(super) fn queue(open: &Open<'_>, common: &Common) -> Result<Vec<Message>, FreezerError> {
+    let udp = common.kind == c::SOCK_DGRAM && common.protocol == c::IPPROTO_UDP;
+    if udp && common.has(c::POLLIN) {
+        queue::datagrams(open, false)
+    } else {
+        Ok(Vec::new())
+    }
+}
+
+/// The multicast groups a socket is in: the kernel tells of one when asked for it, so it is asked for
+/// every group that any socket joined.
+fn groups(open: &Open<'_>, common: &Common) -> Result<Vec<MulticastGroup>, FreezerError> {
+    if common.kind == c::SOCK_STREAM {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for (index, interface, group) in joined_v4() {
+        let address = [&[2, 0, 0, 0], &group[..]].concat();
+        found.extend(group_filter(open, c::SOL_IP, index, &interface, &address)?);
+    }
+    if common.domain == c::AF_INET6 {
+        for (index, interface, group) in joined_v6() {
+            let address = [&[10, 0, 0, 0, 0, 0, 0, 0], &group[..], &[0; 4]].concat();
+            found.extend(group_filter(
+                open,
+                c::SOL_IPV6,
+                index,
+                &interface,
+                &address,
+            )?);
+        }
+    }
+    Ok(found)
+}
+
+fn group_filter(
+    open: &Open<'_>,
+    level: i32,
+    index: u32,
+    interface: &str,
+    group: &[u8],
+) -> Result<Option<MulticastGroup>, FreezerError> {
+    let mut value = vec![0u8; GROUP_FILTER + 128 * SOURCES_MAX as usize];
+    value[..4].copy_from_slice(&index.to_ne_bytes());
+    value[8..8 + group.len()].copy_from_slice(group);
+    value[140..144].copy_from_slice(&SOURCES_MAX.to_ne_bytes());
+    let value = match socket::query_option(open.copy.as_fd(), level, MCAST_MSFILTER, value) {
+        Ok(value) => value,
+        Err(Errno::EADDRNOTAVAIL | Errno::EINVAL | Errno::ENODEV | Errno::ENOPROTOOPT) => {
+            return Ok(None);
+        }
+        Err(errno) => return Err(open.call("asking for a multicast group")(errno)),
+    };
+    let word = |at: usize| {
+        let found = value.get(at..at + 4).and_then(|w| w.try_into().ok());
+        found.map_or(0, u32::from_ne_bytes)
+    };
+    let count = word(140);
+    if count > SOURCES_MAX {
+        return Err(open.refuse(format!(
+            "a multicast group with {count} sources is not carried"
+        )));
+    }
+    let sources = value.get(GROUP_FILTER..).unwrap_or(&[]).chunks_exact(128);
+    Ok(Some(MulticastGroup {
+        interface: interface.to_owned(),
+        group: group.to_vec(),
+        mode: word(136),
+        sources: sources
+            .take(count as usize)
+            .map(|source| source[..group.len()].to_vec())
+            .collect(),
+    }))
+}
+
+/// Index and name of the interface and the group, from `/proc/net/igmp`.
+fn joined_v4() -> Vec<(u32, String, [u8; 4])> {
+    let text = std::fs::read_to_string("/proc/self/net/igmp").unwrap_or_default();
+    let mut found = Vec::new();
+    let mut interface = None;
+    for line in text.lines().skip(1) {
+        let mut words = line.split_whitespace();
+        if line.starts_with(char::is_whitespace) {
+            let group = words.next().and_then(|w| u32::from_str_radix(w, 16).ok());
+            if let (Some((index, name)), Some(group)) = (&interface, group) {
+                // Printed as a number of this machine, stored in network order.
+                found.push((*index, String::clone(name), group.to_ne_bytes()));
+            }
+        } else if let (Some(Ok(index)), Some(name)) = (words.next().map(str::parse), words.next()) {
+            interface = Some((index, name.trim_end_matches(':').to_owned()));
+        }
+    }
+    found
+}
+
+/// Index and name of the interface and the group, from `/proc/net/igmp6`.
+fn joined_v6() -> Vec<(u32, String, [u8; 16])> {
+    let text = std::fs::read_to_string("/proc/self/net/igmp6").unwrap_or_default();
+    let line = |line: &str| {
+        let mut words = line.split_whitespace();
+        let index = words.next()?.parse().ok()?;
+        let name = words.next()?.to_owned();
+        let group = u128::from_str_radix(words.next()?, 16).ok()?;
+        Some((index, name, group.to_be_bytes()))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_socket_is_not_bound() {
+        assert!(!bound(&[2, 0, 0, 0, 0, 0, 0, 0], c::SOCK_DGRAM));
+        assert!(bound(&[2, 0, 0, 7, 0, 0, 0, 0], c::SOCK_DGRAM));
+        assert!(!bound(&[2, 0, 0, 1, 0, 0, 0, 0], c::SOCK_RAW));
+        assert!(bound(&[2, 0, 0, 1, 127, 0, 0, 1], c::SOCK_RAW));
+        let mut v6 = [0u8; 28];
+        v6[0] = 10;
+        assert!(!bound(&v6, c::SOCK_STREAM));
+        v6[23] = 1;
+        assert!(bound(&v6, c::SOCK_STREAM));
+        assert!(!bound(&[], c::SOCK_STREAM));
+    }
+}

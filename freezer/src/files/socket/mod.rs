@@ -1,0 +1,209 @@
+//! Sockets: what all families have in common, and the families' modules.
+
+mod inet;
+mod netlink;
+mod options;
+mod packet;
+mod queue;
+mod unix;
+
+use super::Open;
+use crate::FreezerError;
+use crate::diag::{self, PacketInfo, UnixInfo};
+use nix::libc as c;
+use nix::sys::stat::fstat;
+use persist_mem::manifest::{
+    Description, DescriptionId, DescriptionKind, Socket, SocketMessage, SocketState,
+};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use sys::{Errno, socket};
+
+/// The sockets found so far, until it is known who talks to whom.
+#[derive(Default)]
+pub(crate) struct Sockets {
+    facts: Facts,
+    unix: Vec<unix::Found>,
+    in_flight: Vec<InFlight>,
+}
+
+/// What is asked of the kernel for all sockets at once, when the first one needs it.
+#[derive(Default)]
+pub(crate) struct Facts {
+    unix: Option<HashMap<u64, UnixInfo>>,
+    packet: Option<HashMap<u64, PacketInfo>>,
+}
+
+impl Facts {
+    fn unix(&mut self, open: &Open<'_>, inode: u64) -> Result<UnixInfo, FreezerError> {
+        let all = match &mut self.unix {
+            Some(all) => all,
+            none => none.insert(diag::unix().map_err(|errno| missing(open, "unix_diag", errno))?),
+        };
+        let unlisted = || open.refuse("the kernel does not list it (another network namespace?)");
+        all.get(&inode).cloned().ok_or_else(unlisted)
+    }
+
+    fn packet(&mut self, open: &Open<'_>, inode: u64) -> Result<PacketInfo, FreezerError> {
+        let all = match &mut self.packet {
+            Some(all) => all,
+            none => {
+                none.insert(diag::packet().map_err(|errno| missing(open, "af_packet_diag", errno))?)
+            }
+        };
+        let unlisted = || open.refuse("the kernel does not list it (another network namespace?)");
+        all.get(&inode).cloned().ok_or_else(unlisted)
+    }
+}
+
+fn missing(open: &Open<'_>, module: &str, errno: Errno) -> FreezerError {
+    open.refuse(format!(
+        "the kernel does not tell about it ({errno}); is the module {module} missing?"
+    ))
+}
+
+/// Copies of descriptors that are in flight in a message.
+pub(crate) struct InFlight {
+    /// The socket whose queue they are in.
+    pub(crate) socket: DescriptionId,
+    /// Which message.
+    message: usize,
+    /// The copies.
+    pub(crate) copies: Vec<OwnedFd>,
+    /// The holder of the socket, for messages: `process, fd`.
+    pub(crate) holder: (sys::Pid, i32),
+}
+
+/// What every socket has.
+struct Common {
+    domain: i32,
+    kind: i32,
+    protocol: i32,
+    inode: u64,
+    /// poll(2)'s answer.
+    events: i16,
+}
+
+impl Common {
+    fn has(&self, event: i16) -> bool {
+        self.events & event != 0
+    }
+}
+
+/// Looks at a socket without changing it or reading from it, and refuses what is not carried.
+///
+/// The queue and, for unix sockets, the peer are left out.
+pub(crate) fn examine(open: &Open<'_>, facts: &mut Facts) -> Result<Socket, FreezerError> {
+    let common = common(open)?;
+    let found = fstat(open.copy).map_err(open.call("fstat"))?;
+    let state = match common.domain {
+        c::AF_UNIX => SocketState::Unix(unix::examine(open, &common, facts)?),
+        c::AF_INET | c::AF_INET6 => SocketState::Inet(inet::examine(open, &common)?),
+        c::AF_NETLINK => SocketState::Netlink(netlink::examine(open, &common)?),
+        c::AF_PACKET => SocketState::Packet(packet::examine(open, &common, facts)?),
+        c::AF_VSOCK => return Err(open.refuse("vsock sockets are not carried")),
+        other => {
+            return Err(open.refuse(format!("sockets of address family {other} are not carried")));
+        }
+    };
+    let filter = socket::filter(open.copy.as_fd()).map_err(|errno| match errno {
+        Errno::EACCES => open.refuse("a program other than a classic BPF filter is attached to it"),
+        errno => open.call("reading its filter")(errno),
+    })?;
+    Ok(Socket {
+        domain: common.domain,
+        kind: common.kind,
+        protocol: common.protocol,
+        owner: (found.st_uid, found.st_gid),
+        mode: found.st_mode & 0o7777,
+        options: options::read(open, common.domain, common.kind, common.protocol)?,
+        filter,
+        filter_locked: int(open, c::SOL_SOCKET, c::SO_LOCK_FILTER)? != 0,
+        state,
+    })
+}
+
+fn common(open: &Open<'_>) -> Result<Common, FreezerError> {
+    Ok(Common {
+        domain: int(open, c::SOL_SOCKET, c::SO_DOMAIN)?,
+        kind: int(open, c::SOL_SOCKET, c::SO_TYPE)?,
+        protocol: int(open, c::SOL_SOCKET, c::SO_PROTOCOL)?,
+        inode: fstat(open.copy).map_err(open.call("fstat"))?.st_ino,
+        events: socket::events(open.copy.as_fd()).map_err(open.call("polling"))?,
+    })
+}
+
+fn int(open: &Open<'_>, level: i32, name: i32) -> Result<i32, FreezerError> {
+    socket::int_option(open.copy.as_fd(), level, name)
+        .map_err(open.call(&format!("reading option {level}:{name}")))
+}
+
+impl Sockets {
+    /// Describes a socket of a stopped process, what is in its queue included.
+    pub(super) fn capture(
+        &mut self,
+        open: &Open<'_>,
+        id: DescriptionId,
+    ) -> Result<DescriptionKind, FreezerError> {
+        let mut socket = examine(open, &mut self.facts)?;
+        let common = common(open)?;
+        let messages = match &socket.state {
+            SocketState::Unix(_) => {
+                let found =
+                    unix::Found::new(open, id, &common, self.facts.unix(open, common.inode)?)?;
+                let messages = unix::queue(open, &common, &found)?;
+                self.unix.push(found);
+                messages
+            }
+            SocketState::Inet(_) => inet::queue(open, &common)?,
+            SocketState::Netlink(_) | SocketState::Packet(_) => Vec::new(),
+        };
+        let mut queue = Vec::new();
+        for (index, message) in messages.into_iter().enumerate() {
+            if !message.fds.is_empty() {
+                self.in_flight.push(InFlight {
+                    socket: id,
+                    message: index,
+                    copies: message.fds,
+                    holder: (open.pid, open.fd),
+                });
+            }
+            queue.push(SocketMessage {
+                data: message.data,
+                source: message.source,
+                fds: Vec::new(),
+                credentials: message.credentials,
+                destination: message.destination,
+            });
+        }
+        match &mut socket.state {
+            SocketState::Unix(state) => state.queue = queue,
+            SocketState::Inet(state) => state.queue = queue,
+            SocketState::Netlink(_) | SocketState::Packet(_) => {}
+        }
+        Ok(DescriptionKind::Socket(Box::new(socket)))
+    }
+
+    /// Descriptors in flight that have not been looked at yet.
+    pub(super) fn next_in_flight(&mut self) -> Option<InFlight> {
+        self.in_flight.pop()
+    }
+
+    /// Who talks to whom, when every description is known.
+    pub(super) fn link(self, descriptions: &mut [Description]) -> Result<(), FreezerError> {
+        unix::link(&self.unix, descriptions)
+    }
+}
+
+impl InFlight {
+    /// Writes into the message which descriptions the copies are.
+    pub(super) fn settle(&self, ids: Vec<DescriptionId>, descriptions: &mut [Description]) {
+        let mut sockets = descriptions.iter_mut().filter(|d| d.id == self.socket);
+        if let Some(DescriptionKind::Socket(socket)) = sockets.next().map(|d| &mut d.kind)
+            && let SocketState::Unix(state) = &mut socket.state
+            && let Some(message) = state.queue.get_mut(self.message)
+        {
+            message.fds = ids;
+        }
+    }
+}

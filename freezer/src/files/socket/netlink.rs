@@ -1,0 +1,74 @@
+//! Netlink sockets (netlink(7)).
+
+use super::Common;
+use crate::FreezerError;
+use crate::files::Open;
+use nix::libc as c;
+use persist_mem::manifest::NetlinkSocket;
+use std::os::fd::AsFd;
+use sys::socket;
+
+const SOL_NETLINK: i32 = 270;
+const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
+/// Groups that are asked for.
+const GROUPS_MAX: usize = 1 << 16;
+/// The one group of generic netlink with a fixed number (include/uapi/linux/genetlink.h).
+const GENL_ID_CTRL: u32 = 16;
+
+pub(super) fn examine(open: &Open<'_>, common: &Common) -> Result<NetlinkSocket, FreezerError> {
+    let fd = open.copy.as_fd();
+    if common.has(c::POLLERR) {
+        return Err(open.refuse("an error waits on it that was not read yet"));
+    }
+    if common.has(c::POLLIN) {
+        return Err(open.refuse("netlink messages that were not read yet are not carried"));
+    }
+    let name = socket::name(fd).map_err(open.call("asking for its address"))?;
+    let peer = socket::peer_name(fd).map_err(open.call("asking for its peer's address"))?;
+    let port = word(&name, 4);
+    let groups = groups(open)?;
+    if common.protocol == c::NETLINK_GENERIC && groups.iter().any(|group| *group != GENL_ID_CTRL) {
+        let why = "groups of generic netlink, whose numbers change, are not carried";
+        return Err(open.refuse(why));
+    }
+    if common.protocol == c::NETLINK_NETFILTER {
+        refuse_bound_queues(open, port)?;
+    }
+    let peer = (word(&peer, 4), word(&peer, 8));
+    Ok(NetlinkSocket {
+        port: (port != 0).then_some(port),
+        groups,
+        peer: (peer != (0, 0)).then_some(peer),
+    })
+}
+
+/// Queues and logs of packets are bound to the port of a socket and end with it.
+fn refuse_bound_queues(open: &Open<'_>, port: u32) -> Result<(), FreezerError> {
+    for what in ["nfnetlink_queue", "nfnetlink_log"] {
+        let path = format!("/proc/self/net/netfilter/{what}");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        // Number of the queue, port id, ...
+        let mut ports = text
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(1));
+        if port != 0 && ports.any(|found| found == port.to_string()) {
+            return Err(open.refuse(format!("a packet queue ({what}) is not carried")));
+        }
+    }
+    Ok(())
+}
+
+/// Groups it is a member of: a bit each, group 1 first.
+fn groups(open: &Open<'_>) -> Result<Vec<u32>, FreezerError> {
+    let fd = open.copy.as_fd();
+    let bits = socket::option(fd, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, GROUPS_MAX / 8)
+        .map_err(open.call("asking for its groups"))?;
+    let member = |group: &u32| bits[*group as usize / 8] & (1 << (group % 8)) != 0;
+    let last = u32::try_from(bits.len() * 8).unwrap_or(0);
+    Ok((0..last).filter(member).map(|bit| bit + 1).collect())
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    let found = bytes.get(at..at + 4).and_then(|w| w.try_into().ok());
+    found.map_or(0, u32::from_ne_bytes)
+}

@@ -1,0 +1,180 @@
+//! What is in a receive queue, without taking it out.
+
+use crate::FreezerError;
+use crate::files::Open;
+use nix::libc as c;
+use std::os::fd::{AsFd, OwnedFd};
+use sys::socket::{self, Received};
+use sys::{Errno, Result};
+
+/// More than any datagram: a unix one is bounded by the sender's buffer.
+const LARGEST: usize = 64 << 20;
+/// What a stream is read by.
+const CHUNK: usize = 1 << 20;
+
+/// A message, with copies of the descriptors in flight in it.
+#[derive(Debug, Default)]
+pub(super) struct Message {
+    pub(super) data: Vec<u8>,
+    pub(super) source: Vec<u8>,
+    pub(super) fds: Vec<OwnedFd>,
+    pub(super) credentials: Option<(i32, u32, u32)>,
+    pub(super) destination: Vec<u8>,
+}
+
+/// Moves the place where `MSG_PEEK` looks (`SO_PEEK_OFF`, socket(7)), and puts it back.
+struct Place<'a> {
+    open: &'a Open<'a>,
+    before: i32,
+}
+
+impl<'a> Place<'a> {
+    fn take(open: &'a Open<'a>) -> core::result::Result<Place<'a>, FreezerError> {
+        let before = super::int(open, c::SOL_SOCKET, c::SO_PEEK_OFF)?;
+        Ok(Place { open, before })
+    }
+
+    fn set(&self, offset: usize) -> Result<()> {
+        let offset = i32::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+        let fd = self.open.copy.as_fd();
+        socket::set_int_option(fd, c::SOL_SOCKET, c::SO_PEEK_OFF, offset)
+    }
+
+    fn peek(&self, capacity: usize) -> Result<Received> {
+        let flags = c::MSG_PEEK | c::MSG_DONTWAIT;
+        socket::receive(self.open.copy.as_fd(), flags, capacity)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let fd = self.open.copy.as_fd();
+        // It was read from there; a kernel that has the option takes its own value.
+        let _ = socket::set_int_option(fd, c::SOL_SOCKET, c::SO_PEEK_OFF, self.before);
+    }
+}
+
+/// Has every message come with credentials (`SO_PASSCRED`), and puts that back.
+struct Credentials<'a>(&'a Open<'a>);
+
+impl<'a> Credentials<'a> {
+    /// None when they come anyway.
+    fn ask(open: &'a Open<'a>) -> core::result::Result<Option<Credentials<'a>>, FreezerError> {
+        if super::int(open, c::SOL_SOCKET, c::SO_PASSCRED)? != 0 {
+            return Ok(None);
+        }
+        socket::set_int_option(open.copy.as_fd(), c::SOL_SOCKET, c::SO_PASSCRED, 1)
+            .map_err(open.call("asking for credentials"))?;
+        Ok(Some(Credentials(open)))
+    }
+}
+
+impl Drop for Credentials<'_> {
+    fn drop(&mut self) {
+        // It was 0, and was just set.
+        let _ = socket::set_int_option(self.0.copy.as_fd(), c::SOL_SOCKET, c::SO_PASSCRED, 0);
+    }
+}
+
+/// Datagrams or packets with their boundaries, until there are no more. `ends` when behind the last
+/// one a read gives 0 bytes: an empty packet differs from that only by what comes with it.
+pub(super) fn datagrams(
+    open: &Open<'_>,
+    ends: bool,
+) -> core::result::Result<Vec<Message>, FreezerError> {
+    let reading = "reading what is in its queue";
+    let asked = if ends { Credentials::ask(open)? } else { None };
+    let place = Place::take(open)?;
+    place.set(0).map_err(open.call(reading))?;
+    let mut found = Vec::new();
+    loop {
+        match place.peek(LARGEST) {
+            Ok(received) if ends && received.data.is_empty() && received.credentials.is_none() => {
+                return Ok(found);
+            }
+            Ok(mut received) if asked.is_some() => {
+                received.credentials = None;
+                found.push(message(open, received)?);
+            }
+            Ok(received) => found.push(message(open, received)?),
+            Err(Errno::EAGAIN) => return Ok(found),
+            Err(errno) => return Err(open.call(reading)(errno)),
+        }
+    }
+}
+
+/// The bytes of a stream, `total` of them, in runs that were sent alike: descriptors come with the
+/// first byte of a run.
+pub(super) fn stream(
+    open: &Open<'_>,
+    total: usize,
+) -> core::result::Result<Vec<Message>, FreezerError> {
+    let reading = "reading what is in its queue";
+    let place = Place::take(open)?;
+    let mut found: Vec<Message> = Vec::new();
+    let mut at = 0;
+    // Nothing may be read once all is read: that would take a pending error off the socket.
+    while at < total {
+        place.set(at).map_err(open.call(reading))?;
+        let received = place.peek(CHUNK).map_err(open.call(reading))?;
+        let len = received.data.len();
+        if len == 0 {
+            let text = format!("{} of {total} bytes could be read", at);
+            return Err(open.refuse(text));
+        }
+        if received.fds.is_empty() {
+            found.push(message(open, received)?);
+        } else {
+            let start = run_with_descriptors(&place, at, len).map_err(open.call(reading))?;
+            let mut last = message(open, received)?;
+            let rest = last.data.split_off(start);
+            if start > 0 {
+                found.push(Message {
+                    data: core::mem::replace(&mut last.data, rest),
+                    credentials: last.credentials,
+                    source: last.source.clone(),
+                    ..Message::default()
+                });
+            } else {
+                last.data = rest;
+            }
+            found.push(last);
+        }
+        at += len;
+    }
+    Ok(found)
+}
+
+/// Bytes before the run that carries descriptors, the last one of `len` bytes read at `at`: a read glues
+/// it to the runs before it.
+fn run_with_descriptors(place: &Place<'_>, at: usize, len: usize) -> Result<usize> {
+    place.set(at)?;
+    let flags = c::MSG_PEEK | c::MSG_DONTWAIT;
+    match socket::receive_whole_pieces(place.open.copy.as_fd(), flags, len - 1) {
+        Ok(before) => Ok(before.data.len()),
+        // There is none before it.
+        Err(Errno::EFAULT) => Ok(0),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn message(open: &Open<'_>, received: Received) -> core::result::Result<Message, FreezerError> {
+    if received.flags & c::MSG_CTRUNC != 0 {
+        let why = "descriptors in flight in it cannot be looked at (see the limit of open files)";
+        return Err(open.refuse(why));
+    }
+    if received.flags & c::MSG_TRUNC != 0 {
+        return Err(open.refuse("a message in its queue is too large"));
+    }
+    let destination = received.control.iter().find_map(|(level, kind, value)| {
+        let wanted = [(c::SOL_IP, c::IP_PKTINFO), (c::SOL_IPV6, c::IPV6_PKTINFO)];
+        wanted.contains(&(*level, *kind)).then(|| value.clone())
+    });
+    Ok(Message {
+        data: received.data,
+        source: received.source,
+        fds: received.fds,
+        credentials: received.credentials.map(|c| (c.pid, c.uid, c.gid)),
+        destination: destination.unwrap_or_default(),
+    })
+}

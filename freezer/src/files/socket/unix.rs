@@ -1,0 +1,249 @@
+//! Unix sockets (unix(7)).
+
+use super::queue::{self, Message};
+use super::{Common, Facts};
+use crate::FreezerError;
+use crate::diag::UnixInfo;
+use crate::files::Open;
+use nix::libc as c;
+use nix::sys::stat::fstat;
+use persist_mem::manifest::{
+    Description, DescriptionId, DescriptionKind, PeerCredentials, SocketState, UnixFile, UnixLink,
+    UnixSocket,
+};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStringExt;
+use sys::socket::{self, Credentials};
+use sys::{Errno, Pid};
+
+/// Bytes of `sun_family`, before the name.
+const FAMILY: usize = 2;
+/// NGROUPS_MAX.
+const GROUPS_MAX: usize = 65536;
+
+/// A unix socket whose peer is not known yet.
+pub(super) struct Found {
+    id: DescriptionId,
+    inode: u64,
+    info: UnixInfo,
+    stream: bool,
+    /// Name of its peer, alive or not.
+    peer_name: Vec<u8>,
+    /// A pending error.
+    error: bool,
+    /// Something it sent has not been received.
+    unsent: bool,
+    holder: (Pid, i32),
+    link: Vec<u8>,
+}
+
+impl Found {
+    pub(super) fn new(
+        open: &Open<'_>,
+        id: DescriptionId,
+        common: &Common,
+        info: UnixInfo,
+    ) -> Result<Found, FreezerError> {
+        let peer_name = match socket::peer_name(open.copy.as_fd()) {
+            Ok(name) => unnamed(name),
+            Err(Errno::ENOTCONN) => Vec::new(),
+            Err(errno) => return Err(open.call("asking for its peer's name")(errno)),
+        };
+        let unsent = !info.listens()
+            && socket::unsent(open.copy.as_fd()).map_err(open.call("asking for unsent data"))? != 0;
+        Ok(Found {
+            id,
+            inode: common.inode,
+            stream: common.kind != c::SOCK_DGRAM,
+            peer_name,
+            error: common.has(c::POLLERR),
+            unsent,
+            holder: (open.pid, open.fd),
+            link: open.link.to_vec(),
+            info,
+        })
+    }
+
+    fn refuse(&self, reason: impl Into<String>) -> FreezerError {
+        let (pid, fd) = self.holder;
+        let link = String::from_utf8_lossy(&self.link);
+        FreezerError::refuse(pid, format!("fd {fd} ({link})"), reason)
+    }
+}
+
+/// The name in the bytes of a `struct sockaddr_un`.
+fn unnamed(mut address: Vec<u8>) -> Vec<u8> {
+    address.drain(..FAMILY.min(address.len()));
+    if address.first().is_some_and(|first| *first != 0) {
+        // A path ends at its first NUL; an abstract name has a length.
+        let len = address.iter().position(|b| *b == 0);
+        address.truncate(len.unwrap_or(address.len()));
+    }
+    address
+}
+
+pub(super) fn examine(
+    open: &Open<'_>,
+    common: &Common,
+    facts: &mut Facts,
+) -> Result<UnixSocket, FreezerError> {
+    let info = facts.unix(open, common.inode)?;
+    let fd = open.copy.as_fd();
+    let name = unnamed(socket::name(fd).map_err(open.call("asking for its name"))?);
+    if common.has(c::POLLERR) && common.kind != c::SOCK_STREAM {
+        let silent = common.kind == c::SOCK_SEQPACKET && !common.has(c::POLLIN);
+        if !silent {
+            return Err(open.refuse("an error waits on it that was not read yet"));
+        }
+    }
+    let urgent = socket::receive(fd, c::MSG_OOB | c::MSG_PEEK | c::MSG_DONTWAIT, 1);
+    if common.kind == c::SOCK_STREAM && !info.listens() && urgent.is_ok() {
+        return Err(open.refuse("out-of-band data in its queue is not carried yet"));
+    }
+    Ok(UnixSocket {
+        file: if name.first().is_some_and(|first| *first != 0) {
+            file(open)?
+        } else {
+            None
+        },
+        name,
+        peer_credentials: peer_credentials(open)?,
+        shutdown: info.shutdown,
+        ..UnixSocket::default()
+    })
+}
+
+/// Where the file is that it is bound to; None when it was removed.
+fn file(open: &Open<'_>) -> Result<Option<UnixFile>, FreezerError> {
+    let file = match socket::bound_file(open.copy.as_fd()) {
+        Ok(file) => file,
+        Err(Errno::ENOENT) => return Ok(None),
+        Err(errno) => return Err(open.call("asking for its file")(errno)),
+    };
+    let found = fstat(&file).map_err(open.call("fstat of its file"))?;
+    if found.st_nlink == 0 {
+        return Ok(None);
+    }
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let path = std::fs::read_link(link).map_err(|cause| FreezerError::Proc {
+        pid: open.pid,
+        what: format!("the file of fd {}", open.fd),
+        cause,
+    })?;
+    Ok(Some(UnixFile {
+        path: path.into_os_string().into_vec(),
+        owner: (found.st_uid, found.st_gid),
+        mode: found.st_mode & 0o7777,
+    }))
+}
+
+fn peer_credentials(open: &Open<'_>) -> Result<Option<PeerCredentials>, FreezerError> {
+    let fd = open.copy.as_fd();
+    let bytes = socket::option(fd, c::SOL_SOCKET, c::SO_PEERCRED, 12)
+        .map_err(open.call("reading SO_PEERCRED"))?;
+    let Some(found) = Credentials::from_bytes(&bytes).filter(|c| c.uid != u32::MAX) else {
+        return Ok(None);
+    };
+    let groups = match socket::option(fd, c::SOL_SOCKET, c::SO_PEERGROUPS, GROUPS_MAX * 4) {
+        Ok(bytes) => bytes,
+        Err(Errno::ENODATA) => Vec::new(),
+        Err(errno) => return Err(open.call("reading SO_PEERGROUPS")(errno)),
+    };
+    let word = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap_or([0; 4]));
+    Ok(Some(PeerCredentials {
+        pid: found.pid,
+        uid: found.uid,
+        gid: found.gid,
+        groups: groups.chunks_exact(4).map(word).collect(),
+    }))
+}
+
+/// What it received and nobody has read.
+pub(super) fn queue(
+    open: &Open<'_>,
+    common: &Common,
+    found: &Found,
+) -> Result<Vec<Message>, FreezerError> {
+    if found.info.listens() || !common.has(c::POLLIN) {
+        return Ok(Vec::new());
+    }
+    if common.kind != c::SOCK_STREAM {
+        const SHUT_RD: u8 = 1;
+        let ends = common.kind == c::SOCK_SEQPACKET && found.info.shutdown & SHUT_RD != 0;
+        return queue::datagrams(open, ends);
+    }
+    // A stream that nobody writes to any more can be read as well: there is its end.
+    let total = socket::unread(open.copy.as_fd()).map_err(open.call("asking for unread data"))?;
+    let mut messages = queue::stream(open, total as usize)?;
+    for message in &mut messages {
+        // The kernel names the peer for every run; that is not the message's own.
+        message.source.clear();
+    }
+    Ok(messages)
+}
+
+/// Writes who talks to whom into the descriptions.
+pub(super) fn link(found: &[Found], descriptions: &mut [Description]) -> Result<(), FreezerError> {
+    let by_inode: HashMap<u64, &Found> = found.iter().map(|f| (f.inode, f)).collect();
+    let mut waits_for: HashMap<u64, DescriptionId> = HashMap::new();
+    for listener in found {
+        for inode in &listener.info.waiting {
+            waits_for.insert(*inode, listener.id);
+        }
+    }
+    let mut links: HashMap<DescriptionId, UnixLink> = HashMap::new();
+    for one in found {
+        links.insert(one.id, link_of(one, &by_inode, &waits_for)?);
+    }
+    for description in descriptions {
+        if let DescriptionKind::Socket(socket) = &mut description.kind
+            && let SocketState::Unix(state) = &mut socket.state
+            && let Some(link) = links.remove(&description.id)
+        {
+            state.link = link;
+        }
+    }
+    Ok(())
+}
+
+fn link_of(
+    one: &Found,
+    by_inode: &HashMap<u64, &Found>,
+    waits_for: &HashMap<u64, DescriptionId>,
+) -> Result<UnixLink, FreezerError> {
+    if one.info.listens() {
+        let waiting = one.info.waiting.iter().map(|inode| {
+            let client = by_inode.get(inode).ok_or_else(|| {
+                one.refuse(
+                    "a client waits to be accepted that has closed its end or is no part of the tree",
+                )
+            })?;
+            if client.unsent {
+                return Err(one.refuse("a client that waits to be accepted has sent data already"));
+            }
+            Ok(client.id)
+        });
+        return Ok(UnixLink::Listening {
+            backlog: one.info.backlog,
+            waiting: waiting.collect::<Result<_, FreezerError>>()?,
+        });
+    }
+    if let Some(listener) = waits_for.get(&one.inode) {
+        return Ok(UnixLink::Waiting(*listener));
+    }
+    match one.info.peer {
+        None => Ok(UnixLink::None),
+        Some(0) if one.stream && one.info.shutdown != 3 => {
+            Err(one.refuse("it waits to be accepted by a process that is no part of the tree"))
+        }
+        Some(0) => Ok(UnixLink::Gone {
+            name: one.peer_name.clone(),
+            reset: one.error,
+        }),
+        Some(inode) => match by_inode.get(&inode) {
+            Some(peer) => Ok(UnixLink::Connected(peer.id)),
+            None => Err(one.refuse("its peer is no part of the tree")),
+        },
+    }
+}
