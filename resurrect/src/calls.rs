@@ -115,7 +115,10 @@ pub(crate) fn run(
         None => Ok(output),
         Some(failure) => {
             let tid = tracee.tid();
-            let cause = sys::tracee::TraceeError::Call { tid, failure };
+            let cause = sys::tracee::TraceeError::Call {
+                tid,
+                failure: Box::new(failure),
+            };
             Err(ResurrectError::tracee(pid, doing)(cause))
         }
     }

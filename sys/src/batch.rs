@@ -330,12 +330,16 @@ impl Output {
     }
 }
 
-// The loop. In: rbx = call table, r12 = number of calls. It keeps its state in registers that
-// system calls preserve (all but rax, rcx, r11) and ends in a breakpoint.
+// The loop. In: rbx = call table, r12 = number of calls, r14 = signal that ends it, rbp = frame to go
+// on from. It keeps its state in registers that system calls preserve (all but rax, rcx, r11). At its
+// end it sends itself the signal, which its tracer sees, and which without a tracer does nothing: so
+// it is one that the program ignores. What comes then is only run without a tracer: the thread goes
+// on as it was before. Signal 0 is for threads that are being built: a breakpoint ends those.
 core::arch::global_asm!(
     ".pushsection .rodata.kupgrade_batch,\"a\",@progbits",
     ".balign 16",
     ".globl kupgrade_batch_start",
+    ".globl kupgrade_batch_mark",
     ".globl kupgrade_batch_end",
     "kupgrade_batch_start:",
     "  test r12, r12",
@@ -384,6 +388,23 @@ core::arch::global_asm!(
     "  dec r12",
     "  jnz 2b",
     "8:",
+    "  test r14d, r14d",
+    "  jz 9f",
+    "  mov eax, 39", // getpid
+    "  syscall",
+    "  mov r13d, eax",
+    "  mov eax, 186", // gettid
+    "  syscall",
+    "  mov edi, r13d",
+    "  mov esi, eax",
+    "  mov edx, r14d",
+    "  mov eax, 234", // tgkill
+    "  syscall",
+    "kupgrade_batch_mark:",
+    "  lea rsp, [rbp + 8]",
+    "  mov eax, 15", // rt_sigreturn
+    "  syscall",
+    "9:",
     "  int3",
     "kupgrade_batch_end:",
     ".popsection",
@@ -391,7 +412,14 @@ core::arch::global_asm!(
 
 unsafe extern "C" {
     static kupgrade_batch_start: u8;
+    static kupgrade_batch_mark: u8;
     static kupgrade_batch_end: u8;
+}
+
+/// Offset in [`code`] at which a thread stands when the signal that ends a batch has come.
+#[must_use]
+pub(crate) fn mark() -> u64 {
+    ((&raw const kupgrade_batch_mark) as usize - (&raw const kupgrade_batch_start) as usize) as u64
 }
 
 /// The loop's machine code: position independent, no relocations, ends in `int3`.
@@ -430,6 +458,6 @@ mod tests {
     #[test]
     fn the_loop_is_small_and_ends_in_a_breakpoint() {
         assert_eq!(code().last(), Some(&0xcc));
-        assert!(code().len() < 256);
+        assert!(code().len() < 256 && mark() < code().len() as u64);
     }
 }

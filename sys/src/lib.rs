@@ -15,6 +15,8 @@
 //! | [`regs`] | register sets |
 //! | [`batch`] | lists of system calls as data, and the loop that runs them |
 //! | [`scratch`] | the memory that batches run from |
+//! | [`gate`] | system call instructions with a way back |
+//! | `sigframe` | the frame a thread goes on from by itself |
 //! | [`tracee`] | one stopped thread: registers, memory, batches |
 //! | [`vm`] | memory of other processes |
 //! | [`held`] | pages of our own that stay in memory |
@@ -32,6 +34,7 @@ pub mod batch;
 pub mod clock;
 pub mod deadline;
 pub mod fds;
+pub mod gate;
 pub mod held;
 pub mod ids;
 pub mod ipc;
@@ -46,13 +49,17 @@ mod raw;
 pub mod regs;
 pub mod scratch;
 pub mod socket;
+mod sigframe;
 pub mod tracee;
+#[cfg(test)]
+mod tracer_death;
 pub mod vm;
 pub mod wait;
 pub mod xattr;
 
 pub use ids::{Pid, Tid};
 pub use nix::errno::Errno;
+pub use sigframe::Remaining;
 
 /// Result of one system call.
 pub type Result<T> = core::result::Result<T, Errno>;

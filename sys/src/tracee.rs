@@ -1,14 +1,16 @@
 //! One stopped thread: its registers, its memory, and system calls made inside it.
 
 use crate::batch::{self, Batch, CallFailure, Output};
+use crate::gate::{Gate, ReturnSlot};
 use crate::regs::{NO_SYSCALL, Regs};
+use crate::sigframe::{Context, Remaining, SigFrame};
 use crate::vm::ProcMem;
 use crate::wait::{self, Status};
 use crate::{Errno, PAGE_SIZE, PAGE_SIZE_U64, Pid, Tid, ptrace};
 use std::sync::Arc;
 
 /// Why something could not be done in a tracee.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum TraceeError {
     /// A ptrace request or an access to its memory failed.
     #[error("thread {tid}: {doing}: {errno}")]
@@ -49,7 +51,7 @@ pub enum TraceeError {
         tid: Tid,
         /// Which call, and why.
         #[source]
-        failure: CallFailure,
+        failure: Box<CallFailure>,
     },
     /// There is no scratch mapping, or it is too small.
     #[error("thread {tid}: a batch of {need} bytes does not fit the scratch space of {have}")]
@@ -72,6 +74,17 @@ pub struct Scratch {
     pub len: usize,
 }
 
+/// What a thread needs to come back from a call by itself, before there is room of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Foothold {
+    /// The way in and out.
+    pub gate: Gate,
+    /// Address of a call of `rt_sigreturn(2)`.
+    pub restorer: u64,
+    /// The memory right below this address is of no use to anybody: the unused part of a stack.
+    pub free_below: u64,
+}
+
 /// A thread stopped under our ptrace. The value does not own the attachment: who seized it
 /// detaches it.
 #[derive(Debug)]
@@ -84,9 +97,16 @@ pub struct Tracee {
     deferred: Vec<i32>,
     /// Threads or children it made under `PTRACE_O_TRACE{CLONE,FORK}`.
     born: Vec<Tid>,
+    foothold: Option<Foothold>,
+    /// The signal that ends a batch.
+    marker: i32,
+    /// What remains of the sleep it was interrupted in.
+    remaining: Option<Remaining>,
 }
 
-const ALL_SIGNALS: u64 = u64::MAX;
+const fn all_but(signal: i32) -> u64 {
+    !(1 << (signal - 1))
+}
 
 impl Tracee {
     /// Takes hold of a stopped thread.
@@ -106,6 +126,9 @@ impl Tracee {
             scratch: None,
             deferred: Vec::new(),
             born: Vec::new(),
+            foothold: None,
+            marker: libc::SIGTRAP,
+            remaining: None,
         })
     }
 
@@ -119,7 +142,28 @@ impl Tracee {
             scratch: self.scratch,
             deferred: Vec::new(),
             born: Vec::new(),
+            foothold: self.foothold,
+            marker: self.marker,
+            remaining: None,
         }
+    }
+
+    /// Names the signal that ends its batches ([`Tracee::run`]): one that does nothing to it when it
+    /// comes after the tracer's death, that is, one that its process ignores and that is not
+    /// queued. It is unblocked while batches run.
+    pub fn set_marker(&mut self, signal: i32) {
+        self.marker = signal;
+    }
+
+    /// Gives it a way back from calls that are made before it has a scratch mapping.
+    pub fn set_foothold(&mut self, foothold: Foothold) {
+        self.foothold = Some(foothold);
+    }
+
+    /// Tells how long the sleep that it was interrupted in would have gone on; used when the tracer
+    /// dies while something else runs in it.
+    pub fn set_remaining(&mut self, remaining: Option<Remaining>) {
+        self.remaining = remaining;
     }
 
     /// The process.
@@ -192,9 +236,11 @@ impl Tracee {
         ptrace::set_regs(self.tid, regs).map_err(self.failed("setting its registers"))
     }
 
-    /// Makes one system call through the `syscall` instruction at `gate` by single-stepping over
-    /// it. Registers and signal mask are put back. For the first call, before there is a scratch
-    /// mapping.
+    /// Makes one system call through the `syscall` instruction at `gate`. Registers and signal mask
+    /// are put back. For the first call, before there is a scratch mapping. With a foothold
+    /// ([`Tracee::set_foothold`]) the gate is that one's, and the tracer may die at any moment if it
+    /// has set `PTRACE_O_TRACESYSGOOD`; without that option the kernel turns a stop that nobody
+    /// waits for any more into a SIGTRAP.
     ///
     /// # Errors
     /// When it ends or stops elsewhere. The call's own errno is the inner result.
@@ -204,12 +250,11 @@ impl Tracee {
         nr: i64,
         args: [u64; 6],
     ) -> Result<crate::Result<u64>, TraceeError> {
-        const DOING: &str = "making a system call in it";
         let saved = self.regs()?;
-        let mask = self.block_signals()?;
+        let mask = self.sigmask()?;
         let [rdi, rsi, rdx, r10, r8, r9] = args;
         let rax = nr.cast_unsigned();
-        self.set_regs(&Regs {
+        let mut regs = Regs {
             rip: gate,
             rax,
             rdi,
@@ -220,12 +265,73 @@ impl Tracee {
             r9,
             orig_rax: NO_SYSCALL,
             ..saved
-        })?;
-        ptrace::step(self.tid, 0).map_err(self.failed(DOING))?;
-        self.wait_for_trap(DOING, |tid| ptrace::step(tid, 0))?;
-        let result = self.regs()?.rax.cast_signed();
-        self.set_regs(&saved)?;
-        self.set_sigmask(mask)?;
+        };
+        if let Some(foothold) = self.foothold {
+            self.write_way_back(&foothold, &saved, mask, &mut regs)?;
+        }
+        // From here on the thread finds its way back alone.
+        self.set_regs(&regs)?;
+        let done = self.set_sigmask(u64::MAX).and_then(|()| self.one_call());
+        self.put_back(&saved, mask, done)
+    }
+
+    /// Writes the frame to go on from and aims the registers at the foothold's gate.
+    fn write_way_back(
+        &self,
+        foothold: &Foothold,
+        saved: &Regs,
+        sigmask: u64,
+        regs: &mut Regs,
+    ) -> Result<(), TraceeError> {
+        let xstate = self.xstate()?;
+        let context = Context {
+            regs: saved,
+            sigmask,
+            xstate: &xstate,
+            remaining: self.remaining,
+        };
+        let frame = SigFrame::below(foothold.free_below, foothold.restorer, &context);
+        self.mem
+            .write(frame.base, &frame.bytes)
+            .map_err(self.failed("writing the frame to go on from"))?;
+        regs.rip = foothold.gate.call;
+        match foothold.gate.slot {
+            ReturnSlot::Stack(offset) => regs.rsp = frame.frame.wrapping_add_signed(-offset),
+            ReturnSlot::Frame(offset) => {
+                regs.rbp = frame.frame.wrapping_add_signed(-offset);
+                regs.rsp = frame.base;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs to the entry and to the exit of the call it stands before.
+    fn one_call(&mut self) -> Result<i64, TraceeError> {
+        const DOING: &str = "making a system call in it";
+        for _ in 0..2 {
+            ptrace::cont_to_syscall(self.tid, 0).map_err(self.failed(DOING))?;
+            self.wait_for(DOING, ptrace::cont_to_syscall, |_, status| {
+                // Without PTRACE_O_TRACESYSGOOD it looks like a signal.
+                matches!(status, Status::Syscall | Status::Signal(libc::SIGTRAP))
+            })?;
+        }
+        Ok(self.regs()?.rax.cast_signed())
+    }
+
+    /// Puts registers and mask back after `done`, also when that failed.
+    fn put_back(
+        &self,
+        saved: &Regs,
+        mask: u64,
+        done: Result<i64, TraceeError>,
+    ) -> Result<crate::Result<u64>, TraceeError> {
+        if let Err(ended @ TraceeError::Ended { .. }) = done {
+            return Err(ended);
+        }
+        // Registers last: until then the way back puts back both.
+        let back = self.set_sigmask(mask).and_then(|()| self.set_regs(saved));
+        let result = done?;
+        back?;
         Ok(if (-4095..0).contains(&result) {
             Err(Errno::from_raw(-result as i32))
         } else {
@@ -233,12 +339,12 @@ impl Tracee {
         })
     }
 
-    /// Maps a scratch area of `len` bytes (data) through the gate, wherever the kernel likes.
+    /// Maps a scratch area for batches of `len` bytes through the gate, wherever the kernel likes.
     ///
     /// # Errors
     /// When the target may not map more (`RLIMIT_AS`), among others.
     pub fn map_scratch(&mut self, gate: u64, len: usize) -> Result<Scratch, TraceeError> {
-        let len = len.next_multiple_of(PAGE_SIZE) + PAGE_SIZE;
+        let len = len.next_multiple_of(PAGE_SIZE) + SigFrame::ROOM + PAGE_SIZE;
         let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
         let args = [0, len as u64, rw, flags, u64::MAX, 0];
@@ -271,33 +377,77 @@ impl Tracee {
     }
 
     /// Runs a batch. Registers and signal mask are put back; calls that may fail are left to the
-    /// caller to look at.
+    /// caller to look at. When the tracer dies meanwhile the thread finishes the batch and goes on
+    /// as it was; the scratch mapping is left over then.
     ///
     /// # Errors
     /// When a call that had to succeed failed, the thread ended, or the batch is too large.
     pub fn run(&mut self, batch: &Batch) -> Result<Output, TraceeError> {
         let saved = self.regs()?;
-        let mask = self.block_signals()?;
-        let output = self.run_raw(batch)?;
-        self.set_regs(&saved)?;
-        self.set_sigmask(mask)?;
+        let mask = self.sigmask()?;
+        let scratch = self.room_for(batch, SigFrame::ROOM)?;
+        let base = scratch.address + PAGE_SIZE_U64;
+        let table = base + SigFrame::ROOM as u64;
+        let xstate = self.xstate()?;
+        let context = Context {
+            regs: &saved,
+            sigmask: mask,
+            xstate: &xstate,
+            remaining: self.remaining,
+        };
+        let frame = SigFrame::at(base, 0, &context);
+        self.mem
+            .write(frame.base, &frame.bytes)
+            .map_err(self.failed("writing the frame to go on from"))?;
+        let regs = Regs {
+            r14: i64::from(self.marker).cast_unsigned(),
+            rbp: frame.frame,
+            ..saved
+        };
+        let mark = scratch.address + batch::mark();
+        let marker = self.marker;
+        self.write_batch(batch, table)?;
+        self.start(batch, scratch, table, &regs)?;
+        let ran = self.block_signals().and_then(|_| {
+            self.go(|tracee, status| {
+                status == Status::Signal(marker) && tracee.regs().is_ok_and(|regs| regs.rip == mark)
+            })
+        });
+        let output = ran.and_then(|()| self.read_batch(batch, table));
+        let done = output.as_ref().map(|_| 0).map_err(Clone::clone);
+        let back = self.put_back(&saved, mask, done);
+        let output = output?;
+        back?.map_err(self.failed("running a batch in it"))?;
         match batch.failure(&output) {
             None => Ok(output),
             Some(failure) => Err(TraceeError::Call {
                 tid: self.tid,
-                failure,
+                failure: Box::new(failure),
             }),
         }
     }
 
     /// Runs a batch and leaves registers as the loop left them and the signal mask as it is: for
-    /// threads that are being built.
+    /// threads that are being built. SIGTRAP should not be blocked: the kernel forgets its
+    /// disposition when a breakpoint meets that.
     ///
     /// # Errors
     /// As [`Tracee::run`], but failed calls are left to the caller ([`Batch::failure`]).
     pub fn run_raw(&mut self, batch: &Batch) -> Result<Output, TraceeError> {
-        const DOING: &str = "running a batch in it";
-        let (need, tid) = (batch.size(), self.tid);
+        let scratch = self.room_for(batch, 0)?;
+        let table = scratch.address + PAGE_SIZE_U64;
+        self.write_batch(batch, table)?;
+        let regs = Regs {
+            r14: 0,
+            ..self.regs()?
+        };
+        self.start(batch, scratch, table, &regs)?;
+        self.go(|_, status| status == Status::Signal(libc::SIGTRAP))?;
+        self.read_batch(batch, table)
+    }
+
+    fn room_for(&self, batch: &Batch, more: usize) -> Result<Scratch, TraceeError> {
+        let (need, tid) = (batch.size() + more, self.tid);
         let scratch = self
             .scratch
             .ok_or(TraceeError::Scratch { tid, need, have: 0 })?;
@@ -305,42 +455,63 @@ impl Tracee {
         if need > have {
             return Err(TraceeError::Scratch { tid, need, have });
         }
-        let table = scratch.address + PAGE_SIZE_U64;
-        let bytes = batch.encode(table);
+        Ok(scratch)
+    }
+
+    fn write_batch(&self, batch: &Batch, table: u64) -> Result<(), TraceeError> {
         self.mem
-            .write(table, &bytes)
-            .map_err(self.failed("writing a batch"))?;
-        let regs = self.regs()?;
+            .write(table, &batch.encode(table))
+            .map_err(self.failed("writing a batch"))
+    }
+
+    fn read_batch(&self, batch: &Batch, table: u64) -> Result<Output, TraceeError> {
+        self.mem
+            .read_vec(table, batch.size())
+            .map(|bytes| batch.decode(bytes))
+            .map_err(self.failed("reading a batch's results"))
+    }
+
+    /// Aims the registers at the loop.
+    fn start(
+        &self,
+        batch: &Batch,
+        scratch: Scratch,
+        table: u64,
+        regs: &Regs,
+    ) -> Result<(), TraceeError> {
         self.set_regs(&Regs {
             rip: scratch.address,
             rbx: table,
             r12: batch.len() as u64,
             rax: 0,
             orig_rax: NO_SYSCALL,
-            ..regs
-        })?;
-        ptrace::cont(self.tid, 0).map_err(self.failed(DOING))?;
-        self.wait_for_trap(DOING, |tid| ptrace::cont(tid, 0))?;
-        let mut back = vec![0; bytes.len()];
-        self.mem
-            .read(table, &mut back)
-            .map_err(self.failed("reading a batch's results"))?;
-        Ok(batch.decode(back))
+            ..*regs
+        })
     }
 
-    /// Waits for the SIGTRAP that ends a step or a batch, going on over stops that have nothing to
-    /// do with it.
-    fn wait_for_trap(
+    fn go(&mut self, end: impl Fn(&Tracee, Status) -> bool) -> Result<(), TraceeError> {
+        const DOING: &str = "running a batch in it";
+        ptrace::cont(self.tid, 0).map_err(self.failed(DOING))?;
+        self.wait_for(DOING, ptrace::cont, end)
+    }
+
+    /// Waits for the stop that `end` looks for, going on over stops that have nothing to do with it.
+    fn wait_for(
         &mut self,
         doing: &'static str,
-        go_on: impl Fn(Tid) -> crate::Result<()>,
+        go_on: impl Fn(Tid, i32) -> crate::Result<()>,
+        end: impl Fn(&Tracee, Status) -> bool,
     ) -> Result<(), TraceeError> {
         loop {
             let status = wait::wait_for(self.tid).map_err(self.failed(doing))?;
+            if end(self, status) {
+                return Ok(());
+            }
             match status {
-                Status::Signal(libc::SIGTRAP) => return Ok(()),
-                // Stop signals cannot be blocked; they wait until the work is done.
-                Status::Signal(signal) if signal == libc::SIGSTOP => self.deferred.push(signal),
+                // Stop signals cannot be blocked, the marker is not; they wait until the work is done.
+                Status::Signal(signal) if signal == libc::SIGSTOP || signal == self.marker => {
+                    self.deferred.push(signal);
+                }
                 Status::Event(_) => {
                     let born = ptrace::event_message(self.tid).map_err(self.failed(doing))?;
                     self.born.push(Tid(i32::try_from(born).unwrap_or(0)));
@@ -363,17 +534,25 @@ impl Tracee {
                     });
                 }
             }
-            go_on(self.tid).map_err(self.failed(doing))?;
+            go_on(self.tid, 0).map_err(self.failed(doing))?;
         }
     }
 
-    /// Blocks every signal; returns what was blocked before.
+    fn xstate(&self) -> Result<Vec<u8>, TraceeError> {
+        ptrace::get_xstate(self.tid).map_err(self.failed("reading its extended state"))
+    }
+
+    fn sigmask(&self) -> Result<u64, TraceeError> {
+        ptrace::get_sigmask(self.tid).map_err(self.failed("reading its signal mask"))
+    }
+
+    /// Blocks every signal but the one that ends batches; returns what was blocked before.
     ///
     /// # Errors
     /// When it is not stopped.
     pub fn block_signals(&self) -> Result<u64, TraceeError> {
-        let mask = ptrace::get_sigmask(self.tid).map_err(self.failed("reading its signal mask"))?;
-        self.set_sigmask(ALL_SIGNALS)?;
+        let mask = self.sigmask()?;
+        self.set_sigmask(all_but(self.marker))?;
         Ok(mask)
     }
 

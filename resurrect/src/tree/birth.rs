@@ -111,7 +111,10 @@ fn descendant(
             return Err(taken(pid));
         }
         let tid = parent.leader.tid();
-        let cause = sys::tracee::TraceeError::Call { tid, failure };
+        let cause = sys::tracee::TraceeError::Call {
+            tid,
+            failure: Box::new(failure),
+        };
         return Err(ResurrectError::tracee(
             by,
             format!("making its child {pid}"),
@@ -183,7 +186,7 @@ fn adopt(pid: Pid, host: Tid, scratch: sys::tracee::Scratch) -> Result<Tracee, R
     let failed = || ResurrectError::tracee(pid, "taking hold of it");
     let mut leader = Tracee::new(Pid(host.0), host).map_err(failed())?;
     leader.adopt_scratch(scratch, true).map_err(failed())?;
-    leader.set_sigmask(u64::MAX).map_err(failed())?;
+    leader.block_signals().map_err(failed())?;
     Ok(leader)
 }
 
@@ -208,7 +211,7 @@ pub(crate) fn thread(
         }
         let cause = sys::tracee::TraceeError::Call {
             tid: tracee.tid(),
-            failure,
+            failure: Box::new(failure),
         };
         return Err(ResurrectError::tracee(pid, doing)(cause));
     }
@@ -222,7 +225,7 @@ pub(crate) fn thread(
     wait_until_stopped(pid, host)?;
     let thread = tracee.sibling(host);
     thread
-        .set_sigmask(u64::MAX)
+        .block_signals()
         .map_err(ResurrectError::tracee(pid, "taking hold of a thread"))?;
     Ok(thread)
 }
