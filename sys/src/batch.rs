@@ -8,6 +8,7 @@
 //!
 //! Scratch layout: one page of code, then the call table, then the data the calls point to.
 
+use crate::regs::{Regs, restart};
 use core::fmt;
 
 /// An argument of a remote call.
@@ -330,16 +331,85 @@ impl Output {
     }
 }
 
-// The loop. In: rbx = call table, r12 = number of calls, r14 = signal that ends it, rbp = frame to go
-// on from. It keeps its state in registers that system calls preserve (all but rax, rcx, r11). At its
+/// What the loop goes on with when nobody traces its thread any more: the first words behind the code
+/// page. Offsets are known to the code below.
+pub(crate) struct Resume<'a> {
+    pub(crate) regs: &'a Regs,
+    pub(crate) sigmask: u64,
+}
+
+/// Room that [`Resume`] takes.
+pub(crate) const RESUME_ROOM: usize = 256;
+
+impl Resume<'_> {
+    /// The bytes for a loop at address `code`.
+    ///
+    /// Registers are loaded by the thread itself, not by `rt_sigreturn(2)`, which makes the kernel
+    /// forget the sleep that `restart_syscall(2)` would go on with.
+    pub(crate) fn encode(&self, code: u64) -> [u8; RESUME_ROOM] {
+        let mut regs = *self.regs;
+        let back = regs.rip;
+        if let Some((nr, result)) = regs.interrupted_syscall() {
+            match -result {
+                restart::ERESTARTSYS | restart::ERESTARTNOINTR | restart::ERESTARTNOHAND => {
+                    regs.rax = nr.cast_unsigned();
+                    regs.rip = code + offset(&raw const kupgrade_batch_again);
+                }
+                restart::ERESTART_RESTARTBLOCK => {
+                    regs.rax = libc::SYS_restart_syscall.cast_unsigned();
+                    regs.rip = code + offset(&raw const kupgrade_batch_again);
+                }
+                _ => {}
+            }
+        }
+        let words = [
+            regs.eflags,
+            regs.rsp,
+            self.sigmask,
+            regs.rip,
+            back,
+            regs.r15,
+            regs.r14,
+            regs.r13,
+            regs.r12,
+            regs.rbp,
+            regs.rbx,
+            regs.r11,
+            regs.r10,
+            regs.r9,
+            regs.r8,
+            regs.rax,
+            regs.rcx,
+            regs.rdx,
+            regs.rsi,
+            regs.rdi,
+        ];
+        let mut bytes = [0; RESUME_ROOM];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+}
+
+fn offset(symbol: *const u8) -> u64 {
+    (symbol as usize - (&raw const kupgrade_batch_start) as usize) as u64
+}
+
+// The loop. In: rbx = call table, r12 = number of calls, r14 = signal that ends it, rbp = what to go on
+// with. It keeps its state in registers that system calls preserve (all but rax, rcx, r11). At its
 // end it sends itself the signal, which its tracer sees, and which without a tracer does nothing: so
 // it is one that the program ignores. What comes then is only run without a tracer: the thread goes
 // on as it was before. Signal 0 is for threads that are being built: a breakpoint ends those.
+//
+// A call that was interrupted is made again from here (`again`), so that it is known to be the last
+// thing before the program's own code.
 core::arch::global_asm!(
     ".pushsection .rodata.kupgrade_batch,\"a\",@progbits",
     ".balign 16",
     ".globl kupgrade_batch_start",
     ".globl kupgrade_batch_mark",
+    ".globl kupgrade_batch_again",
     ".globl kupgrade_batch_end",
     "kupgrade_batch_start:",
     "  test r12, r12",
@@ -401,9 +471,38 @@ core::arch::global_asm!(
     "  mov eax, 234", // tgkill
     "  syscall",
     "kupgrade_batch_mark:",
-    "  lea rsp, [rbp + 8]",
-    "  mov eax, 15", // rt_sigreturn
+    // Flags, and nothing behind here changes them. Signals are blocked while rsp is not a stack.
+    "  lea rsp, [rbp]",
+    "  popfq",
+    "  mov rsp, [rbp + 8]",
+    "  mov edi, 2", // SIG_SETMASK
+    "  lea rsi, [rbp + 16]",
+    "  mov edx, 0",
+    "  mov r10d, 8",
+    "  mov eax, 14", // rt_sigprocmask
     "  syscall",
+    "  mov r15, [rbp + 40]",
+    "  mov r14, [rbp + 48]",
+    "  mov r13, [rbp + 56]",
+    "  mov r12, [rbp + 64]",
+    "  mov rbx, [rbp + 80]",
+    "  mov r11, [rbp + 88]",
+    "  mov r10, [rbp + 96]",
+    "  mov r9, [rbp + 104]",
+    "  mov r8, [rbp + 112]",
+    "  mov rax, [rbp + 120]",
+    "  mov rcx, [rbp + 128]",
+    "  mov rdx, [rbp + 136]",
+    "  mov rsi, [rbp + 144]",
+    "  mov rdi, [rbp + 152]",
+    "  mov rbp, [rbp + 72]",
+    // jmp [rip + ...]: where to go is the fourth word behind the code page, or here and then the fifth.
+    "  .byte 0xff, 0x25",
+    "  .long kupgrade_batch_start + 4096 + 24 - (. + 4)",
+    "kupgrade_batch_again:",
+    "  syscall",
+    "  .byte 0xff, 0x25",
+    "  .long kupgrade_batch_start + 4096 + 32 - (. + 4)",
     "9:",
     "  int3",
     "kupgrade_batch_end:",
@@ -413,13 +512,14 @@ core::arch::global_asm!(
 unsafe extern "C" {
     static kupgrade_batch_start: u8;
     static kupgrade_batch_mark: u8;
+    static kupgrade_batch_again: u8;
     static kupgrade_batch_end: u8;
 }
 
 /// Offset in [`code`] at which a thread stands when the signal that ends a batch has come.
 #[must_use]
 pub(crate) fn mark() -> u64 {
-    ((&raw const kupgrade_batch_mark) as usize - (&raw const kupgrade_batch_start) as usize) as u64
+    offset(&raw const kupgrade_batch_mark)
 }
 
 /// The loop's machine code: position independent, no relocations, ends in `int3`.
@@ -458,6 +558,6 @@ mod tests {
     #[test]
     fn the_loop_is_small_and_ends_in_a_breakpoint() {
         assert_eq!(code().last(), Some(&0xcc));
-        assert!(code().len() < 256 && mark() < code().len() as u64);
+        assert!(code().len() < 512 && mark() < code().len() as u64);
     }
 }

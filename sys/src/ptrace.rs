@@ -96,22 +96,6 @@ unsafe fn ptrace(op: u32, tid: Tid, addr: u64, data: u64) -> Result<i64> {
     }
 }
 
-/// Ends a tracer at a chosen moment, before or after one of its requests.
-#[cfg(test)]
-pub(crate) mod death {
-    use std::sync::atomic::{AtomicI64, Ordering};
-
-    /// Moments left to live; negative for ever.
-    pub(crate) static LEFT: AtomicI64 = AtomicI64::new(-1);
-
-    pub(super) fn tick() {
-        if LEFT.load(Ordering::Relaxed) >= 0 && LEFT.fetch_sub(1, Ordering::Relaxed) == 0 {
-            // SAFETY: ends this process at once, as SIGKILL would.
-            unsafe { libc::_exit(77) };
-        }
-    }
-}
-
 /// Attaches without stopping (`PTRACE_SEIZE`). The thread need not be stopped.
 ///
 /// # Errors
@@ -382,4 +366,20 @@ pub fn probe(pid: Pid) -> Result<()> {
     interrupt(pid.leader())?;
     crate::wait::wait_for(pid.leader())?;
     detach(pid.leader(), 0)
+}
+
+/// Ends a tracer at a chosen moment, before or after one of its requests.
+#[cfg(test)]
+pub(crate) mod death {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    /// Moments left to live; negative for ever.
+    pub(crate) static LEFT: AtomicI64 = AtomicI64::new(-1);
+
+    pub(super) fn tick() {
+        if LEFT.load(Ordering::Relaxed) >= 0 && LEFT.fetch_sub(1, Ordering::Relaxed) == 0 {
+            // SAFETY: ends this process at once, as SIGKILL would.
+            unsafe { libc::_exit(77) };
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! The frame from which `rt_sigreturn(2)` makes a thread go on as it was.
 //!
-//! Whatever runs inside a stopped thread runs with such a frame ready, and comes to an
-//! `rt_sigreturn` on it by itself when nobody traces the thread any more. So a tracer may die at any
-//! moment.
+//! The calls that are made in a thread before there is room of ours in its process are made with such
+//! a frame ready: behind them it comes to an `rt_sigreturn` on it by itself when nobody traces it any
+//! more. So a tracer may die at any moment.
 
 use crate::regs::{Regs, restart};
 
@@ -61,25 +61,13 @@ pub(crate) struct SigFrame {
 const LEAD: usize = 256;
 
 impl SigFrame {
-    /// Bytes a frame takes at most, for room: with AMX state 11 KiB.
-    pub(crate) const ROOM: usize = 16 << 10;
-
     /// A frame that ends at or before `top`. Its first word is the address it is returned to from,
-    /// `restorer` (0 when nothing returns there).
+    /// `restorer`.
     pub(crate) fn below(top: u64, restorer: u64, context: &Context<'_>) -> SigFrame {
         let state = signal_xstate(context.xstate);
         let xstate_va = (top - state.len() as u64) & !63;
-        SigFrame::at(
-            xstate_va - XSTATE_AT as u64 - LEAD as u64,
-            restorer,
-            context,
-        )
-    }
-
-    /// A frame whose bytes start at `base`, a multiple of 64.
-    pub(crate) fn at(base: u64, restorer: u64, context: &Context<'_>) -> SigFrame {
-        let state = signal_xstate(context.xstate);
-        let frame = base + LEAD as u64;
+        let frame = xstate_va - XSTATE_AT as u64;
+        let base = frame - LEAD as u64;
         let (regs, timeout) = gone_on(context.regs, context.remaining, base);
         let mut bytes = vec![0; LEAD + XSTATE_AT];
         bytes[..8].copy_from_slice(&(timeout / 1_000_000_000).to_le_bytes());
@@ -114,7 +102,6 @@ impl SigFrame {
             put(48 + i * 8, value);
         }
         put(192, regs.cs & 0xffff | (regs.ss & 0xffff) << 48);
-        let xstate_va = frame + XSTATE_AT as u64;
         put(232, if state.is_empty() { 0 } else { xstate_va });
         put(304, context.sigmask);
         bytes.extend_from_slice(&state);
@@ -269,6 +256,5 @@ mod tests {
             assert_eq!(frame.bytes[LEAD..LEAD + 2], [0xbc, 0x0a]);
             assert_eq!(frame.bytes[LEAD + 304], 5);
         }
-        assert!(SigFrame::at(0x1000, 0, &context).bytes.len() < SigFrame::ROOM);
     }
 }

@@ -1,6 +1,6 @@
 //! One stopped thread: its registers, its memory, and system calls made inside it.
 
-use crate::batch::{self, Batch, CallFailure, Output};
+use crate::batch::{self, Batch, CallFailure, Output, RESUME_ROOM, Resume};
 use crate::gate::{Gate, ReturnSlot};
 use crate::regs::{NO_SYSCALL, Regs};
 use crate::sigframe::{Context, Remaining, SigFrame};
@@ -344,7 +344,7 @@ impl Tracee {
     /// # Errors
     /// When the target may not map more (`RLIMIT_AS`), among others.
     pub fn map_scratch(&mut self, gate: u64, len: usize) -> Result<Scratch, TraceeError> {
-        let len = len.next_multiple_of(PAGE_SIZE) + SigFrame::ROOM + PAGE_SIZE;
+        let len = (len + RESUME_ROOM).next_multiple_of(PAGE_SIZE) + PAGE_SIZE;
         let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
         let args = [0, len as u64, rw, flags, u64::MAX, 0];
@@ -385,23 +385,19 @@ impl Tracee {
     pub fn run(&mut self, batch: &Batch) -> Result<Output, TraceeError> {
         let saved = self.regs()?;
         let mask = self.sigmask()?;
-        let scratch = self.room_for(batch, SigFrame::ROOM)?;
+        let scratch = self.room_for(batch, RESUME_ROOM)?;
         let base = scratch.address + PAGE_SIZE_U64;
-        let table = base + SigFrame::ROOM as u64;
-        let xstate = self.xstate()?;
-        let context = Context {
+        let table = base + RESUME_ROOM as u64;
+        let resume = Resume {
             regs: &saved,
             sigmask: mask,
-            xstate: &xstate,
-            remaining: self.remaining,
         };
-        let frame = SigFrame::at(base, 0, &context);
         self.mem
-            .write(frame.base, &frame.bytes)
-            .map_err(self.failed("writing the frame to go on from"))?;
+            .write(base, &resume.encode(scratch.address))
+            .map_err(self.failed("writing what it goes on with"))?;
         let regs = Regs {
             r14: i64::from(self.marker).cast_unsigned(),
-            rbp: frame.frame,
+            rbp: base,
             ..saved
         };
         let mark = scratch.address + batch::mark();

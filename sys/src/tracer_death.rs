@@ -76,6 +76,7 @@ fn trace(pid: Pid, gate: Gate, restorer: u64, sleeps_in: i64, limit: i64) -> i32
         }));
     }
     tracee.set_marker(libc::SIGURG);
+    // Below the red zone.
     let free_below = regs.rsp - 128;
     tracee.set_foothold(Foothold {
         gate,

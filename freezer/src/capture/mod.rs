@@ -2,6 +2,8 @@
 
 mod attributes;
 mod credentials;
+mod foothold;
+mod inside;
 mod memory;
 mod pages;
 mod policy;
@@ -43,9 +45,10 @@ fn describe(frozen: &Frozen, ours: Option<Pid>) -> Result<(Manifest, Objects), F
     let inside: Vec<Pid> = frozen.pids().chain(ours).collect();
     crate::files::outside::refuse(&inside)?;
     let mut table = Table::new();
+    let mut finder = foothold::Finder::default();
     let mut processes = Vec::new();
     for pid in frozen.pids() {
-        processes.push(process::capture(frozen, pid, &mut table)?);
+        processes.push(process::capture(frozen, pid, &mut table, &mut finder)?);
     }
     for &pid in frozen.zombies() {
         processes.push(zombie(pid)?);

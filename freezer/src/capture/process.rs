@@ -1,46 +1,48 @@
 //! One live process.
 
+use super::foothold::Finder;
+use super::inside::{self, Inside};
 use super::{attributes, memory, policy, signals, thread, timers};
 use crate::files::Table;
 use crate::proc::{self, Stat, Status};
 use crate::{FreezerError, Frozen};
-use persist_mem::manifest::{AddressSpace, Live, Process, State};
-use sys::Pid;
-use sys::tracee::{Tracee, find_gate};
+use persist_mem::manifest::{AddressSpace, Live, LockFuture, Process, State};
+use sys::{PAGE_SIZE, Pid, ptrace};
 
 /// Room for the largest batch: 64 signal actions, the timers, the rest.
 const SCRATCH: usize = 64 << 10;
+/// A signal frame without the extended state, and room to align it.
+const FRAME: usize = 1024;
 
 pub(super) fn capture(
     frozen: &Frozen,
     pid: Pid,
     table: &mut Table,
+    finder: &mut Finder,
 ) -> Result<Process, FreezerError> {
     let stat = Stat::read(pid, "stat")?;
     let maps = memory::mappings(pid)?;
     // Everything that looks at memory comes before the scratch mapping is made.
     let mut mm = memory::capture(pid, &stat, &maps, &mut table.objects)?;
     let files = table.capture(pid)?;
-    let mut leader = Tracee::new(pid, pid.leader()).map_err(FreezerError::tracee(pid))?;
-    let gate = gate(pid, &leader, &maps)?;
-    let locked = policy::locked(pid)?;
-    let scratch = leader
-        .map_scratch(gate, SCRATCH)
-        .map_err(FreezerError::tracee(pid))?;
-    let lock_future = policy::lock_future(pid, locked, scratch);
-    let asked = policy::capture(&mut leader, &maps, &mut mm);
-    let inside = inside(frozen, pid, &mut leader);
-    let unmapped = leader
-        .unmap_scratch(gate)
+    let mut threads = inside::threads(frozen, pid)?;
+    let room = map_scratch(pid, &mut threads, &maps, finder)?;
+    let asked = policy::capture(&mut threads[0].tracee, &maps, &mut mm);
+    let described = describe(frozen, pid, &mut threads);
+    let unmapped = threads[room.maker]
+        .tracee
+        .unmap_scratch(room.gate)
         .map_err(FreezerError::tracee(pid));
-    for signal in leader.take_deferred() {
-        let sent = sys::process::tgkill(pid, pid.leader(), signal);
-        sent.map_err(FreezerError::call(pid, "sending on a stop signal"))?;
+    for thread in &mut threads {
+        for signal in thread.tracee.take_deferred() {
+            let sent = sys::process::tgkill(pid, thread.tracee.tid(), signal);
+            sent.map_err(FreezerError::call(pid, "sending on a signal"))?;
+        }
     }
-    let (mut live, more) = inside?;
+    let (mut live, more) = described?;
     unmapped?;
     asked.map_err(FreezerError::tracee(pid))?;
-    mm.lock_future = lock_future?;
+    mm.lock_future = room.lock_future?;
     mm.layout.brk = more.brk;
     mm.thp_disabled = more.thp_disabled;
     live.mm = mm;
@@ -54,32 +56,73 @@ pub(super) fn capture(
     })
 }
 
+/// Room for batches in a process.
+struct Room {
+    /// Which thread has made it and unmaps it.
+    maker: usize,
+    /// Its gate.
+    gate: u64,
+    /// What the new mapping tells about mappings to come.
+    lock_future: Result<LockFuture, FreezerError>,
+}
+
+/// Makes room for batches, for all threads.
+fn map_scratch(
+    pid: Pid,
+    threads: &mut [Inside],
+    maps: &[proc::Mapping],
+    finder: &mut Finder,
+) -> Result<Room, FreezerError> {
+    // A sleep that only the kernel knows the rest of would be lost if we died in these calls.
+    let maker = threads
+        .iter()
+        .position(|thread| thread.sleep.is_none())
+        .unwrap_or(0);
+    let Some(thread) = threads.get_mut(maker) else {
+        return Err(FreezerError::refuse(pid, "threads", "it has none"));
+    };
+    let tracee = &mut thread.tracee;
+    let xstate = ptrace::get_xstate(tracee.tid())
+        .map_err(FreezerError::call(pid, "reading its extended state"))?;
+    let frame = (xstate.len() + FRAME).next_multiple_of(PAGE_SIZE) as u64;
+    let way = finder.find(tracee, maps, frame).ok_or_else(|| {
+        FreezerError::refuse(pid, "memory", "no system call instruction is mapped")
+    })?;
+    if let Some(foothold) = way.foothold {
+        tracee.set_foothold(foothold);
+    }
+    let locked = policy::locked(pid)?;
+    let scratch = tracee
+        .map_scratch(way.gate, SCRATCH)
+        .map_err(FreezerError::tracee(pid))?;
+    let lock_future = policy::lock_future(pid, locked, scratch);
+    for thread in threads.iter_mut() {
+        let adopted = thread.tracee.adopt_scratch(scratch, true);
+        adopted.map_err(FreezerError::tracee(pid))?;
+    }
+    Ok(Room {
+        maker,
+        gate: way.gate,
+        lock_future,
+    })
+}
+
 /// What is asked from inside.
-fn inside(
+fn describe(
     frozen: &Frozen,
     pid: Pid,
-    leader: &mut Tracee,
+    inside: &mut [Inside],
 ) -> Result<(Live, attributes::Attributes), FreezerError> {
     let status = Status::read(pid, "status")?;
-    let Some(scratch) = leader.scratch() else {
-        return Err(FreezerError::refuse(
-            pid,
-            "memory",
-            "there is no scratch mapping",
-        ));
-    };
+    let leader = &mut inside[0].tracee;
     let actions = signals::actions(leader).map_err(FreezerError::tracee(pid))?;
     let more = attributes::capture(leader).map_err(FreezerError::tracee(pid))?;
     let itimers = timers::itimers(leader).map_err(FreezerError::tracee(pid))?;
     let posix = timers::posix(pid, leader)?;
-    let mut threads = Vec::new();
-    for (tid, state) in frozen.threads(pid) {
-        let mut tracee = Tracee::new(pid, tid).map_err(FreezerError::tracee(pid))?;
-        tracee
-            .adopt_scratch(scratch, true)
-            .map_err(FreezerError::tracee(pid))?;
-        threads.push(thread::capture(&mut tracee, state, frozen.scheduler_ns)?);
-    }
+    let threads = inside
+        .iter_mut()
+        .map(thread::capture)
+        .collect::<Result<Vec<_>, _>>()?;
     let stopped = frozen
         .threads(pid)
         .iter()
@@ -105,26 +148,4 @@ fn inside(
         dumpable: more.dumpable,
     };
     Ok((live, more))
-}
-
-/// A `syscall` instruction in the process: in its vdso, else in any executable mapping.
-fn gate(pid: Pid, tracee: &Tracee, maps: &[proc::Mapping]) -> Result<u64, FreezerError> {
-    let mut candidates: Vec<_> = maps.iter().filter(|m| m.perms[2] == b'x').collect();
-    candidates.sort_by_key(|m| m.name != b"[vdso]");
-    for map in candidates {
-        let len = usize::try_from(map.end - map.start)
-            .unwrap_or(0)
-            .min(4 << 20);
-        let Ok(code) = tracee.mem().read_vec(map.start, len) else {
-            continue;
-        };
-        if let Some(offset) = find_gate(&code) {
-            return Ok(map.start + offset as u64);
-        }
-    }
-    Err(FreezerError::refuse(
-        pid,
-        "memory",
-        "no system call instruction is mapped",
-    ))
 }

@@ -2,15 +2,12 @@
 //!
 //! A thread that is stopped in a system call shows a code in `rax` that only tracers see. Left as it
 //! is, the kernel that resumes the thread does what it would have done anyway: deliver a signal and
-//! fail with EINTR, or make the call again. Two kinds need help:
-//!
-//! - calls that fail with EINTR at once although no signal came (epoll_wait and others): they get the
-//!   code for "restart unless a handler runs";
-//! - `ERESTART_RESTARTBLOCK`: the rest of the time-out is in the old kernel's memory. It is computed
-//!   here and given to the new kernel by making the call again.
+//! fail with EINTR, or make the call again. `ERESTART_RESTARTBLOCK` needs help: the rest of the
+//! time-out is in the old kernel's memory. It is computed here and given to the new kernel by making
+//! the call again.
 
 use crate::FreezerError;
-use crate::freeze::FrozenThread;
+use crate::freeze::{FrozenThread, monotonic_ns};
 use nix::time::ClockId;
 use persist_mem::manifest::Sleep;
 use sys::regs::{NO_SYSCALL, Regs, restart};
@@ -31,15 +28,10 @@ pub(super) fn settle(
     tracee: &Tracee,
     regs: Regs,
     frozen: FrozenThread,
-    scheduler_ns: u64,
 ) -> Result<(Regs, Option<Sleep>), FreezerError> {
     let Some((nr, result)) = regs.interrupted_syscall() else {
         return Ok((regs, None));
     };
-    if result == -EINTR {
-        let rax = (-restart::ERESTARTNOHAND).cast_unsigned();
-        return Ok((Regs { rax, ..regs }, None));
-    }
     if result != -restart::ERESTART_RESTARTBLOCK {
         return Ok((regs, None));
     }
@@ -52,7 +44,7 @@ pub(super) fn settle(
     };
     let asleep = frozen
         .asleep_since_ns
-        .map(|since| scheduler_ns.saturating_sub(since));
+        .map(|since| monotonic_ns().saturating_sub(since));
     match remaining(tracee, nr, &regs, asleep)? {
         Some(remaining) => {
             let regs = Regs {

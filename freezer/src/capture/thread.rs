@@ -1,12 +1,11 @@
 //! One thread.
 
-use super::{credentials, signals, sleep};
+use super::inside::Inside;
+use super::{credentials, signals};
 use crate::FreezerError;
-use crate::freeze::FrozenThread;
-use crate::proc::{self, Stat, Status};
+use crate::proc::{self, Stat};
 use persist_mem::manifest::{Rseq, Scheduling, Thread};
 use sys::batch::Batch;
-use sys::tracee::Tracee;
 use sys::{process, ptrace};
 
 const PRCTL: i64 = 157;
@@ -22,22 +21,16 @@ const PR_GET_TIMERSLACK: i32 = 30;
 const PR_GET_TID_ADDRESS: i32 = 40;
 const IOPRIO_WHO_PROCESS: i32 = 1;
 
-pub(super) fn capture(
-    tracee: &mut Tracee,
-    frozen: FrozenThread,
-    scheduler_ns: u64,
-) -> Result<Thread, FreezerError> {
+pub(super) fn capture(inside: &mut Inside) -> Result<Thread, FreezerError> {
+    let tracee = &mut inside.tracee;
     let (pid, tid) = (tracee.pid(), tracee.tid());
     let call = |doing: &'static str| FreezerError::call(pid, format!("thread {tid}: {doing}"));
-    let regs = tracee.regs().map_err(FreezerError::tracee(pid))?;
     let xstate = ptrace::get_xstate(tid).map_err(call("reading its extended state"))?;
     let sigmask = ptrace::get_sigmask(tid).map_err(call("reading its signal mask"))?;
     let rseq = ptrace::rseq_configuration(tid).map_err(call("reading its rseq"))?;
     let robust_list = process::get_robust_list(tid).map_err(call("reading its robust list"))?;
     let pending = signals::pending(pid, tid, false)?;
-    // The registers as they shall be later; sleeping calls are looked at before anything runs.
-    let (regs, sleep) = sleep::settle(tracee, regs, frozen, scheduler_ns)?;
-    let status = Status::read(pid, &format!("task/{tid}/status"))?;
+    let status = &inside.status;
     let stat = Stat::read(pid, &format!("task/{tid}/stat"))?;
 
     let mut batch = Batch::new();
@@ -81,7 +74,7 @@ pub(super) fn capture(
     Ok(Thread {
         tid,
         comm,
-        regs,
+        regs: inside.regs,
         xstate,
         sigmask,
         pending,
@@ -93,7 +86,7 @@ pub(super) fn capture(
             size: rseq.size,
             signature: rseq.signature,
         }),
-        credentials: credentials::capture(&status, out.result(secure).unwrap_or(0) as u32),
+        credentials: credentials::capture(status, out.result(secure).unwrap_or(0) as u32),
         scheduling: Scheduling {
             policy: stat.field(41) as i32,
             reset_on_fork: out
@@ -109,6 +102,6 @@ pub(super) fn capture(
         personality: out.result(personality).unwrap_or(0) as u32,
         memory_failure: out.result(failure).map_or(2, |policy| policy as u8),
         no_new_privs: status.mask("NoNewPrivs") != 0,
-        sleep,
+        sleep: inside.sleep,
     })
 }

@@ -4,13 +4,17 @@
 //! round finds nobody new. A thread is stopped where it can be described: not inside the vdso,
 //! not inside a restartable sequence ([`mod@position`]).
 
+mod calls;
 mod position;
 mod scope;
 mod sleepers;
 mod stop;
 
 use crate::{FreezerError, proc};
+use calls::Repeated;
 use scope::Scope;
+use sleepers::SchedulerClocks;
+pub(crate) use sleepers::monotonic_ns;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use sys::{Pid, Tid, ptrace, wait};
@@ -24,8 +28,8 @@ pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(10);
 pub struct FrozenThread {
     /// The signal that had stopped its process before (job control).
     pub group_stop: Option<i32>,
-    /// Nanoseconds of the scheduler's clock at which it went to sleep, None when it ran, when its
-    /// sleep has no time-out, or the kernel does not tell (`/proc/PID/task/TID/sched`).
+    /// CLOCK_MONOTONIC in nanoseconds when it went to sleep; None when it ran, when its sleep has no
+    /// relative time-out, or the kernel does not tell (`/proc/PID/task/TID/sched`).
     pub asleep_since_ns: Option<u64>,
 }
 
@@ -35,8 +39,9 @@ pub struct FrozenThread {
 pub struct Frozen {
     processes: Vec<(Pid, BTreeMap<Tid, FrozenThread>)>,
     zombies: Vec<Pid>,
-    /// Scheduler clock when stopping began.
-    pub scheduler_ns: u64,
+    clocks: SchedulerClocks,
+    /// Calls that threads repeat.
+    repeating: BTreeMap<Tid, Repeated>,
 }
 
 impl Frozen {
@@ -92,9 +97,22 @@ impl Frozen {
     /// Lets one process go on again.
     fn release(&mut self, pid: Pid) {
         for tid in core::mem::take(self.process(pid)).into_keys() {
-            let_go(tid);
+            self.let_go(tid);
         }
         self.processes.retain(|(found, _)| *found != pid);
+    }
+
+    /// Detaches a thread. One that has not stopped yet gets a moment; one that has ended is reaped, so
+    /// that its parent hears of it.
+    fn let_go(&mut self, tid: Tid) {
+        if let Some(call) = self.repeating.remove(&tid) {
+            // The time it was stopped has passed, too. A failure leaves it as it was at the stop.
+            let _ = call.repeat();
+        }
+        if ptrace::detach(tid, 0).is_err() {
+            let _ = wait::wait_for_at_most(tid, Duration::from_millis(50));
+            let _ = ptrace::detach(tid, 0);
+        }
     }
 
     /// Puts parents before their children, whatever their numbers.
@@ -114,20 +132,11 @@ impl Frozen {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        for (_, threads) in &self.processes {
-            for tid in threads.keys() {
-                let_go(*tid);
+        for (_, threads) in core::mem::take(&mut self.processes) {
+            for tid in threads.into_keys() {
+                self.let_go(tid);
             }
         }
-    }
-}
-
-/// Detaches a thread. One that has not stopped yet gets a moment; one that has ended is reaped, so
-/// that its parent hears of it.
-fn let_go(tid: Tid) {
-    if ptrace::detach(tid, 0).is_err() {
-        let _ = wait::wait_for_at_most(tid, Duration::from_millis(50));
-        let _ = ptrace::detach(tid, 0);
     }
 }
 
@@ -152,24 +161,22 @@ fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
     let mut frozen = Frozen {
         processes: Vec::new(),
         zombies: Vec::new(),
-        scheduler_ns: sleepers::scheduler_now(),
+        clocks: SchedulerClocks::measure(),
+        repeating: BTreeMap::new(),
     };
     // New threads and children appear as long as one of them runs; a round without news ends it.
     loop {
-        let mut started = Vec::new();
+        let (mut started, mut news) = (Vec::new(), false);
+        // Whoever was one when its parent still ran may be gone.
+        frozen.zombies.clear();
         for pid in scope.pids()? {
-            stop::begin(&mut frozen, pid, scope.must_exist(pid), &mut started)?;
+            news |= stop::begin(&mut frozen, pid, scope.must_exist(pid), &mut started)?;
         }
-        if started.is_empty() {
+        if !news {
             frozen.sort();
             return Ok(frozen);
         }
         stop::finish(&mut frozen, &started)?;
-        for (pid, tid) in started {
-            if frozen.process(pid).contains_key(&tid) {
-                position::settle(pid, tid)?;
-            }
-        }
         frozen.processes.retain(|(_, threads)| !threads.is_empty());
     }
 }

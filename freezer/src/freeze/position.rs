@@ -4,6 +4,8 @@
 //! restartable sequences (rseq(2)), which the kernel aborts on every preemption and which would be
 //! forgotten when the thread runs something else in between.
 
+use super::FrozenThread;
+use super::calls::Repeated;
 use super::stop::{self, Stop};
 use crate::proc;
 use crate::{FreezerError, freeze::STOP_WITHIN};
@@ -19,20 +21,25 @@ const TRIES: usize = 500;
 /// How long it runs between two tries.
 const RUN: Duration = Duration::from_micros(20);
 
-/// Moves a stopped thread to where it can be described.
-pub(super) fn settle(pid: Pid, tid: Tid) -> Result<(), FreezerError> {
+/// Moves a stopped thread to where it can be described; returns the call that it should repeat.
+pub(super) fn settle(
+    pid: Pid,
+    tid: Tid,
+    thread: FrozenThread,
+) -> Result<Option<Repeated>, FreezerError> {
     let failed = FreezerError::call(pid, format!("reading the registers of thread {tid}"));
     let regs = match ptrace::get_regs(tid) {
         Ok(regs) => regs,
         // Killed in between: the next round sees that.
-        Err(sys::Errno::ESRCH) => return Ok(()),
+        Err(sys::Errno::ESRCH) => return Ok(None),
         Err(errno) => return Err(failed(errno)),
     };
     if regs.interrupted_syscall().is_some() {
-        return Ok(());
+        return Repeated::find(pid, tid, &regs, thread);
     }
     let regs = leave_vdso(pid, tid, regs)?;
-    leave_critical_section(pid, tid, &regs)
+    leave_critical_section(pid, tid, &regs)?;
+    Ok(None)
 }
 
 fn leave_vdso(pid: Pid, tid: Tid, mut regs: Regs) -> Result<Regs, FreezerError> {

@@ -1,6 +1,6 @@
 //! Seizing threads, and waiting until they stop.
 
-use super::{Frozen, FrozenThread, STOP_WITHIN, sleepers};
+use super::{Frozen, FrozenThread, STOP_WITHIN, calls, position, sleepers};
 use crate::{FreezerError, proc};
 use std::time::{Duration, Instant};
 use sys::wait::{self, Status};
@@ -10,24 +10,23 @@ use sys::{Errno, Pid, Tid, ptrace};
 const SOON: Duration = Duration::from_millis(50);
 
 /// Seizes the threads of one process that are not stopped yet and asks them to stop; adds them to
-/// `started`. `root` makes it an error when the process is gone.
+/// `started` unless they have stopped already. `root` makes it an error when the process is gone. True when
+/// there was one.
 pub(super) fn begin(
     frozen: &mut Frozen,
     pid: Pid,
     root: bool,
     started: &mut Vec<(Pid, Tid)>,
-) -> Result<(), FreezerError> {
-    if frozen.zombies.contains(&pid) {
-        return Ok(());
-    }
+) -> Result<bool, FreezerError> {
     let stat = match proc::Stat::read(pid, "stat") {
         Ok(stat) => stat,
         Err(e) if root => return Err(e),
-        Err(_) => return Ok(()),
+        Err(_) => return Ok(false),
     };
     let Ok(tids) = proc::threads(pid) else {
-        return Ok(());
+        return Ok(false);
     };
+    let mut news = false;
     if stat.state() == 'Z' {
         if tids.len() > 1 {
             let why = "its leading thread has ended while others run";
@@ -35,13 +34,13 @@ pub(super) fn begin(
         }
         frozen.release(pid);
         frozen.zombies.push(pid);
-        return Ok(());
+        return Ok(false);
     }
     for tid in tids {
         if frozen.process(pid).contains_key(&tid) {
             continue;
         }
-        let asleep_since_ns = sleepers::asleep_since(pid, tid);
+        let sleeper = sleepers::look(&frozen.clocks, pid, tid);
         match seize(pid, tid) {
             Ok(()) => {}
             Err(FreezerError::Seize {
@@ -56,13 +55,22 @@ pub(super) fn begin(
         }
         let thread = FrozenThread {
             group_stop: None,
-            asleep_since_ns,
+            asleep_since_ns: sleeper.and_then(|sleeper| sleeper.since_ns),
         };
         frozen.process(pid).insert(tid, thread);
+        news = true;
         started.push((pid, tid));
+        // Should we die between the stop and the repair of such a call, the thread sees EINTR:
+        // that time is kept short.
+        if sleeper.is_some_and(|sleeper| calls::is_interrupted_by_stops(sleeper.nr))
+            && let Some(stop) = wait_until_stopped(tid, SOON)
+        {
+            record(frozen, pid, tid, stop)?;
+            started.pop();
+        }
     }
     frozen.processes.retain(|(_, threads)| !threads.is_empty());
-    Ok(())
+    Ok(news)
 }
 
 /// A thread that is ending cannot be seized (EPERM).
@@ -86,12 +94,13 @@ fn seize(pid: Pid, tid: Tid) -> Result<(), FreezerError> {
     };
     // Filters must not see the calls made inside; where the kernel cannot suspend them, `check`
     // has already refused processes that have any.
-    ptrace::seize(tid, ptrace::options::SUSPEND_SECCOMP)
+    use ptrace::options::{SUSPEND_SECCOMP, TRACESYSGOOD};
+    ptrace::seize(tid, SUSPEND_SECCOMP | TRACESYSGOOD)
         .or_else(|errno| {
             if errno == Errno::ESRCH {
                 Err(errno)
             } else {
-                ptrace::seize(tid, 0)
+                ptrace::seize(tid, TRACESYSGOOD)
             }
         })
         .map_err(failed)?;
@@ -105,7 +114,7 @@ pub(super) fn finish(frozen: &mut Frozen, started: &[(Pid, Tid)]) -> Result<(), 
     for &(pid, tid) in started {
         let left = SOON.saturating_sub(begun.elapsed());
         match wait_until_stopped(tid, left) {
-            Some(stop) => record(frozen, pid, tid, stop),
+            Some(stop) => record(frozen, pid, tid, stop)?,
             None => slow.push((pid, tid)),
         }
     }
@@ -118,14 +127,14 @@ pub(super) fn finish(frozen: &mut Frozen, started: &[(Pid, Tid)]) -> Result<(), 
                 }
             }
         }
-        slow.retain(|&(pid, tid)| match wait_until_stopped(tid, SOON) {
-            Some(stop) => {
-                record(frozen, pid, tid, stop);
-                false
+        for (pid, tid) in core::mem::take(&mut slow) {
+            match wait_until_stopped(tid, SOON) {
+                Some(stop) => record(frozen, pid, tid, stop)?,
+                // Its process may just have been let go.
+                None if frozen.process(pid).contains_key(&tid) => slow.push((pid, tid)),
+                None => {}
             }
-            // Its process may just have been let go.
-            None => frozen.process(pid).contains_key(&tid),
-        });
+        }
         if let Some((pid, tid)) = slow.first()
             && begun.elapsed() > STOP_WITHIN
         {
@@ -135,17 +144,24 @@ pub(super) fn finish(frozen: &mut Frozen, started: &[(Pid, Tid)]) -> Result<(), 
     Ok(())
 }
 
-fn record(frozen: &mut Frozen, pid: Pid, tid: Tid, stop: Stop) {
+/// Notes how a thread has stopped, and moves it to where it can be described.
+fn record(frozen: &mut Frozen, pid: Pid, tid: Tid, stop: Stop) -> Result<(), FreezerError> {
     let threads = frozen.process(pid);
-    match stop {
-        Stop::Gone => drop(threads.remove(&tid)),
-        Stop::Trap => {}
-        Stop::Group(signal) => {
-            if let Some(thread) = threads.get_mut(&tid) {
-                thread.group_stop = Some(signal);
-            }
-        }
+    if let Stop::Gone = stop {
+        threads.remove(&tid);
     }
+    let Some(thread) = threads.get_mut(&tid) else {
+        return Ok(());
+    };
+    if let Stop::Group(signal) = stop {
+        thread.group_stop = Some(signal);
+    }
+    let thread = *thread;
+    if let Some(call) = position::settle(pid, tid, thread)? {
+        call.repeat()?;
+        frozen.repeating.insert(tid, call);
+    }
+    Ok(())
 }
 
 fn state(pid: Pid, tid: Tid) -> char {

@@ -19,6 +19,12 @@ impl Status {
         read_text(pid, what).map(|text| Status { text })
     }
 
+    /// From its text, for tests.
+    #[must_use]
+    pub fn from_text(text: &str) -> Status {
+        Status { text: text.into() }
+    }
+
     /// The value of a line, None when the kernel does not print it.
     #[must_use]
     pub fn value(&self, key: &str) -> Option<&str> {

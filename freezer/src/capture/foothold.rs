@@ -1,0 +1,147 @@
+//! Where a thread's first calls are made, and what it comes back through should we die meanwhile.
+
+use crate::proc::Mapping;
+use std::collections::HashMap;
+use sys::gate::{self, Gate};
+use sys::tracee::{Foothold, Tracee, find_gate};
+use sys::vm::ProcMem;
+
+/// Bytes of code that are searched in one mapping.
+const LOOK_AT: usize = 16 << 20;
+/// Stands at the start of stack memory that was made for frames: found again, it is used again.
+const MAGIC: [u8; 16] = *b"kupgrade's frame";
+
+/// What is known of a mapped file's code, relative to the mapping's start.
+#[derive(Clone, Copy, Default)]
+struct Code {
+    gate: Option<Gate>,
+    restorer: Option<u64>,
+    syscall: Option<u64>,
+}
+
+/// Finds footholds; remembers the files it has looked through.
+#[derive(Default)]
+pub(crate) struct Finder {
+    known: HashMap<(Vec<u8>, u64, u64), Code>,
+}
+
+/// A way to make calls in a process.
+pub(super) struct Way {
+    /// A `syscall` instruction.
+    pub(super) gate: u64,
+    /// The way back; without it the process depends on our life for some microseconds.
+    pub(super) foothold: Option<Foothold>,
+}
+
+impl Finder {
+    /// None when no system call instruction is mapped.
+    pub(super) fn find(&mut self, leader: &Tracee, maps: &[Mapping], frame: u64) -> Option<Way> {
+        let mem = leader.mem();
+        let mut code: Vec<_> = maps.iter().filter(|map| map.perms[2] == b'x').collect();
+        // The vdso has gates; the C library has both, the program itself when it is static.
+        code.sort_by_key(|map| (map.name != b"[vdso]", !is_libc(&map.name)));
+        let (mut gate, mut restorer, mut syscall) = (None, None, None);
+        for map in code {
+            let found = self.code(mem, map);
+            gate = gate.or(found.gate);
+            restorer = restorer.or(found.restorer);
+            syscall = syscall.or(found.syscall);
+            if gate.is_some() && restorer.is_some() {
+                break;
+            }
+        }
+        let foothold = gate.zip(restorer).and_then(|(gate, restorer)| {
+            let free_below = free_memory(leader, maps, frame)?;
+            Some(Foothold {
+                gate,
+                restorer,
+                free_below,
+            })
+        });
+        if foothold.is_none() {
+            log::warn!(
+                "process {}: no way back is found: it must not be left alone for some microseconds",
+                leader.pid()
+            );
+        }
+        Some(Way {
+            gate: syscall?,
+            foothold,
+        })
+    }
+
+    /// What a mapping's code holds, with the addresses it has here.
+    fn code(&mut self, mem: &ProcMem, map: &Mapping) -> Code {
+        let key = (map.name.clone(), map.inode, map.offset);
+        let known = (map.inode != 0)
+            .then(|| self.known.get(&key).copied())
+            .flatten();
+        let here = |code: Code| Code {
+            gate: code.gate.map(|gate| Gate {
+                call: gate.call + map.start,
+                ..gate
+            }),
+            restorer: code.restorer.map(|at| at + map.start),
+            syscall: code.syscall.map(|at| at + map.start),
+        };
+        // Code can be changed in one process only, by a debugger: look whether it is still there.
+        if let Some(found) = known.map(here)
+            && found.still_there(mem)
+        {
+            return found;
+        }
+        let len = usize::try_from(map.end - map.start)
+            .unwrap_or(LOOK_AT)
+            .min(LOOK_AT);
+        let Ok(bytes) = mem.read_vec(map.start, len) else {
+            return Code::default();
+        };
+        let code = Code {
+            gate: gate::gates(&bytes, 0).next(),
+            restorer: gate::restorer(&bytes, 0),
+            syscall: find_gate(&bytes).map(|at| at as u64),
+        };
+        self.known.insert(key, code);
+        here(code)
+    }
+}
+
+impl Code {
+    fn still_there(&self, mem: &ProcMem) -> bool {
+        let read = |at: u64| mem.read_vec(at, 64).unwrap_or_default();
+        let same_gate = self.gate.is_none_or(|gate| {
+            let bytes = read(gate.call);
+            gate::gates(&bytes, gate.call).next() == Some(gate)
+        });
+        let same_restorer = self
+            .restorer
+            .is_none_or(|at| gate::restorer(&read(at), at) == Some(at));
+        same_gate && same_restorer
+    }
+}
+
+fn is_libc(name: &[u8]) -> bool {
+    name.windows(5).any(|part| part == b"/libc") || name.windows(7).any(|part| part == b"ld-musl")
+}
+
+/// Memory for a frame of `size` bytes that nobody uses: the stack is made to grow downwards, as it
+/// does by itself; or the part of the stack that signal handlers use.
+fn free_memory(leader: &Tracee, maps: &[Mapping], size: u64) -> Option<u64> {
+    let mem = leader.mem();
+    let stack = maps.iter().find(|map| map.name == b"[stack]")?;
+    let rsp = leader.regs().ok()?.rsp;
+    let used_before = mem
+        .read_vec(stack.start, MAGIC.len())
+        .is_ok_and(|bytes| bytes == MAGIC);
+    if used_before && !(stack.start..stack.start + size).contains(&rsp) {
+        return Some(stack.start + size);
+    }
+    if mem.write(stack.start - size, &MAGIC).is_ok() {
+        return Some(stack.start);
+    }
+    // RLIMIT_STACK, or something is mapped there. Below the red zone nothing is kept.
+    (stack.start..stack.end)
+        .contains(&rsp)
+        .then(|| rsp.wrapping_sub(128))
+        .filter(|top| mem.write(top - size, &[0]).is_ok())
+}

@@ -1,0 +1,82 @@
+//! Threads made ready for calls inside of them.
+
+use super::sleep;
+use crate::FreezerError;
+use crate::freeze::{Frozen, FrozenThread};
+use crate::proc::Status;
+use persist_mem::manifest::Sleep;
+use sys::regs::Regs;
+use sys::tracee::Tracee;
+use sys::{Pid, Remaining};
+
+const SIGCHLD: i32 = 17;
+const SIGCONT: i32 = 18;
+const SIGURG: i32 = 23;
+const SIGWINCH: i32 = 28;
+const SIGTRAP: i32 = 5;
+
+/// A stopped thread, and how it shall go on.
+pub(super) struct Inside {
+    pub(super) tracee: Tracee,
+    pub(super) regs: Regs,
+    pub(super) sleep: Option<Sleep>,
+    pub(super) status: Status,
+}
+
+/// All threads of a process, the leader first.
+pub(super) fn threads(frozen: &Frozen, pid: Pid) -> Result<Vec<Inside>, FreezerError> {
+    let mut threads: Vec<Inside> = Vec::new();
+    for (tid, state) in frozen.threads(pid) {
+        let tracee = match threads.first() {
+            Some(first) => first.tracee.sibling(tid),
+            None => Tracee::new(pid, tid).map_err(FreezerError::tracee(pid))?,
+        };
+        threads.push(ready(tracee, state)?);
+    }
+    Ok(threads)
+}
+
+fn ready(mut tracee: Tracee, state: FrozenThread) -> Result<Inside, FreezerError> {
+    let (pid, tid) = (tracee.pid(), tracee.tid());
+    let status = Status::read(pid, &format!("task/{tid}/status"))?;
+    tracee.set_marker(marker(&status));
+    let regs = tracee.regs().map_err(FreezerError::tracee(pid))?;
+    let (regs, sleep) = sleep::settle(&tracee, regs, state)?;
+    tracee.set_remaining(sleep.map(|sleep| Remaining {
+        nr: sleep.nr,
+        ns: sleep.remaining,
+    }));
+    Ok(Inside {
+        tracee,
+        regs,
+        sleep,
+        status,
+    })
+}
+
+/// A signal that does nothing to the thread: one that is ignored unless there is a handler, which has
+/// none and is not queued.
+fn marker(status: &Status) -> i32 {
+    let taken = ["SigCgt", "SigPnd", "ShdPnd"]
+        .iter()
+        .fold(0, |taken, key| taken | status.mask(key));
+    [SIGURG, SIGWINCH, SIGCONT, SIGCHLD]
+        .into_iter()
+        .find(|signal| taken >> (signal - 1) & 1 == 0)
+        .unwrap_or(SIGTRAP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_marker_is_neither_caught_nor_queued() {
+        let none = "SigPnd:\t0000000000000000\nShdPnd:\t0000000000000000\n";
+        let status = |caught: u64| Status::from_text(&format!("{none}SigCgt:\t{caught:016x}\n"));
+        assert_eq!(marker(&status(0)), SIGURG);
+        assert_eq!(marker(&status(1 << 22)), SIGWINCH);
+        assert_eq!(marker(&status(1 << 22 | 1 << 27)), SIGCONT);
+        assert_eq!(marker(&status(u64::MAX)), SIGTRAP);
+    }
+}

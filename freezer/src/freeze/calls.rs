@@ -1,0 +1,202 @@
+//! Calls that a stop makes fail although no signal came (signal(7): "even without handlers").
+//!
+//! The thread is told to make such a call again unless a handler runs, with what remains of its
+//! time-out. Setting the registers is one step, so the thread goes on well whenever it is let go.
+
+use super::{FrozenThread, sleepers};
+use crate::FreezerError;
+use sys::regs::{Regs, restart};
+use sys::vm::ProcMem;
+use sys::{Pid, Tid, ptrace};
+
+const EINTR: i64 = 4;
+/// Below the stack pointer, past what leaf functions use.
+const RED_ZONE: u64 = 128;
+
+/// Where a call takes how long it waits from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TimeOut {
+    /// It has none, or an absolute one, or one that only its socket knows.
+    None,
+    /// Milliseconds in r10.
+    MillisecondsR10,
+    /// A `struct timespec` whose address is in a register.
+    Rdx,
+    R10,
+    R8,
+}
+
+/// The calls that are made again (arch/x86/entry/syscalls/syscall_64.tbl). Not among them are those
+/// that must not be, such as close(2).
+fn repeated(nr: i64) -> Option<TimeOut> {
+    Some(match nr {
+        // epoll_wait, epoll_pwait
+        232 | 281 => TimeOut::MillisecondsR10,
+        // rt_sigtimedwait
+        128 => TimeOut::Rdx,
+        // epoll_pwait2, semtimedop
+        441 | 220 => TimeOut::R10,
+        // io_getevents, io_pgetevents
+        208 | 333 => TimeOut::R8,
+        // read, write, readv, writev, connect, accept, sendto, recvfrom, sendmsg, recvmsg
+        0 | 1 | 19 | 20 | 42..=47
+        // semop, msgsnd, msgrcv, wait4, fcntl, flock, futex, mq_timedsend, mq_timedreceive
+        | 65 | 69 | 70 | 61 | 72 | 73 | 202 | 242 | 243
+        // waitid, accept4, recvmmsg, sendmmsg, futex_waitv
+        | 247 | 288 | 299 | 307 | 449 => TimeOut::None,
+        _ => return None,
+    })
+}
+
+/// Whether a call needs to know since when its thread sleeps.
+pub(super) fn has_timeout(nr: i64) -> bool {
+    repeated(nr).is_some_and(|timeout| timeout != TimeOut::None)
+}
+
+/// Whether a stop makes a call that has waited fail with EINTR: epoll_wait, epoll_pwait,
+/// epoll_pwait2, rt_sigtimedwait, semop, semtimedop, io_getevents (and sockets with a time-out, which
+/// is not seen from outside).
+pub(super) fn is_interrupted_by_stops(nr: i64) -> bool {
+    matches!(nr, 232 | 281 | 441 | 128 | 65 | 220 | 208)
+}
+
+/// An interrupted call that is made again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Repeated {
+    pid: Pid,
+    tid: Tid,
+    /// The registers it was stopped with.
+    regs: Regs,
+    timeout: TimeOut,
+    /// Nanoseconds it was to wait, None for ever or when it is not known since when it waits.
+    whole_ns: Option<u64>,
+    /// CLOCK_MONOTONIC when it began to wait.
+    since_ns: u64,
+}
+
+impl Repeated {
+    /// What a stopped thread with these registers repeats.
+    pub(super) fn find(
+        pid: Pid,
+        tid: Tid,
+        regs: &Regs,
+        thread: FrozenThread,
+    ) -> Result<Option<Repeated>, FreezerError> {
+        let Some((nr, result)) = regs.interrupted_syscall() else {
+            return Ok(None);
+        };
+        let Some(timeout) = repeated(nr).filter(|_| result == -EINTR) else {
+            return Ok(None);
+        };
+        let whole_ns = match thread.asleep_since_ns {
+            Some(_) => whole_ns(pid, regs, timeout)?,
+            None => None,
+        };
+        Ok(Some(Repeated {
+            pid,
+            tid,
+            regs: *regs,
+            timeout,
+            whole_ns,
+            since_ns: thread.asleep_since_ns.unwrap_or(0),
+        }))
+    }
+
+    /// Aims the thread at its call again, with what remains of the time-out now.
+    pub(super) fn repeat(&self) -> Result<(), FreezerError> {
+        let mut again = Regs {
+            rax: (-restart::ERESTARTNOHAND).cast_unsigned(),
+            ..self.regs
+        };
+        if let Some(whole) = self.whole_ns {
+            let slept = sleepers::monotonic_ns().saturating_sub(self.since_ns);
+            set_timeout(
+                self.pid,
+                &mut again,
+                self.timeout,
+                whole.saturating_sub(slept),
+            )?;
+        }
+        let doing = || format!("repeating a call of thread {}", self.tid);
+        ptrace::set_regs(self.tid, &again).map_err(FreezerError::call(self.pid, doing()))
+    }
+}
+
+/// The register that holds the address of a time-out.
+fn pointer(regs: &mut Regs, timeout: TimeOut) -> Option<&mut u64> {
+    let register = match timeout {
+        TimeOut::None | TimeOut::MillisecondsR10 => return None,
+        TimeOut::Rdx => &mut regs.rdx,
+        TimeOut::R10 => &mut regs.r10,
+        TimeOut::R8 => &mut regs.r8,
+    };
+    (*register != 0).then_some(register)
+}
+
+/// How long a call was to wait.
+fn whole_ns(pid: Pid, regs: &Regs, timeout: TimeOut) -> Result<Option<u64>, FreezerError> {
+    if timeout == TimeOut::MillisecondsR10 {
+        let whole = regs.r10 as i32;
+        return Ok((whole > 0).then(|| u64::from(whole.cast_unsigned()) * 1_000_000));
+    }
+    let mut regs = *regs;
+    let Some(va) = pointer(&mut regs, timeout) else {
+        return Ok(None);
+    };
+    let mem = ProcMem::open(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
+    let word = |va| {
+        mem.read_u64(va)
+            .map_err(FreezerError::call(pid, "reading a time-out"))
+    };
+    let (seconds, rest) = (word(*va)?, word(*va + 8)?);
+    Ok(Some(
+        seconds.saturating_mul(1_000_000_000).saturating_add(rest),
+    ))
+}
+
+/// Gives a call another time-out.
+fn set_timeout(pid: Pid, regs: &mut Regs, timeout: TimeOut, left: u64) -> Result<(), FreezerError> {
+    if timeout == TimeOut::MillisecondsR10 {
+        regs.r10 = left.div_ceil(1_000_000);
+        return Ok(());
+    }
+    // The call reads it before anything else can run on this stack. Where the stack cannot be
+    // written the call starts from the beginning.
+    let copy = (regs.rsp.wrapping_sub(RED_ZONE + 64)) & !15;
+    let mut bytes = (left / 1_000_000_000).to_le_bytes().to_vec();
+    bytes.extend_from_slice(&(left % 1_000_000_000).to_le_bytes());
+    let mem = ProcMem::open(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
+    if let Some(place) = pointer(regs, timeout)
+        && mem.write(copy, &bytes).is_ok()
+    {
+        *place = copy;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn milliseconds_are_shortened_and_endless_waits_are_not() {
+        let whole = |timeout: i32| {
+            let regs = Regs {
+                r10: u64::from(timeout.cast_unsigned()),
+                ..Regs::default()
+            };
+            whole_ns(Pid(1), &regs, TimeOut::MillisecondsR10).unwrap()
+        };
+        assert_eq!(whole(1000), Some(1_000_000_000));
+        assert_eq!((whole(-1), whole(0)), (None, None));
+        let mut regs = Regs::default();
+        set_timeout(Pid(1), &mut regs, TimeOut::MillisecondsR10, 599_999_999).unwrap();
+        assert_eq!(regs.r10, 600);
+    }
+
+    #[test]
+    fn a_closed_descriptor_is_not_closed_twice() {
+        assert_eq!(repeated(3), None);
+        assert!(has_timeout(232) && !has_timeout(0));
+    }
+}
