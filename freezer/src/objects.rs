@@ -295,6 +295,7 @@ pub(crate) fn system_v(id: u64, link: &[u8]) -> Result<SharedKind, String> {
     Ok(SharedKind::SystemV(Box::new(SystemVShm {
         perm,
         bytes: stat.size(),
+        creator: stat.creator(),
         first_key: key.cast_signed(),
         removed: stat.mode() & SHM_DEST != 0,
         locked: stat.mode() & SHM_LOCKED != 0,

@@ -33,7 +33,7 @@ pub struct PageRun<'a> {
 
 impl PageRun<'_> {
     /// Fills `buffer`, a whole number of pages, from page number `first` of the run. What lies behind
-    /// the end of an object is zero.
+    /// the last page of an object is zero.
     ///
     /// # Errors
     /// When they cannot be read.
@@ -93,7 +93,19 @@ fn read_object(file: &File, at: u64, buffer: &mut [u8]) -> io::Result<()> {
             Err(e) => return Err(e),
         }
     }
-    buffer[done..].fill(0);
+    let (_, rest) = buffer.split_at_mut(done);
+    rest.fill(0);
+    // The rest of the last page is memory too for who has mapped it.
+    if done % PAGE_SIZE != 0 {
+        let tail = PAGE_SIZE - done % PAGE_SIZE;
+        let page = memmap2::MmapOptions::new()
+            .offset(at + (done / PAGE_SIZE * PAGE_SIZE) as u64)
+            .len(PAGE_SIZE)
+            .map_raw_read_only(file)?;
+        let me = Pid(nix::unistd::getpid().as_raw());
+        let address = page.as_ptr() as u64 + (done % PAGE_SIZE) as u64;
+        read_process(me, &[(address, tail)], &mut rest[..tail])?;
+    }
     Ok(())
 }
 

@@ -14,6 +14,8 @@ pub(crate) mod nr {
     pub(crate) const RT_SIGACTION: i64 = 13;
     pub(crate) const MREMAP: i64 = 25;
     pub(crate) const MADVISE: i64 = 28;
+    pub(crate) const SHMGET: i64 = 29;
+    pub(crate) const SHMAT: i64 = 30;
     pub(crate) const NANOSLEEP: i64 = 35;
     pub(crate) const SETITIMER: i64 = 38;
     pub(crate) const FCNTL: i64 = 72;
@@ -33,6 +35,7 @@ pub(crate) mod nr {
     pub(crate) const SETPRIORITY: i64 = 141;
     pub(crate) const SCHED_SETSCHEDULER: i64 = 144;
     pub(crate) const PRCTL: i64 = 157;
+    pub(crate) const MLOCKALL: i64 = 151;
     pub(crate) const CHROOT: i64 = 161;
     pub(crate) const SCHED_SETAFFINITY: i64 = 203;
     pub(crate) const SET_TID_ADDRESS: i64 = 218;
@@ -49,10 +52,15 @@ pub(crate) mod nr {
     pub(crate) const DUP3: i64 = 292;
     pub(crate) const RT_TGSIGQUEUEINFO: i64 = 297;
     pub(crate) const PRLIMIT64: i64 = 302;
+    pub(crate) const MLOCK2: i64 = 325;
+    pub(crate) const PKEY_MPROTECT: i64 = 329;
+    pub(crate) const PKEY_ALLOC: i64 = 330;
+    pub(crate) const PKEY_FREE: i64 = 331;
     pub(crate) const RSEQ: i64 = 334;
     pub(crate) const CLONE3: i64 = 435;
     pub(crate) const CLOSE_RANGE: i64 = 436;
     pub(crate) const PIDFD_GETFD: i64 = 438;
+    pub(crate) const MSEAL: i64 = 462;
 }
 
 /// Room that one batch may take, call table and data together.

@@ -9,6 +9,7 @@
 //! | [`stages`] | the order of rebuilding |
 //! | [`tree`] | who forks whom: ancestry, sessions, groups |
 //! | [`memory`] | address spaces, pages, the vdso |
+//! | `objects` | memory without a path: shared memory, memfds, removed files |
 //! | [`files`] | one module for each kind of open file description |
 //! | [`process`] | what a process has as a whole |
 //! | [`thread`] | what each thread has of its own |
@@ -19,6 +20,7 @@ mod calls;
 mod error;
 pub mod files;
 pub mod memory;
+mod objects;
 pub mod process;
 mod restore;
 mod scratch;

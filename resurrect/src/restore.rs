@@ -1,6 +1,7 @@
 //! A restore from its beginning to the thaw.
 
 use crate::files::Files;
+use crate::objects::Objects;
 use crate::scratch::{self, BATCH_LEN};
 use crate::stages::STAGES;
 use crate::task::Task;
@@ -48,6 +49,7 @@ pub(crate) struct Restore<'a> {
     /// Processes that are there, by the ids they have in their namespace.
     pub(crate) tasks: BTreeMap<Pid, Task>,
     pub(crate) files: Files,
+    pub(crate) objects: Objects,
     /// A pidfd of this process; every process under construction has it under the same number.
     pub(crate) self_pidfd: OwnedFd,
     started: Instant,
@@ -76,6 +78,7 @@ impl<'a> Restore<'a> {
             scratch,
             tasks: BTreeMap::new(),
             files: Files::default(),
+            objects: Objects::default(),
             self_pidfd: above_all(manifest, &pidfd)?,
             started: Instant::now(),
         })

@@ -5,7 +5,7 @@
 
 use crate::ResurrectError;
 use crate::restore::Restore;
-use crate::{files, memory, process, thread, tree};
+use crate::{files, memory, objects, process, thread, tree};
 
 /// A step of rebuilding, for all processes.
 pub(crate) type Stage = fn(&mut Restore<'_>) -> Result<(), ResurrectError>;
@@ -14,6 +14,7 @@ pub(crate) type Stage = fn(&mut Restore<'_>) -> Result<(), ResurrectError>;
 pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("ids", tree::ids::check),
     ("processes", tree::build),
+    ("memory objects", objects::make),
     ("memory", memory::build),
     ("open files", files::open),
     ("descriptor tables", files::hand_over),
@@ -25,6 +26,8 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("zombies", tree::end_zombies),
     ("attributes of threads", thread::attributes::set),
     ("attributes of processes", process::attributes::set),
+    ("memory policies", memory::policy::set),
+    ("ends of memory objects", objects::finish),
     ("limits", process::limits::set),
     ("credentials", thread::credentials::set),
     ("queued signals", thread::signals::queue),

@@ -1,7 +1,7 @@
 //! System V IPC (sysvipc(7)).
 
 use crate::raw::syscall;
-use crate::{Errno, Result};
+use crate::{Errno, Pid, Result};
 
 /// `struct shmid_ds` (shmctl(2)), as far as it is used.
 #[derive(Clone, Copy)]
@@ -23,6 +23,11 @@ impl ShmStat {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.0.shm_segsz as u64
+    }
+    /// Who made it.
+    #[must_use]
+    pub fn creator(&self) -> Pid {
+        Pid(self.0.shm_cpid)
     }
     /// Number of attachments.
     #[must_use]

@@ -1,7 +1,7 @@
-//! Parts of the mount interface that nix lacks (move_mount(2)).
+//! Parts of the mount interface that nix lacks (open_tree(2), move_mount(2)).
 
 use crate::{Result, raw};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const MOVE_MOUNT_F_EMPTY_PATH: u64 = 0x4;
 const MOVE_MOUNT_T_EMPTY_PATH: u64 = 0x40;
@@ -25,4 +25,20 @@ pub fn share_group(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
         )
     }
     .map(drop)
+}
+
+/// open_tree(2) with `OPEN_TREE_CLONE`: a mount of its own, attached nowhere, whose root is the
+/// directory. It lasts as long as something in it is open.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN.
+pub fn clone_tree(directory: BorrowedFd<'_>) -> Result<OwnedFd> {
+    const OPEN_TREE_CLONE: u64 = 1;
+    let flags = OPEN_TREE_CLONE | (libc::O_CLOEXEC | libc::AT_EMPTY_PATH) as u64;
+    let fd = i64::from(directory.as_raw_fd()).cast_unsigned();
+    let args = [fd, c"".as_ptr() as u64, flags, 0, 0, 0];
+    // SAFETY: a terminated string; no memory is written.
+    let fd = unsafe { raw::syscall(libc::SYS_open_tree, args) }?;
+    // SAFETY: the kernel has just returned this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap_or(-1)) })
 }

@@ -4,6 +4,7 @@ use crate::{Pid, Result};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 /// `/proc/PID/mem`: reads and writes another process's memory, also where its own protection
@@ -84,6 +85,15 @@ impl Source {
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Its first `len` bytes, or all of it.
+    #[must_use]
+    pub fn first(&self, len: usize) -> Source {
+        Source {
+            len: self.len.min(len),
+            ..*self
+        }
     }
 
     /// Whether the range is empty.
@@ -201,4 +211,66 @@ pub fn populate_read(address: u64, len: usize) -> Result<()> {
     // SAFETY: populating reads pages into the page table and changes no memory.
     let done = unsafe { libc::madvise(address as *mut _, len, libc::MADV_POPULATE_READ) };
     Errno::result(done).map(drop)
+}
+
+/// pwrite(2) from each source to its offset in the file.
+///
+/// # Errors
+/// As pwrite(2); `EFAULT` when a source is not mapped; `EIO` for a short write.
+pub fn write_file(file: impl AsFd, pieces: &[(Source, u64)]) -> Result<()> {
+    for (source, offset) in pieces {
+        let mut done = 0;
+        while done < source.len {
+            let at = offset + done as u64;
+            let at = i64::try_from(at).map_err(|_| Errno::EOVERFLOW)?;
+            let address = (source.address + done) as *const libc::c_void;
+            let fd = file.as_fd().as_raw_fd();
+            // SAFETY: the range is only read, by the kernel, which checks it.
+            let wrote = unsafe { libc::pwrite64(fd, address, source.len - done, at) };
+            match usize::try_from(wrote) {
+                Ok(0) => return Err(Errno::EIO),
+                Ok(wrote) => done += wrote,
+                Err(_) if Errno::last() == Errno::EINTR => {}
+                Err(_) => return Err(Errno::last()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// New shared memory as `mmap(MAP_SHARED | MAP_ANONYMOUS)` makes it, as a descriptor that can be mapped:
+/// of `len` bytes, in huge pages of `huge_page` bytes when given.
+///
+/// # Errors
+/// As mmap(2); `EPERM` without CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
+pub fn shared_anonymous(len: usize, huge_page: Option<u64>) -> Result<OwnedFd> {
+    let huge = huge_page.map_or(0, |bytes| {
+        libc::MAP_HUGETLB | (bytes.trailing_zeros() << libc::MAP_HUGE_SHIFT).cast_signed()
+    });
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | huge;
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping where the kernel finds room touches no other memory.
+    let address = unsafe { libc::mmap(core::ptr::null_mut(), len, prot, flags, -1, 0) };
+    if address == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    let me = Pid(nix::unistd::getpid().as_raw());
+    let start = address as usize;
+    let link = format!("map_files/{start:x}-{:x}", start + len);
+    let opened = crate::procdir::open(me, &link, nix::fcntl::OFlag::O_RDWR);
+    // SAFETY: the mapping made above, to which nothing refers.
+    unsafe { libc::munmap(address, len) };
+    opened.map(OwnedFd::from)
+}
+
+/// memfd_create(2) with flags that libraries do not know yet.
+///
+/// # Errors
+/// `EINVAL` for unknown flags, among others.
+pub fn memfd(name: &core::ffi::CStr, flags: u32) -> Result<OwnedFd> {
+    // SAFETY: the name is a terminated string.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
+    Errno::result(fd)?;
+    // SAFETY: the kernel has just returned this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

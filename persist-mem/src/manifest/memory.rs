@@ -2,6 +2,7 @@
 
 use super::FileRef;
 use serde::{Deserialize, Serialize};
+use sys::Pid;
 
 /// One address space.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
@@ -219,7 +220,7 @@ pub enum SharedKind {
 }
 
 /// A segment of System V shared memory (`struct shmid_ds`).
-#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SystemVShm {
     /// Its id and owners.
     pub perm: IpcPerm,
@@ -227,6 +228,8 @@ pub struct SystemVShm {
     pub first_key: i32,
     /// Its size as it was asked for, in bytes; [`SharedObject::size`] is in whole pages.
     pub bytes: u64,
+    /// The process that made it.
+    pub creator: Pid,
     /// It goes when the last process detaches it (`SHM_DEST`).
     pub removed: bool,
     /// `SHM_LOCK`.

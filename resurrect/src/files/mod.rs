@@ -4,9 +4,11 @@
 //! the descriptors that its table names ([`hand_over`]), so what was shared is shared again. What must be
 //! done by the process itself comes when its table is whole ([`inside`]).
 
+mod deleted;
 mod device;
 mod epoll;
 mod eventfd;
+mod memfd;
 pub(crate) mod path;
 mod pipe;
 mod signalfd;
@@ -86,7 +88,10 @@ fn set_flags(restore: &Restore<'_>) -> Result<(), ResurrectError> {
     for description in &restore.manifest.descriptions {
         let made_with_flags = matches!(
             description.kind,
-            DescriptionKind::Path(_) | DescriptionKind::Device { .. } | DescriptionKind::Pipe(_)
+            DescriptionKind::Path(_)
+                | DescriptionKind::Deleted { .. }
+                | DescriptionKind::Device { .. }
+                | DescriptionKind::Pipe(_)
         );
         let Some(fd) = restore.files.opened.get(&description.id) else {
             continue;
@@ -108,9 +113,9 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
         DescriptionKind::Path(file) => path::open(opening, file),
         DescriptionKind::Device { path, rdev } => device::open(opening, path, *rdev),
         DescriptionKind::Pipe(id) => pipe::open(opening, *id),
-        DescriptionKind::Memfd { .. }
-        | DescriptionKind::Deleted { .. }
-        | DescriptionKind::Socket(_) => Err(opening.failed("opening it")(Errno::ENOSYS)),
+        DescriptionKind::Memfd { object } => memfd::open(opening, *object),
+        DescriptionKind::Deleted { object } => deleted::open(opening, *object),
+        DescriptionKind::Socket(_) => Err(opening.failed("opening it")(Errno::ENOSYS)),
         DescriptionKind::EventFd { count, semaphore } => eventfd::open(opening, *count, *semaphore),
         DescriptionKind::SignalFd { mask } => signalfd::open(opening, *mask),
         DescriptionKind::TimerFd { .. } => timerfd::open(opening),

@@ -1,9 +1,9 @@
 //! Heap, stack, arguments and executable of an address space (prctl(2), `PR_SET_MM_MAP`).
 
+use super::Builder;
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use persist_mem::manifest::AddressSpace;
-use sys::Pid;
 use sys::batch::Batch;
 use sys::tracee::Tracee;
 
@@ -16,9 +16,13 @@ const SIZE: usize = 104;
 const AUXV: usize = 88;
 
 /// Sets them.
-pub(super) fn set(pid: Pid, leader: &mut Tracee, mm: &AddressSpace) -> Result<(), ResurrectError> {
+pub(super) fn set(
+    builder: &Builder<'_>,
+    leader: &mut Tracee,
+    mm: &AddressSpace,
+) -> Result<(), ResurrectError> {
     let doing = "setting its memory layout";
-    crate::files::path::check_same(&mm.exe)?;
+    let pid = builder.pid;
     let l = &mm.layout;
     let words = [
         l.start_code,
@@ -39,11 +43,20 @@ pub(super) fn set(pid: Pid, leader: &mut Tracee, mm: &AddressSpace) -> Result<()
     bytes[AUXV + 8..AUXV + 12].copy_from_slice(&auxv_len.to_le_bytes());
 
     let mut batch = Batch::new();
-    let path = batch.string(&mm.exe.path);
-    let args = [AT_FDCWD.into(), path.into(), 0.into()];
     // No other descriptor is there below the highest: this one gets number 0.
     bytes[AUXV + 12..].copy_from_slice(&0_u32.to_le_bytes());
-    let exe = batch.call("opening its executable", nr::OPENAT, args);
+    let removed = mm
+        .exe_object
+        .and_then(|object| builder.objects.descriptor(object, false));
+    let exe = if let Some(fd) = removed {
+        let args = [builder.pidfd.into(), fd.into(), 0.into()];
+        batch.call("taking its executable", nr::PIDFD_GETFD, args)
+    } else {
+        crate::files::path::check_same(&mm.exe)?;
+        let path = batch.string(&mm.exe.path);
+        let args = [AT_FDCWD.into(), path.into(), 0.into()];
+        batch.call("opening its executable", nr::OPENAT, args)
+    };
     let auxv = batch.data(&mm.auxv);
     let map = batch.data(&bytes);
     batch.pointer(map, AUXV, auxv);

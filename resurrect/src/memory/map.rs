@@ -1,86 +1,211 @@
 //! Making the mappings, writable as long as pages are still to come.
 
+use super::{Builder, segments};
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use persist_mem::manifest::{AddressSpace, Backing, FileRef, Vma};
-use sys::Pid;
+use sys::PAGE_SIZE_U64;
 use sys::batch::{Arg, CallIndex};
-use sys::tracee::Tracee;
 
-const PROT_WRITE: u32 = 2;
+pub(super) const PROT_WRITE: u32 = 2;
 const MAP_SHARED: u64 = 0x1;
 const MAP_PRIVATE: u64 = 0x2;
+/// Since 6.11; instead of `MAP_PRIVATE`.
+const MAP_DROPPABLE: u64 = 0x8;
 const MAP_ANONYMOUS: u64 = 0x20;
 const MAP_GROWSDOWN: u64 = 0x100;
 const MAP_NORESERVE: u64 = 0x4000;
+const MAP_HUGETLB: u64 = 0x4_0000;
+const MAP_HUGE_SHIFT: u32 = 26;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 const AT_FDCWD: i32 = -100;
 const O_RDWR: i32 = 2;
 const O_CLOEXEC: i32 = 0o2_000_000;
 const O_LARGEFILE: i32 = 0o100_000;
 
+/// What a mapping is made from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source<'a> {
+    File(&'a FileRef),
+    Object(u32),
+    Zero,
+}
+
 /// A file that is open in the process while its mappings are made.
 struct OpenFile<'a> {
-    file: &'a FileRef,
+    source: Source<'a>,
     writable: bool,
     fd: CallIndex,
 }
 
+struct Mapper<'a, 'b> {
+    calls: Calls<'a>,
+    builder: &'a Builder<'b>,
+    open: Option<OpenFile<'a>>,
+}
+
 /// Makes every mapping of an address space.
-pub(super) fn make(pid: Pid, leader: &mut Tracee, mm: &AddressSpace) -> Result<(), ResurrectError> {
-    let mut calls = Calls::new(pid, "making its mappings", leader);
-    let mut open: Option<OpenFile<'_>> = None;
+pub(super) fn make(
+    builder: &Builder<'_>,
+    leader: &mut sys::tracee::Tracee,
+    mm: &AddressSpace,
+) -> Result<(), ResurrectError> {
+    segments::attach(builder, leader, mm)?;
+    let mut mapper = Mapper {
+        calls: Calls::new(builder.pid, "making its mappings", leader),
+        builder,
+        open: None,
+    };
     for vma in &mm.vmas {
-        let prot = u64::from(vma.prot | if has_pages(vma, mm) { PROT_WRITE } else { 0 });
-        let place = [vma.start.into(), vma.len().into(), prot.into()];
+        mapper.map(vma, mm)?;
+        if mapper.calls.full() {
+            mapper.close();
+            mapper.calls.flush()?;
+        }
+    }
+    mapper.close();
+    mapper.calls.flush()
+}
+
+impl<'a> Mapper<'a, '_> {
+    fn map(&mut self, vma: &'a Vma, mm: &AddressSpace) -> Result<(), ResurrectError> {
         match &vma.backing {
-            Backing::Vdso | Backing::Vvar => {}
+            Backing::Vdso | Backing::Vvar => Ok(()),
             Backing::Anonymous { .. } => {
-                let flags = MAP_PRIVATE | MAP_ANONYMOUS | extra_flags(vma);
-                map(&mut calls, place, flags, (-1).into(), 0);
+                let kind = if vma.has(b"dp") {
+                    MAP_DROPPABLE
+                } else {
+                    MAP_PRIVATE
+                };
+                let flags = kind | MAP_ANONYMOUS | huge_flags(vma);
+                self.call(vma, mm, flags, (-1).into(), 0);
+                Ok(())
             }
             Backing::File {
                 file,
                 offset,
                 shared,
+            } => self.map_file(vma, mm, Source::File(file), *shared, *offset),
+            Backing::Object {
+                object,
+                offset,
+                shared,
+                ..
             } => {
-                let writable = *shared && vma.has(b"mw");
-                let same = |o: &OpenFile<'_>| o.file == file && o.writable == writable;
-                let fd = match open.take().filter(same) {
-                    Some(o) => o.fd,
-                    None => open_file(&mut calls, file, writable)?,
-                };
-                let kind = if *shared { MAP_SHARED } else { MAP_PRIVATE };
-                map(
-                    &mut calls,
-                    place,
-                    kind | extra_flags(vma),
-                    fd.into(),
-                    *offset,
-                );
-                open = Some(OpenFile { file, writable, fd });
+                if self.builder.objects.segment(*object).is_some() {
+                    return Ok(());
+                }
+                self.map_file(vma, mm, Source::Object(*object), *shared, *offset)
             }
-            Backing::Object { .. } | Backing::Zero { .. } => {
-                return Err(ResurrectError::Impossible {
-                    pid,
-                    why: "shared memory without a file cannot be mapped yet".into(),
-                });
-            }
-        }
-        if calls.full() {
-            open = None;
-            close_all(&mut calls)?;
+            Backing::Zero { offset } => self.map_file(vma, mm, Source::Zero, false, *offset),
         }
     }
-    close_all(&mut calls)
+
+    fn map_file(
+        &mut self,
+        vma: &Vma,
+        mm: &AddressSpace,
+        source: Source<'a>,
+        shared: bool,
+        offset: u64,
+    ) -> Result<(), ResurrectError> {
+        let writable = shared && vma.has(b"mw");
+        let same = |o: &OpenFile<'_>| o.source == source && o.writable == writable;
+        let fd = match &self.open {
+            Some(open) if same(open) => open.fd,
+            _ => self.open(source, writable)?,
+        };
+        let kind = if shared { MAP_SHARED } else { MAP_PRIVATE };
+        self.call(vma, mm, kind, fd.into(), offset);
+        Ok(())
+    }
+
+    fn call(&mut self, vma: &Vma, mm: &AddressSpace, kind: u64, fd: Arg, offset: u64) {
+        let prot = made_with(vma, mm, self.builder);
+        let args = [
+            vma.start.into(),
+            vma.len().into(),
+            u64::from(prot).into(),
+            (kind | extra_flags(vma)).into(),
+            fd,
+            offset.into(),
+        ];
+        self.calls.batch().call("mapping memory", nr::MMAP, args);
+    }
+
+    fn open(&mut self, source: Source<'a>, writable: bool) -> Result<CallIndex, ResurrectError> {
+        self.close();
+        let mode = if writable { O_RDWR } else { 0 };
+        let flags = mode | O_CLOEXEC | O_LARGEFILE;
+        let path = match source {
+            Source::Object(object) => {
+                let fd = self.take(object, writable)?;
+                self.open = Some(OpenFile {
+                    source,
+                    writable,
+                    fd,
+                });
+                return Ok(fd);
+            }
+            Source::File(file) => {
+                crate::files::path::check_same(file)?;
+                file.path.as_slice()
+            }
+            Source::Zero => b"/dev/zero",
+        };
+        let batch = self.calls.batch();
+        let path = batch.string(path);
+        let args = [AT_FDCWD.into(), path.into(), flags.into()];
+        let fd = batch.call("opening a mapped file", nr::OPENAT, args);
+        self.open = Some(OpenFile {
+            source,
+            writable,
+            fd,
+        });
+        Ok(fd)
+    }
+
+    /// A copy of this process's descriptor of an object.
+    fn take(&mut self, object: u32, writable: bool) -> Result<CallIndex, ResurrectError> {
+        let pid = self.builder.pid;
+        let theirs = self
+            .builder
+            .objects
+            .descriptor(object, writable)
+            .ok_or_else(|| ResurrectError::Impossible {
+                pid,
+                why: format!("memory object {object} is not there"),
+            })?;
+        let args = [self.builder.pidfd.into(), theirs.into(), 0.into()];
+        let batch = self.calls.batch();
+        Ok(batch.call("taking a memory object", nr::PIDFD_GETFD, args))
+    }
+
+    /// No other descriptor shall be there but the one through which the others will come.
+    fn close(&mut self) {
+        if let Some(open) = self.open.take() {
+            let batch = self.calls.batch();
+            batch.call("closing a mapped file", nr::CLOSE, [open.fd.into()]);
+        }
+    }
 }
 
 /// Whether saved pages lie in the mapping.
 pub(super) fn has_pages(vma: &Vma, mm: &AddressSpace) -> bool {
     let from = mm
         .extents
-        .partition_point(|e| e.va + e.pages * sys::PAGE_SIZE_U64 <= vma.start);
+        .partition_point(|e| e.va + e.pages * PAGE_SIZE_U64 <= vma.start);
     mm.extents.get(from).is_some_and(|e| e.va < vma.end)
+}
+
+/// The protection that a mapping has until [`super::protect`] sets the one it had.
+pub(super) fn made_with(vma: &Vma, mm: &AddressSpace, builder: &Builder<'_>) -> u32 {
+    if let Backing::Object { object, .. } = &vma.backing
+        && builder.objects.segment(*object).is_some()
+    {
+        return segments::attached_with(vma);
+    }
+    vma.prot | if has_pages(vma, mm) { PROT_WRITE } else { 0 }
 }
 
 fn extra_flags(vma: &Vma) -> u64 {
@@ -88,34 +213,11 @@ fn extra_flags(vma: &Vma) -> u64 {
     MAP_FIXED_NOREPLACE | flag(b"gd", MAP_GROWSDOWN) | flag(b"nr", MAP_NORESERVE)
 }
 
-fn map(calls: &mut Calls<'_>, place: [Arg; 3], flags: u64, fd: Arg, offset: u64) {
-    let [start, len, prot] = place;
-    let args = [start, len, prot, flags.into(), fd, offset.into()];
-    calls.batch().call("mapping memory", nr::MMAP, args);
-}
-
-fn open_file(
-    calls: &mut Calls<'_>,
-    file: &FileRef,
-    writable: bool,
-) -> Result<CallIndex, ResurrectError> {
-    crate::files::path::check_same(file)?;
-    let mode = if writable { O_RDWR } else { 0 };
-    let path = calls.batch().string(&file.path);
-    let flags = mode | O_CLOEXEC | O_LARGEFILE;
-    let args = [AT_FDCWD.into(), path.into(), flags.into()];
-    Ok(calls
-        .batch()
-        .call("opening a mapped file", nr::OPENAT, args))
-}
-
-/// Makes what is collected, and closes the files opened for it: no other descriptor is there yet but the
-/// highest, through which the others will come.
-fn close_all(calls: &mut Calls<'_>) -> Result<(), ResurrectError> {
-    const BELOW: i32 = 63;
-    let args = [0.into(), BELOW.into(), 0.into()];
-    calls
-        .batch()
-        .call("closing mapped files", nr::CLOSE_RANGE, args);
-    calls.flush()
+/// hugetlb pages of the mapping's size.
+fn huge_flags(vma: &Vma) -> u64 {
+    if vma.page_size > PAGE_SIZE_U64 {
+        MAP_HUGETLB | u64::from(vma.page_size.trailing_zeros()) << MAP_HUGE_SHIFT
+    } else {
+        0
+    }
 }

@@ -1,25 +1,156 @@
-//! Filling in saved pages.
+//! Filling in saved pages, huge ones where there were huge ones and nowhere else.
 
+use super::Builder;
+use super::map::has_pages;
 use crate::ResurrectError;
-use persist_mem::manifest::Extent;
-use persist_mem::store::PageStore;
+use crate::calls::{Calls, nr, run};
+use persist_mem::manifest::{AddressSpace, Extent, PageRange};
+use sys::PAGE_SIZE_U64;
+use sys::batch::Batch;
+use sys::tracee::Tracee;
 use sys::vm::{Source, write_process};
-use sys::{PAGE_SIZE_U64, Pid};
 
 /// Pages copied in one piece: a call moves less than 2 GiB.
 const PIECE: u64 = 8192;
 /// Pieces copied in one call.
 const AT_ONCE: usize = 32;
 
-/// Copies every extent's pages into the process with the id `host`.
+const MADV_HUGEPAGE: i32 = 14;
+const MADV_COLLAPSE: i32 = 25;
+const PR_SET_THP_DISABLE: i32 = 41;
+
+/// When the kernel gives out transparent huge pages by itself
+/// (`/sys/kernel/mm/transparent_hugepage/enabled`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HugePages {
+    Always,
+    Advised,
+    Never,
+}
+
+impl HugePages {
+    pub(super) fn of_this_kernel() -> HugePages {
+        let text = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+        match text.as_deref().unwrap_or("") {
+            text if text.contains("[always]") => HugePages::Always,
+            text if text.contains("[madvise]") => HugePages::Advised,
+            _ => HugePages::Never,
+        }
+    }
+}
+
+/// Copies every extent's pages into the process.
 pub(super) fn fill(
-    pid: Pid,
-    host: Pid,
-    store: &dyn PageStore,
-    extents: &[Extent],
+    builder: &Builder<'_>,
+    leader: &mut Tracee,
+    mm: &AddressSpace,
 ) -> Result<(), ResurrectError> {
+    let (huge, small) = split(&mm.extents, &mm.huge);
+    let advised = mm
+        .vmas
+        .iter()
+        .any(|vma| vma.has(b"hg") && has_pages(vma, mm));
+    let by_itself = match builder.huge_pages {
+        HugePages::Always => true,
+        HugePages::Advised => advised,
+        HugePages::Never => false,
+    };
+    if !huge.is_empty() && advised {
+        advise(builder, leader, mm)?;
+    }
+    copy(builder, leader, &huge)?;
+    if by_itself {
+        switch(builder, leader, true)?;
+    }
+    copy(builder, leader, &small)?;
+    if by_itself {
+        switch(builder, leader, false)?;
+    }
+    collapse(builder, leader, &mm.huge)
+}
+
+/// `MADV_HUGEPAGE` before the pages come, so that they come as huge ones.
+fn advise(
+    builder: &Builder<'_>,
+    leader: &mut Tracee,
+    mm: &AddressSpace,
+) -> Result<(), ResurrectError> {
+    let mut calls = Calls::new(builder.pid, "asking for huge pages", leader);
+    for vma in mm.vmas.iter().filter(|vma| vma.has(b"hg")) {
+        let args = [vma.start.into(), vma.len().into(), MADV_HUGEPAGE.into()];
+        calls
+            .batch()
+            .try_call("asking for huge pages", nr::MADVISE, args);
+        calls.breathe()?;
+    }
+    calls.flush()
+}
+
+/// Keeps the kernel from giving huge pages where there were none.
+fn switch(builder: &Builder<'_>, leader: &mut Tracee, off: bool) -> Result<(), ResurrectError> {
+    let doing = "switching huge pages";
+    let mut batch = Batch::new();
+    let args = [
+        PR_SET_THP_DISABLE.into(),
+        i32::from(off).into(),
+        0.into(),
+        0.into(),
+        0.into(),
+    ];
+    batch.call(doing, nr::PRCTL, args);
+    run(builder.pid, doing, leader, &batch).map(drop)
+}
+
+/// Makes ranges huge that have not become so by themselves. Where there is no huge page to be had they stay
+/// small, as they might have before.
+fn collapse(
+    builder: &Builder<'_>,
+    leader: &mut Tracee,
+    ranges: &[PageRange],
+) -> Result<(), ResurrectError> {
+    let doing = "collapsing huge pages";
+    let mut calls = Calls::new(builder.pid, doing, leader);
+    for range in ranges {
+        let len = range.pages * PAGE_SIZE_U64;
+        let args = [range.va.into(), len.into(), MADV_COLLAPSE.into()];
+        calls.batch().try_call(doing, nr::MADVISE, args);
+        calls.breathe()?;
+    }
+    calls.flush()
+}
+
+/// The parts of extents that lie in the ranges, and the others. Both lists are in ascending order.
+fn split(extents: &[Extent], ranges: &[PageRange]) -> (Vec<Extent>, Vec<Extent>) {
+    let (mut inside, mut outside) = (Vec::new(), Vec::new());
+    let end_of = |range: &PageRange| range.va + range.pages * PAGE_SIZE_U64;
+    let mut next = 0;
+    for extent in extents {
+        let end = extent.va + extent.pages * PAGE_SIZE_U64;
+        let mut at = extent.va;
+        while at < end {
+            while ranges.get(next).is_some_and(|range| end_of(range) <= at) {
+                next += 1;
+            }
+            let (stop, list) = match ranges.get(next) {
+                Some(range) if range.va <= at => (end.min(end_of(range)), &mut inside),
+                Some(range) => (end.min(range.va), &mut outside),
+                None => (end, &mut outside),
+            };
+            list.push(Extent {
+                va: at,
+                pages: (stop - at) / PAGE_SIZE_U64,
+                frame: extent.frame + (at - extent.va) / PAGE_SIZE_U64,
+            });
+            at = stop;
+        }
+    }
+    (inside, outside)
+}
+
+fn copy(builder: &Builder<'_>, leader: &Tracee, extents: &[Extent]) -> Result<(), ResurrectError> {
+    let (pid, host) = (builder.pid, leader.pid());
     let mut pieces: Vec<(Source, u64)> = Vec::new();
-    let copy = |pieces: &mut Vec<(Source, u64)>| {
+    let write = |pieces: &mut Vec<(Source, u64)>| {
         let done = write_process(host, pieces);
         pieces.clear();
         done.map_err(ResurrectError::call(pid, "copying its pages"))
@@ -29,14 +160,39 @@ pub(super) fn fill(
         while done < extent.pages {
             let pages = PIECE.min(extent.pages - done);
             let frame = extent.frame + done;
-            let source = store.source(frame, pages);
+            let source = builder.store.source(frame, pages);
             let source = source.ok_or(ResurrectError::NoPages { pid, frame, pages })?;
             pieces.push((source, extent.va + done * PAGE_SIZE_U64));
             if pieces.len() == AT_ONCE {
-                copy(&mut pieces)?;
+                write(&mut pieces)?;
             }
             done += pages;
         }
     }
-    copy(&mut pieces)
+    write(&mut pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_are_cut_at_huge_ranges() {
+        let extent = |va, pages, frame| Extent { va, pages, frame };
+        let extents = [extent(0x1000, 4, 10), extent(0x9000, 2, 30)];
+        let ranges = [
+            PageRange {
+                va: 0x2000,
+                pages: 2,
+            },
+            PageRange {
+                va: 0x9000,
+                pages: 9,
+            },
+        ];
+        let (inside, outside) = split(&extents, &ranges);
+        assert_eq!(inside, [extent(0x2000, 2, 11), extent(0x9000, 2, 30)]);
+        assert_eq!(outside, [extent(0x1000, 1, 10), extent(0x4000, 1, 13)]);
+        assert_eq!(split(&extents, &[]).1, extents);
+    }
 }

@@ -1,15 +1,19 @@
-//! Protections, advice and names of mappings, once the pages are there.
+//! Protections, advice, locks, guard pages and names of mappings, once the pages are there.
 
-use super::map::has_pages;
+use super::Builder;
+use super::map::made_with;
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
-use persist_mem::manifest::{AddressSpace, Backing};
-use sys::Pid;
+use persist_mem::manifest::{AddressSpace, Backing, Vma};
+use sys::PAGE_SIZE_U64;
 use sys::tracee::Tracee;
 
-const PROT_WRITE: u32 = 2;
 const PR_SET_VMA: i32 = 0x5356_4d41;
 const PR_SET_VMA_ANON_NAME: i32 = 0;
+const MADV_GUARD_INSTALL: i32 = 102;
+const MLOCK_ONFAULT: i32 = 1;
+/// Keys of the processor (pkeys(7)).
+const KEYS: u32 = 16;
 
 /// `VmFlags` of `/proc/PID/smaps` and the madvise(2) that sets each (fs/proc/task_mmu.c, mm/madvise.c).
 const ADVICE: [(&[u8; 2], i32); 8] = [
@@ -22,41 +26,116 @@ const ADVICE: [(&[u8; 2], i32); 8] = [
     (b"dd", 16), // MADV_DONTDUMP
     (b"wf", 18), // MADV_WIPEONFORK
 ];
+/// Flags that mappings have of themselves: droppable ones (`MAP_DROPPABLE`), and those of huge pages.
+const OF_DROPPABLE: [&[u8; 2]; 2] = [b"dd", b"wf"];
+const OF_HUGETLB: [&[u8; 2]; 1] = [b"dd"];
 
 /// Gives every mapping what it had.
 pub(super) fn apply(
-    pid: Pid,
+    builder: &Builder<'_>,
     leader: &mut Tracee,
     mm: &AddressSpace,
 ) -> Result<(), ResurrectError> {
-    let mut calls = Calls::new(pid, "protecting its mappings", leader);
+    let mut calls = Calls::new(builder.pid, "protecting its mappings", leader);
+    allocate_keys(&mut calls, mm);
     for vma in &mm.vmas {
         if matches!(vma.backing, Backing::Vdso | Backing::Vvar) {
             continue;
         }
-        let (start, len) = (vma.start, vma.len());
-        if vma.prot & PROT_WRITE == 0 && has_pages(vma, mm) {
-            let args = [start.into(), len.into(), vma.prot.into()];
-            calls.batch().call("protecting memory", nr::MPROTECT, args);
-        }
-        for (_, advice) in ADVICE.iter().filter(|(flag, _)| vma.has(flag)) {
-            let args = [start.into(), len.into(), (*advice).into()];
-            calls.batch().call("advising on memory", nr::MADVISE, args);
-        }
-        if let Backing::Anonymous { name } = &vma.backing
-            && !name.is_empty()
-        {
-            let text = calls.batch().string(name);
-            let args = [
-                PR_SET_VMA.into(),
-                PR_SET_VMA_ANON_NAME.into(),
-                start.into(),
-                len.into(),
-                text.into(),
-            ];
-            calls.batch().call("naming memory", nr::PRCTL, args);
-        }
+        protect(&mut calls, vma, made_with(vma, mm, builder));
+        advise(&mut calls, vma);
+        name(&mut calls, vma);
+        calls.breathe()?;
+    }
+    for range in &mm.guards {
+        let len = range.pages * PAGE_SIZE_U64;
+        let args = [range.va.into(), len.into(), MADV_GUARD_INSTALL.into()];
+        let batch = calls.batch();
+        batch.call("installing guard pages", nr::MADVISE, args);
+        calls.breathe()?;
+    }
+    for vma in mm.vmas.iter().filter(|vma| vma.has(b"lo")) {
+        lock(&mut calls, vma, mm);
         calls.breathe()?;
     }
     calls.flush()
+}
+
+fn protect(calls: &mut Calls<'_>, vma: &Vma, has: u32) {
+    let place = [vma.start.into(), vma.len().into(), vma.prot.into()];
+    if vma.protection_key != 0 {
+        let [start, len, prot] = place;
+        let args = [start, len, prot, i32::from(vma.protection_key).into()];
+        let batch = calls.batch();
+        batch.call("setting a protection key", nr::PKEY_MPROTECT, args);
+    } else if vma.prot != has {
+        calls.batch().call("protecting memory", nr::MPROTECT, place);
+    }
+}
+
+/// Allocates the keys that were: all that are to be had, and the others are freed again. Their rights come
+/// with the registers.
+fn allocate_keys(calls: &mut Calls<'_>, mm: &AddressSpace) {
+    if mm.protection_keys <= 1 {
+        return;
+    }
+    let batch = calls.batch();
+    for _ in 1..KEYS {
+        let args = [0.into(), 0.into()];
+        batch.try_call("allocating a protection key", nr::PKEY_ALLOC, args);
+    }
+    for key in (1..KEYS).filter(|key| mm.protection_keys >> key & 1 == 0) {
+        batch.try_call("freeing a protection key", nr::PKEY_FREE, [key.into()]);
+    }
+}
+
+fn advise(calls: &mut Calls<'_>, vma: &Vma) {
+    let own: &[&[u8; 2]] = if vma.has(b"dp") {
+        &OF_DROPPABLE
+    } else if vma.has(b"ht") {
+        &OF_HUGETLB
+    } else {
+        &[]
+    };
+    let wanted = ADVICE
+        .iter()
+        .filter(|(flag, _)| vma.has(flag) && !own.contains(flag));
+    for (_, advice) in wanted {
+        let args = [vma.start.into(), vma.len().into(), (*advice).into()];
+        calls.batch().call("advising on memory", nr::MADVISE, args);
+    }
+}
+
+fn name(calls: &mut Calls<'_>, vma: &Vma) {
+    let (Backing::Anonymous { name } | Backing::Object { name, .. }) = &vma.backing else {
+        return;
+    };
+    if name.is_empty() {
+        return;
+    }
+    let text = calls.batch().string(name);
+    let args = [
+        PR_SET_VMA.into(),
+        PR_SET_VMA_ANON_NAME.into(),
+        vma.start.into(),
+        vma.len().into(),
+        text.into(),
+    ];
+    calls.batch().call("naming memory", nr::PRCTL, args);
+}
+
+/// Locking brings pages in, which is an error where none may be; the lock stays all the same.
+fn lock(calls: &mut Calls<'_>, vma: &Vma, mm: &AddressSpace) {
+    let flags = if vma.lock_on_fault { MLOCK_ONFAULT } else { 0 };
+    let args = [vma.start.into(), vma.len().into(), flags.into()];
+    let guarded = mm
+        .guards
+        .iter()
+        .any(|range| range.va < vma.end && range.va + range.pages * PAGE_SIZE_U64 > vma.start);
+    let batch = calls.batch();
+    if vma.prot == 0 || guarded {
+        batch.try_call("locking memory", nr::MLOCK2, args);
+    } else {
+        batch.call("locking memory", nr::MLOCK2, args);
+    }
 }

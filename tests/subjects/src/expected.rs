@@ -25,21 +25,6 @@ use Fate::{Carried, Refused, Wrong};
 
 /// Subjects that are not carried in both ways.
 const EXCEPTIONS: &[(&str, Expected)] = &[
-    ("removed-file", both(Refused("removed"))),
-    ("shared-anon", both(Refused("shared memory"))),
-    ("shared-zero", both(Refused("shared memory"))),
-    ("memfd", both(Refused("memfds"))),
-    ("memfd-seals", both(Refused("memfds"))),
-    ("sysv-shm", both(Refused("shared memory"))),
-    ("sysv-shm-removed", both(Refused("shared memory"))),
-    ("posix-shm-unlinked", both(Refused("removed"))),
-    ("hugetlb", both(Refused("hugetlbfs"))),
-    (
-        "guard",
-        both(Wrong("the checkpoint cannot read guard pages and fails")),
-    ),
-    ("mseal", both(Refused("sealed mappings"))),
-    ("droppable", both(Refused("droppable"))),
     ("cwd-removed", both(Refused("removed"))),
     ("seccomp-strict", both(Refused("seccomp"))),
     ("seccomp-filter", both(Refused("seccomp"))),
@@ -52,13 +37,6 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         "fork-cow",
         both(Wrong("every process gets copies of its own")),
     ),
-    ("mlock", both(Wrong("nothing is locked"))),
-    ("mlock-onfault", both(Wrong("nothing is locked"))),
-    (
-        "mlockall-future",
-        both(Wrong("later mappings are not locked")),
-    ),
-    ("huge", both(Wrong("huge pages come back small"))),
     ("syscall-dispatch", both(Wrong("it is off"))),
     (
         "clone-files",

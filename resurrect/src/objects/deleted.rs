@@ -1,0 +1,92 @@
+//! Files that have been removed: their contents, under a path that reads as before.
+//!
+//! The kernel shows a removed file's path from the root of its mount. So the file is made in a mount of
+//! its own whose root is a new directory next to where the file was, below the whole old path, and all of
+//! it is removed again. Whatever has the path today is not touched.
+
+use super::failed;
+use crate::ResurrectError;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Gid, Uid, fchown, ftruncate};
+use persist_mem::manifest::{SharedKind, SharedObject};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use sys::Errno;
+
+pub(super) fn make(object: &SharedObject) -> Result<OwnedFd, ResurrectError> {
+    let SharedKind::Deleted { path, mode, owner } = &object.kind else {
+        return Err(failed(object, "making it")(Errno::EINVAL));
+    };
+    let path = Path::new(OsStr::from_bytes(path));
+    let fd = unlinked(path, object.id).map_err(failed(object, "making it"))?;
+    let size = i64::try_from(object.size).map_err(|_| failed(object, "sizing it")(Errno::EFBIG))?;
+    ftruncate(&fd, size).map_err(failed(object, "sizing it"))?;
+    let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+    fchown(&fd, Some(uid), Some(gid)).map_err(failed(object, "setting its owner"))?;
+    fchmod(&fd, Mode::from_bits_retain(*mode)).map_err(failed(object, "setting its mode"))?;
+    Ok(fd)
+}
+
+/// A new file without a name, on the file system that the path is on.
+fn unlinked(path: &Path, id: u32) -> sys::Result<OwnedFd> {
+    let inside = path.strip_prefix("/").unwrap_or(path);
+    let mut last = Err(Errno::ENOENT);
+    // From the nearest directory that still is there upwards: one may be read-only.
+    for near in path.ancestors().skip(1).filter(|dir| dir.is_dir()) {
+        let root = near.join(format!(".kupgrade-{}-{id}", std::process::id()));
+        last = below(&root, inside);
+        if last.is_ok() {
+            return last;
+        }
+    }
+    last
+}
+
+/// Makes the directory `root` and the file in it, opens that through a mount of its own, and removes
+/// both.
+fn below(root: &Path, inside: &Path) -> sys::Result<OwnedFd> {
+    let dirs: Vec<PathBuf> = inside
+        .ancestors()
+        .skip(1)
+        .map(|dir| root.join(dir))
+        .collect();
+    let mut made = Vec::new();
+    let opened = (|| {
+        for dir in dirs.iter().rev() {
+            nix::unistd::mkdir(dir, Mode::S_IRWXU)?;
+            made.push(dir);
+        }
+        let directory = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
+        let root = open(root, directory, Mode::empty())?;
+        let mount = sys::mountapi::clone_tree(root.as_fd())?;
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        openat(&mount, inside, flags, Mode::S_IRUSR | Mode::S_IWUSR)
+    })();
+    // Those that were made are ours alone, whatever has failed.
+    let _ = nix::unistd::unlink(&root.join(inside));
+    for dir in made.iter().rev() {
+        let _ = std::fs::remove_dir(dir);
+    }
+    opened
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn the_path_reads_as_before_and_nothing_is_left() {
+        let dir = std::env::temp_dir().join(format!("deleted-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let path = dir.join("gone/a file");
+        let fd = unlinked(&path, 7).unwrap();
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
+        assert_eq!(link, Path::new(&format!("{} (deleted)", path.display())));
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+        std::fs::remove_dir(&dir).unwrap();
+    }
+}

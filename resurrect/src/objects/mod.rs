@@ -1,0 +1,231 @@
+//! Memory objects that have no path, each kind in a module of its own.
+//!
+//! This process makes them with their contents; processes map them through copies of its descriptors.
+//! What would stand in the way of mapping (seals, a segment's removal) comes at the end.
+
+mod anonymous;
+mod deleted;
+mod memfd;
+mod system_v;
+
+use crate::ResurrectError;
+use crate::restore::Restore;
+use nix::fcntl::OFlag;
+use persist_mem::manifest::{Backing, SharedKind, SharedObject};
+use persist_mem::store::PageStore;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use sys::vm::{Source, write_file, write_process};
+use sys::{Errno, PAGE_SIZE_U64, Pid};
+
+/// An object that is there.
+#[derive(Debug)]
+enum Made {
+    /// Open for reading, and for writing as long as mappings are to be made that need it. A program that
+    /// somebody has open for writing cannot be run.
+    File {
+        read: OwnedFd,
+        write: Option<OwnedFd>,
+    },
+    /// A System V segment, attached by its id.
+    Segment(i32),
+}
+
+/// The objects of the manifest, by id.
+#[derive(Debug, Default)]
+pub(crate) struct Objects {
+    made: BTreeMap<u32, Made>,
+}
+
+impl Objects {
+    /// The descriptor to map an object through. None for a System V segment.
+    pub(crate) fn descriptor(&self, object: u32, writable: bool) -> Option<i32> {
+        match self.made.get(&object)? {
+            Made::File { read, write } => {
+                let fd = if writable { write.as_ref()? } else { read };
+                Some(fd.as_raw_fd())
+            }
+            Made::Segment(_) => None,
+        }
+    }
+
+    /// The id of a System V segment. None for another object.
+    pub(crate) fn segment(&self, object: u32) -> Option<i32> {
+        match self.made.get(&object)? {
+            Made::Segment(id) => Some(*id),
+            Made::File { .. } => None,
+        }
+    }
+
+    /// A new description of an object.
+    pub(crate) fn open(&self, object: u32, flags: OFlag) -> sys::Result<OwnedFd> {
+        match self.made.get(&object) {
+            Some(Made::File { read, .. }) => sys::fds::reopen(read, flags),
+            _ => Err(Errno::ENOENT),
+        }
+    }
+}
+
+/// Why an object could not be made.
+pub(crate) fn failed(
+    object: &SharedObject,
+    doing: &'static str,
+) -> impl Fn(Errno) -> ResurrectError {
+    let what = describe(object);
+    move |errno| ResurrectError::Description {
+        what: what.clone(),
+        doing,
+        errno,
+    }
+}
+
+fn describe(object: &SharedObject) -> String {
+    match &object.kind {
+        SharedKind::Anonymous => format!("shared anonymous memory of {} bytes", object.size),
+        SharedKind::Memfd { name, .. } => format!("memfd {}", String::from_utf8_lossy(name)),
+        SharedKind::SystemV(shm) => format!("shared memory segment {}", shm.perm.id),
+        SharedKind::Deleted { path, .. } => format!("{} (deleted)", String::from_utf8_lossy(path)),
+    }
+}
+
+/// Makes every object.
+pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let (manifest, store) = (restore.manifest, restore.store);
+    for object in &manifest.shared_objects {
+        let made = match &object.kind {
+            SharedKind::Anonymous => file(object, store, anonymous::make(object)?)?,
+            SharedKind::Memfd { .. } => file(object, store, memfd::make(object)?)?,
+            SharedKind::Deleted { .. } => file(object, store, deleted::make(object)?)?,
+            SharedKind::SystemV(shm) => Made::Segment(system_v::make(restore, object, shm)?),
+        };
+        restore.objects.made.insert(object.id, made);
+    }
+    let lives = restore.lives();
+    let writable: Vec<u32> =
+        lives
+            .flat_map(|(_, live)| &live.mm.vmas)
+            .fold(Vec::new(), |mut found, vma| {
+                if let Backing::Object {
+                    object,
+                    shared: true,
+                    ..
+                } = &vma.backing
+                    && vma.has(b"mw")
+                {
+                    found.push(*object);
+                }
+                found
+            });
+    for object in &manifest.shared_objects {
+        if let Some(Made::File { write, .. }) = restore.objects.made.get_mut(&object.id)
+            && !writable.contains(&object.id)
+        {
+            *write = None;
+        }
+    }
+    Ok(())
+}
+
+/// Takes over a new file that is open for reading and writing, with its contents.
+fn file(
+    object: &SharedObject,
+    store: &dyn PageStore,
+    write: OwnedFd,
+) -> Result<Made, ResurrectError> {
+    let pieces = pieces(object, store, object.size)?;
+    if object.page_size > PAGE_SIZE_U64 && !pieces.is_empty() {
+        fill_mapped(object, &write, &pieces)?;
+    } else {
+        write_file(&write, &pieces).map_err(failed(object, "writing its contents"))?;
+    }
+    let read = sys::fds::reopen(&write, OFlag::O_RDONLY)
+        .map_err(failed(object, "opening it for reading"))?;
+    Ok(Made::File {
+        read,
+        write: Some(write),
+    })
+}
+
+/// hugetlbfs has no write(2): through a mapping.
+fn fill_mapped(
+    object: &SharedObject,
+    file: &OwnedFd,
+    pieces: &[(Source, u64)],
+) -> Result<(), ResurrectError> {
+    let mapped = memmap2::MmapOptions::new()
+        .len(usize::try_from(object.size).unwrap_or(0))
+        .map_raw(file)
+        .map_err(|e| failed(object, "mapping it")(errno(&e)))?;
+    let start = mapped.as_ptr() as u64;
+    fill_here(object, start, pieces)
+}
+
+/// Copies pieces to an address of this process.
+fn fill_here(
+    object: &SharedObject,
+    start: u64,
+    pieces: &[(Source, u64)],
+) -> Result<(), ResurrectError> {
+    let me = Pid(nix::unistd::getpid().as_raw());
+    let placed: Vec<(Source, u64)> = pieces
+        .iter()
+        .map(|(source, offset)| (*source, start + offset))
+        .collect();
+    for piece in &placed {
+        write_process(me, core::slice::from_ref(piece))
+            .map_err(failed(object, "writing its contents"))?;
+    }
+    Ok(())
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+/// Where the contents of an object are, with their offsets; nothing from offset `size` on.
+fn pieces(
+    object: &SharedObject,
+    store: &dyn PageStore,
+    size: u64,
+) -> Result<Vec<(Source, u64)>, ResurrectError> {
+    /// A call moves less than 2 GiB.
+    const PIECE: u64 = 8192;
+    let mut found = Vec::new();
+    for extent in &object.extents {
+        let mut done = 0;
+        while done < extent.pages {
+            let pages = PIECE.min(extent.pages - done);
+            let frame = extent.frame + done;
+            let offset = extent.va + done * PAGE_SIZE_U64;
+            let missing = failed(object, "looking for its pages");
+            let source = store
+                .source(frame, pages)
+                .ok_or_else(|| missing(Errno::ENODATA))?;
+            let inside = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
+            found.push((source.first(inside), offset));
+            done += pages;
+        }
+    }
+    Ok(found)
+}
+
+/// What only now may be: seals, and the removal of segments. Nothing is open for writing any more.
+pub(crate) fn finish(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    for made in restore.objects.made.values_mut() {
+        if let Made::File { write, .. } = made {
+            *write = None;
+        }
+    }
+    for object in &restore.manifest.shared_objects {
+        match (&object.kind, restore.objects.made.get(&object.id)) {
+            (SharedKind::Memfd { seals, .. }, Some(Made::File { read, .. })) => {
+                memfd::seal(object, read.as_fd(), *seals)?;
+            }
+            (SharedKind::SystemV(shm), Some(Made::Segment(id))) => {
+                system_v::finish(object, shm, *id)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
