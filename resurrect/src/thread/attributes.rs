@@ -15,9 +15,8 @@ const MCE_KILL_DEFAULT: u8 = 2;
 const PR_MCE_KILL_SET: i32 = 1;
 const PRIO_PROCESS: i32 = 0;
 const IOPRIO_WHO_PROCESS: i32 = 1;
-/// `SS_ONSTACK` and `SS_DISABLE` of sigaltstack(2).
+/// `SS_ONSTACK` of sigaltstack(2).
 const SS_ONSTACK: u32 = 1;
-const SS_DISABLE: u32 = 2;
 
 /// Sets them.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
@@ -48,14 +47,13 @@ fn registrations(batch: &mut Batch, thread: &Thread) {
         batch.call("setting its robust list", nr::SET_ROBUST_LIST, args);
     }
     let (address, flags, size) = thread.altstack;
-    if flags & SS_DISABLE == 0 {
-        let mut bytes = address.to_le_bytes().to_vec();
-        bytes.extend_from_slice(&u64::from(flags & !SS_ONSTACK).to_le_bytes());
-        bytes.extend_from_slice(&size.to_le_bytes());
-        let stack = batch.data(&bytes);
-        let args = [stack.into(), 0.into()];
-        batch.call("setting its signal stack", nr::SIGALTSTACK, args);
-    }
+    // Said also when it has none: it was made with this process's.
+    let mut bytes = address.to_le_bytes().to_vec();
+    bytes.extend_from_slice(&u64::from(flags & !SS_ONSTACK).to_le_bytes());
+    bytes.extend_from_slice(&size.to_le_bytes());
+    let stack = batch.data(&bytes);
+    let args = [stack.into(), 0.into()];
+    batch.call("setting its signal stack", nr::SIGALTSTACK, args);
     if let Some(rseq) = thread.rseq {
         let args = [
             rseq.pointer.into(),
