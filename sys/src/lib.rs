@@ -27,6 +27,9 @@
 //! | [`socket`] | sockets with addresses and options as bytes |
 //! | [`mountapi`] | what nix lacks of the mount interface |
 //! | [`xattr`] | extended attributes |
+//! | [`files`] | owners of signals, locks, leases, inotify |
+//! | [`handle`] | file handles |
+//! | [`tty`] | terminals |
 //! | [`clock`] | clocks and the time stamp counter |
 //! | [`deadline`] | a bound for system calls that have none |
 
@@ -34,7 +37,9 @@ pub mod batch;
 pub mod clock;
 pub mod deadline;
 pub mod fds;
+pub mod files;
 pub mod gate;
+pub mod handle;
 pub mod held;
 pub mod ids;
 pub mod ipc;
@@ -53,6 +58,7 @@ mod sigframe;
 pub mod tracee;
 #[cfg(test)]
 mod tracer_death;
+pub mod tty;
 pub mod vm;
 pub mod wait;
 pub mod xattr;

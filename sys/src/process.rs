@@ -14,8 +14,17 @@ fn owned(fd: u64) -> OwnedFd {
 /// # Errors
 /// `ESRCH` when there is no such process.
 pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
+    pidfd_open_with(pid, 0)
+}
+
+/// pidfd_open(2) with flags (`PIDFD_THREAD`).
+///
+/// # Errors
+/// As [`pidfd_open`]; `EINVAL` for flags that the kernel does not know.
+pub fn pidfd_open_with(pid: Pid, flags: u32) -> Result<OwnedFd> {
+    let args = [pid.0 as u64, u64::from(flags), 0, 0, 0, 0];
     // SAFETY: no pointers.
-    unsafe { syscall(libc::SYS_pidfd_open, [pid.0 as u64, 0, 0, 0, 0, 0]) }.map(owned)
+    unsafe { syscall(libc::SYS_pidfd_open, args) }.map(owned)
 }
 
 /// pidfd_getfd(2): a copy of descriptor `fd` of the process, sharing its open file description.
@@ -63,6 +72,42 @@ pub fn kcmp(one: Tid, two: Tid, kind: KcmpKind, a: i32, b: i32) -> Result<core::
         0,
     ];
     // SAFETY: no pointers.
+    let order = unsafe { syscall(libc::SYS_kcmp, args) }?;
+    Ok(match order {
+        0 => core::cmp::Ordering::Equal,
+        1 => core::cmp::Ordering::Less,
+        _ => core::cmp::Ordering::Greater,
+    })
+}
+
+/// An entry of an epoll interest list (`struct kcmp_epoll_slot`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct EpollSlot {
+    /// Number of the epoll descriptor.
+    pub epoll: u32,
+    /// The number that was registered.
+    pub target: u32,
+    /// Which of the entries with that number, counting from 0.
+    pub place: u32,
+}
+
+/// kcmp(2), `KCMP_EPOLL_TFD`: whether descriptor `fd` of `one` is what an entry of an epoll of `two`
+/// watches.
+///
+/// # Errors
+/// `ENOENT` when there is no such entry; as [`kcmp`].
+pub fn kcmp_epoll(one: Tid, fd: i32, two: Tid, slot: EpollSlot) -> Result<core::cmp::Ordering> {
+    const KCMP_EPOLL_TFD: u64 = 7;
+    let args = [
+        one.0 as u64,
+        two.0 as u64,
+        KCMP_EPOLL_TFD,
+        fd as u64,
+        (&raw const slot) as u64,
+        0,
+    ];
+    // SAFETY: the slot is live and only read.
     let order = unsafe { syscall(libc::SYS_kcmp, args) }?;
     Ok(match order {
         0 => core::cmp::Ordering::Equal,

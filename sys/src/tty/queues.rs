@@ -1,0 +1,263 @@
+//! What a terminal holds that nobody has read yet.
+//!
+//! A line discipline cannot be looked into: what it holds is read, and put back ([`put`]) as if it had
+//! been received again. That takes settings under which no byte means anything; the terminal's own
+//! come back at the end. Whoever uses the terminal must be stopped meanwhile.
+
+use super::{Termios, push, readable, set_termios, termios};
+use crate::{Errno, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// Room of a line discipline (`N_TTY_BUF_SIZE`, drivers/tty/n_tty.c), less the byte it keeps free.
+pub const INPUT_MAX: usize = 4095;
+
+/// How long the kernel may take to pass on what was put back.
+const SETTLE: Duration = Duration::from_millis(500);
+
+const XOFF: u8 = 0x13;
+
+/// What is queued in both directions.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Queues {
+    /// Complete lines of canonical mode, each as read(2) gives it: without a line end when the
+    /// end-of-file character ended it.
+    pub lines: Vec<Vec<u8>>,
+    /// The rest of the input: an unfinished line, or all of it outside of canonical mode.
+    pub rest: Vec<u8>,
+    /// What a slave has written and its master not read.
+    pub output: Vec<u8>,
+    /// Whether output of a pseudo terminal is stopped (Ctrl-S).
+    pub stopped: bool,
+}
+
+/// Both ends, opened non-blocking for this purpose; no master for other terminals.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends<'a> {
+    /// The terminal.
+    pub slave: &'a OwnedFd,
+    /// Its master.
+    pub master: Option<&'a OwnedFd>,
+}
+
+/// Takes everything out.
+///
+/// # Errors
+/// `EIO` when the terminal was hung up.
+pub fn take(ends: Ends<'_>) -> Result<Queues> {
+    let own = termios(ends.slave)?;
+    let mut queues = Queues::default();
+    if own.lflag & libc::ICANON != 0 {
+        while can(ends.slave, PollFlags::POLLIN)? {
+            let mut line = vec![0; INPUT_MAX + 1];
+            let read = nix::unistd::read(ends.slave, &mut line)?;
+            line.truncate(read);
+            queues.lines.push(line);
+        }
+    }
+    set_termios(ends.slave, &quiet(&own, false))?;
+    let rest = read_all(ends.slave);
+    set_termios(ends.slave, &own)?;
+    queues.rest = rest?;
+    if let Some(master) = ends.master {
+        queues.output = read_all(master)?;
+        queues.stopped = !can(ends.slave, PollFlags::POLLOUT)?;
+    }
+    Ok(queues)
+}
+
+/// Puts everything in, into empty queues.
+///
+/// # Errors
+/// `EIO` or `EPERM` where input cannot be pushed ([`push`]), `EAGAIN` when it does not fit.
+pub fn put(ends: Ends<'_>, queues: &Queues) -> Result<()> {
+    let own = termios(ends.slave)?;
+    let done = put_quietly(ends, queues, &own);
+    set_termios(ends.slave, &own)?;
+    done
+}
+
+fn put_quietly(ends: Ends<'_>, queues: &Queues, own: &Termios) -> Result<()> {
+    let slave = ends.slave;
+    if !queues.output.is_empty() {
+        // Without IXON nothing is stopped.
+        let mut settings = quiet(own, false);
+        settings.iflag = 0;
+        set_termios(slave, &settings)?;
+        write_all(slave, &queues.output)?;
+    }
+    let canonical = own.lflag & libc::ICANON != 0;
+    let end_of_file = unused_byte(queues);
+    let mut settings = quiet(own, canonical);
+    if canonical {
+        settings.cc[libc::VEOF] = end_of_file;
+        settings.cc[libc::VEOL] = own.cc[libc::VEOL];
+        settings.cc[libc::VEOL2] = own.cc[libc::VEOL2];
+    }
+    set_termios(slave, &settings)?;
+    let ends_itself = |line: &[u8]| {
+        let by = [b'\n', own.cc[libc::VEOL], own.cc[libc::VEOL2]];
+        line.last()
+            .is_some_and(|last| *last != 0 && by.contains(last))
+    };
+    for line in &queues.lines {
+        line.iter().try_for_each(|byte| push(slave, *byte))?;
+        if !ends_itself(line) {
+            push(slave, end_of_file)?;
+        }
+    }
+    queues.rest.iter().try_for_each(|byte| push(slave, *byte))?;
+    if queues.stopped {
+        settings.iflag |= libc::IXON;
+        settings.cc[libc::VSTOP] = XOFF;
+        set_termios(slave, &settings)?;
+        push(slave, XOFF)?;
+    }
+    Ok(())
+}
+
+/// Settings under which every byte of input is just a byte. IXON is kept: to clear it starts a
+/// stopped terminal.
+fn quiet(own: &Termios, canonical: bool) -> Termios {
+    let mut settings = *own;
+    settings.iflag = own.iflag & libc::IXON;
+    settings.oflag = own.oflag & !libc::OPOST;
+    settings.lflag = if canonical { libc::ICANON } else { 0 };
+    settings.cc = [0; 19];
+    settings
+}
+
+/// A byte that can stand for the end of a file, since it is not in the data.
+fn unused_byte(queues: &Queues) -> u8 {
+    let used =
+        |byte: &u8| queues.lines.iter().any(|l| l.contains(byte)) || queues.rest.contains(byte);
+    (1..=255)
+        .find(|byte| *byte != b'\n' && *byte != XOFF && !used(byte))
+        .unwrap_or(4)
+}
+
+/// What poll(2) says at once.
+fn can(fd: &impl AsFd, what: PollFlags) -> Result<bool> {
+    let mut polled = [PollFd::new(fd.as_fd(), what)];
+    poll(&mut polled, PollTimeout::ZERO)?;
+    Ok(polled[0]
+        .revents()
+        .is_some_and(|found| found.contains(what)))
+}
+
+fn read_all(fd: &OwnedFd) -> Result<Vec<u8>> {
+    let mut data = Vec::new();
+    let mut buffer = vec![0; INPUT_MAX + 1];
+    while readable(fd)? > 0 || can(fd, PollFlags::POLLIN)? {
+        match nix::unistd::read(fd, &mut buffer) {
+            Ok(0) | Err(Errno::EAGAIN | Errno::EIO) => break,
+            Ok(read) => data.extend_from_slice(&buffer[..read]),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(data)
+}
+
+/// Writes all of it, waiting while the kernel moves what was written on to the reader's side.
+fn write_all(fd: &OwnedFd, mut data: &[u8]) -> Result<()> {
+    let end = Instant::now() + SETTLE;
+    while !data.is_empty() {
+        match nix::unistd::write(fd, data) {
+            Ok(written) => data = &data[written..],
+            Err(Errno::EAGAIN) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tty::{peer, set_locked};
+    use std::fs::File;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        let mut options = File::options();
+        options
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        let master = OwnedFd::from(options.open("/dev/ptmx").unwrap());
+        set_locked(&master, false).unwrap();
+        let slave = peer(&master, libc::O_RDWR | libc::O_NONBLOCK).unwrap();
+        (master, slave)
+    }
+
+    fn write(fd: &OwnedFd, text: &[u8]) {
+        assert_eq!(nix::unistd::write(fd, text), Ok(text.len()));
+        std::thread::sleep(Duration::from_millis(30));
+    }
+
+    /// Takes from one pair, puts into both, and expects the same in both.
+    fn carried(prepare: impl Fn(&OwnedFd, &OwnedFd)) -> (Queues, OwnedFd, OwnedFd) {
+        let (master, slave) = pair();
+        prepare(&master, &slave);
+        let ends = Ends {
+            slave: &slave,
+            master: Some(&master),
+        };
+        let settings = termios(&slave).unwrap();
+        let found = take(ends).unwrap();
+        put(ends, &found).unwrap();
+        assert_eq!(termios(&slave).unwrap(), settings);
+        let (other_master, other) = pair();
+        set_termios(&other, &settings).unwrap();
+        let others = Ends {
+            slave: &other,
+            master: Some(&other_master),
+        };
+        put(others, &found).unwrap();
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(take(others).unwrap(), found);
+        (found, master, slave)
+    }
+
+    #[test]
+    fn lines_an_end_of_file_and_an_unfinished_line() {
+        let (found, _master, slave) =
+            carried(|master, _| write(master, b"one\ntwo\x04three\n\x04fou"));
+        assert_eq!(found.lines, [&b"one\n"[..], b"two", b"three\n", b""]);
+        assert_eq!(found.rest, b"fou");
+        assert_eq!(
+            found.output.len(),
+            b"one\r\ntwothree\r\nfou".len(),
+            "the echo"
+        );
+        let mut text = [0; 64];
+        assert_eq!(nix::unistd::read(&slave, &mut text), Ok(4));
+    }
+
+    #[test]
+    fn raw_input_with_every_byte() {
+        let all: Vec<u8> = (0..=255).collect();
+        let (found, _master, slave) = carried(|master, slave| {
+            let mut settings = quiet(&termios(slave).unwrap(), false);
+            settings.cc[libc::VMIN] = 1;
+            set_termios(slave, &settings).unwrap();
+            write(master, &all);
+        });
+        assert_eq!(found.rest, all);
+        assert_eq!(readable(&slave), Ok(256));
+    }
+
+    #[test]
+    fn stopped_with_much_output() {
+        let (found, ..) = carried(|master, slave| {
+            write(slave, &[b'x'; 6000]);
+            write(master, &[XOFF]);
+        });
+        assert!(found.stopped);
+        assert_eq!(found.output, [b'x'; 6000]);
+    }
+}
