@@ -48,6 +48,7 @@ pub fn check_tree(root: Pid) -> Result<Vec<Refusal>, FreezerError> {
     }
     found.extend(objects.shared_outside(&pids));
     found.extend(files::outside::shared(&pids));
+    found.extend(files::elsewhere::refusals(&pids));
     Ok(found)
 }
 

@@ -33,6 +33,12 @@ pub enum Kind {
     End = 6,
     /// [`crate::manifest::Upgrade`], at most one.
     Upgrade = 7,
+    /// [`crate::manifest::Terminal`], one each.
+    Terminal = 8,
+    /// [`crate::manifest::RemovedDirectory`], one each.
+    Removed = 9,
+    /// [`crate::manifest::Lock`], one each.
+    Lock = 10,
 }
 
 impl Kind {
@@ -45,6 +51,9 @@ impl Kind {
             Kind::SharedObject,
             Kind::End,
             Kind::Upgrade,
+            Kind::Terminal,
+            Kind::Removed,
+            Kind::Lock,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == number)

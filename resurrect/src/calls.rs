@@ -12,6 +12,7 @@ pub(crate) mod nr {
     pub(crate) const MPROTECT: i64 = 10;
     pub(crate) const MUNMAP: i64 = 11;
     pub(crate) const RT_SIGACTION: i64 = 13;
+    pub(crate) const IOCTL: i64 = 16;
     pub(crate) const MREMAP: i64 = 25;
     pub(crate) const MADVISE: i64 = 28;
     pub(crate) const SHMGET: i64 = 29;
@@ -19,6 +20,7 @@ pub(crate) mod nr {
     pub(crate) const NANOSLEEP: i64 = 35;
     pub(crate) const SETITIMER: i64 = 38;
     pub(crate) const FCNTL: i64 = 72;
+    pub(crate) const FLOCK: i64 = 73;
     pub(crate) const CHDIR: i64 = 80;
     pub(crate) const UMASK: i64 = 95;
     pub(crate) const SETPGID: i64 = 109;
@@ -43,6 +45,7 @@ pub(crate) mod nr {
     pub(crate) const TIMER_SETTIME: i64 = 223;
     pub(crate) const TIMER_DELETE: i64 = 226;
     pub(crate) const EXIT_GROUP: i64 = 231;
+    pub(crate) const EPOLL_WAIT: i64 = 232;
     pub(crate) const EPOLL_CTL: i64 = 233;
     pub(crate) const WAIT4: i64 = 61;
     pub(crate) const KILL: i64 = 62;

@@ -13,6 +13,7 @@ pub(crate) type Stage = fn(&mut Restore<'_>) -> Result<(), ResurrectError>;
 /// Name, function.
 pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("ids", tree::ids::check),
+    ("terminals", files::terminal::make),
     ("processes", tree::build),
     ("memory objects", objects::make),
     ("memory", memory::build),
@@ -22,6 +23,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("threads", thread::create),
     ("signal actions", process::signals::set_actions),
     ("files from inside", files::inside),
+    ("owners of signals", files::owner::set),
     ("timers", process::timers::set),
     ("zombies", tree::end_zombies),
     ("attributes of threads", thread::attributes::set),

@@ -53,8 +53,8 @@ pub mod ptrace;
 mod raw;
 pub mod regs;
 pub mod scratch;
-pub mod socket;
 mod sigframe;
+pub mod socket;
 pub mod tracee;
 #[cfg(test)]
 mod tracer_death;

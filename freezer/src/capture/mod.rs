@@ -44,6 +44,7 @@ pub fn capture_host(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError
 fn describe(frozen: &Frozen, ours: Option<Pid>) -> Result<(Manifest, Objects), FreezerError> {
     let inside: Vec<Pid> = frozen.pids().chain(ours).collect();
     crate::files::outside::refuse(&inside)?;
+    crate::files::elsewhere::refuse(frozen)?;
     let mut table = Table::new();
     let mut finder = foothold::Finder::default();
     let mut processes = Vec::new();
@@ -53,7 +54,8 @@ fn describe(frozen: &Frozen, ours: Option<Pid>) -> Result<(Manifest, Objects), F
     for &pid in frozen.zombies() {
         processes.push(zombie(pid)?);
     }
-    let (descriptions, pipes, objects) = table.finish()?;
+    let found = table.finish()?;
+    let objects = found.objects;
     let inside: Vec<Pid> = frozen.pids().collect();
     let outside = objects.shared_outside(&inside);
     if !outside.is_empty() {
@@ -62,8 +64,11 @@ fn describe(frozen: &Frozen, ours: Option<Pid>) -> Result<(Manifest, Objects), F
     let manifest = Manifest {
         host: host()?,
         processes,
-        descriptions,
-        pipes,
+        descriptions: found.descriptions,
+        pipes: found.pipes,
+        terminals: found.terminals,
+        removed: found.removed,
+        locks: found.locks,
         shared_objects: Vec::new(),
         upgrade: None,
     };

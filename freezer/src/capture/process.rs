@@ -24,6 +24,7 @@ pub(super) fn capture(
     let maps = memory::mappings(pid)?;
     // Everything that looks at memory comes before the scratch mapping is made.
     let mut mm = memory::capture(pid, &stat, &maps, &mut table.objects)?;
+    table.session(pid, &stat);
     let files = table.capture(pid)?;
     let mut threads = inside::threads(frozen, pid)?;
     let room = map_scratch(pid, &mut threads, &maps, finder)?;

@@ -20,9 +20,6 @@ pub(super) fn capture(
     open: &Open<'_>,
     objects: &mut Objects,
 ) -> Result<DescriptionKind, FreezerError> {
-    if open.info.value("lock").is_some() {
-        return Err(open.refuse("file locks are not carried yet"));
-    }
     let link = format!("/proc/self/fd/{}", open.copy.as_raw_fd());
     let object = objects
         .find(open.pid, &link, |file| objects::deleted(file, open.link))

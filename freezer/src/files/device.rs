@@ -1,30 +1,72 @@
-//! Character devices without a state of their own.
+//! Devices that are no terminals.
 
 use super::Open;
 use crate::FreezerError;
-use nix::sys::stat::{SFlag, fstat, major, minor};
+use nix::sys::stat::{SFlag, major, minor};
 use persist_mem::manifest::DescriptionKind;
 
 /// Minors of the memory devices (major 1) that are the same wherever they are opened:
 /// null, zero, full, random, urandom (Documentation/admin-guide/devices.txt).
 const STATELESS: [u64; 5] = [3, 5, 7, 8, 9];
 
-/// None when it is no device.
-pub(super) fn capture(open: &Open<'_>) -> Result<Option<DescriptionKind>, FreezerError> {
-    let found = fstat(open.copy).map_err(open.call("fstat"))?;
-    let kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
-    if kind == SFlag::S_IFBLK {
+/// `/dev/kmsg`, of the same major.
+const KMSG: u64 = 11;
+
+/// Devices that people know by a name: major, minor (None: any), why not.
+const REFUSED: [(u64, Option<u64>, &str); 7] = [
+    (1, Some(1), "the host's memory (/dev/mem) is not carried"),
+    (
+        10,
+        Some(200),
+        "network tunnels (/dev/net/tun) are not carried yet",
+    ),
+    (
+        10,
+        Some(229),
+        "file systems in user space (/dev/fuse) are not carried",
+    ),
+    (10, Some(232), "virtual machines (/dev/kvm) are not carried"),
+    (
+        10,
+        Some(235),
+        "automounters (/dev/autofs) are not carried yet",
+    ),
+    (10, Some(130), "watchdogs are not carried"),
+    (226, None, "graphics devices are not carried"),
+];
+
+pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
+    if open.file_type() == SFlag::S_IFBLK {
         return Err(open.refuse("block devices are not carried"));
     }
-    if kind != SFlag::S_IFCHR {
-        return Ok(None);
+    let rdev = open.stat.st_rdev;
+    let (major, minor) = (major(rdev), minor(rdev));
+    let kind = DescriptionKind::Device {
+        path: open.link.to_vec(),
+        rdev,
+    };
+    if major == 1 && STATELESS.contains(&minor) {
+        return Ok(kind);
     }
-    match (major(found.st_rdev), minor(found.st_rdev)) {
-        (1, minor) if STATELESS.contains(&minor) => Ok(Some(DescriptionKind::Device {
-            path: open.link.to_vec(),
-            rdev: found.st_rdev,
-        })),
-        (4 | 5 | 136..=143, _) => Err(open.refuse("terminals are not carried yet")),
-        (major, minor) => Err(open.refuse(format!("the device {major}:{minor} is not carried"))),
+    if (major, minor) == (1, KMSG) {
+        return kmsg(open, kind);
+    }
+    let known = REFUSED
+        .iter()
+        .find(|(a, b, _)| *a == major && b.is_none_or(|b| b == minor));
+    Err(match known {
+        Some((_, _, why)) => open.refuse(*why),
+        None => open.refuse(format!("the device {major}:{minor} is not carried")),
+    })
+}
+
+/// Writers have no state.
+fn kmsg(open: &Open<'_>, kind: DescriptionKind) -> Result<DescriptionKind, FreezerError> {
+    const O_ACCMODE: u32 = 3;
+    const O_WRONLY: u32 = 1;
+    if open.flags()? & O_ACCMODE == O_WRONLY {
+        Ok(kind)
+    } else {
+        Err(open.refuse("the position in the kernel's log is not carried yet"))
     }
 }

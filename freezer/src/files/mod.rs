@@ -2,23 +2,35 @@
 
 mod deleted;
 mod device;
+pub(crate) mod elsewhere;
 mod epoll;
 mod eventfd;
+mod fifo;
+mod inotify;
+mod lock;
 mod memfd;
 pub(crate) mod outside;
+mod owner;
 mod path;
+mod pidfd;
 mod pipe;
+mod place;
+mod pseudo;
+mod removed;
 mod signalfd;
 mod socket;
+mod terminal;
 mod timerfd;
 
 use crate::objects::Objects;
 use crate::proc::{self, FdInfo};
 use crate::{FreezerError, Refusal};
+use nix::sys::stat::{FileStat, SFlag, fstat};
 use persist_mem::manifest::{
-    Description, DescriptionId, DescriptionKind, Descriptor, Pipe, PipeId,
+    Description, DescriptionId, DescriptionKind, Descriptor, Lock, Pipe, RemovedDirectory, Terminal,
 };
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use sys::process::{self, KcmpKind};
 use sys::{Pid, Tid};
@@ -34,9 +46,37 @@ pub(crate) struct Open<'a> {
     info: &'a FdInfo,
     /// A copy of it: the same open file description.
     copy: &'a OwnedFd,
+    stat: FileStat,
 }
 
-impl Open<'_> {
+impl<'a> Open<'a> {
+    fn new(
+        pid: Pid,
+        fd: i32,
+        link: &'a [u8],
+        info: &'a FdInfo,
+        copy: &'a OwnedFd,
+    ) -> Result<Open<'a>, FreezerError> {
+        let doing = || format!("fd {fd}: fstat");
+        let stat = fstat(copy).map_err(FreezerError::call(pid, doing()))?;
+        Ok(Open {
+            pid,
+            fd,
+            link,
+            info,
+            copy,
+            stat,
+        })
+    }
+    /// `S_IFMT` of the file.
+    fn file_type(&self) -> SFlag {
+        SFlag::from_bits_truncate(self.stat.st_mode) & SFlag::S_IFMT
+    }
+    /// Access mode and status flags.
+    fn flags(&self) -> Result<u32, FreezerError> {
+        let flags = self.info.number("flags", 8).ok_or_else(|| self.format())?;
+        Ok((flags & !O_CLOEXEC) as u32)
+    }
     fn format(&self) -> FreezerError {
         FreezerError::Format {
             pid: self.pid,
@@ -54,25 +94,42 @@ impl Open<'_> {
 }
 
 /// The descriptions found so far, each once however many descriptors share it.
+#[derive(Default)]
 pub(crate) struct Table {
     descriptions: Vec<Description>,
-    pipes: Vec<(Pipe, u64)>,
     /// Objects that descriptions and mappings lead to.
     pub(crate) objects: Objects,
+    /// A copy of one descriptor of each.
+    copies: BTreeMap<DescriptionId, OwnedFd>,
+    /// In the order kcmp(2) gives them.
+    sorted: Vec<DescriptionId>,
+    /// What every descriptor is open on.
+    numbers: BTreeMap<(Pid, i32), DescriptionId>,
+    pipes: pipe::Pipes,
+    terminals: terminal::Terminals,
+    removed: removed::Directories,
     sockets: socket::Sockets,
-    /// Copies of one descriptor each, in the order kcmp(2) gives descriptions, with their ids.
-    sorted: Vec<(OwnedFd, DescriptionId)>,
+    locks: Vec<Lock>,
+}
+
+/// All that was found.
+pub(crate) struct Found {
+    pub(crate) descriptions: Vec<Description>,
+    pub(crate) pipes: Vec<Pipe>,
+    pub(crate) terminals: Vec<Terminal>,
+    pub(crate) removed: Vec<RemovedDirectory>,
+    pub(crate) locks: Vec<Lock>,
+    pub(crate) objects: Objects,
 }
 
 impl Table {
     pub(crate) fn new() -> Table {
-        Table {
-            descriptions: Vec::new(),
-            pipes: Vec::new(),
-            objects: Objects::default(),
-            sockets: socket::Sockets::default(),
-            sorted: Vec::new(),
-        }
+        Table::default()
+    }
+
+    /// Notes a process's session and controlling terminal.
+    pub(crate) fn session(&mut self, pid: Pid, stat: &proc::Stat) {
+        self.terminals.member(pid, stat);
     }
 
     /// Every descriptor of a process.
@@ -101,35 +158,29 @@ impl Table {
         info: &FdInfo,
         copy: OwnedFd,
     ) -> Result<DescriptionId, FreezerError> {
-        let place = match self.find(&copy).map_err(FreezerError::call(pid, "kcmp"))? {
-            Ok(index) => return Ok(self.sorted[index].1),
-            Err(place) => place,
-        };
-        let id = DescriptionId(u32::try_from(self.descriptions.len()).unwrap_or(u32::MAX));
         let link = proc::link(pid, &format!("fd/{fd}"))?;
-        let open = Open {
-            pid,
-            fd,
-            link: &link,
-            info,
-            copy: &copy,
-        };
+        let open = Open::new(pid, fd, &link, info, &copy)?;
+        let place = self.find(&copy).map_err(FreezerError::call(pid, "kcmp"))?;
+        let known = place.ok().map(|index| self.sorted[index]);
+        let id = known.unwrap_or_else(|| self.next());
+        lock::capture(&open, id, known.is_none(), &mut self.locks)?;
+        self.numbers.insert((pid, fd), id);
+        let Err(place) = place else { return Ok(id) };
         let kind = self.kind(&open, id)?;
-        let flags = info.number("flags", 8).ok_or_else(|| open.format())?;
-        let pos = info.number("pos", 10).unwrap_or(0);
-        let flags = (flags & !O_CLOEXEC) as u32;
-        if flags & O_ASYNC != 0 {
-            return Err(open.refuse("signal-driven I/O (O_ASYNC) is not carried"));
-        }
         self.descriptions.push(Description {
             id,
-            flags,
-            pos,
-            owner: None,
+            flags: open.flags()?,
+            pos: info.number("pos", 10).unwrap_or(0),
+            owner: owner::capture(&open)?,
             kind,
         });
-        self.sorted.insert(place, (copy, id));
+        self.sorted.insert(place, id);
+        self.copies.insert(id, copy);
         Ok(id)
+    }
+
+    fn next(&self) -> DescriptionId {
+        DescriptionId(u32::try_from(self.descriptions.len()).unwrap_or(u32::MAX))
     }
 
     /// Binary search by the order kcmp(2) defines.
@@ -138,7 +189,8 @@ impl Table {
         let (mut low, mut high) = (0, self.sorted.len());
         while low < high {
             let middle = usize::midpoint(low, high);
-            let other = self.sorted[middle].0.as_raw_fd();
+            let other = self.copies.get(&self.sorted[middle]);
+            let other = other.map_or(-1, AsRawFd::as_raw_fd);
             match process::kcmp(me, me, KcmpKind::File, other, copy.as_raw_fd())? {
                 Ordering::Equal => return Ok(Ok(middle)),
                 Ordering::Less => low = middle + 1,
@@ -153,25 +205,37 @@ impl Table {
         open: &Open<'_>,
         id: DescriptionId,
     ) -> Result<DescriptionKind, FreezerError> {
-        if open.link.starts_with(b"pipe:") {
-            return pipe::capture(open, &mut self.pipes).map(DescriptionKind::Pipe);
-        }
-        if open.link.starts_with(b"socket:") {
-            return self.sockets.capture(open, id);
-        }
-        classify(open, &mut self.objects)
+        Ok(match classify(open, &mut self.objects)? {
+            Class::Pipe => DescriptionKind::Pipe(self.pipes.capture(open)?),
+            Class::Fifo => fifo::capture(open, &mut self.pipes)?,
+            Class::EventFd => eventfd::capture(open)?,
+            Class::Terminal => self.terminals.capture(open, id)?,
+            Class::Removed => DescriptionKind::Removed(self.removed.capture(open)),
+            Class::Socket => self.sockets.capture(open, id)?,
+            Class::Plain(kind) => kind,
+        })
     }
 
-    /// Descriptions, pipes and objects, when all processes are described.
-    pub(crate) fn finish(mut self) -> Result<(Vec<Description>, Vec<Pipe>, Objects), FreezerError> {
+    /// What takes the whole: descriptors in flight, what epolls watch, and terminals, which have two
+    /// ends.
+    pub(crate) fn finish(mut self) -> Result<Found, FreezerError> {
         while let Some(sent) = self.sockets.next_in_flight() {
             let ids = sent.copies.iter().map(|copy| self.in_flight(&sent, copy));
             let ids = ids.collect::<Result<_, _>>()?;
             sent.settle(ids, &mut self.descriptions);
         }
-        self.sockets.link(&mut self.descriptions)?;
-        let pipes = self.pipes.into_iter().map(|(pipe, _)| pipe).collect();
-        Ok((self.descriptions, pipes, self.objects))
+        let sockets = core::mem::take(&mut self.sockets);
+        sockets.link(&mut self.descriptions)?;
+        epoll::resolve(&mut self)?;
+        let terminals = terminal::finish(self.terminals, &self.copies)?;
+        Ok(Found {
+            descriptions: self.descriptions,
+            pipes: self.pipes.finish(),
+            terminals,
+            removed: self.removed.finish(),
+            locks: self.locks,
+            objects: self.objects,
+        })
     }
 
     /// The description of a descriptor in flight, of which this process has a copy.
@@ -204,26 +268,86 @@ impl Table {
 }
 
 const O_CLOEXEC: u64 = 0o2_000_000;
-const O_ASYNC: u32 = 0o20_000;
+const O_PATH: u32 = 0o10_000_000;
 
-/// The kind of a description, by what its link in `/proc` says. Pipes are dealt with by the table,
-/// since two descriptions are one pipe.
-fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<DescriptionKind, FreezerError> {
-    match open.link {
-        b"anon_inode:[eventfd]" => eventfd::capture(open),
-        b"anon_inode:[signalfd]" => signalfd::capture(open),
-        b"anon_inode:[timerfd]" => timerfd::capture(open),
-        b"anon_inode:[eventpoll]" => epoll::capture(open),
-        link if link.starts_with(b"anon_inode:") => {
-            Err(open.refuse("this kind of descriptor is not carried"))
+/// What a description is, as far as it can be told without changing anything.
+enum Class {
+    Pipe,
+    Fifo,
+    EventFd,
+    Terminal,
+    Removed,
+    Socket,
+    /// The rest is known at once.
+    Plain(DescriptionKind),
+}
+
+/// The kind of a description, by its link in `/proc` and its file type. Everything that is not carried
+/// is refused here.
+fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<Class, FreezerError> {
+    let kind = match open.link {
+        b"anon_inode:[eventfd]" => return Ok(Class::EventFd),
+        b"anon_inode:[signalfd]" => signalfd::capture(open)?,
+        b"anon_inode:[timerfd]" => timerfd::capture(open)?,
+        b"anon_inode:[eventpoll]" => epoll::capture(open)?,
+        b"anon_inode:inotify" => inotify::capture(open)?,
+        b"anon_inode:[pidfd]" => pidfd::capture(open)?,
+        link if link.starts_with(b"pidfd:") => pidfd::capture(open)?,
+        link if link.starts_with(b"pipe:") => return Ok(Class::Pipe),
+        link if link.starts_with(b"socket:") => return Ok(Class::Socket),
+        link if link.starts_with(b"anon_inode:") => return Err(open.refuse(anonymous(link))),
+        link if memfd::is_one(link) => memfd::capture(open, objects)?,
+        _ if deleted::is_one(open) => deleted::capture(open, objects)?,
+        link if link.starts_with(b"/") => return by_type(open),
+        _ => return Err(open.refuse("this kind of descriptor is not carried")),
+    };
+    Ok(Class::Plain(kind))
+}
+
+/// Names of `anon_inode:` links and what they are, for those who must do without.
+const ANONYMOUS: [(&[u8], &str); 9] = [
+    (
+        b"[userfaultfd]",
+        "userfaultfd: page faults handled by a process are not carried",
+    ),
+    (b"[io_uring]", "io_uring rings are not carried"),
+    (b"[perf_event]", "perf events are not carried"),
+    (b"[fanotify]", "fanotify groups are not carried"),
+    (b"bpf-", "BPF programs, maps and links are not carried"),
+    (b"kvm-", "virtual machines (KVM) are not carried"),
+    (b"dmabuf", "buffers of devices (dma-buf) are not carried"),
+    (b"sync_file", "fences of devices are not carried"),
+    (b"[fscontext]", "half-made mounts are not carried"),
+];
+
+fn anonymous(link: &[u8]) -> String {
+    let name = link.strip_prefix(b"anon_inode:").unwrap_or(link);
+    let known = ANONYMOUS
+        .iter()
+        .find(|(prefix, _)| name.starts_with(prefix));
+    known.map_or_else(
+        || "this kind of descriptor is not carried".to_owned(),
+        |(_, why)| (*why).to_owned(),
+    )
+}
+
+/// What has a path is told by the type of the file.
+fn by_type(open: &Open<'_>) -> Result<Class, FreezerError> {
+    if open.flags()? & O_PATH != 0 {
+        return path::reference_only(open).map(Class::Plain);
+    }
+    match open.file_type() {
+        SFlag::S_IFCHR if terminal::is(open) => {
+            terminal::check(open)?;
+            Ok(Class::Terminal)
         }
-        link if memfd::is_one(link) => memfd::capture(open, objects),
-        _ if deleted::is_one(open) => deleted::capture(open, objects),
-        link if link.starts_with(b"/") => match device::capture(open)? {
-            Some(kind) => Ok(kind),
-            None => path::capture(open),
-        },
-        _ => Err(open.refuse("this kind of descriptor is not carried")),
+        SFlag::S_IFCHR | SFlag::S_IFBLK => device::capture(open).map(Class::Plain),
+        SFlag::S_IFIFO => {
+            fifo::check(open)?;
+            Ok(Class::Fifo)
+        }
+        SFlag::S_IFREG | SFlag::S_IFDIR => path::capture(open),
+        _ => Err(open.refuse("this kind of file is not carried")),
     }
 }
 
@@ -241,31 +365,20 @@ pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, 
         ) else {
             continue;
         };
-        if link.starts_with(b"pipe:") || link == b"anon_inode:[eventfd]" {
-            continue;
-        }
-        let open = Open {
-            pid,
-            fd,
-            link: &link,
-            info: &info,
-            copy: &copy,
-        };
-        let verdict = if link.starts_with(b"socket:") {
-            socket::examine(&open, &mut sockets).map(drop)
-        } else {
-            classify(&open, objects).map(drop)
-        };
-        match verdict {
-            Ok(()) => {}
-            Err(FreezerError::Refused(more)) => found.extend(more),
-            Err(e) => return Err(e),
+        let open = Open::new(pid, fd, &link, &info, &copy)?;
+        let checked = classify(&open, objects).and_then(|class| match class {
+            Class::Plain(DescriptionKind::Epoll { targets }) => epoll::check(&open, &targets),
+            Class::Socket => socket::examine(&open, &mut sockets).map(drop),
+            _ => Ok(()),
+        });
+        let locks = lock::capture(&open, DescriptionId(0), true, &mut Vec::new());
+        for result in [checked, locks] {
+            match result {
+                Ok(()) => {}
+                Err(FreezerError::Refused(more)) => found.extend(more),
+                Err(e) => return Err(e),
+            }
         }
     }
     Ok(found)
-}
-
-/// Names the next pipe.
-fn next_pipe(pipes: &[(Pipe, u64)]) -> PipeId {
-    PipeId(u32::try_from(pipes.len()).unwrap_or(u32::MAX))
 }

@@ -1,42 +1,91 @@
-//! Regular files and directories that have a path.
+//! Files that have a path.
 
-use super::Open;
+use super::place::{self, Identity};
+use super::{Class, Open, pseudo};
 use crate::{FreezerError, proc};
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::SFlag;
 use persist_mem::manifest::{DescriptionKind, FileRef};
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use sys::Pid;
 
-const DELETED: &[u8] = b" (deleted)";
+pub(super) const DELETED: &[u8] = b" (deleted)";
 
-pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
-    let found = fstat(open.copy).map_err(open.call("fstat"))?;
-    let kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
-    if kind == SFlag::S_IFIFO {
-        return Err(open.refuse("named pipes (FIFOs) are not carried yet"));
+/// A regular file or directory.
+pub(super) fn capture(open: &Open<'_>) -> Result<Class, FreezerError> {
+    if let Some(kind) = pseudo::capture(open)? {
+        return Ok(Class::Plain(kind));
     }
-    if kind != SFlag::S_IFREG && kind != SFlag::S_IFDIR {
-        return Err(open.refuse("this kind of file is not carried"));
+    if place::leads_to(Path::new(OsStr::from_bytes(open.link)), identity(open)) {
+        return Ok(Class::Plain(DescriptionKind::Path(file(open))));
     }
-    if found.st_nlink == 0 || open.link.ends_with(DELETED) {
-        return Err(open.refuse("the file has been removed or replaced on disk"));
+    if open.stat.st_nlink == 0 && open.file_type() == SFlag::S_IFDIR {
+        return Ok(Class::Removed);
     }
-    if open.info.value("lock").is_some() {
-        return Err(open.refuse("file locks are not carried yet"));
+    by_handle(open).map(Class::Plain)
+}
+
+/// `O_PATH`: the file itself is not opened, so its kind does not matter.
+pub(super) fn reference_only(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
+    if let Some(kind) = pseudo::capture(open)? {
+        return Ok(kind);
     }
-    let now = std::fs::metadata(OsStr::from_bytes(open.link))
-        .map_err(|e| open.refuse(format!("the path does not lead to the file any more: {e}")))?;
-    if (now.ino(), now.dev()) != (found.st_ino, found.st_dev) {
-        return Err(open.refuse("another file has taken its place on disk"));
+    let path = Path::new(OsStr::from_bytes(open.link));
+    if place::leads_to(path, identity(open)) {
+        return Ok(DescriptionKind::Path(file(open)));
     }
-    let size = found.st_size.cast_unsigned();
-    Ok(DescriptionKind::Path(FileRef {
+    if open.stat.st_nlink == 0 {
+        return Err(open.refuse("what it refers to (O_PATH) has been removed"));
+    }
+    by_handle(open)
+}
+
+/// Another file is where it was, and it still has a name.
+fn by_handle(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
+    let old = open.link.strip_suffix(DELETED).unwrap_or(open.link);
+    let near = place::parent(old).filter(|dir| dir.is_dir());
+    let mount = place::directory_on(open.stat.st_dev, near).ok_or_else(|| {
+        open.refuse("its path leads elsewhere and its file system is not in reach")
+    })?;
+    let handle = sys::handle::of(open.copy)
+        .ok()
+        .filter(|_| place::lasting(&mount));
+    let link = match handle {
+        Some(_) => None,
+        None => {
+            let top = place::directory_on(open.stat.st_dev, None);
+            let found = place::search(identity(open), near, top.as_deref().unwrap_or(&mount));
+            let why = "another file has taken its place on disk, and no other name of it was found";
+            Some(found.ok_or_else(|| open.refuse(why))?)
+        }
+    };
+    Ok(DescriptionKind::Handle {
+        file: FileRef {
+            path: old.to_vec(),
+            ..file(open)
+        },
+        link: link.map(|path| path.into_os_string().into_vec()),
+        handle,
+        mount: mount.into_os_string().into_vec(),
+    })
+}
+
+fn identity(open: &Open<'_>) -> Identity {
+    Identity {
+        dev: open.stat.st_dev,
+        inode: open.stat.st_ino,
+    }
+}
+
+/// A reference by the path of the link.
+pub(super) fn file(open: &Open<'_>) -> FileRef {
+    FileRef {
         path: open.link.to_vec(),
-        inode: found.st_ino,
-        size,
-    }))
+        inode: open.stat.st_ino,
+        size: open.stat.st_size.cast_unsigned(),
+    }
 }
 
 /// The file that a link of `/proc/PID` such as `cwd` or `exe` leads to.

@@ -1,44 +1,61 @@
 //! Pipes: two descriptions, one buffer.
 
-use super::{Open, next_pipe};
+use super::Open;
 use crate::FreezerError;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, tee};
-use nix::sys::stat::fstat;
 use persist_mem::manifest::{Pipe, PipeId};
 use std::fs::OpenOptions;
-use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use sys::Errno;
 
-const O_DIRECT: u64 = 0o40_000;
+const O_DIRECT: u32 = 0o40_000;
+const O_ACCMODE: u32 = 3;
 
-pub(super) fn capture(
-    open: &Open<'_>,
-    pipes: &mut Vec<(Pipe, u64)>,
-) -> Result<PipeId, FreezerError> {
-    if open.info.number("flags", 8).unwrap_or(0) & O_DIRECT != 0 {
-        return Err(open.refuse("pipes in packet mode are not carried yet"));
+/// The pipes found so far, each once however many descriptions are open on it.
+#[derive(Default)]
+pub(super) struct Pipes(Vec<(Pipe, (u64, u64))>);
+
+impl Pipes {
+    /// The pipe, or FIFO, that a description is an end of.
+    pub(super) fn capture(&mut self, open: &Open<'_>) -> Result<PipeId, FreezerError> {
+        let identity = (open.stat.st_dev, open.stat.st_ino);
+        // Packets are told apart by those who write them.
+        let flags = open.flags()?;
+        let packets = flags & O_DIRECT != 0 && flags & O_ACCMODE != 0;
+        let known = self.0.iter_mut().find(|(_, found)| *found == identity);
+        if let Some((pipe, _)) = known {
+            if packets && pipe.packets.is_empty() {
+                (pipe.data, pipe.packets) = contents(open, pipe.capacity.cast_signed(), true)?;
+            }
+            return Ok(pipe.id);
+        }
+        let size =
+            fcntl(open.copy, FcntlArg::F_GETPIPE_SZ).map_err(open.call("asking for its size"))?;
+        let id = PipeId(u32::try_from(self.0.len()).unwrap_or(u32::MAX));
+        let (data, packets) = contents(open, size, packets)?;
+        let pipe = Pipe {
+            id,
+            capacity: size.cast_unsigned(),
+            data,
+            packets,
+            owner: (open.stat.st_uid, open.stat.st_gid),
+        };
+        self.0.push((pipe, identity));
+        Ok(id)
     }
-    let found = fstat(open.copy).map_err(open.call("fstat"))?;
-    if let Some((pipe, _)) = pipes.iter().find(|(_, inode)| *inode == found.st_ino) {
-        return Ok(pipe.id);
+
+    pub(super) fn finish(self) -> Vec<Pipe> {
+        self.0.into_iter().map(|(pipe, _)| pipe).collect()
     }
-    let size =
-        fcntl(open.copy, FcntlArg::F_GETPIPE_SZ).map_err(open.call("asking for its size"))?;
-    let id = next_pipe(pipes);
-    let data = contents(open, size)?;
-    let pipe = Pipe {
-        id,
-        capacity: size.cast_unsigned(),
-        data,
-        owner: (found.st_uid, found.st_gid),
-    };
-    pipes.push((pipe, found.st_ino));
-    Ok(id)
 }
 
-/// What is in the pipe, without taking it out: tee(2) doubles it into a pipe of ours.
-fn contents(open: &Open<'_>, size: i32) -> Result<Vec<u8>, FreezerError> {
+/// What is in the pipe, without taking it out: tee(2) doubles it into a pipe of ours. With `packets`,
+/// also the lengths of the packets it is made of.
+fn contents(
+    open: &Open<'_>,
+    size: i32,
+    packets: bool,
+) -> Result<(Vec<u8>, Vec<u32>), FreezerError> {
     // Through /proc the write end gives a read end as well.
     let path = format!("/proc/{}/fd/{}", open.pid, open.fd);
     let source = OpenOptions::new()
@@ -60,12 +77,18 @@ fn contents(open: &Open<'_>, size: i32) -> Result<Vec<u8>, FreezerError> {
         Err(e) => return Err(open.call("reading what is in it")(e)),
     };
     let mut data = vec![0; got];
-    std::fs::File::from(read)
-        .read_exact(&mut data)
-        .map_err(|cause| FreezerError::Proc {
-            pid: open.pid,
-            what: format!("the pipe of fd {}", open.fd),
-            cause,
-        })?;
-    Ok(data)
+    let mut lengths = Vec::new();
+    let mut at = 0;
+    while at < got {
+        // A read ends at the end of a packet, and gives as much as there is of a stream.
+        let read = nix::unistd::read(&read, &mut data[at..])
+            .map_err(open.call("reading a copy of what is in it"))?;
+        if read == 0 {
+            break;
+        }
+        at += read;
+        lengths.push(u32::try_from(read).unwrap_or(u32::MAX));
+    }
+    data.truncate(at);
+    Ok((data, if packets { lengths } else { Vec::new() }))
 }

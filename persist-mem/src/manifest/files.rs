@@ -3,6 +3,11 @@
 use super::Socket;
 use serde::{Deserialize, Serialize};
 use sys::Pid;
+use sys::handle::Handle;
+use sys::tty::queues::Queues;
+use sys::tty::{Termios, Winsize};
+
+pub use sys::files::SignalOwner;
 
 /// A file of a file system that outlives the upgrade, by path and identity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -40,28 +45,35 @@ pub struct Description {
     /// File offset.
     pub pos: u64,
     /// Who gets SIGIO (`F_SETOWN_EX`), None when nobody.
-    pub owner: Option<Owner>,
+    pub owner: Option<SignalOwner>,
     /// What is open.
     pub kind: DescriptionKind,
-}
-
-/// `struct f_owner_ex` and `F_SETSIG` (fcntl(2)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owner {
-    /// `F_OWNER_TID`, `_PID` or `_PGRP`.
-    pub kind: i32,
-    /// The id.
-    pub id: Pid,
-    /// The signal instead of SIGIO, or 0.
-    pub signal: i32,
 }
 
 /// What a description is open on. Each variant has one module in `freezer::files` and one in
 /// `resurrect::files`, named alike.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DescriptionKind {
-    /// A regular file or directory that still has its path.
+    /// A regular file or directory that still has its path; with `O_PATH`, whatever is there.
     Path(FileRef),
+    /// A file whose path leads elsewhere by now, while another name of it exists.
+    Handle {
+        /// The path it was opened by.
+        file: FileRef,
+        /// Another path of it, when one was found.
+        link: Option<Vec<u8>>,
+        /// Its handle, when its file system has handles that outlive a reboot.
+        handle: Option<Handle>,
+        /// A directory on the same mount.
+        mount: Vec<u8>,
+    },
+    /// A directory that has been removed.
+    Removed(RemovedId),
+    /// A file that the kernel makes up (`/proc`, `/sys`, control groups): the path is all there is.
+    Pseudo {
+        /// Its path.
+        path: Vec<u8>,
+    },
     /// A character device that has no state of its own, opened again by path.
     Device {
         /// Its path.
@@ -81,6 +93,31 @@ pub enum DescriptionKind {
     },
     /// One end of a pipe; the access mode says which.
     Pipe(PipeId),
+    /// A named pipe, opened by its path.
+    Fifo {
+        /// Its buffer.
+        pipe: PipeId,
+        /// Its node.
+        file: FileRef,
+        /// Whether a reader sees that all writers are gone (poll(2), `POLLHUP`).
+        hung_up: bool,
+    },
+    /// A terminal opened by one of its nodes.
+    Terminal {
+        /// Which one.
+        terminal: TerminalId,
+        /// The node: `/dev/pts/3`, `/dev/ttyS0`, or a name for it such as `/dev/tty`.
+        path: Vec<u8>,
+        /// Whether it was hung up: reads give the end of the file, everything else `EIO`.
+        hung_up: bool,
+    },
+    /// The master of a pseudo terminal.
+    PtyMaster {
+        /// The pair.
+        terminal: TerminalId,
+        /// The multiplexer's node, `/dev/ptmx` as a rule.
+        path: Vec<u8>,
+    },
     /// eventfd(2).
     EventFd {
         /// The counter.
@@ -106,6 +143,19 @@ pub enum DescriptionKind {
         /// Period in nanoseconds.
         interval: u64,
     },
+    /// inotify_init(2).
+    Inotify {
+        /// What it watches, in ascending order of their numbers.
+        watches: Vec<Watch>,
+    },
+    /// pidfd_open(2); None for a process that is gone.
+    PidFd {
+        /// The process or, with `PIDFD_THREAD`, thread.
+        target: Option<Pid>,
+        /// Tells apart those that are gone: equal for descriptors of the same process, where the
+        /// kernel tells.
+        identity: u64,
+    },
     /// epoll_create(2) with what it watches, in the order the kernel lists it.
     Epoll {
         /// The interest list.
@@ -120,6 +170,8 @@ pub enum DescriptionKind {
 pub struct EpollTarget {
     /// The descriptor number it was registered with.
     pub fd: i32,
+    /// What is watched. The number may be closed since, or be another description's.
+    pub description: DescriptionId,
     /// Event bits and flags.
     pub events: u32,
     /// The user's data.
@@ -136,6 +188,119 @@ pub struct Pipe {
     /// What is in it and not read yet.
     #[serde(with = "serde_bytes")]
     pub data: Vec<u8>,
+    /// Lengths of the packets the data is made of (`O_DIRECT`), empty for a stream of bytes.
+    pub packets: Vec<u32>,
     /// User and group that own it.
     pub owner: (u32, u32),
+}
+
+/// Names a terminal within a manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TerminalId(pub u32);
+
+/// A terminal, whoever has it open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// Its name.
+    pub id: TerminalId,
+    /// Its device number (`TIOCGDEV`).
+    pub rdev: u64,
+    /// Its node.
+    pub path: Vec<u8>,
+    /// Owner, group and mode of the node.
+    pub node: (u32, u32, u32),
+    /// Its settings.
+    pub termios: Termios,
+    /// Its size.
+    pub winsize: Winsize,
+    /// `TIOCEXCL`.
+    pub exclusive: bool,
+    /// What was not read yet on either side.
+    pub queues: Queues,
+    /// The pair it is the slave of.
+    pub pty: Option<Pty>,
+    /// The session whose controlling terminal it is.
+    pub session: Option<Pid>,
+    /// Its foreground group.
+    pub foreground: Option<Pid>,
+    /// Members of that session that have no controlling terminal (`TIOCNOTTY`).
+    pub without: Vec<Pid>,
+}
+
+/// The master's side of a pseudo terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pty {
+    /// Index of the pair.
+    pub index: u32,
+    /// Whether the slave cannot be opened yet (unlockpt(3)).
+    pub locked: bool,
+    /// `TIOCPKT`.
+    pub packet: bool,
+    /// Whether the slave was open before and is not now: the master's reads give `EIO`.
+    pub slave_closed: bool,
+}
+
+/// Names a removed directory within a manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RemovedId(pub u32);
+
+/// A directory that was removed while it was open. It is empty, and stays so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedDirectory {
+    /// Its name here.
+    pub id: RemovedId,
+    /// The path it had, without the kernel's ` (deleted)`.
+    pub path: Vec<u8>,
+    /// `st_mode`.
+    pub mode: u32,
+    /// User and group.
+    pub owner: (u32, u32),
+    /// Access and modification times in nanoseconds since 1970.
+    pub times: (i64, i64),
+}
+
+/// A watch of inotify(7).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watch {
+    /// Its number.
+    pub number: i32,
+    /// `IN_*` bits, with `IN_ONESHOT` and `IN_EXCL_UNLINK`.
+    pub mask: u32,
+    /// A path of what is watched, when one leads there.
+    pub path: Option<Vec<u8>>,
+    /// Its inode.
+    pub inode: u64,
+    /// Its handle.
+    pub handle: Option<Handle>,
+    /// A directory on the same file system.
+    pub mount: Vec<u8>,
+}
+
+/// A lock or lease of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    /// Who holds it.
+    pub holder: LockHolder,
+    /// Whether it excludes other readers.
+    pub write: bool,
+    /// First byte and first byte behind it (None: the end of the file, wherever that is).
+    pub range: (u64, Option<u64>),
+}
+
+/// Who holds a lock: the interfaces differ in that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LockHolder {
+    /// flock(2): a description.
+    Whole(DescriptionId),
+    /// `F_OFD_SETLK`: a description.
+    Ofd(DescriptionId),
+    /// `F_SETLK`: a process, through any descriptor of the file.
+    Process {
+        /// The process.
+        pid: Pid,
+        /// One of its descriptors of the file.
+        fd: i32,
+    },
+    /// `F_SETLEASE`: a description.
+    Lease(DescriptionId),
 }

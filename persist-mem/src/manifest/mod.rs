@@ -30,6 +30,12 @@ pub struct Manifest {
     pub descriptions: Vec<Description>,
     /// Pipes and FIFOs that descriptions are ends of.
     pub pipes: Vec<Pipe>,
+    /// Terminals that descriptions are open on, or sessions have.
+    pub terminals: Vec<Terminal>,
+    /// Directories without a name.
+    pub removed: Vec<RemovedDirectory>,
+    /// Locks of files.
+    pub locks: Vec<Lock>,
     /// Memory objects mapped shared.
     pub shared_objects: Vec<SharedObject>,
     /// The upgrade under way; None in an image of `kupgrade checkpoint`.
@@ -49,6 +55,15 @@ impl Manifest {
         }
         for pipe in &self.pipes {
             writer.record(Kind::Pipe, pipe)?;
+        }
+        for terminal in &self.terminals {
+            writer.record(Kind::Terminal, terminal)?;
+        }
+        for directory in &self.removed {
+            writer.record(Kind::Removed, directory)?;
+        }
+        for lock in &self.locks {
+            writer.record(Kind::Lock, lock)?;
         }
         for object in &self.shared_objects {
             writer.record(Kind::SharedObject, object)?;
@@ -83,6 +98,9 @@ impl Manifest {
                 Kind::Process => manifest.processes.push(record.decode()?),
                 Kind::Description => manifest.descriptions.push(record.decode()?),
                 Kind::Pipe => manifest.pipes.push(record.decode()?),
+                Kind::Terminal => manifest.terminals.push(record.decode()?),
+                Kind::Removed => manifest.removed.push(record.decode()?),
+                Kind::Lock => manifest.locks.push(record.decode()?),
                 Kind::SharedObject => manifest.shared_objects.push(record.decode()?),
                 Kind::Upgrade => manifest.upgrade = Some(record.decode()?),
                 Kind::Host | Kind::End => {
@@ -123,6 +141,12 @@ impl Manifest {
     #[must_use]
     pub fn description(&self, id: DescriptionId) -> Option<&Description> {
         self.descriptions.iter().find(|d| d.id == id)
+    }
+
+    /// A terminal by its id.
+    #[must_use]
+    pub fn terminal(&self, id: TerminalId) -> Option<&Terminal> {
+        self.terminals.iter().find(|t| t.id == id)
     }
 
     /// A pipe by its id.

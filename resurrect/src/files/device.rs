@@ -2,7 +2,6 @@
 
 use super::Opening;
 use crate::ResurrectError;
-use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -24,7 +23,5 @@ pub(super) fn open(
     if found.rdev() != rdev {
         return Err(changed("it is another device now".into()));
     }
-    let flags = OFlag::from_bits_retain(opening.description.flags.cast_signed());
-    let flags = flags | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    nix::fcntl::open(path, flags, Mode::empty()).map_err(opening.failed("opening it"))
+    nix::fcntl::open(path, opening.flags(), Mode::empty()).map_err(opening.failed("opening it"))
 }

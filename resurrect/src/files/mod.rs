@@ -8,15 +8,25 @@ mod deleted;
 mod device;
 mod epoll;
 mod eventfd;
+mod fifo;
+mod handle;
+mod inotify;
+mod lock;
 mod memfd;
+pub(crate) mod owner;
 pub(crate) mod path;
+mod pidfd;
 mod pipe;
+mod pseudo;
+mod removed;
 mod signalfd;
+pub(crate) mod terminal;
 mod timerfd;
 
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use crate::restore::Restore;
+use nix::fcntl::OFlag;
 use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, Live, PipeId};
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -25,6 +35,11 @@ use sys::{Errno, Pid};
 const F_SETFD: i32 = 2;
 /// `O_APPEND`, `O_NONBLOCK`, `O_DIRECT`, `O_NOATIME`: what fcntl(2) changes. `O_ASYNC` needs an owner first.
 const SETTABLE: u32 = 0o2000 | 0o4000 | 0o40_000 | 0o1_000_000;
+/// `O_CREAT`, `O_EXCL`, `O_TRUNC`.
+const ONCE: u32 = 0o100 | 0o200 | 0o1000;
+/// Set by open(2), and not by what makes descriptors otherwise; F_GETFL shows it.
+const O_LARGEFILE: u32 = 0o100_000;
+const O_ASYNC: u32 = 0o20_000;
 const O_CLOEXEC: i32 = 0o2_000_000;
 
 /// What this process has opened for the others.
@@ -33,6 +48,8 @@ pub(crate) struct Files {
     opened: BTreeMap<DescriptionId, OwnedFd>,
     /// Both ends of pipes, until every description is open.
     pipes: BTreeMap<PipeId, pipe::Ends>,
+    terminals: terminal::Terminals,
+    removed: removed::Directories,
 }
 
 /// A description that is being opened.
@@ -42,6 +59,12 @@ pub(crate) struct Opening<'a, 'b> {
 }
 
 impl Opening<'_, '_> {
+    /// Flags to open it with: without those that are for the first open only, and without `O_ASYNC`,
+    /// which must be set by a call of its own to take effect.
+    pub(crate) fn flags(&self) -> OFlag {
+        let flags = self.description.flags & !(ONCE | O_ASYNC);
+        OFlag::from_bits_retain(flags.cast_signed()) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC
+    }
     /// Names the description in errors.
     pub(crate) fn failed(
         &self,
@@ -70,7 +93,13 @@ fn describe(description: &Description) -> String {
 pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let manifest = restore.manifest;
     restore.files.pipes = pipe::make(manifest)?;
+    fifo::open_all(restore)?;
+    removed::make(restore)?;
+    pidfd::open_gone(restore)?;
     for description in &manifest.descriptions {
+        if restore.files.opened.contains_key(&description.id) {
+            continue;
+        }
         let opening = Opening {
             restore,
             description,
@@ -80,6 +109,8 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     }
     // An end that nobody has must not stay open here.
     restore.files.pipes.clear();
+    restore.files.removed.clear();
+    terminal::close(restore)?;
     set_flags(restore)
 }
 
@@ -91,7 +122,9 @@ fn set_flags(restore: &Restore<'_>) -> Result<(), ResurrectError> {
             DescriptionKind::Path(_)
                 | DescriptionKind::Deleted { .. }
                 | DescriptionKind::Device { .. }
-                | DescriptionKind::Pipe(_)
+                | DescriptionKind::Handle { .. }
+                | DescriptionKind::Pseudo { .. }
+                | DescriptionKind::Terminal { hung_up: true, .. }
         );
         let Some(fd) = restore.files.opened.get(&description.id) else {
             continue;
@@ -112,10 +145,32 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
     match &opening.description.kind {
         DescriptionKind::Path(file) => path::open(opening, file),
         DescriptionKind::Device { path, rdev } => device::open(opening, path, *rdev),
+        DescriptionKind::Handle {
+            file,
+            link,
+            handle,
+            mount,
+        } => handle::open(opening, file, link.as_deref(), handle.as_ref(), mount),
+        DescriptionKind::Pseudo { path } => pseudo::open(opening, path),
+        DescriptionKind::Removed(id) => removed::open(opening, *id),
+        DescriptionKind::Terminal { terminal, path, .. } => {
+            terminal::open(opening, *terminal, path)
+        }
+        DescriptionKind::Inotify { watches } => inotify::open(opening, watches),
+        DescriptionKind::PidFd {
+            target: Some(target),
+            ..
+        } => pidfd::open(opening, *target),
         DescriptionKind::Pipe(id) => pipe::open(opening, *id),
         DescriptionKind::Memfd { object } => memfd::open(opening, *object),
         DescriptionKind::Deleted { object } => deleted::open(opening, *object),
         DescriptionKind::Socket(_) => Err(opening.failed("opening it")(Errno::ENOSYS)),
+        // Opened before, with what they belong to.
+        DescriptionKind::Fifo { .. }
+        | DescriptionKind::PtyMaster { .. }
+        | DescriptionKind::PidFd { target: None, .. } => {
+            Err(opening.failed("opening it")(Errno::ENOENT))
+        }
         DescriptionKind::EventFd { count, semaphore } => eventfd::open(opening, *count, *semaphore),
         DescriptionKind::SignalFd { mask } => signalfd::open(opening, *mask),
         DescriptionKind::TimerFd { .. } => timerfd::open(opening),
@@ -184,7 +239,6 @@ pub(crate) fn inside(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 
 fn inside_one(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
     let manifest = restore.manifest;
-    let mut calls = Calls::new(pid, "setting up its files", &mut restore.task(pid)?.leader);
     for entry in &live.files {
         let Some(description) = manifest.description(entry.description) else {
             continue;
@@ -192,9 +246,11 @@ fn inside_one(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Re
         if let DescriptionKind::Epoll { targets } = &description.kind
             && first_holder(manifest, description.id) == Some((pid, entry.fd))
         {
-            epoll::watch(&mut calls, entry.fd, targets)?;
+            epoll::watch(restore, pid, entry.fd, targets)?;
         }
     }
+    let mut calls = Calls::new(pid, "setting up its files", &mut restore.task(pid)?.leader);
+    lock::take(manifest, pid, live, &mut calls)?;
     calls.flush()
 }
 

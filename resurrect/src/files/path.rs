@@ -11,20 +11,23 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// `O_CREAT`, `O_EXCL`, `O_TRUNC`: for the first open only.
-const ONCE: u32 = 0o100 | 0o200 | 0o1000;
-
 pub(super) fn open(opening: &Opening<'_, '_>, file: &FileRef) -> Result<OwnedFd, ResurrectError> {
     check_same(file)?;
-    let flags = opening.description.flags & !ONCE;
-    let flags = OFlag::from_bits_retain(flags.cast_signed()) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let flags = opening.flags();
     let path = Path::new(OsStr::from_bytes(&file.path));
     let fd = nix::fcntl::open(path, flags, Mode::empty()).map_err(opening.failed("opening it"))?;
-    if !flags.contains(OFlag::O_PATH) && opening.description.pos != 0 {
-        sys::fds::seek(&fd, opening.description.pos)
-            .map_err(opening.failed("setting its offset"))?;
-    }
+    seek(opening, &fd)?;
     Ok(fd)
+}
+
+/// Sets the offset, where there is one.
+pub(super) fn seek(opening: &Opening<'_, '_>, fd: &OwnedFd) -> Result<(), ResurrectError> {
+    let flags = opening.flags();
+    match opening.description.pos {
+        0 => Ok(()),
+        _ if flags.contains(OFlag::O_PATH) => Ok(()),
+        pos => sys::fds::seek(fd, pos).map_err(opening.failed("setting its offset")),
+    }
 }
 
 /// The path must still lead to the file that was saved.
@@ -33,8 +36,9 @@ pub(crate) fn check_same(file: &FileRef) -> Result<(), ResurrectError> {
         path: file.to_string(),
         why,
     };
-    let found =
-        std::fs::metadata(OsStr::from_bytes(&file.path)).map_err(|e| changed(e.to_string()))?;
+    // The last component may be a link itself (`O_PATH | O_NOFOLLOW`).
+    let found = std::fs::symlink_metadata(OsStr::from_bytes(&file.path))
+        .map_err(|e| changed(e.to_string()))?;
     if found.ino() == file.inode {
         Ok(())
     } else {

@@ -1,6 +1,6 @@
 //! Pipes: two descriptions, one buffer.
 
-use super::Opening;
+use super::{Opening, fifo};
 use crate::ResurrectError;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Gid, Uid, pipe2, write};
@@ -19,7 +19,12 @@ pub(super) struct Ends {
 /// Makes every pipe with what was in it.
 pub(super) fn make(manifest: &Manifest) -> Result<BTreeMap<PipeId, Ends>, ResurrectError> {
     let one = |pipe: &Pipe| Ok((pipe.id, make_one(pipe)?));
-    manifest.pipes.iter().map(one).collect()
+    let named: Vec<PipeId> = manifest.descriptions.iter().filter_map(fifo::of).collect();
+    let pipes = manifest
+        .pipes
+        .iter()
+        .filter(|pipe| !named.contains(&pipe.id));
+    pipes.map(one).collect()
 }
 
 fn make_one(pipe: &Pipe) -> Result<Ends, ResurrectError> {
@@ -29,16 +34,7 @@ fn make_one(pipe: &Pipe) -> Result<Ends, ResurrectError> {
     };
     let (read, write_end) =
         pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(failed("making it"))?;
-    let size = fcntl(&read, FcntlArg::F_GETPIPE_SZ).map_err(failed("asking for its size"))?;
-    if size.cast_unsigned() != pipe.capacity {
-        let wanted = pipe.capacity.cast_signed();
-        fcntl(&read, FcntlArg::F_SETPIPE_SZ(wanted)).map_err(failed("setting its size"))?;
-    }
-    let mut rest = pipe.data.as_slice();
-    while !rest.is_empty() {
-        let done = write(&write_end, rest).map_err(failed("filling it"))?;
-        rest = &rest[done..];
-    }
+    fill(pipe, &write_end)?;
     let (uid, gid) = pipe.owner;
     nix::unistd::fchown(&read, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
         .map_err(failed("setting its owner"))?;
@@ -48,16 +44,48 @@ fn make_one(pipe: &Pipe) -> Result<Ends, ResurrectError> {
     })
 }
 
+/// Sizes and fills a pipe or FIFO.
+pub(super) fn fill(pipe: &Pipe, write_end: &OwnedFd) -> Result<(), ResurrectError> {
+    let failed = |doing: &'static str| {
+        let what = format!("pipe {}", pipe.id.0);
+        move |errno| ResurrectError::Description { what, doing, errno }
+    };
+    let size = fcntl(write_end, FcntlArg::F_GETPIPE_SZ).map_err(failed("asking for its size"))?;
+    if size.cast_unsigned() != pipe.capacity {
+        let wanted = pipe.capacity.cast_signed();
+        fcntl(write_end, FcntlArg::F_SETPIPE_SZ(wanted)).map_err(failed("setting its size"))?;
+    }
+    let mut rest = pipe.data.as_slice();
+    if !pipe.packets.is_empty() {
+        let packets = OFlag::O_DIRECT | OFlag::O_NONBLOCK;
+        fcntl(write_end, FcntlArg::F_SETFL(packets)).map_err(failed("setting packet mode"))?;
+    }
+    for &len in &pipe.packets {
+        let (packet, more) = rest.split_at((len as usize).min(rest.len()));
+        write(write_end, packet).map_err(failed("filling it"))?;
+        rest = more;
+    }
+    while !rest.is_empty() {
+        let done = write(write_end, rest).map_err(failed("filling it"))?;
+        rest = &rest[done..];
+    }
+    Ok(())
+}
+
 pub(super) fn open(opening: &Opening<'_, '_>, id: PipeId) -> Result<OwnedFd, ResurrectError> {
     let ends = opening.restore.files.pipes.get(&id);
     let ends = ends
         .ok_or(Errno::ENOENT)
         .map_err(opening.failed("finding its pipe"))?;
-    let flags = OFlag::from_bits_retain(opening.description.flags.cast_signed());
+    let flags = opening.flags();
     let end = match flags & OFlag::O_ACCMODE {
         OFlag::O_RDONLY => &ends.read,
         _ => &ends.write,
     };
-    // A description of its own, as each of the recorded ones is.
-    sys::fds::reopen(end, flags).map_err(opening.failed("opening it"))
+    // The ends that pipe2(2) makes are told by the lack of this flag, which open(2) sets.
+    if opening.description.flags & super::O_LARGEFILE == 0 {
+        let copy = sys::fds::duplicate(end, 3);
+        return copy.map_err(opening.failed("duplicating it"));
+    }
+    sys::fds::reopen(end, flags & !OFlag::O_DIRECT).map_err(opening.failed("opening it"))
 }

@@ -42,7 +42,10 @@ pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
                 let args = [PR_SET_CHILD_SUBREAPER.into(), 1.into()];
                 one(restore, pid, "becoming a subreaper", nr::PRCTL, &args)?;
             }
-            Step::Session(pid) => one(restore, pid, "founding its session", nr::SETSID, &[])?,
+            Step::Session(pid) => {
+                one(restore, pid, "founding its session", nr::SETSID, &[])?;
+                crate::files::terminal::control(restore, pid)?;
+            }
             Step::Group { pid, pgid } => {
                 let args = [0.into(), pgid.0.into()];
                 one(
@@ -63,7 +66,7 @@ pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     if restore.tasks.contains_key(&birth::INTERMEDIATE) {
         end(restore, birth::INTERMEDIATE, None, &Ending::Exit(0))?;
     }
-    Ok(())
+    crate::files::terminal::set_foreground(restore)
 }
 
 /// Makes a short-lived child of the first process with the id `pid`, for what only a process with that id

@@ -1,0 +1,38 @@
+//! Named pipes.
+
+use super::path::{DELETED, file};
+use super::pipe::Pipes;
+use super::{Open, place};
+use crate::FreezerError;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use persist_mem::manifest::DescriptionKind;
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Whether it can be carried: its node must still be there.
+pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
+    let node = place::Identity {
+        dev: open.stat.st_dev,
+        inode: open.stat.st_ino,
+    };
+    let there = place::leads_to(Path::new(OsStr::from_bytes(open.link)), node);
+    if open.link.ends_with(DELETED) || !there {
+        return Err(open.refuse("the named pipe (FIFO) has been removed or replaced on disk"));
+    }
+    Ok(())
+}
+
+pub(super) fn capture(open: &Open<'_>, pipes: &mut Pipes) -> Result<DescriptionKind, FreezerError> {
+    let mut polled = [PollFd::new(open.copy.as_fd(), PollFlags::empty())];
+    poll(&mut polled, PollTimeout::ZERO).map_err(open.call("poll"))?;
+    let hung_up = polled[0]
+        .revents()
+        .is_some_and(|found| found.contains(PollFlags::POLLHUP));
+    Ok(DescriptionKind::Fifo {
+        pipe: pipes.capture(open)?,
+        file: file(open),
+        hung_up,
+    })
+}

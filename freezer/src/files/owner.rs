@@ -1,0 +1,14 @@
+//! Who gets signals about a description (fcntl(2), `F_SETOWN_EX`, `F_SETSIG`).
+
+use super::{O_PATH, Open};
+use crate::FreezerError;
+use persist_mem::manifest::SignalOwner;
+
+/// None when nobody does.
+pub(super) fn capture(open: &Open<'_>) -> Result<Option<SignalOwner>, FreezerError> {
+    if open.flags()? & O_PATH != 0 {
+        return Ok(None);
+    }
+    let owner = sys::files::owner(open.copy).map_err(open.call("asking who gets its signals"))?;
+    Ok((owner.id != 0 || owner.signal != 0).then_some(owner))
+}

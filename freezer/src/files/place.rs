@@ -1,0 +1,140 @@
+//! Where a file is, when its path does not tell.
+
+use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, statfs};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// `RAMFS_MAGIC` (include/uapi/linux/magic.h), which the libraries lack.
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+
+/// Directory entries that a search may look at.
+const SEARCH_MAX: usize = 200_000;
+
+/// A file by device and inode number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Identity {
+    pub(super) dev: u64,
+    pub(super) inode: u64,
+}
+
+/// Whether a path leads to the file; the last component is not followed when it is a link.
+pub(super) fn leads_to(path: &Path, file: Identity) -> bool {
+    std::fs::symlink_metadata(path)
+        .is_ok_and(|found| (found.dev(), found.ino()) == (file.dev, file.inode))
+}
+
+/// A directory on the file system with this device number, best a given one.
+pub(super) fn directory_on(dev: u64, best: Option<&Path>) -> Option<PathBuf> {
+    let there = |path: &Path| std::fs::metadata(path).is_ok_and(|m| m.dev() == dev && m.is_dir());
+    if let Some(best) = best.filter(|best| there(best)) {
+        return Some(best.to_owned());
+    }
+    let mounts = std::fs::read("/proc/self/mountinfo").ok()?;
+    mounts
+        .split(|b| *b == b'\n')
+        .filter_map(|line| line.split(|b| *b == b' ').nth(4))
+        .map(|field| PathBuf::from(OsString::from_vec(unescape(field))))
+        .find(|path| there(path))
+}
+
+/// Octal escapes of mountinfo: `\040` is a blank.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&first, more)) = rest.split_first() {
+        let octal = more.get(..3).and_then(|d| std::str::from_utf8(d).ok());
+        let code = octal.and_then(|d| u8::from_str_radix(d, 8).ok());
+        match code.filter(|_| first == b'\\') {
+            Some(code) => {
+                out.push(code);
+                rest = &more[3..];
+            }
+            None => {
+                out.push(first);
+                rest = more;
+            }
+        }
+    }
+    out
+}
+
+/// Whether inode numbers and handles of this file system are still good after a reboot.
+pub(super) fn lasting(directory: &Path) -> bool {
+    let volatile = [
+        TMPFS_MAGIC,
+        RAMFS_MAGIC,
+        HUGETLBFS_MAGIC,
+        OVERLAYFS_SUPER_MAGIC,
+    ];
+    statfs(directory).is_ok_and(|found| !volatile.contains(&found.filesystem_type()))
+}
+
+/// A name of the file on its file system: below one directory first, then anywhere below another.
+pub(super) fn search(file: Identity, near: Option<&Path>, below: &Path) -> Option<PathBuf> {
+    let mut left = SEARCH_MAX;
+    near.and_then(|near| walk(file, near, &mut left))
+        .or_else(|| walk(file, below, &mut left))
+}
+
+fn walk(file: Identity, top: &Path, left: &mut usize) -> Option<PathBuf> {
+    if leads_to(top, file) {
+        return Some(top.to_owned());
+    }
+    let mut directories = vec![top.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            *left = left.checked_sub(1)?;
+            let Ok(found) = entry.metadata() else {
+                continue;
+            };
+            if (found.dev(), found.ino()) == (file.dev, file.inode) {
+                return Some(entry.path());
+            }
+            if found.is_dir() && found.dev() == file.dev {
+                directories.push(entry.path());
+            }
+        }
+    }
+    None
+}
+
+/// The directory that a path names its last component in.
+pub(super) fn parent(path: &[u8]) -> Option<&Path> {
+    Path::new(OsStr::from_bytes(path)).parent()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_with_blanks() {
+        assert_eq!(unescape(br"/a\040b\134c"), b"/a b\\c");
+        assert_eq!(unescape(br"/a\04"), br"/a\04");
+    }
+
+    #[test]
+    fn a_hard_link_is_found() {
+        let dir = std::env::temp_dir().join(format!("place-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("deep/er")).unwrap();
+        std::fs::write(dir.join("one"), "x").unwrap();
+        std::fs::hard_link(dir.join("one"), dir.join("deep/er/two")).unwrap();
+        let found = std::fs::metadata(dir.join("one")).unwrap();
+        let file = Identity {
+            dev: found.dev(),
+            inode: found.ino(),
+        };
+        std::fs::remove_file(dir.join("one")).unwrap();
+        assert_eq!(
+            search(file, Some(&dir), &dir),
+            Some(dir.join("deep/er/two"))
+        );
+        assert_eq!(
+            directory_on(file.dev, None).map(|d| std::fs::metadata(d).unwrap().dev()),
+            Some(file.dev)
+        );
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

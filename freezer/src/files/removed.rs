@@ -1,0 +1,41 @@
+//! Directories that have been removed. They are empty: nothing can be made in them.
+
+use super::Open;
+use super::path::DELETED;
+use persist_mem::manifest::{RemovedDirectory, RemovedId};
+
+/// Those found so far, each once.
+#[derive(Default)]
+pub(super) struct Directories(Vec<(RemovedDirectory, (u64, u64))>);
+
+impl Directories {
+    pub(super) fn capture(&mut self, open: &Open<'_>) -> RemovedId {
+        let identity = (open.stat.st_dev, open.stat.st_ino);
+        if let Some((known, _)) = self.0.iter().find(|(_, found)| *found == identity) {
+            return known.id;
+        }
+        let id = RemovedId(u32::try_from(self.0.len()).unwrap_or(u32::MAX));
+        let stat = &open.stat;
+        let time = |seconds: i64, nanoseconds: i64| seconds * 1_000_000_000 + nanoseconds;
+        let directory = RemovedDirectory {
+            id,
+            path: open
+                .link
+                .strip_suffix(DELETED)
+                .unwrap_or(open.link)
+                .to_vec(),
+            mode: stat.st_mode,
+            owner: (stat.st_uid, stat.st_gid),
+            times: (
+                time(stat.st_atime, stat.st_atime_nsec),
+                time(stat.st_mtime, stat.st_mtime_nsec),
+            ),
+        };
+        self.0.push((directory, identity));
+        id
+    }
+
+    pub(super) fn finish(self) -> Vec<RemovedDirectory> {
+        self.0.into_iter().map(|(directory, _)| directory).collect()
+    }
+}

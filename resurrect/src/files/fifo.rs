@@ -1,0 +1,93 @@
+//! Named pipes: their nodes are there, what was in them is not.
+
+use super::{Opening, path, pipe};
+use crate::ResurrectError;
+use crate::restore::Restore;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, FileRef, Pipe, PipeId};
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const O_ACCMODE: u32 = 3;
+
+/// Opens all descriptions of all FIFOs.
+pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let manifest = restore.manifest;
+    for pipe in &manifest.pipes {
+        let of_it = |d: &&Description| of(d) == Some(pipe.id);
+        let mut group: Vec<&Description> = manifest.descriptions.iter().filter(of_it).collect();
+        // Who writes comes first, and with them the readers that have seen a writer.
+        group.sort_by_key(|d| (d.flags & O_ACCMODE == 0, !hung_up(d)));
+        if !group.is_empty() {
+            let opened = open_group(restore, pipe, &group)?;
+            restore.files.opened.extend(opened);
+        }
+    }
+    Ok(())
+}
+
+/// The FIFO's pipe that a description is an end of.
+pub(super) fn of(description: &Description) -> Option<PipeId> {
+    match description.kind {
+        DescriptionKind::Fifo { pipe, .. } => Some(pipe),
+        _ => None,
+    }
+}
+
+fn hung_up(description: &Description) -> bool {
+    matches!(
+        description.kind,
+        DescriptionKind::Fifo { hung_up: true, .. }
+    )
+}
+
+fn open_group(
+    restore: &Restore<'_>,
+    pipe: &Pipe,
+    group: &[&Description],
+) -> Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError> {
+    let mut opened = Vec::new();
+    let mut ends: Option<(OwnedFd, Option<OwnedFd>)> = None;
+    let has_writer = group.iter().any(|d| d.flags & O_ACCMODE != 0);
+    for description in group {
+        let opening = Opening {
+            restore,
+            description,
+        };
+        let DescriptionKind::Fifo { file, .. } = &description.kind else {
+            continue;
+        };
+        let (_, writer) = match &mut ends {
+            Some(ends) => ends,
+            None => {
+                path::check_same(file)?;
+                let reader =
+                    open_node(file, OFlag::O_RDONLY).map_err(opening.failed("opening it"))?;
+                let writer =
+                    open_node(file, OFlag::O_WRONLY).map_err(opening.failed("opening it"))?;
+                pipe::fill(pipe, &writer)?;
+                ends.insert((reader, Some(writer)))
+            }
+        };
+        // A reader that has not seen any writer yet must not see ours go.
+        if !has_writer && !hung_up(description) {
+            *writer = None;
+        }
+        let flags = OFlag::from_bits_retain(description.flags.cast_signed());
+        let fd = open_node(file, flags & OFlag::O_ACCMODE).map_err(opening.failed("opening it"))?;
+        opened.push((description.id, fd));
+    }
+    Ok(opened)
+}
+
+fn open_node(file: &FileRef, mode: OFlag) -> sys::Result<OwnedFd> {
+    let flags = mode | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    nix::fcntl::open(
+        Path::new(OsStr::from_bytes(&file.path)),
+        flags,
+        Mode::empty(),
+    )
+}

@@ -1,0 +1,57 @@
+//! Who gets signals about a description. Threads must be there, and signals may come from then on.
+
+use super::{O_ASYNC, Opening};
+use crate::ResurrectError;
+use crate::calls::{Calls, nr};
+use crate::restore::Restore;
+use persist_mem::manifest::SignalOwner;
+use sys::Errno;
+
+const F_SETFL: i32 = 4;
+
+/// Sets all owners, then `O_ASYNC` by a process that has the descriptor: its number goes into the signal.
+pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let manifest = restore.manifest;
+    for description in &manifest.descriptions {
+        let asynchronous = description.flags & O_ASYNC != 0;
+        let Some(fd) = restore.files.opened.get(&description.id) else {
+            continue;
+        };
+        let nobody = SignalOwner {
+            kind: 1,
+            id: 0,
+            uids: [0; 2],
+            signal: 0,
+        };
+        let owner = match description.owner {
+            Some(owner) => owner,
+            None if asynchronous => nobody,
+            None => continue,
+        };
+        let opening = Opening {
+            restore,
+            description,
+        };
+        let set = || match sys::files::set_owner(fd, &owner) {
+            // Who is gone gets nothing, and would have got nothing.
+            Err(Errno::ESRCH) => sys::files::set_owner(fd, &SignalOwner { id: 0, ..owner }),
+            done => done,
+        };
+        sys::files::as_user(owner.uids, set).map_err(opening.failed("setting who gets signals"))?;
+        if !asynchronous {
+            continue;
+        }
+        let Some((pid, fd)) = super::first_holder(manifest, description.id) else {
+            continue;
+        };
+        let flags = description.flags & (super::SETTABLE | O_ASYNC);
+        let leader = &mut restore.task(pid)?.leader;
+        let mut calls = Calls::new(pid, "asking for signals about a file", leader);
+        let args = [fd.into(), F_SETFL.into(), flags.into()];
+        calls
+            .batch()
+            .call("asking for signals about a file", nr::FCNTL, args);
+        calls.flush()?;
+    }
+    Ok(())
+}
