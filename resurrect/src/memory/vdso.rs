@@ -3,7 +3,7 @@
 //! Programs keep pointers into it, so it must be where it was. On the kernel that made it, it is moved
 //! there. On another kernel the old image stays at its address as ordinary memory, and each of its
 //! functions begins with a jump to the function of the same name in the new kernel's vdso, which stays
-//! where it was parked.
+//! where it was parked. A function that an older kernel lacks becomes the system call it stands for.
 
 use super::empty::{MREMAP_MOVE_TO, kernel_ranges};
 use crate::ResurrectError;
@@ -17,8 +17,6 @@ use sys::{Errno, Pid};
 const MAP_PRIVATE_ANONYMOUS_FIXED: u64 = 0x2 | 0x20 | 0x10_0000;
 const PROT_READ_WRITE: u64 = 3;
 const PROT_READ_EXEC: u64 = 5;
-/// `movabs r11, address; jmp r11`: r11 belongs to nobody across a call.
-const JUMP_LEN: usize = 13;
 
 /// This kernel's vdso as every new process has it in its parking.
 pub(super) struct Parked {
@@ -156,23 +154,56 @@ fn redirected(old: &[u8], new: &[u8], new_base: u64) -> Result<Vec<u8>, String> 
     starts.dedup();
     for (name, at) in &from {
         let target = to.iter().find(|(other, _)| other == name);
-        let (_, offset) = target.ok_or_else(|| format!("this kernel's vdso lacks {name}"))?;
+        let Some(code) = (match target {
+            Some((_, offset)) => Some(jump(new_base + offset)),
+            None => without(name)?,
+        }) else {
+            continue;
+        };
         let next = starts.iter().find(|start| *start > at);
         let room = next.map_or(old.len() as u64, |next| *next) - at;
-        if room < JUMP_LEN as u64 {
+        if room < code.len() as u64 {
             return Err(format!(
                 "the vdso's function {name} is too short for a jump"
             ));
         }
         let place = usize::try_from(*at).map_err(|e| e.to_string())?;
-        let bytes = image
-            .get_mut(place..place + JUMP_LEN)
-            .ok_or_else(|| format!("the vdso's function {name} lies outside of it"))?;
-        bytes[..2].copy_from_slice(&[0x49, 0xbb]);
-        bytes[2..10].copy_from_slice(&(new_base + offset).to_le_bytes());
-        bytes[10..].copy_from_slice(&[0x41, 0xff, 0xe3]);
+        image
+            .get_mut(place..place + code.len())
+            .ok_or_else(|| format!("the vdso's function {name} lies outside of it"))?
+            .copy_from_slice(&code);
     }
     Ok(image)
+}
+
+/// `movabs r11, target; jmp r11`: r11 belongs to nobody across a call.
+fn jump(target: u64) -> Vec<u8> {
+    [
+        &[0x49, 0xbb],
+        &target.to_le_bytes()[..],
+        &[0x41, 0xff, 0xe3],
+    ]
+    .concat()
+}
+
+/// Code for a function that this kernel's vdso lacks: its system call takes the same arguments. None
+/// where the old code needs nothing of the kernel and may stay.
+fn without(name: &str) -> Result<Option<Vec<u8>>, String> {
+    let call: u32 = match name.trim_start_matches("__vdso_") {
+        "clock_gettime" => 228,
+        "clock_getres" => 229,
+        "gettimeofday" => 96,
+        "time" => 201,
+        "getcpu" => 309,
+        "getrandom" => 318,
+        // A store and a compare-and-exchange that a newer kernel recognises by their addresses.
+        "futex_robust_list64_try_unlock" | "futex_robust_list32_try_unlock" => return Ok(None),
+        _ => return Err(format!("this kernel's vdso lacks {name}")),
+    };
+    // mov eax, call; syscall; ret
+    Ok(Some(
+        [&[0xb8], &call.to_le_bytes()[..], &[0x0f, 0x05, 0xc3]].concat(),
+    ))
 }
 
 #[cfg(test)]
@@ -192,5 +223,16 @@ mod tests {
             let target = u64::from_le_bytes(image[at + 2..at + 10].try_into().unwrap());
             assert_eq!(target, base + at as u64, "{name}");
         }
+    }
+
+    #[test]
+    fn what_an_older_kernel_lacks_is_a_system_call() {
+        let code = without("__vdso_getrandom").unwrap().unwrap();
+        assert_eq!(code, [0xb8, 0x3e, 1, 0, 0, 0x0f, 0x05, 0xc3]);
+        assert_eq!(
+            without("__vdso_futex_robust_list64_try_unlock").unwrap(),
+            None
+        );
+        assert!(without("__vdso_news").is_err());
     }
 }
