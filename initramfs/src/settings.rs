@@ -9,6 +9,7 @@ const NAMES: &[&str] = &[
     "kernel/hostname",
     "kernel/domainname",
     "kernel/pid_max",
+    "kernel/ns_last_pid",
     "kernel/threads-max",
     "kernel/core_pattern",
     "kernel/core_uses_pid",
