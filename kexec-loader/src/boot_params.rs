@@ -43,12 +43,12 @@ const SETUP_E820_EXT: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum BootParamsError {
     /// The file cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// It has another size than a page.
     #[error("{}: {len} bytes, 4096 were expected", path.display())]
@@ -74,9 +74,9 @@ impl OldParams {
     /// [`BootParamsError`].
     pub fn read(sys: &std::path::Path) -> Result<OldParams, BootParamsError> {
         let path = sys.join("kernel/boot_params/data");
-        let page = std::fs::read(&path).map_err(|source| BootParamsError::File {
+        let page = std::fs::read(&path).map_err(|cause| BootParamsError::File {
             path: path.clone(),
-            source,
+            cause,
         })?;
         if page.len() != PAGE {
             return Err(BootParamsError::Size {

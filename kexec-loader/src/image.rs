@@ -29,12 +29,12 @@ const SECTOR: usize = 512;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The file cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// It does not begin like a kernel.
     #[error("{} is not a kernel: {what}", path.display())]
@@ -113,9 +113,9 @@ impl KernelImage {
     /// # Errors
     /// As the variants of [`ImageError`] say.
     pub fn read(path: &Path) -> Result<KernelImage, ImageError> {
-        let bytes = std::fs::read(path).map_err(|source| ImageError::File {
+        let bytes = std::fs::read(path).map_err(|cause| ImageError::File {
             path: path.to_owned(),
-            source,
+            cause,
         })?;
         KernelImage::parse(path, bytes)
     }

@@ -14,12 +14,12 @@ const PATIENCE: u32 = 5;
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
     /// A file of sysfs cannot be read.
-    #[error("{}: {source}; was the kernel built without memory hotplug?", path.display())]
+    #[error("{}: {cause}; was the kernel built without memory hotplug?", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What the kernel said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A file holds something else than expected.
     #[error("{}: unexpected contents `{text}`", path.display())]
@@ -46,9 +46,9 @@ impl MemoryBlocks {
     pub fn open(sys: &Path) -> Result<MemoryBlocks, BlockError> {
         let dir = sys.join("devices/system/memory");
         let path = dir.join("block_size_bytes");
-        let text = std::fs::read_to_string(&path).map_err(|source| BlockError::File {
+        let text = std::fs::read_to_string(&path).map_err(|cause| BlockError::File {
             path: path.clone(),
-            source,
+            cause,
         })?;
         match u64::from_str_radix(text.trim(), 16) {
             Ok(size) if size.is_power_of_two() => Ok(MemoryBlocks { dir, size }),

@@ -48,12 +48,12 @@ pub struct FirmwareRange {
 #[derive(Debug, thiserror::Error)]
 pub enum FirmwareError {
     /// A file of sysfs cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What the kernel said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A file holds something else than expected.
     #[error("{}: unexpected contents `{text}`", path.display())]
@@ -137,9 +137,9 @@ const ENTRY: usize = 20;
 fn read_text(path: &Path) -> Result<String, FirmwareError> {
     std::fs::read_to_string(path)
         .map(|text| text.trim().to_owned())
-        .map_err(|source| FirmwareError::File {
+        .map_err(|cause| FirmwareError::File {
             path: path.to_owned(),
-            source,
+            cause,
         })
 }
 
@@ -164,9 +164,9 @@ fn travelled(sys: &Path) -> Result<Option<FirmwareMap>, FirmwareError> {
             continue;
         }
         let path = entry.join("data");
-        let bytes = std::fs::read(&path).map_err(|source| FirmwareError::File {
+        let bytes = std::fs::read(&path).map_err(|cause| FirmwareError::File {
             path: path.clone(),
-            source,
+            cause,
         })?;
         return match FirmwareMap::from_bytes(&bytes) {
             Some(map) => Ok(Some(map)),

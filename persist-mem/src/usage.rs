@@ -15,18 +15,21 @@ const OFFLINE: u64 = 1 << 23;
 const PGTABLE: u64 = 1 << 26;
 const RESERVED: u64 = 1 << 32;
 
-/// Pages of a range of memory.
+/// Pages of a range of memory. Ordered by how hard it is to empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Usage {
     /// Pages that the kernel cannot move, as far as their flags tell.
     pub fixed: u64,
     /// Pages that would have to be moved.
     pub movable: u64,
+    /// Pages that are free.
+    pub free: u64,
 }
 
 impl Usage {
     fn add(&mut self, flags: u64) {
         if flags & BUDDY != 0 {
+            self.free += 1;
             return;
         }
         // The kernel's own pages of no special kind have no flag at all; so have pages that are
@@ -71,6 +74,7 @@ impl BlockUsage {
         for usage in self.blocks.get(numbers).unwrap_or_default() {
             sum.fixed += usage.fixed;
             sum.movable += usage.movable;
+            sum.free += usage.free;
         }
         sum
     }
@@ -97,31 +101,38 @@ fn scan(flags: &File, range: &Range<u64>) -> Option<Usage> {
 mod tests {
     use super::*;
 
+    fn usage(fixed: u64, movable: u64, free: u64) -> Usage {
+        Usage {
+            fixed,
+            movable,
+            free,
+        }
+    }
+
     #[test]
     fn pages_are_told_apart() {
         let table = [
-            (BUDDY, 0, 0),
-            (0, 1, 0),
-            (SLAB, 1, 0),
-            (RESERVED | 1 << 4, 1, 0),
+            (BUDDY, usage(0, 0, 1)),
+            (0, usage(1, 0, 0)),
+            (SLAB, usage(1, 0, 0)),
+            (RESERVED | 1 << 4, usage(1, 0, 0)),
             // Anonymous, on a list of the reclaim, mapped.
-            (1 << 12 | 1 << 5 | 1 << 11, 0, 1),
+            (1 << 12 | 1 << 5 | 1 << 11, usage(0, 1, 0)),
         ];
-        for (flags, fixed, movable) in table {
-            let mut usage = Usage::default();
-            usage.add(flags);
-            assert_eq!(usage, Usage { fixed, movable }, "{flags:#x}");
+        for (flags, want) in table {
+            let mut found = Usage::default();
+            found.add(flags);
+            assert_eq!(found, want, "{flags:#x}");
         }
     }
 
     #[test]
     fn runs_are_sums_of_blocks() {
-        let usage = |fixed, movable| Usage { fixed, movable };
         let blocks = BlockUsage {
             block: 100,
-            blocks: vec![usage(9, 9), usage(1, 2), usage(0, 5)],
+            blocks: vec![usage(9, 9, 9), usage(1, 2, 4), usage(0, 5, 5)],
         };
-        assert_eq!(blocks.of(&(100..300)), usage(1, 7));
+        assert_eq!(blocks.of(&(100..300)), usage(1, 7, 9));
         assert_eq!(blocks.of(&(200..900)), Usage::default(), "not known");
     }
 }

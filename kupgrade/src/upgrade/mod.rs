@@ -19,6 +19,7 @@ use anyhow::{Context, Result};
 use course::Course;
 use persist_mem::blocks::MemoryBlocks;
 use persist_mem::manifest::Phase;
+use quiet::Quiet;
 use std::convert::Infallible;
 use std::path::Path;
 
@@ -36,9 +37,10 @@ fn run(kernel: &Path, verify: bool) -> Result<Infallible> {
     let host = check::check(kernel)?;
     course.enter(Phase::Plan)?;
     let blocks = MemoryBlocks::open(Path::new(SYS))?;
+    let _locked = Quiet::of_locked_pages();
     let mut plan = plan::make(&host, &blocks)?;
     // From here on nothing but ourselves moves memory.
-    let _quiet = quiet::Quiet::begin();
+    let _quiet = Quiet::of_all_pages();
     let place = plan.reserve()?;
     course.enter(Phase::Stage)?;
     let _staged = stage::stage(&host, &plan, &place)?;

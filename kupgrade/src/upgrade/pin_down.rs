@@ -36,7 +36,7 @@ pub(super) fn pin_down(
         frames: &mut plan.frames,
         stayed: Vec::new(),
         moved: BTreeMap::new(),
-        checksums: verify.then(BTreeMap::new),
+        checksums: verify.then(Vec::new),
     };
     freezer::capture_pages(&mut manifest, &objects, &mut pages)?;
     let kept = pages.kept();
@@ -104,7 +104,8 @@ struct InPlace<'a> {
     stayed: Vec<u64>,
     /// Frames in the window and where their contents went.
     moved: BTreeMap<u64, u64>,
-    checksums: Option<BTreeMap<u64, u32>>,
+    /// Frames and the CRC-32 of what they hold, with repetitions.
+    checksums: Option<Vec<(u64, u32)>>,
 }
 
 impl InPlace<'_> {
@@ -140,7 +141,7 @@ impl InPlace<'_> {
             }
         };
         if let (Some(sums), Some(bytes)) = (&mut self.checksums, contents) {
-            sums.entry(frame).or_insert_with(|| crc32fast::hash(bytes));
+            sums.push((frame, crc32fast::hash(bytes)));
         }
         Ok(frame)
     }
@@ -183,7 +184,9 @@ impl PageSink for InPlace<'_> {
 }
 
 /// Sums by frame as runs.
-fn checksums(sums: BTreeMap<u64, u32>) -> PageChecksums {
+fn checksums(mut sums: Vec<(u64, u32)>) -> PageChecksums {
+    sums.sort_unstable();
+    sums.dedup_by_key(|(frame, _)| *frame);
     let mut runs: Vec<ChecksumRun> = Vec::new();
     for (frame, sum) in sums {
         match runs.last_mut() {
@@ -205,7 +208,7 @@ mod tests {
 
     #[test]
     fn checksums_are_joined_by_frame() {
-        let sums = BTreeMap::from([(7, 1), (5, 2), (6, 3), (9, 4)]);
+        let sums = vec![(7, 1), (5, 2), (6, 3), (9, 4), (6, 3)];
         let found = checksums(sums);
         assert_eq!(found.runs.len(), 2);
         assert_eq!(found.of(6), Some(3));

@@ -3,18 +3,19 @@
 use std::path::{Path, PathBuf};
 
 /// Settings and the value that stops what they control (Documentation/admin-guide/{mm,sysctl}).
-const STILL: [(&str, &str); 6] = [
+const STILL: [(&str, &str); 5] = [
     // Merging pages of the same contents.
     ("/sys/kernel/mm/ksm/run", "0"),
     // NUMA balancing, as far as there is NUMA.
     ("/proc/sys/kernel/numa_balancing", "0"),
-    // Compaction in the background, and of locked pages.
+    // Compaction in the background.
     ("/proc/sys/vm/compaction_proactiveness", "0"),
-    ("/proc/sys/vm/compact_unevictable_allowed", "0"),
     ("/proc/sys/vm/watermark_boost_factor", "0"),
     // Swapping out.
     ("/proc/sys/vm/swappiness", "0"),
 ];
+/// Compaction of locked pages.
+const LOCKED_PAGES: (&str, &str) = ("/proc/sys/vm/compact_unevictable_allowed", "0");
 
 /// Directory of the switches of huge pages: `enabled`, and `hugepages-*/enabled` on newer kernels.
 const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage";
@@ -27,9 +28,16 @@ pub(super) struct Quiet {
 }
 
 impl Quiet {
+    /// From here on compaction leaves locked pages, such as our own, where they are.
+    pub(super) fn of_locked_pages() -> Quiet {
+        let mut quiet = Quiet { before: Vec::new() };
+        quiet.set(Path::new(LOCKED_PAGES.0), LOCKED_PAGES.1);
+        quiet
+    }
+
     /// Stops what can be stopped. What is not there, or cannot be changed, moves nothing or is
     /// found by the last look at the pages.
-    pub(super) fn begin() -> Quiet {
+    pub(super) fn of_all_pages() -> Quiet {
         let mut quiet = Quiet { before: Vec::new() };
         for (path, value) in STILL {
             quiet.set(Path::new(path), value);
