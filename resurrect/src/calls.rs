@@ -19,6 +19,9 @@ pub(crate) mod nr {
     pub(crate) const SHMAT: i64 = 30;
     pub(crate) const NANOSLEEP: i64 = 35;
     pub(crate) const SETITIMER: i64 = 38;
+    pub(crate) const CONNECT: i64 = 42;
+    pub(crate) const LISTEN: i64 = 50;
+    pub(crate) const SOCKETPAIR: i64 = 53;
     pub(crate) const FCNTL: i64 = 72;
     pub(crate) const FLOCK: i64 = 73;
     pub(crate) const CHDIR: i64 = 80;

@@ -20,6 +20,7 @@ mod pipe;
 mod pseudo;
 mod removed;
 mod signalfd;
+mod socket;
 pub(crate) mod terminal;
 mod timerfd;
 
@@ -97,7 +98,10 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     removed::make(restore)?;
     pidfd::open_gone(restore)?;
     for description in &manifest.descriptions {
-        if restore.files.opened.contains_key(&description.id) {
+        // Sockets are made together.
+        if restore.files.opened.contains_key(&description.id)
+            || matches!(description.kind, DescriptionKind::Socket(_))
+        {
             continue;
         }
         let opening = Opening {
@@ -111,6 +115,7 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     restore.files.pipes.clear();
     restore.files.removed.clear();
     terminal::close(restore)?;
+    socket::open_all(restore)?;
     set_flags(restore)
 }
 

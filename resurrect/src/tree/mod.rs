@@ -74,14 +74,12 @@ pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 ///
 /// # Errors
 /// [`ResurrectError::Taken`] among others.
-#[allow(dead_code, reason = "used by sockets")]
 pub(crate) fn helper(restore: &mut Restore<'_>, pid: Pid) -> Result<(), ResurrectError> {
     let first = first(restore, pid)?;
     birth::fork(restore, pid, Some(first), false)
 }
 
 /// Ends a helper.
-#[allow(dead_code, reason = "used by sockets")]
 pub(crate) fn end_helper(restore: &mut Restore<'_>, pid: Pid) -> Result<(), ResurrectError> {
     let first = first(restore, pid)?;
     end(restore, pid, Some(first), &Ending::Exit(0))

@@ -1,0 +1,267 @@
+//! Sockets of IP: TCP, UDP, ICMP, raw.
+
+use super::options::{self, When};
+use super::{Making, Sockets, interface, queue};
+use crate::ResurrectError;
+use nix::libc as c;
+use persist_mem::manifest::{InetSocket, MulticastGroup, SocketMessage, SocketState};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use sys::{Errno, socket};
+
+/// include/uapi/linux/in.h
+const MCAST_JOIN_GROUP: i32 = 42;
+const MCAST_MSFILTER: i32 = 48;
+const MCAST_EXCLUDE: u32 = 0;
+const IPV6_TRANSPARENT: i32 = 75;
+
+/// Made, bound and listening; not connected yet.
+pub(super) fn make(making: &Making<'_>, state: &InetSocket) -> Result<OwnedFd, ResurrectError> {
+    let fd = making.new_socket()?;
+    options::set(making, fd.as_fd(), When::Early)?;
+    if making.socket.kind == c::SOCK_STREAM {
+        // Ended connections may still have the port (TIME_WAIT); the real value comes at the end.
+        socket::set_int_option(fd.as_fd(), c::SOL_SOCKET, c::SO_REUSEADDR, 1)
+            .map_err(making.failed("setting SO_REUSEADDR"))?;
+    }
+    bind(making, state, fd.as_fd())?;
+    for group in &state.groups {
+        join(making, fd.as_fd(), group)?;
+    }
+    if let Some(backlog) = state.backlog {
+        socket::listen(fd.as_fd(), backlog).map_err(making.failed("listening"))?;
+    }
+    Ok(fd)
+}
+
+fn bind(making: &Making<'_>, state: &InetSocket, fd: BorrowedFd<'_>) -> Result<(), ResurrectError> {
+    if state.local.is_empty() {
+        return Ok(());
+    }
+    if !state.remote.is_empty() {
+        // The own address of a connected socket is usually what connect(2) chose, and goes with it.
+        if socket::bind(fd, &wildcard(&state.local)).is_ok() {
+            return Ok(());
+        }
+    }
+    socket::bind(fd, &state.local).map_err(making.failed("binding its address"))
+}
+
+/// The address with the same port and no host.
+fn wildcard(address: &[u8]) -> Vec<u8> {
+    let mut bytes = address.to_vec();
+    let host = if bytes.first() == Some(&2) {
+        4..8
+    } else {
+        4..28
+    };
+    for byte in bytes.get_mut(host).into_iter().flatten() {
+        *byte = 0;
+    }
+    bytes
+}
+
+/// Connects it, when it was connected.
+pub(super) fn connect(
+    making: &Making<'_>,
+    state: &InetSocket,
+    sockets: &mut Sockets,
+) -> Result<(), ResurrectError> {
+    if state.remote.is_empty() {
+        return Ok(());
+    }
+    let fd = sockets.get(making)?;
+    socket::connect(fd, &state.remote).map_err(making.failed("connecting it"))?;
+    let raw = making.socket.kind == c::SOCK_RAW;
+    if raw || state.local.is_empty() || socket::name(fd).is_ok_and(|name| name == state.local) {
+        return Ok(());
+    }
+    // Another own address than routing chooses: it was bound to it.
+    let unbound = [0u8; 16];
+    socket::connect(fd, &unbound).map_err(making.failed("disconnecting it"))?;
+    let again = make(making, state_bound_only(state).as_ref().unwrap_or(state))?;
+    socket::connect(again.as_fd(), &state.remote).map_err(making.failed("connecting it"))?;
+    sockets.fds.insert(making.id(), again);
+    Ok(())
+}
+
+/// The same socket without a peer, so that its own address is bound as it is; None when it has messages,
+/// which would be lost.
+fn state_bound_only(state: &InetSocket) -> Option<InetSocket> {
+    state.queue.is_empty().then(|| InetSocket {
+        remote: Vec::new(),
+        ..state.clone()
+    })
+}
+
+/// Joins a multicast group (`struct group_req`, `struct group_filter`).
+fn join(
+    making: &Making<'_>,
+    fd: BorrowedFd<'_>,
+    group: &MulticastGroup,
+) -> Result<(), ResurrectError> {
+    let level = if group.group.first() == Some(&2) {
+        c::SOL_IP
+    } else {
+        c::SOL_IPV6
+    };
+    let index = interface(making, &group.interface)?;
+    let mut request = vec![0u8; 136];
+    request[..4].copy_from_slice(&index.to_ne_bytes());
+    request[8..8 + group.group.len()].copy_from_slice(&group.group);
+    match socket::set_option(fd, level, MCAST_JOIN_GROUP, &request) {
+        // Every IPv6 socket is in the all-nodes group of itself.
+        Ok(()) | Err(Errno::EADDRINUSE) => {}
+        Err(errno) => return Err(making.failed("joining a multicast group")(errno)),
+    }
+    if group.mode == MCAST_EXCLUDE && group.sources.is_empty() {
+        return Ok(());
+    }
+    request.extend_from_slice(&group.mode.to_ne_bytes());
+    request.extend_from_slice(&(group.sources.len() as u32).to_ne_bytes());
+    for source in &group.sources {
+        let mut storage = source.clone();
+        storage.resize(128, 0);
+        request.extend_from_slice(&storage);
+    }
+    socket::set_option(fd, level, MCAST_MSFILTER, &request)
+        .map_err(making.failed("setting the sources of a multicast group"))
+}
+
+/// Sends what was in the queues of UDP sockets, over the loopback interface and from the addresses it
+/// came from.
+pub(super) fn fill(all: &[Making<'_>], sockets: &Sockets) -> Result<(), ResurrectError> {
+    for making in all {
+        if let SocketState::Inet(state) = &making.socket.state {
+            for message in &state.queue {
+                send(all, sockets, making, state, message)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn send(
+    all: &[Making<'_>],
+    sockets: &Sockets,
+    making: &Making<'_>,
+    state: &InetSocket,
+    message: &SocketMessage,
+) -> Result<(), ResurrectError> {
+    let source = plain(&message.source);
+    let to = destination(&plain(&state.local), &source, &message.destination);
+    let domain = i32::from(source.first().copied().unwrap_or(0));
+    let local = is_local(&source);
+    let mut senders = all.iter().filter(|sender| {
+        sender.socket.kind == c::SOCK_DGRAM
+            && sender.socket.domain == domain
+            && sender.id() != making.id()
+    });
+    let known = senders.find(|sender| match &sender.socket.state {
+        SocketState::Inet(state) => {
+            state.local == source || (local && state.local == wildcard(&source))
+        }
+        _ => false,
+    });
+    if let Some(sender) = known {
+        return queue::send_inet(making, sockets.get(sender)?, message, &to);
+    }
+    let doing = "making a sender for what is in its queue";
+    let stranger =
+        socket::socket(domain, c::SOCK_DGRAM, c::IPPROTO_UDP).map_err(making.failed(doing))?;
+    let fd = stranger.as_fd();
+    let transparent = if domain == c::AF_INET {
+        (c::SOL_IP, c::IP_TRANSPARENT)
+    } else {
+        (c::SOL_IPV6, IPV6_TRANSPARENT)
+    };
+    for (level, name) in [
+        transparent,
+        (c::SOL_SOCKET, c::SO_REUSEADDR),
+        (c::SOL_SOCKET, c::SO_REUSEPORT),
+        (c::SOL_SOCKET, c::SO_BROADCAST),
+    ] {
+        socket::set_int_option(fd, level, name, 1).map_err(making.failed(doing))?;
+    }
+    socket::bind(fd, &source).map_err(making.failed(doing))?;
+    queue::send_inet(making, fd, message, &to)
+}
+
+/// Whether an address is one of this host's.
+fn is_local(address: &[u8]) -> bool {
+    let mut any_port = address.to_vec();
+    if let Some(port) = any_port.get_mut(2..4) {
+        port.fill(0);
+    }
+    let domain = i32::from(address.first().copied().unwrap_or(0));
+    socket::socket(domain, c::SOCK_DGRAM, 0)
+        .is_ok_and(|fd| socket::bind(fd.as_fd(), &any_port).is_ok())
+}
+
+/// An IPv4 address inside an IPv6 one as an IPv4 address.
+fn plain(address: &[u8]) -> Vec<u8> {
+    const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+    match (address.first(), address.get(8..20)) {
+        (Some(10), Some(prefix)) if prefix == MAPPED => {
+            [&[2, 0], &address[2..4], &address[20..24], &[0; 8]].concat()
+        }
+        _ => address.to_vec(),
+    }
+}
+
+/// Where to send a datagram so that the socket bound to `local` gets it: the address it was sent to
+/// where that is known, else the one it is bound to, else the sender's own when it is this host's (then
+/// routing chooses the same as source), else the loopback address.
+fn destination(local: &[u8], source: &[u8], info: &[u8]) -> Vec<u8> {
+    let port = local.get(2..4).unwrap_or(&[0, 0]);
+    if source.first() == Some(&2) {
+        // struct in_pktinfo: index, specific destination, destination.
+        let told = info.get(8..12);
+        let own = local.get(4..8).filter(|_| local.first() == Some(&2));
+        let host = [told, own]
+            .into_iter()
+            .flatten()
+            .find(|host| **host != [0; 4]);
+        let own = source.get(4..8).filter(|_| is_local(source));
+        let host = host.or(own).unwrap_or(&[127, 0, 0, 1]);
+        return [&[2, 0], port, host, &[0; 8]].concat();
+    }
+    // struct in6_pktinfo: destination, index.
+    let mut loopback = [0u8; 16];
+    loopback[15] = 1;
+    let told = info.get(..16).filter(|_| info.len() == 20);
+    let own = local.get(8..24);
+    let host = [told, own]
+        .into_iter()
+        .flatten()
+        .find(|host| **host != [0; 16]);
+    let scope = local.get(24..28).unwrap_or(&[0; 4]);
+    let same = source.get(8..24).filter(|_| is_local(source));
+    let host = host.or(same).unwrap_or(&loopback);
+    [&[10, 0], port, &[0; 4], host, scope].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V4: [u8; 16] = [2, 0, 0, 7, 10, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    #[test]
+    fn a_datagram_goes_to_where_its_receiver_is() {
+        let any = wildcard(&V4);
+        assert_eq!(any[..8], [2, 0, 0, 7, 0, 0, 0, 0]);
+        assert_eq!(destination(&V4, &V4, &[]), V4);
+        assert_eq!(destination(&any, &V4, &[])[4..8], [127, 0, 0, 1]);
+        let info = [1, 0, 0, 0, 127, 0, 0, 1, 127, 0, 0, 9];
+        assert_eq!(destination(&any, &V4, &info)[4..8], [127, 0, 0, 9]);
+    }
+
+    #[test]
+    fn mapped_addresses() {
+        let mut mapped = vec![10, 0, 0, 7, 0, 0, 0, 0];
+        mapped.extend_from_slice(&[0; 10]);
+        mapped.extend_from_slice(&[0xff, 0xff, 10, 0, 0, 9, 0, 0, 0, 0]);
+        assert_eq!(plain(&mapped), V4);
+        assert_eq!(plain(&V4), V4);
+    }
+}

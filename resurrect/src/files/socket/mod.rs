@@ -1,0 +1,161 @@
+//! Sockets: the order in which all of them are made, filled and connected.
+//!
+//! Unlike other descriptions they cannot be opened one by one: peers are made together, and what is in
+//! flight between them are descriptions that must be open before.
+
+mod inet;
+mod names;
+mod netlink;
+mod options;
+mod packet;
+mod peer;
+mod queue;
+mod unix;
+
+use crate::ResurrectError;
+use crate::restore::Restore;
+use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::unistd::{Gid, Uid, fchown};
+use options::When;
+use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, Socket, SocketState};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use sys::{Errno, socket};
+
+/// A socket that is being made.
+#[derive(Clone, Copy)]
+struct Making<'a> {
+    description: &'a Description,
+    socket: &'a Socket,
+}
+
+impl<'a> Making<'a> {
+    fn of(description: &'a Description) -> Option<Making<'a>> {
+        match &description.kind {
+            DescriptionKind::Socket(socket) => Some(Making {
+                description,
+                socket,
+            }),
+            _ => None,
+        }
+    }
+
+    fn id(&self) -> DescriptionId {
+        self.description.id
+    }
+
+    fn failed(&self, doing: &'static str) -> impl FnOnce(Errno) -> ResurrectError + use<> {
+        let what = format!("number {} ({})", self.id().0, self.text());
+        move |errno| ResurrectError::Description { what, doing, errno }
+    }
+
+    fn text(&self) -> String {
+        match &self.socket.state {
+            SocketState::Unix(state) => {
+                let name = String::from_utf8_lossy(&state.name).replace('\0', "@");
+                format!("unix socket {name}")
+            }
+            SocketState::Inet(state) => format!(
+                "internet socket of type {} bound to {:?}",
+                self.socket.kind, state.local
+            ),
+            SocketState::Netlink(_) => "netlink socket".into(),
+            SocketState::Packet(_) => "packet socket".into(),
+        }
+    }
+
+    /// socket(2).
+    fn new_socket(&self) -> Result<OwnedFd, ResurrectError> {
+        let socket = self.socket;
+        // A packet socket without a protocol takes nothing until it is bound.
+        socket::socket(socket.domain, socket.kind, socket.protocol)
+            .map_err(self.failed("making it"))
+    }
+}
+
+/// The sockets made so far.
+#[derive(Default)]
+struct Sockets {
+    fds: BTreeMap<DescriptionId, OwnedFd>,
+}
+
+impl Sockets {
+    fn get(&self, making: &Making<'_>) -> Result<BorrowedFd<'_>, ResurrectError> {
+        let fd = self.fds.get(&making.id()).map(AsFd::as_fd);
+        fd.ok_or_else(|| making.failed("looking it up")(Errno::EBADF))
+    }
+}
+
+/// Makes every socket of the manifest. Every other description is open.
+pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let manifest = restore.manifest;
+    let all: Vec<Making<'_>> = manifest
+        .descriptions
+        .iter()
+        .filter_map(Making::of)
+        .collect();
+    let mut sockets = Sockets::default();
+    let mut unix = unix::Unix::make(restore, &all, &mut sockets)?;
+    for making in &all {
+        let fd = match &making.socket.state {
+            SocketState::Unix(_) => continue,
+            SocketState::Inet(state) => inet::make(making, state)?,
+            SocketState::Netlink(state) => netlink::make(making, state)?,
+            SocketState::Packet(state) => packet::make(making, state)?,
+        };
+        sockets.fds.insert(making.id(), fd);
+    }
+    for fd in sockets.fds.values() {
+        options::enlarge(fd);
+    }
+    unix.fill(restore, &all, &sockets)?;
+    inet::fill(&all, &sockets)?;
+    unix.connect(restore, &all, &mut sockets)?;
+    for making in &all {
+        if let SocketState::Inet(state) = &making.socket.state {
+            inet::connect(making, state, &mut sockets)?;
+        }
+        settle(making, sockets.get(making)?)?;
+    }
+    unix.place(&all)?;
+    restore.files.opened.append(&mut sockets.fds);
+    Ok(())
+}
+
+/// What comes last: options, filter, owner.
+fn settle(making: &Making<'_>, fd: BorrowedFd<'_>) -> Result<(), ResurrectError> {
+    options::set(making, fd, When::Late)?;
+    attach_filter(making, fd)?;
+    if making.socket.filter_locked {
+        let (level, name) = (nix::libc::SOL_SOCKET, nix::libc::SO_LOCK_FILTER);
+        socket::set_int_option(fd, level, name, 1).map_err(making.failed("locking its filter"))?;
+    }
+    let now = fstat(fd).map_err(making.failed("fstat"))?;
+    let (uid, gid) = making.socket.owner;
+    if (now.st_uid, now.st_gid) != (uid, gid) {
+        fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+            .map_err(making.failed("setting its owner"))?;
+    }
+    if now.st_mode & 0o7777 != making.socket.mode {
+        fchmod(fd, Mode::from_bits_truncate(making.socket.mode))
+            .map_err(making.failed("setting its mode"))?;
+    }
+    Ok(())
+}
+
+/// Attaches its filter unless it has one.
+fn attach_filter(making: &Making<'_>, fd: BorrowedFd<'_>) -> Result<(), ResurrectError> {
+    let filter = &making.socket.filter;
+    if filter.is_empty() || socket::filter(fd).is_ok_and(|now| now == *filter) {
+        return Ok(());
+    }
+    socket::attach_filter(fd, filter).map_err(making.failed("attaching its filter"))
+}
+
+/// The index of an interface of this kernel.
+fn interface(making: &Making<'_>, name: &str) -> Result<u32, ResurrectError> {
+    nix::net::if_::if_nametoindex(name).map_err(|_| ResurrectError::Changed {
+        path: format!("network interface {name}"),
+        why: format!("a {} is bound to it, and it is not there", making.text()),
+    })
+}

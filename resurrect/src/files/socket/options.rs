@@ -1,0 +1,150 @@
+//! Socket options: what differs from a new socket's value is set.
+
+use super::Making;
+use crate::ResurrectError;
+use nix::libc as c;
+use persist_mem::manifest::SocketOption;
+use std::os::fd::{AsFd, BorrowedFd};
+use sys::{Result, socket};
+
+const SO_PASSPIDFD: i32 = 76;
+const SO_PASSRIGHTS: i32 = 83;
+pub(super) const SO_BUF_LOCK: i32 = 72;
+
+/// When an option takes its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum When {
+    /// Before a name is bound.
+    Early,
+    /// When the queues are full and everything is connected.
+    Late,
+}
+
+/// Options that change how a socket is connected or its queue filled.
+fn when(domain: i32, option: &SocketOption) -> When {
+    let late = match (option.level, option.name) {
+        _ if domain == c::AF_UNIX => true,
+        (c::SOL_SOCKET, name) => [
+            c::SO_PASSCRED,
+            c::SO_PASSSEC,
+            SO_PASSPIDFD,
+            SO_PASSRIGHTS,
+            c::SO_RCVLOWAT,
+            c::SO_SNDBUF,
+            c::SO_RCVBUF,
+            SO_BUF_LOCK,
+            c::SO_PEEK_OFF,
+        ]
+        .contains(&name),
+        (c::SOL_TCP, name) => name == c::TCP_CORK,
+        (c::SOL_UDP, name) => name == c::UDP_CORK,
+        _ => false,
+    };
+    if late { When::Late } else { When::Early }
+}
+
+/// Sets those options whose time it is.
+pub(super) fn set(
+    making: &Making<'_>,
+    fd: BorrowedFd<'_>,
+    time: When,
+) -> core::result::Result<(), ResurrectError> {
+    let domain = making.socket.domain;
+    let wanted = || {
+        let options = making.socket.options.iter();
+        options.filter(|option| time == When::Late || when(domain, option) == time)
+    };
+    // Some options change others (IP_TOS the priority, buffers their lock), so twice.
+    for _ in 0..2 {
+        for option in wanted() {
+            let doing = "setting an option";
+            if let Err(errno) = set_one(fd, option) {
+                log::warn!(
+                    "socket option {}:{} cannot be set to {:?}",
+                    option.level,
+                    option.name,
+                    option.value
+                );
+                return Err(making.failed(doing)(errno));
+            }
+        }
+    }
+    for option in wanted() {
+        let now = socket::option(fd, option.level, option.name, option.value.len());
+        if now.is_ok_and(|now| now != option.value) {
+            let (level, name) = (option.level, option.name);
+            log::warn!("socket option {level}:{name} is not what it was");
+        }
+    }
+    Ok(())
+}
+
+fn set_one(fd: BorrowedFd<'_>, option: &SocketOption) -> Result<()> {
+    let (level, name) = (option.level, option.name);
+    match socket::option(fd, level, name, option.value.len().max(4)) {
+        Ok(now) if now == option.value => return Ok(()),
+        // This kernel does not have it, and it was off.
+        Err(_) if option.value.iter().all(|byte| *byte == 0) => return Ok(()),
+        _ => {}
+    }
+    let forced = match (level, name) {
+        (c::SOL_SOCKET, c::SO_SNDBUF) => c::SO_SNDBUFFORCE,
+        (c::SOL_SOCKET, c::SO_RCVBUF) => c::SO_RCVBUFFORCE,
+        _ => return socket::set_option(fd, level, name, &option.value),
+    };
+    // The kernel doubles what it is given (socket(7)).
+    let word = option.value.get(..4).and_then(|w| w.try_into().ok());
+    let size = word.map_or(0, i32::from_ne_bytes);
+    socket::set_int_option(fd, level, forced, size / 2)
+}
+
+/// Buffers so large that everything fits in; [`set`] gives them their sizes afterwards.
+pub(super) fn enlarge(fd: impl AsFd) {
+    const ENOUGH: i32 = 256 << 20;
+    for name in [c::SO_SNDBUFFORCE, c::SO_RCVBUFFORCE] {
+        // Without the privilege the old size has to do.
+        let _ = socket::set_int_option(fd.as_fd(), c::SOL_SOCKET, name, ENOUGH);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn int(level: i32, name: i32, value: i32) -> SocketOption {
+        SocketOption {
+            level,
+            name,
+            value: value.to_ne_bytes().to_vec(),
+        }
+    }
+
+    #[test]
+    fn buffers_take_the_size_the_kernel_showed() {
+        let fd = socket::socket(c::AF_INET, c::SOCK_DGRAM, 0).unwrap();
+        for option in [
+            int(c::SOL_SOCKET, c::SO_RCVBUF, 99_998),
+            int(c::SOL_SOCKET, c::SO_SNDBUF, 9 << 20),
+            int(c::SOL_SOCKET, SO_BUF_LOCK, 2),
+        ] {
+            set_one(fd.as_fd(), &option).unwrap();
+            let now = socket::option(fd.as_fd(), option.level, option.name, 4).unwrap();
+            assert_eq!(now, option.value);
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_and_off_is_left_alone() {
+        let fd = socket::socket(c::AF_INET, c::SOCK_DGRAM, 0).unwrap();
+        assert_eq!(set_one(fd.as_fd(), &int(c::SOL_SOCKET, 9999, 0)), Ok(()));
+        assert!(set_one(fd.as_fd(), &int(c::SOL_SOCKET, 9999, 1)).is_err());
+    }
+
+    #[test]
+    fn buffers_of_internet_sockets_come_late() {
+        let rcvbuf = int(c::SOL_SOCKET, c::SO_RCVBUF, 0);
+        assert_eq!(when(c::AF_INET, &rcvbuf), When::Late);
+        let v6only = int(c::SOL_IPV6, c::IPV6_V6ONLY, 1);
+        assert_eq!(when(c::AF_INET6, &v6only), When::Early);
+    }
+}

@@ -1,0 +1,201 @@
+//! Calls whose maker a peer sees (`SO_PEERCRED`, `SO_PEERGROUPS`): made by the process with that id, with
+//! those users and groups.
+
+use super::names::Reach;
+use crate::calls::{nr, run};
+use crate::restore::Restore;
+use crate::{ResurrectError, tree};
+use nix::libc as c;
+use persist_mem::manifest::PeerCredentials;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use sys::batch::{Arg, Batch};
+use sys::{Pid, process, socket};
+
+const NONE: i32 = -1;
+
+/// listen(2).
+pub(super) fn listen(
+    restore: &mut Restore<'_>,
+    who: Option<&PeerCredentials>,
+    fd: BorrowedFd<'_>,
+    backlog: u32,
+) -> Result<(), ResurrectError> {
+    let Some(pid) = actor(restore, who)? else {
+        return socket::listen(fd, backlog).map_err(ResurrectError::own("listening"));
+    };
+    let mut batch = Batch::new();
+    become_peer(&mut batch, who);
+    let copy = take(restore, &mut batch, fd);
+    batch.call("listen", nr::LISTEN, [copy, u64::from(backlog).into()]);
+    batch.call("closing a copy", nr::CLOSE, [copy]);
+    become_root(&mut batch, who);
+    act(restore, pid, "listening as its peer saw it", &batch).map(drop)
+}
+
+/// connect(2).
+pub(super) fn connect(
+    restore: &mut Restore<'_>,
+    who: Option<&PeerCredentials>,
+    fd: BorrowedFd<'_>,
+    to: &Reach,
+) -> Result<(), ResurrectError> {
+    let Some(pid) = actor(restore, who)? else {
+        return to
+            .with(|address| socket::connect(fd, address))
+            .map_err(ResurrectError::own("connecting a unix socket"));
+    };
+    let mut batch = Batch::new();
+    become_peer(&mut batch, who);
+    let copy = take(restore, &mut batch, fd);
+    let (dir, address) = to.address();
+    if let Some(dir) = dir {
+        let dir = batch.string(dir.as_os_str().as_bytes());
+        batch.call("changing the directory", nr::CHDIR, [Arg::from(dir)]);
+    }
+    let len = address.len() as u64;
+    let address = batch.data(&address);
+    batch.call("connect", nr::CONNECT, [copy, address.into(), len.into()]);
+    batch.call("closing a copy", nr::CLOSE, [copy]);
+    become_root(&mut batch, who);
+    if dir.is_some() {
+        let root = batch.string(b"/");
+        batch.call("leaving the directory", nr::CHDIR, [Arg::from(root)]);
+    }
+    act(restore, pid, "connecting as its peer saw it", &batch).map(drop)
+}
+
+/// socketpair(2).
+pub(super) fn pair(
+    restore: &mut Restore<'_>,
+    who: Option<&PeerCredentials>,
+    kind: i32,
+) -> Result<(OwnedFd, OwnedFd), ResurrectError> {
+    let Some(pid) = actor(restore, who)? else {
+        return socket::pair(c::AF_UNIX, kind, 0).map_err(ResurrectError::own("making a pair"));
+    };
+    let doing = "making a pair as it was seen";
+    let mut batch = Batch::new();
+    become_peer(&mut batch, who);
+    let ends = batch.space(8);
+    let kind = kind | c::SOCK_CLOEXEC;
+    let args = [c::AF_UNIX.into(), kind.into(), 0.into(), ends.into()];
+    batch.call("socketpair", nr::SOCKETPAIR, args);
+    become_root(&mut batch, who);
+    let task = restore.task(pid)?;
+    let output = run(pid, doing, &mut task.leader, &batch)?;
+    let host = task.host_pid();
+    let numbers = [output.u32(ends, 0), output.u32(ends, 1)].map(u32::cast_signed);
+    let pidfd = process::pidfd_open(host).map_err(ResurrectError::call(pid, doing))?;
+    let mut copies = Vec::new();
+    let mut batch = Batch::new();
+    for number in numbers {
+        let copy = process::pidfd_getfd(pidfd.as_fd(), number);
+        copies.push(copy.map_err(ResurrectError::call(pid, doing))?);
+        batch.call("closing a copy", nr::CLOSE, [number.into()]);
+    }
+    act(restore, pid, doing, &batch)?;
+    match (copies.pop(), copies.pop()) {
+        (Some(second), Some(first)) => Ok((first, second)),
+        _ => Err(ResurrectError::call(pid, doing)(sys::Errno::EBADF)),
+    }
+}
+
+/// The process that does it: the one with the id, or a helper. None when it is this process: nobody saw
+/// who, or it was out of sight (id 0), or the id is another process's now.
+fn actor(
+    restore: &mut Restore<'_>,
+    who: Option<&PeerCredentials>,
+) -> Result<Option<Pid>, ResurrectError> {
+    let Some(pid) = who.map(|who| Pid(who.pid)).filter(|pid| pid.0 > 0) else {
+        return Ok(None);
+    };
+    if !restore.tasks.contains_key(&pid) {
+        match tree::helper(restore, pid) {
+            Err(error @ ResurrectError::Taken { .. }) => {
+                log::warn!("the peer of a unix socket looks different: {error}");
+                return Ok(None);
+            }
+            made => made?,
+        }
+    }
+    Ok(Some(pid))
+}
+
+/// Runs a batch in the process, and ends it when it is a helper.
+fn act(
+    restore: &mut Restore<'_>,
+    pid: Pid,
+    doing: &str,
+    batch: &Batch,
+) -> Result<(), ResurrectError> {
+    run(pid, doing, &mut restore.task(pid)?.leader, batch)?;
+    let known = restore.manifest.processes.iter().any(|p| p.pid == pid);
+    if known {
+        Ok(())
+    } else {
+        tree::end_helper(restore, pid)
+    }
+}
+
+/// A copy of a descriptor of ours.
+fn take(restore: &Restore<'_>, batch: &mut Batch, fd: BorrowedFd<'_>) -> Arg {
+    let args = [
+        restore.self_pidfd.as_raw_fd().into(),
+        fd.as_raw_fd().into(),
+        0.into(),
+    ];
+    batch
+        .call("taking a descriptor", nr::PIDFD_GETFD, args)
+        .into()
+}
+
+fn is_root(who: &PeerCredentials) -> bool {
+    (who.uid, who.gid) == (0, 0)
+}
+
+/// Effective ids and groups of the peer. Capabilities are kept over the change, so that permissions of
+/// files do not matter.
+fn become_peer(batch: &mut Batch, who: Option<&PeerCredentials>) {
+    let Some(who) = who else { return };
+    let groups: Vec<u8> = who.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
+    let buffer = batch.data(&groups);
+    let args = [(who.groups.len() as u64).into(), buffer.into()];
+    batch.call("setgroups", nr::SETGROUPS, args);
+    if is_root(who) {
+        return;
+    }
+    securebits(batch, SECBIT_NO_SETUID_FIXUP);
+    change(batch, nr::SETRESGID, who.gid);
+    change(batch, nr::SETRESUID, who.uid);
+}
+
+fn become_root(batch: &mut Batch, who: Option<&PeerCredentials>) {
+    let Some(who) = who else { return };
+    if !is_root(who) {
+        change(batch, nr::SETRESUID, 0);
+        change(batch, nr::SETRESGID, 0);
+        securebits(batch, 0);
+    }
+    let none: [Arg; 2] = [0.into(), 0.into()];
+    batch.call("setgroups", nr::SETGROUPS, none);
+}
+
+/// include/uapi/linux/securebits.h
+const SECBIT_NO_SETUID_FIXUP: i32 = 4;
+
+fn securebits(batch: &mut Batch, bits: i32) {
+    let args = [
+        c::PR_SET_SECUREBITS.into(),
+        bits.into(),
+        0.into(),
+        0.into(),
+        0.into(),
+    ];
+    batch.call("securebits", nr::PRCTL, args);
+}
+
+fn change(batch: &mut Batch, number: i64, effective: u32) {
+    let args: [Arg; 3] = [NONE.into(), effective.cast_signed().into(), NONE.into()];
+    batch.call("changing the effective id", number, args);
+}

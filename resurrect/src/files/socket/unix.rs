@@ -1,0 +1,424 @@
+//! Unix sockets (unix(7)): pairs and listeners, names, queues.
+
+use super::names::{self, Reach};
+use super::{Making, Sockets, peer, queue};
+use crate::ResurrectError;
+use crate::restore::Restore;
+use nix::libc as c;
+use persist_mem::manifest::{DescriptionId, PeerCredentials, SocketState, UnixLink, UnixSocket};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use sys::socket::{self, Outgoing};
+use sys::{Errno, Pid};
+
+/// What is needed until all unix sockets are connected.
+#[derive(Default)]
+pub(super) struct Unix {
+    /// How named sockets are reached.
+    reach: BTreeMap<DescriptionId, Reach>,
+    /// Other ends of sockets whose peer is gone, with their names.
+    gone: BTreeMap<DescriptionId, (OwnedFd, Option<Reach>)>,
+}
+
+/// A unix socket of the manifest.
+#[derive(Clone, Copy)]
+struct One<'a> {
+    making: Making<'a>,
+    state: &'a UnixSocket,
+}
+
+impl One<'_> {
+    fn stream(&self) -> bool {
+        self.making.socket.kind != c::SOCK_DGRAM
+    }
+}
+
+fn unix<'a>(all: &'a [Making<'a>]) -> impl Iterator<Item = One<'a>> {
+    all.iter().filter_map(|making| match &making.socket.state {
+        SocketState::Unix(state) => Some(One {
+            making: *making,
+            state,
+        }),
+        _ => None,
+    })
+}
+
+fn find<'a>(all: &'a [Making<'a>], id: DescriptionId) -> Option<One<'a>> {
+    unix(all).find(|one| one.making.id() == id)
+}
+
+/// One end of a connection while it is made.
+struct End<'a> {
+    name: &'a [u8],
+    file: Option<&'a persist_mem::manifest::UnixFile>,
+    /// Whom this end sees.
+    sees: Option<&'a PeerCredentials>,
+}
+
+impl<'a> End<'a> {
+    fn of(one: &One<'a>) -> End<'a> {
+        End {
+            name: &one.state.name,
+            file: one.state.file.as_ref(),
+            sees: one.state.peer_credentials.as_ref(),
+        }
+    }
+}
+
+impl Unix {
+    /// Makes and names all of them; streams are connected, queues empty.
+    pub(super) fn make(
+        restore: &mut Restore<'_>,
+        all: &[Making<'_>],
+        sockets: &mut Sockets,
+    ) -> Result<Unix, ResurrectError> {
+        let mut made = Unix::default();
+        // Connections first: while they are made an abstract name may be needed that is a listener's.
+        for one in unix(all) {
+            made.make_connected(restore, all, one, sockets)?;
+        }
+        for one in unix(all) {
+            let id = one.making.id();
+            if !sockets.fds.contains_key(&id) {
+                sockets.fds.insert(id, one.making.new_socket()?);
+            }
+            let fd = sockets.get(&one.making)?;
+            if !one.state.name.is_empty() && socket::name(fd).is_ok_and(|name| name.len() <= 2) {
+                let file = one.state.file.as_ref();
+                let reach = names::bind(&one.making, fd, &one.state.name, file)?;
+                made.reach.insert(id, reach);
+            }
+        }
+        for one in unix(all) {
+            made.listen(restore, all, one, sockets)?;
+        }
+        Ok(made)
+    }
+
+    /// Makes a socket that has a peer, and the peer.
+    fn make_connected(
+        &mut self,
+        restore: &mut Restore<'_>,
+        all: &[Making<'_>],
+        one: One<'_>,
+        sockets: &mut Sockets,
+    ) -> Result<(), ResurrectError> {
+        let id = one.making.id();
+        if sockets.fds.contains_key(&id) {
+            return Ok(());
+        }
+        match &one.state.link {
+            UnixLink::Connected(other) if *other != id => {
+                let missing = || one.making.failed("looking up its peer")(Errno::ENOTCONN);
+                let other = find(all, *other).ok_or_else(missing)?;
+                let mutual = other.state.link == UnixLink::Connected(id);
+                let unnamed = one.state.name.is_empty() || other.state.name.is_empty();
+                if one.stream() && mutual {
+                    let ends = self.connection(restore, all, one, other)?;
+                    sockets.fds.insert(id, ends.0);
+                    sockets.fds.insert(other.making.id(), ends.1);
+                } else if mutual && unnamed {
+                    let who = one.state.peer_credentials.as_ref();
+                    let ends = peer::pair(restore, who, one.making.socket.kind)?;
+                    sockets.fds.insert(id, ends.0);
+                    sockets.fds.insert(other.making.id(), ends.1);
+                }
+            }
+            UnixLink::Gone { name, .. } if one.stream() || name.is_empty() => {
+                let gone = End {
+                    name,
+                    file: None,
+                    sees: None,
+                };
+                let ends = if one.stream() {
+                    let own = End::of(&one);
+                    if name.is_empty() && !own.name.is_empty() {
+                        let (gone, own) = self.connect_ends(restore, one, gone, own, None)?;
+                        (own, gone)
+                    } else {
+                        self.connect_ends(restore, one, own, gone, Some(id))?
+                    }
+                } else {
+                    let who = one.state.peer_credentials.as_ref();
+                    peer::pair(restore, who, one.making.socket.kind)?
+                };
+                sockets.fds.insert(id, ends.0);
+                self.gone.insert(id, (ends.1, None));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A connection between two sockets of the manifest, in the order of the arguments.
+    fn connection(
+        &mut self,
+        restore: &mut Restore<'_>,
+        all: &[Making<'_>],
+        one: One<'_>,
+        other: One<'_>,
+    ) -> Result<(OwnedFd, OwnedFd), ResurrectError> {
+        // Whoever was accepted has the name of whoever listened.
+        let listened = |name: &[u8]| {
+            unix(all)
+                .any(|l| matches!(l.state.link, UnixLink::Listening { .. }) && l.state.name == name)
+        };
+        let (a, b) = (&one.state.name, &other.state.name);
+        let one_accepted = !a.is_empty() && (b.is_empty() || (listened(a) && !listened(b)));
+        if one_accepted {
+            let client = other.making.id();
+            let (client, server) =
+                self.connect_ends(restore, one, End::of(&other), End::of(&one), Some(client))?;
+            Ok((server, client))
+        } else {
+            let client = one.making.id();
+            self.connect_ends(restore, one, End::of(&one), End::of(&other), Some(client))
+        }
+    }
+
+    /// Makes both ends of a connection: a pair when the server has no name, else through a listener of
+    /// its name. `client_id` is the client's, when it is part of the manifest.
+    fn connect_ends(
+        &mut self,
+        restore: &mut Restore<'_>,
+        one: One<'_>,
+        client: End<'_>,
+        server: End<'_>,
+        client_id: Option<DescriptionId>,
+    ) -> Result<(OwnedFd, OwnedFd), ResurrectError> {
+        let kind = one.making.socket.kind;
+        if server.name.is_empty() {
+            return peer::pair(restore, client.sees.or(server.sees), kind);
+        }
+        let new = || {
+            socket::socket(c::AF_UNIX, kind, 0).map_err(one.making.failed("making a connection"))
+        };
+        let listener = new()?;
+        let reach = names::bind(&one.making, listener.as_fd(), server.name, None)?;
+        peer::listen(restore, client.sees, listener.as_fd(), 1)?;
+        let socket = new()?;
+        if !client.name.is_empty() {
+            let own = names::bind(&one.making, socket.as_fd(), client.name, client.file)?;
+            if let Some(id) = client_id {
+                self.reach.insert(id, own);
+            }
+        }
+        peer::connect(restore, server.sees, socket.as_fd(), &reach)?;
+        let accepted =
+            socket::accept(listener.as_fd()).map_err(one.making.failed("accepting it"))?;
+        Ok((socket, accepted))
+    }
+
+    /// Makes a listener of it, with the clients that wait.
+    fn listen(
+        &mut self,
+        restore: &mut Restore<'_>,
+        all: &[Making<'_>],
+        one: One<'_>,
+        sockets: &Sockets,
+    ) -> Result<(), ResurrectError> {
+        let UnixLink::Listening { backlog, waiting } = &one.state.link else {
+            return Ok(());
+        };
+        let who = one.state.peer_credentials.as_ref();
+        peer::listen(restore, who, sockets.get(&one.making)?, *backlog)?;
+        for client in waiting {
+            let missing = || one.making.failed("looking up a client")(Errno::ENOTCONN);
+            let client = find(all, *client).ok_or_else(missing)?;
+            let reach = self.reach.get(&one.making.id()).ok_or_else(missing)?;
+            let who = holder(restore, client.making.id());
+            peer::connect(restore, who.as_ref(), sockets.get(&client.making)?, reach)?;
+        }
+        Ok(())
+    }
+
+    /// Sends what was in the queues.
+    pub(super) fn fill(
+        &mut self,
+        restore: &mut Restore<'_>,
+        all: &[Making<'_>],
+        sockets: &Sockets,
+    ) -> Result<(), ResurrectError> {
+        for (fd, _) in self.gone.values() {
+            super::options::enlarge(fd);
+        }
+        for one in unix(all) {
+            let id = one.making.id();
+            let paired = match &one.state.link {
+                UnixLink::Connected(other) => find(all, *other)
+                    .filter(|other| {
+                        one.stream() || other.state.name.is_empty() || one.state.name.is_empty()
+                    })
+                    .filter(|other| other.state.link == UnixLink::Connected(id))
+                    .and_then(|other| sockets.fds.get(&other.making.id())),
+                _ => self.gone.get(&id).map(|(fd, _)| fd),
+            };
+            for message in &one.state.queue {
+                if let Some(peer) = paired {
+                    let peer = peer.as_fd();
+                    queue::send_unix(restore, &one.making, sockets, peer, message, &[])?;
+                } else {
+                    self.send_to(restore, all, one, sockets, message)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a datagram to a socket that many may send to, from the socket that sent it or one of the
+    /// same name.
+    fn send_to(
+        &self,
+        restore: &mut Restore<'_>,
+        all: &[Making<'_>],
+        one: One<'_>,
+        sockets: &Sockets,
+        message: &persist_mem::manifest::SocketMessage,
+    ) -> Result<(), ResurrectError> {
+        let making = &one.making;
+        let missing = || making.failed("looking up its name")(Errno::EDESTADDRREQ);
+        let reach = self.reach.get(&making.id()).ok_or_else(missing)?;
+        let name = source_name(&message.source);
+        let sender = unix(all)
+            .filter(|s| !s.stream() && s.state.name == name)
+            .find(|s| !name.is_empty() || s.state.link == UnixLink::Connected(making.id()));
+        let stranger;
+        let mut _reach = None;
+        let fd = match sender.and_then(|sender| sockets.fds.get(&sender.making.id())) {
+            Some(fd) => fd,
+            None => {
+                stranger = socket::socket(c::AF_UNIX, c::SOCK_DGRAM, 0)
+                    .map_err(making.failed("making a sender"))?;
+                if !name.is_empty() {
+                    _reach = Some(names::bind(making, stranger.as_fd(), name, None)?);
+                }
+                super::options::enlarge(&stranger);
+                &stranger
+            }
+        };
+        let (dir, _) = reach.address();
+        let mut sent = Ok(());
+        let doing = making.failed("filling its queue");
+        debug_assert!(dir.is_none() || dir.is_some_and(|dir| dir.is_absolute()));
+        reach
+            .with(|address| {
+                sent = queue::send_unix(restore, making, sockets, fd.as_fd(), message, address);
+                Ok(())
+            })
+            .map_err(doing)?;
+        sent
+    }
+
+    /// Connects datagram sockets, lets go of peers that are gone, shuts down what was shut down.
+    pub(super) fn connect(
+        &mut self,
+        restore: &mut Restore<'_>,
+        all: &[Making<'_>],
+        sockets: &mut Sockets,
+    ) -> Result<(), ResurrectError> {
+        for one in unix(all) {
+            let fd = sockets.get(&one.making)?;
+            match &one.state.link {
+                UnixLink::Connected(other) if !one.stream() => {
+                    if let Some(reach) = self.reach.get(other)
+                        && socket::peer_name(fd).is_err()
+                    {
+                        reach
+                            .with(|address| socket::connect(fd, address))
+                            .map_err(one.making.failed("connecting it"))?;
+                    }
+                }
+                UnixLink::Gone { name, .. } if !one.stream() && !name.is_empty() => {
+                    let making = &one.making;
+                    let gone = making.new_socket()?;
+                    let reach = names::bind(making, gone.as_fd(), name, None)?;
+                    reach
+                        .with(|address| socket::connect(fd, address))
+                        .map_err(making.failed("connecting it"))?;
+                }
+                UnixLink::Gone { reset: true, .. } => {
+                    let unread = Outgoing {
+                        data: b"?",
+                        ..Outgoing::default()
+                    };
+                    socket::send(fd, &unread, c::MSG_DONTWAIT)
+                        .map_err(one.making.failed("leaving data unread"))?;
+                }
+                UnixLink::External { name } => {
+                    let address = names::address(name);
+                    socket::connect(fd, &address)
+                        .map_err(one.making.failed("connecting it to a process outside"))?;
+                }
+                _ => {}
+            }
+        }
+        self.gone.clear();
+        let _ = restore;
+        for one in unix(all) {
+            let how = match one.state.shutdown {
+                1 => c::SHUT_RD,
+                2 => c::SHUT_WR,
+                3 => c::SHUT_RDWR,
+                _ => continue,
+            };
+            if !matches!(one.state.link, UnixLink::Gone { .. }) || !one.stream() {
+                socket::shutdown(sockets.get(&one.making)?, how)
+                    .map_err(one.making.failed("shutting it down"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the files of names where they belong.
+    pub(super) fn place(&self, all: &[Making<'_>]) -> Result<(), ResurrectError> {
+        for one in unix(all) {
+            if let Some(file) = &one.state.file
+                && let Some(reach) = self.reach.get(&one.making.id())
+            {
+                names::settle(reach, file).map_err(|e| ResurrectError::Changed {
+                    path: String::from_utf8_lossy(&file.path).into_owned(),
+                    why: format!("the socket cannot be put there: {e}"),
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name in the bytes of a `struct sockaddr_un`.
+fn source_name(source: &[u8]) -> &[u8] {
+    let name = source.get(2..).unwrap_or(&[]);
+    match name.first() {
+        Some(0) | None => name,
+        Some(_) => name.split(|byte| *byte == 0).next().unwrap_or(name),
+    }
+}
+
+/// Who holds a description: it is taken for who connected it.
+fn holder(restore: &Restore<'_>, id: DescriptionId) -> Option<PeerCredentials> {
+    restore.manifest.processes.iter().find_map(|process| {
+        let live = process.live()?;
+        live.files.iter().find(|f| f.description == id)?;
+        let credentials = &live.threads.first()?.credentials;
+        let Pid(pid) = process.pid;
+        Some(PeerCredentials {
+            pid,
+            uid: credentials.uid[1],
+            gid: credentials.gid[1],
+            groups: credentials.groups.clone(),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::source_name;
+
+    #[test]
+    fn paths_end_at_their_first_nul_and_abstract_names_do_not() {
+        assert_eq!(source_name(b"\x01\0/a/b\0"), b"/a/b");
+        assert_eq!(source_name(b"\x01\0\0x\0y"), b"\0x\0y");
+        assert_eq!(source_name(b"\x01\0"), b"");
+        assert_eq!(source_name(b""), b"");
+    }
+}
