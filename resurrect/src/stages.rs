@@ -14,8 +14,9 @@ pub(crate) type Stage = fn(&mut Restore<'_>) -> Result<(), ResurrectError>;
 pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("ids", tree::ids::check),
     ("terminals", files::terminal::make),
-    ("processes", tree::build),
     ("memory objects", objects::make),
+    ("processes", tree::build),
+    ("shared memory segments", objects::make_segments),
     ("memory", memory::build),
     ("open files", files::open),
     ("descriptor tables", files::hand_over),

@@ -82,3 +82,20 @@ pub(crate) fn unmap_all(
     );
     run(pid, doing, leader, &batch).map(drop)
 }
+
+/// Takes away what a process has inherited from one that was built before it forked: the vdso goes back
+/// to its parking, everything else goes. `scratch`: where the range for batches begins and ends.
+pub(super) fn again(
+    pid: Pid,
+    leader: &mut Tracee,
+    scratch: (u64, u64),
+) -> Result<(), ResurrectError> {
+    let (start, parking) = scratch;
+    let maps = sys::procdir::read(leader.pid(), "maps");
+    let maps = maps.map_err(ResurrectError::call(pid, "reading its maps"))?;
+    let placed = kernel_ranges(&maps).first().map(|range| range.0);
+    if placed.is_some_and(|base| base != parking) {
+        park_vdso(pid, leader, parking)?;
+    }
+    unmap_all(pid, leader, start, parking)
+}

@@ -1,5 +1,6 @@
 //! Making the mappings, writable as long as pages are still to come.
 
+use super::inherit::is_segment;
 use super::{Builder, segments};
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
@@ -44,19 +45,19 @@ struct Mapper<'a, 'b> {
     open: Option<OpenFile<'a>>,
 }
 
-/// Makes every mapping of an address space.
+/// Makes mappings of an address space, all but those of System V segments ([`segments`]).
 pub(super) fn make(
     builder: &Builder<'_>,
     leader: &mut sys::tracee::Tracee,
+    vmas: &[Vma],
     mm: &AddressSpace,
 ) -> Result<(), ResurrectError> {
-    segments::attach(builder, leader, mm)?;
     let mut mapper = Mapper {
         calls: Calls::new(builder.pid, "making its mappings", leader),
         builder,
         open: None,
     };
-    for vma in &mm.vmas {
+    for vma in vmas {
         mapper.map(vma, mm)?;
         if mapper.calls.full() {
             mapper.close();
@@ -92,7 +93,7 @@ impl<'a> Mapper<'a, '_> {
                 shared,
                 ..
             } => {
-                if self.builder.objects.segment(*object).is_some() {
+                if is_segment(vma, self.builder.saved_objects) {
                     return Ok(());
                 }
                 self.map_file(vma, mm, Source::Object(*object), *shared, *offset)
@@ -200,9 +201,7 @@ pub(super) fn has_pages(vma: &Vma, mm: &AddressSpace) -> bool {
 
 /// The protection that a mapping has until [`super::protect`] sets the one it had.
 pub(super) fn made_with(vma: &Vma, mm: &AddressSpace, builder: &Builder<'_>) -> u32 {
-    if let Backing::Object { object, .. } = &vma.backing
-        && builder.objects.segment(*object).is_some()
-    {
+    if is_segment(vma, builder.saved_objects) {
         return segments::attached_with(vma);
     }
     vma.prot | if has_pages(vma, mm) { PROT_WRITE } else { 0 }

@@ -3,6 +3,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`empty`] | takes a new process's own memory away |
+//! | [`inherit`] | what a process takes over from the one that forked it |
 //! | [`map`] | makes the mappings |
 //! | [`segments`] | attaches System V shared memory |
 //! | [`pages`] | fills in saved pages |
@@ -12,6 +13,7 @@
 //! | [`policy`] | what holds for mappings to come |
 
 pub(crate) mod empty;
+mod inherit;
 mod layout;
 mod map;
 mod pages;
@@ -23,8 +25,9 @@ mod vdso;
 use crate::ResurrectError;
 use crate::objects::Objects;
 use crate::restore::Restore;
+use crate::task::{Memory, Task};
 use pages::HugePages;
-use persist_mem::manifest::SharedObject;
+use persist_mem::manifest::{Live, SharedObject};
 use persist_mem::store::PageStore;
 use std::os::fd::AsRawFd;
 use sys::{PAGE_SIZE_U64, Pid};
@@ -53,32 +56,84 @@ impl Builder<'_> {
     }
 }
 
-/// Builds every process's memory.
+/// Builds every process's memory, where that has not been done before its children were made.
 pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    let parked = vdso::Parked::of_this_kernel(restore.scratch.end())?;
-    let huge_pages = HugePages::of_this_kernel();
     for (pid, live) in restore.lives() {
-        let builder = Builder {
-            pid,
-            store: restore.store,
-            objects: &restore.objects,
-            saved_objects: &restore.manifest.shared_objects,
-            pidfd: restore.self_pidfd.as_raw_fd(),
-            huge_pages,
-        };
-        let task = restore.tasks.get_mut(&pid);
-        let task = task.ok_or_else(|| ResurrectError::Impossible {
-            pid,
-            why: "it was not made".into(),
-        })?;
+        let inherited = contents(restore, pid, live)?;
+        let (builder, task) = builder(restore, pid)?;
         let leader = &mut task.leader;
-        map::make(&builder, leader, &live.mm)?;
-        pages::fill(&builder, leader, &live.mm)?;
-        vdso::place(pid, leader, &live.mm, &parked)?;
-        protect::apply(&builder, leader, &live.mm)?;
+        segments::attach(&builder, leader, &live.mm)?;
+        protect::apply(&builder, leader, &live.mm, inherited)?;
         layout::set(&builder, leader, &live.mm)?;
     }
     Ok(())
+}
+
+/// Called before `by` forks `pid`: builds the memory of `by` when the new process shall share pages
+/// with it.
+pub(crate) fn before_fork(
+    restore: &mut Restore<'_>,
+    by: Pid,
+    pid: Pid,
+) -> Result<(), ResurrectError> {
+    let live = |wanted| restore.lives().find(|(pid, _)| *pid == wanted);
+    let (Some((_, parent)), Some((_, child))) = (live(by), live(pid)) else {
+        return Ok(());
+    };
+    if inherit::related(&parent.mm, &child.mm, &restore.manifest.shared_objects) {
+        contents(restore, by, parent)?;
+    }
+    Ok(())
+}
+
+/// Mappings and pages, unless they are there. True when they are in part those of the process that
+/// forked it.
+fn contents(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<bool, ResurrectError> {
+    let parked = vdso::Parked::of_this_kernel(restore.scratch.end())?;
+    let scratch = (restore.scratch.place().address, restore.scratch.end());
+    let origin = match restore.task(pid)?.memory {
+        Memory::Own { inherited } => return Ok(inherited),
+        Memory::Empty => None,
+        Memory::Of(origin) => Some(origin),
+    };
+    let theirs = origin.and_then(|origin| restore.lives().find(|(pid, _)| *pid == origin));
+    let objects = &restore.manifest.shared_objects;
+    let theirs = theirs.filter(|(_, theirs)| inherit::related(&theirs.mm, &live.mm, objects));
+    let (builder, task) = builder(restore, pid)?;
+    let leader = &mut task.leader;
+    if let Some((_, theirs)) = theirs {
+        inherit::adapt(&builder, leader, &theirs.mm, &live.mm)?;
+    } else {
+        if origin.is_some() {
+            empty::again(pid, leader, scratch)?;
+        }
+        map::make(&builder, leader, &live.mm.vmas, &live.mm)?;
+        pages::fill(&builder, leader, &live.mm, &live.mm.extents, &live.mm.huge)?;
+        vdso::place(pid, leader, &live.mm, &parked)?;
+    }
+    let inherited = theirs.is_some();
+    task.memory = Memory::Own { inherited };
+    Ok(inherited)
+}
+
+fn builder<'a>(
+    restore: &'a mut Restore<'_>,
+    pid: Pid,
+) -> Result<(Builder<'a>, &'a mut Task), ResurrectError> {
+    let task = restore.tasks.get_mut(&pid);
+    let task = task.ok_or_else(|| ResurrectError::Impossible {
+        pid,
+        why: "it was not made".into(),
+    })?;
+    let builder = Builder {
+        pid,
+        store: restore.store,
+        objects: &restore.objects,
+        saved_objects: &restore.manifest.shared_objects,
+        pidfd: restore.self_pidfd.as_raw_fd(),
+        huge_pages: HugePages::of_this_kernel(),
+    };
+    Ok((builder, task))
 }
 
 /// Address ranges of a `/proc/PID/maps` file, with their names.

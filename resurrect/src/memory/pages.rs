@@ -39,13 +39,15 @@ impl HugePages {
     }
 }
 
-/// Copies every extent's pages into the process.
+/// Copies the pages of extents into the process, into huge pages in the given ranges.
 pub(super) fn fill(
     builder: &Builder<'_>,
     leader: &mut Tracee,
     mm: &AddressSpace,
+    extents: &[Extent],
+    ranges: &[PageRange],
 ) -> Result<(), ResurrectError> {
-    let (huge, small) = split(&mm.extents, &mm.huge);
+    let (huge, small) = split(extents, ranges);
     let advised = mm
         .vmas
         .iter()
@@ -66,7 +68,7 @@ pub(super) fn fill(
     if by_itself {
         switch(builder, leader, false)?;
     }
-    collapse(builder, leader, &mm.huge)
+    collapse(builder, leader, ranges)
 }
 
 /// `MADV_HUGEPAGE` before the pages come, so that they come as huge ones.
@@ -120,7 +122,7 @@ fn collapse(
 }
 
 /// The parts of extents that lie in the ranges, and the others. Both lists are in ascending order.
-fn split(extents: &[Extent], ranges: &[PageRange]) -> (Vec<Extent>, Vec<Extent>) {
+pub(super) fn split(extents: &[Extent], ranges: &[PageRange]) -> (Vec<Extent>, Vec<Extent>) {
     let (mut inside, mut outside) = (Vec::new(), Vec::new());
     let end_of = |range: &PageRange| range.va + range.pages * PAGE_SIZE_U64;
     let mut next = 0;

@@ -35,14 +35,17 @@ pub(super) fn apply(
     builder: &Builder<'_>,
     leader: &mut Tracee,
     mm: &AddressSpace,
+    inherited: bool,
 ) -> Result<(), ResurrectError> {
     let mut calls = Calls::new(builder.pid, "protecting its mappings", leader);
     allocate_keys(&mut calls, mm);
+    // What was inherited may have any protection.
+    let has = |vma: &Vma| (!inherited).then(|| made_with(vma, mm, builder));
     for vma in &mm.vmas {
         if matches!(vma.backing, Backing::Vdso | Backing::Vvar) {
             continue;
         }
-        protect(&mut calls, vma, made_with(vma, mm, builder));
+        protect(&mut calls, vma, has(vma));
         advise(&mut calls, vma);
         name(&mut calls, vma);
         calls.breathe()?;
@@ -61,14 +64,14 @@ pub(super) fn apply(
     calls.flush()
 }
 
-fn protect(calls: &mut Calls<'_>, vma: &Vma, has: u32) {
+fn protect(calls: &mut Calls<'_>, vma: &Vma, has: Option<u32>) {
     let place = [vma.start.into(), vma.len().into(), vma.prot.into()];
     if vma.protection_key != 0 {
         let [start, len, prot] = place;
         let args = [start, len, prot, i32::from(vma.protection_key).into()];
         let batch = calls.batch();
         batch.call("setting a protection key", nr::PKEY_MPROTECT, args);
-    } else if vma.prot != has {
+    } else if has != Some(vma.prot) {
         calls.batch().call("protecting memory", nr::MPROTECT, place);
     }
 }

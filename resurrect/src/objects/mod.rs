@@ -88,7 +88,18 @@ fn describe(object: &SharedObject) -> String {
     }
 }
 
-/// Makes every object.
+/// Makes every segment, by the processes that had made them.
+pub(crate) fn make_segments(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    for object in &restore.manifest.shared_objects {
+        if let SharedKind::SystemV(shm) = &object.kind {
+            let made = Made::Segment(system_v::make(restore, object, shm)?);
+            restore.objects.made.insert(object.id, made);
+        }
+    }
+    Ok(())
+}
+
+/// Makes every object that is a file, before there is a process.
 pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let (manifest, store) = (restore.manifest, restore.store);
     for object in &manifest.shared_objects {
@@ -96,7 +107,7 @@ pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             SharedKind::Anonymous => file(object, store, anonymous::make(object)?)?,
             SharedKind::Memfd { .. } => file(object, store, memfd::make(object)?)?,
             SharedKind::Deleted { .. } => file(object, store, deleted::make(object)?)?,
-            SharedKind::SystemV(shm) => Made::Segment(system_v::make(restore, object, shm)?),
+            SharedKind::SystemV(_) => continue,
         };
         restore.objects.made.insert(object.id, made);
     }

@@ -4,7 +4,7 @@ use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::memory;
 use crate::restore::Restore;
-use crate::task::Task;
+use crate::task::{Memory, Task};
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -32,6 +32,13 @@ pub(super) fn fork(
     by: Option<Pid>,
     sibling: bool,
 ) -> Result<(), ResurrectError> {
+    if let Some(by) = by {
+        memory::before_fork(restore, by, pid)?;
+    }
+    let memory = by.and_then(|by| match restore.tasks.get(&by)?.memory {
+        Memory::Own { .. } => Some(Memory::Of(by)),
+        inherited => Some(inherited),
+    });
     let leader = match by {
         // The first process of a PID namespace has its founder as parent whatever is done.
         None if restore.options.root_flags != 0 => first(restore, pid, &[pid])?,
@@ -39,7 +46,13 @@ pub(super) fn fork(
             if !restore.tasks.contains_key(&INTERMEDIATE) {
                 let leader = first(restore, INTERMEDIATE, &[])?;
                 let threads = BTreeMap::new();
-                restore.tasks.insert(INTERMEDIATE, Task { leader, threads });
+                let memory = Memory::Empty;
+                let task = Task {
+                    leader,
+                    threads,
+                    memory,
+                };
+                restore.tasks.insert(INTERMEDIATE, task);
             }
             descendant(restore, pid, INTERMEDIATE, false)?
         }
@@ -48,6 +61,7 @@ pub(super) fn fork(
     let task = Task {
         leader,
         threads: BTreeMap::new(),
+        memory: memory.unwrap_or_default(),
     };
     let host = task.host_pid();
     let first = by.is_none();

@@ -33,10 +33,6 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         "leader-exited",
         both(Wrong("found out after the freeze only")),
     ),
-    (
-        "fork-cow",
-        both(Wrong("every process gets copies of its own")),
-    ),
     ("syscall-dispatch", both(Wrong("it is off"))),
     (
         "clone-files",

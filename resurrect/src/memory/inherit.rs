@@ -1,0 +1,351 @@
+//! What a process takes over from the one that forked it.
+//!
+//! Pages that a family has shared since fork(2) are shared again only by a fork. So a process whose
+//! children have pages in common with it gets its memory before they are made, and a child is built by the
+//! difference: what it maps otherwise, and the pages it has of its own.
+
+use super::map::{PROT_WRITE, has_pages, made_with};
+use super::pages::split;
+use super::{Builder, map, pages};
+use crate::ResurrectError;
+use crate::calls::{Calls, nr};
+use persist_mem::manifest::{
+    AddressSpace, Backing, Extent, PageRange, SharedKind, SharedObject, Vma,
+};
+use sys::PAGE_SIZE_U64;
+use sys::tracee::Tracee;
+
+const MADV_DONTNEED: i32 = 4;
+/// Pages in common that are worth a fork with memory in it.
+const WORTH: u64 = 16;
+
+/// The difference between two address spaces.
+#[derive(Debug, Default, PartialEq)]
+struct Difference {
+    /// Parts of mappings that the child has from its parent: range, and the parent's mapping.
+    kept: Vec<Kept>,
+    /// What only the parent has mapped.
+    unmap: Vec<(u64, u64)>,
+    /// What only the child has mapped.
+    map: Vec<Vma>,
+    /// Pages to be written.
+    write: Vec<Extent>,
+    /// Pages of the parent that the child does not have, in mappings it has.
+    drop: Vec<PageRange>,
+    /// Pages in common.
+    same: Vec<PageRange>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Kept {
+    start: u64,
+    end: u64,
+    /// Index of the parent's mapping.
+    parent: usize,
+}
+
+/// Whether `child` has enough in common with `parent` to be forked from its memory.
+pub(super) fn related(
+    parent: &AddressSpace,
+    child: &AddressSpace,
+    objects: &[SharedObject],
+) -> bool {
+    let has_vdso = parent.vmas.iter().any(|vma| vma.backing == Backing::Vdso);
+    if !has_vdso
+        || !parent
+            .vmas
+            .iter()
+            .filter(kernels)
+            .eq(child.vmas.iter().filter(kernels))
+    {
+        return false;
+    }
+    let same = difference(parent, child, objects).same;
+    same.iter().map(|range| range.pages).sum::<u64>() >= WORTH
+}
+
+fn kernels(vma: &&Vma) -> bool {
+    matches!(vma.backing, Backing::Vdso | Backing::Vvar)
+}
+
+/// Turns the memory that the process has from `parent` into its own.
+pub(super) fn adapt(
+    builder: &Builder<'_>,
+    leader: &mut Tracee,
+    parent: &AddressSpace,
+    mm: &AddressSpace,
+) -> Result<(), ResurrectError> {
+    let difference = difference(parent, mm, builder.saved_objects);
+    let mut calls = Calls::new(builder.pid, "changing inherited memory", leader);
+    for (start, end) in &difference.unmap {
+        let args = [(*start).into(), (end - start).into()];
+        let batch = calls.batch();
+        batch.call("unmapping inherited memory", nr::MUNMAP, args);
+        calls.breathe()?;
+    }
+    for range in &difference.drop {
+        let len = range.pages * PAGE_SIZE_U64;
+        let args = [range.va.into(), len.into(), MADV_DONTNEED.into()];
+        let batch = calls.batch();
+        batch.call("dropping inherited pages", nr::MADVISE, args);
+        calls.breathe()?;
+    }
+    let written = AddressSpace {
+        extents: difference.write,
+        ..AddressSpace::default()
+    };
+    for kept in &difference.kept {
+        let theirs = &parent.vmas[kept.parent];
+        let part = Vma {
+            start: kept.start,
+            end: kept.end,
+            ..theirs.clone()
+        };
+        let prot = made_with(theirs, parent, builder);
+        if prot & PROT_WRITE == 0 && has_pages(&part, &written) {
+            let args = [
+                part.start.into(),
+                part.len().into(),
+                (prot | PROT_WRITE).into(),
+            ];
+            let batch = calls.batch();
+            batch.call("making inherited memory writable", nr::MPROTECT, args);
+            calls.breathe()?;
+        }
+    }
+    calls.flush()?;
+    map::make(builder, leader, &difference.map, mm)?;
+    // A huge page that is shared stays as it is; collapsing would give the process one of its own.
+    let shared = |range: &&PageRange| !overlaps(range, &difference.same);
+    let huge: Vec<PageRange> = mm.huge.iter().filter(shared).copied().collect();
+    pages::fill(builder, leader, mm, &written.extents, &huge)
+}
+
+fn end(range: &PageRange) -> u64 {
+    range.va + range.pages * PAGE_SIZE_U64
+}
+
+fn overlaps(range: &PageRange, others: &[PageRange]) -> bool {
+    let from = others.partition_point(|other| end(other) <= range.va);
+    others.get(from).is_some_and(|other| other.va < end(range))
+}
+
+fn difference(parent: &AddressSpace, child: &AddressSpace, objects: &[SharedObject]) -> Difference {
+    let mut found = Difference::default();
+    for vma in child.vmas.iter().filter(|vma| !kernels(vma)) {
+        compare(vma, &parent.vmas, objects, &mut found);
+    }
+    for (index, vma) in parent.vmas.iter().enumerate() {
+        if kernels(&vma) || is_segment(vma, objects) {
+            continue;
+        }
+        let mut at = vma.start;
+        for kept in found.kept.iter().filter(|kept| kept.parent == index) {
+            if kept.start > at {
+                found.unmap.push((at, kept.start));
+            }
+            at = kept.end;
+        }
+        if at < vma.end {
+            found.unmap.push((at, vma.end));
+        }
+    }
+    compare_pages(parent, child, &mut found);
+    found
+}
+
+/// Cuts a mapping of the child into parts that the parent maps as well, and others.
+fn compare(vma: &Vma, parent: &[Vma], objects: &[SharedObject], found: &mut Difference) {
+    let part = |start: u64, end: u64| Vma {
+        start,
+        end,
+        backing: moved(&vma.backing, start - vma.start),
+        ..vma.clone()
+    };
+    let mut at = vma.start;
+    let first = parent.partition_point(|other| other.end <= vma.start);
+    for (index, other) in parent.iter().enumerate().skip(first) {
+        if other.start >= vma.end {
+            break;
+        }
+        if is_segment(vma, objects) || !same_kind(vma, other) {
+            continue;
+        }
+        let (start, end) = (vma.start.max(other.start), vma.end.min(other.end));
+        if start > at {
+            found.map.push(part(at, start));
+        }
+        found.kept.push(Kept {
+            start,
+            end,
+            parent: index,
+        });
+        at = end;
+    }
+    if at < vma.end {
+        found.map.push(part(at, vma.end));
+    }
+}
+
+/// Whether two mappings show the same where they overlap, apart from what is set at the end.
+fn same_kind(one: &Vma, two: &Vma) -> bool {
+    /// Fixed when a mapping is made, but for `hg`, which cannot be taken back.
+    const FLAGS: [&[u8; 2]; 4] = [b"gd", b"nr", b"hg", b"mw"];
+    // What does not survive a fork, or only as a whole.
+    let odd = |vma: &Vma| vma.has(b"dp") || vma.page_size > PAGE_SIZE_U64;
+    if odd(one) || odd(two) || FLAGS.iter().any(|flag| one.has(flag) != two.has(flag)) {
+        return false;
+    }
+    match (&one.backing, &two.backing) {
+        // Their names come at the end.
+        (Backing::Anonymous { .. }, Backing::Anonymous { .. }) => true,
+        (a, b) => {
+            let zero = |backing, start: u64| moved(backing, 0_u64.wrapping_sub(start));
+            zero(a, one.start) == zero(b, two.start)
+        }
+    }
+}
+
+/// System V segments are attached by each process for itself, later.
+pub(super) fn is_segment(vma: &Vma, objects: &[SharedObject]) -> bool {
+    let Backing::Object { object, .. } = &vma.backing else {
+        return false;
+    };
+    let found = objects.iter().find(|found| found.id == *object);
+    found.is_some_and(|found| matches!(found.kind, SharedKind::SystemV(_)))
+}
+
+/// What a part of a mapping shows that begins `by` bytes after it.
+fn moved(backing: &Backing, by: u64) -> Backing {
+    let mut backing = backing.clone();
+    match &mut backing {
+        Backing::File { offset, .. }
+        | Backing::Object { offset, .. }
+        | Backing::Zero { offset } => *offset = offset.wrapping_add(by),
+        Backing::Anonymous { .. } | Backing::Vdso | Backing::Vvar => {}
+    }
+    backing
+}
+
+fn compare_pages(parent: &AddressSpace, child: &AddressSpace, found: &mut Difference) {
+    let kept: Vec<PageRange> = found
+        .kept
+        .iter()
+        .map(|kept| PageRange {
+            va: kept.start,
+            pages: (kept.end - kept.start) / PAGE_SIZE_U64,
+        })
+        .collect();
+    let (theirs, _) = split(&parent.extents, &kept);
+    found.same = common(&theirs, &child.extents, &kept);
+    (_, found.write) = split(&child.extents, &found.same);
+    let ranges = |extents: &[Extent]| -> Vec<PageRange> {
+        let range = |e: &Extent| PageRange {
+            va: e.va,
+            pages: e.pages,
+        };
+        extents.iter().map(range).collect()
+    };
+    let (_, dropped) = split(&theirs, &ranges(&child.extents));
+    found.drop = ranges(&dropped);
+}
+
+/// Where both have the same page at the same address, inside of `kept`.
+fn common(theirs: &[Extent], ours: &[Extent], kept: &[PageRange]) -> Vec<PageRange> {
+    let (ours, _) = split(ours, kept);
+    let page_end = |e: &Extent| e.va + e.pages * PAGE_SIZE_U64;
+    let mut same = Vec::new();
+    let (mut i, mut j) = (0, 0);
+    while let (Some(a), Some(b)) = (theirs.get(i), ours.get(j)) {
+        let (start, stop) = (a.va.max(b.va), page_end(a).min(page_end(b)));
+        if start < stop {
+            let frame = |e: &Extent| e.frame + (start - e.va) / PAGE_SIZE_U64;
+            if frame(a) == frame(b) {
+                let pages = (stop - start) / PAGE_SIZE_U64;
+                same.push(PageRange { va: start, pages });
+            }
+        }
+        if page_end(a) <= page_end(b) {
+            i += 1;
+        } else {
+            j += 1;
+        }
+    }
+    same
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vma(start: u64, end: u64) -> Vma {
+        Vma {
+            start,
+            end,
+            prot: 3,
+            flags: Vec::new(),
+            protection_key: 0,
+            page_size: PAGE_SIZE_U64,
+            lock_on_fault: false,
+            backing: Backing::Anonymous { name: Vec::new() },
+        }
+    }
+
+    fn extent(va: u64, pages: u64, frame: u64) -> Extent {
+        Extent { va, pages, frame }
+    }
+
+    #[test]
+    fn the_difference_of_a_child() {
+        let parent = AddressSpace {
+            vmas: vec![vma(0x1_0000, 0x2_0000), vma(0x3_0000, 0x4_0000)],
+            extents: vec![extent(0x1_0000, 8, 100), extent(0x3_0000, 2, 200)],
+            ..AddressSpace::default()
+        };
+        let child = AddressSpace {
+            vmas: vec![vma(0xf000, 0x1_8000), vma(0x5_0000, 0x6_0000)],
+            extents: vec![
+                extent(0xf000, 1, 50),
+                extent(0x1_0000, 3, 100),
+                extent(0x1_3000, 1, 60),
+                extent(0x1_5000, 1, 105),
+                extent(0x5_0000, 1, 70),
+            ],
+            ..AddressSpace::default()
+        };
+        let found = difference(&parent, &child, &[]);
+        assert_eq!(found.unmap, [(0x1_8000, 0x2_0000), (0x3_0000, 0x4_0000)]);
+        assert_eq!(
+            found.map,
+            [vma(0xf000, 0x1_0000), vma(0x5_0000, 0x6_0000)],
+            "what the parent does not have"
+        );
+        let range = |va, pages| PageRange { va, pages };
+        assert_eq!(found.same, [range(0x1_0000, 3), range(0x1_5000, 1)]);
+        assert_eq!(
+            found.write,
+            [
+                extent(0xf000, 1, 50),
+                extent(0x1_3000, 1, 60),
+                extent(0x5_0000, 1, 70)
+            ]
+        );
+        assert_eq!(found.drop, [range(0x1_4000, 1), range(0x1_6000, 2)]);
+    }
+
+    #[test]
+    fn other_files_are_not_taken_over() {
+        let file = |offset| Vma {
+            backing: Backing::Zero { offset },
+            ..vma(0x1_0000, 0x2_0000)
+        };
+        assert!(same_kind(&file(0), &file(0)));
+        assert!(!same_kind(&file(0), &file(0x1000)), "another offset");
+        assert!(!same_kind(&file(0), &vma(0x1_0000, 0x2_0000)));
+        let part = Vma {
+            start: 0x1_4000,
+            ..file(0x4000)
+        };
+        assert!(same_kind(&file(0), &part), "the same file, moved");
+    }
+}
