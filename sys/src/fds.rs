@@ -100,6 +100,20 @@ pub fn timerfd_settime(fd: impl AsFd, flags: i32, value: u64, interval: u64) -> 
     unsafe { syscall(libc::SYS_timerfd_settime, args) }.map(drop)
 }
 
+/// timerfd_gettime(2): time to the next expiry and period in nanoseconds. A periodic timer that has
+/// expired is wound on to now, its expirations counted.
+///
+/// # Errors
+/// `EINVAL` for what is no timerfd.
+pub fn timerfd_gettime(fd: impl AsFd) -> Result<(u64, u64)> {
+    let mut spec = [[0u64; 2]; 2];
+    let args = [number(fd.as_fd()), (&raw mut spec) as u64, 0, 0, 0, 0];
+    // SAFETY: `spec` is laid out as struct itimerspec, which the call fills.
+    unsafe { syscall(libc::SYS_timerfd_gettime, args) }?;
+    let time = |[seconds, nanoseconds]: [u64; 2]| seconds * 1_000_000_000 + nanoseconds;
+    Ok((time(spec[1]), time(spec[0])))
+}
+
 /// Sets the expirations not read yet (`TFD_IOC_SET_TICKS`, fs/timerfd.c).
 ///
 /// # Errors

@@ -2,13 +2,19 @@
 
 use super::Open;
 use crate::FreezerError;
+use crate::proc::FdInfo;
+use nix::time::ClockId;
 use persist_mem::manifest::DescriptionKind;
 
 pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
-    let number = |key, base| open.info.number(key, base).ok_or_else(|| open.format());
+    let clock = sys::clock::read_ns(ClockId::CLOCK_MONOTONIC);
+    let read_at = clock.map_err(open.call("reading the clock"))?;
+    // An expired periodic timer stands still until it is asked.
+    sys::fds::timerfd_gettime(open.copy).map_err(open.call("asking for its time"))?;
+    let info = FdInfo::read(open.pid, open.fd)?;
+    let number = |key, base| info.number(key, base).ok_or_else(|| open.format());
     let time = |key| {
-        open.info
-            .value(key)
+        info.value(key)
             .and_then(nanoseconds)
             .ok_or_else(|| open.format())
     };
@@ -18,6 +24,7 @@ pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> 
         ticks: number("ticks", 10)?,
         value: time("it_value")?,
         interval: time("it_interval")?,
+        read_at,
     })
 }
 

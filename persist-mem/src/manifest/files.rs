@@ -142,6 +142,8 @@ pub enum DescriptionKind {
         value: u64,
         /// Period in nanoseconds.
         interval: u64,
+        /// CLOCK_MONOTONIC when this was read, nanoseconds.
+        read_at: i64,
     },
     /// inotify_init(2).
     Inotify {
