@@ -266,6 +266,10 @@ pub(crate) fn deleted(file: &File, link: &[u8]) -> Result<SharedKind, String> {
         path: path.to_vec(),
         mode: meta.mode() & 0o7777,
         owner: (meta.uid(), meta.gid()),
+        times: (
+            meta.atime() * 1_000_000_000 + meta.atime_nsec(),
+            meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
+        ),
     })
 }
 

@@ -216,6 +216,8 @@ pub enum SharedKind {
         mode: u32,
         /// User and group.
         owner: (u32, u32),
+        /// Access and modification times in nanoseconds since 1970.
+        times: (i64, i64),
     },
 }
 

@@ -94,6 +94,7 @@ fn describe(description: &Description) -> String {
 pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let manifest = restore.manifest;
     restore.files.pipes = pipe::make(manifest)?;
+    deleted::open_temporary(restore)?;
     fifo::open_all(restore)?;
     removed::make(restore)?;
     pidfd::open_gone(restore)?;

@@ -7,7 +7,8 @@
 use super::failed;
 use crate::ResurrectError;
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::{Mode, fchmod, futimens};
+use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown, ftruncate};
 use persist_mem::manifest::{SharedKind, SharedObject};
 use std::ffi::OsStr;
@@ -16,18 +17,47 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use sys::Errno;
 
-pub(super) fn make(object: &SharedObject) -> Result<OwnedFd, ResurrectError> {
-    let SharedKind::Deleted { path, mode, owner } = &object.kind else {
+pub(super) fn make(object: &SharedObject, temporary: bool) -> Result<OwnedFd, ResurrectError> {
+    let SharedKind::Deleted {
+        path, mode, owner, ..
+    } = &object.kind
+    else {
         return Err(failed(object, "making it")(Errno::EINVAL));
     };
     let path = Path::new(OsStr::from_bytes(path));
-    let fd = unlinked(path, object.id).map_err(failed(object, "making it"))?;
+    let fd = if temporary {
+        without_name(path)
+    } else {
+        unlinked(path, object.id)
+    };
+    let fd = fd.map_err(failed(object, "making it"))?;
     let size = i64::try_from(object.size).map_err(|_| failed(object, "sizing it")(Errno::EFBIG))?;
     ftruncate(&fd, size).map_err(failed(object, "sizing it"))?;
     let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
     fchown(&fd, Some(uid), Some(gid)).map_err(failed(object, "setting its owner"))?;
     fchmod(&fd, Mode::from_bits_retain(*mode)).map_err(failed(object, "setting its mode"))?;
     Ok(fd)
+}
+
+/// Its times, when it is filled.
+pub(super) fn set_times(object: &SharedObject, fd: &OwnedFd) -> Result<(), ResurrectError> {
+    let SharedKind::Deleted {
+        times: (access, change),
+        ..
+    } = object.kind
+    else {
+        return Ok(());
+    };
+    let time = |ns: i64| TimeSpec::new(ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
+    futimens(fd, &time(access), &time(change)).map_err(failed(object, "setting its times"))
+}
+
+/// `O_TMPFILE` where it was made: such a file can be given a name later (linkat(2)).
+fn without_name(path: &Path) -> sys::Result<OwnedFd> {
+    let mut above = path.ancestors().skip(1);
+    let directory = above.find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    open(directory, flags, Mode::S_IRUSR | Mode::S_IWUSR)
 }
 
 /// A new file without a name, on the file system that the path is on.

@@ -11,12 +11,15 @@ mod system_v;
 use crate::ResurrectError;
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
-use persist_mem::manifest::{Backing, SharedKind, SharedObject};
+use persist_mem::manifest::{Backing, DescriptionKind, Manifest, SharedKind, SharedObject};
 use persist_mem::store::PageStore;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use sys::vm::{Source, write_file, write_process};
 use sys::{Errno, PAGE_SIZE_U64, Pid};
+
+/// The bit of `O_TMPFILE` beside `O_DIRECTORY`. F_GETFL shows it.
+pub(crate) const TMPFILE: u32 = 0o20_000_000;
 
 /// An object that is there.
 #[derive(Debug)]
@@ -26,6 +29,8 @@ enum Made {
     File {
         read: OwnedFd,
         write: Option<OwnedFd>,
+        /// The description that made it (`O_TMPFILE`), for the one that made it before.
+        first: Option<OwnedFd>,
     },
     /// A System V segment, attached by its id.
     Segment(i32),
@@ -41,7 +46,7 @@ impl Objects {
     /// The descriptor to map an object through. None for a System V segment.
     pub(crate) fn descriptor(&self, object: u32, writable: bool) -> Option<i32> {
         match self.made.get(&object)? {
-            Made::File { read, write } => {
+            Made::File { read, write, .. } => {
                 let fd = if writable { write.as_ref()? } else { read };
                 Some(fd.as_raw_fd())
             }
@@ -54,6 +59,14 @@ impl Objects {
         match self.made.get(&object)? {
             Made::Segment(id) => Some(*id),
             Made::File { .. } => None,
+        }
+    }
+
+    /// The description that a file made with `O_TMPFILE` was made by, once.
+    pub(crate) fn take_first(&mut self, object: u32) -> Option<OwnedFd> {
+        match self.made.get_mut(&object)? {
+            Made::File { first, .. } => first.take(),
+            Made::Segment(_) => None,
         }
     }
 
@@ -106,7 +119,7 @@ pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let made = match &object.kind {
             SharedKind::Anonymous => file(object, store, anonymous::make(object)?)?,
             SharedKind::Memfd { .. } => file(object, store, memfd::make(object)?)?,
-            SharedKind::Deleted { .. } => file(object, store, deleted::make(object)?)?,
+            SharedKind::Deleted { .. } => deleted_file(manifest, object, store)?,
             SharedKind::SystemV(_) => continue,
         };
         restore.objects.made.insert(object.id, made);
@@ -154,7 +167,33 @@ fn file(
     Ok(Made::File {
         read,
         write: Some(write),
+        first: None,
     })
+}
+
+/// A removed file, or one that never had a name and may still get one.
+fn deleted_file(
+    manifest: &Manifest,
+    object: &SharedObject,
+    store: &dyn PageStore,
+) -> Result<Made, ResurrectError> {
+    let temporary = manifest.descriptions.iter().any(|description| {
+        matches!(description.kind, DescriptionKind::Deleted { object: id } if id == object.id)
+            && description.flags & TMPFILE != 0
+    });
+    let fd = deleted::make(object, temporary)?;
+    let kept = if temporary {
+        let kept = sys::fds::duplicate(&fd, 3);
+        Some(kept.map_err(failed(object, "duplicating it"))?)
+    } else {
+        None
+    };
+    let mut made = file(object, store, fd)?;
+    if let Made::File { read, first, .. } = &mut made {
+        deleted::set_times(object, read)?;
+        *first = kept;
+    }
+    Ok(made)
 }
 
 /// hugetlbfs has no write(2): through a mapping.
