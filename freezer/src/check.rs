@@ -2,7 +2,7 @@
 
 use crate::objects::Objects;
 use crate::proc::{self, Status};
-use crate::{FreezerError, Refusal, capture, files};
+use crate::{FreezerError, Refusal, capture, files, tables};
 use sys::Pid;
 
 /// Why a process would be refused; empty when it is carried. A process that ends meanwhile has
@@ -46,6 +46,7 @@ pub fn check_tree(root: Pid) -> Result<Vec<Refusal>, FreezerError> {
     for pid in &pids {
         found.extend(check_with(*pid, &mut objects)?);
     }
+    found.extend(tables::shared(&pids)?);
     found.extend(objects.shared_outside(&pids));
     found.extend(files::outside::shared(&pids));
     found.extend(files::elsewhere::refusals(&pids));
@@ -55,9 +56,10 @@ pub fn check_tree(root: Pid) -> Result<Vec<Refusal>, FreezerError> {
 fn examine(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, FreezerError> {
     let stat = proc::Stat::read(pid, "stat")?;
     if stat.state() == 'Z' {
-        return Ok(Vec::new());
+        return tables::of_threads(pid, true);
     }
     let mut found = attributes(pid)?;
+    found.extend(tables::of_threads(pid, false)?);
     found.extend(namespaces(pid)?);
     found.extend(capture::memory_refusals(pid, objects)?);
     found.extend(files::refusals(pid, objects)?);
@@ -90,13 +92,22 @@ fn attributes(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
             format!("process {tracer} traces it; detach it first"),
         ),
     }
-    if status.value("Seccomp").is_some_and(|mode| mode != "0") {
-        refuse("seccomp", "seccomp filters are not carried yet".into());
+    if status.value("Seccomp").is_some_and(|mode| mode != "0") && !may_suspend_seccomp()? {
+        let why =
+            "its filters cannot be suspended: this takes CAP_SYS_ADMIN and no filters of our own";
+        refuse("seccomp", why.into());
     }
     if is_32_bit(pid) {
         refuse("exe", "32-bit programs are not carried".into());
     }
     Ok(found)
+}
+
+/// What `PTRACE_O_SUSPEND_SECCOMP` takes (kernel/ptrace.c, check_ptrace_options).
+fn may_suspend_seccomp() -> Result<bool, FreezerError> {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    let status = Status::read(Pid(nix::unistd::getpid().as_raw()), "status")?;
+    Ok(status.mask("CapEff") & CAP_SYS_ADMIN != 0 && status.value("Seccomp") == Some("0"))
 }
 
 /// `EI_CLASS` of the executable (elf(5)). What cannot be read is found out elsewhere.

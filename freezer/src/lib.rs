@@ -12,6 +12,7 @@
 //! | [`check`] | what could not be carried, found without stopping anything |
 //! | [`capture`] | process, threads, memory, signals, timers, credentials |
 //! | [`files`] | one module for each kind of open file description |
+//! | [`tables`] | what is shared by clone(2) flags |
 //! | [`proc`] | byte-exact parsers of `/proc` files |
 #![forbid(unsafe_code)]
 
@@ -24,6 +25,7 @@ pub mod freeze;
 mod objects;
 pub mod proc;
 mod sink;
+pub mod tables;
 
 pub use capture::{capture, capture_host, capture_pages};
 pub use error::{FreezerError, Refusal};

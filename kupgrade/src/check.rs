@@ -29,18 +29,19 @@ pub(crate) fn run(root: Option<Pid>, json: bool) -> Result<ExitCode> {
             let me = Pid(nix::unistd::getpid().as_raw());
             let mut pids = proc::everyone()?;
             pids.retain(|pid| *pid != me);
-            (pids, Vec::new())
+            let shared = freezer::tables::shared(&pids)?;
+            (pids, shared)
         }
     };
     let mut verdicts = Vec::new();
     for pid in pids {
         let comm = proc::comm(pid);
-        let reasons = match root {
-            Some(_) => refusals
-                .extract_if(.., |refusal| refusal.pid == pid)
-                .collect(),
-            None => freezer::check::check(pid)?,
-        };
+        let mut reasons: Vec<_> = refusals
+            .extract_if(.., |refusal| refusal.pid == pid)
+            .collect();
+        if root.is_none() {
+            reasons.extend(freezer::check::check(pid)?);
+        }
         let verdict = if reasons.is_empty() {
             "carried"
         } else {

@@ -57,6 +57,7 @@ pub(crate) mod nr {
     pub(crate) const SET_ROBUST_LIST: i64 = 273;
     pub(crate) const DUP3: i64 = 292;
     pub(crate) const RT_TGSIGQUEUEINFO: i64 = 297;
+    pub(crate) const SECCOMP: i64 = 317;
     pub(crate) const PRLIMIT64: i64 = 302;
     pub(crate) const MLOCK2: i64 = 325;
     pub(crate) const PKEY_MPROTECT: i64 = 329;

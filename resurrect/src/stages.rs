@@ -32,6 +32,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("memory policies", memory::policy::set),
     ("ends of memory objects", objects::finish),
     ("limits", process::limits::set),
+    ("seccomp", thread::seccomp::set),
     ("credentials", thread::credentials::set),
     ("queued signals", thread::signals::queue),
     ("registers", thread::registers::set),

@@ -13,6 +13,7 @@ const PEEKSIGINFO: u32 = 0x4209;
 const GETSIGMASK: u32 = 0x420a;
 const SETSIGMASK: u32 = 0x420b;
 const SECCOMP_GET_FILTER: u32 = 0x420c;
+const SECCOMP_GET_METADATA: u32 = 0x420d;
 const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const SET_SUD_CONFIG: u32 = 0x4210;
 const GET_SUD_CONFIG: u32 = 0x4211;
@@ -354,6 +355,18 @@ pub fn seccomp_filter(tid: Tid, index: u64) -> Result<Option<Vec<[u8; 8]>>> {
     // SAFETY: room for `count` instructions, and filters never change.
     unsafe { ptrace(SECCOMP_GET_FILTER, tid, index, code.as_mut_ptr() as u64) }?;
     Ok(Some(code))
+}
+
+/// Flags (`SECCOMP_FILTER_FLAG_*`) of the thread's seccomp filter `index`, as [`seccomp_filter`] counts.
+///
+/// # Errors
+/// `EACCES` without CAP_SYS_ADMIN, `ENOENT` past the first one, `EIO` from kernels before 4.16.
+pub fn seccomp_flags(tid: Tid, index: u64) -> Result<u64> {
+    // struct seccomp_metadata: filter_off, flags.
+    let mut found = [index, 0];
+    let size = size_of_val(&found) as u64;
+    request(SECCOMP_GET_METADATA, tid, size, (&raw mut found) as u64)?;
+    Ok(found[1])
 }
 
 /// Whether this process may trace `pid` at all is only known by trying; this is the cheapest try:

@@ -1,13 +1,14 @@
 //! Threads made ready for calls inside of them.
 
-use super::sleep;
+use super::{seccomp, sleep};
 use crate::FreezerError;
 use crate::freeze::{Frozen, FrozenThread};
 use crate::proc::Status;
-use persist_mem::manifest::Sleep;
+use persist_mem::manifest::{Dispatch, Sleep};
+use sys::ptrace::{self, SudConfiguration};
 use sys::regs::Regs;
 use sys::tracee::Tracee;
-use sys::{Pid, Remaining};
+use sys::{Pid, Remaining, Tid};
 
 const SIGCHLD: i32 = 17;
 const SIGCONT: i32 = 18;
@@ -21,6 +22,7 @@ pub(super) struct Inside {
     pub(super) regs: Regs,
     pub(super) sleep: Option<Sleep>,
     pub(super) status: Status,
+    pub(super) dispatch: Option<Dispatch>,
 }
 
 /// All threads of a process, the leader first.
@@ -46,12 +48,41 @@ fn ready(mut tracee: Tracee, state: FrozenThread) -> Result<Inside, FreezerError
         nr: sleep.nr,
         ns: sleep.remaining,
     }));
+    let dispatch = seccomp::dispatch(tid);
+    if dispatch.is_some_and(|dispatch| seccomp::dispatches_now(tracee.mem(), &dispatch)) {
+        // Calls that we make are not the program's.
+        switch(pid, tid, &SudConfiguration::default())?;
+    }
     Ok(Inside {
         tracee,
         regs,
         sleep,
         status,
+        dispatch,
     })
+}
+
+impl Inside {
+    /// Undoes what was done to make calls possible.
+    pub(super) fn put_back(&self) -> Result<(), FreezerError> {
+        let Some(dispatch) = self.dispatch else {
+            return Ok(());
+        };
+        let wanted = SudConfiguration {
+            mode: dispatch.mode,
+            selector: dispatch.selector,
+            offset: dispatch.offset,
+            len: dispatch.len,
+        };
+        switch(self.tracee.pid(), self.tracee.tid(), &wanted)
+    }
+}
+
+fn switch(pid: Pid, tid: Tid, wanted: &SudConfiguration) -> Result<(), FreezerError> {
+    ptrace::set_sud_configuration(tid, wanted).map_err(FreezerError::call(
+        pid,
+        format!("switching the syscall dispatch of thread {tid}"),
+    ))
 }
 
 /// A signal that does nothing to the thread: one that is ignored unless there is a handler, which has

@@ -8,6 +8,7 @@ mod memory;
 mod pages;
 mod policy;
 mod process;
+mod seccomp;
 mod signals;
 mod sleep;
 mod thread;

@@ -34,6 +34,7 @@ pub(super) fn capture(
         .tracee
         .unmap_scratch(room.gate)
         .map_err(FreezerError::tracee(pid));
+    let put_back = threads.iter().try_for_each(Inside::put_back);
     for thread in &mut threads {
         for signal in thread.tracee.take_deferred() {
             let sent = sys::process::tgkill(pid, thread.tracee.tid(), signal);
@@ -42,6 +43,7 @@ pub(super) fn capture(
     }
     let (mut live, more) = described?;
     unmapped?;
+    put_back?;
     asked.map_err(FreezerError::tracee(pid))?;
     mm.lock_future = room.lock_future?;
     mm.layout.brk = more.brk;
@@ -120,9 +122,10 @@ fn describe(
     let more = attributes::capture(leader).map_err(FreezerError::tracee(pid))?;
     let itimers = timers::itimers(leader).map_err(FreezerError::tracee(pid))?;
     let posix = timers::posix(pid, leader)?;
+    let mut filters = Vec::new();
     let threads = inside
         .iter_mut()
-        .map(thread::capture)
+        .map(|thread| thread::capture(thread, &mut filters))
         .collect::<Result<Vec<_>, _>>()?;
     let stopped = frozen
         .threads(pid)
@@ -144,6 +147,7 @@ fn describe(
         limits: attributes::limits(pid)?,
         itimers,
         timers: posix,
+        filters,
         oom_score_adj: attributes::number(pid, "oom_score_adj", 10)? as i32,
         child_subreaper: more.child_subreaper,
         dumpable: more.dumpable,

@@ -1,11 +1,12 @@
 //! One thread.
 
 use super::inside::Inside;
-use super::{credentials, signals};
+use super::{credentials, seccomp, signals};
 use crate::FreezerError;
 use crate::proc::{self, Stat};
-use persist_mem::manifest::{Rseq, Scheduling, Thread};
+use persist_mem::manifest::{Filter, Rseq, Scheduling, Thread};
 use sys::batch::Batch;
+use sys::tracee::{Tracee, TraceeError};
 use sys::{process, ptrace};
 
 const PRCTL: i64 = 157;
@@ -21,9 +22,11 @@ const PR_GET_TIMERSLACK: i32 = 30;
 const PR_GET_TID_ADDRESS: i32 = 40;
 const IOPRIO_WHO_PROCESS: i32 = 1;
 
-pub(super) fn capture(inside: &mut Inside) -> Result<Thread, FreezerError> {
-    let tracee = &mut inside.tracee;
-    let (pid, tid) = (tracee.pid(), tracee.tid());
+pub(super) fn capture(
+    inside: &mut Inside,
+    filters: &mut Vec<Filter>,
+) -> Result<Thread, FreezerError> {
+    let (pid, tid) = (inside.tracee.pid(), inside.tracee.tid());
     let call = |doing: &'static str| FreezerError::call(pid, format!("thread {tid}: {doing}"));
     let xstate = ptrace::get_xstate(tid).map_err(call("reading its extended state"))?;
     let sigmask = ptrace::get_sigmask(tid).map_err(call("reading its signal mask"))?;
@@ -33,6 +36,58 @@ pub(super) fn capture(inside: &mut Inside) -> Result<Thread, FreezerError> {
     let status = &inside.status;
     let stat = Stat::read(pid, &format!("task/{tid}/stat"))?;
 
+    let asked = ask(&mut inside.tracee).map_err(FreezerError::tracee(pid))?;
+    let mut comm = proc::read(pid, &format!("task/{tid}/comm"))?;
+    comm.pop();
+    Ok(Thread {
+        tid,
+        comm,
+        regs: inside.regs,
+        xstate,
+        sigmask,
+        pending,
+        altstack: asked.altstack,
+        robust_list,
+        clear_child_tid: asked.clear_child_tid,
+        rseq: (rseq.pointer != 0).then_some(Rseq {
+            pointer: rseq.pointer,
+            size: rseq.size,
+            signature: rseq.signature,
+        }),
+        credentials: credentials::capture(status, asked.securebits),
+        scheduling: Scheduling {
+            policy: stat.field(41) as i32,
+            reset_on_fork: asked.policy & SCHED_RESET_ON_FORK != 0,
+            priority: stat.field(40) as i32,
+            nice: stat.field(19) as i32,
+            ioprio: asked.ioprio,
+            affinity: status.cpu_mask("Cpus_allowed"),
+            timer_slack: asked.timer_slack,
+        },
+        pdeathsig: asked.pdeathsig,
+        personality: asked.personality,
+        memory_failure: asked.memory_failure,
+        no_new_privs: status.mask("NoNewPrivs") != 0,
+        seccomp: seccomp::capture(pid, tid, status, filters)?,
+        dispatch: inside.dispatch,
+        sleep: inside.sleep,
+    })
+}
+
+/// What only the thread itself can ask for.
+struct Asked {
+    altstack: (u64, u32, u64),
+    clear_child_tid: u64,
+    securebits: u32,
+    policy: u64,
+    ioprio: i32,
+    timer_slack: u64,
+    pdeathsig: i32,
+    personality: u32,
+    memory_failure: u8,
+}
+
+fn ask(tracee: &mut Tracee) -> Result<Asked, TraceeError> {
     let mut batch = Batch::new();
     let stack = batch.space(24);
     batch.call(
@@ -67,41 +122,16 @@ pub(super) fn capture(inside: &mut Inside) -> Result<Thread, FreezerError> {
     let failure = batch.call("asking for its memory failure policy", PRCTL, [get]);
     let all = u64::from(u32::MAX).into();
     let personality = batch.call("asking for its personality", PERSONALITY, [all]);
-    let out = tracee.run(&batch).map_err(FreezerError::tracee(pid))?;
-
-    let mut comm = proc::read(pid, &format!("task/{tid}/comm"))?;
-    comm.pop();
-    Ok(Thread {
-        tid,
-        comm,
-        regs: inside.regs,
-        xstate,
-        sigmask,
-        pending,
+    let out = tracee.run(&batch)?;
+    Ok(Asked {
         altstack: (out.u64(stack, 0), out.u32(stack, 2), out.u64(stack, 2)),
-        robust_list,
         clear_child_tid: out.u64(tid_address, 0),
-        rseq: (rseq.pointer != 0).then_some(Rseq {
-            pointer: rseq.pointer,
-            size: rseq.size,
-            signature: rseq.signature,
-        }),
-        credentials: credentials::capture(status, out.result(secure).unwrap_or(0) as u32),
-        scheduling: Scheduling {
-            policy: stat.field(41) as i32,
-            reset_on_fork: out
-                .result(policy)
-                .is_ok_and(|p| p & SCHED_RESET_ON_FORK != 0),
-            priority: stat.field(40) as i32,
-            nice: stat.field(19) as i32,
-            ioprio: out.result(ioprio).unwrap_or(0) as i32,
-            affinity: status.cpu_mask("Cpus_allowed"),
-            timer_slack: out.result(slack).unwrap_or(50_000),
-        },
+        securebits: out.result(secure).unwrap_or(0) as u32,
+        policy: out.result(policy).unwrap_or(0),
+        ioprio: out.result(ioprio).unwrap_or(0) as i32,
+        timer_slack: out.result(slack).unwrap_or(50_000),
         pdeathsig: out.u32(death, 0) as i32,
         personality: out.result(personality).unwrap_or(0) as u32,
         memory_failure: out.result(failure).map_or(2, |policy| policy as u8),
-        no_new_privs: status.mask("NoNewPrivs") != 0,
-        sleep: inside.sleep,
     })
 }

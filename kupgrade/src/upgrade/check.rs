@@ -58,10 +58,14 @@ pub(super) fn check(kernel: &Path) -> Result<Host> {
 fn refuse_what_is_not_carried() -> Result<()> {
     let mut found = Vec::new();
     let me = Pid(nix::unistd::getpid().as_raw());
-    for pid in proc::everyone()?.into_iter().filter(|pid| *pid != me) {
-        let refusals = freezer::check::check(pid)?;
+    let mut pids = proc::everyone()?;
+    pids.retain(|pid| *pid != me);
+    for pid in &pids {
+        let refusals = freezer::check::check(*pid)?;
         found.extend(refusals.iter().map(ToString::to_string));
     }
+    let shared = freezer::tables::shared(&pids)?;
+    found.extend(shared.iter().map(ToString::to_string));
     let table = mounts::capture::survey()?;
     found.extend(mounts::check(&table).iter().map(ToString::to_string));
     found.extend(network::check());

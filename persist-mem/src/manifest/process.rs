@@ -72,6 +72,8 @@ pub struct Live {
     pub itimers: [Itimer; 3],
     /// POSIX timers in ascending order of id.
     pub timers: Vec<PosixTimer>,
+    /// seccomp filters that its threads have.
+    pub filters: Vec<Filter>,
     /// `/proc/PID/oom_score_adj`.
     pub oom_score_adj: i32,
     /// PR_SET_CHILD_SUBREAPER.
@@ -176,8 +178,47 @@ pub struct Thread {
     pub memory_failure: u8,
     /// PR_SET_NO_NEW_PRIVS.
     pub no_new_privs: bool,
+    /// seccomp(2).
+    pub seccomp: Seccomp,
+    /// PR_SET_SYSCALL_USER_DISPATCH, None when it is off.
+    pub dispatch: Option<Dispatch>,
     /// The call it sleeps in with a relative time-out that only the kernel knew the rest of.
     pub sleep: Option<Sleep>,
+}
+
+/// What seccomp(2) does to a thread's calls.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Seccomp {
+    /// Nothing.
+    #[default]
+    Off,
+    /// `SECCOMP_MODE_STRICT`.
+    Strict,
+    /// Filters, the one installed first at the start: indices of [`Live::filters`].
+    Filters(Vec<u32>),
+}
+
+/// A seccomp filter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Filter {
+    /// Its instructions (`struct sock_filter`), byte for byte.
+    #[serde(with = "serde_bytes")]
+    pub code: Vec<u8>,
+    /// `SECCOMP_FILTER_FLAG_LOG`.
+    pub log: bool,
+}
+
+/// Syscall user dispatch (`struct ptrace_sud_config`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dispatch {
+    /// `PR_SYS_DISPATCH_*` mode.
+    pub mode: u64,
+    /// Address of the selector byte.
+    pub selector: u64,
+    /// Start of the range the mode speaks of.
+    pub offset: u64,
+    /// Its length.
+    pub len: u64,
 }
 
 /// An rseq registration.

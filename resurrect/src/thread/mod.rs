@@ -3,12 +3,13 @@
 pub(crate) mod attributes;
 pub(crate) mod credentials;
 pub(crate) mod registers;
+pub(crate) mod seccomp;
 pub(crate) mod signals;
 
 use crate::ResurrectError;
 use crate::restore::Restore;
 use crate::tree::thread as birth;
-use persist_mem::manifest::{Manifest, Thread};
+use persist_mem::manifest::{Live, Manifest, Thread};
 use sys::Pid;
 use sys::tracee::Tracee;
 
@@ -37,10 +38,18 @@ pub(super) fn each(
     restore: &mut Restore<'_>,
     mut work: impl FnMut(Pid, &mut Tracee, &Thread) -> Result<(), ResurrectError>,
 ) -> Result<(), ResurrectError> {
+    each_in(restore, |pid, tracee, _, thread| work(pid, tracee, thread))
+}
+
+/// Does something with every thread that needs to know its process.
+pub(super) fn each_in(
+    restore: &mut Restore<'_>,
+    mut work: impl FnMut(Pid, &mut Tracee, &Live, &Thread) -> Result<(), ResurrectError>,
+) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives() {
         let task = restore.task(pid)?;
         for (tracee, thread) in task.all().zip(in_order(&live.threads)) {
-            work(pid, tracee, thread)?;
+            work(pid, tracee, live, thread)?;
         }
     }
     Ok(())

@@ -3,9 +3,10 @@
 use crate::ResurrectError;
 use crate::calls::nr;
 use crate::restore::Restore;
-use persist_mem::manifest::{Live, Sleep, Thread};
+use persist_mem::manifest::{Dispatch, Live, Sleep, Thread};
 use std::collections::BTreeMap;
 use std::time::Duration;
+use sys::ptrace::SudConfiguration;
 use sys::regs::{NO_SYSCALL, Regs, restart};
 use sys::tracee::Tracee;
 use sys::wait::{self, Status};
@@ -55,8 +56,23 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             .map_err(ResurrectError::tracee(pid, "setting its registers"))?;
         tracee
             .set_sigmask(thread.sigmask)
-            .map_err(ResurrectError::tracee(pid, "setting its signal mask"))
+            .map_err(ResurrectError::tracee(pid, "setting its signal mask"))?;
+        thread
+            .dispatch
+            .map_or(Ok(()), |wanted| dispatch(pid, tracee, wanted))
     })
+}
+
+/// Syscall user dispatch: no call of ours can come after.
+fn dispatch(pid: Pid, tracee: &Tracee, wanted: Dispatch) -> Result<(), ResurrectError> {
+    let wanted = SudConfiguration {
+        mode: wanted.mode,
+        selector: wanted.selector,
+        offset: wanted.offset,
+        len: wanted.len,
+    };
+    ptrace::set_sud_configuration(tracee.tid(), &wanted)
+        .map_err(ResurrectError::call(pid, "dispatching its calls"))
 }
 
 /// Unmaps the batch loop, through a system call instruction of the process itself.

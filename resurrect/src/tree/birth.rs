@@ -18,7 +18,8 @@ const CLONE_PARENT: u64 = 0x8000;
 const SIGCHLD: u64 = 17;
 const PR_SET_NAME: i32 = 15;
 const STOP_WITHIN: Duration = Duration::from_secs(10);
-const OPTIONS: u64 =
+/// How processes under construction are traced.
+pub(crate) const OPTIONS: u64 =
     options::TRACEFORK | options::TRACEVFORK | options::TRACECLONE | options::EXITKILL;
 
 /// Stands for the parent of the tree's root while it is built. It ends before the tree goes on, so that

@@ -7,7 +7,7 @@ mod plan;
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
-pub(crate) use birth::thread;
+pub(crate) use birth::{OPTIONS, thread};
 use persist_mem::manifest::State;
 use plan::{Outside, Step};
 use sys::batch::Batch;

@@ -26,20 +26,10 @@ use Fate::{Carried, Refused, Wrong};
 /// Subjects that are not carried in both ways.
 const EXCEPTIONS: &[(&str, Expected)] = &[
     ("cwd-removed", both(Refused("removed"))),
-    ("seccomp-strict", both(Refused("seccomp"))),
-    ("seccomp-filter", both(Refused("seccomp"))),
-    ("seccomp-threads", both(Refused("seccomp"))),
-    (
-        "leader-exited",
-        both(Wrong("found out after the freeze only")),
-    ),
-    ("syscall-dispatch", both(Wrong("it is off"))),
-    (
-        "clone-files",
-        both(Wrong("the table is not shared any more")),
-    ),
-    ("clone-fs", both(Wrong("not shared any more"))),
-    ("clone-vm", both(Wrong("the memory is not shared any more"))),
+    ("leader-exited", both(Refused("leading thread"))),
+    ("clone-files", both(Refused("CLONE_FILES"))),
+    ("clone-fs", both(Refused("CLONE_FS"))),
+    ("clone-vm", both(Refused("CLONE_VM"))),
 ];
 
 /// What is expected of a subject.

@@ -1,0 +1,74 @@
+//! seccomp filters and syscall user dispatch of a thread.
+
+use crate::FreezerError;
+use crate::proc::Status;
+use persist_mem::manifest::{Dispatch, Filter, Seccomp};
+use sys::vm::ProcMem;
+use sys::{Pid, Tid, ptrace};
+
+const STRICT: &str = "1";
+const FILTER: &str = "2";
+/// `SECCOMP_FILTER_FLAG_LOG`
+const LOG: u64 = 1 << 1;
+/// `PR_SYS_DISPATCH_OFF`
+const OFF: u64 = 0;
+/// `SYSCALL_DISPATCH_FILTER_ALLOW`
+const ALLOW: u8 = 0;
+
+/// What a thread has; its filters are added to those of its process where they are not there yet.
+pub(super) fn capture(
+    pid: Pid,
+    tid: Tid,
+    status: &Status,
+    filters: &mut Vec<Filter>,
+) -> Result<Seccomp, FreezerError> {
+    match status.value("Seccomp") {
+        Some(STRICT) => Ok(Seccomp::Strict),
+        Some(FILTER) => stack(pid, tid, filters).map(Seccomp::Filters),
+        _ => Ok(Seccomp::Off),
+    }
+}
+
+fn stack(pid: Pid, tid: Tid, filters: &mut Vec<Filter>) -> Result<Vec<u32>, FreezerError> {
+    let failed = || FreezerError::call(pid, format!("reading the seccomp filters of thread {tid}"));
+    let mut found = Vec::new();
+    for index in 0.. {
+        let Some(code) = ptrace::seccomp_filter(tid, index).map_err(failed())? else {
+            break;
+        };
+        let flags = ptrace::seccomp_flags(tid, index).map_err(failed())?;
+        let filter = Filter {
+            code: code.as_flattened().to_vec(),
+            log: flags & LOG != 0,
+        };
+        let known = filters.iter().position(|known| *known == filter);
+        let place = known.unwrap_or_else(|| {
+            filters.push(filter);
+            filters.len() - 1
+        });
+        found.push(u32::try_from(place).unwrap_or(u32::MAX));
+    }
+    // The kernel counts from the one that was installed last.
+    found.reverse();
+    Ok(found)
+}
+
+/// Where a thread's calls are dispatched to user space. Kernels before 6.4 do not tell.
+pub(super) fn dispatch(tid: Tid) -> Option<Dispatch> {
+    let found = ptrace::sud_configuration(tid).ok()?;
+    (found.mode != OFF).then_some(Dispatch {
+        mode: found.mode,
+        selector: found.selector,
+        offset: found.offset,
+        len: found.len,
+    })
+}
+
+/// Whether calls that we make in a thread would be dispatched now.
+pub(super) fn dispatches_now(mem: &ProcMem, dispatch: &Dispatch) -> bool {
+    let mut selector = [ALLOW];
+    match dispatch.selector {
+        0 => true,
+        va => mem.read(va, &mut selector).is_err() || selector != [ALLOW],
+    }
+}

@@ -1,0 +1,137 @@
+//! Tables that threads and processes share (clone(2)): what is shared otherwise than between the
+//! threads of one process is not carried.
+
+use crate::{FreezerError, Refusal, proc};
+use core::cmp::Ordering;
+use sys::process::{KcmpKind, kcmp};
+use sys::{Errno, Pid, Tid};
+
+const TABLES: [(KcmpKind, &str, &str); 4] = [
+    (KcmpKind::Vm, "memory", "CLONE_VM"),
+    (KcmpKind::Files, "descriptor table", "CLONE_FILES"),
+    (KcmpKind::Fs, "current directory", "CLONE_FS"),
+    (KcmpKind::Sighand, "signal actions", "CLONE_SIGHAND"),
+];
+
+fn refusal(pid: Pid, resource: &str, reason: String) -> Refusal {
+    Refusal {
+        pid,
+        comm: proc::comm(pid),
+        resource: resource.into(),
+        reason,
+    }
+}
+
+/// What the processes `pids` share with each other or with anybody else.
+///
+/// # Errors
+/// When the processes cannot be listed.
+pub fn shared(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
+    let mut everyone = proc::everyone()?;
+    // Ended ones hold nothing.
+    everyone.retain(|pid| alive(*pid));
+    let mut found = Vec::new();
+    for (kind, resource, flag) in TABLES {
+        for run in families(&everyone, kind) {
+            for pid in run.iter().filter(|pid| run.len() > 1 && pids.contains(pid)) {
+                // A child in vfork(2) has its parent's memory for a moment.
+                if kind == KcmpKind::Vm && in_vfork(&run) {
+                    continue;
+                }
+                let others = run.iter().filter(|other| *other != pid);
+                let list: Vec<_> = others.map(ToString::to_string).collect();
+                let reason = format!(
+                    "it is shared with process {} ({flag}): that is not carried",
+                    list.join(", ")
+                );
+                found.push(refusal(*pid, resource, reason));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Those that share a table, together.
+fn families(pids: &[Pid], kind: KcmpKind) -> Vec<Vec<Pid>> {
+    // Ascending in the kernel's order. A process that ends meanwhile is left out.
+    let mut families: Vec<Vec<Pid>> = Vec::new();
+    for pid in pids {
+        let mut gone = false;
+        let place = families.binary_search_by(|family| {
+            kcmp(family[0].leader(), pid.leader(), kind, 0, 0).unwrap_or_else(|_| {
+                gone = true;
+                Ordering::Less
+            })
+        });
+        match place {
+            _ if gone => {}
+            Ok(at) => families[at].push(*pid),
+            Err(at) => families.insert(at, vec![*pid]),
+        }
+    }
+    families
+}
+
+fn alive(pid: Pid) -> bool {
+    proc::Stat::read(pid, "stat").is_ok_and(|stat| !matches!(stat.state(), 'Z' | 'X'))
+}
+
+fn in_vfork(family: &[Pid]) -> bool {
+    family.iter().any(|pid| waits_in_vfork(*pid).is_some())
+}
+
+/// A thread that waits in vfork(2): an uninterruptible sleep in clone, vfork or clone3.
+fn waits_in_vfork(pid: Pid) -> Option<Tid> {
+    proc::threads(pid).ok()?.into_iter().find(|tid| {
+        let state = proc::Stat::read(pid, &format!("task/{tid}/stat"));
+        state.is_ok_and(|stat| stat.state() == 'D')
+            && proc::read_text(pid, &format!("task/{tid}/syscall"))
+                .is_ok_and(|call| matches!(call.split(' ').next(), Some("56" | "58" | "435")))
+    })
+}
+
+/// What threads of a process do not share with their leader, a leader that has ended, and a vfork(2)
+/// that lasts.
+///
+/// # Errors
+/// When the threads cannot be listed.
+pub(crate) fn of_threads(pid: Pid, leader_ended: bool) -> Result<Vec<Refusal>, FreezerError> {
+    let threads = proc::threads(pid)?;
+    if leader_ended {
+        let others = threads.iter().filter(|tid| **tid != pid.leader()).count();
+        let reason = "its leading thread has ended while others run, which is not carried";
+        return Ok((others > 0)
+            .then(|| refusal(pid, "thread", reason.into()))
+            .into_iter()
+            .collect());
+    }
+    let mut found = Vec::new();
+    for tid in threads.into_iter().filter(|tid| *tid != pid.leader()) {
+        for (kind, resource, flag) in &TABLES[1..3] {
+            match kcmp(pid.leader(), tid, *kind, 0, 0) {
+                Ok(Ordering::Equal) | Err(Errno::ESRCH) => {}
+                Ok(_) => {
+                    let reason = format!("thread {tid} has one of its own (unshare, {flag})");
+                    found.push(refusal(pid, resource, reason));
+                }
+                Err(errno) => {
+                    let reason = format!("it cannot be compared between threads: {errno}");
+                    found.push(refusal(pid, resource, reason));
+                }
+            }
+        }
+    }
+    // Usually it is over at once.
+    for _ in 0..20 {
+        let Some(tid) = waits_in_vfork(pid) else {
+            return Ok(found);
+        };
+        std::thread::sleep(std::time::Duration::from_millis(25));
+        if waits_in_vfork(pid) != Some(tid) {
+            return Ok(found);
+        }
+    }
+    let reason = "it waits in vfork(2) until its child ends or runs another program";
+    found.push(refusal(pid, "thread", reason.into()));
+    Ok(found)
+}
