@@ -13,6 +13,7 @@ const MCAST_JOIN_GROUP: i32 = 42;
 const MCAST_MSFILTER: i32 = 48;
 const MCAST_EXCLUDE: u32 = 0;
 const IPV6_TRANSPARENT: i32 = 75;
+const SO_REUSEPORT: (i32, i32) = (c::SOL_SOCKET, c::SO_REUSEPORT);
 
 /// Made, bound and listening; not connected yet.
 pub(super) fn make(making: &Making<'_>, state: &InetSocket) -> Result<OwnedFd, ResurrectError> {
@@ -23,27 +24,83 @@ pub(super) fn make(making: &Making<'_>, state: &InetSocket) -> Result<OwnedFd, R
         socket::set_int_option(fd.as_fd(), c::SOL_SOCKET, c::SO_REUSEADDR, 1)
             .map_err(making.failed("setting SO_REUSEADDR"))?;
     }
-    bind(making, state, fd.as_fd())?;
+    let forced = bind(making, state, fd.as_fd())?;
     for group in &state.groups {
         join(making, fd.as_fd(), group)?;
     }
     if let Some(backlog) = state.backlog {
         socket::listen(fd.as_fd(), backlog).map_err(making.failed("listening"))?;
     }
+    if forced {
+        set_int(fd.as_fd(), SO_REUSEPORT, 0).map_err(making.failed("SO_REUSEPORT"))?;
+    }
     Ok(fd)
 }
 
-fn bind(making: &Making<'_>, state: &InetSocket, fd: BorrowedFd<'_>) -> Result<(), ResurrectError> {
+fn set_int(fd: BorrowedFd<'_>, (level, name): (i32, i32), value: i32) -> sys::Result<()> {
+    socket::set_int_option(fd, level, name, value)
+}
+
+/// Binds it; true when it was forced ([`bind_past_ended`]).
+fn bind(
+    making: &Making<'_>,
+    state: &InetSocket,
+    fd: BorrowedFd<'_>,
+) -> Result<bool, ResurrectError> {
     if state.local.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     if !state.remote.is_empty() {
         // The own address of a connected socket is usually what connect(2) chose, and goes with it.
         if socket::bind(fd, &wildcard(&state.local)).is_ok() {
-            return Ok(());
+            return Ok(false);
         }
     }
-    socket::bind(fd, &state.local).map_err(making.failed("binding its address"))
+    match socket::bind(fd, &state.local) {
+        Err(Errno::EADDRINUSE)
+            if making.socket.kind == c::SOCK_STREAM && only_ended(&state.local) =>
+        {
+            bind_past_ended(fd, &state.local).map_err(making.failed("binding its address"))?;
+            Ok(true)
+        }
+        bound => bound
+            .map(|()| false)
+            .map_err(making.failed("binding its address")),
+    }
+}
+
+/// Binds a port that only ended connections of another SO_REUSEADDR have (TIME_WAIT). In repair mode
+/// (tcp(7)) bind(2) asks nobody; SO_REUSEPORT then tells listen(2) that the port is this socket's.
+/// net/ipv4/inet_connection_sock.c: inet_csk_get_port().
+fn bind_past_ended(fd: BorrowedFd<'_>, address: &[u8]) -> sys::Result<()> {
+    const TCP_REPAIR_OFF_NO_WP: i32 = -1;
+    set_int(fd, SO_REUSEPORT, 1)?;
+    set_int(fd, (c::SOL_TCP, c::TCP_REPAIR), 1)?;
+    let bound = socket::bind(fd, address);
+    set_int(fd, (c::SOL_TCP, c::TCP_REPAIR), TCP_REPAIR_OFF_NO_WP)?;
+    bound
+}
+
+/// Whether nothing but ended connections has the port.
+fn only_ended(address: &[u8]) -> bool {
+    const TIME_WAIT: &str = "06";
+    let Some(port) = address.get(2..4) else {
+        return false;
+    };
+    let suffix = format!(":{:02X}{:02X}", port[0], port[1]);
+    let mut known = true;
+    for table in ["tcp", "tcp6"] {
+        let Ok(text) = std::fs::read_to_string(format!("/proc/self/net/{table}")) else {
+            return false;
+        };
+        // sl, local address, remote address, state, ...
+        for line in text.lines().skip(1) {
+            let mut words = line.split_whitespace().skip(1);
+            let local = words.next().unwrap_or("");
+            known &= !local.ends_with(&suffix) || words.nth(1) == Some(TIME_WAIT);
+        }
+    }
+    known
 }
 
 /// The address with the same port and no host.
