@@ -29,6 +29,7 @@ pub mod tables;
 
 pub use capture::{capture, capture_host, capture_pages};
 pub use error::{FreezerError, Refusal};
+pub use files::{take_backlogs, untaken_backlogs};
 pub use freeze::{Frozen, freeze, freeze_all};
 pub use objects::Objects;
 pub use sink::{PageRun, PageSink, PageSource};

@@ -3,7 +3,7 @@
 use freezer::{capture, check, freeze};
 use persist_mem::manifest::{
     Description, DescriptionId, DescriptionKind, InetSocket, Manifest, Socket, SocketState,
-    UnixLink, UnixSocket,
+    UnixLink, UnixSocket, Waiting,
 };
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -208,6 +208,14 @@ def check():
     subject.go_on();
 }
 
+fn waiting(client: DescriptionId) -> Waiting {
+    Waiting {
+        client: Some(client),
+        sent: Some(Vec::new()),
+        credentials: None,
+    }
+}
+
 #[test]
 fn names_listeners_and_those_who_wait() {
     let subject = Subject::start(
@@ -241,7 +249,7 @@ def check():
     assert_eq!(file.mode, 0o640);
     let link = UnixLink::Listening {
         backlog: 7,
-        waiting: vec![found[4].0, found[5].0],
+        waiting: [found[4].0, found[5].0].map(waiting).to_vec(),
     };
     assert_eq!(names[0].link, link);
     assert_eq!(names[1].name[..10], *b"\0kupgrade-");

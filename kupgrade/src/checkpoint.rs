@@ -29,7 +29,7 @@ pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool) -> Result<()> {
     }
     let held = Held::hold()?;
     let frozen = freezer::freeze(pid)?;
-    if let Err(error) = save(&frozen, &image).and_then(|()| held.check()) {
+    if let Err(error) = save(&frozen, &image, leave_running).and_then(|()| held.check()) {
         drop(frozen);
         image.discard();
         return Err(error);
@@ -54,7 +54,7 @@ fn refuse_ourselves(pid: Pid) -> Result<()> {
     Ok(())
 }
 
-fn save(frozen: &Frozen, image: &Image) -> Result<()> {
+fn save(frozen: &Frozen, image: &Image, leave_running: bool) -> Result<()> {
     let mut sink = FileSink {
         writer: PagesWriter::create(&image.pages)
             .with_context(|| format!("making {}", image.pages.display()))?,
@@ -64,6 +64,15 @@ fn save(frozen: &Frozen, image: &Image) -> Result<()> {
     sink.writer
         .finish()
         .with_context(|| format!("writing {}", image.pages.display()))?;
+    if leave_running {
+        let refusals = freezer::untaken_backlogs(&manifest);
+        if !refusals.is_empty() {
+            let list: Vec<_> = refusals.iter().map(ToString::to_string).collect();
+            bail!("not carried with --leave-running:\n{}", list.join("\n"));
+        }
+    } else {
+        freezer::take_backlogs(&mut manifest)?;
+    }
     let bytes = manifest.to_bytes()?;
     let context = || format!("writing {}", image.unfinished.display());
     let mut file = std::fs::File::options()

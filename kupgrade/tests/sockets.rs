@@ -78,7 +78,14 @@ fn reap_everyone() {
 /// One test, since children are waited for without asking whose they are.
 #[test]
 fn sockets_come_back_as_they_were() {
-    for name in ["queues", "names", "internet", "credentials", "ended"] {
+    for name in [
+        "queues",
+        "names",
+        "internet",
+        "credentials",
+        "ended",
+        "waiting",
+    ] {
         let subject = Subject::start(name);
         let image = subject.dir.join("image");
         let image = image.to_str().unwrap();

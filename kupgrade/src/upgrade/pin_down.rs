@@ -63,6 +63,7 @@ pub(super) fn pin_down(
         kept: pairs(&kept),
     };
     manifest.upgrade = Some(Box::new(upgrade));
+    freezer::take_backlogs(&mut manifest)?;
     let mut body = manifest.to_bytes().context("encoding the manifest")?;
     if fault::spoil() == Some(Spoil::BitFlip) {
         let middle = body.len() / 2;

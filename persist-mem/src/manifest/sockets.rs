@@ -91,8 +91,8 @@ pub enum UnixLink {
     Listening {
         /// listen(2)'s argument, as the kernel bounded it.
         backlog: u32,
-        /// Clients not accepted yet, in the order they came.
-        waiting: Vec<DescriptionId>,
+        /// Connections not accepted yet, in the order they came.
+        waiting: Vec<Waiting>,
     },
     /// A socket that lives. A stream's peer names it in turn.
     Connected(DescriptionId),
@@ -112,6 +112,17 @@ pub enum UnixLink {
         #[serde(with = "serde_bytes")]
         name: Vec<u8>,
     },
+}
+
+/// A connection that nobody has accepted yet.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Waiting {
+    /// The client; None when it has closed its end.
+    pub client: Option<DescriptionId>,
+    /// What the client has sent. None until somebody looks, which takes the connection out of the queue.
+    pub sent: Option<Vec<SocketMessage>>,
+    /// Whom the server will see; None when nobody has looked.
+    pub credentials: Option<PeerCredentials>,
 }
 
 /// A process as a peer saw it.

@@ -1,11 +1,14 @@
 //! Sockets: what all families have in common, and the families' modules.
 
+mod backlog;
 mod inet;
 mod netlink;
 mod options;
 mod packet;
 mod queue;
 mod unix;
+
+pub use backlog::{take as take_backlogs, untaken as untaken_backlogs};
 
 use super::Open;
 use crate::FreezerError;
@@ -151,7 +154,7 @@ impl Sockets {
             SocketState::Unix(_) => {
                 let found =
                     unix::Found::new(open, id, &common, self.facts.unix(open, common.inode)?)?;
-                let messages = unix::queue(open, &common, &found)?;
+                let messages = unix::queue(open, &common, found.info())?;
                 self.unix.push(found);
                 messages
             }

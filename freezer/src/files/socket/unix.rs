@@ -9,7 +9,7 @@ use nix::libc as c;
 use nix::sys::stat::fstat;
 use persist_mem::manifest::{
     Description, DescriptionId, DescriptionKind, PeerCredentials, SocketState, UnixFile, UnixLink,
-    UnixSocket,
+    UnixSocket, Waiting,
 };
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd};
@@ -63,6 +63,10 @@ impl Found {
             link: open.link.to_vec(),
             info,
         })
+    }
+
+    pub(super) fn info(&self) -> &UnixInfo {
+        &self.info
     }
 
     fn refuse(&self, reason: impl Into<String>) -> FreezerError {
@@ -138,7 +142,7 @@ fn file(open: &Open<'_>) -> Result<Option<UnixFile>, FreezerError> {
     }))
 }
 
-fn peer_credentials(open: &Open<'_>) -> Result<Option<PeerCredentials>, FreezerError> {
+pub(super) fn peer_credentials(open: &Open<'_>) -> Result<Option<PeerCredentials>, FreezerError> {
     let fd = open.copy.as_fd();
     let bytes = socket::option(fd, c::SOL_SOCKET, c::SO_PEERCRED, 12)
         .map_err(open.call("reading SO_PEERCRED"))?;
@@ -163,14 +167,14 @@ fn peer_credentials(open: &Open<'_>) -> Result<Option<PeerCredentials>, FreezerE
 pub(super) fn queue(
     open: &Open<'_>,
     common: &Common,
-    found: &Found,
+    info: &UnixInfo,
 ) -> Result<Vec<Message>, FreezerError> {
-    if found.info.listens() || !common.has(c::POLLIN) {
+    if info.listens() || !common.has(c::POLLIN) {
         return Ok(Vec::new());
     }
     if common.kind != c::SOCK_STREAM {
         const SHUT_RD: u8 = 1;
-        let ends = common.kind == c::SOCK_SEQPACKET && found.info.shutdown & SHUT_RD != 0;
+        let ends = common.kind == c::SOCK_SEQPACKET && info.shutdown & SHUT_RD != 0;
         return queue::datagrams(open, ends);
     }
     // A stream that nobody writes to any more can be read as well: there is its end.
@@ -214,15 +218,15 @@ fn link_of(
 ) -> Result<UnixLink, FreezerError> {
     if one.info.listens() {
         let waiting = one.info.waiting.iter().map(|inode| {
-            let client = by_inode.get(inode).ok_or_else(|| {
-                one.refuse(
-                    "a client waits to be accepted that has closed its end or is no part of the tree",
-                )
-            })?;
-            if client.unsent {
-                return Err(one.refuse("a client that waits to be accepted has sent data already"));
+            let client = by_inode.get(inode);
+            if client.is_none() && *inode != 0 {
+                return Err(one.refuse("a client waits to be accepted that is no part of the tree"));
             }
-            Ok(client.id)
+            Ok(Waiting {
+                client: client.map(|client| client.id),
+                sent: client.and_then(|client| (!client.unsent).then(Vec::new)),
+                credentials: None,
+            })
         });
         return Ok(UnixLink::Listening {
             backlog: one.info.backlog,

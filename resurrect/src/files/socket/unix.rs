@@ -5,7 +5,9 @@ use super::{Making, Sockets, peer, queue};
 use crate::ResurrectError;
 use crate::restore::Restore;
 use nix::libc as c;
-use persist_mem::manifest::{DescriptionId, PeerCredentials, SocketState, UnixLink, UnixSocket};
+use persist_mem::manifest::{
+    DescriptionId, PeerCredentials, SocketState, UnixLink, UnixSocket, Waiting,
+};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use sys::socket::{self, Outgoing};
@@ -223,11 +225,39 @@ impl Unix {
         let who = one.state.peer_credentials.as_ref();
         peer::listen(restore, who, sockets.get(&one.making)?, *backlog)?;
         for client in waiting {
-            let missing = || one.making.failed("looking up a client")(Errno::ENOTCONN);
-            let client = find(all, *client).ok_or_else(missing)?;
-            let reach = self.reach.get(&one.making.id()).ok_or_else(missing)?;
-            let who = holder(restore, client.making.id());
-            peer::connect(restore, who.as_ref(), sockets.get(&client.making)?, reach)?;
+            self.wait(restore, all, one, client, sockets)?;
+        }
+        Ok(())
+    }
+
+    /// Connects a client that waits, or one that has gone since.
+    fn wait(
+        &mut self,
+        restore: &mut Restore<'_>,
+        all: &[Making<'_>],
+        listener: One<'_>,
+        waiting: &Waiting,
+        sockets: &Sockets,
+    ) -> Result<(), ResurrectError> {
+        let making = &listener.making;
+        let missing = || making.failed("looking up a client")(Errno::ENOTCONN);
+        let reach = self.reach.get(&making.id()).ok_or_else(missing)?;
+        let gone;
+        let (client, held) = match waiting.client {
+            Some(id) => {
+                let client = find(all, id).ok_or_else(missing)?;
+                (sockets.get(&client.making)?, holder(restore, id))
+            }
+            None => {
+                gone = making.new_socket()?;
+                (gone.as_fd(), None)
+            }
+        };
+        let who = waiting.credentials.clone().or(held);
+        peer::connect(restore, who.as_ref(), client, reach)?;
+        super::options::enlarge(client);
+        for message in waiting.sent.as_ref().ok_or_else(missing)? {
+            queue::send_unix(restore, making, sockets, client, message, &[])?;
         }
         Ok(())
     }

@@ -1,0 +1,130 @@
+//! What clients have sent over connections that nobody has accepted.
+//!
+//! It is in sockets that no process holds: only accept(2) leads to them, and takes the connection out of
+//! its queue for good. So it is looked at when everything else is saved and the processes will not go on.
+
+use super::{common, unix};
+use crate::files::Open;
+use crate::proc::{self, FdInfo};
+use crate::{FreezerError, Refusal};
+use persist_mem::manifest::{
+    DescriptionId, DescriptionKind, Manifest, SocketMessage, SocketState, UnixLink, Waiting,
+};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use sys::{Pid, process, socket};
+
+/// Listening sockets with connections that have to be accepted to be carried.
+#[must_use]
+pub fn untaken(manifest: &Manifest) -> Vec<Refusal> {
+    let listeners = manifest.descriptions.iter().filter(|description| {
+        waiting(&description.kind).is_some_and(|all| all.iter().any(|one| one.sent.is_none()))
+    });
+    listeners
+        .map(|listener| {
+            let (pid, fd) = holder(manifest, listener.id).unwrap_or((Pid(0), -1));
+            Refusal {
+                pid,
+                comm: proc::comm(pid),
+                resource: format!("fd {fd}"),
+                reason:
+                    "a client that waits to be accepted has sent data already, which can only be \
+                         carried when the processes do not go on"
+                        .into(),
+            }
+        })
+        .collect()
+}
+
+/// Accepts the connections whose data is not known yet and completes the manifest. From here on the
+/// processes must not go on: those connections are lost to them.
+///
+/// # Errors
+/// When a connection cannot be accepted or read.
+pub fn take(manifest: &mut Manifest) -> Result<(), FreezerError> {
+    let ids: Vec<DescriptionId> = manifest
+        .descriptions
+        .iter()
+        .filter(|d| waiting(&d.kind).is_some_and(|all| all.iter().any(|one| one.sent.is_none())))
+        .map(|d| d.id)
+        .collect();
+    for id in ids {
+        let Some((pid, fd)) = holder(manifest, id) else {
+            let why = "a listening socket in flight has clients that have sent data already";
+            return Err(FreezerError::refuse(Pid(0), "socket", why));
+        };
+        let pidfd = process::pidfd_open(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
+        let listener = process::pidfd_getfd(pidfd.as_fd(), fd)
+            .map_err(FreezerError::call(pid, format!("copying descriptor {fd}")))?;
+        let all = manifest.descriptions.iter_mut().find(|d| d.id == id);
+        for one in all
+            .and_then(|d| waiting_mut(&mut d.kind))
+            .into_iter()
+            .flatten()
+        {
+            let doing = format!("fd {fd}: taking a connection out of its queue");
+            let taken = socket::accept(listener.as_fd()).map_err(FreezerError::call(pid, doing))?;
+            look(pid, fd, &taken, one)?;
+        }
+    }
+    Ok(())
+}
+
+fn waiting(kind: &DescriptionKind) -> Option<&Vec<Waiting>> {
+    let DescriptionKind::Socket(socket) = kind else {
+        return None;
+    };
+    match &socket.state {
+        SocketState::Unix(state) => match &state.link {
+            UnixLink::Listening { waiting, .. } => Some(waiting),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn waiting_mut(kind: &mut DescriptionKind) -> Option<&mut Vec<Waiting>> {
+    let DescriptionKind::Socket(socket) = kind else {
+        return None;
+    };
+    match &mut socket.state {
+        SocketState::Unix(state) => match &mut state.link {
+            UnixLink::Listening { waiting, .. } => Some(waiting),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The process and number through which a description is held.
+fn holder(manifest: &Manifest, id: DescriptionId) -> Option<(Pid, i32)> {
+    manifest.processes.iter().find_map(|process| {
+        let entry = process.live()?.files.iter().find(|f| f.description == id)?;
+        Some((process.pid, entry.fd))
+    })
+}
+
+/// Reads an accepted connection.
+fn look(pid: Pid, fd: i32, taken: &OwnedFd, one: &mut Waiting) -> Result<(), FreezerError> {
+    let me = Pid(nix::unistd::getpid().as_raw());
+    let info = FdInfo::read(me, taken.as_raw_fd())?;
+    let link = proc::link(pid, &format!("fd/{fd}"))?;
+    let open = Open::new(pid, fd, &link, &info, taken)?;
+    let common = common(&open)?;
+    let all = crate::diag::unix().map_err(open.call("asking for unix sockets"))?;
+    let state = all.get(&common.inode).cloned().unwrap_or_default();
+    let mut sent = Vec::new();
+    for message in unix::queue(&open, &common, &state)? {
+        if !message.fds.is_empty() {
+            let why = "a client that waits to be accepted has sent descriptors";
+            return Err(open.refuse(why));
+        }
+        sent.push(SocketMessage {
+            data: message.data,
+            credentials: message.credentials,
+            ..SocketMessage::default()
+        });
+    }
+    one.sent = Some(sent);
+    one.credentials = unix::peer_credentials(&open)?;
+    Ok(())
+}
