@@ -10,6 +10,7 @@ pub mod mounts;
 pub mod pages_file;
 pub mod phys_store;
 pub mod physmem;
+pub mod push_out;
 pub mod ranges;
 pub mod store;
 pub mod superblock;

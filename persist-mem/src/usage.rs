@@ -97,6 +97,19 @@ fn scan(flags: &File, range: &Range<u64>) -> Option<Usage> {
     Some(usage)
 }
 
+/// Usage of physical bytes, whole blocks or not. What cannot be read counts as nothing.
+#[must_use]
+pub fn of_ranges(ranges: &RangeSet) -> Usage {
+    let mut sum = Usage::default();
+    if let Ok(flags) = File::open("/proc/kpageflags") {
+        for usage in ranges.iter().filter_map(|range| scan(&flags, range)) {
+            sum.fixed += usage.fixed;
+            sum.movable += usage.movable;
+        }
+    }
+    sum
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

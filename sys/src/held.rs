@@ -9,6 +9,9 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
+/// `MADV_DONTNEED_LOCKED` (include/uapi/asm-generic/mman-common.h).
+const DONTNEED_LOCKED: i32 = 24;
+
 /// A range of anonymous memory, all of it present and locked (mlock(2)).
 #[derive(Debug)]
 pub struct HeldPages {
@@ -23,6 +26,18 @@ impl HeldPages {
     /// `ENOMEM` when there is not so much memory, or by RLIMIT_MEMLOCK without CAP_IPC_LOCK;
     /// `EINVAL` for none.
     pub fn new(pages: usize) -> Result<HeldPages> {
+        HeldPages::with_advice(pages, MmapAdvise::MADV_HUGEPAGE)
+    }
+
+    /// As [`HeldPages::new`], each page by itself, so that each can be given back by itself.
+    ///
+    /// # Errors
+    /// As [`HeldPages::new`].
+    pub fn new_single(pages: usize) -> Result<HeldPages> {
+        HeldPages::with_advice(pages, MmapAdvise::MADV_NOHUGEPAGE)
+    }
+
+    fn with_advice(pages: usize, advice: MmapAdvise) -> Result<HeldPages> {
         let len = pages.checked_mul(PAGE_SIZE).ok_or(Errno::ENOMEM)?;
         let size = NonZeroUsize::new(len).ok_or(Errno::EINVAL)?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -31,7 +46,7 @@ impl HeldPages {
         let address = unsafe { mmap_anonymous(None, size, protection, flags) }?;
         let held = HeldPages { address, len };
         // SAFETY: the range is the mapping just made; the advice changes no contents.
-        let _ = unsafe { madvise(address, len, MmapAdvise::MADV_HUGEPAGE) };
+        let _ = unsafe { madvise(address, len, advice) };
         // SAFETY: as above.
         unsafe { mlock(address, len) }?;
         Ok(held)
@@ -57,6 +72,24 @@ impl HeldPages {
         // which no reference covers; `bytes` cannot overlap it for the same reason.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
         Ok(())
+    }
+
+    /// Gives pages back to the kernel (`MADV_DONTNEED_LOCKED`, Linux 5.18). Their place stays: what
+    /// is written there later lies in other frames.
+    ///
+    /// # Errors
+    /// `ERANGE` for pages that are not ours; `EINVAL` before Linux 5.18.
+    pub fn give_back(&mut self, pages: std::ops::Range<usize>) -> Result<()> {
+        if pages.start > pages.end || pages.end > self.pages() {
+            return Err(Errno::ERANGE);
+        }
+        let start = self
+            .address
+            .as_ptr()
+            .wrapping_byte_add(pages.start * PAGE_SIZE);
+        // SAFETY: the range lies in the mapping, which no reference covers.
+        let done = unsafe { libc::madvise(start, pages.len() * PAGE_SIZE, DONTNEED_LOCKED) };
+        Errno::result(done).map(drop)
     }
 
     /// The page frame of each page, in order (`/proc/self/pagemap`).
@@ -107,5 +140,14 @@ mod tests {
             Err(errno) => assert_eq!(errno, Errno::EPERM),
         }
         assert!(HeldPages::new(0).is_err());
+    }
+
+    #[test]
+    fn pages_given_back_are_gone() {
+        let mut held = HeldPages::new_single(8).unwrap();
+        held.give_back(1..8).unwrap();
+        assert_eq!(held.give_back(7..9), Err(Errno::ERANGE));
+        // A page that is not there has no frame.
+        assert_eq!(held.frames(), Err(Errno::EPERM));
     }
 }

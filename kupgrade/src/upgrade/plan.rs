@@ -8,6 +8,7 @@ use persist_mem::blocks::MemoryBlocks;
 use persist_mem::firmware::kind;
 use persist_mem::frames::{Frames, ManifestPlace};
 use persist_mem::handback::mem_available;
+use persist_mem::push_out::push_out;
 use persist_mem::window::{self, Window};
 
 /// Room for the parameters: their pages, and as many for a long memory map.
@@ -25,6 +26,7 @@ pub(super) fn make<'a>(host: &Host, blocks: &'a MemoryBlocks) -> Result<Plan<'a>
     let initrd = overlay(host)?;
     let least = placement::needed(&host.image, initrd.len() as u64, PARAMS);
     let ram = host.firmware.of_kind(kind::RAM);
+    push_out(&window::from_the_start(&ram, blocks.size()));
     let window = window::take(blocks, &ram, mem_available().unwrap_or(0), least)?;
     log::info!(
         "boot window {:#x}-{:#x} ({} MiB), RAM of the new kernel at first: {}",
