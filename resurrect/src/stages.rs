@@ -33,6 +33,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("ends of memory objects", objects::finish),
     ("limits", process::limits::set),
     ("seccomp", thread::seccomp::set),
+    ("made-up files", files::pseudo::seek),
     ("credentials", thread::credentials::set),
     ("queued signals", thread::signals::queue),
     ("registers", thread::registers::set),

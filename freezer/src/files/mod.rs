@@ -7,6 +7,7 @@ mod epoll;
 mod eventfd;
 mod fifo;
 mod inotify;
+mod kmsg;
 mod lock;
 mod memfd;
 pub(crate) mod outside;
@@ -209,6 +210,7 @@ impl Table {
         Ok(match classify(open, &mut self.objects)? {
             Class::Pipe => DescriptionKind::Pipe(self.pipes.capture(open)?),
             Class::Fifo => fifo::capture(open, &mut self.pipes)?,
+            Class::Kmsg => kmsg::capture(open)?,
             Class::EventFd => eventfd::capture(open)?,
             Class::Terminal => self.terminals.capture(open, id)?,
             Class::Removed => DescriptionKind::Removed(self.removed.capture(open)),
@@ -275,6 +277,7 @@ const O_PATH: u32 = 0o10_000_000;
 enum Class {
     Pipe,
     Fifo,
+    Kmsg,
     EventFd,
     Terminal,
     Removed,
@@ -342,7 +345,7 @@ fn by_type(open: &Open<'_>) -> Result<Class, FreezerError> {
             terminal::check(open)?;
             Ok(Class::Terminal)
         }
-        SFlag::S_IFCHR | SFlag::S_IFBLK => device::capture(open).map(Class::Plain),
+        SFlag::S_IFCHR | SFlag::S_IFBLK => device::classify(open),
         SFlag::S_IFIFO => {
             fifo::check(open)?;
             Ok(Class::Fifo)

@@ -91,6 +91,15 @@ pub enum DescriptionKind {
         /// [`super::SharedObject::id`].
         object: u32,
     },
+    /// `/dev/kmsg`, opened for reading.
+    Kmsg {
+        /// Its path.
+        path: Vec<u8>,
+        /// Number of the next record.
+        next: u64,
+        /// `/proc/sys/kernel/random/boot_id`: another kernel's log begins again.
+        boot: String,
+    },
     /// One end of a pipe; the access mode says which.
     Pipe(PipeId),
     /// A named pipe, opened by its path.

@@ -11,13 +11,14 @@ mod eventfd;
 mod fifo;
 mod handle;
 mod inotify;
+mod kmsg;
 mod lock;
 mod memfd;
 pub(crate) mod owner;
 pub(crate) mod path;
 mod pidfd;
 mod pipe;
-mod pseudo;
+pub(crate) mod pseudo;
 mod removed;
 mod signalfd;
 mod socket;
@@ -162,6 +163,7 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
         DescriptionKind::Terminal { terminal, path, .. } => {
             terminal::open(opening, *terminal, path)
         }
+        DescriptionKind::Kmsg { path, next, boot } => kmsg::open(opening, path, *next, boot),
         DescriptionKind::Inotify { watches } => inotify::open(opening, watches),
         DescriptionKind::PidFd {
             target: Some(target),
