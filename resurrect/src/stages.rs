@@ -27,6 +27,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("owners of signals", files::owner::set),
     ("timers", process::timers::set),
     ("zombies", tree::end_zombies),
+    ("stopped jobs", process::jobs::stop),
     ("attributes of threads", thread::attributes::set),
     ("attributes of processes", process::attributes::set),
     ("memory policies", memory::policy::set),

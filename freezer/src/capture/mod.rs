@@ -8,6 +8,7 @@ mod memory;
 mod pages;
 mod policy;
 mod process;
+mod reports;
 mod seccomp;
 mod signals;
 mod sleep;
@@ -88,6 +89,7 @@ fn zombie(pid: Pid) -> Result<Process, FreezerError> {
         ppid: stat.pid(4),
         pgid: stat.pid(5),
         sid: stat.pid(6),
+        exit_signal: stat.exit_signal(),
         state,
     })
 }
