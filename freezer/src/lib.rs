@@ -20,6 +20,7 @@ pub mod capture;
 pub mod check;
 mod diag;
 mod error;
+mod external;
 pub mod files;
 pub mod freeze;
 mod objects;
@@ -27,8 +28,9 @@ pub mod proc;
 mod sink;
 pub mod tables;
 
-pub use capture::{capture, capture_host, capture_pages};
+pub use capture::{capture, capture_host, capture_pages, capture_with};
 pub use error::{FreezerError, Refusal};
+pub use external::Externals;
 pub use files::{take_backlogs, untaken_backlogs};
 pub use freeze::{Frozen, freeze, freeze_all};
 pub use objects::Objects;

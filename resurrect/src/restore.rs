@@ -28,6 +28,8 @@ pub struct Options<'a> {
     /// Called once, when the first process is there as a stopped shell: what must be done inside its
     /// namespaces before files are opened.
     pub born: Option<Born<'a>>,
+    /// What is handed over in place of open files that were external, by number.
+    pub externals: Option<&'a BTreeMap<i32, OwnedFd>>,
 }
 
 impl core::fmt::Debug for Options<'_> {

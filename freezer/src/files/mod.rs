@@ -25,7 +25,7 @@ mod timerfd;
 
 use crate::objects::Objects;
 use crate::proc::{self, FdInfo};
-use crate::{FreezerError, Refusal};
+use crate::{Externals, FreezerError, Refusal};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 use persist_mem::manifest::{
     Description, DescriptionId, DescriptionKind, Descriptor, Lock, Pipe, RemovedDirectory, Terminal,
@@ -112,6 +112,7 @@ pub(crate) struct Table {
     removed: removed::Directories,
     sockets: socket::Sockets,
     locks: Vec<Lock>,
+    externals: Externals,
 }
 
 /// All that was found.
@@ -125,8 +126,11 @@ pub(crate) struct Found {
 }
 
 impl Table {
-    pub(crate) fn new() -> Table {
-        Table::default()
+    pub(crate) fn new(externals: Externals) -> Table {
+        Table {
+            externals,
+            ..Table::default()
+        }
     }
 
     /// Notes a process's session and controlling terminal.
@@ -165,10 +169,22 @@ impl Table {
         let place = self.find(&copy).map_err(FreezerError::call(pid, "kcmp"))?;
         let known = place.ok().map(|index| self.sorted[index]);
         let id = known.unwrap_or_else(|| self.next());
-        lock::capture(&open, id, known.is_none(), &mut self.locks)?;
+        let external = self.externals.number(&copy);
+        let external = external.map_err(FreezerError::call(pid, "kcmp"))?;
+        if external.is_none() {
+            lock::capture(&open, id, known.is_none(), &mut self.locks)?;
+        }
         self.numbers.insert((pid, fd), id);
         let Err(place) = place else { return Ok(id) };
-        let kind = self.kind(&open, id)?;
+        let kind = match external {
+            Some(number) => DescriptionKind::External { number },
+            None if self.externals.touches(&link) => {
+                return Err(
+                    open.refuse("its other end is handed over (--external), so must be this one")
+                );
+            }
+            None => self.kind(&open, id)?,
+        };
         self.descriptions.push(Description {
             id,
             flags: open.flags()?,
@@ -356,7 +372,11 @@ fn by_type(open: &Open<'_>) -> Result<Class, FreezerError> {
 }
 
 /// What of a process's descriptors is not carried, found without stopping it.
-pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, FreezerError> {
+pub(crate) fn refusals(
+    pid: Pid,
+    objects: &mut Objects,
+    externals: &Externals,
+) -> Result<Vec<Refusal>, FreezerError> {
     let pidfd = process::pidfd_open(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
     let mut found = Vec::new();
     let mut sockets = socket::Facts::default();
@@ -369,6 +389,9 @@ pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, 
         ) else {
             continue;
         };
+        if matches!(externals.number(&copy), Ok(Some(_))) {
+            continue;
+        }
         let open = Open::new(pid, fd, &link, &info, &copy)?;
         let checked = classify(&open, objects).and_then(|class| match class {
             Class::Plain(DescriptionKind::Epoll { targets }) => epoll::check(&open, &targets),

@@ -54,6 +54,11 @@ pub struct Description {
 /// `resurrect::files`, named alike.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DescriptionKind {
+    /// Not carried: the restorer has a replacement under this number.
+    External {
+        /// The number.
+        number: i32,
+    },
     /// A regular file or directory that still has its path; with `O_PATH`, whatever is there.
     Path(FileRef),
     /// A file whose path leads elsewhere by now, while another name of it exists.

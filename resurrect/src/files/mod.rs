@@ -8,6 +8,7 @@ mod deleted;
 mod device;
 mod epoll;
 mod eventfd;
+mod external;
 mod fifo;
 mod handle;
 mod inotify;
@@ -127,6 +128,7 @@ fn set_flags(restore: &Restore<'_>) -> Result<(), ResurrectError> {
         let made_with_flags = matches!(
             description.kind,
             DescriptionKind::Path(_)
+                | DescriptionKind::External { .. }
                 | DescriptionKind::Deleted { .. }
                 | DescriptionKind::Device { .. }
                 | DescriptionKind::Handle { .. }
@@ -150,6 +152,7 @@ fn set_flags(restore: &Restore<'_>) -> Result<(), ResurrectError> {
 
 fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
     match &opening.description.kind {
+        DescriptionKind::External { number } => external::open(opening, *number),
         DescriptionKind::Path(file) => path::open(opening, file),
         DescriptionKind::Device { path, rdev } => device::open(opening, path, *rdev),
         DescriptionKind::Handle {
