@@ -13,6 +13,7 @@
 //! | [`capture`] | process, threads, memory, signals, timers, credentials |
 //! | [`files`] | one module for each kind of open file description |
 //! | [`tables`] | what is shared by clone(2) flags |
+//! | `objects`, `ipc` | shared memory, removed files; semaphores and messages |
 //! | [`proc`] | byte-exact parsers of `/proc` files |
 #![forbid(unsafe_code)]
 
@@ -20,17 +21,16 @@ pub mod capture;
 pub mod check;
 mod diag;
 mod error;
-mod external;
 pub mod files;
 pub mod freeze;
+mod ipc;
 mod objects;
 pub mod proc;
 mod sink;
 pub mod tables;
 
-pub use capture::{capture, capture_host, capture_pages, capture_with};
+pub use capture::{capture, capture_host, capture_pages};
 pub use error::{FreezerError, Refusal};
-pub use external::Externals;
 pub use files::{take_backlogs, untaken_backlogs};
 pub use freeze::{Frozen, freeze, freeze_all};
 pub use objects::Objects;

@@ -4,7 +4,7 @@
 use crate::{FreezerError, PageRun, PageSink, PageSource, Refusal};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::unistd::{Whence, lseek64};
-use persist_mem::manifest::{Extent, IpcPerm, SharedKind, SharedObject, SystemVShm};
+use persist_mem::manifest::{Extent, SharedKind, SharedObject, SystemVShm};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -117,6 +117,31 @@ impl Objects {
             );
         }
         refused
+    }
+
+    /// A segment that nobody has attached: it is attached here for as long as it takes to open it.
+    pub(crate) fn add_segment(&mut self, id: i32) -> Result<(), ObjectError> {
+        let me = Pid(nix::unistd::getpid().as_raw());
+        let attached = sys::ipc::Attached::new(id, true).map_err(io::Error::from)?;
+        let text =
+            crate::proc::read(me, "maps").map_err(|e| ObjectError::Refused(e.to_string()))?;
+        let maps = crate::proc::parse_smaps(&text).unwrap_or_default();
+        let map = maps.iter().find(|map| map.start == attached.address());
+        let map = map.ok_or_else(|| ObjectError::Refused("it is not mapped".into()))?;
+        let link = format!("/proc/self/{}", map.map_file());
+        self.find(me, &link, |_| system_v(map.inode, &map.name))
+            .map(drop)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn segments(&self) -> Vec<i32> {
+        let kinds = self.found.iter().map(|found| &found.object.kind);
+        kinds
+            .filter_map(|kind| match kind {
+                SharedKind::SystemV(shm) => Some(shm.perm.id),
+                _ => None,
+            })
+            .collect()
     }
 
     /// Saves the contents of all of them.
@@ -286,23 +311,15 @@ pub(crate) fn system_v(id: u64, link: &[u8]) -> Result<SharedKind, String> {
         .ok_or("its name is not that of a segment")?;
     let stat =
         sys::ipc::shm_stat(id).map_err(|errno| format!("shmctl of segment {id}: {errno}"))?;
-    let (now, uid, gid, cuid, cgid) = stat.owners();
-    let perm = IpcPerm {
-        id,
-        key: now,
-        uid,
-        gid,
-        cuid,
-        cgid,
-        mode: stat.mode() & 0o777,
-    };
+    let owners = stat.owners();
+    let perm = crate::ipc::perm(id, owners);
     Ok(SharedKind::SystemV(Box::new(SystemVShm {
         perm,
         bytes: stat.size(),
         creator: stat.creator(),
         first_key: key.cast_signed(),
-        removed: stat.mode() & SHM_DEST != 0,
-        locked: stat.mode() & SHM_LOCKED != 0,
+        removed: owners.mode & SHM_DEST != 0,
+        locked: owners.mode & SHM_LOCKED != 0,
         kept_outside: false,
     })))
 }

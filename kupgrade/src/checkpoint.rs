@@ -1,10 +1,9 @@
 //! `kupgrade checkpoint`.
 
-use crate::external::External;
 use crate::image::Image;
 use crate::signals::Held;
 use anyhow::{Context, Result, bail};
-use freezer::{Externals, Frozen, PageRun, PageSink};
+use freezer::{Frozen, PageRun, PageSink};
 use persist_mem::manifest::Extent;
 use persist_mem::pages_file::PagesWriter;
 use std::io::Write;
@@ -13,11 +12,9 @@ use std::path::Path;
 use sys::Pid;
 
 /// Saves the tree below `pid`. On any failure the tree runs on and the image is removed.
-pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> Result<()> {
+pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool) -> Result<()> {
     refuse_ourselves(pid)?;
-    let numbers: Vec<i32> = external.iter().map(|external| external.0).collect();
-    let externals = Externals::of(pid, &numbers)?;
-    let refusals = freezer::check::check_tree_with(pid, &externals)?;
+    let refusals = freezer::check::check_tree(pid)?;
     if !refusals.is_empty() {
         let list: Vec<_> = refusals.iter().map(ToString::to_string).collect();
         bail!("not carried, nothing was touched:\n{}", list.join("\n"));
@@ -32,8 +29,7 @@ pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[Externa
     }
     let held = Held::hold()?;
     let frozen = freezer::freeze(pid)?;
-    if let Err(error) = save(&frozen, &image, leave_running, externals).and_then(|()| held.check())
-    {
+    if let Err(error) = save(&frozen, &image, leave_running).and_then(|()| held.check()) {
         drop(frozen);
         image.discard();
         return Err(error);
@@ -58,12 +54,12 @@ fn refuse_ourselves(pid: Pid) -> Result<()> {
     Ok(())
 }
 
-fn save(frozen: &Frozen, image: &Image, leave_running: bool, externals: Externals) -> Result<()> {
+fn save(frozen: &Frozen, image: &Image, leave_running: bool) -> Result<()> {
     let mut sink = FileSink {
         writer: PagesWriter::create(&image.pages)
             .with_context(|| format!("making {}", image.pages.display()))?,
     };
-    let (mut manifest, objects) = freezer::capture_with(frozen, externals)?;
+    let (mut manifest, objects) = freezer::capture(frozen)?;
     freezer::capture_pages(&mut manifest, &objects, &mut sink)?;
     sink.writer
         .finish()

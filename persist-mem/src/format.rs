@@ -39,6 +39,12 @@ pub enum Kind {
     Removed = 9,
     /// [`crate::manifest::Lock`], one each.
     Lock = 10,
+    /// [`crate::manifest::SemaphoreSet`], one each.
+    Semaphores = 11,
+    /// [`crate::manifest::MessageQueue`], one each.
+    Messages = 12,
+    /// [`crate::manifest::PosixQueue`], one each.
+    PosixQueue = 13,
 }
 
 impl Kind {
@@ -54,6 +60,9 @@ impl Kind {
             Kind::Terminal,
             Kind::Removed,
             Kind::Lock,
+            Kind::Semaphores,
+            Kind::Messages,
+            Kind::PosixQueue,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == number)

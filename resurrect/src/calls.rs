@@ -22,6 +22,7 @@ pub(crate) mod nr {
     pub(crate) const CONNECT: i64 = 42;
     pub(crate) const LISTEN: i64 = 50;
     pub(crate) const SOCKETPAIR: i64 = 53;
+    pub(crate) const SEMCTL: i64 = 66;
     pub(crate) const FCNTL: i64 = 72;
     pub(crate) const FLOCK: i64 = 73;
     pub(crate) const CHDIR: i64 = 80;
@@ -50,7 +51,6 @@ pub(crate) mod nr {
     pub(crate) const EXIT_GROUP: i64 = 231;
     pub(crate) const EPOLL_WAIT: i64 = 232;
     pub(crate) const EPOLL_CTL: i64 = 233;
-    pub(crate) const WAITID: i64 = 247;
     pub(crate) const WAIT4: i64 = 61;
     pub(crate) const KILL: i64 = 62;
     pub(crate) const IOPRIO_SET: i64 = 251;

@@ -9,6 +9,7 @@
 //! | [`stages`] | the order of rebuilding |
 //! | [`tree`] | who forks whom: ancestry, sessions, groups |
 //! | [`memory`] | address spaces, pages, the vdso |
+//! | `ipc` | System V semaphores and messages |
 //! | `objects` | memory without a path: shared memory, memfds, removed files |
 //! | [`files`] | one module for each kind of open file description |
 //! | [`process`] | what a process has as a whole |
@@ -19,6 +20,7 @@
 mod calls;
 mod error;
 pub mod files;
+mod ipc;
 pub mod memory;
 mod objects;
 pub mod process;

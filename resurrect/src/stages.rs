@@ -5,7 +5,7 @@
 
 use crate::ResurrectError;
 use crate::restore::Restore;
-use crate::{files, memory, objects, process, thread, tree};
+use crate::{files, ipc, memory, objects, process, thread, tree};
 
 /// A step of rebuilding, for all processes.
 pub(crate) type Stage = fn(&mut Restore<'_>) -> Result<(), ResurrectError>;
@@ -17,6 +17,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("memory objects", objects::make),
     ("processes", tree::build),
     ("shared memory segments", objects::make_segments),
+    ("semaphores and messages", ipc::make),
     ("memory", memory::build),
     ("open files", files::open),
     ("descriptor tables", files::hand_over),
@@ -27,14 +28,12 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("owners of signals", files::owner::set),
     ("timers", process::timers::set),
     ("zombies", tree::end_zombies),
-    ("stopped jobs", process::jobs::stop),
     ("attributes of threads", thread::attributes::set),
     ("attributes of processes", process::attributes::set),
     ("memory policies", memory::policy::set),
     ("ends of memory objects", objects::finish),
     ("limits", process::limits::set),
     ("seccomp", thread::seccomp::set),
-    ("made-up files", files::pseudo::seek),
     ("credentials", thread::credentials::set),
     ("queued signals", thread::signals::queue),
     ("registers", thread::registers::set),

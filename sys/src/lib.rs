@@ -22,6 +22,7 @@
 //! | [`held`] | pages of our own that stay in memory |
 //! | [`pagemap`] | which pages a process has |
 //! | [`ipc`] | System V IPC |
+//! | [`mqueue`] | POSIX message queues |
 //! | [`physmap`] | physical memory through `/dev/mem` |
 //! | [`kexec`] | loading another kernel and jumping into it |
 //! | [`socket`] | sockets with addresses and options as bytes |
@@ -30,7 +31,6 @@
 //! | [`files`] | owners of signals, locks, leases, inotify |
 //! | [`handle`] | file handles |
 //! | [`tty`] | terminals |
-//! | [`kmsg`] | the kernel's log |
 //! | [`clock`] | clocks and the time stamp counter |
 //! | [`deadline`] | a bound for system calls that have none |
 
@@ -45,8 +45,8 @@ pub mod held;
 pub mod ids;
 pub mod ipc;
 pub mod kexec;
-pub mod kmsg;
 pub mod mountapi;
+pub mod mqueue;
 pub mod pagemap;
 pub mod physmap;
 pub mod procdir;

@@ -8,7 +8,6 @@ mod memory;
 mod pages;
 mod policy;
 mod process;
-mod reports;
 mod seccomp;
 mod signals;
 mod sleep;
@@ -20,7 +19,7 @@ pub use pages::capture_pages;
 
 use crate::files::Table;
 use crate::objects::Objects;
-use crate::{Externals, FreezerError, Frozen};
+use crate::{FreezerError, Frozen};
 use nix::time::ClockId;
 use persist_mem::manifest::{Clocks, Host, Manifest, Process, State};
 use sys::Pid;
@@ -31,18 +30,7 @@ use sys::Pid;
 /// # Errors
 /// When anything is met that is not carried, or cannot be read.
 pub fn capture(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError> {
-    capture_with(frozen, Externals::default())
-}
-
-/// As [`capture`]; what is external is named, not described.
-///
-/// # Errors
-/// As [`capture`].
-pub fn capture_with(
-    frozen: &Frozen,
-    externals: Externals,
-) -> Result<(Manifest, Objects), FreezerError> {
-    describe(frozen, None, externals)
+    describe(frozen, None)
 }
 
 /// As [`capture`], for a whole host: this process, which ends with its kernel, may hold ends of pipes
@@ -51,19 +39,18 @@ pub fn capture_with(
 /// # Errors
 /// As [`capture`].
 pub fn capture_host(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError> {
-    let this = Pid(nix::unistd::getpid().as_raw());
-    describe(frozen, Some(this), Externals::default())
+    describe(frozen, Some(Pid(nix::unistd::getpid().as_raw())))
 }
 
-fn describe(
-    frozen: &Frozen,
-    ours: Option<Pid>,
-    externals: Externals,
-) -> Result<(Manifest, Objects), FreezerError> {
+fn describe(frozen: &Frozen, ours: Option<Pid>) -> Result<(Manifest, Objects), FreezerError> {
     let inside: Vec<Pid> = frozen.pids().chain(ours).collect();
-    crate::files::outside::refuse(&inside, &externals)?;
-    crate::files::elsewhere::refuse(frozen, &externals)?;
-    let mut table = Table::new(externals);
+    crate::files::outside::refuse(&inside)?;
+    crate::files::elsewhere::refuse(frozen)?;
+    let undo: Vec<_> = frozen.pids().filter_map(crate::ipc::undo_refusal).collect();
+    if !undo.is_empty() {
+        return Err(FreezerError::Refused(undo));
+    }
+    let mut table = Table::new();
     let mut finder = foothold::Finder::default();
     let mut processes = Vec::new();
     for pid in frozen.pids() {
@@ -73,13 +60,13 @@ fn describe(
         processes.push(zombie(pid)?);
     }
     let found = table.finish()?;
-    let objects = found.objects;
+    let mut objects = found.objects;
     let inside: Vec<Pid> = frozen.pids().collect();
     let outside = objects.shared_outside(&inside);
     if !outside.is_empty() {
         return Err(FreezerError::Refused(outside));
     }
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         host: host()?,
         processes,
         descriptions: found.descriptions,
@@ -87,9 +74,12 @@ fn describe(
         terminals: found.terminals,
         removed: found.removed,
         locks: found.locks,
-        shared_objects: Vec::new(),
-        upgrade: None,
+        posix_queues: found.queues,
+        ..Manifest::default()
     };
+    if ours.is_some() {
+        crate::ipc::capture(&mut manifest, &mut objects)?;
+    }
     Ok((manifest, objects))
 }
 
@@ -105,7 +95,6 @@ fn zombie(pid: Pid) -> Result<Process, FreezerError> {
         ppid: stat.pid(4),
         pgid: stat.pid(5),
         sid: stat.pid(6),
-        exit_signal: stat.exit_signal(),
         state,
     })
 }

@@ -1,6 +1,6 @@
 //! Devices that are no terminals.
 
-use super::{Class, Open, kmsg};
+use super::Open;
 use crate::FreezerError;
 use nix::sys::stat::{SFlag, major, minor};
 use persist_mem::manifest::DescriptionKind;
@@ -35,7 +35,7 @@ const REFUSED: [(u64, Option<u64>, &str); 7] = [
     (226, None, "graphics devices are not carried"),
 ];
 
-pub(super) fn classify(open: &Open<'_>) -> Result<Class, FreezerError> {
+pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
     if open.file_type() == SFlag::S_IFBLK {
         return Err(open.refuse("block devices are not carried"));
     }
@@ -46,14 +46,10 @@ pub(super) fn classify(open: &Open<'_>) -> Result<Class, FreezerError> {
         rdev,
     };
     if major == 1 && STATELESS.contains(&minor) {
-        return Ok(Class::Plain(kind));
+        return Ok(kind);
     }
     if (major, minor) == (1, KMSG) {
-        return Ok(if kmsg::is_reader(open)? {
-            Class::Kmsg
-        } else {
-            Class::Plain(kind)
-        });
+        return kmsg(open, kind);
     }
     let known = REFUSED
         .iter()
@@ -62,4 +58,15 @@ pub(super) fn classify(open: &Open<'_>) -> Result<Class, FreezerError> {
         Some((_, _, why)) => open.refuse(*why),
         None => open.refuse(format!("the device {major}:{minor} is not carried")),
     })
+}
+
+/// Writers have no state.
+fn kmsg(open: &Open<'_>, kind: DescriptionKind) -> Result<DescriptionKind, FreezerError> {
+    const O_ACCMODE: u32 = 3;
+    const O_WRONLY: u32 = 1;
+    if open.flags()? & O_ACCMODE == O_WRONLY {
+        Ok(kind)
+    } else {
+        Err(open.refuse("the position in the kernel's log is not carried yet"))
+    }
 }

@@ -7,9 +7,9 @@ mod epoll;
 mod eventfd;
 mod fifo;
 mod inotify;
-mod kmsg;
 mod lock;
 mod memfd;
+mod mqueue;
 pub(crate) mod outside;
 mod owner;
 mod path;
@@ -25,10 +25,11 @@ mod timerfd;
 
 use crate::objects::Objects;
 use crate::proc::{self, FdInfo};
-use crate::{Externals, FreezerError, Refusal};
+use crate::{FreezerError, Refusal};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 use persist_mem::manifest::{
-    Description, DescriptionId, DescriptionKind, Descriptor, Lock, Pipe, RemovedDirectory, Terminal,
+    Description, DescriptionId, DescriptionKind, Descriptor, Lock, Pipe, PosixQueue,
+    RemovedDirectory, Terminal,
 };
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -112,7 +113,7 @@ pub(crate) struct Table {
     removed: removed::Directories,
     sockets: socket::Sockets,
     locks: Vec<Lock>,
-    externals: Externals,
+    queues: mqueue::Queues,
 }
 
 /// All that was found.
@@ -123,14 +124,12 @@ pub(crate) struct Found {
     pub(crate) removed: Vec<RemovedDirectory>,
     pub(crate) locks: Vec<Lock>,
     pub(crate) objects: Objects,
+    pub(crate) queues: Vec<PosixQueue>,
 }
 
 impl Table {
-    pub(crate) fn new(externals: Externals) -> Table {
-        Table {
-            externals,
-            ..Table::default()
-        }
+    pub(crate) fn new() -> Table {
+        Table::default()
     }
 
     /// Notes a process's session and controlling terminal.
@@ -169,22 +168,10 @@ impl Table {
         let place = self.find(&copy).map_err(FreezerError::call(pid, "kcmp"))?;
         let known = place.ok().map(|index| self.sorted[index]);
         let id = known.unwrap_or_else(|| self.next());
-        let external = self.externals.number(&copy);
-        let external = external.map_err(FreezerError::call(pid, "kcmp"))?;
-        if external.is_none() {
-            lock::capture(&open, id, known.is_none(), &mut self.locks)?;
-        }
+        lock::capture(&open, id, known.is_none(), &mut self.locks)?;
         self.numbers.insert((pid, fd), id);
         let Err(place) = place else { return Ok(id) };
-        let kind = match external {
-            Some(number) => DescriptionKind::External { number },
-            None if self.externals.touches(&link) => {
-                return Err(
-                    open.refuse("its other end is handed over (--external), so must be this one")
-                );
-            }
-            None => self.kind(&open, id)?,
-        };
+        let kind = self.kind(&open, id)?;
         self.descriptions.push(Description {
             id,
             flags: open.flags()?,
@@ -226,11 +213,11 @@ impl Table {
         Ok(match classify(open, &mut self.objects)? {
             Class::Pipe => DescriptionKind::Pipe(self.pipes.capture(open)?),
             Class::Fifo => fifo::capture(open, &mut self.pipes)?,
-            Class::Kmsg => kmsg::capture(open)?,
             Class::EventFd => eventfd::capture(open)?,
             Class::Terminal => self.terminals.capture(open, id)?,
             Class::Removed => DescriptionKind::Removed(self.removed.capture(open)),
             Class::Socket => self.sockets.capture(open, id)?,
+            Class::Queue => self.queues.capture(open)?,
             Class::Plain(kind) => kind,
         })
     }
@@ -254,6 +241,7 @@ impl Table {
             removed: self.removed.finish(),
             locks: self.locks,
             objects: self.objects,
+            queues: self.queues.finish(),
         })
     }
 
@@ -293,11 +281,11 @@ const O_PATH: u32 = 0o10_000_000;
 enum Class {
     Pipe,
     Fifo,
-    Kmsg,
     EventFd,
     Terminal,
     Removed,
     Socket,
+    Queue,
     /// The rest is known at once.
     Plain(DescriptionKind),
 }
@@ -316,6 +304,10 @@ fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<Class, FreezerErro
         link if link.starts_with(b"pipe:") => return Ok(Class::Pipe),
         link if link.starts_with(b"socket:") => return Ok(Class::Socket),
         link if link.starts_with(b"anon_inode:") => return Err(open.refuse(anonymous(link))),
+        link if link.starts_with(b"/") && mqueue::is_one(open) => {
+            mqueue::examine(open)?;
+            return Ok(Class::Queue);
+        }
         link if memfd::is_one(link) => memfd::capture(open, objects)?,
         _ if deleted::is_one(open) => deleted::capture(open, objects)?,
         link if link.starts_with(b"/") => return by_type(open),
@@ -361,7 +353,7 @@ fn by_type(open: &Open<'_>) -> Result<Class, FreezerError> {
             terminal::check(open)?;
             Ok(Class::Terminal)
         }
-        SFlag::S_IFCHR | SFlag::S_IFBLK => device::classify(open),
+        SFlag::S_IFCHR | SFlag::S_IFBLK => device::capture(open).map(Class::Plain),
         SFlag::S_IFIFO => {
             fifo::check(open)?;
             Ok(Class::Fifo)
@@ -372,11 +364,7 @@ fn by_type(open: &Open<'_>) -> Result<Class, FreezerError> {
 }
 
 /// What of a process's descriptors is not carried, found without stopping it.
-pub(crate) fn refusals(
-    pid: Pid,
-    objects: &mut Objects,
-    externals: &Externals,
-) -> Result<Vec<Refusal>, FreezerError> {
+pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, FreezerError> {
     let pidfd = process::pidfd_open(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
     let mut found = Vec::new();
     let mut sockets = socket::Facts::default();
@@ -389,9 +377,6 @@ pub(crate) fn refusals(
         ) else {
             continue;
         };
-        if matches!(externals.number(&copy), Ok(Some(_))) {
-            continue;
-        }
         let open = Open::new(pid, fd, &link, &info, &copy)?;
         let checked = classify(&open, objects).and_then(|class| match class {
             Class::Plain(DescriptionKind::Epoll { targets }) => epoll::check(&open, &targets),

@@ -1,7 +1,7 @@
 //! Pipes and sockets that reach out of a tree: what a process outside holds as well would be cut off.
 
 use crate::diag::UnixInfo;
-use crate::{Externals, FreezerError, Refusal, diag, proc};
+use crate::{FreezerError, Refusal, diag, proc};
 use std::collections::HashMap;
 use sys::Pid;
 
@@ -42,8 +42,8 @@ impl Node {
 ///
 /// # Errors
 /// [`FreezerError::Refused`].
-pub(crate) fn refuse(inside: &[Pid], externals: &Externals) -> Result<(), FreezerError> {
-    let found = externals.excuse(shared(inside));
+pub(crate) fn refuse(inside: &[Pid]) -> Result<(), FreezerError> {
+    let found = shared(inside);
     if found.is_empty() {
         Ok(())
     } else {

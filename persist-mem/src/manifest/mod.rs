@@ -5,6 +5,7 @@
 
 mod files;
 mod host;
+mod ipc;
 mod memory;
 mod process;
 mod sockets;
@@ -12,6 +13,7 @@ mod upgrade;
 
 pub use files::*;
 pub use host::*;
+pub use ipc::*;
 pub use memory::*;
 pub use process::*;
 pub use sockets::*;
@@ -38,6 +40,12 @@ pub struct Manifest {
     pub locks: Vec<Lock>,
     /// Memory objects mapped shared.
     pub shared_objects: Vec<SharedObject>,
+    /// System V semaphores of the host; none in an image of `kupgrade checkpoint`, which leaves them.
+    pub semaphores: Vec<SemaphoreSet>,
+    /// System V message queues of the host, as the semaphores.
+    pub message_queues: Vec<MessageQueue>,
+    /// POSIX message queues.
+    pub posix_queues: Vec<PosixQueue>,
     /// The upgrade under way; None in an image of `kupgrade checkpoint`.
     pub upgrade: Option<Box<Upgrade>>,
 }
@@ -64,6 +72,15 @@ impl Manifest {
         }
         for lock in &self.locks {
             writer.record(Kind::Lock, lock)?;
+        }
+        for set in &self.semaphores {
+            writer.record(Kind::Semaphores, set)?;
+        }
+        for queue in &self.message_queues {
+            writer.record(Kind::Messages, queue)?;
+        }
+        for queue in &self.posix_queues {
+            writer.record(Kind::PosixQueue, queue)?;
         }
         for object in &self.shared_objects {
             writer.record(Kind::SharedObject, object)?;
@@ -101,6 +118,9 @@ impl Manifest {
                 Kind::Terminal => manifest.terminals.push(record.decode()?),
                 Kind::Removed => manifest.removed.push(record.decode()?),
                 Kind::Lock => manifest.locks.push(record.decode()?),
+                Kind::Semaphores => manifest.semaphores.push(record.decode()?),
+                Kind::Messages => manifest.message_queues.push(record.decode()?),
+                Kind::PosixQueue => manifest.posix_queues.push(record.decode()?),
                 Kind::SharedObject => manifest.shared_objects.push(record.decode()?),
                 Kind::Upgrade => manifest.upgrade = Some(record.decode()?),
                 Kind::Host | Kind::End => {

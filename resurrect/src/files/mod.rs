@@ -8,18 +8,17 @@ mod deleted;
 mod device;
 mod epoll;
 mod eventfd;
-mod external;
 mod fifo;
 mod handle;
 mod inotify;
-mod kmsg;
 mod lock;
 mod memfd;
+mod mqueue;
 pub(crate) mod owner;
 pub(crate) mod path;
 mod pidfd;
 mod pipe;
-pub(crate) mod pseudo;
+mod pseudo;
 mod removed;
 mod signalfd;
 mod socket;
@@ -51,6 +50,8 @@ pub(crate) struct Files {
     opened: BTreeMap<DescriptionId, OwnedFd>,
     /// Both ends of pipes, until every description is open.
     pipes: BTreeMap<PipeId, pipe::Ends>,
+    /// POSIX message queues, until every description is open.
+    queues: mqueue::Queues,
     terminals: terminal::Terminals,
     removed: removed::Directories,
 }
@@ -97,6 +98,7 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let manifest = restore.manifest;
     restore.files.pipes = pipe::make(manifest)?;
     deleted::open_temporary(restore)?;
+    restore.files.queues = mqueue::make(manifest)?;
     fifo::open_all(restore)?;
     removed::make(restore)?;
     pidfd::open_gone(restore)?;
@@ -116,6 +118,7 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     }
     // An end that nobody has must not stay open here.
     restore.files.pipes.clear();
+    mqueue::finish(restore)?;
     restore.files.removed.clear();
     terminal::close(restore)?;
     socket::open_all(restore)?;
@@ -128,7 +131,6 @@ fn set_flags(restore: &Restore<'_>) -> Result<(), ResurrectError> {
         let made_with_flags = matches!(
             description.kind,
             DescriptionKind::Path(_)
-                | DescriptionKind::External { .. }
                 | DescriptionKind::Deleted { .. }
                 | DescriptionKind::Device { .. }
                 | DescriptionKind::Handle { .. }
@@ -152,7 +154,6 @@ fn set_flags(restore: &Restore<'_>) -> Result<(), ResurrectError> {
 
 fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
     match &opening.description.kind {
-        DescriptionKind::External { number } => external::open(opening, *number),
         DescriptionKind::Path(file) => path::open(opening, file),
         DescriptionKind::Device { path, rdev } => device::open(opening, path, *rdev),
         DescriptionKind::Handle {
@@ -166,13 +167,13 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
         DescriptionKind::Terminal { terminal, path, .. } => {
             terminal::open(opening, *terminal, path)
         }
-        DescriptionKind::Kmsg { path, next, boot } => kmsg::open(opening, path, *next, boot),
         DescriptionKind::Inotify { watches } => inotify::open(opening, watches),
         DescriptionKind::PidFd {
             target: Some(target),
             ..
         } => pidfd::open(opening, *target),
         DescriptionKind::Pipe(id) => pipe::open(opening, *id),
+        DescriptionKind::MessageQueue { queue } => mqueue::open(opening, *queue),
         DescriptionKind::Memfd { object } => memfd::open(opening, *object),
         DescriptionKind::Deleted { object } => deleted::open(opening, *object),
         DescriptionKind::Socket(_) => Err(opening.failed("opening it")(Errno::ENOSYS)),

@@ -8,6 +8,8 @@ mod deleted;
 mod memfd;
 mod system_v;
 
+pub(crate) use system_v::as_user;
+
 use crate::ResurrectError;
 use crate::restore::Restore;
 use nix::fcntl::OFlag;

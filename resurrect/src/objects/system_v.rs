@@ -26,7 +26,7 @@ pub(super) fn make(
 ) -> Result<i32, ResurrectError> {
     let id = shm.perm.id;
     if let Ok(there) = ipc::shm_stat(id) {
-        let same = there.owners().0 == shm.perm.key && there.size() == shm.bytes;
+        let same = there.owners().key == shm.perm.key && there.size() == shm.bytes;
         if !same {
             return Err(failed(object, "another segment has its id")(Errno::EEXIST));
         }
@@ -98,7 +98,11 @@ fn get_in(leader: &mut Tracee, key: i32, bytes: u64, flags: i32) -> sys::Result<
 }
 
 /// Runs `body` in a child with these ids.
-fn as_user(uid: Uid, gid: Gid, body: impl FnOnce() -> sys::Result<i32>) -> sys::Result<i32> {
+pub(crate) fn as_user(
+    uid: Uid,
+    gid: Gid,
+    body: impl FnOnce() -> sys::Result<i32>,
+) -> sys::Result<i32> {
     if uid.is_root() && gid == Gid::from_raw(0) {
         return body();
     }

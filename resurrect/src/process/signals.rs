@@ -8,7 +8,6 @@ use sys::batch::Batch;
 
 const SIGKILL: usize = 9;
 const SIGCHLD: usize = 17;
-const SIGCONT: usize = 18;
 const SIGSTOP: usize = 19;
 const SIG_IGN: u64 = 1;
 
@@ -34,11 +33,9 @@ pub(crate) fn forget_children(live: &persist_mem::manifest::Live, batch: &mut Ba
         handler: SIG_IGN,
         ..SigAction::default()
     };
-    for signal in [SIGCHLD, SIGCONT] {
-        put(batch, signal, &ignore);
-        if let Some(action) = live.actions.get(signal - 1) {
-            put(batch, signal, action);
-        }
+    put(batch, SIGCHLD, &ignore);
+    if let Some(action) = live.actions.get(SIGCHLD - 1) {
+        put(batch, SIGCHLD, action);
     }
 }
 

@@ -1,0 +1,47 @@
+//! System V semaphores and message queues of a host. What is there already, on the same kernel, stays as it
+//! is. Shared memory is with the memory objects.
+
+mod messages;
+mod semaphores;
+
+use crate::ResurrectError;
+use crate::objects::as_user;
+use crate::restore::Restore;
+use nix::unistd::{Gid, Uid};
+use persist_mem::manifest::IpcPerm;
+use sys::Errno;
+
+const IPC_CREAT: i32 = 0o1000;
+const IPC_EXCL: i32 = 0o2000;
+
+/// Makes everything that is not there.
+pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let manifest = restore.manifest;
+    for set in &manifest.semaphores {
+        semaphores::make(restore, set)?;
+    }
+    manifest.message_queues.iter().try_for_each(messages::make)
+}
+
+fn failed(what: &str, id: i32, doing: &'static str) -> impl Fn(Errno) -> ResurrectError {
+    let what = format!("{what} {id}");
+    move |errno| ResurrectError::Description {
+        what: what.clone(),
+        doing,
+        errno,
+    }
+}
+
+/// Makes an object with a chosen id (`/proc/sys/kernel/WHAT_next_id`) by a process with its creator's ids.
+fn create(
+    what: &str,
+    perm: &IpcPerm,
+    get: impl FnOnce(i32) -> sys::Result<i32>,
+) -> sys::Result<()> {
+    let next = format!("/proc/sys/kernel/{what}_next_id");
+    std::fs::write(next, perm.id.to_string())
+        .map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
+    let flags = IPC_CREAT | IPC_EXCL | perm.mode.cast_signed();
+    let (uid, gid) = (Uid::from_raw(perm.cuid), Gid::from_raw(perm.cgid));
+    as_user(uid, gid, || get(flags)).map(drop)
+}

@@ -1,0 +1,43 @@
+//! Sets of System V semaphores.
+
+use super::{create, failed};
+use crate::ResurrectError;
+use crate::calls::nr;
+use crate::restore::Restore;
+use persist_mem::manifest::SemaphoreSet;
+use sys::batch::Batch;
+use sys::{Errno, ipc};
+
+const SETVAL: i32 = 16;
+
+pub(super) fn make(restore: &mut Restore<'_>, set: &SemaphoreSet) -> Result<(), ResurrectError> {
+    let perm = &set.perm;
+    let failed = |doing| failed("semaphore set", perm.id, doing);
+    match ipc::sem_stat(perm.id) {
+        Ok((there, count)) if there.key == perm.key && count == set.members.len() => return Ok(()),
+        Ok(_) => return Err(failed("another set has its id")(Errno::EEXIST)),
+        Err(_) => {}
+    }
+    let count = set.members.len();
+    create("sem", perm, |flags| ipc::sem_get(perm.key, count, flags))
+        .map_err(failed("making it"))?;
+    ipc::sem_set(perm.id, perm.uid, perm.gid, perm.mode).map_err(failed("setting its owner"))?;
+    let values: Vec<u16> = set.members.iter().map(|(value, _)| *value).collect();
+    ipc::sem_set_values(perm.id, &values).map_err(failed("setting its values"))?;
+    // Each is set once more by the process that changed it last, so that it is told to have.
+    for ((value, last), member) in set.members.iter().zip(0_i32..) {
+        let Some(task) = restore.tasks.get_mut(last) else {
+            continue;
+        };
+        let mut batch = Batch::new();
+        let args = [
+            perm.id.into(),
+            member.into(),
+            SETVAL.into(),
+            u32::from(*value).into(),
+        ];
+        batch.call("setting a semaphore", nr::SEMCTL, args);
+        crate::calls::run(*last, "setting a semaphore", &mut task.leader, &batch)?;
+    }
+    Ok(())
+}
