@@ -14,7 +14,10 @@ use sys::Pid;
 /// Saves the tree below `pid`. On any failure the tree runs on and the image is removed.
 pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool) -> Result<()> {
     refuse_ourselves(pid)?;
-    let refusals = freezer::check::check_tree(pid)?;
+    let mut refusals = freezer::check::check_tree(pid)?;
+    if leave_running {
+        refusals.extend(freezer::untaken_backlogs(&freezer::proc::tree(pid)?)?);
+    }
     if !refusals.is_empty() {
         let list: Vec<_> = refusals.iter().map(ToString::to_string).collect();
         bail!("not carried, nothing was touched:\n{}", list.join("\n"));
@@ -65,10 +68,10 @@ fn save(frozen: &Frozen, image: &Image, leave_running: bool) -> Result<()> {
         .finish()
         .with_context(|| format!("writing {}", image.pages.display()))?;
     if leave_running {
-        let refusals = freezer::untaken_backlogs(&manifest);
-        if !refusals.is_empty() {
-            let list: Vec<_> = refusals.iter().map(ToString::to_string).collect();
-            bail!("not carried with --leave-running:\n{}", list.join("\n"));
+        // One may have come since the check.
+        let pids: Vec<Pid> = frozen.pids().collect();
+        if let Some(refusal) = freezer::untaken_backlogs(&pids)?.first() {
+            bail!("not carried: {refusal}");
         }
     } else {
         freezer::take_backlogs(&mut manifest)?;

@@ -37,6 +37,14 @@ impl Node {
     }
 }
 
+/// The inode in a link of `/proc/PID/fd`, when it is a socket.
+pub(crate) fn socket_inode(link: &[u8]) -> Option<u64> {
+    match Node::parse(link) {
+        Some(Node::Socket(inode)) => Some(inode),
+        _ => None,
+    }
+}
+
 /// Refuses what a process outside of the tree holds as well, or holds the other end of. Asked before
 /// any descriptor is copied: after that this process holds them too.
 ///

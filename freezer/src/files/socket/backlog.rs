@@ -4,35 +4,65 @@
 //! its queue for good. So it is looked at when everything else is saved and the processes will not go on.
 
 use super::{common, unix};
-use crate::files::Open;
+use crate::files::{Open, outside};
 use crate::proc::{self, FdInfo};
 use crate::{FreezerError, Refusal};
 use persist_mem::manifest::{
     DescriptionId, DescriptionKind, Manifest, SocketMessage, SocketState, UnixLink, Waiting,
 };
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use sys::{Pid, process, socket};
 
-/// Listening sockets with connections that have to be accepted to be carried.
-#[must_use]
-pub fn untaken(manifest: &Manifest) -> Vec<Refusal> {
-    let listeners = manifest.descriptions.iter().filter(|description| {
-        waiting(&description.kind).is_some_and(|all| all.iter().any(|one| one.sent.is_none()))
-    });
-    listeners
-        .map(|listener| {
-            let (pid, fd) = holder(manifest, listener.id).unwrap_or((Pid(0), -1));
-            Refusal {
-                pid,
-                comm: proc::comm(pid),
-                resource: format!("fd {fd}"),
-                reason:
-                    "a client that waits to be accepted has sent data already, which can only be \
-                         carried when the processes do not go on"
-                        .into(),
+/// Listening sockets of running processes with clients that wait and have sent data, or have gone: what
+/// [`take`] is for.
+///
+/// # Errors
+/// When the kernel does not tell about unix sockets.
+pub fn untaken(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
+    let mut held: HashMap<u64, (Pid, i32)> = HashMap::new();
+    for pid in pids {
+        for fd in proc::numbers(*pid, "fd").unwrap_or_default() {
+            let inode = proc::link(*pid, &format!("fd/{fd}"))
+                .ok()
+                .and_then(|link| outside::socket_inode(&link));
+            if let Some(inode) = inode {
+                held.entry(inode).or_insert((*pid, fd));
             }
-        })
-        .collect()
+        }
+    }
+    if held.is_empty() {
+        return Ok(Vec::new());
+    }
+    let me = Pid(nix::unistd::getpid().as_raw());
+    let all = crate::diag::unix().map_err(FreezerError::call(me, "asking for unix sockets"))?;
+    let mut found = Vec::new();
+    for (inode, (pid, fd)) in &held {
+        let waiting = all.get(inode).map_or(&[][..], |info| &info.waiting);
+        if waiting.iter().any(|client| !silent(held.get(client))) {
+            found.push(Refusal {
+                pid: *pid,
+                comm: proc::comm(*pid),
+                resource: format!("fd {fd} (socket:[{inode}])"),
+                reason:
+                    "a client that waits to be accepted has sent data or closed its end, which can \
+                         only be carried when the processes do not go on"
+                        .into(),
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a client is there and has sent nothing that waits.
+fn silent(client: Option<&(Pid, i32)>) -> bool {
+    let Some((pid, fd)) = client else {
+        return false;
+    };
+    process::pidfd_open(*pid)
+        .and_then(|pidfd| process::pidfd_getfd(pidfd.as_fd(), *fd))
+        .and_then(|copy| socket::unsent(copy.as_fd()))
+        .is_ok_and(|unsent| unsent == 0)
 }
 
 /// Accepts the connections whose data is not known yet and completes the manifest. From here on the
