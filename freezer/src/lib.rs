@@ -24,6 +24,7 @@ mod error;
 pub mod files;
 pub mod freeze;
 mod ipc;
+mod nettcp;
 mod objects;
 pub mod proc;
 mod sink;
@@ -31,7 +32,7 @@ pub mod tables;
 
 pub use capture::{capture, capture_host, capture_pages};
 pub use error::{FreezerError, Refusal};
-pub use files::{take_backlogs, untaken_backlogs};
+pub use files::{silence_connections, take_backlogs, untaken_backlogs};
 pub use freeze::{Frozen, freeze, freeze_all};
 pub use objects::Objects;
 pub use sink::{PageRun, PageSink, PageSource};

@@ -4,7 +4,7 @@ use crate::image::Image;
 use crate::signals::Held;
 use anyhow::{Context, Result, bail};
 use freezer::{Frozen, PageRun, PageSink};
-use persist_mem::manifest::Extent;
+use persist_mem::manifest::{Extent, Manifest};
 use persist_mem::pages_file::PagesWriter;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -32,15 +32,21 @@ pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool) -> Result<()> {
     }
     let held = Held::hold()?;
     let frozen = freezer::freeze(pid)?;
-    if let Err(error) = save(&frozen, &image, leave_running).and_then(|()| held.check()) {
-        drop(frozen);
-        image.discard();
-        return Err(error);
-    }
+    let saved = save(&frozen, &image, leave_running);
+    let manifest = match saved.and_then(|manifest| held.check().map(|()| manifest)) {
+        Ok(manifest) => manifest,
+        Err(error) => {
+            drop(frozen);
+            image.discard();
+            return Err(error);
+        }
+    };
     if leave_running {
         drop(frozen);
     } else {
+        let silenced = freezer::silence_connections(&manifest);
         frozen.kill();
+        silenced?;
     }
     Ok(())
 }
@@ -57,7 +63,7 @@ fn refuse_ourselves(pid: Pid) -> Result<()> {
     Ok(())
 }
 
-fn save(frozen: &Frozen, image: &Image, leave_running: bool) -> Result<()> {
+fn save(frozen: &Frozen, image: &Image, leave_running: bool) -> Result<Manifest> {
     let mut sink = FileSink {
         writer: PagesWriter::create(&image.pages)
             .with_context(|| format!("making {}", image.pages.display()))?,
@@ -86,7 +92,8 @@ fn save(frozen: &Frozen, image: &Image, leave_running: bool) -> Result<()> {
         .with_context(context)?;
     file.write_all(&bytes).with_context(context)?;
     file.sync_all().with_context(context)?;
-    std::fs::rename(&image.unfinished, &image.manifest).with_context(context)
+    std::fs::rename(&image.unfinished, &image.manifest).with_context(context)?;
+    Ok(manifest)
 }
 
 struct FileSink {

@@ -38,7 +38,7 @@ use sys::process::{self, KcmpKind};
 use sys::{Pid, Tid};
 
 pub use path::reference;
-pub use socket::{take_backlogs, untaken_backlogs};
+pub use socket::{silence_connections, take_backlogs, untaken_backlogs};
 
 /// A descriptor that is being looked at.
 pub(crate) struct Open<'a> {

@@ -1,7 +1,7 @@
 //! Pipes and sockets that reach out of a tree: what a process outside holds as well would be cut off.
 
 use crate::diag::UnixInfo;
-use crate::{FreezerError, Refusal, diag, proc};
+use crate::{FreezerError, Refusal, diag, nettcp, proc};
 use std::collections::HashMap;
 use sys::Pid;
 
@@ -73,7 +73,7 @@ pub(crate) fn shared(inside: &[Pid]) -> Vec<Refusal> {
     } else {
         HashMap::new()
     };
-    let ends = ends(&ours, &unix);
+    let ends = ends(&ours, &unix, &tcp_peers(&ours));
     let mut found: HashMap<Node, Refusal> = HashMap::new();
     for other in others(inside) {
         for (_, node) in nodes(other) {
@@ -104,11 +104,20 @@ pub(crate) fn shared(inside: &[Pid]) -> Vec<Refusal> {
 /// What nobody outside may hold: which of our nodes it touches, who holds that, and how it touches it.
 type Ends = HashMap<Node, (Node, (Pid, i32), &'static str)>;
 
-fn ends(ours: &HashMap<Node, (Pid, i32)>, unix: &HashMap<u64, UnixInfo>) -> Ends {
+fn ends(
+    ours: &HashMap<Node, (Pid, i32)>,
+    unix: &HashMap<u64, UnixInfo>,
+    tcp: &HashMap<u64, u64>,
+) -> Ends {
     let mut found: Ends = HashMap::new();
     for (node, holder) in ours {
         found.insert(*node, (*node, *holder, "holds it too"));
         let Node::Socket(inode) = node else { continue };
+        if let Some(peer) = tcp.get(inode).map(|peer| Node::Socket(*peer))
+            && !ours.contains_key(&peer)
+        {
+            found.insert(peer, (*node, *holder, "holds the other end"));
+        }
         let Some(info) = unix.get(inode) else {
             continue;
         };
@@ -125,6 +134,19 @@ fn ends(ours: &HashMap<Node, (Pid, i32)>, unix: &HashMap<u64, UnixInfo>) -> Ends
         }
     }
     found
+}
+
+/// Inodes of the other ends of our TCP connections, where they are sockets of this host.
+fn tcp_peers(ours: &HashMap<Node, (Pid, i32)>) -> HashMap<u64, u64> {
+    let all = nettcp::connections();
+    let ours = all
+        .iter()
+        .filter(|(_, inode)| ours.contains_key(&Node::Socket(**inode)));
+    let peer = |((local, remote), inode): (&(Vec<u8>, Vec<u8>), &u64)| {
+        let peer = all.get(&(remote.clone(), local.clone()))?;
+        (*peer != 0).then_some((*inode, *peer))
+    };
+    ours.filter_map(peer).collect()
 }
 
 fn others(inside: &[Pid]) -> Vec<Pid> {

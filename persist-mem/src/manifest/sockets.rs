@@ -167,10 +167,25 @@ pub struct InetSocket {
     pub remote: Vec<u8>,
     /// listen(2)'s argument, as the kernel bounded it; None when it does not listen.
     pub backlog: Option<u32>,
+    /// The TCP connection, when it has or had one.
+    pub connection: Option<Connection>,
     /// Multicast groups it joined.
     pub groups: Vec<MulticastGroup>,
-    /// Datagrams received and not read.
+    /// Datagrams, or bytes of a connection, received and not read.
     pub queue: Vec<SocketMessage>,
+}
+
+/// A TCP connection between two sockets of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Connection {
+    /// The other end; None when it was closed.
+    pub peer: Option<DescriptionId>,
+    /// This end has sent its last byte (`SHUT_WR`).
+    pub finished: bool,
+    /// The other end has.
+    pub ended: bool,
+    /// This end wants no more (`SHUT_RD`), though the other has not finished.
+    pub deaf: bool,
 }
 
 /// Membership in a multicast group, `struct group_filter` as `MCAST_MSFILTER` gives it.

@@ -1,7 +1,7 @@
 //! Sockets of IP: TCP, UDP, ICMP, raw (ip(7), ipv6(7), tcp(7), udp(7), raw(7), icmp(7)).
 
-use super::Common;
 use super::queue::{self, Message};
+use super::{Common, tcp};
 use crate::FreezerError;
 use crate::files::Open;
 use nix::libc as c;
@@ -9,9 +9,6 @@ use persist_mem::manifest::{InetSocket, MulticastGroup};
 use std::os::fd::AsFd;
 use sys::{Errno, socket};
 
-/// include/net/tcp_states.h
-const TCP_CLOSE: u8 = 7;
-const TCP_LISTEN: u8 = 10;
 /// include/uapi/linux/in.h; its value holds `struct group_filter`.
 const MCAST_MSFILTER: i32 = 48;
 /// Sources that are asked for with a group.
@@ -55,7 +52,7 @@ pub(super) fn examine(open: &Open<'_>, common: &Common) -> Result<InetSocket, Fr
         ..InetSocket::default()
     };
     if common.kind == c::SOCK_STREAM {
-        found.backlog = listening(open, common)?;
+        tcp::examine(open, common, &mut found)?;
     } else if common.has(c::POLLIN) && protocol != c::IPPROTO_UDP {
         return Err(open.refuse("messages that were not read yet are not carried for its protocol"));
     }
@@ -80,39 +77,15 @@ fn bound(address: &[u8], kind: i32) -> bool {
     set(ip) || (kind != c::SOCK_RAW && set(port))
 }
 
-/// The backlog of a listening TCP socket, None for a closed one.
-fn listening(open: &Open<'_>, common: &Common) -> Result<Option<u32>, FreezerError> {
-    let fd = open.copy.as_fd();
-    let ulp = socket::option(fd, c::SOL_TCP, c::TCP_ULP, 16).unwrap_or_default();
-    if !ulp.is_empty() {
-        let name = String::from_utf8_lossy(&ulp)
-            .trim_end_matches('\0')
-            .to_owned();
-        return Err(open.refuse(format!("TCP with an upper layer ({name}) is not carried")));
+/// What a UDP socket or a TCP connection received and nobody has read.
+pub(super) fn queue(
+    open: &Open<'_>,
+    common: &Common,
+    state: &InetSocket,
+) -> Result<Vec<Message>, FreezerError> {
+    if state.connection.is_some() {
+        return tcp::queue(open);
     }
-    // struct tcp_info: state u8; for a listening socket unacked at 24 is the number of connections
-    // that wait, sacked at 28 the backlog (net/ipv4/tcp.c, tcp_get_info).
-    let info = socket::option(fd, c::SOL_TCP, c::TCP_INFO, 104).map_err(open.call("TCP_INFO"))?;
-    let word = |at: usize| {
-        let found = info.get(at..at + 4).and_then(|w| w.try_into().ok());
-        found.map_or(0, u32::from_ne_bytes)
-    };
-    match info.first() {
-        Some(&TCP_LISTEN) if word(24) != 0 => Err(open.refuse(format!(
-            "{} TCP connections wait to be accepted; live TCP connections are not carried yet",
-            word(24)
-        ))),
-        Some(&TCP_LISTEN) => Ok(Some(word(28))),
-        Some(&TCP_CLOSE) if common.has(c::POLLRDHUP) => {
-            Err(open.refuse("a TCP socket whose connection has ended is not carried yet"))
-        }
-        Some(&TCP_CLOSE) => Ok(None),
-        _ => Err(open.refuse("live TCP connections are not carried yet")),
-    }
-}
-
-/// What a UDP socket received and nobody has read.
-pub(super) fn queue(open: &Open<'_>, common: &Common) -> Result<Vec<Message>, FreezerError> {
     let udp = common.kind == c::SOCK_DGRAM && common.protocol == c::IPPROTO_UDP;
     if udp && common.has(c::POLLIN) {
         queue::datagrams(open, false)

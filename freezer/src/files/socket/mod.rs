@@ -6,9 +6,11 @@ mod netlink;
 mod options;
 mod packet;
 mod queue;
+mod tcp;
 mod unix;
 
 pub use backlog::{take as take_backlogs, untaken as untaken_backlogs};
+pub use tcp::silence as silence_connections;
 
 use super::Open;
 use crate::FreezerError;
@@ -27,6 +29,7 @@ use sys::{Errno, socket};
 pub(crate) struct Sockets {
     facts: Facts,
     unix: Vec<unix::Found>,
+    holders: HashMap<DescriptionId, (sys::Pid, i32)>,
     in_flight: Vec<InFlight>,
 }
 
@@ -113,13 +116,17 @@ pub(crate) fn examine(open: &Open<'_>, facts: &mut Facts) -> Result<Socket, Free
         Errno::EACCES => open.refuse("a program other than a classic BPF filter is attached to it"),
         errno => open.call("reading its filter")(errno),
     })?;
+    let mut options = options::read(open, common.domain, common.kind, common.protocol)?;
+    if matches!(&state, SocketState::Inet(state) if state.connection.is_some()) {
+        options.retain(|option| !tcp::not_of_a_connection(option.level, option.name));
+    }
     Ok(Socket {
         domain: common.domain,
         kind: common.kind,
         protocol: common.protocol,
         owner: (found.st_uid, found.st_gid),
         mode: found.st_mode & 0o7777,
-        options: options::read(open, common.domain, common.kind, common.protocol)?,
+        options,
         filter,
         filter_locked: int(open, c::SOL_SOCKET, c::SO_LOCK_FILTER)? != 0,
         state,
@@ -149,6 +156,7 @@ impl Sockets {
         id: DescriptionId,
     ) -> Result<DescriptionKind, FreezerError> {
         let mut socket = examine(open, &mut self.facts)?;
+        self.holders.insert(id, (open.pid, open.fd));
         let common = common(open)?;
         let messages = match &socket.state {
             SocketState::Unix(_) => {
@@ -158,7 +166,7 @@ impl Sockets {
                 self.unix.push(found);
                 messages
             }
-            SocketState::Inet(_) => inet::queue(open, &common)?,
+            SocketState::Inet(state) => inet::queue(open, &common, state)?,
             SocketState::Netlink(_) | SocketState::Packet(_) => Vec::new(),
         };
         let mut queue = Vec::new();
@@ -194,7 +202,8 @@ impl Sockets {
 
     /// Who talks to whom, when every description is known.
     pub(super) fn link(self, descriptions: &mut [Description]) -> Result<(), FreezerError> {
-        unix::link(&self.unix, descriptions)
+        unix::link(&self.unix, descriptions)?;
+        tcp::link(&self.holders, descriptions)
     }
 }
 

@@ -13,7 +13,7 @@ const MCAST_JOIN_GROUP: i32 = 42;
 const MCAST_MSFILTER: i32 = 48;
 const MCAST_EXCLUDE: u32 = 0;
 const IPV6_TRANSPARENT: i32 = 75;
-const SO_REUSEPORT: (i32, i32) = (c::SOL_SOCKET, c::SO_REUSEPORT);
+pub(super) const SO_REUSEPORT: (i32, i32) = (c::SOL_SOCKET, c::SO_REUSEPORT);
 
 /// Made, bound and listening; not connected yet.
 pub(super) fn make(making: &Making<'_>, state: &InetSocket) -> Result<OwnedFd, ResurrectError> {
@@ -37,7 +37,11 @@ pub(super) fn make(making: &Making<'_>, state: &InetSocket) -> Result<OwnedFd, R
     Ok(fd)
 }
 
-fn set_int(fd: BorrowedFd<'_>, (level, name): (i32, i32), value: i32) -> sys::Result<()> {
+pub(super) fn set_int(
+    fd: BorrowedFd<'_>,
+    (level, name): (i32, i32),
+    value: i32,
+) -> sys::Result<()> {
     socket::set_int_option(fd, level, name, value)
 }
 
@@ -72,7 +76,7 @@ fn bind(
 /// Binds a port that only ended connections of another SO_REUSEADDR have (TIME_WAIT). In repair mode
 /// (tcp(7)) bind(2) asks nobody; SO_REUSEPORT then tells listen(2) that the port is this socket's.
 /// net/ipv4/inet_connection_sock.c: inet_csk_get_port().
-fn bind_past_ended(fd: BorrowedFd<'_>, address: &[u8]) -> sys::Result<()> {
+pub(super) fn bind_past_ended(fd: BorrowedFd<'_>, address: &[u8]) -> sys::Result<()> {
     const TCP_REPAIR_OFF_NO_WP: i32 = -1;
     set_int(fd, SO_REUSEPORT, 1)?;
     set_int(fd, (c::SOL_TCP, c::TCP_REPAIR), 1)?;
@@ -123,7 +127,7 @@ pub(super) fn connect(
     state: &InetSocket,
     sockets: &mut Sockets,
 ) -> Result<(), ResurrectError> {
-    if state.remote.is_empty() {
+    if state.remote.is_empty() || state.connection.is_some() {
         return Ok(());
     }
     let fd = sockets.get(making)?;
@@ -189,7 +193,8 @@ fn join(
 pub(super) fn fill(all: &[Making<'_>], sockets: &Sockets) -> Result<(), ResurrectError> {
     for making in all {
         if let SocketState::Inet(state) = &making.socket.state {
-            for message in &state.queue {
+            let queue = state.connection.is_none().then_some(&state.queue);
+            for message in queue.into_iter().flatten() {
                 send(all, sockets, making, state, message)?;
             }
         }

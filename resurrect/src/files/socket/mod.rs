@@ -10,6 +10,7 @@ mod options;
 mod packet;
 mod peer;
 mod queue;
+mod tcp;
 mod unix;
 
 use crate::ResurrectError;
@@ -96,7 +97,11 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
         .collect();
     let mut sockets = Sockets::default();
     let mut unix = unix::Unix::make(restore, &all, &mut sockets)?;
+    let mut tcp = tcp::connect(&all, &mut sockets)?;
     for making in &all {
+        if sockets.fds.contains_key(&making.id()) {
+            continue;
+        }
         let fd = match &making.socket.state {
             SocketState::Unix(_) => continue,
             SocketState::Inet(state) => inet::make(making, state)?,
@@ -110,10 +115,14 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
     }
     unix.fill(restore, &all, &sockets)?;
     inet::fill(&all, &sockets)?;
+    tcp.fill(&all, &sockets)?;
     unix.connect(restore, &all, &mut sockets)?;
     for making in &all {
         if let SocketState::Inet(state) = &making.socket.state {
             inet::connect(making, state, &mut sockets)?;
+            if state.connection.is_some() {
+                tcp::settle(making, sockets.get(making)?)?;
+            }
         }
         settle(making, sockets.get(making)?)?;
     }

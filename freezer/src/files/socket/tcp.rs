@@ -1,0 +1,251 @@
+//! TCP sockets (tcp(7)): listening ones, and connections whose both ends are on this host.
+//!
+//! Such a connection is made anew with the same addresses: nobody sees its sequence numbers. All that
+//! counts is what was received and not read, and what is finished.
+
+use super::queue::Message;
+use super::{Common, int};
+use crate::FreezerError;
+use crate::files::Open;
+use nix::libc as c;
+use persist_mem::manifest::{
+    Connection, Description, DescriptionId, DescriptionKind, InetSocket, SocketState,
+};
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+use sys::{Errno, Pid, socket};
+
+/// include/net/tcp_states.h
+mod state {
+    pub(super) const ESTABLISHED: u8 = 1;
+    pub(super) const FIN_WAIT1: u8 = 4;
+    pub(super) const FIN_WAIT2: u8 = 5;
+    pub(super) const CLOSE: u8 = 7;
+    pub(super) const CLOSE_WAIT: u8 = 8;
+    pub(super) const LISTEN: u8 = 10;
+}
+
+/// How long the other end's kernel side may take to say what it has got (delayed acknowledgements).
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(400);
+
+/// What a TCP socket adds to `found`: its backlog or its connection.
+pub(super) fn examine(
+    open: &Open<'_>,
+    common: &Common,
+    found: &mut InetSocket,
+) -> Result<(), FreezerError> {
+    let fd = open.copy.as_fd();
+    let ulp = socket::option(fd, c::SOL_TCP, c::TCP_ULP, 16).unwrap_or_default();
+    if !ulp.is_empty() {
+        let name = String::from_utf8_lossy(&ulp)
+            .trim_end_matches('\0')
+            .to_owned();
+        return Err(open.refuse(format!("TCP with an upper layer ({name}) is not carried")));
+    }
+    if int(open, c::SOL_TCP, c::TCP_REPAIR).is_ok_and(|repair| repair != 0) {
+        return Err(open.refuse("a TCP socket in repair mode is not carried"));
+    }
+    // struct tcp_info: state u8; for a listening socket unacked at 24 is the number of connections
+    // that wait, sacked at 28 the backlog (net/ipv4/tcp.c, tcp_get_info).
+    let info = socket::option(fd, c::SOL_TCP, c::TCP_INFO, 104).map_err(open.call("TCP_INFO"))?;
+    let word = |at: usize| {
+        let found = info.get(at..at + 4).and_then(|w| w.try_into().ok());
+        found.map_or(0, u32::from_ne_bytes)
+    };
+    let finished = match info.first() {
+        Some(&state::LISTEN) if word(24) != 0 => {
+            let text = format!("{} TCP connections wait to be accepted", word(24));
+            return Err(open.refuse(format!("{text}, which is not carried yet")));
+        }
+        Some(&state::LISTEN) => {
+            found.backlog = Some(word(28));
+            return Ok(());
+        }
+        Some(&state::CLOSE) if common.has(c::POLLRDHUP) => {
+            return Err(open.refuse("a TCP socket whose connection has ended is not carried yet"));
+        }
+        Some(&state::CLOSE) => return Ok(()),
+        Some(&(state::ESTABLISHED | state::CLOSE_WAIT)) => false,
+        Some(&(state::FIN_WAIT1 | state::FIN_WAIT2)) => true,
+        _ => return Err(open.refuse("a TCP connection that is being made or ended is not carried")),
+    };
+    if common.has(c::POLLPRI) {
+        return Err(open.refuse("urgent data of TCP is not carried"));
+    }
+    if !is_local(&found.remote) {
+        return Err(open.refuse("live TCP connections to other hosts are not carried yet"));
+    }
+    let got_all = info.first() == Some(&state::CLOSE_WAIT);
+    found.connection = Some(Connection {
+        peer: None,
+        finished,
+        ended: got_all,
+        deaf: common.has(c::POLLRDHUP) && !got_all && !finished,
+    });
+    Ok(())
+}
+
+/// Whether an address is one of this host's.
+fn is_local(address: &[u8]) -> bool {
+    let mut any_port = address.to_vec();
+    if let Some(port) = any_port.get_mut(2..4) {
+        port.fill(0);
+    }
+    let domain = i32::from(address.first().copied().unwrap_or(0));
+    socket::socket(domain, c::SOCK_DGRAM, 0)
+        .is_ok_and(|fd| socket::bind(fd.as_fd(), &any_port).is_ok())
+}
+
+/// What a connection received and nobody has read.
+pub(super) fn queue(open: &Open<'_>) -> Result<Vec<Message>, FreezerError> {
+    let fd = open.copy.as_fd();
+    let begun = Instant::now();
+    while socket::unsent(fd).map_err(open.call("asking for unsent data"))? != 0 {
+        if begun.elapsed() > ACKNOWLEDGED_WITHIN {
+            return Err(
+                open.refuse("it has sent more than its peer can take; that is not carried yet")
+            );
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let total = socket::unread(fd).map_err(open.call("asking for unread data"))? as usize;
+    if total == 0 {
+        return Ok(Vec::new());
+    }
+    let flags = c::MSG_PEEK | c::MSG_DONTWAIT;
+    let received =
+        socket::receive(fd, flags, total).map_err(open.call("reading what is in its queue"))?;
+    if received.data.len() != total {
+        let text = format!("{} of {total} bytes could be read", received.data.len());
+        return Err(open.refuse(text));
+    }
+    Ok(vec![Message {
+        data: received.data,
+        ..Message::default()
+    }])
+}
+
+/// The two addresses of a connection.
+type Pair = (Vec<u8>, Vec<u8>);
+
+/// Host and port: an IPv4 address inside an IPv6 one is the same as the IPv4 address.
+pub(super) fn plain(address: &[u8]) -> Vec<u8> {
+    const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+    let port = address.get(2..4).unwrap_or(&[]);
+    let host = match address.first() {
+        Some(2) => address.get(4..8),
+        _ if address.get(8..20) == Some(&MAPPED) => address.get(20..24),
+        _ => address.get(8..24),
+    };
+    [port, host.unwrap_or(&[])].concat()
+}
+
+/// Writes into connections which description the other end is.
+pub(super) fn link(
+    holders: &HashMap<DescriptionId, (Pid, i32)>,
+    descriptions: &mut [Description],
+) -> Result<(), FreezerError> {
+    let mut by_pair: HashMap<Pair, DescriptionId> = HashMap::new();
+    for description in descriptions.iter_mut() {
+        let id = description.id;
+        if let Some(state) = connected(description) {
+            by_pair.insert((plain(&state.local), plain(&state.remote)), id);
+        }
+    }
+    let everyone = crate::nettcp::connections();
+    for description in descriptions {
+        let id = description.id;
+        let Some(state) = connected(description) else {
+            continue;
+        };
+        let reversed = (plain(&state.remote), plain(&state.local));
+        let peer = by_pair.get(&reversed).copied();
+        let ended = state.connection.as_ref().is_some_and(|c| c.ended);
+        let held = everyone.get(&reversed).is_some_and(|inode| *inode != 0);
+        if peer.is_none() && (held || !ended) {
+            let (pid, fd) = holders.get(&id).copied().unwrap_or((Pid(0), -1));
+            let why = "the other end of its TCP connection is no part of the tree, or was not accepted yet";
+            return Err(FreezerError::refuse(pid, format!("fd {fd}"), why));
+        }
+        if let Some(connection) = &mut state.connection {
+            connection.peer = peer;
+        }
+    }
+    Ok(())
+}
+
+fn connected(description: &mut Description) -> Option<&mut InetSocket> {
+    let DescriptionKind::Socket(socket) = &mut description.kind else {
+        return None;
+    };
+    match &mut socket.state {
+        SocketState::Inet(state) if state.connection.is_some() => Some(state),
+        _ => None,
+    }
+}
+
+/// Options that a connection shows otherwise than they were set, or cannot be given any more.
+pub(super) fn not_of_a_connection(level: i32, name: i32) -> bool {
+    const TCP_SAVE_SYN: i32 = 27;
+    let names = [
+        c::TCP_MAXSEG,
+        c::TCP_WINDOW_CLAMP,
+        c::TCP_FASTOPEN,
+        c::TCP_FASTOPEN_CONNECT,
+        c::TCP_DEFER_ACCEPT,
+        TCP_SAVE_SYN,
+    ];
+    level == c::SOL_TCP && names.contains(&name)
+}
+
+/// Has connections end without a word when their processes are killed, so that their addresses are free
+/// at once. From here on the processes must not go on.
+///
+/// # Errors
+/// When a socket cannot be reached.
+pub fn silence(manifest: &persist_mem::manifest::Manifest) -> Result<(), FreezerError> {
+    for process in &manifest.processes {
+        let Some(live) = process.live() else { continue };
+        for entry in &live.files {
+            let Some(description) = manifest.description(entry.description) else {
+                continue;
+            };
+            let DescriptionKind::Socket(socket) = &description.kind else {
+                continue;
+            };
+            if !matches!(&socket.state, SocketState::Inet(state) if state.connection.is_some()) {
+                continue;
+            }
+            let (pid, fd) = (process.pid, entry.fd);
+            let set = || {
+                let pidfd = sys::process::pidfd_open(pid)?;
+                let copy = sys::process::pidfd_getfd(pidfd.as_fd(), fd)?;
+                match socket::set_int_option(copy.as_fd(), c::SOL_TCP, c::TCP_REPAIR, 1) {
+                    // It ended meanwhile.
+                    Err(Errno::EPERM) => Ok(()),
+                    done => done,
+                }
+            };
+            set().map_err(FreezerError::call(pid, format!("fd {fd}: silencing it")))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain;
+
+    #[test]
+    fn mapped_addresses_are_the_same() {
+        let v4 = [2, 0, 0, 7, 10, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0];
+        let mut v6 = vec![10, 0, 0, 7, 0, 0, 0, 0];
+        v6.extend([0; 10]);
+        v6.extend([0xff, 0xff, 10, 0, 0, 9, 0, 0, 0, 0]);
+        assert_eq!(plain(&v4), [0, 7, 10, 0, 0, 9]);
+        assert_eq!(plain(&v6), plain(&v4));
+        v6[23] = 8;
+        assert_ne!(plain(&v6), plain(&v4));
+    }
+}
