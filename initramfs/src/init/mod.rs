@@ -30,6 +30,9 @@ use std::path::{Path, PathBuf};
 /// Where the log of each kernel's kupgrade is kept.
 pub const LOGS: &str = "/var/log/kupgrade";
 
+/// Word of the command line with the level of what is logged (`debug`); `info` without it.
+pub const LOG_KEY: &str = "kupgrade.log";
+
 /// Why the processes are not carried.
 #[derive(Debug, thiserror::Error)]
 enum InitError {
@@ -74,12 +77,13 @@ impl<E: Into<InitError>> From<E> for Failure {
 pub fn run() -> ! {
     let mut time = TimeLine::begin(sys::clock::tsc());
     let basics = basics::mount_basics();
+    let line = CommandLine::read(Path::new("/proc/cmdline")).unwrap_or_default();
+    let level = line.get(LOG_KEY).and_then(|level| level.parse().ok());
     // Without a log everything else works all the same.
-    let _ = kmsg::install(Path::new("/dev/kmsg"), LevelFilter::Info);
+    let _ = kmsg::install(Path::new("/dev/kmsg"), level.unwrap_or(LevelFilter::Info));
     if let Err(error) = basics {
         kmsg::announce(&error.to_string());
     }
-    let line = CommandLine::read(Path::new("/proc/cmdline")).unwrap_or_default();
     let plan = Fallback::from_command_line(&line);
     let failure = match journey(&line, &mut time) {
         Ok(never) => match never {},

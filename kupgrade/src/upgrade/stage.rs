@@ -10,13 +10,16 @@ use persist_mem::frames::ManifestPlace;
 use persist_mem::superblock::CMDLINE_KEY;
 
 pub(super) fn stage(host: &Host, plan: &Plan<'_>, place: &ManifestPlace) -> Result<Staged> {
-    let words = [
+    let mut words = vec![
         // The log of early boot goes through /dev/kmsg.
         "printk.devkmsg=on".to_owned(),
         // Struct pages of memory that is added lie in it: adding it needs no other memory.
         "memory_hotplug.memmap_on_memory=1".to_owned(),
         format!("{CMDLINE_KEY}={:#x}", place.address()),
     ];
+    if let Ok(level) = std::env::var("KUPGRADE_LOG") {
+        words.push(format!("{}={level}", initramfs::init::LOG_KEY));
+    }
     let line = cmdline::build(&host.cmdline, &words, host.image.cmdline_max)?;
     let firmware: Vec<e820::Entry> = host
         .firmware

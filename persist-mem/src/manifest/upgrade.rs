@@ -203,7 +203,9 @@ impl PageChecksums {
     pub fn of(&self, frame: u64) -> Option<u32> {
         let at = self.runs.partition_point(|run| run.frame <= frame);
         let run = self.runs.get(at.checked_sub(1)?)?;
-        run.sums().nth(usize::try_from(frame - run.frame).ok()?)
+        let (words, _) = run.sums.as_chunks::<4>();
+        let word = words.get(usize::try_from(frame - run.frame).ok()?)?;
+        Some(u32::from_le_bytes(*word))
     }
 }
 

@@ -73,7 +73,12 @@ impl Shell {
                         error.context(format!("no shell answered within {} s", limit.as_secs()))
                     );
                 }
-                Err(_) => {}
+                // When the shell got only half of the line, it waits for the end of a quotation:
+                // Ctrl-C leaves that.
+                Err(_) => self
+                    .stream
+                    .write_all(b"\x03\n")
+                    .context("the machine's serial line is closed")?,
             }
         }
     }
