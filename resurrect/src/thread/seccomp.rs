@@ -111,8 +111,8 @@ mod tests {
             filters.collect()
         };
         assert_eq!(prefix(&stacks(&[&[1, 2, 3], &[1, 2], &[1, 2, 4]])), [1, 2]);
-        assert_eq!(prefix(&stacks(&[&[1], &[2]])), []);
-        assert_eq!(prefix(&[Seccomp::Filters(vec![1]), Seccomp::Off]), []);
+        assert!(prefix(&stacks(&[&[1], &[2]])).is_empty());
+        assert!(prefix(&[Seccomp::Filters(vec![1]), Seccomp::Off]).is_empty());
         assert_eq!(prefix(&stacks(&[&[5, 6]])), [5, 6]);
     }
 }

@@ -185,10 +185,14 @@ pub fn set_locked(master: &impl AsFd, locked: bool) -> Result<()> {
 /// # Errors
 /// As [`pty_index`].
 pub fn peer(master: &impl AsFd, flags: i32) -> Result<OwnedFd> {
-    let flags = (flags | libc::O_NOCTTY | libc::O_CLOEXEC) as libc::c_ulong;
+    let flags = (flags & !libc::O_CLOEXEC | libc::O_NOCTTY) as libc::c_ulong;
     let fd = by_value(master, TIOCGPTPEER, flags)?;
     // SAFETY: the kernel has just returned this descriptor; nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let slave = unsafe { OwnedFd::from_raw_fd(fd) };
+    // Not by O_CLOEXEC: this request, unlike open(2), leaves it among the flags that F_GETFL shows.
+    let flags = nix::fcntl::FdFlag::FD_CLOEXEC;
+    nix::fcntl::fcntl(&slave, nix::fcntl::FcntlArg::F_SETFD(flags))?;
+    Ok(slave)
 }
 
 /// `TIOCSCTTY`: makes it the controlling terminal of the caller, who must lead a session; `steal`
