@@ -2,7 +2,7 @@
 
 use crate::objects::Objects;
 use crate::proc::{self, Status};
-use crate::{FreezerError, Refusal, capture, files, tables};
+use crate::{Externals, FreezerError, Refusal, capture, files, tables};
 use sys::Pid;
 
 /// Why a process would be refused; empty when it is carried. A process that ends meanwhile has
@@ -11,11 +11,15 @@ use sys::Pid;
 /// # Errors
 /// When a file of `/proc` is not understood.
 pub fn check(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
-    check_with(pid, &mut Objects::default())
+    check_one(pid, &mut Objects::default(), &Externals::default())
 }
 
-fn check_with(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, FreezerError> {
-    let found = examine(pid, objects);
+fn check_one(
+    pid: Pid,
+    objects: &mut Objects,
+    externals: &Externals,
+) -> Result<Vec<Refusal>, FreezerError> {
+    let found = examine(pid, objects, externals);
     if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
         return Ok(Vec::new());
     }
@@ -40,20 +44,32 @@ fn check_with(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, FreezerEr
 /// # Errors
 /// As [`check`].
 pub fn check_tree(root: Pid) -> Result<Vec<Refusal>, FreezerError> {
+    check_tree_with(root, &Externals::default())
+}
+
+/// As [`check_tree`], for a tree of which something is external.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_tree_with(root: Pid, externals: &Externals) -> Result<Vec<Refusal>, FreezerError> {
     let pids = proc::tree(root)?;
     let mut found = Vec::new();
     let mut objects = Objects::default();
     for pid in &pids {
-        found.extend(check_with(*pid, &mut objects)?);
+        found.extend(check_one(*pid, &mut objects, externals)?);
     }
     found.extend(tables::shared(&pids)?);
     found.extend(objects.shared_outside(&pids));
-    found.extend(files::outside::shared(&pids));
-    found.extend(files::elsewhere::refusals(&pids));
+    found.extend(externals.excuse(files::outside::shared(&pids)));
+    found.extend(externals.excuse(files::elsewhere::refusals(&pids)));
     Ok(found)
 }
 
-fn examine(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, FreezerError> {
+fn examine(
+    pid: Pid,
+    objects: &mut Objects,
+    externals: &Externals,
+) -> Result<Vec<Refusal>, FreezerError> {
     let stat = proc::Stat::read(pid, "stat")?;
     if stat.state() == 'Z' {
         return tables::of_threads(pid, true);
@@ -63,7 +79,7 @@ fn examine(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, FreezerError
     found.extend(namespaces(pid)?);
     found.extend(crate::ipc::undo_refusal(pid));
     found.extend(capture::memory_refusals(pid, objects)?);
-    found.extend(files::refusals(pid, objects)?);
+    found.extend(files::refusals(pid, objects, externals)?);
     for link in ["cwd", "root"] {
         match files::reference(pid, link) {
             Ok(_) => {}

@@ -21,6 +21,7 @@ pub mod capture;
 pub mod check;
 mod diag;
 mod error;
+mod external;
 pub mod files;
 pub mod freeze;
 mod ipc;
@@ -30,8 +31,9 @@ pub mod proc;
 mod sink;
 pub mod tables;
 
-pub use capture::{capture, capture_host, capture_pages};
+pub use capture::{capture, capture_host, capture_pages, capture_with};
 pub use error::{FreezerError, Refusal};
+pub use external::Externals;
 pub use files::{silence_connections, take_backlogs, untaken_backlogs};
 pub use freeze::{Frozen, freeze, freeze_all};
 pub use objects::Objects;

@@ -1,9 +1,10 @@
 //! `kupgrade checkpoint`.
 
+use crate::external::External;
 use crate::image::Image;
 use crate::signals::Held;
 use anyhow::{Context, Result, bail};
-use freezer::{Frozen, PageRun, PageSink};
+use freezer::{Externals, Frozen, PageRun, PageSink};
 use persist_mem::manifest::{Extent, Manifest};
 use persist_mem::pages_file::PagesWriter;
 use std::io::Write;
@@ -12,9 +13,11 @@ use std::path::Path;
 use sys::Pid;
 
 /// Saves the tree below `pid`. On any failure the tree runs on and the image is removed.
-pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool) -> Result<()> {
+pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> Result<()> {
     refuse_ourselves(pid)?;
-    let mut refusals = freezer::check::check_tree(pid)?;
+    let numbers: Vec<i32> = external.iter().map(|external| external.0).collect();
+    let externals = Externals::of(pid, &numbers)?;
+    let mut refusals = freezer::check::check_tree_with(pid, &externals)?;
     if leave_running {
         refusals.extend(freezer::untaken_backlogs(&freezer::proc::tree(pid)?)?);
     }
@@ -32,7 +35,7 @@ pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool) -> Result<()> {
     }
     let held = Held::hold()?;
     let frozen = freezer::freeze(pid)?;
-    let saved = save(&frozen, &image, leave_running);
+    let saved = save(&frozen, &image, leave_running, externals);
     let manifest = match saved.and_then(|manifest| held.check().map(|()| manifest)) {
         Ok(manifest) => manifest,
         Err(error) => {
@@ -63,12 +66,17 @@ fn refuse_ourselves(pid: Pid) -> Result<()> {
     Ok(())
 }
 
-fn save(frozen: &Frozen, image: &Image, leave_running: bool) -> Result<Manifest> {
+fn save(
+    frozen: &Frozen,
+    image: &Image,
+    leave_running: bool,
+    externals: Externals,
+) -> Result<Manifest> {
     let mut sink = FileSink {
         writer: PagesWriter::create(&image.pages)
             .with_context(|| format!("making {}", image.pages.display()))?,
     };
-    let (mut manifest, objects) = freezer::capture(frozen)?;
+    let (mut manifest, objects) = freezer::capture_with(frozen, externals)?;
     freezer::capture_pages(&mut manifest, &objects, &mut sink)?;
     sink.writer
         .finish()

@@ -12,6 +12,7 @@
 mod after;
 mod check;
 mod checkpoint;
+mod external;
 mod image;
 mod log;
 mod report;
@@ -68,12 +69,20 @@ enum Command {
         /// Let the processes run on.
         #[arg(long)]
         leave_running: bool,
+        /// A descriptor of the tree's first process that leads out of the tree, as fd[NUMBER]: it is not
+        /// carried. At the restore this command's own descriptor with that number takes its place.
+        #[arg(long)]
+        external: Vec<external::External>,
     },
     /// Rebuild a saved tree with its ids; returns once it runs.
     Restore {
         /// The directory that `checkpoint` wrote.
         #[arg(long)]
         dir: PathBuf,
+        /// A descriptor that was external when the tree was saved, as fd[NUMBER]: this command's own with
+        /// that number is handed over.
+        #[arg(long)]
+        external: Vec<external::External>,
     },
     /// Tell what the last upgrade did and how long each part took.
     Report {
@@ -107,8 +116,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             pid,
             dir,
             leave_running,
-        } => checkpoint::run(sys::Pid(pid), &dir, leave_running).map(|()| ExitCode::SUCCESS),
-        Command::Restore { dir } => restore::run(&dir).map(|()| ExitCode::SUCCESS),
+            external,
+        } => checkpoint::run(sys::Pid(pid), &dir, leave_running, &external)
+            .map(|()| ExitCode::SUCCESS),
+        Command::Restore { dir, external } => {
+            restore::run(&dir, &external).map(|()| ExitCode::SUCCESS)
+        }
         Command::Report { json } => report::run(json).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -1,25 +1,30 @@
 //! `kupgrade restore`.
 
+use crate::external::External;
 use crate::image::Image;
 use crate::signals::Held;
 use anyhow::{Context, Result, bail};
 use nix::time::ClockId;
 use persist_mem::manifest::{Host, Manifest};
 use persist_mem::pages_file::PagesFile;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 use sys::Pid;
 
 /// Rebuilds the tree saved in `dir` and returns once it runs. On any failure nothing of it is left.
-pub(crate) fn run(dir: &Path) -> Result<()> {
+pub(crate) fn run(dir: &Path, external: &[External]) -> Result<()> {
     let image = Image::at(dir);
     let context = || format!("reading {}", image.manifest.display());
     let bytes = std::fs::read(&image.manifest).with_context(context)?;
     let manifest = Manifest::from_bytes(&bytes).with_context(context)?;
     let pages = PagesFile::open(&image.pages)
         .with_context(|| format!("reading {}", image.pages.display()))?;
+    let externals = own(external)?;
     let options = resurrect::Options {
         elapsed: elapsed(&manifest.host)?,
+        externals: Some(&externals),
         ..resurrect::Options::default()
     };
     let held = Held::hold()?;
@@ -27,6 +32,18 @@ pub(crate) fn run(dir: &Path) -> Result<()> {
     held.check()?;
     world.thaw()?;
     Ok(())
+}
+
+/// Copies of this program's own descriptors.
+fn own(external: &[External]) -> Result<BTreeMap<i32, OwnedFd>> {
+    let me = Pid(nix::unistd::getpid().as_raw());
+    let pidfd = sys::process::pidfd_open(me).context("opening a pidfd")?;
+    let copy = |External(number): &External| {
+        let copy = sys::process::pidfd_getfd(pidfd.as_fd(), *number)
+            .with_context(|| format!("--external fd[{number}]: it is not open here"))?;
+        Ok((*number, copy))
+    };
+    external.iter().map(copy).collect()
 }
 
 /// Time since the tree was saved, on the clock that its time-outs run by.

@@ -51,6 +51,7 @@ pub(crate) mod nr {
     pub(crate) const EXIT_GROUP: i64 = 231;
     pub(crate) const EPOLL_WAIT: i64 = 232;
     pub(crate) const EPOLL_CTL: i64 = 233;
+    pub(crate) const WAITID: i64 = 247;
     pub(crate) const WAIT4: i64 = 61;
     pub(crate) const KILL: i64 = 62;
     pub(crate) const IOPRIO_SET: i64 = 251;

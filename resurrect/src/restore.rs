@@ -1,11 +1,11 @@
 //! A restore from its beginning to the thaw.
 
+use crate::ResurrectError;
 use crate::files::Files;
 use crate::objects::Objects;
 use crate::scratch::{self, BATCH_LEN};
 use crate::stages::STAGES;
 use crate::task::Task;
-use crate::{ResurrectError, thread};
 use persist_mem::manifest::{Live, Manifest};
 use persist_mem::store::PageStore;
 use std::collections::BTreeMap;
@@ -28,6 +28,8 @@ pub struct Options<'a> {
     /// Called once, when the first process is there as a stopped shell: what must be done inside its
     /// namespaces before files are opened.
     pub born: Option<Born<'a>>,
+    /// What is handed over in place of open files that were external, by number.
+    pub externals: Option<&'a BTreeMap<i32, OwnedFd>>,
 }
 
 impl core::fmt::Debug for Options<'_> {
@@ -158,7 +160,6 @@ pub fn restore(
         log::debug!("stage `{name}`: {:?}", begun.elapsed());
     }
     Ok(World {
-        stopped: thread::stopped(manifest),
         tasks: restore.tasks,
     })
 }
@@ -167,7 +168,6 @@ pub fn restore(
 #[derive(Debug)]
 pub struct World {
     tasks: BTreeMap<Pid, Task>,
-    stopped: Vec<(Pid, i32)>,
 }
 
 impl World {
@@ -182,12 +182,6 @@ impl World {
     /// # Errors
     /// The first process that could not be let go; the others go on.
     pub fn thaw(mut self) -> Result<(), ResurrectError> {
-        for (pid, signal) in &self.stopped {
-            if let Some(task) = self.tasks.get(pid) {
-                process::kill(task.host_pid(), *signal)
-                    .map_err(ResurrectError::call(*pid, "stopping it as it was"))?;
-            }
-        }
         let mut failed = None;
         for (pid, task) in &mut self.tasks {
             for thread in task.all() {

@@ -31,6 +31,7 @@
 //! | [`files`] | owners of signals, locks, leases, inotify |
 //! | [`handle`] | file handles |
 //! | [`tty`] | terminals |
+//! | [`kmsg`] | the kernel's log |
 //! | [`clock`] | clocks and the time stamp counter |
 //! | [`deadline`] | a bound for system calls that have none |
 
@@ -45,6 +46,7 @@ pub mod held;
 pub mod ids;
 pub mod ipc;
 pub mod kexec;
+pub mod kmsg;
 pub mod mountapi;
 pub mod mqueue;
 pub mod pagemap;

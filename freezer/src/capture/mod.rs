@@ -8,6 +8,7 @@ mod memory;
 mod pages;
 mod policy;
 mod process;
+mod reports;
 mod seccomp;
 mod signals;
 mod sleep;
@@ -19,7 +20,7 @@ pub use pages::capture_pages;
 
 use crate::files::Table;
 use crate::objects::Objects;
-use crate::{FreezerError, Frozen};
+use crate::{Externals, FreezerError, Frozen};
 use nix::time::ClockId;
 use persist_mem::manifest::{Clocks, Host, Manifest, Process, State};
 use sys::Pid;
@@ -30,7 +31,18 @@ use sys::Pid;
 /// # Errors
 /// When anything is met that is not carried, or cannot be read.
 pub fn capture(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError> {
-    describe(frozen, None)
+    capture_with(frozen, Externals::default())
+}
+
+/// As [`capture`]; what is external is named, not described.
+///
+/// # Errors
+/// As [`capture`].
+pub fn capture_with(
+    frozen: &Frozen,
+    externals: Externals,
+) -> Result<(Manifest, Objects), FreezerError> {
+    describe(frozen, None, externals)
 }
 
 /// As [`capture`], for a whole host: this process, which ends with its kernel, may hold ends of pipes
@@ -39,18 +51,23 @@ pub fn capture(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError> {
 /// # Errors
 /// As [`capture`].
 pub fn capture_host(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError> {
-    describe(frozen, Some(Pid(nix::unistd::getpid().as_raw())))
+    let this = Pid(nix::unistd::getpid().as_raw());
+    describe(frozen, Some(this), Externals::default())
 }
 
-fn describe(frozen: &Frozen, ours: Option<Pid>) -> Result<(Manifest, Objects), FreezerError> {
+fn describe(
+    frozen: &Frozen,
+    ours: Option<Pid>,
+    externals: Externals,
+) -> Result<(Manifest, Objects), FreezerError> {
     let inside: Vec<Pid> = frozen.pids().chain(ours).collect();
-    crate::files::outside::refuse(&inside)?;
-    crate::files::elsewhere::refuse(frozen)?;
+    crate::files::outside::refuse(&inside, &externals)?;
+    crate::files::elsewhere::refuse(frozen, &externals)?;
     let undo: Vec<_> = frozen.pids().filter_map(crate::ipc::undo_refusal).collect();
     if !undo.is_empty() {
         return Err(FreezerError::Refused(undo));
     }
-    let mut table = Table::new();
+    let mut table = Table::new(externals);
     let mut finder = foothold::Finder::default();
     let mut processes = Vec::new();
     for pid in frozen.pids() {
@@ -95,6 +112,7 @@ fn zombie(pid: Pid) -> Result<Process, FreezerError> {
         ppid: stat.pid(4),
         pgid: stat.pid(5),
         sid: stat.pid(6),
+        exit_signal: stat.exit_signal(),
         state,
     })
 }

@@ -2,7 +2,7 @@
 
 use super::foothold::Finder;
 use super::inside::{self, Inside};
-use super::{attributes, memory, policy, signals, thread, timers};
+use super::{attributes, memory, policy, reports, signals, thread, timers};
 use crate::files::Table;
 use crate::proc::{self, Stat, Status};
 use crate::{FreezerError, Frozen};
@@ -55,6 +55,7 @@ pub(super) fn capture(
         ppid: stat.pid(4),
         pgid: stat.pid(5),
         sid: stat.pid(6),
+        exit_signal: stat.exit_signal(),
         state: State::Live(Box::new(live)),
     })
 }
@@ -122,6 +123,8 @@ fn describe(
     let more = attributes::capture(leader).map_err(FreezerError::tracee(pid))?;
     let itimers = timers::itimers(leader).map_err(FreezerError::tracee(pid))?;
     let posix = timers::posix(pid, leader)?;
+    let children = proc::children(pid)?;
+    let reports = reports::capture(leader, &children).map_err(FreezerError::tracee(pid))?;
     let mut filters = Vec::new();
     let threads = inside
         .iter_mut()
@@ -144,6 +147,7 @@ fn describe(
         actions,
         pending: signals::pending(pid, pid.leader(), true)?,
         stopped,
+        reports,
         limits: attributes::limits(pid)?,
         itimers,
         timers: posix,

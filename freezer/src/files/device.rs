@@ -1,6 +1,6 @@
 //! Devices that are no terminals.
 
-use super::Open;
+use super::{Class, Open, kmsg};
 use crate::FreezerError;
 use nix::sys::stat::{SFlag, major, minor};
 use persist_mem::manifest::DescriptionKind;
@@ -35,7 +35,7 @@ const REFUSED: [(u64, Option<u64>, &str); 7] = [
     (226, None, "graphics devices are not carried"),
 ];
 
-pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
+pub(super) fn classify(open: &Open<'_>) -> Result<Class, FreezerError> {
     if open.file_type() == SFlag::S_IFBLK {
         return Err(open.refuse("block devices are not carried"));
     }
@@ -46,10 +46,14 @@ pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> 
         rdev,
     };
     if major == 1 && STATELESS.contains(&minor) {
-        return Ok(kind);
+        return Ok(Class::Plain(kind));
     }
     if (major, minor) == (1, KMSG) {
-        return kmsg(open, kind);
+        return Ok(if kmsg::is_reader(open)? {
+            Class::Kmsg
+        } else {
+            Class::Plain(kind)
+        });
     }
     let known = REFUSED
         .iter()
@@ -58,15 +62,4 @@ pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> 
         Some((_, _, why)) => open.refuse(*why),
         None => open.refuse(format!("the device {major}:{minor} is not carried")),
     })
-}
-
-/// Writers have no state.
-fn kmsg(open: &Open<'_>, kind: DescriptionKind) -> Result<DescriptionKind, FreezerError> {
-    const O_ACCMODE: u32 = 3;
-    const O_WRONLY: u32 = 1;
-    if open.flags()? & O_ACCMODE == O_WRONLY {
-        Ok(kind)
-    } else {
-        Err(open.refuse("the position in the kernel's log is not carried yet"))
-    }
 }

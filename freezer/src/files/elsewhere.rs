@@ -5,7 +5,7 @@
 
 use super::{O_PATH, pidfd};
 use crate::proc::{self, FdInfo};
-use crate::{FreezerError, Frozen, Refusal};
+use crate::{Externals, FreezerError, Frozen, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use sys::Pid;
@@ -24,12 +24,12 @@ enum End {
 }
 
 /// Refuses what a process outside of the tree holds as well: its end would be cut off.
-pub(crate) fn refuse(frozen: &Frozen) -> Result<(), FreezerError> {
+pub(crate) fn refuse(frozen: &Frozen, externals: &Externals) -> Result<(), FreezerError> {
     let inside: Vec<Pid> = frozen
         .pids()
         .chain(frozen.zombies().iter().copied())
         .collect();
-    let found = refusals(&inside);
+    let found = externals.excuse(refusals(&inside));
     if found.is_empty() {
         Ok(())
     } else {

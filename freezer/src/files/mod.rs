@@ -7,6 +7,7 @@ mod epoll;
 mod eventfd;
 mod fifo;
 mod inotify;
+mod kmsg;
 mod lock;
 mod memfd;
 mod mqueue;
@@ -25,7 +26,7 @@ mod timerfd;
 
 use crate::objects::Objects;
 use crate::proc::{self, FdInfo};
-use crate::{FreezerError, Refusal};
+use crate::{Externals, FreezerError, Refusal};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 use persist_mem::manifest::{
     Description, DescriptionId, DescriptionKind, Descriptor, Lock, Pipe, PosixQueue,
@@ -114,6 +115,7 @@ pub(crate) struct Table {
     sockets: socket::Sockets,
     locks: Vec<Lock>,
     queues: mqueue::Queues,
+    externals: Externals,
 }
 
 /// All that was found.
@@ -128,8 +130,11 @@ pub(crate) struct Found {
 }
 
 impl Table {
-    pub(crate) fn new() -> Table {
-        Table::default()
+    pub(crate) fn new(externals: Externals) -> Table {
+        Table {
+            externals,
+            ..Table::default()
+        }
     }
 
     /// Notes a process's session and controlling terminal.
@@ -168,10 +173,22 @@ impl Table {
         let place = self.find(&copy).map_err(FreezerError::call(pid, "kcmp"))?;
         let known = place.ok().map(|index| self.sorted[index]);
         let id = known.unwrap_or_else(|| self.next());
-        lock::capture(&open, id, known.is_none(), &mut self.locks)?;
+        let external = self.externals.number(&copy);
+        let external = external.map_err(FreezerError::call(pid, "kcmp"))?;
+        if external.is_none() {
+            lock::capture(&open, id, known.is_none(), &mut self.locks)?;
+        }
         self.numbers.insert((pid, fd), id);
         let Err(place) = place else { return Ok(id) };
-        let kind = self.kind(&open, id)?;
+        let kind = match external {
+            Some(number) => DescriptionKind::External { number },
+            None if self.externals.touches(&link) => {
+                return Err(
+                    open.refuse("its other end is handed over (--external), so must be this one")
+                );
+            }
+            None => self.kind(&open, id)?,
+        };
         self.descriptions.push(Description {
             id,
             flags: open.flags()?,
@@ -213,6 +230,7 @@ impl Table {
         Ok(match classify(open, &mut self.objects)? {
             Class::Pipe => DescriptionKind::Pipe(self.pipes.capture(open)?),
             Class::Fifo => fifo::capture(open, &mut self.pipes)?,
+            Class::Kmsg => kmsg::capture(open)?,
             Class::EventFd => eventfd::capture(open)?,
             Class::Terminal => self.terminals.capture(open, id)?,
             Class::Removed => DescriptionKind::Removed(self.removed.capture(open)),
@@ -281,6 +299,7 @@ const O_PATH: u32 = 0o10_000_000;
 enum Class {
     Pipe,
     Fifo,
+    Kmsg,
     EventFd,
     Terminal,
     Removed,
@@ -353,7 +372,7 @@ fn by_type(open: &Open<'_>) -> Result<Class, FreezerError> {
             terminal::check(open)?;
             Ok(Class::Terminal)
         }
-        SFlag::S_IFCHR | SFlag::S_IFBLK => device::capture(open).map(Class::Plain),
+        SFlag::S_IFCHR | SFlag::S_IFBLK => device::classify(open),
         SFlag::S_IFIFO => {
             fifo::check(open)?;
             Ok(Class::Fifo)
@@ -364,7 +383,11 @@ fn by_type(open: &Open<'_>) -> Result<Class, FreezerError> {
 }
 
 /// What of a process's descriptors is not carried, found without stopping it.
-pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, FreezerError> {
+pub(crate) fn refusals(
+    pid: Pid,
+    objects: &mut Objects,
+    externals: &Externals,
+) -> Result<Vec<Refusal>, FreezerError> {
     let pidfd = process::pidfd_open(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
     let mut found = Vec::new();
     let mut sockets = socket::Facts::default();
@@ -377,6 +400,9 @@ pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, 
         ) else {
             continue;
         };
+        if matches!(externals.number(&copy), Ok(Some(_))) {
+            continue;
+        }
         let open = Open::new(pid, fd, &link, &info, &copy)?;
         let checked = classify(&open, objects).and_then(|class| match class {
             Class::Plain(DescriptionKind::Epoll { targets }) => epoll::check(&open, &targets),

@@ -1,7 +1,7 @@
 //! Pipes and sockets that reach out of a tree: what a process outside holds as well would be cut off.
 
 use crate::diag::UnixInfo;
-use crate::{FreezerError, Refusal, diag, nettcp, proc};
+use crate::{Externals, FreezerError, Refusal, diag, nettcp, proc};
 use std::collections::HashMap;
 use sys::Pid;
 
@@ -50,8 +50,8 @@ pub(crate) fn socket_inode(link: &[u8]) -> Option<u64> {
 ///
 /// # Errors
 /// [`FreezerError::Refused`].
-pub(crate) fn refuse(inside: &[Pid]) -> Result<(), FreezerError> {
-    let found = shared(inside);
+pub(crate) fn refuse(inside: &[Pid], externals: &Externals) -> Result<(), FreezerError> {
+    let found = externals.excuse(shared(inside));
     if found.is_empty() {
         Ok(())
     } else {

@@ -28,9 +28,14 @@ const SLAVES: core::ops::RangeInclusive<u64> = 136..=143;
 /// `/dev/ptmx`.
 const MULTIPLEXER: u64 = makedev(5, 2);
 
+/// Majors of terminals (Documentation/admin-guide/devices.txt): virtual consoles and serial lines, what
+/// stands for others, modems, USB adapters, serial ports of other makes, hypervisor consoles.
+const OTHERS: [u64; 6] = [4, 5, 166, 188, 204, 229];
+
 /// Whether a character device is one.
 pub(super) fn is(open: &Open<'_>) -> bool {
-    open.stat.st_rdev == MULTIPLEXER || !matches!(tty::termios(open.copy), Err(Errno::ENOTTY))
+    let major = major(open.stat.st_rdev);
+    SLAVES.contains(&major) || OTHERS.contains(&major)
 }
 
 /// Whether it can be carried, as far as one description tells.

@@ -65,6 +65,12 @@ impl Stat {
         Pid(i32::try_from(self.field(number)).unwrap_or(0))
     }
 
+    /// The signal its parent gets at its end (field 38), 0 for none.
+    #[must_use]
+    pub fn exit_signal(&self) -> i32 {
+        i32::try_from(self.field(38)).unwrap_or(0).max(0)
+    }
+
     /// Field `number` as an address.
     #[must_use]
     pub fn address(&self, number: usize) -> u64 {

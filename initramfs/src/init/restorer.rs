@@ -62,6 +62,7 @@ fn rebuild(
         elapsed: elapsed(saved),
         root_flags: u64::from(nix::libc::CLONE_NEWPID.cast_unsigned()),
         born: Some(&born),
+        ..Options::default()
     };
     let world = resurrect::restore(&saved.manifest, &store, options).map_err(|e| e.to_string())?;
     time.done("resurrect");

@@ -54,6 +54,11 @@ pub struct Description {
 /// `resurrect::files`, named alike.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DescriptionKind {
+    /// Not carried: the restorer has a replacement under this number.
+    External {
+        /// The number.
+        number: i32,
+    },
     /// A regular file or directory that still has its path; with `O_PATH`, whatever is there.
     Path(FileRef),
     /// A file whose path leads elsewhere by now, while another name of it exists.
@@ -95,6 +100,15 @@ pub enum DescriptionKind {
     Deleted {
         /// [`super::SharedObject::id`].
         object: u32,
+    },
+    /// `/dev/kmsg`, opened for reading.
+    Kmsg {
+        /// Its path.
+        path: Vec<u8>,
+        /// Number of the next record.
+        next: u64,
+        /// `/proc/sys/kernel/random/boot_id`: another kernel's log begins again.
+        boot: String,
     },
     /// One end of a pipe; the access mode says which.
     Pipe(PipeId),

@@ -16,6 +16,8 @@ pub struct Process {
     pub pgid: Pid,
     /// Its session.
     pub sid: Pid,
+    /// The signal its parent gets at its end (clone(2)), 0 for none.
+    pub exit_signal: i32,
     /// Alive or not.
     pub state: State,
 }
@@ -66,6 +68,8 @@ pub struct Live {
     pub pending: Vec<QueuedSignal>,
     /// The signal that stopped it (job control), if it is stopped.
     pub stopped: Option<i32>,
+    /// Children that have stopped or gone on without its having been told by wait(2).
+    pub reports: Vec<(Pid, ChildReport)>,
     /// Resource limits in the order of `RLIMIT_*` numbers: soft, hard.
     pub limits: Vec<(u64, u64)>,
     /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
@@ -80,6 +84,15 @@ pub struct Live {
     pub child_subreaper: bool,
     /// PR_GET_DUMPABLE: 0, 1 or 2.
     pub dumpable: u8,
+}
+
+/// What a wait(2) would tell of a child that has not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChildReport {
+    /// `WUNTRACED`: it has stopped.
+    Stopped,
+    /// `WCONTINUED`: it has gone on.
+    Continued,
 }
 
 /// An entry of a descriptor table.

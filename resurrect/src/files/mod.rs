@@ -8,9 +8,11 @@ mod deleted;
 mod device;
 mod epoll;
 mod eventfd;
+mod external;
 mod fifo;
 mod handle;
 mod inotify;
+mod kmsg;
 mod lock;
 mod memfd;
 mod mqueue;
@@ -18,7 +20,7 @@ pub(crate) mod owner;
 pub(crate) mod path;
 mod pidfd;
 mod pipe;
-mod pseudo;
+pub(crate) mod pseudo;
 mod removed;
 mod signalfd;
 mod socket;
@@ -131,6 +133,7 @@ fn set_flags(restore: &Restore<'_>) -> Result<(), ResurrectError> {
         let made_with_flags = matches!(
             description.kind,
             DescriptionKind::Path(_)
+                | DescriptionKind::External { .. }
                 | DescriptionKind::Deleted { .. }
                 | DescriptionKind::Device { .. }
                 | DescriptionKind::Handle { .. }
@@ -154,6 +157,7 @@ fn set_flags(restore: &Restore<'_>) -> Result<(), ResurrectError> {
 
 fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
     match &opening.description.kind {
+        DescriptionKind::External { number } => external::open(opening, *number),
         DescriptionKind::Path(file) => path::open(opening, file),
         DescriptionKind::Device { path, rdev } => device::open(opening, path, *rdev),
         DescriptionKind::Handle {
@@ -167,6 +171,7 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
         DescriptionKind::Terminal { terminal, path, .. } => {
             terminal::open(opening, *terminal, path)
         }
+        DescriptionKind::Kmsg { path, next, boot } => kmsg::open(opening, path, *next, boot),
         DescriptionKind::Inotify { watches } => inotify::open(opening, watches),
         DescriptionKind::PidFd {
             target: Some(target),

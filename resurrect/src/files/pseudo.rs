@@ -2,7 +2,9 @@
 
 use super::{Opening, path};
 use crate::ResurrectError;
+use crate::restore::Restore;
 use nix::sys::stat::Mode;
+use persist_mem::manifest::DescriptionKind;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -16,6 +18,22 @@ pub(super) fn open(opening: &Opening<'_, '_>, at: &[u8]) -> Result<OwnedFd, Resu
             why: format!("opening it: {errno}"),
         }
     })?;
-    path::seek(opening, &fd)?;
     Ok(fd)
+}
+
+/// Sets the offsets. The kernel writes the text up to there when it is asked to, so everything that it
+/// tells of must be as it was.
+pub(crate) fn seek(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    for description in &restore.manifest.descriptions {
+        let made_up = matches!(description.kind, DescriptionKind::Pseudo { .. });
+        let fd = restore.files.opened.get(&description.id);
+        if let Some(fd) = fd.filter(|_| made_up) {
+            let opening = Opening {
+                restore,
+                description,
+            };
+            path::seek(&opening, fd)?;
+        }
+    }
+    Ok(())
 }

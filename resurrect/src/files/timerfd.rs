@@ -14,6 +14,7 @@ use sys::Errno;
 // include/uapi/linux/time.h
 const CLOCK_REALTIME: i32 = 0;
 const CLOCK_REALTIME_ALARM: i32 = 8;
+const CLOCK_BOOTTIME_ALARM: i32 = 9;
 
 const TFD_TIMER_ABSTIME: u32 = 1;
 
@@ -38,7 +39,7 @@ pub(super) fn open(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError>
     };
     let clocks = opening.restore.manifest.host.clocks;
     let passed = since(opening.restore.elapsed(), &clocks, read_at);
-    let now = sys::clock::read_ns(ClockId::from_raw(clock));
+    let now = sys::clock::read_ns(readable(clock));
     let now = now.map_err(opening.failed("reading its clock"))?;
     let setting = timer.setting(passed, now, clocks.realtime - (clocks.monotonic - read_at));
     // Flags are kept with a timer that is not armed, too.
@@ -54,6 +55,16 @@ pub(super) fn open(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError>
             .map_err(opening.failed("setting its ticks"))?;
     }
     Ok(fd)
+}
+
+/// The clock whose time an alarm clock shows: it can always be read, the other one only with a real-time
+/// clock that wakes the machine.
+fn readable(clock: i32) -> ClockId {
+    match clock {
+        CLOCK_REALTIME_ALARM => ClockId::CLOCK_REALTIME,
+        CLOCK_BOOTTIME_ALARM => ClockId::CLOCK_BOOTTIME,
+        clock => ClockId::from_raw(clock),
+    }
 }
 
 /// Nanoseconds since the timer was read.

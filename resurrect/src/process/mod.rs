@@ -2,6 +2,7 @@
 
 pub(crate) mod attributes;
 pub(crate) mod directories;
+pub(crate) mod jobs;
 pub(crate) mod limits;
 pub(crate) mod signals;
 pub(crate) mod timers;

@@ -8,6 +8,7 @@ use sys::batch::Batch;
 
 const SIGKILL: usize = 9;
 const SIGCHLD: usize = 17;
+const SIGCONT: usize = 18;
 const SIGSTOP: usize = 19;
 const SIG_IGN: u64 = 1;
 
@@ -33,9 +34,11 @@ pub(crate) fn forget_children(live: &persist_mem::manifest::Live, batch: &mut Ba
         handler: SIG_IGN,
         ..SigAction::default()
     };
-    put(batch, SIGCHLD, &ignore);
-    if let Some(action) = live.actions.get(SIGCHLD - 1) {
-        put(batch, SIGCHLD, action);
+    for signal in [SIGCHLD, SIGCONT] {
+        put(batch, signal, &ignore);
+        if let Some(action) = live.actions.get(signal - 1) {
+            put(batch, signal, action);
+        }
     }
 }
 

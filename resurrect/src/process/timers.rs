@@ -32,12 +32,15 @@ fn interval(
 ) -> Result<(), ResurrectError> {
     let mut batch = Batch::new();
     for (which, timer) in live.itimers.iter().enumerate() {
-        if timer.value_us == 0 {
-            continue;
-        }
+        let remaining = match (timer.value_us, timer.interval_us) {
+            (0, 0) => continue,
+            // It has expired and starts again when its signal is taken (kernel/signal.c).
+            (0, interval) => interval,
+            (value, _) => value,
+        };
         // Only ITIMER_REAL runs on while nothing runs.
         let passed = if which == 0 { elapsed_us } else { 0 };
-        let value = timer.value_us.saturating_sub(passed).max(1);
+        let value = remaining.saturating_sub(passed).max(1);
         let parts = |us: u64| [us / 1_000_000, us % 1_000_000];
         let words = [parts(timer.interval_us), parts(value)];
         let bytes: Vec<u8> = words

@@ -9,7 +9,7 @@ pub(crate) mod signals;
 use crate::ResurrectError;
 use crate::restore::Restore;
 use crate::tree::thread as birth;
-use persist_mem::manifest::{Live, Manifest, Thread};
+use persist_mem::manifest::{Live, Thread};
 use sys::Pid;
 use sys::tracee::Tracee;
 
@@ -60,12 +60,4 @@ fn in_order(threads: &[Thread]) -> impl Iterator<Item = &Thread> {
     let mut rest: Vec<&Thread> = threads.iter().skip(1).collect();
     rest.sort_by_key(|thread| thread.tid);
     threads.first().into_iter().chain(rest)
-}
-
-/// Processes that a signal had stopped (job control).
-pub(crate) fn stopped(manifest: &Manifest) -> Vec<(Pid, i32)> {
-    let processes = manifest.processes.iter();
-    processes
-        .filter_map(|p| Some((p.pid, p.live()?.stopped?)))
-        .collect()
 }

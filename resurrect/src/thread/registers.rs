@@ -162,21 +162,30 @@ fn go_to_sleep(
         .set_regs(&regs)
         .map_err(ResurrectError::tracee(pid, doing))?;
     ptrace::cont_to_syscall(tid, 0).map_err(failed())?;
-    wait_for(pid, tracee, &[Status::Syscall, Status::Signal(SIGTRAP)])?;
+    wait_for(pid, tracee, |status| {
+        matches!(status, Status::Syscall | Status::Signal(SIGTRAP))
+    })?;
     // At the entry: asked to stop now, it meets the request as soon as it would sleep.
     ptrace::interrupt(tid).map_err(failed())?;
     ptrace::cont(tid, 0).map_err(failed())?;
-    wait_for(pid, tracee, &[Status::Trap])?;
+    // In a stopped job the stop shows the signal that stopped it.
+    wait_for(pid, tracee, |status| {
+        matches!(status, Status::Trap | Status::GroupStop(_))
+    })?;
     let now = tracee.regs().map_err(ResurrectError::tracee(pid, doing))?;
     let sleeps = now.rax == (-restart::ERESTART_RESTARTBLOCK).cast_unsigned();
     Ok((!sleeps).then_some(now.rax))
 }
 
-/// Waits for one of these stops.
-fn wait_for(pid: Pid, tracee: &Tracee, expected: &[Status]) -> Result<(), ResurrectError> {
+/// Waits for a stop that is expected.
+fn wait_for(
+    pid: Pid,
+    tracee: &Tracee,
+    expected: impl Fn(Status) -> bool,
+) -> Result<(), ResurrectError> {
     let failed = || ResurrectError::call(pid, "going on with its sleep");
     match wait::wait_for_at_most(tracee.tid(), STOP_WITHIN).map_err(failed())? {
-        Some(status) if expected.contains(&status) => Ok(()),
+        Some(status) if expected(status) => Ok(()),
         Some(status) => Err(ResurrectError::Impossible {
             pid,
             why: format!("it stopped with {status:?} while going on with its sleep"),

@@ -106,11 +106,14 @@ fn descendant(
     sibling: bool,
 ) -> Result<Tracee, ResurrectError> {
     let scratch = restore.scratch.place();
+    let recorded = restore.manifest.processes.iter().find(|p| p.pid == pid);
+    // Helpers have none.
+    let exit_signal = recorded.map_or(SIGCHLD, |p| u64::from(p.exit_signal.cast_unsigned()));
     let parent = restore.task(by)?;
     let mut batch = Batch::new();
     let flags = if sibling { CLONE_PARENT } else { 0 };
     // A sibling's exit signal is that of the caller.
-    let signal = if sibling { 0 } else { SIGCHLD };
+    let signal = if sibling { 0 } else { exit_signal };
     let args = clone_args(&mut batch, flags, signal, pid.0);
     batch.call("making a child", nr::CLONE3, args);
     let output = parent

@@ -131,36 +131,17 @@ fn end(
         why: "it was not made".into(),
     };
     let mut task = restore.tasks.remove(&pid).ok_or_else(gone)?;
-    let mut batch = Batch::new();
     match *ending {
         Ending::Exit(code) => {
+            let mut batch = Batch::new();
             batch.call("ending", nr::EXIT_GROUP, [code.into()]);
+            match task.leader.run_raw(&batch) {
+                Err(sys::tracee::TraceeError::Ended { .. }) => {}
+                Err(cause) => return Err(ResurrectError::tracee(pid, "ending it")(cause)),
+                Ok(_) => return Err(ResurrectError::call(pid, "ending it")(Errno::EBUSY)),
+            }
         }
-        Ending::Signal(signal) => {
-            sys::process::kill(task.host_pid(), signal)
-                .map_err(ResurrectError::call(pid, "ending it by a signal"))?;
-            // A deadly signal that is not blocked ends it wherever it is.
-            task.leader
-                .set_sigmask(0)
-                .map_err(ResurrectError::tracee(pid, "ending it by a signal"))?;
-            batch.call("waiting for the end", nr::KILL, [0.into(), 0.into()]);
-        }
-    }
-    match task.leader.run_raw(&batch) {
-        Err(sys::tracee::TraceeError::Ended { .. }) => {}
-        Err(sys::tracee::TraceeError::Unexpected {
-            status: Status::Signal(signal),
-            ..
-        }) => {
-            // The stop before a signal takes effect: let it.
-            sys::ptrace::cont(task.leader.tid(), signal)
-                .map_err(ResurrectError::call(pid, "ending it"))?;
-            wait::wait_for(task.leader.tid()).map_err(ResurrectError::call(pid, "ending it"))?;
-        }
-        Err(cause) => return Err(ResurrectError::tracee(pid, "ending it")(cause)),
-        Ok(_) => {
-            return Err(ResurrectError::call(pid, "ending it")(Errno::EBUSY));
-        }
+        Ending::Signal(signal) => end_by_signal(pid, &task, signal)?,
     }
     match reaper {
         None => Ok(()),
@@ -168,6 +149,28 @@ fn end(
             const WALL: i32 = 0x4000_0000;
             let args = [pid.0.into(), 0.into(), WALL.into(), 0.into()];
             one(restore, reaper, "waiting for a helper", nr::WAIT4, &args)
+        }
+    }
+}
+
+/// A deadly signal that is not blocked ends it wherever it is.
+fn end_by_signal(pid: Pid, task: &crate::task::Task, signal: i32) -> Result<(), ResurrectError> {
+    let failed = || ResurrectError::call(pid, "ending it by a signal");
+    // SIGKILL waits for nothing, and then there is nobody to be told.
+    let unless_gone = |done: sys::Result<()>| match done {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(failed()(errno)),
+    };
+    let tid = task.leader.tid();
+    sys::process::kill(task.host_pid(), signal).map_err(failed())?;
+    unless_gone(sys::ptrace::set_sigmask(tid, 0))?;
+    unless_gone(sys::ptrace::cont(tid, 0))?;
+    loop {
+        match wait::wait_for(tid).map_err(failed())? {
+            Status::Exited(_) | Status::Killed(_) => return Ok(()),
+            // The stop before a signal takes effect: let it.
+            Status::Signal(signal) => unless_gone(sys::ptrace::cont(tid, signal))?,
+            _ => unless_gone(sys::ptrace::cont(tid, 0))?,
         }
     }
 }

@@ -327,6 +327,7 @@ mod tests {
             ppid: Pid(ppid),
             pgid: Pid(pgid),
             sid: Pid(sid),
+            exit_signal: 17,
             state: State::Zombie {
                 status: 0,
                 comm: Vec::new(),
