@@ -200,6 +200,16 @@ const PACKET: &[Line] = &[
     (SOL_PACKET, 23 /* PACKET_IGNORE_OUTGOING */, 4),
 ];
 
+/// Options that only datagrams have a use for.
+const MULTICAST: &[(i32, i32)] = &[
+    (c::SOL_IP, c::IP_MULTICAST_IF),
+    (c::SOL_IP, c::IP_MULTICAST_TTL),
+    (c::SOL_IP, c::IP_MULTICAST_LOOP),
+    (c::SOL_IPV6, c::IPV6_MULTICAST_IF),
+    (c::SOL_IPV6, c::IPV6_MULTICAST_HOPS),
+    (c::SOL_IPV6, c::IPV6_MULTICAST_LOOP),
+];
+
 /// The tables that apply to a socket.
 fn tables(domain: i32, kind: i32, protocol: i32) -> Vec<&'static [Line]> {
     let mut found = vec![GENERAL];
@@ -231,6 +241,10 @@ pub(super) fn read(
 ) -> Result<Vec<SocketOption>, FreezerError> {
     let mut found = Vec::new();
     for &(level, name, size) in tables(domain, kind, protocol).into_iter().flatten() {
+        // TCP shows what came with the peer's first packet there, and takes nothing.
+        if kind == c::SOCK_STREAM && MULTICAST.contains(&(level, name)) {
+            continue;
+        }
         match socket::option(open.copy.as_fd(), level, name, size) {
             Ok(value) => found.push(SocketOption { level, name, value }),
             // This kernel or this kind of socket does not have it.
