@@ -4,12 +4,20 @@
 //! A folder per group of resources, a module per resource; [`registry`] knows all of them and
 //! [`expected`] what is not carried yet.
 
+mod ancestry;
+mod calls;
 mod expected;
+mod files;
+mod ipc;
 mod kit;
 mod memory;
 mod protocol;
 mod registry;
+mod signals;
+mod sockets;
+mod terminals;
 mod threads;
+mod time;
 mod vfork_parent;
 
 use std::process::ExitCode;

@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use crate::kit::{Setting, Watch};
-use crate::{memory, threads};
+use crate::{ancestry, calls, files, ipc, memory, signals, sockets, terminals, threads, time};
 
 /// A subject.
 pub(crate) struct Subject {
@@ -37,7 +37,18 @@ pub(crate) const fn subject(
     }
 }
 
-const GROUPS: &[&Group] = &[&memory::GROUP, &threads::GROUP];
+const GROUPS: &[&Group] = &[
+    &memory::GROUP,
+    &threads::GROUP,
+    &signals::GROUP,
+    &calls::GROUP,
+    &time::GROUP,
+    &ancestry::GROUP,
+    &files::GROUP,
+    &sockets::GROUP,
+    &terminals::GROUP,
+    &ipc::GROUP,
+];
 
 /// Every subject with the name of its group.
 pub(crate) fn all() -> impl Iterator<Item = (&'static str, &'static Subject)> {

@@ -1,9 +1,12 @@
 //! What subjects are made with.
 
 mod area;
+pub(crate) mod files;
 mod kin;
+pub(crate) mod net;
 pub(crate) mod procfs;
 mod threads;
+mod waiter;
 
 use std::fmt::{Debug, Display};
 use std::path::PathBuf;
@@ -14,7 +17,9 @@ use anyhow::{Result, bail};
 
 pub(crate) use area::{Area, PAGE};
 pub(crate) use kin::{Kin, fork};
+pub(crate) use net::loopback;
 pub(crate) use threads::{Crew, tid};
+pub(crate) use waiter::{Gaps, TERM, args, blocked, raw, timed};
 
 /// Where a subject lives.
 #[derive(Clone, Debug)]
@@ -134,13 +139,17 @@ pub(crate) fn same<T: PartialEq + Debug + ?Sized>(what: &str, before: &T, now: &
     Ok(())
 }
 
-/// The result of a system call; -1 becomes an error that names it.
+/// The result of a system call; a failure becomes an error that names it: -1 of the C library's
+/// functions, and the negative error numbers of [`raw`].
 pub(crate) fn sys(what: &str, ret: impl Ret) -> Result<i64> {
-    let ret = ret.number();
-    if ret == -1 {
-        bail!("{what}: {}", std::io::Error::last_os_error());
+    match ret.number() {
+        -1 => bail!("{what}: {}", std::io::Error::last_os_error()),
+        error @ -4095..-1 => bail!(
+            "{what}: {}",
+            std::io::Error::from_raw_os_error(-error as i32)
+        ),
+        result => Ok(result),
     }
-    Ok(ret)
 }
 
 /// What system calls return.

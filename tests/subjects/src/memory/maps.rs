@@ -6,12 +6,12 @@ use anyhow::Result;
 
 use crate::kit::{Setting, Watch, procfs};
 
-/// All of it as before, but for the kernel's own mappings and their address in auxv. The heap
-/// may have grown by what the check itself allocates.
+/// All of it as before, but for the kernel's own mappings and their address in auxv. Heap and
+/// stack may have grown by what the check itself needs.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
     let watch = Watch::keep(|| {
         let mut maps = procfs::maps()?;
-        maps.retain(|line| !line.contains("[heap]"));
+        maps.retain(|line| !line.contains("[heap]") && !line.contains("[stack]"));
         let mut told = vec![maps.join("\n")];
         for name in ["cmdline", "environ", "comm", "personality", "auxv"] {
             told.push(format!("{:?}", read(name)?));

@@ -1,0 +1,55 @@
+//! Parents, children, sessions and process groups.
+
+mod family;
+mod groups;
+mod zombies;
+
+use crate::registry::{Group, subject};
+
+/// Ancestry.
+pub(crate) const GROUP: Group = Group {
+    name: "ancestry",
+    subjects: &[
+        subject(
+            "family",
+            "a tree of processes with its PIDs and parents",
+            family::start,
+        ),
+        subject("wide-family", "a hundred children", family::wide),
+        subject(
+            "orphans",
+            "orphans taken over by a subreaper",
+            family::orphans,
+        ),
+        subject(
+            "groups",
+            "process groups, one with a leader that is gone",
+            groups::groups,
+        ),
+        subject(
+            "sessions",
+            "sessions, one with a leader that is gone",
+            groups::sessions,
+        ),
+        subject(
+            "group-of-zombie",
+            "a group whose leader is a zombie",
+            groups::zombie_leader,
+        ),
+        subject(
+            "zombies",
+            "zombies that nobody has waited for, with their status",
+            zombies::start,
+        ),
+        subject(
+            "zombie-killed",
+            "a zombie killed by a signal",
+            zombies::killed,
+        ),
+        subject(
+            "exit-signal",
+            "children that end with another signal than SIGCHLD",
+            zombies::exit_signal,
+        ),
+    ],
+};

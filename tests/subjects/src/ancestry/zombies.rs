@@ -1,0 +1,127 @@
+//! Children that have ended and wait for their parent.
+
+use anyhow::{Result, bail};
+
+use crate::kit::{SOON, Setting, Watch, args, fork, procfs, raw, same, sys, until};
+
+fn becomes_zombie(pid: i32) -> Result<()> {
+    until("it is a zombie", SOON, || {
+        procfs::status(&pid.to_string(), "State").is_ok_and(|state| state.starts_with('Z'))
+    })
+}
+
+/// Status of a child without reaping it (WNOWAIT).
+fn status(pid: i32) -> Result<(i32, i32)> {
+    let mut info = [0_i32; 32];
+    let options = libc::WEXITED | libc::WNOWAIT | libc::WNOHANG | libc::__WALL;
+    let at = info.as_mut_ptr() as u64;
+    let done = raw(
+        libc::SYS_waitid,
+        args([libc::P_PID as u64, pid as u64, at, options as u64]),
+    );
+    if done < 0 || info[4] != pid {
+        bail!("waitid for {pid}: {done}");
+    }
+    Ok((info[2], info[6]))
+}
+
+/// A zombie that must stay, and one of the same kind to be reaped at every check.
+fn kept(make: fn() -> Result<i32>, expected: (i32, i32), wait_status: i32) -> Result<Watch> {
+    let pid = make()?;
+    let mut spare = make()?;
+    Ok(Watch::new(move || {
+        for pid in [pid, spare] {
+            same(
+                "the state",
+                "Z (zombie)",
+                &procfs::status(&pid.to_string(), "State")?,
+            )?;
+            same("code and status", &expected, &status(pid)?)?;
+        }
+        let mut seen = 0;
+        // SAFETY: reaps a child of ours.
+        let reaped = unsafe { libc::waitpid(spare, &raw mut seen, libc::__WALL) };
+        same("the reaped child", &(spare, wait_status), &(reaped, seen))?;
+        spare = make()?;
+        Ok(())
+    })
+    .spoiled_by(move || {
+        // SAFETY: as above.
+        sys("wait", unsafe {
+            libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL)
+        })
+        .map(drop)
+    }))
+}
+
+/// exit(42)
+pub(crate) fn start(_: &Setting) -> Result<Watch> {
+    kept(
+        || {
+            let pid = fork(|| std::process::exit(42))?;
+            becomes_zombie(pid)?;
+            Ok(pid)
+        },
+        (libc::CLD_EXITED, 42),
+        42 << 8,
+    )
+}
+
+/// SIGTERM
+pub(crate) fn killed(_: &Setting) -> Result<Watch> {
+    kept(
+        || {
+            let pid = fork(|| {
+                loop {
+                    std::thread::sleep(SOON);
+                }
+            })?;
+            // SAFETY: takes numbers.
+            sys("kill", unsafe { libc::kill(pid, libc::SIGTERM) })?;
+            becomes_zombie(pid)?;
+            Ok(pid)
+        },
+        (libc::CLD_KILLED, libc::SIGTERM),
+        libc::SIGTERM,
+    )
+}
+
+/// clone(2) with no signal at all and with SIGUSR1 at the end: only __WCLONE and __WALL see them.
+pub(crate) fn exit_signal(_: &Setting) -> Result<Watch> {
+    // SAFETY: ignores a signal that would end the subject.
+    unsafe { libc::signal(libc::SIGUSR1, libc::SIG_IGN) };
+    let mut children = Vec::new();
+    for signal in [0, libc::SIGUSR1] {
+        let pid = raw(libc::SYS_clone, args([signal as u64])) as i32;
+        if pid == 0 {
+            loop {
+                raw(libc::SYS_pause, args([]));
+            }
+        }
+        children.push((pid, signal));
+    }
+    let first = children[0].0;
+    Ok(Watch::new(move || {
+        for (pid, signal) in &children {
+            // exit_signal is field 38 of proc_pid_stat(5).
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+            let after = stat.rsplit(") ").next().unwrap_or_default();
+            let field = after.split(' ').nth(38 - 3).unwrap_or_default();
+            same(
+                "the signal at its end",
+                &signal.to_string(),
+                &field.to_owned(),
+            )?;
+        }
+        Ok(())
+    })
+    .spoiled_by(move || {
+        // SAFETY: takes numbers.
+        sys("kill", unsafe { libc::kill(first, libc::SIGKILL) })?;
+        // SAFETY: reaps it.
+        sys("wait", unsafe {
+            libc::waitpid(first, std::ptr::null_mut(), libc::__WALL)
+        })
+        .map(drop)
+    }))
+}

@@ -1,0 +1,131 @@
+//! System calls that somebody waits in. None may return early, with EINTR, or start its time-out
+//! from zero.
+
+mod futexes;
+mod ipc;
+mod locks;
+mod polling;
+mod reading;
+mod signals;
+mod sleeping;
+mod sockets;
+mod waiting;
+
+use crate::registry::{Group, subject};
+
+/// Interrupted calls.
+pub(crate) const GROUP: Group = Group {
+    name: "calls",
+    subjects: &[
+        subject("nanosleep", "nanosleep", sleeping::relative),
+        subject(
+            "clock-nanosleep",
+            "clock_nanosleep, relative",
+            sleeping::boottime,
+        ),
+        subject(
+            "clock-nanosleep-absolute",
+            "clock_nanosleep, absolute, on CLOCK_MONOTONIC",
+            sleeping::absolute,
+        ),
+        subject(
+            "clock-nanosleep-realtime",
+            "clock_nanosleep, absolute, on CLOCK_REALTIME",
+            sleeping::realtime,
+        ),
+        subject(
+            "nanosleep-remainder",
+            "nanosleep interrupted by a signal after the return tells the rest",
+            sleeping::remainder,
+        ),
+        subject("poll-timed", "poll with a time-out", polling::poll_timed),
+        subject(
+            "ppoll-timed",
+            "ppoll with a time-out and a signal mask",
+            polling::ppoll_timed,
+        ),
+        subject(
+            "select-timed",
+            "select with a time-out",
+            polling::select_timed,
+        ),
+        subject(
+            "pselect-timed",
+            "pselect with a time-out and a signal mask",
+            polling::pselect_timed,
+        ),
+        subject(
+            "epoll-timed",
+            "epoll_wait with a time-out",
+            polling::epoll_timed,
+        ),
+        subject("poll", "poll", polling::poll),
+        subject("select", "select", polling::select),
+        subject("epoll", "epoll_wait", polling::epoll),
+        subject("futex", "FUTEX_WAIT", futexes::wait),
+        subject(
+            "futex-timed",
+            "FUTEX_WAIT with a relative time-out",
+            futexes::timed_wait,
+        ),
+        subject(
+            "futex-absolute",
+            "FUTEX_WAIT_BITSET with an absolute time-out",
+            futexes::bitset,
+        ),
+        subject("futex-pi", "FUTEX_LOCK_PI", futexes::pi),
+        subject("futex-waitv", "futex_waitv", futexes::waitv),
+        subject(
+            "futex-shared",
+            "FUTEX_WAIT on shared memory",
+            futexes::shared,
+        ),
+        subject("sigsuspend", "sigsuspend", signals::suspend),
+        subject("pause", "pause", signals::pause),
+        subject("sigwaitinfo", "sigwaitinfo", signals::waitinfo),
+        subject("sigtimedwait", "sigtimedwait", signals::timedwait),
+        subject("read-pipe", "read on an empty pipe", reading::empty_pipe),
+        subject("write-pipe", "write on a full pipe", reading::full_pipe),
+        subject("read-eventfd", "read on an eventfd", reading::eventfd),
+        subject("read-timerfd", "read on a timerfd", reading::timerfd),
+        subject(
+            "read-inotify",
+            "read on an inotify descriptor",
+            reading::inotify,
+        ),
+        subject(
+            "open-fifo",
+            "open of a FIFO that nobody writes to",
+            reading::fifo,
+        ),
+        subject("read-socket", "read on a unix socket", sockets::read),
+        subject(
+            "recvmsg",
+            "recvmsg on a unix datagram socket",
+            sockets::recvmsg,
+        ),
+        subject("recv-timed", "recv with SO_RCVTIMEO", sockets::timed_recv),
+        subject(
+            "accept-unix",
+            "accept on a unix socket",
+            sockets::accept_unix,
+        ),
+        subject("accept-tcp", "accept on a TCP socket", sockets::accept_tcp),
+        subject(
+            "connect-unix",
+            "connect to a unix socket with a full backlog",
+            sockets::connect,
+        ),
+        subject("wait4", "wait4", waiting::wait4),
+        subject("waitid", "waitid", waiting::waitid),
+        subject("flock-wait", "flock", locks::flock),
+        subject("posix-lock-wait", "fcntl(F_SETLKW)", locks::posix),
+        subject("ofd-lock-wait", "fcntl(F_OFD_SETLKW)", locks::ofd),
+        subject("msgrcv", "msgrcv", ipc::msgrcv),
+        subject("msgsnd", "msgsnd to a full queue", ipc::msgsnd),
+        subject("semop", "semop", ipc::semop),
+        subject("semtimedop", "semtimedop", ipc::semtimedop),
+        subject("mq-receive", "mq_receive", ipc::mq_receive),
+        subject("mq-timedreceive", "mq_timedreceive", ipc::mq_timedreceive),
+    ],
+};

@@ -1,0 +1,224 @@
+//! Waiting for descriptors.
+
+use anyhow::Result;
+use libc::{POLLIN, c_int};
+
+use super::sleeping::spec;
+use crate::kit::{Setting, TERM, Watch, args, blocked, fd, raw, sys, timed};
+
+/// A pipe: its ends for reading and writing.
+pub(super) fn pipe() -> Result<[c_int; 2]> {
+    let mut ends = [0; 2];
+    // SAFETY: the array has room for two descriptors.
+    fd("pipe", unsafe {
+        libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC)
+    })?;
+    Ok(ends)
+}
+
+/// Writes one byte.
+pub(super) fn push(to: c_int) -> Result<()> {
+    // SAFETY: one byte of a static.
+    sys("write", unsafe { libc::write(to, b"x".as_ptr().cast(), 1) }).map(drop)
+}
+
+/// Reads one byte.
+pub(super) fn pull(from: c_int) -> i64 {
+    let mut byte = 0_u8;
+    raw(libc::SYS_read, args([from as u64, &raw mut byte as u64, 1]))
+}
+
+/// One for the signal mask of ppoll and pselect: everything but SIGUSR1.
+static MASK: u64 = !(1 << (libc::SIGUSR1 - 1));
+
+fn milliseconds() -> u64 {
+    TERM.as_millis() as u64
+}
+
+/// poll
+pub(crate) fn poll_timed(_: &Setting) -> Result<Watch> {
+    let [read, _] = pipe()?;
+    timed(
+        libc::SYS_poll,
+        move || {
+            let mut set = libc::pollfd {
+                fd: read,
+                events: POLLIN,
+                revents: 0,
+            };
+            raw(
+                libc::SYS_poll,
+                args([&raw mut set as u64, 1, milliseconds()]),
+            )
+        },
+        0,
+    )
+}
+
+/// ppoll
+pub(crate) fn ppoll_timed(_: &Setting) -> Result<Watch> {
+    let [read, _] = pipe()?;
+    timed(
+        libc::SYS_ppoll,
+        move || {
+            let mut set = libc::pollfd {
+                fd: read,
+                events: POLLIN,
+                revents: 0,
+            };
+            let mut time = spec(TERM);
+            raw(
+                libc::SYS_ppoll,
+                args([
+                    &raw mut set as u64,
+                    1,
+                    time.as_mut_ptr() as u64,
+                    &raw const MASK as u64,
+                    8,
+                ]),
+            )
+        },
+        0,
+    )
+}
+
+/// A set with one descriptor.
+fn one(descriptor: c_int) -> [u64; 16] {
+    let mut set = [0; 16];
+    set[descriptor as usize / 64] = 1 << (descriptor % 64);
+    set
+}
+
+/// select
+pub(crate) fn select_timed(_: &Setting) -> Result<Watch> {
+    let [read, _] = pipe()?;
+    timed(
+        libc::SYS_select,
+        move || {
+            let mut set = one(read);
+            let mut time = [TERM.as_secs(), TERM.subsec_micros().into()];
+            raw(
+                libc::SYS_select,
+                args([
+                    read as u64 + 1,
+                    set.as_mut_ptr() as u64,
+                    0,
+                    0,
+                    time.as_mut_ptr() as u64,
+                ]),
+            )
+        },
+        0,
+    )
+}
+
+/// pselect
+pub(crate) fn pselect_timed(_: &Setting) -> Result<Watch> {
+    let [read, _] = pipe()?;
+    timed(
+        libc::SYS_pselect6,
+        move || {
+            let mut set = one(read);
+            let mut time = spec(TERM);
+            let mask = [&raw const MASK as u64, 8];
+            raw(
+                libc::SYS_pselect6,
+                [
+                    read as u64 + 1,
+                    set.as_mut_ptr() as u64,
+                    0,
+                    0,
+                    time.as_mut_ptr() as u64,
+                    mask.as_ptr() as u64,
+                ],
+            )
+        },
+        0,
+    )
+}
+
+/// An epoll that looks at a descriptor.
+fn epoll_of(descriptor: c_int) -> Result<c_int> {
+    let mut event = libc::epoll_event {
+        events: libc::EPOLLIN as u32,
+        u64: 7,
+    };
+    // SAFETY: the event is alive.
+    unsafe {
+        let epoll = fd("epoll_create", libc::epoll_create1(0))?;
+        sys(
+            "epoll_ctl",
+            libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, descriptor, &raw mut event),
+        )?;
+        Ok(epoll)
+    }
+}
+
+fn epoll_wait(epoll: c_int, time: u64) -> i64 {
+    let mut event = libc::epoll_event { events: 0, u64: 0 };
+    raw(
+        libc::SYS_epoll_wait,
+        args([epoll as u64, &raw mut event as u64, 1, time]),
+    )
+}
+
+/// epoll_wait
+pub(crate) fn epoll_timed(_: &Setting) -> Result<Watch> {
+    let epoll = epoll_of(pipe()?[0])?;
+    timed(
+        libc::SYS_epoll_wait,
+        move || epoll_wait(epoll, milliseconds()),
+        0,
+    )
+}
+
+const FOREVER: u64 = u64::MAX;
+
+/// poll without end
+pub(crate) fn poll(_: &Setting) -> Result<Watch> {
+    let [read, write] = pipe()?;
+    blocked(
+        libc::SYS_poll,
+        move || {
+            let mut set = libc::pollfd {
+                fd: read,
+                events: POLLIN,
+                revents: 0,
+            };
+            let result = raw(libc::SYS_poll, args([&raw mut set as u64, 1, FOREVER]));
+            result * 10 + i64::from(set.revents == POLLIN && pull(read) == 1)
+        },
+        11,
+        move || push(write),
+    )
+}
+
+/// select without end
+pub(crate) fn select(_: &Setting) -> Result<Watch> {
+    let [read, write] = pipe()?;
+    blocked(
+        libc::SYS_select,
+        move || {
+            let mut set = one(read);
+            let result = raw(
+                libc::SYS_select,
+                args([read as u64 + 1, set.as_mut_ptr() as u64]),
+            );
+            result * 10 + i64::from(set == one(read) && pull(read) == 1)
+        },
+        11,
+        move || push(write),
+    )
+}
+
+/// epoll_wait without end
+pub(crate) fn epoll(_: &Setting) -> Result<Watch> {
+    let [read, write] = pipe()?;
+    let epoll = epoll_of(read)?;
+    blocked(
+        libc::SYS_epoll_wait,
+        move || epoll_wait(epoll, FOREVER) * 10 + i64::from(pull(read) == 1),
+        11,
+        move || push(write),
+    )
+}

@@ -1,0 +1,123 @@
+//! Waiting on sockets.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+
+use anyhow::Result;
+
+use super::polling::pull;
+use crate::kit::{Setting, TERM, Watch, args, blocked, loopback, raw, sys, timed};
+
+/// A stream.
+pub(crate) fn read(_: &Setting) -> Result<Watch> {
+    let (ours, mut theirs) = UnixStream::pair()?;
+    blocked(
+        libc::SYS_read,
+        move || pull(ours.as_raw_fd()),
+        1,
+        move || Ok(theirs.write_all(b"x")?),
+    )
+}
+
+/// Datagrams.
+pub(crate) fn recvmsg(_: &Setting) -> Result<Watch> {
+    let (ours, theirs) = UnixDatagram::pair()?;
+    blocked(
+        libc::SYS_recvmsg,
+        move || {
+            let mut bytes = [0_u8; 8];
+            let mut part = libc::iovec {
+                iov_base: bytes.as_mut_ptr().cast(),
+                iov_len: 8,
+            };
+            // SAFETY: zeros are a valid message.
+            let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+            message.msg_iov = &raw mut part;
+            message.msg_iovlen = 1;
+            raw(
+                libc::SYS_recvmsg,
+                args([ours.as_raw_fd() as u64, &raw mut message as u64]),
+            )
+        },
+        5,
+        move || Ok(theirs.send(b"hello").map(drop)?),
+    )
+}
+
+/// A time-out that belongs to the socket.
+pub(crate) fn timed_recv(_: &Setting) -> Result<Watch> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(TERM))?;
+    let _held = theirs.into_raw_fd();
+    timed(
+        libc::SYS_recvfrom,
+        move || {
+            let mut byte = 0_u8;
+            raw(
+                libc::SYS_recvfrom,
+                args([ours.as_raw_fd() as u64, &raw mut byte as u64, 1]),
+            )
+        },
+        -i64::from(libc::EAGAIN),
+    )
+}
+
+fn accept(listener: i32) -> i64 {
+    let accepted = raw(libc::SYS_accept, args([listener as u64]));
+    let result = pull(accepted as i32);
+    raw(libc::SYS_close, args([accepted as u64]));
+    result
+}
+
+/// A unix socket with a name.
+pub(crate) fn accept_unix(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("socket");
+    let listener = UnixListener::bind(&path)?;
+    blocked(
+        libc::SYS_accept,
+        move || accept(listener.as_raw_fd()),
+        1,
+        move || Ok(UnixStream::connect(&path)?.write_all(b"x")?),
+    )
+}
+
+/// A TCP socket.
+pub(crate) fn accept_tcp(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    blocked(
+        libc::SYS_accept,
+        move || accept(listener.as_raw_fd()),
+        1,
+        move || {
+            let mut stream = TcpStream::connect(address)?;
+            stream.write_all(b"x")?;
+            // Closed by the other side, so that nothing of it is left.
+            Ok(stream.read(&mut [0]).map(drop)?)
+        },
+    )
+}
+
+/// The backlog holds one connection; a second one waits until it is taken.
+pub(crate) fn connect(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("socket");
+    let listener = UnixListener::bind(&path)?;
+    // SAFETY: takes numbers.
+    sys("listen", unsafe { libc::listen(listener.as_raw_fd(), 0) })?;
+    let first = UnixStream::connect(&path)?;
+    let watch = blocked(
+        libc::SYS_connect,
+        move || match UnixStream::connect(&path) {
+            Ok(stream) => i64::from(stream.into_raw_fd() > 0),
+            Err(error) => -i64::from(error.raw_os_error().unwrap_or(1)),
+        },
+        1,
+        move || Ok(listener.accept().map(drop)?),
+    )?;
+    let _held = (first.into_raw_fd(), fs::metadata(setting.path("socket"))?);
+    Ok(watch)
+}

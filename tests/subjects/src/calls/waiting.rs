@@ -1,0 +1,66 @@
+//! Waiting for children.
+
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use anyhow::Result;
+
+use crate::kit::{Setting, Watch, args, blocked, raw, sys};
+
+/// The child that is waited for.
+static CHILD: AtomicI32 = AtomicI32::new(0);
+
+/// A child that does nothing, made without the C library: there are other threads.
+fn child() -> i64 {
+    let child = raw(libc::SYS_clone, args([libc::SIGCHLD as u64]));
+    if child == 0 {
+        loop {
+            raw(libc::SYS_pause, args([]));
+        }
+    }
+    CHILD.store(child as i32, Ordering::SeqCst);
+    child
+}
+
+fn end() -> Result<()> {
+    // SAFETY: ends the child of ours.
+    sys("kill", unsafe {
+        libc::kill(CHILD.load(Ordering::SeqCst), libc::SIGKILL)
+    })
+    .map(drop)
+}
+
+/// wait4: the status tells the signal.
+pub(crate) fn wait4(_: &Setting) -> Result<Watch> {
+    blocked(
+        libc::SYS_wait4,
+        || {
+            let (child, mut status) = (child(), 0_u32);
+            let ended = raw(
+                libc::SYS_wait4,
+                args([child as u64, &raw mut status as u64]),
+            );
+            i64::from(ended == child) * 100 + i64::from(status)
+        },
+        109,
+        end,
+    )
+}
+
+/// waitid for any child.
+pub(crate) fn waitid(_: &Setting) -> Result<Watch> {
+    blocked(
+        libc::SYS_waitid,
+        || {
+            let (child, mut info) = (child(), [0_i32; 32]);
+            let at = info.as_mut_ptr() as u64;
+            let result = raw(
+                libc::SYS_waitid,
+                args([libc::P_ALL as u64, 0, at, libc::WEXITED as u64]),
+            );
+            // si_pid and si_status of siginfo_t.
+            result + i64::from(i64::from(info[4]) == child) * 100 + i64::from(info[6])
+        },
+        109,
+        end,
+    )
+}

@@ -1,0 +1,101 @@
+//! Devices.
+
+use anyhow::Result;
+use libc::{O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY};
+
+use crate::kit::files::{open, read, seen, write};
+use crate::kit::{Setting, Watch, not_here, same, sys};
+
+/// Those without a state of their own.
+pub(crate) fn start(_: &Setting) -> Result<Watch> {
+    let names = ["null", "zero", "full", "random", "urandom"];
+    let mut devices = Vec::new();
+    for (name, flags) in
+        names
+            .into_iter()
+            .zip([O_RDWR, O_RDONLY, O_RDWR, O_RDONLY | O_NONBLOCK, O_RDONLY])
+    {
+        devices.push(open(format!("/dev/{name}"), flags)?);
+    }
+    let [null, zero, full, random, urandom] = devices[..] else {
+        return not_here("five devices");
+    };
+    let observe = move || {
+        devices
+            .iter()
+            .map(|device| seen(*device))
+            .collect::<Result<Vec<_>>>()
+    };
+    Ok(Watch::keep(observe)?
+        .spoiled_by(move || {
+            crate::kit::files::close(full);
+            open("/dev/zero", O_RDWR).map(drop)
+        })
+        .and(Watch::new(move || {
+            write(null, b"x")?;
+            same("null", &0, &read(null, 1)?.len())?;
+            same("zero", &vec![0; 9], &read(zero, 9)?)?;
+            same("full", &true, &write(full, b"x").is_err())?;
+            same(
+                "random",
+                &(8, 8),
+                &(read(random, 8)?.len(), read(urandom, 8)?.len()),
+            )
+        })))
+}
+
+/// The kernel's log: the next record is the one after those that were read.
+pub(crate) fn kmsg(_: &Setting) -> Result<Watch> {
+    let Ok(log) = open("/dev/kmsg", O_RDONLY | O_NONBLOCK) else {
+        return not_here("/dev/kmsg may not be read");
+    };
+    // SAFETY: takes numbers; SEEK_END is behind the last record.
+    sys("lseek", unsafe { libc::lseek(log, 0, libc::SEEK_END) })?;
+    let Ok(writer) = open("/dev/kmsg", O_WRONLY) else {
+        return not_here("/dev/kmsg may not be written");
+    };
+    let hear = move || {
+        write(writer, b"a subject says hello")?;
+        let mut found = false;
+        while let Ok(record) = read(log, 8192) {
+            found |= String::from_utf8_lossy(&record).contains("a subject says hello");
+        }
+        anyhow::Ok(found)
+    };
+    if !hear()? {
+        return not_here("the kernel's log takes no records of programs");
+    }
+    Ok(Watch::new(move || same("the record", &true, &hear()?)))
+}
+
+/// A tun device that goes with its descriptor.
+pub(crate) fn tun(_: &Setting) -> Result<Watch> {
+    let Ok(tun) = open("/dev/net/tun", O_RDWR | O_NONBLOCK) else {
+        return not_here("no tun devices");
+    };
+    // struct ifreq: the name, then IFF_TUN | IFF_NO_PI.
+    let mut request = [0_u8; 40];
+    request[..6].copy_from_slice(b"kuptun");
+    request[16..18].copy_from_slice(&0x1001_u16.to_ne_bytes());
+    // SAFETY: the structure is alive. TUNSETIFF.
+    if unsafe { libc::ioctl(tun, 0x4004_54ca, request.as_mut_ptr()) } != 0 {
+        return not_here("no tun device to be had");
+    }
+    Ok(Watch::new(move || {
+        let mut now = [0_u8; 40];
+        // SAFETY: the kernel fills the structure. TUNGETIFF.
+        sys("TUNGETIFF", unsafe {
+            libc::ioctl(tun, 0x8004_54d2, now.as_mut_ptr())
+        })?;
+        same("its name", b"kuptun".as_slice(), &now[..6])?;
+        same(
+            "the interface",
+            &true,
+            &std::fs::exists("/proc/sys/net/ipv4/conf/kuptun")?,
+        )
+    })
+    .spoiled_by(move || {
+        crate::kit::files::close(tun);
+        Ok(())
+    }))
+}

@@ -1,0 +1,198 @@
+//! epoll(7)
+
+use anyhow::Result;
+use libc::{
+    EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLONESHOT,
+    EPOLLOUT, c_int,
+};
+
+use crate::kit::files::{close, read, seen, write};
+use crate::kit::{Setting, Watch, fd, same, sys};
+
+fn create() -> Result<c_int> {
+    // SAFETY: takes a number.
+    fd("epoll_create", unsafe {
+        libc::epoll_create1(libc::EPOLL_CLOEXEC)
+    })
+}
+
+fn control(epoll: c_int, what: c_int, fd: c_int, events: c_int, data: u64) -> Result<()> {
+    let mut event = libc::epoll_event {
+        events: events as u32,
+        u64: data,
+    };
+    // SAFETY: the event is alive.
+    sys("epoll_ctl", unsafe {
+        libc::epoll_ctl(epoll, what, fd, &raw mut event)
+    })
+    .map(drop)
+}
+
+/// What is ready now, sorted by its data.
+fn ready(epoll: c_int) -> Result<Vec<(u64, u32)>> {
+    let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
+    // SAFETY: the array has room for 16 events.
+    let count = unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), 16, 0) };
+    sys("epoll_wait", count)?;
+    let mut found: Vec<_> = events[..count as usize]
+        .iter()
+        .map(|event| (event.u64, event.events))
+        .collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+fn pipe() -> Result<[c_int; 2]> {
+    let mut ends = [0; 2];
+    // SAFETY: the array has room for two descriptors.
+    fd("pipe", unsafe {
+        libc::pipe2(ends.as_mut_ptr(), libc::O_NONBLOCK)
+    })?;
+    Ok(ends)
+}
+
+/// The `tfd:` lines of fdinfo: number, events, data of every entry.
+fn listed(epoll: c_int) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{epoll}"))?;
+    let entry = |line: &str| {
+        line.split("pos:")
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    let mut lines: Vec<String> = text
+        .lines()
+        .filter(|line| line.starts_with("tfd"))
+        .map(entry)
+        .collect();
+    lines.sort_unstable();
+    Ok(lines)
+}
+
+/// Entries on pipes that are all ready, but for the one-shot.
+pub(crate) fn start(_: &Setting) -> Result<Watch> {
+    let epoll = create()?;
+    let kinds = [
+        (EPOLLIN, 0x1_0000_0001),
+        (EPOLLIN | EPOLLET, 2),
+        (EPOLLIN | EPOLLEXCLUSIVE, 4),
+        (EPOLLIN | EPOLLONESHOT, 3),
+    ];
+    let mut pipes = Vec::new();
+    for (events, data) in kinds {
+        let ends = pipe()?;
+        control(epoll, EPOLL_CTL_ADD, ends[0], events, data)?;
+        if events & EPOLLONESHOT == 0 {
+            write(ends[1], b"x")?;
+        }
+        pipes.push(ends);
+    }
+    let ends = pipe()?;
+    control(epoll, EPOLL_CTL_ADD, ends[1], EPOLLOUT, u64::MAX)?;
+    // The edge is told.
+    ready(epoll)?;
+    let on = EPOLLIN as u32;
+    let quiet = [(4, on), (0x1_0000_0001, on), (u64::MAX, EPOLLOUT as u32)];
+    let (edge, once) = (pipes[1], pipes[3]);
+    Ok(
+        Watch::keep(move || Ok((listed(epoll)?, seen(epoll)?)))?.and(
+            Watch::new(move || {
+                // An edge that was told may be told once more: it is no mistake to be woken
+                // too often.
+                let mut now = ready(epoll)?;
+                now.retain(|(data, _)| *data != 2);
+                same("what is ready", &quiet.to_vec(), &now)?;
+                same("edges told again", &quiet.to_vec(), &ready(epoll)?)?;
+                // A new edge is told, and the one-shot once.
+                write(edge[1], b"y")?;
+                write(once[1], b"y")?;
+                let mut all = quiet.to_vec();
+                all.extend([(2, on), (3, on)]);
+                all.sort_unstable();
+                same("what is ready then", &all, &ready(epoll)?)?;
+                same("the one-shot again", &quiet.to_vec(), &ready(epoll)?)?;
+                read(edge[0], 1)?;
+                read(once[0], 1)?;
+                control(epoll, EPOLL_CTL_MOD, once[0], EPOLLIN | EPOLLONESHOT, 3)
+            })
+            .spoiled_by(move || control(epoll, EPOLL_CTL_DEL, edge[0], 0, 0)),
+        ),
+    )
+}
+
+/// A one-shot that has fired is off, even when its pipe loses its writer.
+pub(crate) fn oneshot(_: &Setting) -> Result<Watch> {
+    let epoll = create()?;
+    let (ends, gone) = (pipe()?, pipe()?);
+    for (end, data) in [(ends[0], 1), (gone[0], 2)] {
+        control(epoll, EPOLL_CTL_ADD, end, EPOLLIN | EPOLLONESHOT, data)?;
+    }
+    write(ends[1], b"x")?;
+    write(gone[1], b"x")?;
+    let on = EPOLLIN as u32;
+    same("both fire", &vec![(1, on), (2, on)], &ready(epoll)?)?;
+    close(gone[1]);
+    Ok(Watch::new(move || {
+        same("they are off", &Vec::new(), &ready(epoll)?)?;
+        // Set again, the first one fires again.
+        control(epoll, EPOLL_CTL_MOD, ends[0], EPOLLIN | EPOLLONESHOT, 1)?;
+        same("it fires", &vec![(1, on)], &ready(epoll)?)
+    })
+    .spoiled_by(move || control(epoll, EPOLL_CTL_MOD, ends[0], EPOLLIN | EPOLLONESHOT, 1)))
+}
+
+/// An epoll in an epoll in an epoll.
+pub(crate) fn nested(_: &Setting) -> Result<Watch> {
+    let [inner, middle, outer] = [create()?, create()?, create()?];
+    let ends = pipe()?;
+    control(outer, EPOLL_CTL_ADD, middle, EPOLLIN, 10)?;
+    control(middle, EPOLL_CTL_ADD, inner, EPOLLIN, 20)?;
+    control(inner, EPOLL_CTL_ADD, ends[0], EPOLLIN, 30)?;
+    let on = EPOLLIN as u32;
+    Ok(
+        Watch::keep(move || Ok([listed(outer)?, listed(middle)?, listed(inner)?]))?.and(
+            Watch::new(move || {
+                let all = || Ok::<_, anyhow::Error>([ready(outer)?, ready(middle)?, ready(inner)?]);
+                same("nothing is ready", &[vec![], vec![], vec![]], &all()?)?;
+                write(ends[1], b"x")?;
+                same(
+                    "all are ready",
+                    &[vec![(10, on)], vec![(20, on)], vec![(30, on)]],
+                    &all()?,
+                )?;
+                read(ends[0], 1).map(drop)
+            })
+            .spoiled_by(move || control(middle, EPOLL_CTL_DEL, inner, 0, 0)),
+        ),
+    )
+}
+
+/// The number that was registered is another file now, the description lives under another one.
+pub(crate) fn dup(_: &Setting) -> Result<Watch> {
+    let epoll = create()?;
+    let ends = pipe()?;
+    control(epoll, EPOLL_CTL_ADD, ends[0], EPOLLIN, 7)?;
+    // SAFETY: takes numbers.
+    let other = fd("dup", unsafe { libc::dup(ends[0]) })?;
+    close(ends[0]);
+    let on = EPOLLIN as u32;
+    Ok(Watch::keep(move || listed(epoll))?.and(
+        Watch::new(move || {
+            same("nothing is ready", &Vec::new(), &ready(epoll)?)?;
+            write(ends[1], b"x")?;
+            same("it is ready", &vec![(7, on)], &ready(epoll)?)?;
+            read(other, 1)?;
+            // It cannot be had by the other number.
+            same(
+                "the other number",
+                &true,
+                &control(epoll, EPOLL_CTL_MOD, other, EPOLLIN, 8).is_err(),
+            )
+        })
+        .spoiled_by(move || {
+            close(other);
+            Ok(())
+        }),
+    ))
+}

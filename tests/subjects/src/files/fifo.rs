@@ -1,0 +1,58 @@
+//! FIFOs.
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use libc::{O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY};
+
+use crate::kit::files::{open, read, seen, write};
+use crate::kit::{Setting, Watch, same, sys};
+
+fn make(setting: &Setting, name: &str) -> Result<PathBuf> {
+    let path = setting.fresh(name);
+    let text = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the path is a C string.
+    sys("mkfifo", unsafe { libc::mkfifo(text.as_ptr(), 0o600) })?;
+    Ok(path)
+}
+
+/// A reader, a writer and data; a second reader shares the data.
+pub(crate) fn start(setting: &Setting) -> Result<Watch> {
+    let path = make(setting, "fifo")?;
+    let from = open(&path, O_RDONLY | O_NONBLOCK)?;
+    let to = open(&path, O_WRONLY)?;
+    let second = open(&path, O_RDONLY | O_NONBLOCK)?;
+    write(to, b"waiting here")?;
+    let flags = Watch::keep(move || Ok([seen(from)?, seen(to)?, seen(second)?]))?;
+    Ok(flags.and(
+        Watch::new(move || {
+            same("the data", b"waiting".as_slice(), &read(from, 7)?)?;
+            same("the rest", b" here".as_slice(), &read(second, 100)?)?;
+            write(to, b"waiting here")?;
+            // Whoever opens it by name gets the same pipe.
+            let third = open(&path, O_RDONLY | O_NONBLOCK)?;
+            let got = read(third, 100)?;
+            crate::kit::files::close(third);
+            same("what the name leads to", b"waiting here".as_slice(), &got)?;
+            write(to, b"waiting here")
+        })
+        .spoiled_by(move || read(from, 1).map(drop)),
+    ))
+}
+
+/// One description for both sides.
+pub(crate) fn both(setting: &Setting) -> Result<Watch> {
+    let path = make(setting, "both")?;
+    let end = open(&path, O_RDWR | O_NONBLOCK)?;
+    write(end, b"to myself")?;
+    let flags = Watch::keep(move || seen(end))?;
+    Ok(flags.and(
+        Watch::new(move || {
+            same("the data", b"to myself".as_slice(), &read(end, 100)?)?;
+            write(end, b"to myself")
+        })
+        .spoiled_by(move || read(end, 1).map(drop)),
+    ))
+}

@@ -1,0 +1,209 @@
+//! File locks: who holds them, and against whom.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+use libc::{
+    F_GETLK, F_OFD_SETLK, F_RDLCK, F_SETLK, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN,
+    O_RDWR,
+};
+
+use crate::kit::files::{F_SETSIG, close, fcntl, open};
+use crate::kit::{Kin, Setting, Watch, args, fd, raw, same, sys};
+
+fn file(setting: &Setting, name: &str) -> Result<std::path::PathBuf> {
+    let path = setting.fresh(name);
+    fs::write(&path, "0123456789")?;
+    Ok(path)
+}
+
+/// Does flock(2) with LOCK_NB succeed on another description?
+fn free(path: &Path, kind: i32) -> Result<bool> {
+    let other = open(path, O_RDWR)?;
+    let taken = raw(
+        libc::SYS_flock,
+        args([other as u64, (kind | LOCK_NB) as u64]),
+    );
+    close(other);
+    Ok(taken == 0)
+}
+
+/// One shared by a description with two descriptors, one exclusive.
+pub(crate) fn flock(setting: &Setting) -> Result<Watch> {
+    let (shared, exclusive) = (file(setting, "shared")?, file(setting, "exclusive")?);
+    let (one, two) = (open(&shared, O_RDWR)?, open(&exclusive, O_RDWR)?);
+    // SAFETY: takes numbers.
+    let dup = fd("dup", unsafe { libc::dup(two) })?;
+    close(two);
+    sys(
+        "flock",
+        raw(libc::SYS_flock, args([one as u64, LOCK_SH as u64])),
+    )?;
+    sys(
+        "flock",
+        raw(libc::SYS_flock, args([dup as u64, LOCK_EX as u64])),
+    )?;
+    Ok(Watch::new(move || {
+        same(
+            "shared: a reader, a writer",
+            &(true, false),
+            &(free(&shared, LOCK_SH)?, free(&shared, LOCK_EX)?),
+        )?;
+        same("exclusive: a reader", &false, &free(&exclusive, LOCK_SH)?)?;
+        // The lock belongs to the description: letting go works.
+        sys(
+            "unlock",
+            raw(libc::SYS_flock, args([dup as u64, LOCK_UN as u64])),
+        )?;
+        same(
+            "exclusive: a writer afterwards",
+            &true,
+            &free(&exclusive, LOCK_EX)?,
+        )?;
+        sys(
+            "flock",
+            raw(libc::SYS_flock, args([dup as u64, LOCK_EX as u64])),
+        )
+        .map(drop)
+    })
+    .spoiled_by(move || {
+        sys(
+            "unlock",
+            raw(libc::SYS_flock, args([one as u64, LOCK_UN as u64])),
+        )
+        .map(drop)
+    }))
+}
+
+fn range(kind: i32, start: i64, len: i64) -> libc::flock {
+    libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: start,
+        l_len: len,
+        l_pid: 0,
+    }
+}
+
+fn set(file: i32, command: i32, mut lock: libc::flock) -> Result<()> {
+    // SAFETY: the structure is alive.
+    sys("fcntl", unsafe {
+        libc::fcntl(file, command, &raw mut lock)
+    })
+    .map(drop)
+}
+
+/// Who is in the way of a lock for writing: kind, start, length, process.
+fn holder(file: i32, command: i32, start: i64, len: i64) -> Result<(i32, i64, i64, i32)> {
+    let mut lock = range(F_WRLCK, start, len);
+    // SAFETY: the structure is alive.
+    sys("F_GETLK", unsafe {
+        libc::fcntl(file, command, &raw mut lock)
+    })?;
+    Ok((lock.l_type.into(), lock.l_start, lock.l_len, lock.l_pid))
+}
+
+/// Three ranges of a process, seen from a child that holds a fourth.
+pub(crate) fn posix(setting: &Setting) -> Result<Watch> {
+    let path = file(setting, "file")?;
+    let file = open(&path, O_RDWR)?;
+    let parent = std::process::id() as i32;
+    set(file, F_SETLK, range(F_WRLCK, 0, 10))?;
+    set(file, F_SETLK, range(F_RDLCK, 20, 5))?;
+    set(file, F_SETLK, range(F_WRLCK, 100, 0))?;
+    let mut child = Kin::start(setting, "child", move |_| {
+        set(file, F_SETLK, range(F_WRLCK, 50, 10))?;
+        Ok(Watch::new(move || {
+            for (kind, start, len) in [(F_WRLCK, 0, 10), (F_RDLCK, 20, 5), (F_WRLCK, 100, 0)] {
+                same(
+                    "a lock",
+                    &(kind, start, len, parent),
+                    &holder(file, F_GETLK, start, 1)?,
+                )?;
+            }
+            same("between them", &F_UNLCK, &holder(file, F_GETLK, 10, 10)?.0)
+        }))
+    })?;
+    let pid = child.pid;
+    Ok(Watch::new(move || {
+        child.check()?;
+        same(
+            "the child's lock",
+            &(F_WRLCK, 50, 10, pid),
+            &holder(file, F_GETLK, 40, 30)?,
+        )
+    })
+    .spoiled_by(move || set(file, F_SETLK, range(F_UNLCK, 21, 1))))
+}
+
+/// Ranges that belong to two descriptions of one process.
+pub(crate) fn ofd(setting: &Setting) -> Result<Watch> {
+    let path = file(setting, "file")?;
+    let (one, two) = (open(&path, O_RDWR)?, open(&path, O_RDWR)?);
+    set(one, F_OFD_SETLK, range(F_WRLCK, 0, 10))?;
+    set(two, F_OFD_SETLK, range(F_RDLCK, 10, 10))?;
+    Ok(Watch::new(move || {
+        let get = libc::F_OFD_GETLK;
+        same(
+            "the first's",
+            &(F_WRLCK, 0, 10, -1),
+            &holder(two, get, 0, 10)?,
+        )?;
+        same(
+            "the second's",
+            &(F_RDLCK, 10, 10, -1),
+            &holder(one, get, 10, 10)?,
+        )?;
+        same(
+            "its own is not in the way",
+            &F_UNLCK,
+            &holder(one, get, 0, 10)?.0,
+        )
+    })
+    .spoiled_by(move || set(two, F_OFD_SETLK, range(F_UNLCK, 10, 10))))
+}
+
+/// A lease for reading and one for writing; whoever opens the file breaks it.
+pub(crate) fn lease(setting: &Setting) -> Result<Watch> {
+    let (one, two) = (file(setting, "one")?, file(setting, "two")?);
+    let reading = open(&one, libc::O_RDONLY)?;
+    let writing = open(&two, O_RDWR)?;
+    fcntl(reading, libc::F_SETLEASE, F_RDLCK)?;
+    let lease = move || {
+        fcntl(writing, libc::F_SETLEASE, F_WRLCK)?;
+        fcntl(writing, F_SETSIG, 44)
+    };
+    lease()?;
+    let mask = 1_u64 << 43 | 1 << (libc::SIGIO - 1);
+    raw(
+        libc::SYS_rt_sigprocmask,
+        args([0, &raw const mask as u64, 0, 8]),
+    );
+    Ok(Watch::new(move || {
+        for (held, kind) in [(reading, F_RDLCK), (writing, F_WRLCK)] {
+            same("a lease", &kind, &fcntl(held, libc::F_GETLEASE, 0)?)?;
+        }
+        // Breaking it sends the signal, and the opening fails for now.
+        same(
+            "the other side",
+            &true,
+            &open(&two, O_RDWR | libc::O_NONBLOCK).is_err(),
+        )?;
+        let (none, mut info) = ([0_u64; 2], [0_u64; 16]);
+        let arguments = [
+            &raw const mask as u64,
+            info.as_mut_ptr() as u64,
+            none.as_ptr() as u64,
+            8,
+        ];
+        same(
+            "the signal",
+            &44,
+            &raw(libc::SYS_rt_sigtimedwait, args(arguments)),
+        )?;
+        fcntl(writing, libc::F_SETLEASE, F_UNLCK)?;
+        lease().map(drop)
+    })
+    .spoiled_by(move || fcntl(reading, libc::F_SETLEASE, F_UNLCK).map(drop)))
+}

@@ -1,0 +1,55 @@
+//! Many descriptors, and high numbers.
+
+use std::fs;
+
+use anyhow::Result;
+use libc::{O_RDONLY, O_RDWR};
+
+use crate::kit::files::{close, fcntl, open, place, seen};
+use crate::kit::{Setting, Watch, same};
+
+const COUNT: i32 = 4000;
+
+/// The same file again and again, each at a place of its own.
+pub(crate) fn start(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("file");
+    fs::write(&path, vec![0; COUNT as usize])?;
+    let mut numbers = Vec::new();
+    for number in 0..COUNT {
+        let fd = open(&path, O_RDONLY)?;
+        place(fd, Some(number.into()))?;
+        numbers.push(fd);
+    }
+    let last = numbers[COUNT as usize - 1];
+    Ok(Watch::new(move || {
+        numbers
+            .iter()
+            .zip(0..)
+            .try_for_each(|(fd, number)| same("a place", &number, &place(*fd, None)?))
+    })
+    .spoiled_by(move || place(last, Some(0)).map(drop)))
+}
+
+/// Close to the limit, and nothing between.
+pub(crate) fn high(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("file");
+    fs::write(&path, "text")?;
+    let fd = open(&path, O_RDWR)?;
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the structure is alive.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    let highest = i32::try_from(limit.rlim_cur.min(15_000))? - 1;
+    for number in [777, highest] {
+        fcntl(fd, libc::F_DUPFD, number)?;
+    }
+    close(fd);
+    place(highest, Some(2))?;
+    let observe = move || {
+        let count = fs::read_dir("/proc/self/fd")?.count();
+        Ok((count, seen(777)?, seen(highest)?, place(highest, None)?))
+    };
+    Ok(Watch::keep(observe)?.spoiled_by(|| place(777, Some(0)).map(drop)))
+}

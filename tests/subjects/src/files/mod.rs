@@ -1,0 +1,178 @@
+//! Descriptors, apart from sockets and terminals.
+
+mod aio;
+mod devices;
+mod directory;
+mod epoll;
+mod event;
+mod fifo;
+mod inotify;
+mod locks;
+mod many;
+mod ownership;
+mod pidfd;
+mod pipe;
+mod proc;
+mod regular;
+mod removed;
+mod sharing;
+mod signalfd;
+
+use crate::registry::{Group, subject};
+
+/// Descriptors.
+pub(crate) const GROUP: Group = Group {
+    name: "files",
+    subjects: &[
+        subject(
+            "file",
+            "regular files: offset, access mode, flags, close-on-exec",
+            regular::start,
+        ),
+        subject("file-append", "O_APPEND", regular::append),
+        subject("file-direct", "O_DIRECT, O_SYNC, O_NOATIME", regular::flags),
+        subject("file-path", "O_PATH", regular::path),
+        subject(
+            "file-path-link",
+            "O_PATH of a symbolic link",
+            regular::symlink,
+        ),
+        subject(
+            "file-readonly-since",
+            "a file opened for writing whose mode forbids it since",
+            regular::mode,
+        ),
+        subject(
+            "file-renamed",
+            "a file that was renamed since",
+            regular::renamed,
+        ),
+        subject(
+            "file-replaced",
+            "a file that was replaced by another of the same name",
+            removed::replaced,
+        ),
+        subject(
+            "removed",
+            "a removed file with contents and offset",
+            removed::start,
+        ),
+        subject(
+            "removed-linked",
+            "a removed name of a file that has another one",
+            removed::linked,
+        ),
+        subject(
+            "removed-directory",
+            "a removed directory",
+            removed::directory,
+        ),
+        subject("tmpfile", "O_TMPFILE", removed::tmpfile),
+        subject("tmpfs-removed", "a removed file on tmpfs", removed::tmpfs),
+        subject(
+            "dup",
+            "descriptions shared by dup, with gaps between the numbers",
+            sharing::dup,
+        ),
+        subject(
+            "fork-shared",
+            "descriptions shared with children",
+            sharing::fork,
+        ),
+        subject(
+            "passed",
+            "descriptions shared by descriptors that were passed over a socket",
+            sharing::passed,
+        ),
+        subject(
+            "directory",
+            "a directory with a read position",
+            directory::start,
+        ),
+        subject("many-descriptors", "four thousand descriptors", many::start),
+        subject(
+            "high-descriptor",
+            "descriptors with high numbers",
+            many::high,
+        ),
+        subject("pipe", "pipes with data", pipe::start),
+        subject("pipe-size", "pipes of other sizes, full", pipe::size),
+        subject(
+            "pipe-packets",
+            "pipes in packet mode keep boundaries",
+            pipe::packets,
+        ),
+        subject(
+            "pipe-shared",
+            "a pipe with several readers and writers",
+            pipe::shared,
+        ),
+        subject(
+            "pipe-widowed",
+            "pipes whose other end is closed",
+            pipe::widowed,
+        ),
+        subject("pipe-tee", "data that tee(2) has doubled", pipe::tee),
+        subject("fifo", "FIFOs with data", fifo::start),
+        subject(
+            "fifo-both",
+            "a FIFO open for reading and writing",
+            fifo::both,
+        ),
+        subject("eventfd", "eventfd counters", event::start),
+        subject("eventfd-semaphore", "EFD_SEMAPHORE", event::semaphore),
+        subject(
+            "signalfd",
+            "signalfd with a mask and pending signals",
+            signalfd::start,
+        ),
+        subject(
+            "epoll-set",
+            "epoll with level, edge, one-shot and exclusive entries",
+            epoll::start,
+        ),
+        subject(
+            "epoll-oneshot",
+            "one-shot entries of epoll that have fired",
+            epoll::oneshot,
+        ),
+        subject("epoll-nested", "nested epoll", epoll::nested),
+        subject(
+            "epoll-dup",
+            "an epoll entry whose number was closed and whose description lives",
+            epoll::dup,
+        ),
+        subject(
+            "inotify",
+            "inotify watches with gaps between their numbers",
+            inotify::start,
+        ),
+        subject(
+            "inotify-queue",
+            "inotify events that nobody has read",
+            inotify::queue,
+        ),
+        subject("fanotify", "fanotify", inotify::fanotify),
+        subject("flock", "flock", locks::flock),
+        subject("posix-locks", "POSIX locks of ranges", locks::posix),
+        subject("ofd-locks", "locks of open file descriptions", locks::ofd),
+        subject("lease", "leases", locks::lease),
+        subject("pidfd", "pidfds of living processes", pidfd::start),
+        subject(
+            "pidfd-dead",
+            "a pidfd of a process that has ended",
+            pidfd::dead,
+        ),
+        subject("owner", "F_SETOWN, F_SETSIG and O_ASYNC", ownership::start),
+        subject("proc-files", "files and directories of /proc", proc::start),
+        subject("sys-files", "files of /sys", proc::sys),
+        subject(
+            "devices",
+            "/dev/null, zero, full, random, urandom",
+            devices::start,
+        ),
+        subject("kmsg", "/dev/kmsg with a read position", devices::kmsg),
+        subject("tun", "a tun device", devices::tun),
+        subject("aio", "AIO contexts", aio::start),
+    ],
+};

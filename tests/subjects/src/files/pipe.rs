@@ -1,0 +1,191 @@
+//! Pipes.
+
+use anyhow::{Result, bail};
+use libc::{
+    F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_DIRECT, O_NONBLOCK, POLLERR, POLLHUP, POLLIN, POLLOUT,
+};
+
+use crate::kit::files::{close, fcntl, read, ready, seen, share, write};
+use crate::kit::{Kin, Setting, Watch, fd, same, sys};
+
+/// The ends for reading and for writing.
+fn pipe(flags: i32) -> Result<[i32; 2]> {
+    let mut ends = [0; 2];
+    // SAFETY: the array has room for two descriptors.
+    fd("pipe", unsafe { libc::pipe2(ends.as_mut_ptr(), flags) })?;
+    Ok(ends)
+}
+
+/// Bytes in it (FIONREAD).
+fn held(end: i32) -> Result<i32> {
+    let mut count = 0;
+    // SAFETY: the kernel writes one int.
+    sys("FIONREAD", unsafe {
+        libc::ioctl(end, libc::FIONREAD, &raw mut count)
+    })?;
+    Ok(count)
+}
+
+fn text(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 7 + at / 251) as u8).collect()
+}
+
+/// Empty, with a little and with more than a page.
+pub(crate) fn start(_: &Setting) -> Result<Watch> {
+    let mut pipes = Vec::new();
+    for (len, flags) in [
+        (0, O_NONBLOCK),
+        (5, O_CLOEXEC),
+        (10_000, 0),
+        (65_536, O_NONBLOCK),
+    ] {
+        let ends = pipe(flags)?;
+        write(ends[1], &text(len))?;
+        pipes.push((ends, len));
+    }
+    let flags: Vec<i32> = pipes.iter().flat_map(|(ends, _)| *ends).collect();
+    let first = pipes[1].0;
+    let observe = move || {
+        flags
+            .iter()
+            .map(|end| seen(*end).map(|(fl, fd, _)| (fl, fd)))
+            .collect::<Result<Vec<_>>>()
+    };
+    Ok(Watch::keep(observe)?.and(
+        Watch::new(move || {
+            for ([from, to], len) in &pipes {
+                same("bytes in it", &(*len as i32), &held(*from)?)?;
+                if *len > 0 {
+                    same("the data", &text(*len), &read(*from, 1 << 20)?)?;
+                    write(*to, &text(*len))?;
+                }
+            }
+            Ok(())
+        })
+        .spoiled_by(move || read(first[0], 1).map(drop)),
+    ))
+}
+
+/// Larger and smaller than usual, filled to the last byte.
+pub(crate) fn size(_: &Setting) -> Result<Watch> {
+    let mut pipes = Vec::new();
+    for wanted in [4096, 1 << 18, 1 << 20] {
+        let ends = pipe(O_NONBLOCK)?;
+        let size = fcntl(ends[0], F_SETPIPE_SZ, wanted)?;
+        write(ends[1], &text(size as usize))?;
+        pipes.push((ends, size));
+    }
+    let last = pipes[2].0;
+    Ok(Watch::new(move || {
+        for ([from, to], size) in &pipes {
+            same("the size", size, &fcntl(*from, F_GETPIPE_SZ, 0)?)?;
+            same("room for more", &false, &write(*to, b"x").is_ok())?;
+            same("the data", &text(*size as usize), &read(*from, 1 << 21)?)?;
+            write(*to, &text(*size as usize))?;
+        }
+        Ok(())
+    })
+    .spoiled_by(move || {
+        read(last[0], 1 << 21)?;
+        fcntl(last[0], F_SETPIPE_SZ, 65536)?;
+        write(last[1], &text(65536))
+    }))
+}
+
+/// O_DIRECT: each read returns one write, the rest of it is lost.
+pub(crate) fn packets(_: &Setting) -> Result<Watch> {
+    let [from, to] = pipe(O_DIRECT | O_NONBLOCK)?;
+    let sizes = [1, 100, 4096, 7];
+    let fill = move || sizes.iter().try_for_each(|size| write(to, &text(*size)));
+    fill()?;
+    Ok(Watch::new(move || {
+        same("the flag", &O_DIRECT, &(seen(to)?.0 & O_DIRECT))?;
+        for size in sizes {
+            same("a packet", &text(size), &read(from, 8192)?)?;
+        }
+        same("more packets", &true, &read(from, 1).is_err())?;
+        fill()
+    })
+    .spoiled_by(move || read(from, 1).map(drop)))
+}
+
+/// Two readers and two writers in two processes.
+pub(crate) fn shared(setting: &Setting) -> Result<Watch> {
+    let [from, to] = pipe(0)?;
+    write(to, b"abcdef")?;
+    let mut child = Kin::start(setting, "child", move |_| {
+        Ok(Watch::new(move || {
+            same("what the child reads", b"abc".as_slice(), &read(from, 3)?)?;
+            write(to, b"xyz")
+        }))
+    })?;
+    Ok(Watch::new(move || {
+        for end in [from, to] {
+            same("one description", &true, &share(end, child.pid, end)?)?;
+        }
+        child.check()?;
+        same("what is left", b"defxyz".as_slice(), &read(from, 100)?)?;
+        write(to, b"abcdef")
+    })
+    .spoiled_by(move || read(from, 1).map(drop)))
+}
+
+/// No writer: end of file after the data. No reader: an error.
+pub(crate) fn widowed(_: &Setting) -> Result<Watch> {
+    // SAFETY: a signal that would end the subject is ignored.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    let [empty, gone] = pipe(0)?;
+    close(gone);
+    let [held_back, gone] = pipe(0)?;
+    write(gone, b"last words")?;
+    close(gone);
+    let [gone, to] = pipe(0)?;
+    close(gone);
+    let mut read_already = false;
+    Ok(Watch::new(move || {
+        same("end of file", &POLLHUP, &ready(empty, POLLIN)?)?;
+        same("nothing", &0, &read(empty, 1)?.len())?;
+        same("no reader", &POLLERR, &(ready(to, POLLOUT)? & POLLERR))?;
+        if write(to, b"x").is_ok() {
+            bail!("somebody reads now");
+        }
+        // The data can be had once only: a part of it at each check.
+        let expected = if read_already { 9 } else { 10 };
+        let count = held(held_back)?;
+        if count > expected || count == 0 && !read_already {
+            bail!("{count} bytes wait");
+        }
+        read_already = true;
+        read(held_back, 1)?;
+        same(
+            "one less",
+            &(count - i32::from(count > 0)),
+            &held(held_back)?,
+        )
+    })
+    .spoiled_by(move || {
+        let [_, writer] = pipe(0)?;
+        // SAFETY: both are descriptors of ours.
+        fd("dup2", unsafe { libc::dup2(writer, to) }).map(drop)
+    }))
+}
+
+/// Two pipes whose buffers are the same pages.
+pub(crate) fn tee(_: &Setting) -> Result<Watch> {
+    let [from, to] = pipe(O_NONBLOCK)?;
+    let [other_from, other_to] = pipe(O_NONBLOCK)?;
+    let fill = move || {
+        write(to, &text(9000))?;
+        // SAFETY: takes numbers.
+        let done = unsafe { libc::tee(from, other_to, 9000, libc::SPLICE_F_NONBLOCK) };
+        sys("tee", done)?;
+        anyhow::Ok(())
+    };
+    fill()?;
+    Ok(Watch::new(move || {
+        same("the first", &text(9000), &read(from, 10_000)?)?;
+        same("the second", &text(9000), &read(other_from, 10_000)?)?;
+        fill()
+    })
+    .spoiled_by(move || read(from, 1).map(drop)))
+}

@@ -1,0 +1,68 @@
+//! Files of /proc and /sys.
+
+use anyhow::{Result, bail};
+use libc::{O_DIRECTORY, O_RDONLY, O_RDWR};
+
+use crate::kit::files::{open, place, read, seen};
+use crate::kit::{Setting, Watch, same};
+
+/// Of the system and of the process, at a place in the middle.
+pub(crate) fn start(_: &Setting) -> Result<Watch> {
+    let me = std::process::id();
+    let files = [
+        (open("/proc/self/status", O_RDONLY)?, 6),
+        (open(format!("/proc/{me}/maps"), O_RDONLY)?, 0),
+        (open("/proc/self/oom_score_adj", O_RDWR)?, 0),
+        (open("/proc/sys/kernel/ostype", O_RDONLY)?, 3),
+        (open("/proc/cpuinfo", O_RDONLY)?, 10),
+    ];
+    let dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY)?;
+    for (file, at) in files {
+        place(file, Some(at))?;
+    }
+    let observe = move || {
+        let mut all = vec![(seen(dir)?, 0)];
+        for (file, _) in files {
+            all.push((seen(file)?, place(file, None)?));
+        }
+        Ok(all)
+    };
+    let name = files[0].0;
+    Ok(Watch::keep(observe)?
+        .spoiled_by(move || place(name, Some(0)).map(drop))
+        .and(Watch::new(move || {
+            same(
+                "the name of this process",
+                b"subject".as_slice(),
+                &read(name, 7)?,
+            )?;
+            place(name, Some(6))?;
+            same(
+                "the kind of system",
+                b"ux\n".as_slice(),
+                &read(files[3].0, 10)?,
+            )?;
+            place(files[3].0, Some(3))?;
+            if read(files[1].0, 100)?.is_empty() {
+                bail!("the maps are empty");
+            }
+            place(files[1].0, Some(0)).map(drop)
+        })))
+}
+
+/// An attribute and a directory.
+pub(crate) fn sys(_: &Setting) -> Result<Watch> {
+    let file = open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY)?;
+    let dir = open("/sys/class/net", O_RDONLY | O_DIRECTORY)?;
+    place(file, Some(2))?;
+    Ok(
+        Watch::keep(move || Ok((seen(file)?, seen(dir)?, place(file, None)?)))?
+            .spoiled_by(move || place(file, Some(0)).map(drop))
+            .and(Watch::new(move || {
+                if read(file, 10)?.is_empty() {
+                    bail!("it is empty");
+                }
+                place(file, Some(2)).map(drop)
+            })),
+    )
+}

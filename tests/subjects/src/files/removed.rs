@@ -1,0 +1,166 @@
+//! Files without a name, or with another one.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::{Context, Result, bail};
+use libc::{O_DIRECTORY, O_RDONLY, O_RDWR, O_TMPFILE};
+
+use crate::kit::files::{open, place, read, seen, share, write};
+use crate::kit::{PAGE, Setting, Watch, fd, not_here, same};
+
+/// Size, mode, owner, links.
+fn stat(fd: i32) -> Result<(u64, u32, u32, u64)> {
+    let found = fs::metadata(format!("/proc/self/fd/{fd}"))?;
+    Ok((found.len(), found.mode(), found.uid(), found.nlink()))
+}
+
+/// Two descriptions and a dup of a file without a name: sizes, places, contents with a hole.
+fn nameless(one: i32, other: i32) -> Result<Watch> {
+    write(one, b"the beginning")?;
+    place(one, Some(5 * PAGE as i64))?;
+    write(one, b"the end")?;
+    place(one, Some(4))?;
+    // SAFETY: takes a number.
+    let dup = fd("dup", unsafe { libc::dup(one) })?;
+    let observe = move || {
+        Ok((
+            stat(one)?,
+            stat(other)?,
+            seen(one)?.0 & !O_TMPFILE,
+            place(one, None)?,
+            place(other, None)?,
+        ))
+    };
+    Ok(Watch::keep(observe)?
+        .spoiled_by(move || write(other, b"The"))
+        .and(Watch::new(move || {
+            same("what is read", b"beginning".as_slice(), &read(dup, 9)?)?;
+            same("the place of the dup", &13, &place(one, None)?)?;
+            place(one, Some(5 * PAGE as i64))?;
+            same(
+                "what is behind the hole",
+                b"the end".as_slice(),
+                &read(one, 100)?,
+            )?;
+            same("one file", &stat(one)?, &stat(other)?)?;
+            place(one, Some(4))?;
+            same(
+                "what the other description reads",
+                b"the".as_slice(),
+                &read(other, 3)?,
+            )?;
+            place(other, Some(0))?;
+            same(
+                "two descriptions",
+                &false,
+                &share(one, std::process::id() as i32, other)?,
+            )
+        })))
+}
+
+fn removed_at(path: &std::path::Path) -> Result<Watch> {
+    let one = open(path, O_RDWR | libc::O_CREAT)?;
+    let other = open(path, O_RDWR)?;
+    fs::remove_file(path)?;
+    let (gone, path) = (seen(one)?.2, path.to_path_buf());
+    if !gone.ends_with("(deleted)") {
+        bail!("it is still there: {gone}");
+    }
+    Ok(nameless(one, other)?.and(Watch::new(move || {
+        same("the name", &false, &fs::exists(&path)?)?;
+        same("the link", &true, &seen(one)?.2.ends_with("(deleted)"))
+    })))
+}
+
+/// On the subject's own file system.
+pub(crate) fn start(setting: &Setting) -> Result<Watch> {
+    removed_at(&setting.fresh("file"))
+}
+
+/// On tmpfs.
+pub(crate) fn tmpfs(_: &Setting) -> Result<Watch> {
+    if !fs::read_to_string("/proc/mounts")?.contains(" /dev/shm tmpfs") {
+        return not_here("no tmpfs on /dev/shm");
+    }
+    let path = format!("/dev/shm/kupgrade-file-{}", std::process::id());
+    removed_at(path.as_ref())
+}
+
+/// Never had a name; one can still be given to it.
+pub(crate) fn tmpfile(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("named");
+    let dir = path.parent().context("no folder")?;
+    let Ok(one) = open(dir, O_RDWR | O_TMPFILE) else {
+        return not_here("the file system knows no O_TMPFILE");
+    };
+    let other = open(format!("/proc/self/fd/{one}"), O_RDWR)?;
+    nameless(one, other)
+}
+
+/// The other name is the same file still.
+pub(crate) fn linked(setting: &Setting) -> Result<Watch> {
+    let (path, other) = (setting.fresh("one"), setting.fresh("other"));
+    fs::write(&path, "contents")?;
+    fs::hard_link(&path, &other)?;
+    let file = open(&path, O_RDWR)?;
+    place(file, Some(3))?;
+    fs::remove_file(&path)?;
+    let inode = fs::metadata(&other)?.ino();
+    Ok(Watch::new(move || {
+        let same_file = fs::metadata(format!("/proc/self/fd/{file}"))?.ino();
+        same(
+            "the inode of the other name",
+            &inode,
+            &fs::metadata(&other)?.ino(),
+        )?;
+        same("the inode", &inode, &same_file)?;
+        same("the place", &3, &place(file, None)?)?;
+        same("the removed name", &false, &fs::exists(&path)?)
+    })
+    .spoiled_by(move || place(file, Some(0)).map(drop)))
+}
+
+/// The name leads to another file now.
+pub(crate) fn replaced(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("file");
+    fs::write(&path, "old contents")?;
+    let file = open(&path, O_RDWR)?;
+    place(file, Some(4))?;
+    let next = setting.fresh("next");
+    fs::write(&next, "new contents!")?;
+    fs::rename(&next, &path)?;
+    Ok(Watch::new(move || {
+        same("the place", &4, &place(file, None)?)?;
+        same("the old file", b"contents".as_slice(), &read(file, 100)?)?;
+        place(file, Some(4))?;
+        same("the new file", "new contents!", &fs::read_to_string(&path)?)
+    })
+    .spoiled_by(move || place(file, Some(0)).map(drop)))
+}
+
+/// Nothing can be made in it.
+pub(crate) fn directory(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("dir");
+    fs::create_dir(&path)?;
+    let dir = open(&path, O_RDONLY | O_DIRECTORY)?;
+    fs::remove_dir(&path)?;
+    Ok(Watch::new(move || {
+        let found = fs::metadata(format!("/proc/self/fd/{dir}"))?;
+        same(
+            "a directory without links",
+            &(true, 0),
+            &(found.is_dir(), found.nlink()),
+        )?;
+        same("the name", &false, &fs::exists(&path)?)?;
+        same(
+            "making a file",
+            &true,
+            &open(format!("/proc/self/fd/{dir}/file"), O_RDWR | libc::O_CREAT).is_err(),
+        )
+    })
+    .spoiled_by(move || {
+        crate::kit::files::close(dir);
+        open("/", O_RDONLY | O_DIRECTORY).map(drop)
+    }))
+}

@@ -1,0 +1,40 @@
+//! System V and POSIX IPC, apart from shared memory.
+
+mod msg;
+mod posix;
+mod sem;
+
+use crate::registry::{Group, subject};
+
+/// IPC.
+pub(crate) const GROUP: Group = Group {
+    name: "ipc",
+    subjects: &[
+        subject(
+            "sem",
+            "System V semaphores with values, ids and owners",
+            sem::start,
+        ),
+        subject("sem-undo", "undo of System V semaphores", sem::undo),
+        subject(
+            "msg",
+            "System V message queues with contents in order",
+            msg::start,
+        ),
+        subject(
+            "mqueue",
+            "POSIX message queues with contents by priority",
+            posix::start,
+        ),
+        subject(
+            "mqueue-notify",
+            "notification of POSIX message queues",
+            posix::notify,
+        ),
+        subject(
+            "mqueue-unlinked",
+            "POSIX message queues without a name",
+            posix::unlinked,
+        ),
+    ],
+};

@@ -1,0 +1,105 @@
+//! System V semaphores.
+
+use anyhow::Result;
+use libc::{GETALL, GETPID, IPC_CREAT, IPC_RMID, IPC_STAT, SEM_UNDO, SETALL};
+
+use crate::kit::{Kin, Setting, Watch, args, raw, same, sys};
+
+fn create(key: i32, count: u64) -> Result<i32> {
+    let old = raw(libc::SYS_semget, args([key as u64]));
+    if old >= 0 {
+        raw(libc::SYS_semctl, args([old as u64, 0, IPC_RMID as u64]));
+    }
+    let flags = (IPC_CREAT | 0o640) as u64;
+    Ok(sys(
+        "semget",
+        raw(libc::SYS_semget, args([key as u64, count, flags])),
+    )? as i32)
+}
+
+fn control(id: i32, number: u64, command: i32, argument: u64) -> Result<i64> {
+    let done = raw(
+        libc::SYS_semctl,
+        args([id as u64, number, command as u64, argument]),
+    );
+    if done < 0 {
+        anyhow::bail!("semctl of {id}: error {}", -done);
+    }
+    Ok(done)
+}
+
+fn values<const N: usize>(id: i32) -> Result<[u16; N]> {
+    let mut values = [0_u16; N];
+    control(id, 0, GETALL, values.as_mut_ptr() as u64)?;
+    Ok(values)
+}
+
+fn change(id: i32, number: u16, by: i16, flags: i32) -> Result<()> {
+    let operation = libc::sembuf {
+        sem_num: number,
+        sem_op: by,
+        sem_flg: flags as i16,
+    };
+    sys(
+        "semop",
+        raw(
+            libc::SYS_semop,
+            args([id as u64, &raw const operation as u64, 1]),
+        ),
+    )
+    .map(drop)
+}
+
+/// A set by its key, after one that is gone.
+pub(crate) fn start(_: &Setting) -> Result<Watch> {
+    let gone = create(0x6b75_0010, 1)?;
+    let id = create(0x6b75_0011, 4)?;
+    control(gone, 0, IPC_RMID, 0)?;
+    let set = [0_u16, 5, 32767, 1];
+    control(id, 0, SETALL, set.as_ptr() as u64)?;
+    change(id, 3, 2, 0)?;
+    let observe = move || {
+        let mut state = [0_u64; 16];
+        control(id, 0, IPC_STAT, state.as_mut_ptr() as u64)?;
+        // struct semid64_ds: key and ids (32 bytes and more), change time, count.
+        let by_key = raw(libc::SYS_semget, args([0x6b75_0011]));
+        Ok((
+            by_key,
+            values::<4>(id)?,
+            state[..6].to_vec(),
+            state[10],
+            control(id, 3, GETPID, 0)?,
+        ))
+    };
+    Ok(Watch::keep(observe)?.spoiled_by(move || change(id, 1, 1, 0)))
+}
+
+/// What a child has taken comes back when the child ends, and not before.
+pub(crate) fn undo(setting: &Setting) -> Result<Watch> {
+    let id = create(0x6b75_0012, 2)?;
+    let set = [10_u16, 10];
+    control(id, 0, SETALL, set.as_ptr() as u64)?;
+    change(id, 0, -1, SEM_UNDO)?;
+    let taker = setting.clone();
+    let start = move || {
+        Kin::start(&taker, "taker", move |_| {
+            change(id, 0, -3, SEM_UNDO)?;
+            change(id, 1, 4, SEM_UNDO)?;
+            Ok(Watch::new(|| Ok(())))
+        })
+    };
+    let mut child = start()?;
+    Ok(Watch::new(move || {
+        child.check()?;
+        same("the values", &[6, 14], &values::<2>(id)?)?;
+        // SAFETY: ends the child of ours and reaps it.
+        unsafe {
+            libc::kill(child.pid, libc::SIGKILL);
+            sys("wait", libc::waitpid(child.pid, std::ptr::null_mut(), 0))?;
+        }
+        same("the values after its end", &[9, 10], &values::<2>(id)?)?;
+        child = start()?;
+        Ok(())
+    })
+    .spoiled_by(move || change(id, 0, 1, 0)))
+}

@@ -1,0 +1,186 @@
+//! Threads that wait in a system call.
+
+use std::cell::RefCell;
+use std::fs;
+use std::rc::Rc;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::{SOON, Watch, errno, sys, tid, until};
+
+/// A system call without the C library's own ideas: its result, or the negative error number.
+pub(crate) fn raw(number: i64, arguments: [u64; 6]) -> i64 {
+    let [a, b, c, d, e, f] = arguments;
+    // SAFETY: the subjects pass what the call expects.
+    match unsafe { libc::syscall(number, a, b, c, d, e, f) } {
+        -1 => -i64::from(errno()),
+        result => result,
+    }
+}
+
+/// The arguments of a call, the rest zeros.
+pub(crate) fn args<const N: usize>(given: [u64; N]) -> [u64; 6] {
+    std::array::from_fn(|place| given.get(place).copied().unwrap_or(0))
+}
+
+/// Is the thread in this call, asleep?
+fn waits(tid: i32, number: i64) -> bool {
+    let text = fs::read_to_string(format!("/proc/self/task/{tid}/syscall")).unwrap_or_default();
+    text.split(' ').next() == Some(&number.to_string())
+}
+
+/// One return of a call.
+struct Return {
+    result: i64,
+    start: Instant,
+    end: Instant,
+}
+
+/// Starts a thread that makes a call again and again, and waits until it waits in it.
+fn start(
+    number: i64,
+    mut call: impl FnMut() -> i64 + Send + 'static,
+) -> Result<(i32, Receiver<Return>)> {
+    let (send_tid, its_tid) = channel();
+    let (send, returns) = channel();
+    std::thread::spawn(move || {
+        let _ = send_tid.send(tid());
+        loop {
+            let start = Instant::now();
+            let result = call();
+            let end = Instant::now();
+            if send.send(Return { result, start, end }).is_err() {
+                return;
+            }
+        }
+    });
+    let tid = its_tid.recv_timeout(SOON)?;
+    until("a thread waits in its call", SOON, || waits(tid, number))?;
+    Ok((tid, returns))
+}
+
+/// A thread waits in a call without a time-out: it must still do so, and `wake` must make the
+/// call return `expected`. Then it waits again.
+pub(crate) fn blocked(
+    number: i64,
+    call: impl FnMut() -> i64 + Send + 'static,
+    expected: i64,
+    wake: impl FnMut() -> Result<()> + 'static,
+) -> Result<Watch> {
+    let (tid, returns) = start(number, call)?;
+    let wake = Rc::new(RefCell::new(wake));
+    let spoil = wake.clone();
+    Ok(Watch::new(move || {
+        match returns.try_recv() {
+            Err(TryRecvError::Empty) => {}
+            Ok(back) => bail!("call {number} returned {} by itself", back.result),
+            Err(TryRecvError::Disconnected) => bail!("the thread has ended"),
+        }
+        wake.borrow_mut()()?;
+        let back = returns.recv_timeout(SOON).context("it is not woken")?;
+        if back.result != expected {
+            bail!("call {number} returned {}, not {expected}", back.result);
+        }
+        until("the thread waits again", SOON, || waits(tid, number))
+    })
+    .spoiled_by(move || {
+        spoil.borrow_mut()()?;
+        sleep(Duration::from_millis(100));
+        Ok(())
+    }))
+}
+
+/// How long timed calls last.
+pub(crate) const TERM: Duration = Duration::from_millis(1500);
+
+/// How far into a call a subject is when it answers: a time-out started from zero is late by this.
+const INSIDE: Duration = Duration::from_millis(800);
+
+/// How late a call may return on a busy machine.
+const SLACK: Duration = Duration::from_millis(500);
+
+extern "C" fn nothing(_: i32) {}
+
+/// A thread waits in a call with a time-out of [`TERM`]: every call must return `expected` after
+/// that time, neither earlier nor later than the time that everybody stood still explains.
+pub(crate) fn timed(
+    number: i64,
+    call: impl FnMut() -> i64 + Send + 'static,
+    expected: i64,
+) -> Result<Watch> {
+    // SAFETY: zeros are a valid structure, the handler does nothing.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as *const () as usize;
+        sys(
+            "sigaction",
+            libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()),
+        )?;
+    }
+    let gaps = Gaps::watch();
+    let (tid, returns) = start(number, call)?;
+    sleep(INSIDE);
+    Ok(Watch::new(move || {
+        let mut backs: Vec<Return> = returns.try_iter().collect();
+        backs.push(
+            returns
+                .recv_timeout(TERM + SOON)
+                .context("it does not return")?,
+        );
+        for back in backs {
+            let (lasted, still) = (back.end - back.start, gaps.between(back.start, back.end));
+            if back.result != expected {
+                bail!("call {number} returned {} after {lasted:?}", back.result);
+            }
+            if lasted + Duration::from_millis(2) < TERM || lasted > TERM + still + SLACK {
+                bail!("call {number} lasted {lasted:?}, everybody stood still for {still:?} of it");
+            }
+        }
+        sleep(INSIDE);
+        Ok(())
+    })
+    .spoiled_by(move || {
+        // SAFETY: a signal with a handler, for a thread of ours.
+        let done = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGUSR1) };
+        sys("tgkill", done).map(drop)
+    }))
+}
+
+/// When this process stood still, found by a thread that looks at the clock all the time.
+#[derive(Clone)]
+pub(crate) struct Gaps(Arc<Mutex<Vec<(Instant, Instant)>>>);
+
+impl Gaps {
+    /// Starts looking.
+    pub(crate) fn watch() -> Self {
+        let gaps = Self(Arc::default());
+        let seen = gaps.clone();
+        std::thread::spawn(move || {
+            let mut last = Instant::now();
+            loop {
+                sleep(Duration::from_millis(5));
+                let now = Instant::now();
+                if now - last > Duration::from_millis(30) {
+                    seen.0
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push((last, now));
+                }
+                last = now;
+            }
+        });
+        gaps
+    }
+
+    /// How much of the time between two moments it stood still.
+    pub(crate) fn between(&self, start: Instant, end: Instant) -> Duration {
+        let gaps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        gaps.iter()
+            .map(|(from, to)| (*to).min(end).saturating_duration_since((*from).max(start)))
+            .sum()
+    }
+}

@@ -1,0 +1,67 @@
+//! Signals.
+
+mod dispositions;
+mod handler;
+mod pending;
+mod stopped;
+
+use crate::registry::{Group, subject};
+
+/// Signals.
+pub(crate) const GROUP: Group = Group {
+    name: "signals",
+    subjects: &[
+        subject(
+            "dispositions",
+            "dispositions with flags, masks and restorers",
+            dispositions::start,
+        ),
+        subject("masks", "signal masks per thread", dispositions::masks),
+        subject(
+            "pending-process",
+            "signals pending for a process, with their siginfo",
+            pending::process,
+        ),
+        subject(
+            "pending-thread",
+            "signals pending for a thread, with their siginfo",
+            pending::thread,
+        ),
+        subject(
+            "pending-queue",
+            "real-time signals queued in order",
+            pending::queue,
+        ),
+        subject(
+            "pending-kinds",
+            "pending SIGCHLD and timer signals",
+            pending::kinds,
+        ),
+        subject("handler", "a handler in progress", handler::start),
+        subject(
+            "handler-nested",
+            "nested handlers on an alternate stack",
+            handler::nested,
+        ),
+        subject(
+            "stopped",
+            "a stopped child whose stop was reported",
+            stopped::reported,
+        ),
+        subject(
+            "stopped-unreported",
+            "a stopped child whose stop nobody has waited for",
+            stopped::unreported,
+        ),
+        subject(
+            "stopped-job",
+            "a stopped background job with several processes",
+            stopped::job,
+        ),
+        subject(
+            "continued-unreported",
+            "a continued child that nobody has waited for",
+            stopped::continued,
+        ),
+    ],
+};

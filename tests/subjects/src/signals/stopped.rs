@@ -1,0 +1,149 @@
+//! Stopped processes stay stopped, and their parent learns of it exactly once.
+
+use anyhow::{Result, bail};
+use libc::{SIGCONT, SIGSTOP, WCONTINUED, WNOHANG, WUNTRACED};
+
+use crate::kit::{SOON, Setting, Watch, fork, procfs, same, sys, until};
+
+/// A child that sleeps.
+fn sleeper(group: bool) -> Result<i32> {
+    fork(move || {
+        if group {
+            // SAFETY: takes numbers.
+            unsafe { libc::setpgid(0, 0) };
+        }
+        loop {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    })
+}
+
+fn kill(pid: i32, signal: i32) -> Result<()> {
+    // SAFETY: takes numbers.
+    sys("kill", unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+fn state(pid: i32) -> String {
+    procfs::status(&pid.to_string(), "State").unwrap_or_default()
+}
+
+fn stops(pid: i32) -> Result<()> {
+    until("it stops", SOON, || state(pid).starts_with('T'))
+}
+
+/// What wait4 tells at once: the process and its status.
+fn wait(options: i32) -> Result<(i32, i32)> {
+    let mut status = 0;
+    // SAFETY: the kernel writes one int.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, options | WNOHANG) };
+    sys("waitpid", pid)?;
+    Ok((pid, if pid == 0 { 0 } else { status }))
+}
+
+/// The status of a child that was stopped by a signal.
+fn by(signal: i32) -> i32 {
+    signal << 8 | 0x7f
+}
+
+/// The parent knows already.
+pub(crate) fn reported(_: &Setting) -> Result<Watch> {
+    let child = sleeper(false)?;
+    kill(child, SIGSTOP)?;
+    stops(child)?;
+    same("the stop", &(child, by(SIGSTOP)), &wait(WUNTRACED)?)?;
+    Ok(Watch::new(move || {
+        if !state(child).starts_with("T (stopped)") {
+            bail!("it is {}", state(child));
+        }
+        same("a second report", &(0, 0), &wait(WUNTRACED | WCONTINUED)?)?;
+        // It goes on when it is told to, and stops again.
+        kill(child, SIGCONT)?;
+        until("it goes on", SOON, || !state(child).starts_with('T'))?;
+        same(
+            "the report",
+            &(child, 0xffff),
+            &wait(WUNTRACED | WCONTINUED)?,
+        )?;
+        kill(child, SIGSTOP)?;
+        stops(child)?;
+        same("the stop", &(child, by(SIGSTOP)), &wait(WUNTRACED)?)
+    })
+    .spoiled_by(move || {
+        kill(child, SIGCONT)?;
+        until("it goes on", SOON, || !state(child).starts_with('T'))
+    }))
+}
+
+/// The parent does not know yet.
+pub(crate) fn unreported(_: &Setting) -> Result<Watch> {
+    let child = sleeper(false)?;
+    let stop = move || {
+        kill(child, SIGSTOP)?;
+        stops(child)
+    };
+    stop()?;
+    Ok(Watch::new(move || {
+        if !state(child).starts_with("T (stopped)") {
+            bail!("it is {}", state(child));
+        }
+        same("the stop", &(child, by(SIGSTOP)), &wait(WUNTRACED)?)?;
+        kill(child, SIGCONT)?;
+        until("it goes on", SOON, || !state(child).starts_with('T'))?;
+        stop()
+    })
+    .spoiled_by(|| wait(WUNTRACED).map(drop)))
+}
+
+/// Two processes of a group of their own.
+pub(crate) fn job(_: &Setting) -> Result<Watch> {
+    let leader = sleeper(true)?;
+    let member = sleeper(false)?;
+    until("the group is there", SOON, || {
+        // SAFETY: takes numbers.
+        unsafe { libc::getpgid(leader) == leader }
+    })?;
+    // SAFETY: as above.
+    sys("setpgid", unsafe { libc::setpgid(member, leader) })?;
+    kill(-leader, SIGSTOP)?;
+    stops(leader)?;
+    stops(member)?;
+    while wait(WUNTRACED)?.0 != 0 {}
+    Ok(Watch::new(move || {
+        for pid in [leader, member] {
+            if !state(pid).starts_with("T (stopped)") {
+                bail!("{pid} is {}", state(pid));
+            }
+            // SAFETY: as above.
+            same("the group", &leader, &unsafe { libc::getpgid(pid) })?;
+        }
+        kill(-leader, SIGCONT)?;
+        for pid in [leader, member] {
+            until("it goes on", SOON, || !state(pid).starts_with('T'))?;
+        }
+        kill(-leader, SIGSTOP)?;
+        stops(leader)?;
+        stops(member)
+    })
+    .spoiled_by(move || {
+        kill(member, SIGCONT)?;
+        until("it goes on", SOON, || !state(member).starts_with('T'))
+    }))
+}
+
+/// It was stopped and goes on: the parent can still learn of the latter.
+pub(crate) fn continued(_: &Setting) -> Result<Watch> {
+    let child = sleeper(false)?;
+    let go = move || {
+        kill(child, SIGSTOP)?;
+        stops(child)?;
+        wait(WUNTRACED)?;
+        kill(child, SIGCONT)?;
+        until("it goes on", SOON, || !state(child).starts_with('T'))
+    };
+    go()?;
+    Ok(Watch::new(move || {
+        same("the report", &(child, 0xffff), &wait(WCONTINUED)?)?;
+        go()
+    })
+    .spoiled_by(|| wait(WCONTINUED).map(drop)))
+}

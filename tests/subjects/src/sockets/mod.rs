@@ -1,0 +1,135 @@
+//! Sockets.
+
+mod listening;
+mod netlink;
+mod packet;
+mod udp;
+mod unix_control;
+mod unix_named;
+mod unix_pair;
+
+use crate::registry::{Group, subject};
+
+/// Sockets.
+pub(crate) const GROUP: Group = Group {
+    name: "sockets",
+    subjects: &[
+        subject(
+            "unix-stream",
+            "unix stream pairs with queued bytes",
+            unix_pair::stream,
+        ),
+        subject(
+            "unix-datagram",
+            "unix datagram pairs with queued messages",
+            unix_pair::datagram,
+        ),
+        subject(
+            "unix-seqpacket",
+            "unix seqpacket pairs with queued messages",
+            unix_pair::seqpacket,
+        ),
+        subject(
+            "unix-shutdown",
+            "unix sockets with halves shut down",
+            unix_pair::shutdown,
+        ),
+        subject(
+            "unix-widowed",
+            "unix sockets whose peer is closed",
+            unix_pair::widowed,
+        ),
+        subject(
+            "unix-family",
+            "unix pairs between parent and child",
+            unix_pair::family,
+        ),
+        subject(
+            "unix-options",
+            "options of unix sockets",
+            unix_pair::options,
+        ),
+        subject(
+            "unix-listening",
+            "named unix sockets that listen",
+            unix_named::listening,
+        ),
+        subject(
+            "unix-abstract",
+            "abstract unix sockets that listen",
+            unix_named::abstract_name,
+        ),
+        subject(
+            "unix-pending",
+            "connections that nobody has accepted yet, with data",
+            unix_named::pending,
+        ),
+        subject(
+            "unix-connected",
+            "accepted connections of named sockets",
+            unix_named::connected,
+        ),
+        subject(
+            "unix-unlinked",
+            "listening unix sockets whose path is gone",
+            unix_named::unlinked,
+        ),
+        subject(
+            "unix-bound-datagram",
+            "bound datagram sockets, connected from several sides",
+            unix_named::datagrams,
+        ),
+        subject(
+            "unix-unbound",
+            "unix sockets that are neither bound nor connected",
+            unix_named::unbound,
+        ),
+        subject("unix-rights", "descriptors in flight", unix_control::rights),
+        subject(
+            "unix-rights-cycle",
+            "a socket in flight in itself",
+            unix_control::cycle,
+        ),
+        subject(
+            "unix-credentials",
+            "credentials in flight",
+            unix_control::credentials,
+        ),
+        subject("unix-peercred", "SO_PEERCRED", unix_control::peercred),
+        subject("udp", "bound and connected UDP sockets", udp::start),
+        subject(
+            "udp-queue",
+            "queued UDP datagrams with their senders",
+            udp::queue,
+        ),
+        subject("udp-options", "options of UDP sockets", udp::options),
+        subject("udp6", "UDP over IPv6", udp::v6),
+        subject("multicast", "multicast memberships", udp::multicast),
+        subject("tcp-listening", "listening TCP sockets", listening::v4),
+        subject(
+            "tcp6-listening",
+            "listening TCP sockets of IPv6, v6-only and not",
+            listening::v6,
+        ),
+        subject(
+            "tcp-options",
+            "options of listening TCP sockets",
+            listening::options,
+        ),
+        subject(
+            "tcp-unbound",
+            "TCP sockets that are neither bound nor connected",
+            listening::unbound,
+        ),
+        subject(
+            "tcp-bound",
+            "TCP sockets that are bound only",
+            listening::bound,
+        ),
+        subject("raw", "raw sockets", packet::raw_socket),
+        subject("icmp", "ICMP sockets", packet::icmp),
+        subject("packet", "packet sockets", packet::packet),
+        subject("netlink", "netlink sockets with groups", netlink::start),
+        subject("netlink-uevent", "uevent netlink sockets", netlink::uevent),
+    ],
+};

@@ -1,0 +1,173 @@
+//! UDP.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+
+use anyhow::Result;
+use libc::{
+    IPPROTO_IP, SO_BROADCAST, SO_PRIORITY, SO_RCVBUF, SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET,
+};
+
+use crate::kit::net::{option, set_option};
+use crate::kit::{Setting, Watch, loopback, not_here, same};
+
+fn bound(to: &str) -> Result<Rc<UdpSocket>> {
+    loopback()?;
+    let socket = UdpSocket::bind(to)?;
+    socket.set_nonblocking(true)?;
+    Ok(Rc::new(socket))
+}
+
+/// Its own address, its peer's.
+fn addresses(socket: &UdpSocket) -> Result<String> {
+    Ok(format!(
+        "{} {:?}",
+        socket.local_addr()?,
+        socket.peer_addr().ok()
+    ))
+}
+
+/// One is bound, one connected to it: both can be used.
+fn connected(to: &str) -> Result<Watch> {
+    let (server, client) = (bound(to)?, bound(to)?);
+    client.connect(server.local_addr()?)?;
+    let (seen, also) = (server.clone(), client.clone());
+    let names = Watch::keep(move || Ok([addresses(&seen)?, addresses(&also)?]))?;
+    let other = client.clone();
+    Ok(names
+        .spoiled_by(move || {
+            Ok(other
+                .connect("127.0.0.1:9")
+                .or_else(|_| other.connect("[::1]:9"))?)
+        })
+        .and(Watch::new(move || {
+            client.send(b"question")?;
+            let mut bytes = [0; 100];
+            let (len, from) = server.recv_from(&mut bytes)?;
+            same("the question", b"question".as_slice(), &bytes[..len])?;
+            server.send_to(b"answer", from)?;
+            let len = client.recv(&mut bytes)?;
+            same("the answer", b"answer".as_slice(), &bytes[..len])?;
+            // Others are not heard by one that is connected.
+            let stranger = UdpSocket::bind((server.local_addr()?.ip(), 0))?;
+            stranger.send_to(b"x", client.local_addr()?)?;
+            same("a stranger", &true, &client.recv(&mut bytes).is_err())
+        })))
+}
+
+/// IPv4
+pub(crate) fn start(_: &Setting) -> Result<Watch> {
+    connected("127.0.0.1:0")
+}
+
+/// IPv6
+pub(crate) fn v6(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    if UdpSocket::bind("[::1]:0").is_err() {
+        return not_here("no IPv6");
+    }
+    connected("[::1]:0")
+}
+
+/// Three datagrams from two senders.
+pub(crate) fn queue(_: &Setting) -> Result<Watch> {
+    let (server, one, two) = (
+        bound("127.0.0.1:0")?,
+        bound("127.0.0.1:0")?,
+        bound("127.0.0.1:0")?,
+    );
+    let receiver = server.clone();
+    let (first, second) = (one.local_addr()?, two.local_addr()?);
+    let to = server.local_addr()?;
+    let fill = move || {
+        one.send_to(b"first", to)?;
+        two.send_to(&[7; 5000], to)?;
+        one.send_to(b"", to)?;
+        anyhow::Ok(())
+    };
+    fill()?;
+    Ok(Watch::new(move || {
+        let mut bytes = [0; 10_000];
+        for (text, sender) in [
+            (b"first".as_slice(), first),
+            (&[7; 5000], second),
+            (b"", first),
+        ] {
+            let (len, from) = server.recv_from(&mut bytes)?;
+            same("a datagram", text, &bytes[..len])?;
+            same("its sender", &sender, &from)?;
+        }
+        same("a fourth", &true, &server.recv(&mut bytes).is_err())?;
+        fill()
+    })
+    .spoiled_by(move || {
+        receiver.recv(&mut [0; 9])?;
+        Ok(())
+    }))
+}
+
+/// Options of the socket and of IP.
+pub(crate) fn options(_: &Setting) -> Result<Watch> {
+    let socket = bound("127.0.0.1:0")?;
+    let fd = socket.as_raw_fd();
+    let names = [
+        (SOL_SOCKET, SO_BROADCAST, 1),
+        (SOL_SOCKET, SO_PRIORITY, 4),
+        (SOL_SOCKET, SO_RCVBUF, 50_000),
+        (SOL_SOCKET, libc::SO_TIMESTAMP, 1),
+        (SOL_SOCKET, libc::SO_MARK, 99),
+        (IPPROTO_IP, libc::IP_TTL, 33),
+        (IPPROTO_IP, libc::IP_TOS, 0x10),
+        (IPPROTO_IP, libc::IP_PKTINFO, 1),
+        (IPPROTO_IP, libc::IP_RECVTTL, 1),
+        (IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
+        (IPPROTO_IP, libc::IP_FREEBIND, 1),
+    ];
+    for (level, name, value) in names {
+        set_option(fd, level, name, value)?;
+    }
+    let observe = move || {
+        let _held = &socket;
+        names
+            .iter()
+            .map(|(level, name, _)| option(fd, *level, *name))
+            .collect::<Result<Vec<_>>>()
+    };
+    Ok(Watch::keep(observe)?.spoiled_by(move || set_option(fd, IPPROTO_IP, libc::IP_TTL, 34)))
+}
+
+/// Two sockets of one port that have joined a group on the loopback interface.
+pub(crate) fn multicast(_: &Setting) -> Result<Watch> {
+    let group = Ipv4Addr::new(239, 1, 2, 3);
+    loopback()?;
+    let receiver = UdpSocket::bind("0.0.0.0:0")?;
+    receiver.set_nonblocking(true)?;
+    for name in [SO_REUSEADDR, SO_REUSEPORT] {
+        set_option(receiver.as_raw_fd(), SOL_SOCKET, name, 1)?;
+    }
+    if receiver
+        .join_multicast_v4(&group, &Ipv4Addr::LOCALHOST)
+        .is_err()
+    {
+        return not_here("no multicast on the loopback interface");
+    }
+    let port = receiver.local_addr()?.port();
+    let receiver = Rc::new(receiver);
+    let other = receiver.clone();
+    Ok(Watch::new(move || {
+        let sender = UdpSocket::bind("127.0.0.1:0")?;
+        let interface = u32::from_ne_bytes(Ipv4Addr::LOCALHOST.octets()) as i32;
+        set_option(
+            sender.as_raw_fd(),
+            IPPROTO_IP,
+            libc::IP_MULTICAST_IF,
+            interface,
+        )?;
+        sender.send_to(b"to all", (group, port))?;
+        let mut bytes = [0; 100];
+        let len = receiver.recv(&mut bytes)?;
+        same("what came", b"to all".as_slice(), &bytes[..len])
+    })
+    .spoiled_by(move || Ok(other.leave_multicast_v4(&group, &Ipv4Addr::LOCALHOST)?)))
+}

@@ -1,0 +1,151 @@
+//! What travels beside the bytes of unix sockets.
+
+use std::fs;
+
+use anyhow::{Result, bail};
+use libc::{O_RDWR, SO_PASSCRED, SO_PEERCRED, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET};
+
+use crate::kit::files::{close, open, place, read, seen, share, write};
+use crate::kit::net::{option, pair, receive_descriptor, send_descriptor, set_option};
+use crate::kit::{Kin, Setting, Watch, fork, same, sys};
+
+/// A file and a pipe that are in the message only, and one that the subject has as well.
+pub(crate) fn rights(setting: &Setting) -> Result<Watch> {
+    let [one, two] = pair(SOCK_STREAM | SOCK_NONBLOCK)?;
+    let path = setting.fresh("file");
+    fs::write(&path, "0123456789")?;
+    let held = open(&path, O_RDWR)?;
+    place(held, Some(2))?;
+    let fill = move || {
+        let file = open(&path, O_RDWR)?;
+        place(file, Some(6))?;
+        let mut ends = [0; 2];
+        // SAFETY: the array has room for two descriptors.
+        sys("pipe", unsafe { libc::pipe(ends.as_mut_ptr()) })?;
+        write(ends[1], b"in flight")?;
+        for sent in [file, ends[0], held] {
+            send_descriptor(one, sent)?;
+        }
+        [file, ends[0], ends[1]].into_iter().for_each(close);
+        anyhow::Ok(())
+    };
+    fill()?;
+    Ok(Watch::new(move || {
+        let [file, pipe, ours] = [
+            receive_descriptor(two)?,
+            receive_descriptor(two)?,
+            receive_descriptor(two)?,
+        ];
+        same("the file", b"6789".as_slice(), &read(file, 100)?)?;
+        same("the pipe", b"in flight".as_slice(), &read(pipe, 100)?)?;
+        let me = std::process::id() as i32;
+        same("one description", &true, &share(ours, me, held)?)?;
+        [file, pipe, ours].into_iter().for_each(close);
+        fill()
+    })
+    .spoiled_by(move || receive_descriptor(two).map(drop)))
+}
+
+/// The socket's own other end is in its queue and nowhere else.
+pub(crate) fn cycle(_: &Setting) -> Result<Watch> {
+    let [one, two] = pair(SOCK_DGRAM | SOCK_NONBLOCK)?;
+    let send = move |end: i32| {
+        send_descriptor(end, end)?;
+        close(end);
+        anyhow::Ok(())
+    };
+    send(one)?;
+    Ok(Watch::new(move || {
+        let one = receive_descriptor(two)?;
+        write(one, b"round")?;
+        same("what came round", b"round".as_slice(), &read(two, 100)?)?;
+        send(one)
+    })
+    .spoiled_by(move || receive_descriptor(two).map(drop)))
+}
+
+/// The credentials of the message that comes next.
+fn credentials_of(socket: i32) -> Result<[u8; 12]> {
+    #[repr(C, align(8))]
+    struct Control([u8; 64]);
+    let (mut byte, mut control) = ([0_u8; 8], Control([0; 64]));
+    let mut part = libc::iovec {
+        iov_base: byte.as_mut_ptr().cast(),
+        iov_len: 8,
+    };
+    // SAFETY: zeros are a valid message; what it points to is alive.
+    let done = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut control).cast();
+        message.msg_controllen = 64;
+        libc::recvmsg(socket, &raw mut message, 0)
+    };
+    sys("recvmsg", done)?;
+    if control.0[12..16] != libc::SCM_CREDENTIALS.to_ne_bytes() {
+        bail!("no credentials came");
+    }
+    let mut found = [0; 12];
+    found.copy_from_slice(&control.0[16..28]);
+    Ok(found)
+}
+
+/// Messages of a child, of which one sender has ended since.
+pub(crate) fn credentials(setting: &Setting) -> Result<Watch> {
+    let [one, two] = pair(SOCK_DGRAM | SOCK_NONBLOCK)?;
+    set_option(two, SOL_SOCKET, SO_PASSCRED, 1)?;
+    let mut child = Kin::start(setting, "child", move |_| {
+        write(one, b"child")?;
+        Ok(Watch::new(move || write(one, b"child")))
+    })?;
+    write(one, b"self")?;
+    let ids = |pid: i32| {
+        let mut bytes = [0; 12];
+        bytes[..4].copy_from_slice(&pid.to_ne_bytes());
+        bytes
+    };
+    let (me, pid) = (std::process::id() as i32, child.pid);
+    Ok(Watch::new(move || {
+        same("the child's", &ids(pid), &credentials_of(two)?)?;
+        same("the subject's", &ids(me), &credentials_of(two)?)?;
+        child.check()?;
+        write(one, b"self")
+    })
+    .spoiled_by(move || read(two, 1).map(drop)))
+}
+
+/// Those of whoever made the pair: here a child that has ended and was another user.
+pub(crate) fn peercred(_: &Setting) -> Result<Watch> {
+    let [one, two] = pair(SOCK_STREAM)?;
+    let [carrier, other] = pair(SOCK_DGRAM)?;
+    let child = fork(move || {
+        // SAFETY: takes numbers.
+        unsafe { libc::setresuid(4321, 4321, 4321) };
+        if let Ok([mine, theirs]) = pair(SOCK_STREAM) {
+            let _ = send_descriptor(other, mine);
+            let _ = send_descriptor(other, theirs);
+        }
+    })?;
+    // SAFETY: reaps the child.
+    sys("wait", unsafe {
+        libc::waitpid(child, std::ptr::null_mut(), 0)
+    })?;
+    let theirs = [receive_descriptor(carrier)?, receive_descriptor(carrier)?];
+    close(carrier);
+    close(other);
+    let observe = move || {
+        let mut all = Vec::new();
+        for end in [one, two, theirs[0], theirs[1]] {
+            // The PID of a process that has ended is nobody's: it may read as anything.
+            let found = option(end, SOL_SOCKET, SO_PEERCRED)?;
+            let from = if end == one || end == two { 0 } else { 4 };
+            all.push((found[from..].to_vec(), seen(end)?.0));
+        }
+        Ok(all)
+    };
+    Ok(Watch::keep(observe)?.spoiled_by(move || {
+        // SAFETY: both are descriptors of ours.
+        sys("dup2", unsafe { libc::dup2(one, theirs[0]) }).map(drop)
+    }))
+}

@@ -1,0 +1,271 @@
+//! Unix sockets with names.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use libc::{
+    AF_UNIX, SO_ACCEPTCONN, SO_PEERCRED, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_SEQPACKET, SOCK_STREAM,
+    SOL_SOCKET,
+};
+
+use crate::kit::files::{close, read, write};
+use crate::kit::net::{name, option, socket};
+use crate::kit::{Setting, Watch, args, fd, raw, same, sys};
+
+/// An address and its length; abstract if it begins with a zero.
+fn address(path: &[u8]) -> ([u8; 110], u64) {
+    let mut bytes = [0; 110];
+    bytes[..2].copy_from_slice(&(AF_UNIX as u16).to_ne_bytes());
+    bytes[2..2 + path.len()].copy_from_slice(path);
+    let end = usize::from(path.first() != Some(&0));
+    (bytes, (2 + path.len() + end) as u64)
+}
+
+fn bind(socket: i32, path: &[u8]) -> Result<()> {
+    let (bytes, len) = address(path);
+    sys(
+        "bind",
+        raw(
+            libc::SYS_bind,
+            args([socket as u64, bytes.as_ptr() as u64, len]),
+        ),
+    )
+    .map(drop)
+}
+
+fn connect(kind: i32, path: &[u8]) -> Result<i32> {
+    let socket = socket(AF_UNIX, kind | SOCK_NONBLOCK, 0)?;
+    let (bytes, len) = address(path);
+    let done = raw(
+        libc::SYS_connect,
+        args([socket as u64, bytes.as_ptr() as u64, len]),
+    );
+    if done < 0 {
+        close(socket);
+        anyhow::bail!("connect: error {}", -done);
+    }
+    Ok(socket)
+}
+
+fn listen(kind: i32, path: &[u8], backlog: i32) -> Result<i32> {
+    let listener = socket(AF_UNIX, kind | SOCK_NONBLOCK, 0)?;
+    bind(listener, path)?;
+    // SAFETY: takes numbers.
+    sys("listen", unsafe { libc::listen(listener, backlog) })?;
+    Ok(listener)
+}
+
+fn accept(listener: i32) -> Result<i32> {
+    let accepted = raw(
+        libc::SYS_accept4,
+        args([listener as u64, 0, 0, SOCK_NONBLOCK as u64]),
+    );
+    fd("accept", i32::try_from(accepted.max(-1))?)
+}
+
+fn bytes(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_bytes().to_vec()
+}
+
+/// A connection can be made and used.
+fn works(kind: i32, listener: i32, path: &[u8]) -> Result<()> {
+    let client = connect(kind, path).context("a new connection")?;
+    let server = accept(listener)?;
+    write(client, b"hello")?;
+    let got = read(server, 100)?;
+    let own = name(server, false)?;
+    close(client);
+    close(server);
+    same("what came", b"hello".as_slice(), &got)?;
+    same("the accepted one's name", &name(listener, false)?, &own)
+}
+
+/// The listener's name and state, and that it works.
+fn serving(kind: i32, listener: i32, path: Vec<u8>) -> Result<Watch> {
+    let observe = move || {
+        Ok((
+            name(listener, false)?,
+            option(listener, SOL_SOCKET, SO_ACCEPTCONN)?,
+        ))
+    };
+    Ok(Watch::keep(observe)?
+        .spoiled_by(move || {
+            let other = socket(AF_UNIX, kind, 0)?;
+            // SAFETY: both are descriptors of ours.
+            fd("dup2", unsafe { libc::dup2(other, listener) }).map(drop)
+        })
+        .and(Watch::new(move || works(kind, listener, &path))))
+}
+
+/// Stream and seqpacket.
+pub(crate) fn listening(setting: &Setting) -> Result<Watch> {
+    let (one, two) = (bytes(&setting.fresh("one")), bytes(&setting.fresh("two")));
+    let first = serving(SOCK_STREAM, listen(SOCK_STREAM, &one, 5)?, one)?;
+    let second = serving(SOCK_SEQPACKET, listen(SOCK_SEQPACKET, &two, 5)?, two)?;
+    Ok(first.and(second))
+}
+
+/// A name that is no path.
+pub(crate) fn abstract_name(_: &Setting) -> Result<Watch> {
+    let path = format!("\0kupgrade-{}", std::process::id()).into_bytes();
+    serving(SOCK_STREAM, listen(SOCK_STREAM, &path, 5)?, path)
+}
+
+/// Two clients wait, one has sent something; their order is kept.
+pub(crate) fn pending(setting: &Setting) -> Result<Watch> {
+    let path = bytes(&setting.fresh("socket"));
+    let listener = listen(SOCK_STREAM, &path, 5)?;
+    let queue = move || {
+        let clients = [connect(SOCK_STREAM, &path)?, connect(SOCK_STREAM, &path)?];
+        write(clients[0], b"early")?;
+        anyhow::Ok(clients)
+    };
+    let mut clients = queue()?;
+    Ok(Watch::new(move || {
+        let servers = [accept(listener)?, accept(listener)?];
+        same("a third", &true, &accept(listener).is_err())?;
+        same(
+            "what was sent before",
+            b"early".as_slice(),
+            &read(servers[0], 100)?,
+        )?;
+        write(servers[1], b"answer")?;
+        same("the answer", b"answer".as_slice(), &read(clients[1], 100)?)?;
+        servers.into_iter().chain(clients).for_each(close);
+        clients = queue()?;
+        Ok(())
+    })
+    .spoiled_by(move || accept(listener).map(drop)))
+}
+
+/// The listener is closed, the connection lives; names and peers are known.
+pub(crate) fn connected(setting: &Setting) -> Result<Watch> {
+    let path = bytes(&setting.fresh("socket"));
+    let listener = listen(SOCK_STREAM, &path, 5)?;
+    let client = connect(SOCK_STREAM, &path)?;
+    let server = accept(listener)?;
+    close(listener);
+    let exchange = move || {
+        write(client, b"question")?;
+        write(server, b"answer")
+    };
+    exchange()?;
+    let observe = move || {
+        let mut all = Vec::new();
+        for end in [client, server] {
+            all.extend([
+                name(end, false)?,
+                name(end, true)?,
+                option(end, SOL_SOCKET, SO_PEERCRED)?,
+            ]);
+        }
+        Ok(all)
+    };
+    Ok(Watch::keep(observe)?.and(
+        Watch::new(move || {
+            same("the question", b"question".as_slice(), &read(server, 100)?)?;
+            same("the answer", b"answer".as_slice(), &read(client, 100)?)?;
+            exchange()
+        })
+        .spoiled_by(move || read(server, 1).map(drop)),
+    ))
+}
+
+/// Nobody can connect any more, but those who wait are served.
+pub(crate) fn unlinked(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("socket");
+    let listener = listen(SOCK_STREAM, &bytes(&path), 50)?;
+    // As many as checks there may be.
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(connect(SOCK_STREAM, &bytes(&path))?);
+    }
+    clients.reverse();
+    fs::remove_file(&path)?;
+    let own = name(listener, false)?;
+    Ok(Watch::new(move || {
+        same("its name", &own, &name(listener, false)?)?;
+        same("the path", &false, &fs::exists(&path)?)?;
+        let client = clients.pop().context("no client is left")?;
+        let server = accept(listener)?;
+        write(client, b"hello")?;
+        same("what came", b"hello".as_slice(), &read(server, 100)?)?;
+        close(client);
+        close(server);
+        Ok(())
+    })
+    .spoiled_by(move || accept(listener).map(drop)))
+}
+
+/// A bound receiver; one sender is bound and connected, one is connected only.
+pub(crate) fn datagrams(setting: &Setting) -> Result<Watch> {
+    let path = bytes(&setting.fresh("receiver"));
+    let from = bytes(&setting.fresh("sender"));
+    let receiver = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK, 0)?;
+    bind(receiver, &path)?;
+    let named = connect(SOCK_DGRAM, &path)?;
+    bind(named, &from)?;
+    let nameless = connect(SOCK_DGRAM, &path)?;
+    let fill = move || {
+        write(named, b"from the named one")?;
+        write(nameless, b"from the other")
+    };
+    fill()?;
+    let names = Watch::keep(move || {
+        Ok([
+            name(receiver, false)?,
+            name(named, false)?,
+            name(named, true)?,
+            name(nameless, true)?,
+        ])
+    })?;
+    Ok(names.and(
+        Watch::new(move || {
+            for (text, sender) in [
+                (b"from the named one".as_slice(), Some(&from)),
+                (b"from the other", None),
+            ] {
+                let (mut bytes, mut address, mut len) = ([0_u8; 100], [0_u8; 110], 110_u32);
+                let got = raw(
+                    libc::SYS_recvfrom,
+                    [
+                        receiver as u64,
+                        bytes.as_mut_ptr() as u64,
+                        100,
+                        0,
+                        address.as_mut_ptr() as u64,
+                        &raw mut len as u64,
+                    ],
+                );
+                same("a datagram", text, &bytes[..got.max(0) as usize])?;
+                // An address without a name has its family only, or nothing at all.
+                let path = address
+                    .get(2..(len as usize).max(2) - usize::from(len > 2))
+                    .unwrap_or_default();
+                same(
+                    "its sender",
+                    &sender.map_or(&[][..], |from| &from[..]),
+                    &path,
+                )?;
+            }
+            fill()
+        })
+        .spoiled_by(move || read(receiver, 1).map(drop)),
+    ))
+}
+
+/// Fresh ones, and one that is bound and neither listens nor is connected.
+pub(crate) fn unbound(setting: &Setting) -> Result<Watch> {
+    let fresh = socket(AF_UNIX, SOCK_STREAM, 0)?;
+    let bound = socket(AF_UNIX, SOCK_STREAM, 0)?;
+    bind(bound, &bytes(&setting.fresh("bound")))?;
+    let observe = move || {
+        let listening = [fresh, bound].map(|socket| option(socket, SOL_SOCKET, SO_ACCEPTCONN).ok());
+        let peers = [fresh, bound].map(|socket| name(socket, true).is_ok());
+        Ok((name(fresh, false)?, name(bound, false)?, listening, peers))
+    };
+    let other = setting.fresh("other");
+    Ok(Watch::keep(observe)?.spoiled_by(move || bind(fresh, &bytes(&other))))
+}

@@ -1,0 +1,49 @@
+//! Terminals.
+
+mod control;
+mod pair;
+
+use crate::registry::{Group, subject};
+
+/// Terminals.
+pub(crate) const GROUP: Group = Group {
+    name: "terminals",
+    subjects: &[
+        subject(
+            "pty",
+            "pty pairs with their settings and sizes",
+            pair::start,
+        ),
+        subject(
+            "pty-input",
+            "unread input and output of a pty",
+            pair::queues,
+        ),
+        subject(
+            "pty-line",
+            "an unfinished line of a pty in canonical mode",
+            pair::line,
+        ),
+        subject("pty-packet", "packet mode of a pty", pair::packet),
+        subject(
+            "pty-exclusive",
+            "exclusive mode and a locked pty",
+            pair::exclusive,
+        ),
+        subject(
+            "pty-widowed",
+            "a pty master whose slave is closed",
+            pair::widowed,
+        ),
+        subject(
+            "controlling",
+            "the controlling terminal, /dev/tty and the foreground group",
+            control::start,
+        ),
+        subject(
+            "background",
+            "a background job of a terminal",
+            control::background,
+        ),
+    ],
+};

@@ -1,0 +1,239 @@
+//! Both sides of a pty.
+
+use anyhow::Result;
+use libc::{O_NOCTTY, O_NONBLOCK, O_RDWR};
+
+use crate::kit::files::{close, open, read, seen, write};
+use crate::kit::{SOON, Setting, Watch, same, sys, until};
+
+/// Master and slave; the slave belongs to no session.
+pub(super) fn pty() -> Result<[i32; 2]> {
+    let master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK)?;
+    let unlocked = 0;
+    // SAFETY: the kernel reads one int.
+    sys("TIOCSPTLCK", unsafe {
+        libc::ioctl(master, libc::TIOCSPTLCK, &raw const unlocked)
+    })?;
+    let slave = open(
+        format!("/dev/pts/{}", number(master)?),
+        O_RDWR | O_NOCTTY | O_NONBLOCK,
+    )?;
+    Ok([master, slave])
+}
+
+fn number(master: i32) -> Result<i32> {
+    get(master, libc::TIOCGPTN)
+}
+
+/// An ioctl that writes one int.
+fn get(side: i32, request: u64) -> Result<i32> {
+    let mut value = 0;
+    // SAFETY: the kernel writes one int.
+    sys("ioctl", unsafe {
+        libc::ioctl(side, request, &raw mut value)
+    })?;
+    Ok(value)
+}
+
+/// One that reads one int.
+fn set(side: i32, request: u64, value: i32) -> Result<()> {
+    // SAFETY: the kernel reads one int.
+    sys("ioctl", unsafe {
+        libc::ioctl(side, request, &raw const value)
+    })
+    .map(drop)
+}
+
+fn termios(side: i32) -> Result<libc::termios> {
+    // SAFETY: zeros are a valid structure, the kernel fills it.
+    unsafe {
+        let mut termios: libc::termios = std::mem::zeroed();
+        sys("tcgetattr", libc::tcgetattr(side, &raw mut termios))?;
+        Ok(termios)
+    }
+}
+
+fn set_termios(side: i32, termios: &libc::termios) -> Result<()> {
+    // SAFETY: the structure is alive.
+    sys("tcsetattr", unsafe {
+        libc::tcsetattr(side, libc::TCSANOW, termios)
+    })
+    .map(drop)
+}
+
+/// Neither lines nor echo nor translation.
+pub(super) fn make_raw(side: i32) -> Result<()> {
+    let mut termios = termios(side)?;
+    // SAFETY: changes the structure only.
+    unsafe { libc::cfmakeraw(&raw mut termios) };
+    set_termios(side, &termios)
+}
+
+fn size(side: i32) -> Result<[u16; 4]> {
+    let mut size = [0; 4];
+    // SAFETY: the kernel writes four shorts.
+    sys("TIOCGWINSZ", unsafe {
+        libc::ioctl(side, libc::TIOCGWINSZ, size.as_mut_ptr())
+    })?;
+    Ok(size)
+}
+
+fn set_size(side: i32, size: [u16; 4]) -> Result<()> {
+    // SAFETY: the kernel reads four shorts.
+    sys("TIOCSWINSZ", unsafe {
+        libc::ioctl(side, libc::TIOCSWINSZ, size.as_ptr())
+    })
+    .map(drop)
+}
+
+/// Reads what comes within a while: the two sides are joined by a worker of the kernel.
+fn receive(side: i32, expected: &[u8]) -> Result<()> {
+    let mut all = Vec::new();
+    until("it comes", SOON / 4, || {
+        all.extend(read(side, 4096).unwrap_or_default());
+        all.len() >= expected.len()
+    })
+    .and_then(|()| same("what came", expected, &all))
+}
+
+/// Two pairs with numbers, settings and sizes of their own; a free number between them.
+pub(crate) fn start(_: &Setting) -> Result<Watch> {
+    let (first, between, second) = (pty()?, pty()?, pty()?);
+    between.into_iter().for_each(close);
+    make_raw(second[1])?;
+    let mut odd = termios(first[1])?;
+    odd.c_iflag ^= libc::IXANY | libc::INLCR;
+    odd.c_lflag ^= libc::ECHO | libc::NOFLSH;
+    odd.c_cc[libc::VINTR] = 7;
+    odd.c_cc[libc::VEOL2] = b'~';
+    set_termios(first[1], &odd)?;
+    set_size(first[0], [33, 101, 640, 480])?;
+    let observe = move || {
+        let mut all = Vec::new();
+        for [master, slave] in [first, second] {
+            let now = termios(slave)?;
+            all.push(format!(
+                "{} {:x} {:x} {:x} {:x} {:?} {:?} {:?} {:?}",
+                number(master)?,
+                now.c_iflag,
+                now.c_oflag,
+                now.c_cflag,
+                now.c_lflag,
+                now.c_cc,
+                size(slave)?,
+                seen(master)?,
+                seen(slave)?,
+            ));
+        }
+        Ok(all)
+    };
+    Ok(Watch::keep(observe)?
+        .spoiled_by(move || set_size(first[1], [24, 80, 0, 0]))
+        .and(Watch::new(move || {
+            write(second[0], b"down")?;
+            receive(second[1], b"down")?;
+            write(second[1], b"up")?;
+            receive(second[0], b"up")
+        })))
+}
+
+/// Bytes wait on both sides.
+pub(crate) fn queues(_: &Setting) -> Result<Watch> {
+    let [master, slave] = pty()?;
+    make_raw(slave)?;
+    let fill = move || {
+        write(master, b"typed ahead")?;
+        write(slave, b"not yet shown")?;
+        until("it waits", SOON, || {
+            get(slave, libc::FIONREAD).is_ok_and(|count| count == 11)
+                && get(master, libc::FIONREAD).is_ok_and(|count| count == 13)
+        })
+    };
+    fill()?;
+    Ok(Watch::new(move || {
+        receive(slave, b"typed ahead")?;
+        receive(master, b"not yet shown")?;
+        same(
+            "nothing more",
+            &(true, true),
+            &(read(slave, 1).is_err(), read(master, 1).is_err()),
+        )?;
+        fill()
+    })
+    .spoiled_by(move || read(slave, 1).map(drop)))
+}
+
+/// A line that is finished and one that is not: only the first can be read.
+pub(crate) fn line(_: &Setting) -> Result<Watch> {
+    let [master, slave] = pty()?;
+    let mut quiet = termios(slave)?;
+    quiet.c_lflag &= !libc::ECHO;
+    set_termios(slave, &quiet)?;
+    let fill = move || {
+        write(master, b"whole line\nhalf a l")?;
+        until("the line can be read", SOON, || {
+            get(slave, libc::FIONREAD).is_ok_and(|count| count >= 11)
+        })
+    };
+    fill()?;
+    Ok(Watch::new(move || {
+        receive(slave, b"whole line\n")?;
+        same("half a line", &true, &read(slave, 100).is_err())?;
+        // Erased by one character, then finished.
+        write(master, b"\x7fline\n")?;
+        receive(slave, b"half a line\n")?;
+        fill()
+    })
+    .spoiled_by(move || read(slave, 100).map(drop)))
+}
+
+/// Packet mode with a state change that nobody has read.
+pub(crate) fn packet(_: &Setting) -> Result<Watch> {
+    let [master, slave] = pty()?;
+    make_raw(slave)?;
+    set(master, libc::TIOCPKT, 1)?;
+    Ok(Watch::new(move || {
+        same("the mode", &1, &get(master, 0x8004_5438)?)?; // TIOCGPKT
+        write(slave, b"data")?;
+        receive(master, b"\0data")?;
+        // SAFETY: takes numbers.
+        sys("tcflush", unsafe { libc::tcflush(slave, libc::TCIFLUSH) })?;
+        // TIOCPKT_FLUSHREAD
+        receive(master, &[1])
+    })
+    .spoiled_by(move || set(master, libc::TIOCPKT, 0)))
+}
+
+/// A master whose slave nobody may open, and a slave that nobody else may.
+pub(crate) fn exclusive(_: &Setting) -> Result<Watch> {
+    let locked = open("/dev/ptmx", O_RDWR | O_NOCTTY)?;
+    let [_, slave] = pty()?;
+    // SAFETY: takes no argument.
+    sys("TIOCEXCL", unsafe { libc::ioctl(slave, libc::TIOCEXCL) })?;
+    let observe = move || Ok((get(locked, 0x8004_5439)?, get(slave, 0x8004_5440)?)); // TIOCGPTLCK, TIOCGEXCL
+    Ok(Watch::keep(observe)?.spoiled_by(move || set(locked, libc::TIOCSPTLCK, 0)))
+}
+
+/// The slave was open once; reading tells that nobody is there.
+pub(crate) fn widowed(_: &Setting) -> Result<Watch> {
+    let [master, slave] = pty()?;
+    set_size(master, [5, 6, 7, 8])?;
+    close(slave);
+    let path = format!("/dev/pts/{}", number(master)?);
+    Ok(Watch::new(move || {
+        same("the size", &[5, 6, 7, 8], &size(master)?)?;
+        same(
+            "nobody is there",
+            &true,
+            &read(master, 1).is_err_and(|error| error.to_string().contains("error 5")),
+        )?;
+        // The slave can be opened again.
+        let slave = open(&path, O_RDWR | O_NOCTTY | O_NONBLOCK)?;
+        make_raw(slave)?;
+        write(slave, b"here again")?;
+        let came = receive(master, b"here again");
+        close(slave);
+        came
+    })
+    .spoiled_by(move || set_size(master, [1, 2, 3, 4])))
+}

@@ -1,0 +1,139 @@
+//! Interval timers.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::clocks::{Countdown, LONG, age};
+use crate::kit::{SOON, Setting, Watch, args, raw, same, sys, until};
+
+/// Interval and value in microseconds.
+fn set(which: i32, interval: Duration, value: Duration) -> Result<()> {
+    let words = [
+        interval.as_secs(),
+        interval.subsec_micros().into(),
+        value.as_secs(),
+        value.subsec_micros().into(),
+    ];
+    sys(
+        "setitimer",
+        raw(
+            libc::SYS_setitimer,
+            args([which as u64, words.as_ptr() as u64]),
+        ),
+    )
+    .map(drop)
+}
+
+fn get(which: i32) -> Result<[Duration; 2]> {
+    let mut words = [0_u64; 4];
+    sys(
+        "getitimer",
+        raw(
+            libc::SYS_getitimer,
+            args([which as u64, words.as_mut_ptr() as u64]),
+        ),
+    )?;
+    let time = |at: usize| Duration::new(words[at], words[at + 1] as u32 * 1000);
+    Ok([time(0), time(2)])
+}
+
+fn kept(which: i32, clock: i32) -> Result<Watch> {
+    let interval = Duration::from_micros(12_345_678);
+    set(which, interval, LONG)?;
+    let countdown = Countdown::new(clock, LONG);
+    age();
+    Ok(Watch::new(move || {
+        let [every, left] = get(which)?;
+        same("the interval", &interval, &every)?;
+        countdown.check("the timer", left.as_nanos() as u64)
+    })
+    .spoiled_by(move || set(which, interval, LONG / 2)))
+}
+
+/// Real time.
+pub(crate) fn real(_: &Setting) -> Result<Watch> {
+    kept(libc::ITIMER_REAL, libc::CLOCK_MONOTONIC)
+}
+
+/// User time of the process: next to none goes by.
+pub(crate) fn virt(_: &Setting) -> Result<Watch> {
+    kept(libc::ITIMER_VIRTUAL, libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+/// User and system time.
+pub(crate) fn prof(_: &Setting) -> Result<Watch> {
+    kept(libc::ITIMER_PROF, libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+static FIRED: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn fired(_: i32) {
+    FIRED.fetch_add(1, Ordering::SeqCst);
+}
+
+/// It goes on firing.
+pub(crate) fn periodic(_: &Setting) -> Result<Watch> {
+    // SAFETY: zeros are a valid structure, the handler uses an atomic.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = fired as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
+        sys(
+            "sigaction",
+            libc::sigaction(libc::SIGALRM, &action, std::ptr::null_mut()),
+        )?;
+    }
+    let every = Duration::from_millis(200);
+    set(libc::ITIMER_REAL, every, every)?;
+    Ok(Watch::new(move || {
+        let before = FIRED.load(Ordering::SeqCst);
+        until("it fires three times more", SOON / 4, || {
+            FIRED.load(Ordering::SeqCst) >= before + 3
+        })
+    })
+    .spoiled_by(move || set(libc::ITIMER_REAL, Duration::ZERO, Duration::ZERO)))
+}
+
+/// Its signal is blocked and waits: it fires on all the same once the signal is taken.
+pub(crate) fn pending(_: &Setting) -> Result<Watch> {
+    let mask = 1_u64 << (libc::SIGALRM - 1);
+    raw(
+        libc::SYS_rt_sigprocmask,
+        args([0, &raw const mask as u64, 0, 8]),
+    );
+    let every = Duration::from_millis(10);
+    set(libc::ITIMER_REAL, every, every)?;
+    std::thread::sleep(every * 3);
+    Ok(Watch::new(move || {
+        let patience = [5_u64, 0];
+        for _ in 0..3 {
+            let arguments = [&raw const mask as u64, 0, patience.as_ptr() as u64, 8];
+            let got = raw(libc::SYS_rt_sigtimedwait, args(arguments));
+            same("its signal", &i64::from(libc::SIGALRM), &got)?;
+        }
+        same("the interval", &every, &get(libc::ITIMER_REAL)?[0])?;
+        std::thread::sleep(every * 3);
+        Ok(())
+    })
+    .spoiled_by(move || set(libc::ITIMER_REAL, Duration::ZERO, Duration::ZERO)))
+}
+
+/// Seconds until SIGALRM.
+pub(crate) fn alarm(_: &Setting) -> Result<Watch> {
+    // SAFETY: takes a number.
+    let alarm = |seconds: u64| unsafe { libc::alarm(seconds as u32) };
+    alarm(LONG.as_secs());
+    let countdown = Countdown::new(libc::CLOCK_MONOTONIC, LONG);
+    age();
+    Ok(Watch::new(move || {
+        let [every, left] = get(libc::ITIMER_REAL)?;
+        same("the interval", &Duration::ZERO, &every)?;
+        countdown.check("the alarm", left.as_nanos() as u64)
+    })
+    .spoiled_by(move || {
+        alarm(0);
+        Ok(())
+    }))
+}

@@ -1,0 +1,71 @@
+//! Timers and clocks.
+
+mod clocks;
+mod itimers;
+mod posix;
+mod timerfd;
+
+use crate::registry::{Group, subject};
+
+/// Time.
+pub(crate) const GROUP: Group = Group {
+    name: "time",
+    subjects: &[
+        subject(
+            "clocks",
+            "CLOCK_MONOTONIC and CLOCK_BOOTTIME never go back",
+            clocks::start,
+        ),
+        subject("itimer-real", "setitimer(ITIMER_REAL)", itimers::real),
+        subject("itimer-virtual", "setitimer(ITIMER_VIRTUAL)", itimers::virt),
+        subject("itimer-prof", "setitimer(ITIMER_PROF)", itimers::prof),
+        subject(
+            "itimer-periodic",
+            "a periodic interval timer fires on",
+            itimers::periodic,
+        ),
+        subject(
+            "itimer-pending",
+            "a periodic interval timer whose signal is pending",
+            itimers::pending,
+        ),
+        subject("alarm", "alarm", itimers::alarm),
+        subject(
+            "posix-timers",
+            "POSIX timers of several clocks with gaps between their ids",
+            posix::start,
+        ),
+        subject(
+            "posix-timers-thread",
+            "POSIX timers that signal a thread",
+            posix::thread,
+        ),
+        subject(
+            "posix-timers-periodic",
+            "a periodic POSIX timer and its overruns",
+            posix::periodic,
+        ),
+        subject(
+            "posix-timers-absolute",
+            "absolute POSIX timers",
+            posix::absolute,
+        ),
+        subject("timerfd", "timerfds of every clock", timerfd::clocks),
+        subject("timerfd-absolute", "absolute timerfds", timerfd::absolute),
+        subject(
+            "timerfd-periodic",
+            "periodic timerfds fire on",
+            timerfd::periodic,
+        ),
+        subject(
+            "timerfd-ticks",
+            "expirations of a timerfd that nobody has read",
+            timerfd::ticks,
+        ),
+        subject(
+            "timerfd-disarmed",
+            "a timerfd that is not set",
+            timerfd::disarmed,
+        ),
+    ],
+};

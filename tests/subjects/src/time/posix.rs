@@ -1,0 +1,246 @@
+//! POSIX timers.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::clocks::{Countdown, LONG, age, now};
+use crate::kit::{Crew, SOON, Setting, Watch, args, raw, same, sys, tid, until};
+
+/// Creates a timer; the value is handed over with its signal.
+fn create(clock: i32, notify: i32, signal: i32, value: usize) -> Result<i32> {
+    // SAFETY: zeros are a valid structure.
+    let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+    event.sigev_notify = notify;
+    event.sigev_signo = signal;
+    event.sigev_value.sival_ptr = value as *mut _;
+    event.sigev_notify_thread_id = tid();
+    let mut id = 0_i32;
+    let made = raw(
+        libc::SYS_timer_create,
+        args([clock as u64, &raw const event as u64, &raw mut id as u64]),
+    );
+    if made < 0 {
+        bail!("timer_create of clock {clock}: {made}");
+    }
+    Ok(id)
+}
+
+fn words(time: Duration) -> [u64; 2] {
+    [time.as_secs(), time.subsec_nanos().into()]
+}
+
+fn set(id: i32, flags: i32, interval: Duration, value: Duration) -> Result<()> {
+    let words = [words(interval), words(value)];
+    let done = raw(
+        libc::SYS_timer_settime,
+        args([id as u64, flags as u64, words.as_ptr() as u64]),
+    );
+    if done < 0 {
+        bail!("timer_settime: {done}");
+    }
+    Ok(())
+}
+
+/// Interval and what is left, in nanoseconds.
+fn get(id: i32) -> Result<[u64; 2]> {
+    let mut words = [0_u64; 4];
+    let done = raw(
+        libc::SYS_timer_gettime,
+        args([id as u64, words.as_mut_ptr() as u64]),
+    );
+    if done < 0 {
+        bail!("timer {id}: timer_gettime: {done}");
+    }
+    Ok([0, 2].map(|at| words[at] * 1_000_000_000 + words[at + 1]))
+}
+
+fn delete(id: i32) -> Result<()> {
+    sys(
+        "timer_delete",
+        raw(libc::SYS_timer_delete, args([id as u64])),
+    )
+    .map(drop)
+}
+
+/// /proc/self/timers without the `ClockID` lines' spelling mattering.
+fn listed() -> Result<String> {
+    Ok(fs::read_to_string("/proc/self/timers")?)
+}
+
+/// Several clocks and notifications; ids 0, 2 and 5 are free, and the next one is 9 still.
+pub(crate) fn start(_: &Setting) -> Result<Watch> {
+    let clocks = [
+        libc::CLOCK_REALTIME,
+        libc::CLOCK_REALTIME,
+        libc::CLOCK_MONOTONIC,
+        libc::CLOCK_MONOTONIC,
+        libc::CLOCK_BOOTTIME,
+        libc::CLOCK_TAI,
+        libc::CLOCK_TAI,
+        libc::CLOCK_PROCESS_CPUTIME_ID,
+        libc::CLOCK_MONOTONIC,
+    ];
+    let mut timers = Vec::new();
+    for (number, clock) in clocks.into_iter().enumerate() {
+        let notify = if number % 2 == 0 {
+            libc::SIGEV_SIGNAL
+        } else {
+            libc::SIGEV_NONE
+        };
+        timers.push((
+            create(clock, notify, 34 + number as i32, 0x1_0000_0000 + number)?,
+            clock,
+        ));
+    }
+    let mut kept = Vec::new();
+    for (number, (id, clock)) in timers.into_iter().enumerate() {
+        if [0, 2, 5].contains(&number) {
+            delete(id)?;
+            continue;
+        }
+        let interval = Duration::new(number as u64, 7);
+        // The last one is not set.
+        if number != 8 {
+            set(id, 0, interval, LONG)?;
+        }
+        kept.push((
+            id,
+            interval,
+            Countdown::new(clock, if number == 8 { Duration::ZERO } else { LONG }),
+        ));
+    }
+    age();
+    let first = kept[0].0;
+    Ok(Watch::keep(listed)?.and(
+        Watch::new(move || {
+            for (id, interval, countdown) in &kept {
+                let [every, left] = get(*id)?;
+                if *id - first != 7 {
+                    same("an interval", &(interval.as_nanos() as u64), &every)?;
+                }
+                countdown.check(&format!("timer {id}"), left)?;
+            }
+            Ok(())
+        })
+        .spoiled_by(move || delete(first)),
+    ))
+}
+
+/// SIGEV_THREAD_ID: three threads, each with its timer.
+pub(crate) fn thread(_: &Setting) -> Result<Watch> {
+    let mut crew = Crew::default();
+    for number in 0..3 {
+        crew.add(move || {
+            let mask = 1_u64 << (44 + number);
+            raw(
+                libc::SYS_rt_sigprocmask,
+                args([0, &raw const mask as u64, 0, 8]),
+            );
+            let id = create(
+                libc::CLOCK_MONOTONIC,
+                libc::SIGEV_THREAD_ID,
+                45 + number,
+                77,
+            )?;
+            set(id, 0, Duration::ZERO, LONG)?;
+            let clock = create(libc::CLOCK_THREAD_CPUTIME_ID, libc::SIGEV_NONE, 0, 0)?;
+            set(clock, 0, Duration::ZERO, LONG)?;
+            Ok(Watch::new(move || {
+                let [_, left] = get(clock)?;
+                same(
+                    "the thread's own clock runs",
+                    &true,
+                    &(left > 0 && left <= LONG.as_nanos() as u64),
+                )?;
+                set(id, 0, Duration::ZERO, Duration::from_millis(1))?;
+                // It comes to this thread, blocked as it is there.
+                let mut info = [0_u64; 16];
+                let patience = words(SOON / 4);
+                let got = raw(
+                    libc::SYS_rt_sigtimedwait,
+                    args([
+                        &raw const mask as u64,
+                        info.as_mut_ptr() as u64,
+                        patience.as_ptr() as u64,
+                        8,
+                    ]),
+                );
+                same("the signal", &i64::from(45 + number), &got)?;
+                same("its value", &77, &info[3])?;
+                set(id, 0, Duration::ZERO, LONG)
+            })
+            .spoiled_by(move || delete(id)))
+        })?;
+    }
+    Ok(crew.watch())
+}
+
+/// Its signal is blocked and pending: the overruns are counted, also while nobody runs.
+pub(crate) fn periodic(_: &Setting) -> Result<Watch> {
+    let mask = 1_u64 << 44;
+    raw(
+        libc::SYS_rt_sigprocmask,
+        args([0, &raw const mask as u64, 0, 8]),
+    );
+    let id = create(libc::CLOCK_MONOTONIC, libc::SIGEV_SIGNAL, 45, 88)?;
+    let every = Duration::from_millis(20);
+    set(id, 0, every, every)?;
+    std::thread::sleep(every * 3);
+    Ok(Watch::new(move || {
+        until("the next signal", SOON / 4, || {
+            let (none, mut info) = ([0_u64; 2], [0_u64; 16]);
+            let arguments = [
+                &raw const mask as u64,
+                info.as_mut_ptr() as u64,
+                none.as_ptr() as u64,
+                8,
+            ];
+            raw(libc::SYS_rt_sigtimedwait, args(arguments)) == 45 && info[3] == 88
+        })?;
+        std::thread::sleep(every * 5);
+        until("overruns", SOON / 4, || {
+            let (none, mut info) = ([0_u64; 2], [0_u64; 16]);
+            let arguments = [
+                &raw const mask as u64,
+                info.as_mut_ptr() as u64,
+                none.as_ptr() as u64,
+                8,
+            ];
+            raw(libc::SYS_rt_sigtimedwait, args(arguments)) == 45
+                && raw(libc::SYS_timer_getoverrun, args([id as u64])) > 0
+        })
+    })
+    .spoiled_by(move || set(id, 0, Duration::ZERO, Duration::ZERO)))
+}
+
+/// They end at their moment, however long anybody stood still.
+pub(crate) fn absolute(_: &Setting) -> Result<Watch> {
+    let mut timers = Vec::new();
+    for clock in [
+        libc::CLOCK_MONOTONIC,
+        libc::CLOCK_BOOTTIME,
+        libc::CLOCK_REALTIME,
+    ] {
+        let id = create(clock, libc::SIGEV_NONE, 0, 0)?;
+        let end = Duration::from_nanos(now(clock)) + LONG;
+        set(id, libc::TIMER_ABSTIME, Duration::ZERO, end)?;
+        timers.push((id, clock, end.as_nanos() as u64));
+    }
+    let first = timers[0].0;
+    Ok(Watch::new(move || {
+        for (id, clock, end) in &timers {
+            let [_, left] = get(*id)?;
+            let ends = now(*clock) + left;
+            if ends.abs_diff(*end) > 50_000_000 {
+                bail!(
+                    "the timer of clock {clock} ends {} ms off",
+                    ends.abs_diff(*end) / 1_000_000
+                );
+            }
+        }
+        Ok(())
+    })
+    .spoiled_by(move || set(first, 0, Duration::ZERO, LONG)))
+}
