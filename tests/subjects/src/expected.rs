@@ -26,35 +26,18 @@ use Fate::{Carried, Refused, Wrong};
 /// Subjects that are not carried in both ways.
 const EXCEPTIONS: &[(&str, Expected)] = &[
     ("cwd-removed", both(Refused("removed"))),
-    ("seccomp-strict", both(Refused("seccomp"))),
-    ("seccomp-filter", both(Refused("seccomp"))),
-    ("seccomp-threads", both(Refused("seccomp"))),
-    ("syscall-dispatch", both(Wrong("it is off"))),
-    (
-        "leader-exited",
-        both(Wrong("found out after the freeze only")),
-    ),
-    (
-        "clone-files",
-        both(Wrong("the table is not shared any more")),
-    ),
-    ("clone-fs", both(Wrong("not shared any more"))),
-    ("clone-vm", both(Wrong("the memory is not shared any more"))),
+    ("leader-exited", both(Refused("leading thread"))),
+    ("clone-files", both(Refused("CLONE_FILES"))),
+    ("clone-fs", both(Refused("CLONE_FS"))),
+    ("clone-vm", both(Refused("CLONE_VM"))),
     ("stopped", both(Wrong("a reported stop is reported again"))),
     ("continued-unreported", both(Wrong("the report is lost"))),
     ("recv-timed", both(Wrong("the time-out starts from zero"))),
-    (
-        "mq-receive",
-        both(Wrong("the checkpoint fails after the freeze")),
-    ),
-    (
-        "mq-timedreceive",
-        both(Wrong("the checkpoint fails after the freeze")),
-    ),
+    ("semop", both(Refused("SEM_UNDO"))),
     ("itimer-pending", both(Wrong("it does not fire any more"))),
     (
-        "timerfd-absolute",
-        both(Wrong("the flags of its setting are lost")),
+        "timerfd",
+        both(Wrong("the restore fails: reading its clock")),
     ),
     ("group-of-zombie", both(Wrong("the restore fails: ESRCH"))),
     ("exit-signal", both(Wrong("it is SIGCHLD afterwards"))),
@@ -73,33 +56,14 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
             "the checkpoint fails: /dev/random is taken for a terminal",
         )),
     ),
-    ("kmsg", both(Refused("position in the kernel's log"))),
     ("tun", both(Wrong("the checkpoint fails after the freeze"))),
     ("aio", both(Refused("[aio]"))),
-    (
-        "unix-pending",
-        both(Wrong("the checkpoint fails after the freeze")),
-    ),
-    (
-        "tcp-listening",
-        both(Wrong("binding fails while old connections linger")),
-    ),
-    (
-        "tcp6-listening",
-        both(Wrong("binding fails while old connections linger")),
-    ),
-    ("packet", both(Refused("packets that were not read"))),
     (
         "netlink",
         both(Refused("netlink messages that were not read")),
     ),
-    ("sem-undo", both(Wrong("undone at the checkpoint"))),
-    ("mqueue", both(Wrong("flags and name are others"))),
-    ("mqueue-notify", both(Wrong("it is lost"))),
-    (
-        "mqueue-unlinked",
-        both(Wrong("the checkpoint fails after the freeze")),
-    ),
+    ("sem-undo", both(Refused("SEM_UNDO"))),
+    ("mqueue-notify", both(Refused("notification"))),
 ];
 
 /// What is expected of a subject.
