@@ -1,8 +1,10 @@
-//! Tables that threads and processes share (clone(2)): what is shared otherwise than between the
-//! threads of one process is not carried.
+//! Tables that threads and processes share (clone(2)). Descriptor tables and directories are carried when
+//! they are shared by a process with its parent, which makes it so again; memory and signal actions
+//! when they are shared by the threads of one process.
 
 use crate::{FreezerError, Refusal, proc};
 use core::cmp::Ordering;
+use std::collections::BTreeMap;
 use sys::process::{KcmpKind, kcmp};
 use sys::{Errno, Pid, Tid};
 
@@ -33,6 +35,9 @@ pub fn shared(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
     let mut found = Vec::new();
     for (kind, resource, flag) in TABLES {
         for run in families(&everyone, kind) {
+            if may_be_carried(kind) && owner(&run, pids).is_some() {
+                continue;
+            }
             for pid in run.iter().filter(|pid| run.len() > 1 && pids.contains(pid)) {
                 // A child in vfork(2) has its parent's memory for a moment.
                 if kind == KcmpKind::Vm && in_vfork(&run) {
@@ -49,6 +54,47 @@ pub fn shared(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
         }
     }
     Ok(found)
+}
+
+fn may_be_carried(kind: KcmpKind) -> bool {
+    matches!(kind, KcmpKind::Files | KcmpKind::Fs)
+}
+
+/// The member whose table the others have got from their parents, where all of them are among `pids`.
+fn owner(family: &[Pid], pids: &[Pid]) -> Option<Pid> {
+    if !family.iter().all(|pid| pids.contains(pid)) {
+        return None;
+    }
+    let parent = |pid: Pid| proc::Stat::read(pid, "stat").map(|stat| stat.pid(4)).ok();
+    let mut first = family
+        .iter()
+        .filter(|pid| parent(**pid).is_none_or(|parent| !family.contains(&parent)));
+    match (first.next(), first.next()) {
+        (Some(owner), None) => Some(*owner),
+        _ => None,
+    }
+}
+
+/// Which processes have another's table.
+pub(crate) struct Sharing(BTreeMap<Pid, Pid>);
+
+impl Sharing {
+    /// Of descriptor tables ([`KcmpKind::Files`]) or directories ([`KcmpKind::Fs`]).
+    pub(crate) fn find(pids: &[Pid], kind: KcmpKind) -> Sharing {
+        let mut others = BTreeMap::new();
+        for family in families(pids, kind).iter().filter(|all| all.len() > 1) {
+            if let Some(owner) = owner(family, pids) {
+                let rest = family.iter().filter(|pid| **pid != owner);
+                others.extend(rest.map(|pid| (*pid, owner)));
+            }
+        }
+        Sharing(others)
+    }
+
+    /// Whose table a process has, None when it is its own.
+    pub(crate) fn of(&self, pid: Pid) -> Option<Pid> {
+        self.0.get(&pid).copied()
+    }
 }
 
 /// Those that share a table, together.

@@ -53,7 +53,6 @@ pub(crate) mod nr {
     pub(crate) const EPOLL_CTL: i64 = 233;
     pub(crate) const WAITID: i64 = 247;
     pub(crate) const WAIT4: i64 = 61;
-    pub(crate) const KILL: i64 = 62;
     pub(crate) const IOPRIO_SET: i64 = 251;
     pub(crate) const OPENAT: i64 = 257;
     pub(crate) const SET_ROBUST_LIST: i64 = 273;

@@ -20,10 +20,12 @@ pub use pages::capture_pages;
 
 use crate::files::Table;
 use crate::objects::Objects;
+use crate::tables::Sharing;
 use crate::{Externals, FreezerError, Frozen};
 use nix::time::ClockId;
 use persist_mem::manifest::{Clocks, Host, Manifest, Process, State};
 use sys::Pid;
+use sys::process::KcmpKind;
 
 /// Describes a stopped tree, all but the contents of its pages ([`capture_pages`]). The processes stay
 /// stopped and are left as they were.
@@ -69,9 +71,17 @@ fn describe(
     }
     let mut table = Table::new(externals);
     let mut finder = foothold::Finder::default();
+    let pids: Vec<Pid> = frozen.pids().collect();
+    let files = Sharing::find(&pids, KcmpKind::Files);
+    let directories = Sharing::find(&pids, KcmpKind::Fs);
     let mut processes = Vec::new();
     for pid in frozen.pids() {
-        processes.push(process::capture(frozen, pid, &mut table, &mut finder)?);
+        let mut process = process::capture(frozen, pid, &mut table, &mut finder)?;
+        if let State::Live(live) = &mut process.state {
+            live.files_of = files.of(pid);
+            live.fs_of = directories.of(pid);
+        }
+        processes.push(process);
     }
     for &pid in frozen.zombies() {
         processes.push(zombie(pid)?);

@@ -138,6 +138,8 @@ fn describe(
         threads,
         mm: AddressSpace::default(),
         files: Vec::new(),
+        files_of: None,
+        fs_of: None,
         cwd: crate::files::reference(pid, "cwd")?,
         root: crate::files::reference(pid, "root")?,
         umask: status

@@ -56,6 +56,10 @@ pub struct Live {
     pub mm: AddressSpace,
     /// Its descriptors in ascending order.
     pub files: Vec<Descriptor>,
+    /// The process whose descriptor table it has, if that is not its own (CLONE_FILES).
+    pub files_of: Option<Pid>,
+    /// The process whose directories and umask it has, if those are not its own (CLONE_FS).
+    pub fs_of: Option<Pid>,
     /// Current directory.
     pub cwd: FileRef,
     /// Root directory.

@@ -197,7 +197,7 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
 
 /// Gives every process its descriptors.
 pub(crate) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    for (pid, live) in restore.lives() {
+    for (pid, live) in restore.lives().filter(|(_, live)| live.files_of.is_none()) {
         let pidfd = restore.self_pidfd.as_raw_fd();
         let numbers: Vec<(i32, bool, i32)> = live
             .files
@@ -242,7 +242,7 @@ pub(crate) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError>
 
 /// What each process does itself with its table; then the way back to this process is closed.
 pub(crate) fn inside(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    for (pid, live) in restore.lives() {
+    for (pid, live) in restore.lives().filter(|(_, live)| live.files_of.is_none()) {
         inside_one(restore, pid, live)?;
         let pidfd = restore.self_pidfd.as_raw_fd();
         let mut calls = Calls::new(pid, "closing a pidfd", &mut restore.task(pid)?.leader);

@@ -8,7 +8,7 @@ use sys::batch::Batch;
 
 /// Sets them.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    for (pid, live) in restore.lives() {
+    for (pid, live) in restore.lives().filter(|(_, live)| live.fs_of.is_none()) {
         check_same(&live.cwd)?;
         check_same(&live.root)?;
         let mut batch = Batch::new();

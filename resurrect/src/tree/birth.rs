@@ -14,6 +14,8 @@ use sys::tracee::Tracee;
 use sys::wait::{self, Status};
 use sys::{Errno, Pid, Tid, process};
 
+const CLONE_FS: u64 = 0x200;
+const CLONE_FILES: u64 = 0x400;
 const CLONE_PARENT: u64 = 0x8000;
 const SIGCHLD: u64 = 17;
 const PR_SET_NAME: i32 = 15;
@@ -109,13 +111,24 @@ fn descendant(
     let recorded = restore.manifest.processes.iter().find(|p| p.pid == pid);
     // Helpers have none.
     let exit_signal = recorded.map_or(SIGCHLD, |p| u64::from(p.exit_signal.cast_unsigned()));
-    let parent = restore.task(by)?;
     let mut batch = Batch::new();
-    let flags = if sibling { CLONE_PARENT } else { 0 };
+    let mut flags = if sibling { CLONE_PARENT } else { 0 };
+    if let Some(live) = recorded.and_then(|process| process.live()) {
+        for (whose, flag) in [(live.files_of, CLONE_FILES), (live.fs_of, CLONE_FS)] {
+            let Some(owner) = whose else { continue };
+            if !sharing(restore, by, owner, flag) {
+                let why =
+                    format!("it shares a table with {owner}, and {by} makes it, which does not");
+                return Err(ResurrectError::Impossible { pid, why });
+            }
+            flags |= flag;
+        }
+    }
     // A sibling's exit signal is that of the caller.
     let signal = if sibling { 0 } else { exit_signal };
     let args = clone_args(&mut batch, flags, signal, pid.0);
     batch.call("making a child", nr::CLONE3, args);
+    let parent = restore.task(by)?;
     let output = parent
         .leader
         .run_raw(&batch)
@@ -147,6 +160,20 @@ fn descendant(
         })?;
     wait_until_stopped(pid, host)?;
     adopt(pid, host, scratch)
+}
+
+/// Whether `pid` has the table of `owner`.
+fn sharing(restore: &Restore<'_>, pid: Pid, owner: Pid, flag: u64) -> bool {
+    let mut lives = restore.lives();
+    let whose = lives.find(|(found, _)| *found == pid).map(|(_, live)| {
+        let other = if flag == CLONE_FILES {
+            live.files_of
+        } else {
+            live.fs_of
+        };
+        other.unwrap_or(pid)
+    });
+    whose == Some(owner)
 }
 
 /// The first process: a copy of this one, emptied.

@@ -27,8 +27,6 @@ use Fate::{Carried, Refused, Wrong};
 const EXCEPTIONS: &[(&str, Expected)] = &[
     ("cwd-removed", both(Refused("removed"))),
     ("leader-exited", both(Refused("leading thread"))),
-    ("clone-files", both(Refused("CLONE_FILES"))),
-    ("clone-fs", both(Refused("CLONE_FS"))),
     ("clone-vm", both(Refused("CLONE_VM"))),
     ("stopped", both(Wrong("a reported stop is reported again"))),
     ("continued-unreported", both(Wrong("the report is lost"))),
