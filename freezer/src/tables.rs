@@ -1,6 +1,5 @@
-//! Tables that threads and processes share (clone(2)). Descriptor tables and directories are carried when
-//! they are shared by a process with its parent, which makes it so again; memory and signal actions
-//! when they are shared by the threads of one process.
+//! Tables that threads and processes share (clone(2)). They are carried when processes share them with
+//! their parents, which make them so again.
 
 use crate::{FreezerError, Refusal, proc};
 use core::cmp::Ordering;
@@ -35,11 +34,11 @@ pub fn shared(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
     let mut found = Vec::new();
     for (kind, resource, flag) in TABLES {
         for run in families(&everyone, kind) {
-            if may_be_carried(kind) && owner(&run, pids).is_some() {
+            if owner(&run, pids).is_some() {
                 continue;
             }
             for pid in run.iter().filter(|pid| run.len() > 1 && pids.contains(pid)) {
-                // A child in vfork(2) has its parent's memory for a moment.
+                // A child in vfork(2) of a process outside has that one's memory for a moment.
                 if kind == KcmpKind::Vm && in_vfork(&run) {
                     continue;
                 }
@@ -54,10 +53,6 @@ pub fn shared(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
         }
     }
     Ok(found)
-}
-
-fn may_be_carried(kind: KcmpKind) -> bool {
-    matches!(kind, KcmpKind::Files | KcmpKind::Fs)
 }
 
 /// The member whose table the others have got from their parents, where all of them are among `pids`.
@@ -79,7 +74,7 @@ fn owner(family: &[Pid], pids: &[Pid]) -> Option<Pid> {
 pub(crate) struct Sharing(BTreeMap<Pid, Pid>);
 
 impl Sharing {
-    /// Of descriptor tables ([`KcmpKind::Files`]) or directories ([`KcmpKind::Fs`]).
+    /// Of tables of one kind.
     pub(crate) fn find(pids: &[Pid], kind: KcmpKind) -> Sharing {
         let mut others = BTreeMap::new();
         for family in families(pids, kind).iter().filter(|all| all.len() > 1) {

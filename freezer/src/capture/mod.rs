@@ -72,12 +72,19 @@ fn describe(
     let mut table = Table::new(externals);
     let mut finder = foothold::Finder::default();
     let pids: Vec<Pid> = frozen.pids().collect();
-    let files = Sharing::find(&pids, KcmpKind::Files);
-    let directories = Sharing::find(&pids, KcmpKind::Fs);
+    let [memory, actions, files, directories] = [
+        KcmpKind::Vm,
+        KcmpKind::Sighand,
+        KcmpKind::Files,
+        KcmpKind::Fs,
+    ]
+    .map(|kind| Sharing::find(&pids, kind));
     let mut processes = Vec::new();
     for pid in frozen.pids() {
         let mut process = process::capture(frozen, pid, &mut table, &mut finder)?;
         if let State::Live(live) = &mut process.state {
+            live.mm_of = memory.of(pid);
+            live.actions_of = actions.of(pid);
             live.files_of = files.of(pid);
             live.fs_of = directories.of(pid);
         }

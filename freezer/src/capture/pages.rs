@@ -28,6 +28,9 @@ pub fn capture_pages(
         let State::Live(live) = &mut process.state else {
             continue;
         };
+        if live.mm_of.is_some() {
+            continue;
+        }
         let mem = ProcMem::open(process.pid)
             .map_err(FreezerError::call(process.pid, "opening its memory"))?;
         saver.save_process(process.pid, &mem, &zero, &mut live.mm)?;

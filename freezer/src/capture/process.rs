@@ -138,6 +138,8 @@ fn describe(
         threads,
         mm: AddressSpace::default(),
         files: Vec::new(),
+        mm_of: None,
+        actions_of: None,
         files_of: None,
         fs_of: None,
         cwd: crate::files::reference(pid, "cwd")?,

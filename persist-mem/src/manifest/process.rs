@@ -56,6 +56,10 @@ pub struct Live {
     pub mm: AddressSpace,
     /// Its descriptors in ascending order.
     pub files: Vec<Descriptor>,
+    /// The process whose memory it has, if that is not its own (CLONE_VM); [`Live::mm`] names no pages then.
+    pub mm_of: Option<Pid>,
+    /// The process whose signal actions it has, if those are not its own (CLONE_SIGHAND).
+    pub actions_of: Option<Pid>,
     /// The process whose descriptor table it has, if that is not its own (CLONE_FILES).
     pub files_of: Option<Pid>,
     /// The process whose directories and umask it has, if those are not its own (CLONE_FS).

@@ -58,7 +58,7 @@ impl Builder<'_> {
 
 /// Builds every process's memory, where that has not been done before its children were made.
 pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    for (pid, live) in restore.lives() {
+    for (pid, live) in restore.lives().filter(|(_, live)| live.mm_of.is_none()) {
         let inherited = contents(restore, pid, live)?;
         let (builder, task) = builder(restore, pid)?;
         let leader = &mut task.leader;
@@ -80,8 +80,12 @@ pub(crate) fn before_fork(
     let (Some((_, parent)), Some((_, child))) = (live(by), live(pid)) else {
         return Ok(());
     };
-    if inherit::related(&parent.mm, &child.mm, &restore.manifest.shared_objects) {
-        contents(restore, by, parent)?;
+    let whole = parent.mm_of.and_then(live);
+    let owner = whole.unwrap_or((by, parent));
+    if child.mm_of.is_some()
+        || inherit::related(&owner.1.mm, &child.mm, &restore.manifest.shared_objects)
+    {
+        contents(restore, owner.0, owner.1)?;
     }
     Ok(())
 }

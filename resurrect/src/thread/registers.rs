@@ -38,7 +38,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
         Ok(())
     })?;
-    for (pid, live) in restore.lives() {
+    for (pid, live) in restore.lives().filter(|(_, live)| live.mm_of.is_none()) {
         remove_scratch(pid, &mut restore.task(pid)?.leader, live)?;
     }
     super::each(restore, |pid, tracee, thread| {

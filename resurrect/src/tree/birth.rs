@@ -5,6 +5,7 @@ use crate::calls::{nr, run};
 use crate::memory;
 use crate::restore::Restore;
 use crate::task::{Memory, Task};
+use persist_mem::manifest::Live;
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -14,8 +15,10 @@ use sys::tracee::Tracee;
 use sys::wait::{self, Status};
 use sys::{Errno, Pid, Tid, process};
 
+const CLONE_VM: u64 = 0x100;
 const CLONE_FS: u64 = 0x200;
 const CLONE_FILES: u64 = 0x400;
+const CLONE_SIGHAND: u64 = 0x800;
 const CLONE_PARENT: u64 = 0x8000;
 const SIGCHLD: u64 = 17;
 const PR_SET_NAME: i32 = 15;
@@ -38,8 +41,12 @@ pub(super) fn fork(
     if let Some(by) = by {
         memory::before_fork(restore, by, pid)?;
     }
+    let lives: BTreeMap<Pid, &Live> = restore.lives().collect();
+    let owner = |pid: Pid| lives.get(&pid).and_then(|live| live.mm_of);
     let memory = by.and_then(|by| match restore.tasks.get(&by)?.memory {
-        Memory::Own { .. } => Some(Memory::Of(by)),
+        // It is the same memory, which is built already.
+        _ if owner(pid).is_some() => Some(Memory::Own { inherited: true }),
+        Memory::Own { .. } => Some(Memory::Of(owner(by).unwrap_or(by))),
         inherited => Some(inherited),
     });
     let leader = match by {
@@ -114,9 +121,9 @@ fn descendant(
     let mut batch = Batch::new();
     let mut flags = if sibling { CLONE_PARENT } else { 0 };
     if let Some(live) = recorded.and_then(|process| process.live()) {
-        for (whose, flag) in [(live.files_of, CLONE_FILES), (live.fs_of, CLONE_FS)] {
+        for (whose, flag) in shared(live) {
             let Some(owner) = whose else { continue };
-            if !sharing(restore, by, owner, flag) {
+            if !has_table_of(restore, by, owner, flag) {
                 let why =
                     format!("it shares a table with {owner}, and {by} makes it, which does not");
                 return Err(ResurrectError::Impossible { pid, why });
@@ -162,16 +169,22 @@ fn descendant(
     adopt(pid, host, scratch)
 }
 
-/// Whether `pid` has the table of `owner`.
-fn sharing(restore: &Restore<'_>, pid: Pid, owner: Pid, flag: u64) -> bool {
-    let mut lives = restore.lives();
-    let whose = lives.find(|(found, _)| *found == pid).map(|(_, live)| {
-        let other = if flag == CLONE_FILES {
-            live.files_of
-        } else {
-            live.fs_of
-        };
-        other.unwrap_or(pid)
+/// Whose tables a process has where they are not its own, and the flags that make it so.
+fn shared(live: &Live) -> [(Option<Pid>, u64); 4] {
+    [
+        (live.mm_of, CLONE_VM),
+        (live.fs_of, CLONE_FS),
+        (live.files_of, CLONE_FILES),
+        (live.actions_of, CLONE_SIGHAND),
+    ]
+}
+
+/// Whether `pid` has the table of `owner` that `flag` shares.
+fn has_table_of(restore: &Restore<'_>, pid: Pid, owner: Pid, flag: u64) -> bool {
+    let found = restore.lives().find(|(found, _)| *found == pid);
+    let whose = found.and_then(|(_, live)| {
+        let mut tables = shared(live).into_iter();
+        tables.find(|(_, its)| *its == flag)?.0.or(Some(pid))
     });
     whose == Some(owner)
 }

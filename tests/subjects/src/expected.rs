@@ -27,7 +27,6 @@ use Fate::{Carried, Refused, Wrong};
 const EXCEPTIONS: &[(&str, Expected)] = &[
     ("cwd-removed", both(Refused("removed"))),
     ("leader-exited", both(Refused("leading thread"))),
-    ("clone-vm", both(Refused("CLONE_VM"))),
     ("stopped", both(Wrong("a reported stop is reported again"))),
     ("continued-unreported", both(Wrong("the report is lost"))),
     ("recv-timed", both(Wrong("the time-out starts from zero"))),
