@@ -60,7 +60,7 @@ pub fn check_tree_with(root: Pid, externals: &Externals) -> Result<Vec<Refusal>,
     }
     found.extend(tables::shared(&pids)?);
     found.extend(objects.shared_outside(&pids));
-    found.extend(externals.excuse(files::outside::shared(&pids)));
+    found.extend(externals.excuse(files::outside::shared(&pids, externals)));
     found.extend(externals.excuse(files::elsewhere::refusals(&pids)));
     Ok(found)
 }

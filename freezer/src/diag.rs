@@ -18,6 +18,8 @@ const MESSAGE: usize = 16;
 /// What unix_diag tells (include/uapi/linux/unix_diag.h).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct UnixInfo {
+    /// The name as bound, without a NUL behind a path; empty when it has none.
+    pub(crate) name: Vec<u8>,
     /// TCP_LISTEN is 10.
     pub(crate) state: u8,
     /// Inode of the peer; 0 when it is in no process's table any more, or not yet.
@@ -55,6 +57,7 @@ pub(crate) fn unix() -> Result<HashMap<u64, UnixInfo>> {
         };
         for (kind, value) in attributes(message.get(MESSAGE..).unwrap_or(&[])) {
             match kind {
+                0 => info.name = unterminated(value),
                 2 => info.peer = Some(u64::from(word(value, 0))),
                 3 => {
                     info.waiting = value
@@ -70,6 +73,13 @@ pub(crate) fn unix() -> Result<HashMap<u64, UnixInfo>> {
         found.insert(inode, info);
     })?;
     Ok(found)
+}
+
+fn unterminated(name: &[u8]) -> Vec<u8> {
+    match name.split_last() {
+        Some((0, path)) if path.first().is_some_and(|first| *first != 0) => path.to_vec(),
+        _ => name.to_vec(),
+    }
 }
 
 /// What packet_diag tells (include/uapi/linux/packet_diag.h).

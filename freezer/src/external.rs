@@ -20,14 +20,17 @@ struct External {
 #[derive(Debug, Default)]
 pub struct Externals {
     all: Vec<External>,
+    /// Names of unix sockets outside that are connected to again (`--external unix:NAME`).
+    names: Vec<Vec<u8>>,
 }
 
 impl Externals {
-    /// Takes copies of the named descriptors of `root`.
+    /// Takes copies of the named descriptors of `root`; notes names of unix sockets that are connected to
+    /// again.
     ///
     /// # Errors
     /// A descriptor is not open there.
-    pub fn of(root: Pid, numbers: &[i32]) -> Result<Externals, FreezerError> {
+    pub fn of(root: Pid, numbers: &[i32], names: Vec<Vec<u8>>) -> Result<Externals, FreezerError> {
         let pidfd =
             process::pidfd_open(root).map_err(FreezerError::call(root, "opening a pidfd"))?;
         let mut all = Vec::new();
@@ -38,7 +41,7 @@ impl Externals {
             let link = proc::link(root, &format!("fd/{number}"))?;
             all.push(External { number, copy, link });
         }
-        Ok(Externals { all })
+        Ok(Externals { all, names })
     }
 
     /// The number under which this open file description is external, if it is.
@@ -52,6 +55,11 @@ impl Externals {
             }
         }
         Ok(None)
+    }
+
+    /// Whether a unix socket of this name is connected to again.
+    pub(crate) fn reconnects(&self, name: &[u8]) -> bool {
+        self.names.iter().any(|known| known == name)
     }
 
     /// Whether another description of the same pipe, socket or terminal is external.

@@ -15,8 +15,8 @@ use sys::Pid;
 /// Saves the tree below `pid`. On any failure the tree runs on and the image is removed.
 pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> Result<()> {
     refuse_ourselves(pid)?;
-    let numbers: Vec<i32> = external.iter().map(|external| external.0).collect();
-    let externals = Externals::of(pid, &numbers)?;
+    let (numbers, names) = External::split(external);
+    let externals = Externals::of(pid, &numbers, names)?;
     let mut refusals = freezer::check::check_tree_with(pid, &externals)?;
     if leave_running {
         refusals.extend(freezer::untaken_backlogs(&freezer::proc::tree(pid)?)?);

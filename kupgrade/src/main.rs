@@ -69,8 +69,9 @@ enum Command {
         /// Let the processes run on.
         #[arg(long)]
         leave_running: bool,
-        /// A descriptor of the tree's first process that leads out of the tree, as fd[NUMBER]: it is not
-        /// carried. At the restore this command's own descriptor with that number takes its place.
+        /// What leads out of the tree and is not carried. fd[NUMBER]: a descriptor of the tree's first
+        /// process; at the restore this command's own with that number takes its place. unix:NAME: the
+        /// peer of unix sockets by its path (or @ABSTRACT); they are connected to it again.
         #[arg(long)]
         external: Vec<external::External>,
     },

@@ -38,12 +38,13 @@ pub(crate) fn run(dir: &Path, external: &[External]) -> Result<()> {
 fn own(external: &[External]) -> Result<BTreeMap<i32, OwnedFd>> {
     let me = Pid(nix::unistd::getpid().as_raw());
     let pidfd = sys::process::pidfd_open(me).context("opening a pidfd")?;
-    let copy = |External(number): &External| {
-        let copy = sys::process::pidfd_getfd(pidfd.as_fd(), *number)
+    let copy = |number: i32| {
+        let copy = sys::process::pidfd_getfd(pidfd.as_fd(), number)
             .with_context(|| format!("--external fd[{number}]: it is not open here"))?;
-        Ok((*number, copy))
+        Ok((number, copy))
     };
-    external.iter().map(copy).collect()
+    let (numbers, _) = External::split(external);
+    numbers.into_iter().map(copy).collect()
 }
 
 /// Time since the tree was saved, on the clock that its time-outs run by.

@@ -249,7 +249,7 @@ impl Table {
             sent.settle(ids, &mut self.descriptions);
         }
         let sockets = core::mem::take(&mut self.sockets);
-        sockets.link(&mut self.descriptions)?;
+        sockets.link(&mut self.descriptions, &self.externals)?;
         epoll::resolve(&mut self)?;
         let terminals = terminal::finish(self.terminals, &self.copies)?;
         Ok(Found {

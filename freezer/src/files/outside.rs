@@ -51,7 +51,7 @@ pub(crate) fn socket_inode(link: &[u8]) -> Option<u64> {
 /// # Errors
 /// [`FreezerError::Refused`].
 pub(crate) fn refuse(inside: &[Pid], externals: &Externals) -> Result<(), FreezerError> {
-    let found = externals.excuse(shared(inside));
+    let found = externals.excuse(shared(inside, externals));
     if found.is_empty() {
         Ok(())
     } else {
@@ -60,7 +60,7 @@ pub(crate) fn refuse(inside: &[Pid], externals: &Externals) -> Result<(), Freeze
 }
 
 /// Every pipe and socket of the tree that reaches out of it.
-pub(crate) fn shared(inside: &[Pid]) -> Vec<Refusal> {
+pub(crate) fn shared(inside: &[Pid], externals: &Externals) -> Vec<Refusal> {
     let mut ours: HashMap<Node, (Pid, i32)> = HashMap::new();
     for pid in inside {
         for (fd, node) in nodes(*pid) {
@@ -73,7 +73,14 @@ pub(crate) fn shared(inside: &[Pid]) -> Vec<Refusal> {
     } else {
         HashMap::new()
     };
-    let ends = ends(&ours, &unix, &tcp_peers(&ours));
+    let mut ends = ends(&ours, &unix, &tcp_peers(&ours));
+    ends.retain(|end, (ours, ..)| {
+        let again = |inode| {
+            let info: Option<&UnixInfo> = unix.get(inode);
+            info.is_some_and(|info| externals.reconnects(&info.name))
+        };
+        !matches!(end, Node::Socket(inode) if end != ours && again(inode))
+    });
     let mut found: HashMap<Node, Refusal> = HashMap::new();
     for other in others(inside) {
         for (_, node) in nodes(other) {
@@ -210,7 +217,7 @@ mod tests {
             .spawn()
             .unwrap();
         let inside = [Pid(child.id().cast_signed())];
-        let found = shared(&inside);
+        let found = shared(&inside, &Externals::default());
         let me = std::process::id();
         let text = format!("process {me} (");
         child.kill().unwrap();

@@ -78,10 +78,25 @@ fn reap_everyone() {
 /// Carries `tests/KIND/NAME.py`. One at a time in a process, since children are waited for without asking
 /// whose they are.
 pub(crate) fn carry(kind: &str, name: &str) {
+    carry_with(kind, name, &[]);
+}
+
+/// As [`carry`], with more options for the checkpoint. Without them it is refused.
+#[allow(dead_code, reason = "not every test binary needs it")]
+pub(crate) fn carry_with(kind: &str, name: &str, options: &[&str]) {
     let subject = Subject::start(kind, name);
     let image = subject.dir.join("image");
     let image = image.to_str().unwrap();
-    kupgrade(&["checkpoint", "--pid", &subject.pid(), "--dir", image]);
+    let pid = subject.pid();
+    let plain = ["checkpoint", "--pid", &pid, "--dir", image];
+    if !options.is_empty() {
+        let status = Command::new(env!("CARGO_BIN_EXE_kupgrade"))
+            .args(plain)
+            .stderr(Stdio::null())
+            .status();
+        assert!(!status.unwrap().success(), "refused without {options:?}");
+    }
+    kupgrade(&[&plain, options].concat());
     reap_everyone();
     kupgrade(&["restore", "--dir", image]);
     let pid = nix::unistd::Pid::from_raw(subject.child.id().cast_signed());

@@ -13,8 +13,8 @@ pub use backlog::{take as take_backlogs, untaken as untaken_backlogs};
 pub use tcp::silence as silence_connections;
 
 use super::Open;
-use crate::FreezerError;
 use crate::diag::{self, PacketInfo, UnixInfo};
+use crate::{Externals, FreezerError};
 use nix::libc as c;
 use nix::sys::stat::fstat;
 use persist_mem::manifest::{
@@ -201,8 +201,12 @@ impl Sockets {
     }
 
     /// Who talks to whom, when every description is known.
-    pub(super) fn link(self, descriptions: &mut [Description]) -> Result<(), FreezerError> {
-        unix::link(&self.unix, descriptions)?;
+    pub(super) fn link(
+        self,
+        descriptions: &mut [Description],
+        externals: &Externals,
+    ) -> Result<(), FreezerError> {
+        unix::link(&self.unix, descriptions, externals)?;
         tcp::link(&self.holders, descriptions)
     }
 }

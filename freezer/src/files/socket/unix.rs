@@ -2,9 +2,9 @@
 
 use super::queue::{self, Message};
 use super::{Common, Facts};
-use crate::FreezerError;
 use crate::diag::UnixInfo;
 use crate::files::Open;
+use crate::{Externals, FreezerError};
 use nix::libc as c;
 use nix::sys::stat::fstat;
 use persist_mem::manifest::{
@@ -32,6 +32,8 @@ pub(super) struct Found {
     peer_name: Vec<u8>,
     /// A pending error.
     error: bool,
+    /// Nothing waits to be read.
+    queue_empty: bool,
     /// Something it sent has not been received.
     unsent: bool,
     holder: (Pid, i32),
@@ -58,6 +60,7 @@ impl Found {
             stream: common.kind != c::SOCK_DGRAM,
             peer_name,
             error: common.has(c::POLLERR),
+            queue_empty: !common.has(c::POLLIN),
             unsent,
             holder: (open.pid, open.fd),
             link: open.link.to_vec(),
@@ -188,7 +191,11 @@ pub(super) fn queue(
 }
 
 /// Writes who talks to whom into the descriptions.
-pub(super) fn link(found: &[Found], descriptions: &mut [Description]) -> Result<(), FreezerError> {
+pub(super) fn link(
+    found: &[Found],
+    descriptions: &mut [Description],
+    externals: &Externals,
+) -> Result<(), FreezerError> {
     let by_inode: HashMap<u64, &Found> = found.iter().map(|f| (f.inode, f)).collect();
     let mut waits_for: HashMap<u64, DescriptionId> = HashMap::new();
     for listener in found {
@@ -198,7 +205,7 @@ pub(super) fn link(found: &[Found], descriptions: &mut [Description]) -> Result<
     }
     let mut links: HashMap<DescriptionId, UnixLink> = HashMap::new();
     for one in found {
-        links.insert(one.id, link_of(one, &by_inode, &waits_for)?);
+        links.insert(one.id, link_of(one, &by_inode, &waits_for, externals)?);
     }
     for description in descriptions {
         if let DescriptionKind::Socket(socket) = &mut description.kind
@@ -215,6 +222,7 @@ fn link_of(
     one: &Found,
     by_inode: &HashMap<u64, &Found>,
     waits_for: &HashMap<u64, DescriptionId>,
+    externals: &Externals,
 ) -> Result<UnixLink, FreezerError> {
     if one.info.listens() {
         let waiting = one.info.waiting.iter().map(|inode| {
@@ -247,6 +255,14 @@ fn link_of(
         }),
         Some(inode) => match by_inode.get(&inode) {
             Some(peer) => Ok(UnixLink::Connected(peer.id)),
+            None if externals.reconnects(&one.peer_name) && one.queue_empty => {
+                Ok(UnixLink::External {
+                    name: one.peer_name.clone(),
+                })
+            }
+            None if externals.reconnects(&one.peer_name) => {
+                Err(one.refuse("it has unread messages of a process outside"))
+            }
             None => Err(one.refuse("its peer is no part of the tree")),
         },
     }

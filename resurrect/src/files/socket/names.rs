@@ -32,8 +32,8 @@ pub(super) fn address(name: &[u8]) -> Vec<u8> {
 /// How a name is reached while the tree is rebuilt.
 #[derive(Debug)]
 pub(super) enum Reach {
-    /// By itself: it is abstract.
-    Abstract(Vec<u8>),
+    /// By itself: it is abstract, or a path that others keep.
+    Direct(Vec<u8>),
     /// By its file, which is not in its place yet.
     File(Place),
 }
@@ -60,7 +60,7 @@ impl Reach {
     /// Directory to be in and address to use.
     pub(super) fn address(&self) -> (Option<&Path>, Vec<u8>) {
         match self {
-            Reach::Abstract(name) => (None, address(name)),
+            Reach::Direct(name) => (None, address(name)),
             Reach::File(place) => (Some(&place.dir), address(&place.file)),
         }
     }
@@ -89,7 +89,7 @@ pub(super) fn bind(
 ) -> Result<Reach, ResurrectError> {
     if name.first() == Some(&0) {
         socket::bind(fd, &address(name)).map_err(making.failed("binding its abstract name"))?;
-        return Ok(Reach::Abstract(name.to_vec()));
+        return Ok(Reach::Direct(name.to_vec()));
     }
     let place = place(name, file).map_err(|e| {
         let path = file.map_or(name, |file| &file.path);

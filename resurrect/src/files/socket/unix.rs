@@ -375,15 +375,14 @@ impl Unix {
                         .map_err(one.making.failed("leaving data unread"))?;
                 }
                 UnixLink::External { name } => {
-                    let address = names::address(name);
-                    socket::connect(fd, &address)
-                        .map_err(one.making.failed("connecting it to a process outside"))?;
+                    let who = holder(restore, one.making.id());
+                    let reach = Reach::Direct(name.clone());
+                    peer::connect(restore, who.as_ref(), fd, &reach)?;
                 }
                 _ => {}
             }
         }
         self.gone.clear();
-        let _ = restore;
         for one in unix(all) {
             let how = match one.state.shutdown {
                 1 => c::SHUT_RD,
