@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use sys::{PAGE_SIZE, PAGE_SIZE_U64, Pid};
 
@@ -122,10 +123,8 @@ fn verify(
             sums,
             written: written_by_kernel(live),
         };
-        for extent in &live.mm.extents {
-            check.extent(extent).map_err(named)?;
-            pages += extent.pages;
-        }
+        check.all(&live.mm.extents).map_err(named)?;
+        pages += live.mm.extents.iter().map(|e| e.pages).sum::<u64>();
     }
     Ok(pages)
 }
@@ -152,21 +151,40 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn extent(&self, extent: &Extent) -> Result<(), String> {
-        const BATCH: usize = 64;
-        let mut buffer = vec![0; BATCH * PAGE_SIZE];
-        let mut done = 0;
-        while done < extent.pages {
-            let pages = usize::try_from(extent.pages - done).map_or(BATCH, |rest| rest.min(BATCH));
-            let bytes = &mut buffer[..pages * PAGE_SIZE];
-            let va = extent.va + done * PAGE_SIZE_U64;
-            self.mem
-                .read_exact_at(bytes, va)
-                .map_err(|e| format!("reading {pages} pages at {va:#x}: {e}"))?;
-            for (n, page) in (0..).zip(bytes.chunks(PAGE_SIZE)) {
-                self.page(va + n * PAGE_SIZE_U64, extent.frame + done + n, page)?;
+    /// Compares with all processors.
+    fn all(&self, extents: &[Extent]) -> Result<(), String> {
+        let pieces: Vec<Extent> = extents.iter().flat_map(cut).collect();
+        let threads = match std::thread::available_parallelism() {
+            Ok(threads) if pieces.len() > FEW => threads.get(),
+            _ => 1,
+        };
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut buffer = vec![0; PIECE * PAGE_SIZE];
+            while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.piece(piece, &mut buffer)?;
             }
-            done += pages as u64;
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut done = work();
+            for other in others {
+                let other = other.join();
+                done = done.and(other.unwrap_or_else(|_| Err("a thread panicked".to_owned())));
+            }
+            done
+        })
+    }
+
+    fn piece(&self, piece: &Extent, buffer: &mut [u8]) -> Result<(), String> {
+        let pages = usize::try_from(piece.pages).map_or(PIECE, |pages| pages.min(PIECE));
+        let bytes = &mut buffer[..pages * PAGE_SIZE];
+        self.mem
+            .read_exact_at(bytes, piece.va)
+            .map_err(|e| format!("reading {pages} pages at {:#x}: {e}", piece.va))?;
+        for (n, page) in (0..).zip(bytes.chunks(PAGE_SIZE)) {
+            self.page(piece.va + n * PAGE_SIZE_U64, piece.frame + n, page)?;
         }
         Ok(())
     }
@@ -186,4 +204,19 @@ impl Check<'_> {
             None => Err(format!("the page at {va:#x} has no checksum")),
         }
     }
+}
+
+/// Pages compared at a time.
+const PIECE: usize = 64;
+/// Fewer pieces than this are compared by one thread.
+const FEW: usize = 32;
+
+/// An extent in pieces.
+fn cut(extent: &Extent) -> impl Iterator<Item = Extent> + use<> {
+    let extent = *extent;
+    (0..extent.pages).step_by(PIECE).map(move |done| Extent {
+        va: extent.va + done * PAGE_SIZE_U64,
+        pages: (extent.pages - done).min(PIECE as u64),
+        frame: extent.frame + done,
+    })
 }

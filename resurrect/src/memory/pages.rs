@@ -5,15 +5,18 @@ use super::map::has_pages;
 use crate::ResurrectError;
 use crate::calls::{Calls, nr, run};
 use persist_mem::manifest::{AddressSpace, Extent, PageRange};
-use sys::PAGE_SIZE_U64;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use sys::batch::Batch;
 use sys::tracee::Tracee;
 use sys::vm::{Source, write_process};
+use sys::{Errno, PAGE_SIZE_U64};
 
-/// Pages copied in one piece: a call moves less than 2 GiB.
-const PIECE: u64 = 8192;
+/// Pages copied in one piece: what one thread takes at a time is a few MiB at most.
+const PIECE: u64 = 512;
 /// Pieces copied in one call.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 16;
+/// Fewer pieces than this are copied by this thread alone.
+const FEW: usize = 4 * AT_ONCE;
 
 const MADV_HUGEPAGE: i32 = 14;
 const MADV_COLLAPSE: i32 = 25;
@@ -149,14 +152,41 @@ pub(super) fn split(extents: &[Extent], ranges: &[PageRange]) -> (Vec<Extent>, V
     (inside, outside)
 }
 
+/// Copies with all processors: most of the time goes into the pages that the kernel must find and
+/// clear for it.
 fn copy(builder: &Builder<'_>, leader: &Tracee, extents: &[Extent]) -> Result<(), ResurrectError> {
     let (pid, host) = (builder.pid, leader.pid());
-    let mut pieces: Vec<(Source, u64)> = Vec::new();
-    let write = |pieces: &mut Vec<(Source, u64)>| {
-        let done = write_process(host, pieces);
-        pieces.clear();
-        done.map_err(ResurrectError::call(pid, "copying its pages"))
+    let pieces = pieces(builder, extents)?;
+    let threads = match std::thread::available_parallelism() {
+        Ok(threads) if pieces.len() > FEW => threads.get(),
+        _ => 1,
     };
+    let next = AtomicUsize::new(0);
+    let work = || {
+        loop {
+            let start = next.fetch_add(AT_ONCE, Ordering::Relaxed);
+            let end = pieces.len().min(start + AT_ONCE);
+            match pieces.get(start..end) {
+                None | Some([]) => return Ok(()),
+                Some(some) => write_process(host, some)?,
+            }
+        }
+    };
+    let done = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut done = work();
+        for other in others {
+            done = done.and(other.join().unwrap_or(Err(Errno::EFAULT)));
+        }
+        done
+    });
+    done.map_err(ResurrectError::call(pid, "copying its pages"))
+}
+
+/// Sources and their addresses in the process.
+fn pieces(builder: &Builder<'_>, extents: &[Extent]) -> Result<Vec<(Source, u64)>, ResurrectError> {
+    let pid = builder.pid;
+    let mut pieces = Vec::new();
     for extent in extents {
         let mut done = 0;
         while done < extent.pages {
@@ -165,13 +195,10 @@ fn copy(builder: &Builder<'_>, leader: &Tracee, extents: &[Extent]) -> Result<()
             let source = builder.store.source(frame, pages);
             let source = source.ok_or(ResurrectError::NoPages { pid, frame, pages })?;
             pieces.push((source, extent.va + done * PAGE_SIZE_U64));
-            if pieces.len() == AT_ONCE {
-                write(&mut pieces)?;
-            }
             done += pages;
         }
     }
-    write(&mut pieces)
+    Ok(pieces)
 }
 
 #[cfg(test)]
