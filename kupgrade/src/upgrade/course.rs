@@ -24,12 +24,12 @@ impl Course {
 
     /// Begins a phase, unless a signal came in the one before.
     pub(super) fn enter(&mut self, phase: Phase) -> Result<()> {
-        fault::signal_at(phase);
-        self.held.check()?;
         log::info!(
             "{phase} begins at {:.1} ms",
             self.start.1.elapsed().as_secs_f64() * 1000.0
         );
+        fault::signal_at(phase);
+        self.held.check()?;
         self.stamps.push(Stamp {
             phase,
             tsc: sys::clock::tsc(),

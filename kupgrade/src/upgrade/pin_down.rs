@@ -14,6 +14,9 @@ use persist_mem::window::Window;
 use std::collections::BTreeMap;
 use sys::{PAGE_SIZE, PAGE_SIZE_U64};
 
+/// Pages that are looked into at once.
+const AT_ONCE: usize = 64;
+
 /// A written manifest, not valid yet: its first page is missing.
 pub(super) struct Pinned {
     pub(super) block: Superblock,
@@ -37,6 +40,7 @@ pub(super) fn pin_down(
         stayed: Vec::new(),
         moved: BTreeMap::new(),
         checksums: verify.then(Vec::new),
+        buffer: vec![0; AT_ONCE * PAGE_SIZE],
     };
     freezer::capture_pages(&mut manifest, &objects, &mut pages)?;
     let kept = pages.kept();
@@ -107,6 +111,8 @@ struct InPlace<'a> {
     moved: BTreeMap<u64, u64>,
     /// Frames and the CRC-32 of what they hold, with repetitions.
     checksums: Option<Vec<(u64, u32)>>,
+    /// Room for pages that are looked into.
+    buffer: Vec<u8>,
 }
 
 impl InPlace<'_> {
@@ -158,28 +164,29 @@ impl PageSink for InPlace<'_> {
             let text = "the kernel does not tell where it is (CAP_SYS_ADMIN is missing)";
             return Err(std::io::Error::other(text));
         }
-        let inside = |pfn: &u64| self.window.contains(pfn * PAGE_SIZE_U64);
-        let contents = if self.checksums.is_some() || run.pfns.iter().any(inside) {
-            Some(run.read()?)
-        } else {
-            None
-        };
         let mut extents: Vec<Extent> = Vec::new();
-        for (index, pfn) in run.pfns.iter().enumerate() {
-            let at = index * PAGE_SIZE;
-            let bytes = contents
-                .as_ref()
-                .and_then(|all| all.get(at..at + PAGE_SIZE));
-            let frame = self.keep(*pfn, bytes)?;
-            match extents.last_mut() {
-                Some(last) if last.frame + last.pages == frame => last.pages += 1,
-                _ => extents.push(Extent {
-                    va: run.va + at as u64,
-                    pages: 1,
-                    frame,
-                }),
+        // One buffer for all: memory that is fresh from the kernel costs more than the copy.
+        let mut buffer = std::mem::take(&mut self.buffer);
+        for (first, pfns) in (0..).step_by(AT_ONCE).zip(run.pfns.chunks(AT_ONCE)) {
+            let bytes = &mut buffer[..pfns.len() * PAGE_SIZE];
+            let inside = |pfn: &u64| self.window.contains(pfn * PAGE_SIZE_U64);
+            let needed = self.checksums.is_some() || pfns.iter().any(inside);
+            if needed {
+                run.read_at(first, bytes)?;
+            }
+            for (index, (pfn, page)) in (first..).zip(pfns.iter().zip(bytes.chunks(PAGE_SIZE))) {
+                let frame = self.keep(*pfn, needed.then_some(page))?;
+                match extents.last_mut() {
+                    Some(last) if last.frame + last.pages == frame => last.pages += 1,
+                    _ => extents.push(Extent {
+                        va: run.va + index * PAGE_SIZE_U64,
+                        pages: 1,
+                        frame,
+                    }),
+                }
             }
         }
+        self.buffer = buffer;
         Ok(extents)
     }
 }
@@ -226,6 +233,7 @@ mod tests {
             stayed: Vec::new(),
             moved: BTreeMap::from([(3, 77)]),
             checksums: None,
+            buffer: Vec::new(),
         };
         assert!(pages.keep(4, None).is_err());
         assert_eq!(pages.keep(3, None).unwrap(), 77, "copied before");
