@@ -47,10 +47,7 @@ pub fn restorer(code: &[u8], base: u64) -> Option<u64> {
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
 fn positions<'a>(code: &'a [u8], pattern: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
-    code.windows(pattern.len())
-        .enumerate()
-        .filter(move |(_, window)| *window == pattern)
-        .map(|(at, _)| at)
+    memchr::memmem::find_iter(code, pattern)
 }
 
 /// Follows the code behind a system call that succeeds to its `ret`. Only instructions that change

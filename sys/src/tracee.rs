@@ -564,7 +564,7 @@ impl Tracee {
 /// Finds a `syscall` instruction (`0f 05`) in code.
 #[must_use]
 pub fn find_gate(code: &[u8]) -> Option<usize> {
-    code.windows(2).position(|pair| pair == [0x0f, 0x05])
+    memchr::memmem::find(code, &[0x0f, 0x05])
 }
 
 #[cfg(test)]
