@@ -4,6 +4,7 @@ mod attributes;
 mod credentials;
 mod foothold;
 mod inside;
+mod lasting;
 mod memory;
 mod pages;
 mod policy;
@@ -54,7 +55,9 @@ pub fn capture_with(
 /// As [`capture`].
 pub fn capture_host(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError> {
     let this = Pid(nix::unistd::getpid().as_raw());
-    describe(frozen, Some(this), Externals::default())
+    let (mut manifest, objects) = describe(frozen, Some(this), Externals::default())?;
+    lasting::forget_inodes(&mut manifest);
+    Ok((manifest, objects))
 }
 
 fn describe(

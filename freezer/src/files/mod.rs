@@ -39,6 +39,7 @@ use sys::process::{self, KcmpKind};
 use sys::{Pid, Tid};
 
 pub use path::reference;
+pub(crate) use place::lasting;
 pub use socket::{silence_connections, take_backlogs, untaken_backlogs};
 
 /// A descriptor that is being looked at.

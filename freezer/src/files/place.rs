@@ -61,7 +61,7 @@ fn unescape(text: &[u8]) -> Vec<u8> {
 }
 
 /// Whether inode numbers and handles of this file system are still good after a reboot.
-pub(super) fn lasting(directory: &Path) -> bool {
+pub(crate) fn lasting(directory: &Path) -> bool {
     let volatile = [
         TMPFS_MAGIC,
         RAMFS_MAGIC,

@@ -15,7 +15,8 @@ pub struct FileRef {
     /// Absolute path, bytes as the kernel has them.
     #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,
-    /// Inode number: a path that leads to another inode later is another file.
+    /// Inode number: a path that leads to another inode later is another file. 0 where numbers do not
+    /// last.
     pub inode: u64,
     /// Size in bytes, to notice a file that was changed in between.
     pub size: u64,
