@@ -42,6 +42,7 @@ pub(crate) mod nr {
     pub(crate) const SCHED_SETSCHEDULER: i64 = 144;
     pub(crate) const PRCTL: i64 = 157;
     pub(crate) const MLOCKALL: i64 = 151;
+    pub(crate) const ARCH_PRCTL: i64 = 158;
     pub(crate) const CHROOT: i64 = 161;
     pub(crate) const SCHED_SETAFFINITY: i64 = 203;
     pub(crate) const SET_TID_ADDRESS: i64 = 218;
@@ -58,7 +59,9 @@ pub(crate) mod nr {
     pub(crate) const SET_ROBUST_LIST: i64 = 273;
     pub(crate) const DUP3: i64 = 292;
     pub(crate) const RT_TGSIGQUEUEINFO: i64 = 297;
+    pub(crate) const SCHED_SETATTR: i64 = 314;
     pub(crate) const SECCOMP: i64 = 317;
+    pub(crate) const MEMBARRIER: i64 = 324;
     pub(crate) const PRLIMIT64: i64 = 302;
     pub(crate) const MLOCK2: i64 = 325;
     pub(crate) const PKEY_MPROTECT: i64 = 329;

@@ -5,6 +5,7 @@ mod credentials;
 mod foothold;
 mod inside;
 mod lasting;
+mod membarrier;
 mod memory;
 mod pages;
 mod policy;

@@ -2,7 +2,7 @@
 
 use super::foothold::Finder;
 use super::inside::{self, Inside};
-use super::{attributes, memory, policy, reports, signals, thread, timers};
+use super::{attributes, membarrier, memory, policy, reports, signals, thread, timers};
 use crate::files::Table;
 use crate::proc::{self, Stat, Status};
 use crate::{FreezerError, Frozen};
@@ -28,6 +28,7 @@ pub(super) fn capture(
     let files = table.capture(pid)?;
     let mut threads = inside::threads(frozen, pid)?;
     let room = map_scratch(pid, &mut threads, &maps, finder)?;
+    let barriers = membarrier::capture(&mut threads[0].tracee);
     let asked = policy::capture(&mut threads[0].tracee, &maps, &mut mm);
     let described = describe(frozen, pid, &mut threads);
     let unmapped = threads[room.maker]
@@ -45,6 +46,7 @@ pub(super) fn capture(
     unmapped?;
     put_back?;
     asked.map_err(FreezerError::tracee(pid))?;
+    mm.membarrier = barriers.map_err(FreezerError::tracee(pid))?;
     mm.lock_future = room.lock_future?;
     mm.layout.brk = more.brk;
     mm.thp_disabled = more.thp_disabled;

@@ -21,6 +21,15 @@ const PR_GET_SECUREBITS: i32 = 27;
 const PR_GET_TIMERSLACK: i32 = 30;
 const PR_GET_TID_ADDRESS: i32 = 40;
 const IOPRIO_WHO_PROCESS: i32 = 1;
+const SCHED_GETATTR: i64 = 315;
+const SCHED_DEADLINE: u32 = 6;
+/// `SCHED_ATTR_SIZE_VER0`
+const SCHED_ATTR: usize = 48;
+const PR_GET_SPECULATION_CTRL: i32 = 52;
+const PR_GET_TSC: i32 = 25;
+const PR_TSC_SIGSEGV: u32 = 2;
+const ARCH_PRCTL: i64 = 158;
+const ARCH_GET_CPUID: i32 = 0x1011;
 
 pub(super) fn capture(
     inside: &mut Inside,
@@ -59,6 +68,7 @@ pub(super) fn capture(
             policy: stat.field(41) as i32,
             reset_on_fork: asked.policy & SCHED_RESET_ON_FORK != 0,
             priority: stat.field(40) as i32,
+            deadline: asked.deadline,
             nice: stat.field(19) as i32,
             ioprio: asked.ioprio,
             affinity: status.cpu_mask("Cpus_allowed"),
@@ -67,6 +77,9 @@ pub(super) fn capture(
         pdeathsig: asked.pdeathsig,
         personality: asked.personality,
         memory_failure: asked.memory_failure,
+        speculation: asked.processor.speculation,
+        tsc_faults: asked.processor.tsc_faults,
+        cpuid_faults: asked.processor.cpuid_faults,
         no_new_privs: status.mask("NoNewPrivs") != 0,
         seccomp: seccomp::capture(pid, tid, status, filters)?,
         dispatch: inside.dispatch,
@@ -85,6 +98,15 @@ struct Asked {
     pdeathsig: i32,
     personality: u32,
     memory_failure: u8,
+    processor: Processor,
+    deadline: Option<[u64; 4]>,
+}
+
+/// What a thread may do with the processor.
+struct Processor {
+    speculation: [u8; 3],
+    tsc_faults: bool,
+    cpuid_faults: bool,
 }
 
 fn ask(tracee: &mut Tracee) -> Result<Asked, TraceeError> {
@@ -122,8 +144,19 @@ fn ask(tracee: &mut Tracee) -> Result<Asked, TraceeError> {
     let failure = batch.call("asking for its memory failure policy", PRCTL, [get]);
     let all = u64::from(u32::MAX).into();
     let personality = batch.call("asking for its personality", PERSONALITY, [all]);
+    let attr = batch.space(SCHED_ATTR);
+    let args = [0.into(), attr.into(), SCHED_ATTR.into(), 0.into()];
+    batch.call("asking for its scheduling", SCHED_GETATTR, args);
     let out = tracee.run(&batch)?;
+    // struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period.
+    let deadline = (out.u32(attr, 1) == SCHED_DEADLINE).then(|| {
+        let word = |index| out.u64(attr, index);
+        [word(1), word(3), word(4), word(5)]
+    });
+    let processor = ask_processor(tracee)?;
     Ok(Asked {
+        processor,
+        deadline,
         altstack: (out.u64(stack, 0), out.u32(stack, 2), out.u64(stack, 2)),
         clear_child_tid: out.u64(tid_address, 0),
         securebits: out.result(secure).unwrap_or(0) as u32,
@@ -133,5 +166,29 @@ fn ask(tracee: &mut Tracee) -> Result<Asked, TraceeError> {
         pdeathsig: out.u32(death, 0) as i32,
         personality: out.result(personality).unwrap_or(0) as u32,
         memory_failure: out.result(failure).map_or(2, |policy| policy as u8),
+    })
+}
+
+fn ask_processor(tracee: &mut Tracee) -> Result<Processor, TraceeError> {
+    let mut batch = Batch::new();
+    let speculation = [0, 1, 2].map(|what| {
+        let args = [
+            PR_GET_SPECULATION_CTRL.into(),
+            what.into(),
+            0.into(),
+            0.into(),
+            0.into(),
+        ];
+        batch.try_call("asking for its speculation", PRCTL, args)
+    });
+    let tsc = batch.space(8);
+    let args = [PR_GET_TSC.into(), tsc.into()];
+    batch.try_call("asking for its time stamps", PRCTL, args);
+    let cpuid = batch.try_call("asking for cpuid", ARCH_PRCTL, [ARCH_GET_CPUID.into()]);
+    let out = tracee.run(&batch)?;
+    Ok(Processor {
+        speculation: speculation.map(|call| out.result(call).map_or(0, |value| value as u8)),
+        tsc_faults: out.u32(tsc, 0) == PR_TSC_SIGSEGV,
+        cpuid_faults: out.result(cpuid) == Ok(0),
     })
 }

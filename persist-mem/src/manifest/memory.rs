@@ -36,6 +36,8 @@ pub struct AddressSpace {
     pub merge_any: bool,
     /// PR_SET_MDWE bits.
     pub deny_write_exec: u32,
+    /// Commands of membarrier(2) by which it is registered, as bits.
+    pub membarrier: u32,
     /// `mlockall(MCL_FUTURE)`.
     pub lock_future: LockFuture,
     /// Protection keys that are allocated (pkeys(7)), bit n for key n; key 0 always is.

@@ -197,6 +197,13 @@ pub struct Thread {
     pub personality: u32,
     /// PR_MCE_KILL_GET: 0 late, 1 early, 2 the system's default.
     pub memory_failure: u8,
+    /// PR_GET_SPECULATION_CTRL of store bypass, indirect branches and L1D flushing; 0 where the kernel
+    /// does not know them.
+    pub speculation: [u8; 3],
+    /// PR_SET_TSC: reading the time stamp counter is a SIGSEGV.
+    pub tsc_faults: bool,
+    /// ARCH_SET_CPUID: cpuid is a SIGSEGV.
+    pub cpuid_faults: bool,
     /// PR_SET_NO_NEW_PRIVS.
     pub no_new_privs: bool,
     /// seccomp(2).
@@ -285,6 +292,8 @@ pub struct Scheduling {
     pub reset_on_fork: bool,
     /// Real-time priority.
     pub priority: i32,
+    /// SCHED_DEADLINE's flags, runtime, deadline and period (sched_setattr(2)), in nanoseconds.
+    pub deadline: Option<[u64; 4]>,
     /// Nice value.
     pub nice: i32,
     /// ioprio_get(2).

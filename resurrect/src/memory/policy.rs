@@ -27,6 +27,11 @@ fn tell(calls: &mut Calls<'_>, mm: &AddressSpace) -> Result<(), ResurrectError> 
         let args = [option.into(), value.into(), 0.into(), 0.into(), 0.into()];
         calls.batch().call(what, nr::PRCTL, args);
     };
+    for bit in (0..32).filter(|bit| mm.membarrier >> bit & 1 == 1) {
+        let args = [(1_u64 << bit).into(), 0.into(), 0.into()];
+        let batch = calls.batch();
+        batch.call("registering for memory barriers", nr::MEMBARRIER, args);
+    }
     if mm.merge_any {
         prctl(calls, "letting KSM merge its pages", PR_SET_MEMORY_MERGE, 1);
     }

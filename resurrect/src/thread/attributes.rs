@@ -4,7 +4,7 @@ use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
 use persist_mem::manifest::Thread;
-use sys::batch::Batch;
+use sys::batch::{Arg, Batch};
 
 const PR_SET_NAME: i32 = 15;
 const PR_SET_TIMERSLACK: i32 = 29;
@@ -13,6 +13,13 @@ const PR_MCE_KILL: i32 = 33;
 /// `PR_MCE_KILL_DEFAULT`.
 const MCE_KILL_DEFAULT: u8 = 2;
 const PR_MCE_KILL_SET: i32 = 1;
+const PR_SET_SPECULATION_CTRL: i32 = 53;
+/// `PR_SPEC_PRCTL`; `PR_SPEC_DISABLE`, `_FORCE_DISABLE`, `_DISABLE_NOEXEC`.
+const SPECULATION_PRCTL: u8 = 1;
+const SPECULATION_OFF: u8 = 4 | 8 | 16;
+const PR_SET_TSC: i32 = 26;
+const PR_TSC_SIGSEGV: i32 = 2;
+const ARCH_SET_CPUID: i32 = 0x1012;
 const PRIO_PROCESS: i32 = 0;
 const IOPRIO_WHO_PROCESS: i32 = 1;
 /// `SS_ONSTACK` of sigaltstack(2).
@@ -32,6 +39,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let mut batch = Batch::new();
         registrations(&mut batch, thread);
         scheduling(&mut batch, thread);
+        processor(&mut batch, thread);
         run(pid, "setting a thread's attributes", tracee, &batch).map(drop)
     })
 }
@@ -65,11 +73,49 @@ fn registrations(batch: &mut Batch, thread: &Thread) {
     }
 }
 
+/// What the thread may do with the processor.
+fn processor(batch: &mut Batch, thread: &Thread) {
+    for (what, state) in (0..).zip(thread.speculation) {
+        let wanted = state & SPECULATION_OFF;
+        if state & SPECULATION_PRCTL != 0 && wanted != 0 {
+            let args = [
+                PR_SET_SPECULATION_CTRL.into(),
+                Arg::Value(what),
+                u64::from(wanted).into(),
+                0.into(),
+                0.into(),
+            ];
+            batch.call("limiting its speculation", nr::PRCTL, args);
+        }
+    }
+    if thread.tsc_faults {
+        let args = [PR_SET_TSC.into(), PR_TSC_SIGSEGV.into()];
+        batch.call("forbidding it time stamps", nr::PRCTL, args);
+    }
+    if thread.cpuid_faults {
+        let args = [ARCH_SET_CPUID.into(), 0.into()];
+        batch.call("forbidding it cpuid", nr::ARCH_PRCTL, args);
+    }
+}
+
+/// struct sched_attr of sched_setattr(2).
+fn set_deadline(batch: &mut Batch, [flags, runtime, deadline, period]: [u64; 4]) {
+    const SIZE: u64 = 48;
+    const POLICY: u64 = 6;
+    let words = [SIZE | POLICY << 32, flags, 0, runtime, deadline, period];
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let attr = batch.data(&bytes);
+    let args = [0.into(), attr.into(), 0.into()];
+    batch.call("setting its deadlines", nr::SCHED_SETATTR, args);
+}
+
 fn scheduling(batch: &mut Batch, thread: &Thread) {
     let s = &thread.scheduling;
     let args = [PRIO_PROCESS.into(), 0.into(), s.nice.into()];
     batch.call("setting its nice value", nr::SETPRIORITY, args);
-    if s.policy != 0 || s.reset_on_fork {
+    if let Some(deadline) = s.deadline {
+        set_deadline(batch, deadline);
+    } else if s.policy != 0 || s.reset_on_fork {
         let priority = batch.data(&s.priority.to_le_bytes());
         let reset = if s.reset_on_fork {
             SCHED_RESET_ON_FORK
