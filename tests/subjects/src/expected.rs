@@ -27,33 +27,19 @@ use Fate::{Carried, Refused, Wrong};
 const EXCEPTIONS: &[(&str, Expected)] = &[
     ("cwd-removed", both(Refused("removed"))),
     ("leader-exited", both(Refused("leading thread"))),
-    ("stopped", both(Wrong("a reported stop is reported again"))),
-    ("continued-unreported", both(Wrong("the report is lost"))),
     ("recv-timed", both(Wrong("the time-out starts from zero"))),
     ("semop", both(Refused("SEM_UNDO"))),
-    ("itimer-pending", both(Wrong("it does not fire any more"))),
-    (
-        "timerfd",
-        both(Wrong("the restore fails: reading its clock")),
-    ),
-    ("group-of-zombie", both(Wrong("the restore fails: ESRCH"))),
-    ("exit-signal", both(Wrong("it is SIGCHLD afterwards"))),
     (
         "inotify-queue",
         both(Refused("events have not been read yet")),
     ),
     ("fanotify", both(Refused("fanotify groups"))),
     (
-        "proc-files",
-        both(Wrong("files of /proc/self show kupgrade")),
-    ),
-    (
-        "devices",
-        both(Wrong(
-            "the checkpoint fails: /dev/random is taken for a terminal",
+        "tun",
+        both(Refused(
+            "network tunnels (/dev/net/tun) are not carried yet",
         )),
     ),
-    ("tun", both(Wrong("the checkpoint fails after the freeze"))),
     ("aio", both(Refused("[aio]"))),
     (
         "netlink",
