@@ -83,9 +83,10 @@ fn describe(
         KcmpKind::Fs,
     ]
     .map(|kind| Sharing::find(&pids, kind));
-    let mut processes = Vec::new();
+    let (mut processes, mut timers_at) = (Vec::new(), Vec::new());
     for pid in frozen.pids() {
-        let mut process = process::capture(frozen, pid, &mut table, &mut finder)?;
+        let (mut process, at) = process::capture(frozen, pid, &mut table, &mut finder)?;
+        timers_at.push(at);
         if let State::Live(live) = &mut process.state {
             live.mm_of = memory.of(pid);
             live.actions_of = actions.of(pid);
@@ -104,8 +105,14 @@ fn describe(
     if !outside.is_empty() {
         return Err(FreezerError::Refused(outside));
     }
+    let host = host()?;
+    for (process, at) in processes.iter_mut().zip(timers_at) {
+        if let State::Live(live) = &mut process.state {
+            at.settle(live, host.clocks.monotonic.cast_unsigned());
+        }
+    }
     let mut manifest = Manifest {
-        host: host()?,
+        host,
         processes,
         descriptions: found.descriptions,
         pipes: found.pipes,

@@ -2,6 +2,7 @@
 
 use super::foothold::Finder;
 use super::inside::{self, Inside};
+use super::timers::TimersAt;
 use super::{attributes, membarrier, memory, policy, reports, signals, thread, timers};
 use crate::files::Table;
 use crate::proc::{self, Stat, Status};
@@ -19,7 +20,7 @@ pub(super) fn capture(
     pid: Pid,
     table: &mut Table,
     finder: &mut Finder,
-) -> Result<Process, FreezerError> {
+) -> Result<(Process, TimersAt), FreezerError> {
     let stat = Stat::read(pid, "stat")?;
     let maps = memory::mappings(pid)?;
     // Everything that looks at memory comes before the scratch mapping is made.
@@ -42,7 +43,7 @@ pub(super) fn capture(
             sent.map_err(FreezerError::call(pid, "sending on a signal"))?;
         }
     }
-    let (mut live, more) = described?;
+    let (mut live, more, timers_at) = described?;
     unmapped?;
     put_back?;
     asked.map_err(FreezerError::tracee(pid))?;
@@ -52,14 +53,15 @@ pub(super) fn capture(
     mm.thp_disabled = more.thp_disabled;
     live.mm = mm;
     live.files = files;
-    Ok(Process {
+    let process = Process {
         pid,
         ppid: stat.pid(4),
         pgid: stat.pid(5),
         sid: stat.pid(6),
         exit_signal: stat.exit_signal(),
         state: State::Live(Box::new(live)),
-    })
+    };
+    Ok((process, timers_at))
 }
 
 /// Room for batches in a process.
@@ -118,11 +120,12 @@ fn describe(
     frozen: &Frozen,
     pid: Pid,
     inside: &mut [Inside],
-) -> Result<(Live, attributes::Attributes), FreezerError> {
+) -> Result<(Live, attributes::Attributes, TimersAt), FreezerError> {
     let status = Status::read(pid, "status")?;
     let leader = &mut inside[0].tracee;
     let actions = signals::actions(leader).map_err(FreezerError::tracee(pid))?;
     let more = attributes::capture(leader).map_err(FreezerError::tracee(pid))?;
+    let timers_at = TimersAt::now();
     let itimers = timers::itimers(leader).map_err(FreezerError::tracee(pid))?;
     let posix = timers::posix(pid, leader)?;
     let children = proc::children(pid)?;
@@ -162,5 +165,5 @@ fn describe(
         child_subreaper: more.child_subreaper,
         dumpable: more.dumpable,
     };
-    Ok((live, more))
+    Ok((live, more, timers_at))
 }

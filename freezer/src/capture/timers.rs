@@ -1,8 +1,9 @@
 //! Interval timers and POSIX timers.
 
 use crate::FreezerError;
+use crate::freeze::monotonic_ns;
 use crate::proc;
-use persist_mem::manifest::{Itimer, PosixTimer};
+use persist_mem::manifest::{Itimer, Live, PosixTimer};
 use sys::batch::Batch;
 use sys::tracee::{Tracee, TraceeError};
 use sys::{Pid, Tid};
@@ -10,6 +11,40 @@ use sys::{Pid, Tid};
 const GETITIMER: i64 = 36;
 const TIMER_GETTIME: i64 = 224;
 const TIMER_GETOVERRUN: i64 = 225;
+
+/// CLOCK_MONOTONIC when a process was asked how long its timers and sleeps still last.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TimersAt(u64);
+
+impl TimersAt {
+    pub(super) fn now() -> TimersAt {
+        TimersAt(monotonic_ns())
+    }
+
+    /// Makes what was told then true for `now_ns`: the clocks that are saved are read once for all.
+    pub(super) fn settle(self, live: &mut Live, now_ns: u64) {
+        let passed = now_ns.saturating_sub(self.0);
+        // An armed timer stays armed.
+        let left = |value: u64, passed: u64| match value {
+            0 => 0,
+            value => value.saturating_sub(passed).max(1),
+        };
+        let real = &mut live.itimers[0];
+        real.value_us = left(real.value_us, passed / 1000);
+        for timer in live.timers.iter_mut().filter(|t| !counts_cpu(t.clock)) {
+            timer.remaining = left(timer.remaining, passed);
+        }
+        for sleep in live.threads.iter_mut().filter_map(|t| t.sleep.as_mut()) {
+            sleep.remaining = sleep.remaining.saturating_sub(passed);
+        }
+    }
+}
+
+/// Clocks that stand still with their process: CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID, and
+/// those of other tasks (negative).
+fn counts_cpu(clock: i32) -> bool {
+    clock < 0 || clock == 2 || clock == 3
+}
 
 /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
 pub(super) fn itimers(leader: &mut Tracee) -> Result<[Itimer; 3], TraceeError> {
