@@ -57,6 +57,18 @@ pub struct Buffer {
     len: usize,
 }
 
+impl Buffer {
+    /// What is behind its first `offset` bytes.
+    #[must_use]
+    pub fn at(self, offset: usize) -> Buffer {
+        let offset = offset.min(self.len);
+        Buffer {
+            offset: self.offset + offset,
+            len: self.len - offset,
+        }
+    }
+}
+
 /// Names a call of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CallIndex(usize);

@@ -146,7 +146,7 @@ impl Manifest {
                 return missing(format!("process {pid} has no leading thread"));
             }
             for entry in &live.files {
-                if !self.descriptions.iter().any(|d| d.id == entry.description) {
+                if self.description(entry.description).is_none() {
                     return missing(format!(
                         "descriptor {} of process {pid} names a description that is not here",
                         entry.fd
@@ -160,7 +160,12 @@ impl Manifest {
     /// A description by its id.
     #[must_use]
     pub fn description(&self, id: DescriptionId) -> Option<&Description> {
-        self.descriptions.iter().find(|d| d.id == id)
+        // They are usually numbered as they come.
+        let guess = usize::try_from(id.0).ok();
+        let guess = guess.and_then(|at| self.descriptions.get(at));
+        guess
+            .filter(|d| d.id == id)
+            .or_else(|| self.descriptions.iter().find(|d| d.id == id))
     }
 
     /// A terminal by its id.

@@ -90,11 +90,12 @@ impl Sockets {
 /// Makes every socket of the manifest. Every other description is open.
 pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let manifest = restore.manifest;
-    let all: Vec<Making<'_>> = manifest
+    let mut all: Vec<Making<'_>> = manifest
         .descriptions
         .iter()
         .filter_map(Making::of)
         .collect();
+    all.sort_by_key(Making::id);
     let mut sockets = Sockets::default();
     let mut unix = unix::Unix::make(restore, &all, &mut sockets)?;
     let mut tcp = tcp::connect(&all, &mut sockets)?;

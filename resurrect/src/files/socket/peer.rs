@@ -65,40 +65,87 @@ pub(super) fn connect(
     act(restore, pid, "connecting as its peer saw it", &batch).map(drop)
 }
 
+/// Pairs made by one batch.
+const AT_ONCE: usize = 128;
+
+/// socketpair(2), `count` times.
+pub(super) fn pairs(
+    restore: &mut Restore<'_>,
+    who: Option<&PeerCredentials>,
+    kind: i32,
+    count: usize,
+) -> Result<Vec<(OwnedFd, OwnedFd)>, ResurrectError> {
+    let mut made = Vec::new();
+    let Some(pid) = actor(restore, who)? else {
+        for _ in 0..count {
+            let pair = socket::pair(c::AF_UNIX, kind, 0);
+            made.push(pair.map_err(ResurrectError::own("making a pair"))?);
+        }
+        return Ok(made);
+    };
+    while made.len() < count {
+        some_pairs(
+            restore,
+            pid,
+            who,
+            kind,
+            AT_ONCE.min(count - made.len()),
+            &mut made,
+        )?;
+    }
+    finish(restore, pid)?;
+    Ok(made)
+}
+
 /// socketpair(2).
 pub(super) fn pair(
     restore: &mut Restore<'_>,
     who: Option<&PeerCredentials>,
     kind: i32,
 ) -> Result<(OwnedFd, OwnedFd), ResurrectError> {
-    let Some(pid) = actor(restore, who)? else {
-        return socket::pair(c::AF_UNIX, kind, 0).map_err(ResurrectError::own("making a pair"));
-    };
-    let doing = "making a pair as it was seen";
+    let made = pairs(restore, who, kind, 1)?;
+    let none = ResurrectError::own("making a pair");
+    made.into_iter()
+        .next()
+        .ok_or_else(|| none(sys::Errno::EBADF))
+}
+
+fn some_pairs(
+    restore: &mut Restore<'_>,
+    pid: Pid,
+    who: Option<&PeerCredentials>,
+    kind: i32,
+    count: usize,
+    made: &mut Vec<(OwnedFd, OwnedFd)>,
+) -> Result<(), ResurrectError> {
+    let doing = "making pairs as they were seen";
     let mut batch = Batch::new();
     become_peer(&mut batch, who);
-    let ends = batch.space(8);
+    let ends = batch.space(8 * count);
     let kind = kind | c::SOCK_CLOEXEC;
-    let args = [c::AF_UNIX.into(), kind.into(), 0.into(), ends.into()];
-    batch.call("socketpair", nr::SOCKETPAIR, args);
+    for number in 0..count {
+        let args = [
+            c::AF_UNIX.into(),
+            kind.into(),
+            0.into(),
+            ends.at(8 * number).into(),
+        ];
+        batch.call("socketpair", nr::SOCKETPAIR, args);
+    }
     become_root(&mut batch, who);
     let task = restore.task(pid)?;
     let output = run(pid, doing, &mut task.leader, &batch)?;
-    let host = task.host_pid();
-    let numbers = [output.u32(ends, 0), output.u32(ends, 1)].map(u32::cast_signed);
-    let pidfd = process::pidfd_open(host).map_err(ResurrectError::call(pid, doing))?;
-    let mut copies = Vec::new();
+    let pidfd = process::pidfd_open(task.host_pid()).map_err(ResurrectError::call(pid, doing))?;
     let mut batch = Batch::new();
-    for number in numbers {
-        let copy = process::pidfd_getfd(pidfd.as_fd(), number);
-        copies.push(copy.map_err(ResurrectError::call(pid, doing))?);
-        batch.call("closing a copy", nr::CLOSE, [number.into()]);
+    for number in 0..count {
+        let mut copy = |end: usize| {
+            let fd = output.u32(ends, 2 * number + end).cast_signed();
+            batch.call("closing a copy", nr::CLOSE, [fd.into()]);
+            process::pidfd_getfd(pidfd.as_fd(), fd).map_err(ResurrectError::call(pid, doing))
+        };
+        made.push((copy(0)?, copy(1)?));
     }
-    act(restore, pid, doing, &batch)?;
-    match (copies.pop(), copies.pop()) {
-        (Some(second), Some(first)) => Ok((first, second)),
-        _ => Err(ResurrectError::call(pid, doing)(sys::Errno::EBADF)),
-    }
+    run(pid, doing, &mut task.leader, &batch).map(drop)
 }
 
 /// The process that does it: the one with the id, or a helper. None when it is this process: nobody saw
@@ -122,7 +169,7 @@ fn actor(
     Ok(Some(pid))
 }
 
-/// Runs a batch in the process, and ends it when it is a helper.
+/// Runs a batch in the process, and ends that when it is a helper.
 fn act(
     restore: &mut Restore<'_>,
     pid: Pid,
@@ -130,6 +177,11 @@ fn act(
     batch: &Batch,
 ) -> Result<(), ResurrectError> {
     run(pid, doing, &mut restore.task(pid)?.leader, batch)?;
+    finish(restore, pid)
+}
+
+/// Ends the process when it is a helper.
+fn finish(restore: &mut Restore<'_>, pid: Pid) -> Result<(), ResurrectError> {
     let known = restore.manifest.processes.iter().any(|p| p.pid == pid);
     if known {
         Ok(())

@@ -8,7 +8,7 @@ use nix::libc as c;
 use persist_mem::manifest::{
     DescriptionId, PeerCredentials, SocketState, UnixLink, UnixSocket, Waiting,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use sys::socket::{self, Outgoing};
 use sys::{Errno, Pid};
@@ -46,7 +46,9 @@ fn unix<'a>(all: &'a [Making<'a>]) -> impl Iterator<Item = One<'a>> {
 }
 
 fn find<'a>(all: &'a [Making<'a>], id: DescriptionId) -> Option<One<'a>> {
-    unix(all).find(|one| one.making.id() == id)
+    // They come in the order of their ids.
+    let index = all.binary_search_by_key(&id, Making::id).ok()?;
+    unix(&all[index..=index]).next()
 }
 
 /// One end of a connection while it is made.
@@ -76,6 +78,7 @@ impl Unix {
     ) -> Result<Unix, ResurrectError> {
         let mut made = Unix::default();
         // Connections first: while they are made an abstract name may be needed that is a listener's.
+        made.make_pairs(restore, all, sockets)?;
         for one in unix(all) {
             made.make_connected(restore, all, one, sockets)?;
         }
@@ -97,6 +100,40 @@ impl Unix {
         Ok(made)
     }
 
+    /// Makes the pairs that were made by socketpair(2), as far as can be seen: all that look alike at once.
+    fn make_pairs(
+        &self,
+        restore: &mut Restore<'_>,
+        all: &[Making<'_>],
+        sockets: &mut Sockets,
+    ) -> Result<(), ResurrectError> {
+        let mut wanted: HashMap<_, Vec<(DescriptionId, DescriptionId)>> = HashMap::new();
+        for one in unix(all) {
+            let id = one.making.id();
+            let UnixLink::Connected(peer) = one.state.link else {
+                continue;
+            };
+            let Some(other) = find(all, peer).filter(|_| id < peer) else {
+                continue;
+            };
+            let named = [one, other].map(|end| !end.state.name.is_empty());
+            let accepted = one.stream() && named != [false; 2];
+            if other.state.link == UnixLink::Connected(id) && !accepted && named != [true; 2] {
+                let who = one.state.peer_credentials.as_ref();
+                let alike = wanted.entry((who, one.making.socket.kind));
+                alike.or_default().push((id, peer));
+            }
+        }
+        for ((who, kind), pairs) in wanted {
+            let made = peer::pairs(restore, who, kind, pairs.len())?;
+            for ((a, b), (first, second)) in made.into_iter().zip(pairs) {
+                sockets.fds.insert(first, a);
+                sockets.fds.insert(second, b);
+            }
+        }
+        Ok(())
+    }
+
     /// Makes a socket that has a peer, and the peer.
     fn make_connected(
         &mut self,
@@ -114,14 +151,8 @@ impl Unix {
                 let missing = || one.making.failed("looking up its peer")(Errno::ENOTCONN);
                 let other = find(all, *other).ok_or_else(missing)?;
                 let mutual = other.state.link == UnixLink::Connected(id);
-                let unnamed = one.state.name.is_empty() || other.state.name.is_empty();
                 if one.stream() && mutual {
                     let ends = self.connection(restore, all, one, other)?;
-                    sockets.fds.insert(id, ends.0);
-                    sockets.fds.insert(other.making.id(), ends.1);
-                } else if mutual && unnamed {
-                    let who = one.state.peer_credentials.as_ref();
-                    let ends = peer::pair(restore, who, one.making.socket.kind)?;
                     sockets.fds.insert(id, ends.0);
                     sockets.fds.insert(other.making.id(), ends.1);
                 }
