@@ -16,6 +16,8 @@ pub(crate) struct Subject {
     pid: u32,
     identity: String,
     asked: u32,
+    /// Why it has nothing to do on this machine.
+    skipped: Option<String>,
 }
 
 impl Subject {
@@ -26,6 +28,7 @@ impl Subject {
             pid: 0,
             identity: String::new(),
             asked: 0,
+            skipped: None,
         }
     }
 
@@ -68,18 +71,27 @@ impl Program for Subject {
             shell,
             &format!("cat {prefix}.ready || cat {prefix}.log"),
             PATIENCE,
-            |text| text.starts_with("READY "),
+            |text| text.starts_with("READY ") || text.starts_with("SKIP "),
         )?;
+        if let Some(reason) = ready.strip_prefix("SKIP ") {
+            self.skipped = Some(reason.trim().to_owned());
+            return Ok(());
+        }
         self.pid = u32::try_from(number(ready.trim_start_matches("READY "))?)?;
         self.ask(shell).context("before any upgrade")
     }
 
     fn note(&mut self, shell: &mut Shell) -> Result<()> {
-        self.identity = identity(shell, self.pid)?;
+        if self.skipped.is_none() {
+            self.identity = identity(shell, self.pid)?;
+        }
         Ok(())
     }
 
     fn verify(&mut self, shell: &mut Shell, _pause: &Pause) -> Result<String> {
+        if let Some(reason) = &self.skipped {
+            return Ok(format!("not on this machine: {reason}"));
+        }
         same("the process", &self.identity, &identity(shell, self.pid)?)?;
         self.ask(shell)?;
         Ok(format!("process {}, checked itself", self.pid))
