@@ -135,16 +135,18 @@ fn difference(parent: &AddressSpace, child: &AddressSpace, objects: &[SharedObje
     for vma in child.vmas.iter().filter(|vma| !kernels(vma)) {
         compare(vma, &parent.vmas, objects, &mut found);
     }
+    // Kept parts are in ascending order, and so are the mappings they are parts of.
+    let mut kept = found.kept.iter().peekable();
     for (index, vma) in parent.vmas.iter().enumerate() {
         if kernels(&vma) || is_segment(vma, objects) {
             continue;
         }
         let mut at = vma.start;
-        for kept in found.kept.iter().filter(|kept| kept.parent == index) {
-            if kept.start > at {
-                found.unmap.push((at, kept.start));
+        while let Some(part) = kept.next_if(|part| part.parent == index) {
+            if part.start > at {
+                found.unmap.push((at, part.start));
             }
-            at = kept.end;
+            at = part.end;
         }
         if at < vma.end {
             found.unmap.push((at, vma.end));
@@ -347,5 +349,100 @@ mod tests {
             ..file(0x4000)
         };
         assert!(same_kind(&file(0), &part), "the same file, moved");
+    }
+
+    /// By page number: the frame, None for a page never written, and what it is a page of.
+    type Pages = std::collections::BTreeMap<u64, (Option<u64>, u64)>;
+
+    /// 0 for anonymous memory, else the page of the file and 1.
+    fn shows(vma: &Vma, page: u64) -> u64 {
+        match vma.backing {
+            Backing::Zero { offset } => 1 + (offset >> 12) + page - (vma.start >> 12),
+            _ => 0,
+        }
+    }
+
+    fn pages(mm: &AddressSpace) -> Pages {
+        let mut pages = Pages::new();
+        for vma in &mm.vmas {
+            let all = vma.start >> 12..vma.end >> 12;
+            pages.extend(all.map(|page| (page, (None, shows(vma, page)))));
+        }
+        for extent in &mm.extents {
+            for n in 0..extent.pages {
+                set(&mut pages, (extent.va >> 12) + n, Some(extent.frame + n));
+            }
+        }
+        pages
+    }
+
+    fn set(pages: &mut Pages, page: u64, frame: Option<u64>) {
+        pages.get_mut(&page).expect("something is mapped").0 = frame;
+    }
+
+    /// A small address space: numbers from a generator decide what is mapped and written.
+    fn random(next: &mut impl FnMut(u64) -> u64) -> AddressSpace {
+        let mut mm = AddressSpace::default();
+        let mut page = 1;
+        while page < 40 {
+            let (gap, len) = (next(3), 1 + next(8));
+            let start = page + gap;
+            let mut part = vma(start << 12, (start + len) << 12);
+            if next(4) == 0 {
+                part.backing = Backing::Zero {
+                    offset: (start << 12) + (next(2) << 12),
+                };
+            }
+            mm.vmas.push(part);
+            for at in (start..start + len)
+                .filter(|_| next(3) > 0)
+                .collect::<Vec<_>>()
+            {
+                // Half of the pages are common to all: the frame tells the address.
+                let frame = if next(2) == 0 { at } else { 1000 + next(1000) };
+                mm.extents.push(extent(at << 12, 1, frame));
+            }
+            page = start + len;
+        }
+        mm
+    }
+
+    #[test]
+    fn any_child_comes_out_of_any_parent() {
+        let mut state = 1_u64;
+        let mut next = |below: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 33) % below
+        };
+        for round in 0..2000 {
+            let (parent, child) = (random(&mut next), random(&mut next));
+            let found = difference(&parent, &child, &[]);
+            let mut memory = pages(&parent);
+            for (start, end) in &found.unmap {
+                for page in start >> 12..end >> 12 {
+                    assert!(
+                        memory.remove(&page).is_some(),
+                        "round {round}: unmapped twice"
+                    );
+                }
+            }
+            for range in &found.drop {
+                (range.va >> 12..end(range) >> 12).for_each(|page| set(&mut memory, page, None));
+            }
+            for vma in &found.map {
+                for page in vma.start >> 12..vma.end >> 12 {
+                    let before = memory.insert(page, (None, shows(vma, page)));
+                    assert!(before.is_none(), "round {round}: mapped twice");
+                }
+            }
+            for written in &found.write {
+                for n in 0..written.pages {
+                    set(&mut memory, (written.va >> 12) + n, Some(written.frame + n));
+                }
+            }
+            assert_eq!(memory, pages(&child), "round {round}");
+        }
     }
 }
