@@ -36,8 +36,8 @@ pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[Externa
     let held = Held::hold()?;
     let frozen = freezer::freeze(pid)?;
     let saved = save(&frozen, &image, leave_running, externals);
-    let manifest = match saved.and_then(|manifest| held.check().map(|()| manifest)) {
-        Ok(manifest) => manifest,
+    let saved = match saved.and_then(|saved| held.check().map(|()| saved)) {
+        Ok(saved) => saved,
         Err(error) => {
             drop(frozen);
             image.discard();
@@ -45,13 +45,36 @@ pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[Externa
         }
     };
     if leave_running {
+        // The disk is slow: they need not wait for it.
         drop(frozen);
-    } else {
-        let silenced = freezer::silence_connections(&manifest);
-        frozen.kill();
-        silenced?;
+        return saved.commit(&image).inspect_err(|_| image.discard());
     }
+    if let Err(error) = saved.commit(&image) {
+        drop(frozen);
+        image.discard();
+        return Err(error);
+    }
+    let silenced = freezer::silence_connections(&saved.manifest);
+    frozen.kill();
+    silenced?;
     Ok(())
+}
+
+/// Everything is written, and not yet on the disk.
+struct Saved {
+    manifest: Manifest,
+    files: [std::fs::File; 2],
+}
+
+impl Saved {
+    /// Brings it to the disk and gives the image its name.
+    fn commit(&self, image: &Image) -> Result<()> {
+        let context = || format!("writing {}", image.unfinished.display());
+        for file in &self.files {
+            file.sync_all().with_context(context)?;
+        }
+        std::fs::rename(&image.unfinished, &image.manifest).with_context(context)
+    }
 }
 
 /// The tree must not hold this program or what waits for it.
@@ -71,14 +94,15 @@ fn save(
     image: &Image,
     leave_running: bool,
     externals: Externals,
-) -> Result<Manifest> {
+) -> Result<Saved> {
     let mut sink = FileSink {
         writer: PagesWriter::create(&image.pages)
             .with_context(|| format!("making {}", image.pages.display()))?,
     };
     let (mut manifest, objects) = freezer::capture_with(frozen, externals)?;
     freezer::capture_pages(&mut manifest, &objects, &mut sink)?;
-    sink.writer
+    let pages = sink
+        .writer
         .finish()
         .with_context(|| format!("writing {}", image.pages.display()))?;
     if leave_running {
@@ -99,9 +123,10 @@ fn save(
         .open(&image.unfinished)
         .with_context(context)?;
     file.write_all(&bytes).with_context(context)?;
-    file.sync_all().with_context(context)?;
-    std::fs::rename(&image.unfinished, &image.manifest).with_context(context)?;
-    Ok(manifest)
+    Ok(Saved {
+        manifest,
+        files: [pages, file],
+    })
 }
 
 struct FileSink {

@@ -49,17 +49,14 @@ impl PagesWriter {
         Ok(first)
     }
 
-    /// Writes everything to the disk and returns the number of pages.
+    /// Ends it; the file is whole, but on the disk only when it is synchronised.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn finish(self) -> std::io::Result<u64> {
-        let pages = self.pages;
+    pub fn finish(self) -> std::io::Result<File> {
         self.file
             .into_inner()
-            .map_err(std::io::IntoInnerError::into_error)?
-            .sync_all()?;
-        Ok(pages)
+            .map_err(std::io::IntoInnerError::into_error)
     }
 }
 
@@ -107,7 +104,8 @@ mod tests {
         assert_eq!(writer.append(&[1; 2 * PAGE_SIZE]).unwrap(), 0);
         assert_eq!(writer.append(&[2; PAGE_SIZE]).unwrap(), 2);
         assert!(writer.append(&[3; 5]).is_err());
-        assert_eq!(writer.finish().unwrap(), 3);
+        let file = writer.finish().unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 3 * PAGE_SIZE as u64);
         let store = PagesFile::open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert_eq!(store.source(2, 1).unwrap().len(), PAGE_SIZE);

@@ -2,6 +2,7 @@
 
 use crate::ResurrectError;
 use crate::files::Files;
+use crate::memory::Kernel;
 use crate::objects::Objects;
 use crate::scratch::{self, BATCH_LEN};
 use crate::stages::STAGES;
@@ -10,6 +11,7 @@ use persist_mem::manifest::{Live, Manifest};
 use persist_mem::store::PageStore;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 use sys::scratch::OwnScratch;
 use sys::{Errno, Pid, process, ptrace, wait};
@@ -52,6 +54,7 @@ pub(crate) struct Restore<'a> {
     pub(crate) tasks: BTreeMap<Pid, Task>,
     pub(crate) files: Files,
     pub(crate) objects: Objects,
+    pub(crate) kernel: Option<Rc<Kernel>>,
     /// A pidfd of this process; every process under construction has it under the same number.
     pub(crate) self_pidfd: OwnedFd,
     started: Instant,
@@ -81,6 +84,7 @@ impl<'a> Restore<'a> {
             tasks: BTreeMap::new(),
             files: Files::default(),
             objects: Objects::default(),
+            kernel: None,
             self_pidfd: above_all(manifest, &pidfd)?,
             started: Instant::now(),
         })

@@ -23,11 +23,17 @@ use sys::{Pid, Tid};
 /// # Errors
 /// [`FreezerError::Proc`].
 pub fn read(pid: Pid, what: &str) -> Result<Vec<u8>, FreezerError> {
-    std::fs::read(format!("/proc/{pid}/{what}")).map_err(|cause| FreezerError::Proc {
-        pid,
-        what: what.into(),
-        cause,
-    })
+    use std::io::Read;
+    // These files tell no size; the kernel gives a page at a time.
+    let mut bytes = Vec::with_capacity(sys::PAGE_SIZE + 64);
+    std::fs::File::open(format!("/proc/{pid}/{what}"))
+        .and_then(|mut file| file.read_to_end(&mut bytes))
+        .map_err(|cause| FreezerError::Proc {
+            pid,
+            what: what.into(),
+            cause,
+        })?;
+    Ok(bytes)
 }
 
 /// Reads a text file `/proc/PID/what`; bytes that are not UTF-8 are replaced.

@@ -30,6 +30,7 @@ use pages::HugePages;
 use persist_mem::manifest::{Live, SharedObject};
 use persist_mem::store::PageStore;
 use std::os::fd::AsRawFd;
+use std::rc::Rc;
 use sys::{PAGE_SIZE_U64, Pid};
 
 /// What building one process's memory needs.
@@ -40,7 +41,27 @@ struct Builder<'a> {
     saved_objects: &'a [SharedObject],
     /// The number under which the process has a pidfd of this one.
     pidfd: i32,
+    kernel: Rc<Kernel>,
+}
+
+/// What matters of the kernel that runs, found once.
+pub(crate) struct Kernel {
+    parked: vdso::Parked,
     huge_pages: HugePages,
+}
+
+impl Kernel {
+    fn of(restore: &mut Restore<'_>) -> Result<Rc<Kernel>, ResurrectError> {
+        if let Some(known) = &restore.kernel {
+            return Ok(Rc::clone(known));
+        }
+        let found = Rc::new(Kernel {
+            parked: vdso::Parked::of_this_kernel(restore.scratch.end())?,
+            huge_pages: HugePages::of_this_kernel(),
+        });
+        restore.kernel = Some(Rc::clone(&found));
+        Ok(found)
+    }
 }
 
 impl Builder<'_> {
@@ -93,7 +114,6 @@ pub(crate) fn before_fork(
 /// Mappings and pages, unless they are there. True when they are in part those of the process that
 /// forked it.
 fn contents(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<bool, ResurrectError> {
-    let parked = vdso::Parked::of_this_kernel(restore.scratch.end())?;
     let scratch = (restore.scratch.place().address, restore.scratch.end());
     let origin = match restore.task(pid)?.memory {
         Memory::Own { inherited } => return Ok(inherited),
@@ -113,7 +133,7 @@ fn contents(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<bool, Re
         }
         map::make(&builder, leader, &live.mm.vmas, &live.mm)?;
         pages::fill(&builder, leader, &live.mm, &live.mm.extents, &live.mm.huge)?;
-        vdso::place(pid, leader, &live.mm, &parked)?;
+        vdso::place(pid, leader, &live.mm, &builder.kernel.parked)?;
     }
     let inherited = theirs.is_some();
     task.memory = Memory::Own { inherited };
@@ -124,6 +144,7 @@ fn builder<'a>(
     restore: &'a mut Restore<'_>,
     pid: Pid,
 ) -> Result<(Builder<'a>, &'a mut Task), ResurrectError> {
+    let kernel = Kernel::of(restore)?;
     let task = restore.tasks.get_mut(&pid);
     let task = task.ok_or_else(|| ResurrectError::Impossible {
         pid,
@@ -135,7 +156,7 @@ fn builder<'a>(
         objects: &restore.objects,
         saved_objects: &restore.manifest.shared_objects,
         pidfd: restore.self_pidfd.as_raw_fd(),
-        huge_pages: HugePages::of_this_kernel(),
+        kernel,
     };
     Ok((builder, task))
 }

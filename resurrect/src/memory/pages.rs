@@ -55,7 +55,7 @@ pub(super) fn fill(
         .vmas
         .iter()
         .any(|vma| vma.has(b"hg") && has_pages(vma, mm));
-    let by_itself = match builder.huge_pages {
+    let by_itself = match builder.kernel.huge_pages {
         HugePages::Always => true,
         HugePages::Advised => advised,
         HugePages::Never => false,
