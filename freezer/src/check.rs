@@ -82,6 +82,7 @@ fn examine(
     found.extend(files::refusals(pid, objects, externals)?);
     for link in ["cwd", "root"] {
         match files::reference(pid, link) {
+            Err(FreezerError::Refused(_)) if link == "cwd" && files::removed_cwd(pid) => {}
             Ok(_) => {}
             Err(FreezerError::Refused(more)) => found.extend(more),
             Err(e) => return Err(e),

@@ -15,6 +15,8 @@ fn descriptors_come_back_as_they_were() {
         "processes",
         "terminals",
         "timers",
+        "cwd",
+        "aio",
     ] {
         frame::carry("files", name);
     }

@@ -26,6 +26,7 @@ pub(crate) mod nr {
     pub(crate) const FCNTL: i64 = 72;
     pub(crate) const FLOCK: i64 = 73;
     pub(crate) const CHDIR: i64 = 80;
+    pub(crate) const FCHDIR: i64 = 81;
     pub(crate) const UMASK: i64 = 95;
     pub(crate) const SETPGID: i64 = 109;
     pub(crate) const SETSID: i64 = 112;
@@ -55,6 +56,8 @@ pub(crate) mod nr {
     pub(crate) const WAITID: i64 = 247;
     pub(crate) const WAIT4: i64 = 61;
     pub(crate) const IOPRIO_SET: i64 = 251;
+    pub(crate) const IO_SETUP: i64 = 206;
+    pub(crate) const IO_SUBMIT: i64 = 209;
     pub(crate) const OPENAT: i64 = 257;
     pub(crate) const SET_ROBUST_LIST: i64 = 273;
     pub(crate) const DUP3: i64 = 292;

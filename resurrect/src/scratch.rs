@@ -19,6 +19,7 @@ pub(crate) fn find(manifest: &Manifest, own: &[(u64, u64)]) -> Option<u64> {
     let mut used: Vec<(u64, u64)> = own.to_vec();
     for live in manifest.processes.iter().filter_map(|p| p.live()) {
         used.extend(live.mm.vmas.iter().map(|vma| (vma.start, vma.end)));
+        used.extend(live.mm.aio.iter().map(|ring| (ring.start, ring.end)));
     }
     used.sort_unstable();
     let need = BATCH_LEN + PARKING_LEN + 2 * APART;

@@ -26,6 +26,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("signal actions", process::signals::set_actions),
     ("files from inside", files::inside),
     ("owners of signals", files::owner::set),
+    ("asynchronous I/O", memory::aio::set),
     ("timers", process::timers::set),
     ("zombies", tree::end_zombies),
     ("stopped jobs", process::jobs::stop),

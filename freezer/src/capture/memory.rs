@@ -1,6 +1,6 @@
 //! An address space's mappings and layout.
 
-use super::attributes::number;
+use super::{aio, attributes::number};
 use crate::objects::{self, ObjectError, Objects};
 use crate::proc::{self, Mapping, Stat, parse_smaps};
 use crate::{FreezerError, Refusal, files};
@@ -32,7 +32,13 @@ pub(super) fn capture(
 ) -> Result<AddressSpace, FreezerError> {
     let mut vmas = Vec::new();
     let mut vdso = Vec::new();
+    let mut aio = Vec::new();
     for map in maps {
+        if aio::is_ring(map) {
+            let ring = aio::ring(pid, map);
+            aio.push(ring.map_err(|why| FreezerError::refuse(pid, place(map), why))?);
+            continue;
+        }
         let vma = vma(pid, map, objects)
             .map_err(|e| FreezerError::refuse(pid, place(map), e.reason()))?;
         if vma.backing == Backing::Vdso {
@@ -63,6 +69,7 @@ pub(super) fn capture(
         exe,
         exe_object,
         vmas,
+        aio,
         vdso,
         coredump_filter: number(pid, "coredump_filter", 16)?.cast_unsigned(),
         ..AddressSpace::default()
@@ -253,7 +260,14 @@ pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, 
     };
     let mut found: Vec<Refusal> = mappings(pid)?
         .iter()
-        .filter_map(|map| refuse(place(map), vma(pid, map, objects).err()?))
+        .filter_map(|map| {
+            let error = if aio::is_ring(map) {
+                ObjectError::Refused(aio::ring(pid, map).err()?)
+            } else {
+                vma(pid, map, objects).err()?
+            };
+            refuse(place(map), error)
+        })
         .collect();
     match executable(pid, objects) {
         Err(FreezerError::Refused(more)) => found.extend(more),

@@ -1,5 +1,6 @@
 //! A stopped tree, described.
 
+mod aio;
 mod attributes;
 mod credentials;
 mod foothold;

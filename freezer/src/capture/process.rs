@@ -7,7 +7,7 @@ use super::{attributes, membarrier, memory, policy, reports, signals, thread, ti
 use crate::files::Table;
 use crate::proc::{self, Stat, Status};
 use crate::{FreezerError, Frozen};
-use persist_mem::manifest::{AddressSpace, Live, LockFuture, Process, State};
+use persist_mem::manifest::{AddressSpace, FileRef, Live, LockFuture, Process, State};
 use sys::{PAGE_SIZE, Pid, ptrace};
 
 /// Room for the largest batch: 64 signal actions, the timers, the rest.
@@ -26,6 +26,7 @@ pub(super) fn capture(
     // Everything that looks at memory comes before the scratch mapping is made.
     let mut mm = memory::capture(pid, &stat, &maps, &mut table.objects)?;
     table.session(pid, &stat);
+    let (cwd, cwd_removed) = table.directory(pid)?;
     let files = table.capture(pid)?;
     let mut threads = inside::threads(frozen, pid)?;
     let room = map_scratch(pid, &mut threads, &maps, finder)?;
@@ -44,6 +45,7 @@ pub(super) fn capture(
         }
     }
     let (mut live, more, timers_at) = described?;
+    (live.cwd, live.cwd_removed) = (cwd, cwd_removed);
     unmapped?;
     put_back?;
     asked.map_err(FreezerError::tracee(pid))?;
@@ -147,7 +149,8 @@ fn describe(
         actions_of: None,
         files_of: None,
         fs_of: None,
-        cwd: crate::files::reference(pid, "cwd")?,
+        cwd: FileRef::default(),
+        cwd_removed: None,
         root: crate::files::reference(pid, "root")?,
         umask: status
             .value("Umask")

@@ -29,8 +29,8 @@ use crate::proc::{self, FdInfo};
 use crate::{Externals, FreezerError, Refusal};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 use persist_mem::manifest::{
-    Description, DescriptionId, DescriptionKind, Descriptor, Lock, Pipe, PosixQueue,
-    RemovedDirectory, Terminal,
+    Description, DescriptionId, DescriptionKind, Descriptor, FileRef, Lock, Pipe, PosixQueue,
+    RemovedDirectory, RemovedId, Terminal,
 };
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -141,6 +141,21 @@ impl Table {
     /// Notes a process's session and controlling terminal.
     pub(crate) fn session(&mut self, pid: Pid, stat: &proc::Stat) {
         self.terminals.member(pid, stat);
+    }
+
+    /// A process's current directory, which may have been removed.
+    pub(crate) fn directory(
+        &mut self,
+        pid: Pid,
+    ) -> Result<(FileRef, Option<RemovedId>), FreezerError> {
+        if !removed_cwd(pid) {
+            return path::reference(pid, "cwd").map(|cwd| (cwd, None));
+        }
+        let link = proc::link(pid, "cwd")?;
+        let stat = nix::sys::stat::stat(format!("/proc/{pid}/cwd").as_str());
+        let stat = stat.map_err(FreezerError::call(pid, "cwd: stat"))?;
+        let id = self.removed.note(&link, &stat);
+        Ok((FileRef::default(), Some(id)))
     }
 
     /// Every descriptor of a process.
@@ -381,6 +396,12 @@ fn by_type(open: &Open<'_>) -> Result<Class, FreezerError> {
         SFlag::S_IFREG | SFlag::S_IFDIR => path::capture(open),
         _ => Err(open.refuse("this kind of file is not carried")),
     }
+}
+
+/// Whether a process's current directory has no name any more.
+pub(crate) fn removed_cwd(pid: Pid) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.nlink() == 0)
 }
 
 /// What of a process's descriptors is not carried, found without stopping it.

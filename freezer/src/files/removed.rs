@@ -2,6 +2,7 @@
 
 use super::Open;
 use super::path::DELETED;
+use nix::sys::stat::FileStat;
 use persist_mem::manifest::{RemovedDirectory, RemovedId};
 
 /// Those found so far, each once.
@@ -10,20 +11,20 @@ pub(super) struct Directories(Vec<(RemovedDirectory, (u64, u64))>);
 
 impl Directories {
     pub(super) fn capture(&mut self, open: &Open<'_>) -> RemovedId {
-        let identity = (open.stat.st_dev, open.stat.st_ino);
+        self.note(open.link, &open.stat)
+    }
+
+    /// One that a link of `/proc` leads to.
+    pub(super) fn note(&mut self, link: &[u8], stat: &FileStat) -> RemovedId {
+        let identity = (stat.st_dev, stat.st_ino);
         if let Some((known, _)) = self.0.iter().find(|(_, found)| *found == identity) {
             return known.id;
         }
         let id = RemovedId(u32::try_from(self.0.len()).unwrap_or(u32::MAX));
-        let stat = &open.stat;
         let time = |seconds: i64, nanoseconds: i64| seconds * 1_000_000_000 + nanoseconds;
         let directory = RemovedDirectory {
             id,
-            path: open
-                .link
-                .strip_suffix(DELETED)
-                .unwrap_or(open.link)
-                .to_vec(),
+            path: link.strip_suffix(DELETED).unwrap_or(link).to_vec(),
             mode: stat.st_mode,
             owner: (stat.st_uid, stat.st_gid),
             times: (

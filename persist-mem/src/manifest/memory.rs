@@ -25,6 +25,8 @@ pub struct AddressSpace {
     pub guards: Vec<PageRange>,
     /// Ranges backed by transparent huge pages, ascending.
     pub huge: Vec<PageRange>,
+    /// Contexts of asynchronous I/O.
+    pub aio: Vec<AioRing>,
     /// The vdso's code, byte for byte, empty when the process has none.
     #[serde(with = "serde_bytes")]
     pub vdso: Vec<u8>,
@@ -63,6 +65,20 @@ pub struct PageRange {
     pub va: u64,
     /// Number of pages of 4096 bytes.
     pub pages: u64,
+}
+
+/// A context of asynchronous I/O (io_setup(2)), known by the address of its ring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AioRing {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// Events that it has room for.
+    pub size: u32,
+    /// Events not read yet, `struct io_event` each.
+    #[serde(with = "serde_bytes")]
+    pub unread: Vec<u8>,
 }
 
 /// `PR_SET_MM_MAP` fields, addresses in the process.

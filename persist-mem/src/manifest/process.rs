@@ -1,6 +1,6 @@
 //! Processes and threads.
 
-use super::{AddressSpace, DescriptionId, FileRef};
+use super::{AddressSpace, DescriptionId, FileRef, RemovedId};
 use serde::{Deserialize, Serialize};
 use sys::regs::Regs;
 use sys::{Pid, Tid};
@@ -66,6 +66,8 @@ pub struct Live {
     pub fs_of: Option<Pid>,
     /// Current directory.
     pub cwd: FileRef,
+    /// It has been removed, and is this one.
+    pub cwd_removed: Option<RemovedId>,
     /// Root directory.
     pub root: FileRef,
     /// File mode creation mask.

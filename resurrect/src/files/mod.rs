@@ -31,7 +31,7 @@ use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
-use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, Live, PipeId};
+use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, Live, PipeId, RemovedId};
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use sys::{Errno, Pid};
@@ -121,7 +121,6 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     // An end that nobody has must not stay open here.
     restore.files.pipes.clear();
     mqueue::finish(restore)?;
-    restore.files.removed.clear();
     terminal::close(restore)?;
     socket::open_all(restore)?;
     set_flags(restore)
@@ -193,6 +192,16 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
         DescriptionKind::TimerFd { .. } => timerfd::open(opening),
         DescriptionKind::Epoll { .. } => epoll::open(opening),
     }
+}
+
+/// This process's descriptor of a removed directory.
+pub(crate) fn removed_directory(
+    restore: &Restore<'_>,
+    id: RemovedId,
+) -> Result<i32, ResurrectError> {
+    let fd = restore.files.removed.get(&id).map(AsRawFd::as_raw_fd);
+    fd.ok_or(Errno::ENOENT)
+        .map_err(ResurrectError::own("finding a removed directory"))
 }
 
 /// Gives every process its descriptors.

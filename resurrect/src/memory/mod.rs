@@ -12,6 +12,7 @@
 //! | [`vdso`] | the kernel's code in the process |
 //! | [`policy`] | what holds for mappings to come |
 
+pub(crate) mod aio;
 pub(crate) mod empty;
 mod inherit;
 mod layout;

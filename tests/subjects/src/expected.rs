@@ -25,7 +25,6 @@ use Fate::{Carried, Refused, Wrong};
 
 /// Subjects that are not carried in both ways.
 const EXCEPTIONS: &[(&str, Expected)] = &[
-    ("cwd-removed", both(Refused("removed"))),
     ("leader-exited", both(Refused("leading thread"))),
     ("recv-timed", both(Wrong("the time-out starts from zero"))),
     ("semop", both(Refused("SEM_UNDO"))),
@@ -40,7 +39,6 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
             "network tunnels (/dev/net/tun) are not carried yet",
         )),
     ),
-    ("aio", both(Refused("[aio]"))),
     (
         "netlink",
         both(Refused("netlink messages that were not read")),

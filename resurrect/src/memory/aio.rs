@@ -1,0 +1,94 @@
+//! Contexts of asynchronous I/O: made anew, and moved to where they were, which is what they are known by.
+
+use crate::ResurrectError;
+use crate::calls::{nr, run};
+use crate::restore::Restore;
+use persist_mem::manifest::AioRing;
+use sys::batch::Batch;
+use sys::{Errno, Pid};
+
+const AT_FDCWD: i32 = -100;
+const MREMAP_MAYMOVE_FIXED: i32 = 1 | 2;
+const IOCB: usize = 64;
+const EVENT: usize = 32;
+const HEADER: u64 = 32;
+/// Requests that one batch makes.
+const AT_ONCE: usize = 512;
+
+/// Makes all of them.
+pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    for (pid, live) in restore.lives().filter(|(_, live)| live.mm_of.is_none()) {
+        for ring in &live.mm.aio {
+            make(restore, pid, ring)?;
+            if !ring.unread.is_empty() {
+                fill(restore, pid, ring)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn make(restore: &mut Restore<'_>, pid: Pid, ring: &AioRing) -> Result<(), ResurrectError> {
+    let doing = "making a context of asynchronous I/O";
+    let leader = &mut restore.task(pid)?.leader;
+    let mut batch = Batch::new();
+    let place = batch.space(8);
+    // The kernel doubles the number and adds two; what it makes has room for as many as fit its pages.
+    let requests = (ring.size.saturating_sub(2) / 2).max(1);
+    batch.call(doing, nr::IO_SETUP, [requests.into(), place.into()]);
+    let output = run(pid, doing, leader, &batch)?;
+    let context = output.u64(place, 0);
+    let len = ring.end - ring.start;
+    let mut batch = Batch::new();
+    let flags = MREMAP_MAYMOVE_FIXED.into();
+    let args = [
+        context.into(),
+        len.into(),
+        len.into(),
+        flags,
+        ring.start.into(),
+    ];
+    batch.call("moving its ring", nr::MREMAP, args);
+    run(pid, doing, leader, &batch).map(drop)
+}
+
+/// As many requests as there were events are made, so that the kernel counts them; then their events are
+/// written over.
+fn fill(restore: &mut Restore<'_>, pid: Pid, ring: &AioRing) -> Result<(), ResurrectError> {
+    let doing = "filling a ring of asynchronous I/O";
+    let count = ring.unread.len() / EVENT;
+    let leader = &mut restore.task(pid)?.leader;
+    let mut batch = Batch::new();
+    let path = batch.string(b"/dev/null");
+    let args = [AT_FDCWD.into(), path.into(), 0.into()];
+    let file = batch.call("opening /dev/null", nr::OPENAT, args);
+    let output = run(pid, doing, leader, &batch)?;
+    let file = output.result(file).unwrap_or(0) as u32;
+    let mut left = count;
+    while left > 0 {
+        let now = left.min(AT_ONCE);
+        let mut batch = Batch::new();
+        // IOCB_CMD_PREAD of nothing.
+        let mut request = [0; IOCB];
+        request[20..24].copy_from_slice(&file.to_le_bytes());
+        let request = batch.data(&request);
+        let list = batch.space(now * 8);
+        for index in 0..now {
+            batch.pointer(list, index * 8, request);
+        }
+        let args = [ring.start.into(), now.into(), list.into()];
+        let made = batch.call("making a request", nr::IO_SUBMIT, args);
+        let output = run(pid, doing, leader, &batch)?;
+        if output.result(made) != Ok(now as u64) {
+            return Err(ResurrectError::call(pid, doing)(Errno::EAGAIN));
+        }
+        left -= now;
+    }
+    let mut batch = Batch::new();
+    batch.call("closing /dev/null", nr::CLOSE, [file.into()]);
+    run(pid, doing, leader, &batch)?;
+    leader
+        .mem()
+        .write(ring.start + HEADER, &ring.unread)
+        .map_err(ResurrectError::call(pid, doing))
+}
