@@ -3,7 +3,9 @@
 mod common;
 
 use common::{Subject, describe};
-use persist_mem::manifest::{Backing, DescriptionKind, SharedKind};
+use freezer::proc::Pagemap;
+use freezer::{PageRun, PageSink};
+use persist_mem::manifest::{Backing, DescriptionKind, Extent, SharedKind};
 
 /// Maps shared memory and a memfd, forks, and has half of a private array in common with its child.
 const FAMILY: &str = r#"
@@ -84,6 +86,63 @@ fn a_family_s_memory_is_saved_once() {
         persist_mem::manifest::Manifest::from_bytes(&bytes).unwrap(),
         manifest
     );
+}
+
+/// Keeps pages where they are.
+#[derive(Default)]
+struct InPlace(u64);
+
+impl PageSink for InPlace {
+    fn wants_frames(&self) -> bool {
+        true
+    }
+    fn save(&mut self, run: &PageRun<'_>) -> std::io::Result<Vec<Extent>> {
+        assert_eq!(run.pfns.len() as u64, run.pages);
+        assert!(!run.pfns.contains(&0), "a frame is not known");
+        self.0 += run.pages;
+        let extent = |(n, pfn): (u64, &u64)| Extent {
+            va: run.va + n * 4096,
+            pages: 1,
+            frame: *pfn,
+        };
+        Ok((0..).zip(run.pfns).map(extent).collect())
+    }
+}
+
+#[test]
+fn a_store_that_leaves_pages_in_place_is_told_their_frames() {
+    let subject = Subject::python("frames", FAMILY);
+    let frozen = freezer::freeze(subject.pid()).unwrap();
+    let (mut manifest, objects) = freezer::capture(&frozen).unwrap();
+    let mut sink = InPlace::default();
+    freezer::capture_pages(&mut manifest, &objects, &mut sink).unwrap();
+    let mm = &manifest.processes[0].live().unwrap().mm;
+    let pagemap = Pagemap::open(subject.pid()).unwrap();
+    let frame_at = |va: u64| pagemap.states(va, va + 4096).unwrap()[0].pfn();
+    for extent in &mm.extents {
+        assert_eq!(frame_at(extent.va), extent.frame, "{:#x}", extent.va);
+    }
+    let mut seen = 0;
+    for vma in &mm.vmas {
+        let Backing::Object { object, offset, .. } = vma.backing else {
+            continue;
+        };
+        let found = manifest.shared_objects.iter().find(|o| o.id == object);
+        for extent in &found.unwrap().extents {
+            // What was written by a call only is in the object and in no page table.
+            let mapped = frame_at(vma.start + extent.va - offset);
+            assert!([0, extent.frame].contains(&mapped));
+            seen += u32::from(mapped != 0);
+        }
+    }
+    assert_eq!(seen, 1, "the page of shared memory that was written to");
+    let all = manifest.processes.iter().filter_map(|p| p.live());
+    let all = all
+        .flat_map(|live| &live.mm.extents)
+        .map(|e| e.pages)
+        .sum::<u64>()
+        + 2;
+    assert!(sink.0 < all - 256, "what is shared is handed over once");
 }
 
 #[test]
