@@ -7,6 +7,7 @@ use crate::objects::Objects;
 use crate::scratch::{self, BATCH_LEN};
 use crate::stages::STAGES;
 use crate::task::Task;
+use crate::thread::waits::Wait;
 use persist_mem::manifest::{Live, Manifest};
 use persist_mem::store::PageStore;
 use std::collections::BTreeMap;
@@ -164,6 +165,7 @@ pub fn restore(
         log::debug!("stage `{name}`: {:?}", begun.elapsed());
     }
     Ok(World {
+        waits: crate::thread::waits::find(&mut restore)?,
         tasks: restore.tasks,
     })
 }
@@ -172,6 +174,7 @@ pub fn restore(
 #[derive(Debug)]
 pub struct World {
     tasks: BTreeMap<Pid, Task>,
+    waits: Vec<Wait>,
 }
 
 impl World {
@@ -187,6 +190,7 @@ impl World {
     /// The first process that could not be let go; the others go on.
     pub fn thaw(mut self) -> Result<(), ResurrectError> {
         let mut failed = None;
+        self.waits.retain(Wait::begin);
         for (pid, task) in &mut self.tasks {
             for thread in task.all() {
                 if let Err(errno) = ptrace::detach(thread.tid(), 0) {
@@ -194,6 +198,7 @@ impl World {
                 }
             }
         }
+        self.waits.iter().for_each(Wait::end);
         failed.map_or(Ok(()), Err)
     }
 }

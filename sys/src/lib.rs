@@ -17,6 +17,7 @@
 //! | [`scratch`] | the memory that batches run from |
 //! | [`gate`] | system call instructions with a way back |
 //! | `sigframe` | the frame a thread goes on from by itself |
+//! | [`socket_wait`] | waits whose time-out is an option of the socket |
 //! | [`tracee`] | one stopped thread: registers, memory, batches |
 //! | [`vm`] | memory of other processes |
 //! | [`held`] | pages of our own that stay in memory |
@@ -59,6 +60,7 @@ pub mod regs;
 pub mod scratch;
 mod sigframe;
 pub mod socket;
+pub mod socket_wait;
 pub mod tracee;
 #[cfg(test)]
 mod tracer_death;

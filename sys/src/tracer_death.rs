@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 const SLEEP: Duration = Duration::from_millis(30);
 /// What a sleep may take longer, on a machine with other things to do.
-const LATE: Duration = Duration::from_millis(25);
+const LATE: Duration = Duration::from_millis(400);
 /// What a tracer ends with that came to its end.
 const DONE: i32 = 0;
 

@@ -4,7 +4,7 @@ use super::{seccomp, sleep};
 use crate::FreezerError;
 use crate::freeze::{Frozen, FrozenThread};
 use crate::proc::Status;
-use persist_mem::manifest::{Dispatch, Sleep};
+use persist_mem::manifest::{Dispatch, Sleep, SocketTimeout};
 use sys::ptrace::{self, SudConfiguration};
 use sys::regs::Regs;
 use sys::tracee::Tracee;
@@ -23,6 +23,7 @@ pub(super) struct Inside {
     pub(super) sleep: Option<Sleep>,
     pub(super) status: Status,
     pub(super) dispatch: Option<Dispatch>,
+    pub(super) socket_wait: Option<SocketTimeout>,
 }
 
 /// All threads of a process, the leader first.
@@ -33,7 +34,15 @@ pub(super) fn threads(frozen: &Frozen, pid: Pid) -> Result<Vec<Inside>, FreezerE
             Some(first) => first.tracee.sibling(tid),
             None => Tracee::new(pid, tid).map_err(FreezerError::tracee(pid))?,
         };
-        threads.push(ready(tracee, state)?);
+        let mut thread = ready(tracee, state)?;
+        thread.socket_wait = frozen
+            .socket_wait(tid)
+            .map(|(fd, sends, remaining)| SocketTimeout {
+                fd,
+                sends,
+                remaining,
+            });
+        threads.push(thread);
     }
     Ok(threads)
 }
@@ -59,6 +68,7 @@ fn ready(mut tracee: Tracee, state: FrozenThread) -> Result<Inside, FreezerError
         sleep,
         status,
         dispatch,
+        socket_wait: None,
     })
 }
 

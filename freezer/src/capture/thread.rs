@@ -83,6 +83,7 @@ pub(super) fn capture(
         no_new_privs: status.mask("NoNewPrivs") != 0,
         seccomp: seccomp::capture(pid, tid, status, filters)?,
         dispatch: inside.dispatch,
+        socket_wait: inside.socket_wait,
         sleep: inside.sleep,
     })
 }

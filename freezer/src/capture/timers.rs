@@ -37,6 +37,13 @@ impl TimersAt {
         for sleep in live.threads.iter_mut().filter_map(|t| t.sleep.as_mut()) {
             sleep.remaining = sleep.remaining.saturating_sub(passed);
         }
+        let waits = live
+            .threads
+            .iter_mut()
+            .filter_map(|t| t.socket_wait.as_mut());
+        for wait in waits {
+            wait.remaining = wait.remaining.saturating_sub(passed);
+        }
     }
 }
 

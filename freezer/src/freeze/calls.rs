@@ -6,6 +6,7 @@
 use super::{FrozenThread, sleepers};
 use crate::FreezerError;
 use sys::regs::{Regs, restart};
+use sys::socket_wait::SocketWait;
 use sys::vm::ProcMem;
 use sys::{Pid, Tid, ptrace};
 
@@ -24,6 +25,10 @@ enum TimeOut {
     Rdx,
     R10,
     R8,
+    /// `SO_RCVTIMEO` of the socket whose descriptor is in rdi.
+    Receive,
+    /// `SO_SNDTIMEO` of the socket whose descriptor is in rdi.
+    Send,
 }
 
 /// The calls that are made again (arch/x86/entry/syscalls/syscall_64.tbl). Not among them are those
@@ -38,12 +43,16 @@ fn repeated(nr: i64) -> Option<TimeOut> {
         441 | 220 => TimeOut::R10,
         // io_getevents, io_pgetevents
         208 | 333 => TimeOut::R8,
-        // read, write, readv, writev, connect, accept, sendto, recvfrom, sendmsg, recvmsg
-        0 | 1 | 19 | 20 | 42..=47
+        // accept, recvfrom, recvmsg, accept4
+        43 | 45 | 47 | 288 => TimeOut::Receive,
+        // connect, sendto, sendmsg
+        42 | 44 | 46 => TimeOut::Send,
+        // read, write, readv, writev
+        0 | 1 | 19 | 20
         // semop, msgsnd, msgrcv, wait4, fcntl, flock, futex, mq_timedsend, mq_timedreceive
         | 65 | 69 | 70 | 61 | 72 | 73 | 202 | 242 | 243
-        // waitid, accept4, recvmmsg, sendmmsg, futex_waitv
-        | 247 | 288 | 299 | 307 | 449 => TimeOut::None,
+        // waitid, recvmmsg, sendmmsg, futex_waitv
+        | 247 | 299 | 307 | 449 => TimeOut::None,
         _ => return None,
     })
 }
@@ -108,24 +117,50 @@ impl Repeated {
             rax: (-restart::ERESTARTNOHAND).cast_unsigned(),
             ..self.regs
         };
-        if let Some(whole) = self.whole_ns {
-            let slept = sleepers::monotonic_ns().saturating_sub(self.since_ns);
-            set_timeout(
-                self.pid,
-                &mut again,
-                self.timeout,
-                whole.saturating_sub(slept),
-            )?;
+        if let Some(left) = self.left_ns() {
+            set_timeout(self.pid, &mut again, self.timeout, left)?;
         }
         let doing = || format!("repeating a call of thread {}", self.tid);
         ptrace::set_regs(self.tid, &again).map_err(FreezerError::call(self.pid, doing()))
     }
 }
 
+impl Repeated {
+    /// What remains of the time-out.
+    fn left_ns(&self) -> Option<u64> {
+        let slept = sleepers::monotonic_ns().saturating_sub(self.since_ns);
+        self.whole_ns.map(|whole| whole.saturating_sub(slept))
+    }
+
+    /// The wait of a thread whose socket has a time-out: the descriptor, whether it sends, and the
+    /// nanoseconds that remain.
+    pub(super) fn socket_wait(&self) -> Option<(i32, bool, u64)> {
+        match self.timeout {
+            TimeOut::Receive | TimeOut::Send => {
+                let sends = self.timeout == TimeOut::Send;
+                Some((self.regs.rdi as i32, sends, self.left_ns()?))
+            }
+            _ => None,
+        }
+    }
+
+    /// Shortens the time-out of the socket for a thread that is about to be let go.
+    pub(super) fn begin_socket_wait(&self) -> Option<SocketWait> {
+        let (fd, sends, left) = self.socket_wait()?;
+        let wait = SocketWait::of(self.pid, fd, sends).ok()??;
+        wait.begin(left).ok()?;
+        Some(wait)
+    }
+
+    pub(super) fn pid(&self) -> Pid {
+        self.pid
+    }
+}
+
 /// The register that holds the address of a time-out.
 fn pointer(regs: &mut Regs, timeout: TimeOut) -> Option<&mut u64> {
     let register = match timeout {
-        TimeOut::None | TimeOut::MillisecondsR10 => return None,
+        TimeOut::None | TimeOut::MillisecondsR10 | TimeOut::Receive | TimeOut::Send => return None,
         TimeOut::Rdx => &mut regs.rdx,
         TimeOut::R10 => &mut regs.r10,
         TimeOut::R8 => &mut regs.r8,
@@ -138,6 +173,11 @@ fn whole_ns(pid: Pid, regs: &Regs, timeout: TimeOut) -> Result<Option<u64>, Free
     if timeout == TimeOut::MillisecondsR10 {
         let whole = regs.r10 as i32;
         return Ok((whole > 0).then(|| u64::from(whole.cast_unsigned()) * 1_000_000));
+    }
+    if let TimeOut::Receive | TimeOut::Send = timeout {
+        let wait = SocketWait::of(pid, regs.rdi as i32, timeout == TimeOut::Send);
+        // Whatever cannot be asked starts from the beginning.
+        return Ok(wait.ok().flatten().map(|wait| wait.whole_ns()));
     }
     let mut regs = *regs;
     let Some(va) = pointer(&mut regs, timeout) else {
@@ -156,9 +196,13 @@ fn whole_ns(pid: Pid, regs: &Regs, timeout: TimeOut) -> Result<Option<u64>, Free
 
 /// Gives a call another time-out.
 fn set_timeout(pid: Pid, regs: &mut Regs, timeout: TimeOut, left: u64) -> Result<(), FreezerError> {
-    if timeout == TimeOut::MillisecondsR10 {
-        regs.r10 = left.div_ceil(1_000_000);
-        return Ok(());
+    match timeout {
+        TimeOut::MillisecondsR10 => {
+            regs.r10 = left.div_ceil(1_000_000);
+            return Ok(());
+        }
+        TimeOut::Receive | TimeOut::Send => return Ok(()),
+        TimeOut::None | TimeOut::Rdx | TimeOut::R10 | TimeOut::R8 => {}
     }
     // The call reads it before anything else can run on this stack. Where the stack cannot be
     // written the call starts from the beginning.

@@ -69,6 +69,12 @@ impl Frozen {
         threads
     }
 
+    /// What a thread waits for on a socket with a time-out: descriptor, whether it sends, and the
+    /// nanoseconds that remain.
+    pub(crate) fn socket_wait(&self, tid: Tid) -> Option<(i32, bool, u64)> {
+        self.repeating.get(&tid)?.socket_wait()
+    }
+
     /// Ends every process (SIGKILL), children first, instead of letting it go on.
     pub fn kill(mut self) {
         let processes = core::mem::take(&mut self.processes);
@@ -105,13 +111,18 @@ impl Frozen {
     /// Detaches a thread. One that has not stopped yet gets a moment; one that has ended is reaped, so
     /// that its parent hears of it.
     fn let_go(&mut self, tid: Tid) {
-        if let Some(call) = self.repeating.remove(&tid) {
-            // The time it was stopped has passed, too. A failure leaves it as it was at the stop.
+        let call = self.repeating.remove(&tid);
+        // The time it was stopped has passed, too. A failure leaves it as it was at the stop.
+        let wait = call.and_then(|call| {
             let _ = call.repeat();
-        }
+            Some((call.pid(), call.begin_socket_wait()?))
+        });
         if ptrace::detach(tid, 0).is_err() {
             let _ = wait::wait_for_at_most(tid, Duration::from_millis(50));
             let _ = ptrace::detach(tid, 0);
+        }
+        if let Some((pid, wait)) = wait {
+            let _ = wait.end(pid, tid);
         }
     }
 

@@ -212,8 +212,21 @@ pub struct Thread {
     pub seccomp: Seccomp,
     /// PR_SET_SYSCALL_USER_DISPATCH, None when it is off.
     pub dispatch: Option<Dispatch>,
+    /// The wait on a socket with a time-out that it repeats.
+    pub socket_wait: Option<SocketTimeout>,
     /// The call it sleeps in with a relative time-out that only the kernel knew the rest of.
     pub sleep: Option<Sleep>,
+}
+
+/// A wait whose time-out is `SO_RCVTIMEO` or `SO_SNDTIMEO` of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketTimeout {
+    /// The descriptor.
+    pub fd: i32,
+    /// `SO_SNDTIMEO`.
+    pub sends: bool,
+    /// Nanoseconds that remain.
+    pub remaining: u64,
 }
 
 /// What seccomp(2) does to a thread's calls.

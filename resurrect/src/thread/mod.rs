@@ -5,6 +5,7 @@ pub(crate) mod credentials;
 pub(crate) mod registers;
 pub(crate) mod seccomp;
 pub(crate) mod signals;
+pub(crate) mod waits;
 
 use crate::ResurrectError;
 use crate::restore::Restore;

@@ -1,0 +1,58 @@
+//! Waits on sockets with a time-out of their own, which go on with what remains of it.
+
+use crate::ResurrectError;
+use crate::restore::Restore;
+use std::time::{Duration, Instant};
+use sys::socket_wait::SocketWait;
+use sys::{Pid, Tid};
+
+/// A thread that is about to wait on a socket.
+#[derive(Debug)]
+pub(crate) struct Wait {
+    pid: Pid,
+    tid: Tid,
+    socket: SocketWait,
+    left: Duration,
+    seen: Instant,
+}
+
+/// Those of all threads.
+pub(crate) fn find(restore: &mut Restore<'_>) -> Result<Vec<Wait>, ResurrectError> {
+    let mut found = Vec::new();
+    let elapsed = restore.elapsed();
+    super::each(restore, |pid, tracee, thread| {
+        let Some(wait) = thread.socket_wait else {
+            return Ok(());
+        };
+        let failed = ResurrectError::call(pid, "asking for a socket's time-out");
+        let socket = SocketWait::of(tracee.pid(), wait.fd, wait.sends).map_err(failed)?;
+        found.extend(socket.map(|socket| Wait {
+            pid: tracee.pid(),
+            tid: tracee.tid(),
+            socket,
+            left: Duration::from_nanos(wait.remaining).saturating_sub(elapsed),
+            seen: Instant::now(),
+        }));
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+impl Wait {
+    /// Right before its thread is let go. False when it waits for the whole time again.
+    pub(crate) fn begin(&self) -> bool {
+        let left = self.left.saturating_sub(self.seen.elapsed());
+        let nanoseconds = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
+        self.socket.begin(nanoseconds).is_ok()
+    }
+
+    /// When its thread is gone.
+    pub(crate) fn end(&self) {
+        if let Err(errno) = self.socket.end(self.pid, self.tid) {
+            log::warn!(
+                "thread {}: a socket keeps a shorter time-out: {errno}",
+                self.tid
+            );
+        }
+    }
+}
