@@ -20,18 +20,17 @@ pub enum CmdlineError {
 }
 
 /// Words of ours and of boot loaders that belong to one boot only.
-const FORMER: [&str; 6] = [
+const FORMER: [&str; 4] = [
     "kupgrade.",
     "BOOT_IMAGE=",
     "initrd=",
-    "printk.devkmsg=",
-    "memory_hotplug.memmap_on_memory=",
     // It would take the memory out of the window, at every start of a small kernel.
     "crashkernel=",
 ];
 const MEMORY_MAP: [&str; 3] = ["mem=", "memmap=", "efi_fake_mem="];
 
-/// `old` without former words, with `more` before a lone `--` (what follows is init's).
+/// `old` without former words and without those that `more` gives another value, with `more` before
+/// a lone `--` (what follows is init's).
 ///
 /// # Errors
 /// [`CmdlineError`].
@@ -49,7 +48,8 @@ pub fn build(old: &str, more: &[String], max: usize) -> Result<String, CmdlineEr
                 word: (*word).to_owned(),
             });
         }
-        if !FORMER.iter().any(|start| word.starts_with(start)) {
+        let former = FORMER.iter().any(|start| word.starts_with(start));
+        if !former && !more.iter().any(|new| key(new) == key(word)) {
             kept.push(word);
         }
     }
@@ -63,6 +63,11 @@ pub fn build(old: &str, more: &[String], max: usize) -> Result<String, CmdlineEr
         });
     }
     Ok(line)
+}
+
+/// What comes before the value; all of a word without one.
+fn key(word: &str) -> &str {
+    word.split_once('=').map_or(word, |(key, _)| key)
 }
 
 /// Words, quotes left in, blanks inside of double quotes not splitting.
@@ -107,6 +112,15 @@ mod tests {
         }
         let once = made("root=/dev/vda ro");
         assert_eq!(made(&once), once, "the second upgrade adds nothing");
+    }
+
+    #[test]
+    fn a_new_value_takes_the_place_of_the_old_one() {
+        let more = ["root=UUID=1".to_owned()];
+        assert_eq!(
+            build("root=/dev/sda rootflags=x ro", &more, 99).unwrap(),
+            "rootflags=x ro root=UUID=1"
+        );
     }
 
     #[test]

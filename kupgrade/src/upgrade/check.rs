@@ -8,6 +8,7 @@ use initramfs::{mounts, network, settings};
 use kexec_loader::KernelImage;
 use kexec_loader::boot_params::OldParams;
 use persist_mem::firmware::FirmwareMap;
+use persist_mem::mounts::MountTable;
 use std::path::Path;
 use sys::Pid;
 
@@ -21,6 +22,8 @@ pub(super) struct Host {
     /// Settings of the kernel, as they were before anything was touched.
     pub(super) settings: Vec<(String, String)>,
     pub(super) mem_total: u64,
+    /// `root=` by identity, for an ordinary boot should the processes not be carried.
+    pub(super) root: Option<String>,
 }
 
 pub(super) fn check(kernel: &Path) -> Result<Host> {
@@ -49,13 +52,18 @@ pub(super) fn check(kernel: &Path) -> Result<Host> {
         cmdline: std::fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?,
         settings: settings::capture(Path::new("/proc/sys")),
         mem_total: persist_mem::handback::mem_total().unwrap_or(0),
+        root: None,
     };
-    refuse_what_is_not_carried()?;
-    Ok(host)
+    let mounts = mounts::capture::survey()?;
+    refuse_what_is_not_carried(&mounts)?;
+    Ok(Host {
+        root: root_word(&mounts),
+        ..host
+    })
 }
 
 /// Processes, mounts, network: everything that stands in the way, at once.
-fn refuse_what_is_not_carried() -> Result<()> {
+fn refuse_what_is_not_carried(table: &MountTable) -> Result<()> {
     let mut found = Vec::new();
     let me = Pid(nix::unistd::getpid().as_raw());
     let mut pids = proc::everyone()?;
@@ -66,11 +74,57 @@ fn refuse_what_is_not_carried() -> Result<()> {
     }
     let shared = freezer::tables::shared(&pids)?;
     found.extend(shared.iter().map(ToString::to_string));
-    let table = mounts::capture::survey()?;
-    found.extend(mounts::check(&table).iter().map(ToString::to_string));
+    found.extend(mounts::check(table).iter().map(ToString::to_string));
     found.extend(network::check());
     if !found.is_empty() {
         bail!("not carried, nothing was touched:\n{}", found.join("\n"));
     }
     Ok(())
+}
+
+/// Names of devices change from kernel to kernel; the identity of the root file system does not.
+fn root_word(table: &MountTable) -> Option<String> {
+    let root = table.mounts.iter().rfind(|mount| mount.point == b"/")?;
+    let disk = table.disks.iter().find(|d| d.device == root.device)?;
+    (!disk.uuid.is_empty()).then(|| format!("root=UUID={}", disk.uuid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use persist_mem::mounts::{DeviceNumber, Disk, Mount};
+
+    #[test]
+    fn the_root_is_named_by_identity() {
+        let device = DeviceNumber {
+            major: 254,
+            minor: 1,
+        };
+        let root = Mount {
+            id: 1,
+            parent: 0,
+            device,
+            root: b"/".to_vec(),
+            point: b"/".to_vec(),
+            flags: 0,
+            shared: None,
+            master: None,
+            unbindable: false,
+            kind: "ext4".into(),
+            source: b"/dev/vda1".to_vec(),
+            super_options: Vec::new(),
+        };
+        let mut table = MountTable {
+            mounts: vec![root],
+            ..MountTable::default()
+        };
+        assert_eq!(root_word(&table), None, "a file system without a disk");
+        table.disks.push(Disk {
+            device,
+            name: "vda1".into(),
+            kind: "ext4".into(),
+            uuid: "12-34".into(),
+        });
+        assert_eq!(root_word(&table).as_deref(), Some("root=UUID=12-34"));
+    }
 }

@@ -31,6 +31,7 @@ pub(crate) fn command(kernel: &Path, verify: bool) -> Result<ExitCode> {
             return 1;
         }
         let Err(error) = run(kernel, verify);
+        log::info!("it ends here: {error:#}");
         eprintln!("kupgrade: {error:#}");
         1
     })

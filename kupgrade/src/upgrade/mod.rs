@@ -32,6 +32,9 @@ const SYS: &str = "/sys";
 /// # Errors
 /// What went wrong, in any phase.
 fn run(kernel: &Path, verify: bool) -> Result<Infallible> {
+    let release = nix::sys::utsname::uname().context("asking for the kernel's release")?;
+    let name = format!("upgrade-from-{}.log", release.release().display());
+    crate::log::keep(&Path::new(initramfs::init::LOGS).join(name));
     let mut course = Course::begin()?;
     course.enter(Phase::Check)?;
     let host = check::check(kernel)?;

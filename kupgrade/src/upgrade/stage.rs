@@ -17,6 +17,7 @@ pub(super) fn stage(host: &Host, plan: &Plan<'_>, place: &ManifestPlace) -> Resu
         "memory_hotplug.memmap_on_memory=1".to_owned(),
         format!("{CMDLINE_KEY}={:#x}", place.address()),
     ];
+    words.extend(host.root.clone());
     if let Ok(level) = std::env::var("KUPGRADE_LOG") {
         words.push(format!("{}={level}", initramfs::init::LOG_KEY));
     }
