@@ -46,9 +46,20 @@ def live():
     assert z.recv(10)==b'go'; z.send(b'done'); os._exit(0)
 kid=child(live); os.read(r,1); os.close(r); os.close(w)
 lc=socket.socket(socket.AF_UNIX); lc.connect('\0kup-live-%d'%kid)
+# A dead process of another user listens.
+o1, o2 = socket.socketpair()
+def other():
+    os.setegid(41); os.seteuid(42)
+    k=socket.socket(socket.AF_UNIX); k.bind('\0kup-other-%d'%os.getpid()); k.listen(1)
+    socket.send_fds(o1,[b'l'],[k.fileno()])
+dead4=child(other); os.waitpid(dead4,0)
+_,fds,_,_=socket.recv_fds(o2,10,1); theirs=socket.socket(fileno=fds[0])
+assert cr(theirs)==(dead4,42,41)
 time.sleep(.3)
 os.fchown(m.fileno(),1,2)
 def check():
+    assert cr(theirs)==(dead4,42,41)
+    late=socket.socket(socket.AF_UNIX); late.connect(theirs.getsockname()); assert cr(late)==(dead4,42,41)
     assert (cr(p),cr(q),p.getsockopt(1,59,100))==before,(cr(p),cr(q),p.getsockopt(1,59,100),before)
     assert cr(srv)==(dead2,36,35) and srv.getsockopt(1,59,100)==g1
     assert cr(c)[0]==os.getpid()
