@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 
+/// Port and host of both ends of a connection, bytes in network order.
+pub(crate) type Ends = (Vec<u8>, Vec<u8>);
+
 /// Port and host of both ends, as bytes in network order; IPv4 inside IPv6 is IPv4. The value is the
 /// inode of the socket of the first end, 0 when no process has it.
-pub(crate) fn connections() -> HashMap<(Vec<u8>, Vec<u8>), u64> {
+pub(crate) fn connections() -> HashMap<Ends, u64> {
     let mut found = HashMap::new();
     for table in ["tcp", "tcp6"] {
         let path = format!("/proc/self/net/{table}");
@@ -15,7 +18,7 @@ pub(crate) fn connections() -> HashMap<(Vec<u8>, Vec<u8>), u64> {
 }
 
 /// `sl local remote st tx:rx tr:when retrnsmt uid timeout inode ...`
-fn line(line: &str) -> Option<((Vec<u8>, Vec<u8>), u64)> {
+fn line(line: &str) -> Option<(Ends, u64)> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let inode = words.get(9)?.parse().ok()?;
     Some(((end(words.get(1)?)?, end(words.get(2)?)?), inode))

@@ -1,4 +1,5 @@
 //! Sockets of a stopped process are described, and are afterwards as they were.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use freezer::{capture, check, freeze};
 use persist_mem::manifest::{

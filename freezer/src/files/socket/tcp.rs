@@ -7,6 +7,7 @@ use super::queue::Message;
 use super::{Common, int};
 use crate::FreezerError;
 use crate::files::Open;
+use crate::nettcp::Ends;
 use nix::libc as c;
 use persist_mem::manifest::{
     Connection, Description, DescriptionId, DescriptionKind, InetSocket, SocketState,
@@ -126,9 +127,6 @@ pub(super) fn queue(open: &Open<'_>) -> Result<Vec<Message>, FreezerError> {
     }])
 }
 
-/// The two addresses of a connection.
-type Pair = (Vec<u8>, Vec<u8>);
-
 /// Host and port: an IPv4 address inside an IPv6 one is the same as the IPv4 address.
 pub(super) fn plain(address: &[u8]) -> Vec<u8> {
     const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
@@ -146,7 +144,7 @@ pub(super) fn link(
     holders: &HashMap<DescriptionId, (Pid, i32)>,
     descriptions: &mut [Description],
 ) -> Result<(), FreezerError> {
-    let mut by_pair: HashMap<Pair, DescriptionId> = HashMap::new();
+    let mut by_pair: HashMap<Ends, DescriptionId> = HashMap::new();
     for description in descriptions.iter_mut() {
         let id = description.id;
         if let Some(state) = connected(description) {

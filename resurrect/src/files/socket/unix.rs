@@ -8,6 +8,7 @@ use nix::libc as c;
 use persist_mem::manifest::{
     DescriptionId, PeerCredentials, SocketState, UnixLink, UnixSocket, Waiting,
 };
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use sys::socket::{self, Outgoing};
@@ -84,8 +85,8 @@ impl Unix {
         }
         for one in unix(all) {
             let id = one.making.id();
-            if !sockets.fds.contains_key(&id) {
-                sockets.fds.insert(id, one.making.new_socket()?);
+            if let Entry::Vacant(place) = sockets.fds.entry(id) {
+                place.insert(one.making.new_socket()?);
             }
             let fd = sockets.get(&one.making)?;
             if !one.state.name.is_empty() && socket::name(fd).is_ok_and(|name| name.len() <= 2) {
