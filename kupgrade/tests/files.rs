@@ -17,6 +17,7 @@ fn descriptors_come_back_as_they_were() {
         "timers",
         "cwd",
         "aio",
+        "fanotify",
     ] {
         frame::carry("files", name);
     }

@@ -197,6 +197,32 @@ pub fn add_watch(fd: &impl AsFd, path: &CStr, mask: u32) -> Result<i32> {
     Errno::result(unsafe { libc::inotify_add_watch(fd_of(fd), path.as_ptr(), mask) })
 }
 
+/// fanotify_init(2), then close-on-exec: a flag for that would be kept with the group.
+///
+/// # Errors
+/// `EPERM`, `EINVAL` for flags that the kernel does not know.
+pub fn fanotify(flags: u32, event_flags: u32) -> Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = Errno::result(unsafe { libc::fanotify_init(flags, event_flags) })?;
+    // SAFETY: the kernel has just returned this descriptor; nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let cloexec = nix::fcntl::FdFlag::FD_CLOEXEC;
+    nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFD(cloexec))?;
+    Ok(fd)
+}
+
+/// fanotify_mark(2), `FAN_MARK_ADD` with more flags.
+///
+/// # Errors
+/// `ENOENT`, `ENOSPC`, `EINVAL`.
+pub fn add_mark(fd: &impl AsFd, path: &CStr, mask: u32, flags: u32) -> Result<()> {
+    let flags = flags | libc::FAN_MARK_ADD;
+    let here = libc::AT_FDCWD;
+    // SAFETY: a terminated string.
+    let done = unsafe { libc::fanotify_mark(fd_of(fd), flags, mask.into(), here, path.as_ptr()) };
+    Errno::result(done).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

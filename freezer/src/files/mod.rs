@@ -5,9 +5,11 @@ mod device;
 pub(crate) mod elsewhere;
 mod epoll;
 mod eventfd;
+mod fanotify;
 mod fifo;
 mod inotify;
 mod kmsg;
+mod located;
 mod lock;
 mod memfd;
 mod mqueue;
@@ -334,6 +336,7 @@ fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<Class, FreezerErro
         b"anon_inode:[timerfd]" => timerfd::capture(open)?,
         b"anon_inode:[eventpoll]" => epoll::capture(open)?,
         b"anon_inode:inotify" => inotify::capture(open)?,
+        b"anon_inode:[fanotify]" => fanotify::capture(open)?,
         b"anon_inode:[pidfd]" => pidfd::capture(open)?,
         link if link.starts_with(b"pidfd:") => pidfd::capture(open)?,
         link if link.starts_with(b"pipe:") => return Ok(Class::Pipe),
@@ -352,14 +355,13 @@ fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<Class, FreezerErro
 }
 
 /// Names of `anon_inode:` links and what they are, for those who must do without.
-const ANONYMOUS: [(&[u8], &str); 9] = [
+const ANONYMOUS: [(&[u8], &str); 8] = [
     (
         b"[userfaultfd]",
         "userfaultfd: page faults handled by a process are not carried",
     ),
     (b"[io_uring]", "io_uring rings are not carried"),
     (b"[perf_event]", "perf events are not carried"),
-    (b"[fanotify]", "fanotify groups are not carried"),
     (b"bpf-", "BPF programs, maps and links are not carried"),
     (b"kvm-", "virtual machines (KVM) are not carried"),
     (b"dmabuf", "buffers of devices (dma-buf) are not carried"),

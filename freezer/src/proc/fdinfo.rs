@@ -31,6 +31,11 @@ impl FdInfo {
         self.values(key).next()
     }
 
+    /// All lines.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.text.lines()
+    }
+
     /// The values of all lines with this key.
     pub fn values(&self, key: &str) -> impl Iterator<Item = &str> {
         self.text.lines().filter_map(move |line| {

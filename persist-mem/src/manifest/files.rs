@@ -170,6 +170,15 @@ pub enum DescriptionKind {
         /// What it watches, in ascending order of their numbers.
         watches: Vec<Watch>,
     },
+    /// fanotify_init(2), for notification only.
+    Fanotify {
+        /// Flags of the group.
+        flags: u32,
+        /// Flags of the descriptors that its events bring.
+        event_flags: u32,
+        /// What it watches.
+        marks: Vec<Mark>,
+    },
     /// pidfd_open(2); None for a process that is gone.
     PidFd {
         /// The process or, with `PIDFD_THREAD`, thread.
@@ -288,6 +297,26 @@ pub struct Watch {
     pub number: i32,
     /// `IN_*` bits, with `IN_ONESHOT` and `IN_EXCL_UNLINK`.
     pub mask: u32,
+    /// What it watches.
+    pub place: Place,
+}
+
+/// A mark of fanotify(7) on a file or directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// `FAN_*` bits of events that are told.
+    pub mask: u32,
+    /// `FAN_*` bits of events that are not.
+    pub ignored: u32,
+    /// `FAN_MARK_*` flags of the mark.
+    pub flags: u32,
+    /// What it watches.
+    pub place: Place,
+}
+
+/// Where an inode is found that nobody has open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
     /// A path of what is watched, when one leads there.
     pub path: Option<Vec<u8>>,
     /// Its inode.

@@ -9,10 +9,12 @@ mod device;
 mod epoll;
 mod eventfd;
 mod external;
+mod fanotify;
 mod fifo;
 mod handle;
 mod inotify;
 mod kmsg;
+mod located;
 mod lock;
 mod memfd;
 mod mqueue;
@@ -171,6 +173,11 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
             terminal::open(opening, *terminal, path)
         }
         DescriptionKind::Kmsg { path, next, boot } => kmsg::open(opening, path, *next, boot),
+        DescriptionKind::Fanotify {
+            flags,
+            event_flags,
+            marks,
+        } => fanotify::open(opening, *flags, *event_flags, marks),
         DescriptionKind::Inotify { watches } => inotify::open(opening, watches),
         DescriptionKind::PidFd {
             target: Some(target),

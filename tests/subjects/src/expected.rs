@@ -32,7 +32,6 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         "inotify-queue",
         both(Refused("events have not been read yet")),
     ),
-    ("fanotify", both(Refused("fanotify groups"))),
     (
         "tun",
         both(Refused(

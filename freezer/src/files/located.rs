@@ -1,0 +1,125 @@
+//! Inodes that inotify and fanotify watch, by what fdinfo tells of them (fs/notify/fdinfo.c).
+
+use super::place::{self, Identity};
+use super::{Open, path};
+use crate::FreezerError;
+use nix::sys::stat::makedev;
+use persist_mem::manifest::Place;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use sys::handle::Handle;
+
+/// An inode.
+pub(super) struct Located {
+    file: Identity,
+    handle: Option<Handle>,
+}
+
+/// `KEY:HEX` fields of a line.
+pub(super) struct Fields<'a>(Vec<(&'a str, &'a str)>);
+
+impl<'a> Fields<'a> {
+    pub(super) fn parse(words: impl Iterator<Item = &'a str>) -> Fields<'a> {
+        Fields(words.filter_map(|word| word.split_once(':')).collect())
+    }
+
+    fn text(&self, key: &str) -> Option<&'a str> {
+        let found = self.0.iter().find(|(found, _)| *found == key);
+        found.map(|(_, value)| *value)
+    }
+
+    pub(super) fn hex(&self, key: &str) -> Option<u64> {
+        u64::from_str_radix(self.text(key)?, 16).ok()
+    }
+
+    /// The inode; None where the line is about none.
+    pub(super) fn located(&self) -> Option<Located> {
+        // As the kernel has it inside: 12 bits of major, 20 of minor.
+        let dev = self.hex("sdev")?;
+        let handle = self.text("f_handle").and_then(|bytes| {
+            Some(Handle {
+                kind: i32::try_from(self.hex("fhandle-type")?).ok()?,
+                bytes: unhex(bytes)?,
+            })
+        });
+        Some(Located {
+            file: Identity {
+                dev: makedev(dev >> 20, dev & 0xf_ffff),
+                inode: self.hex("ino")?,
+            },
+            handle,
+        })
+    }
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes().chunks(2);
+    digits
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+        .collect()
+}
+
+/// How the inode can be found again. `what` names the watch in a refusal.
+pub(super) fn find(open: &Open<'_>, what: &str, located: Located) -> Result<Place, FreezerError> {
+    let Identity { dev, inode } = located.file;
+    let refuse = |why: &str| open.refuse(format!("{what}: inode {inode}: {why}"));
+    let mount =
+        place::directory_on(dev, None).ok_or_else(|| refuse("its file system is not in reach"))?;
+    let lasting = place::lasting(&mount);
+    let handle = located.handle.filter(|handle| !handle.bytes.is_empty());
+    let by_handle = handle
+        .as_ref()
+        .and_then(|handle| path_of(&mount, handle))
+        .filter(|path| place::leads_to(path, located.file));
+    let path = match by_handle {
+        Some(path) => Some(path),
+        // The inode is found by its handle later on.
+        None if handle.is_some() && lasting => None,
+        None => {
+            let found = place::search(located.file, None, &mount);
+            Some(found.ok_or_else(|| refuse("no path of what it watches was found"))?)
+        }
+    };
+    Ok(Place {
+        path: path.map(|path| path.into_os_string().into_vec()),
+        inode,
+        handle: handle.filter(|_| lasting),
+        mount: mount.into_os_string().into_vec(),
+    })
+}
+
+/// The path of an inode, when the kernel knows one.
+fn path_of(mount: &Path, handle: &Handle) -> Option<PathBuf> {
+    const O_PATH: i32 = super::O_PATH as i32;
+    let mount = std::fs::File::open(mount).ok()?;
+    let file = sys::handle::open(&mount, handle, O_PATH).ok()?;
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    let bytes = path.as_os_str().as_encoded_bytes();
+    (bytes.starts_with(b"/") && !bytes.ends_with(path::DELETED)).then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_a_line() {
+        let line = "ino:9e7e sdev:800013 mask:800afce ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:7e9e0000640d1b6d";
+        let found = Fields::parse(line.split(' ')).located().unwrap();
+        assert_eq!(
+            (found.file.inode, found.file.dev),
+            (0x9e7e, makedev(8, 0x13))
+        );
+        let handle = found.handle.unwrap();
+        assert_eq!(
+            (handle.kind, handle.bytes.len(), handle.bytes[0]),
+            (1, 8, 0x7e)
+        );
+        assert!(
+            Fields::parse("sdev:800013 mflags:0".split(' '))
+                .located()
+                .is_none()
+        );
+    }
+}

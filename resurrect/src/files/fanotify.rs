@@ -1,0 +1,42 @@
+//! fanotify(7) groups that are told of events.
+
+use super::{Opening, located};
+use crate::ResurrectError;
+use persist_mem::manifest::Mark;
+use std::os::fd::OwnedFd;
+
+/// `FAN_MARK_IGNORED_MASK`, `FAN_MARK_DONT_FOLLOW` (include/uapi/linux/fanotify.h).
+const IGNORED_MASK: u32 = 0x20;
+const DONT_FOLLOW: u32 = 0x4;
+/// `FAN_MARK_IGNORED_SURV_MODIFY`, `FAN_MARK_EVICTABLE`: what belongs to a mark.
+const SURVIVES: u32 = 0x40;
+const EVICTABLE: u32 = 0x200;
+
+pub(super) fn open(
+    opening: &Opening<'_, '_>,
+    flags: u32,
+    event_flags: u32,
+    marks: &[Mark],
+) -> Result<OwnedFd, ResurrectError> {
+    let fd = sys::files::fanotify(flags, event_flags);
+    let fd = fd.map_err(opening.failed("making it"))?;
+    for mark in marks {
+        add(&fd, mark).map_err(|errno| located::changed(&mark.place, errno))?;
+    }
+    Ok(fd)
+}
+
+fn add(fd: &OwnedFd, mark: &Mark) -> sys::Result<()> {
+    located::with_path(&mark.place, |path, is_link| {
+        let follow = if is_link { 0 } else { DONT_FOLLOW };
+        if mark.mask != 0 {
+            let flags = follow | mark.flags & EVICTABLE;
+            sys::files::add_mark(fd, path, mark.mask, flags)?;
+        }
+        if mark.ignored != 0 {
+            let flags = follow | mark.flags & (EVICTABLE | SURVIVES) | IGNORED_MASK;
+            sys::files::add_mark(fd, path, mark.ignored, flags)?;
+        }
+        Ok(())
+    })
+}
