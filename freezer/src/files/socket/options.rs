@@ -232,13 +232,37 @@ fn tables(domain: i32, kind: i32, protocol: i32) -> Vec<&'static [Line]> {
     found
 }
 
-/// Every option of the socket that this kernel knows.
+/// Options that rebuilding changes for a while, or that others change: told even when they are as in a new
+/// socket. So are all of `SOL_SOCKET`.
+const CHANGED_BY_OTHERS: &[(i32, i32)] = &[
+    (c::SOL_IP, c::IP_FREEBIND),
+    (c::SOL_IP, c::IP_TRANSPARENT),
+    (c::SOL_IP, c::IP_TOS),
+    (c::SOL_IPV6, c::IPV6_V6ONLY),
+    (c::SOL_IPV6, c::IPV6_TRANSPARENT),
+    (c::SOL_IPV6, 78 /* IPV6_FREEBIND */),
+    (c::SOL_TCP, c::TCP_CORK),
+    (c::SOL_TCP, c::TCP_NODELAY),
+    (c::SOL_UDP, c::UDP_CORK),
+];
+
+/// Every option of the socket that this kernel knows and that is not as in a new socket.
 pub(super) fn read(
     open: &Open<'_>,
     domain: i32,
     kind: i32,
     protocol: i32,
 ) -> Result<Vec<SocketOption>, FreezerError> {
+    let fresh = socket::socket(domain, kind, protocol).ok();
+    let as_new = |level, name, value: &Vec<u8>| {
+        let size = value.len();
+        let fresh = fresh.as_ref();
+        !CHANGED_BY_OTHERS.contains(&(level, name))
+            && level != c::SOL_SOCKET
+            && fresh.is_some_and(|fd| {
+                socket::option(fd.as_fd(), level, name, size).as_ref() == Ok(value)
+            })
+    };
     let mut found = Vec::new();
     for &(level, name, size) in tables(domain, kind, protocol).into_iter().flatten() {
         // TCP shows what came with the peer's first packet there, and takes nothing.
@@ -246,6 +270,8 @@ pub(super) fn read(
             continue;
         }
         match socket::option(open.copy.as_fd(), level, name, size) {
+            // A new socket of the next kernel has its own idea of these.
+            Ok(value) if as_new(level, name, &value) => {}
             Ok(value) => found.push(SocketOption { level, name, value }),
             // This kernel or this kind of socket does not have it.
             Err(

@@ -57,15 +57,10 @@ pub(super) fn set(
     // Some options change others (IP_TOS the priority, buffers their lock), so twice.
     for _ in 0..2 {
         for option in wanted() {
-            let doing = "setting an option";
             if let Err(errno) = set_one(fd, option) {
-                log::warn!(
-                    "socket option {}:{} cannot be set to {:?}",
-                    option.level,
-                    option.name,
-                    option.value
-                );
-                return Err(making.failed(doing)(errno));
+                let (level, name, value) = (option.level, option.name, &option.value);
+                log::error!("socket option {level}:{name} cannot be set to {value:?}: {errno}");
+                return Err(making.failed("setting an option")(errno));
             }
         }
     }
@@ -81,10 +76,13 @@ pub(super) fn set(
 
 fn set_one(fd: BorrowedFd<'_>, option: &SocketOption) -> Result<()> {
     let (level, name) = (option.level, option.name);
+    let off = |value: &[u8]| value.iter().all(|byte| *byte == 0);
     match socket::option(fd, level, name, option.value.len().max(4)) {
         Ok(now) if now == option.value => return Ok(()),
+        // Kernels show some options in another length.
+        Ok(now) if off(&now) && off(&option.value) => return Ok(()),
         // This kernel does not have it, and it was off.
-        Err(_) if option.value.iter().all(|byte| *byte == 0) => return Ok(()),
+        Err(_) if off(&option.value) => return Ok(()),
         _ => {}
     }
     let forced = match (level, name) {
