@@ -5,7 +5,7 @@ use crate::ResurrectError;
 use nix::libc as c;
 use persist_mem::manifest::SocketOption;
 use std::os::fd::{AsFd, BorrowedFd};
-use sys::{Result, socket};
+use sys::{Errno, Result, socket};
 
 const SO_PASSPIDFD: i32 = 76;
 const SO_PASSRIGHTS: i32 = 83;
@@ -60,7 +60,13 @@ pub(super) fn set(
             if let Err(errno) = set_one(fd, option) {
                 let (level, name, value) = (option.level, option.name, &option.value);
                 log::error!("socket option {level}:{name} cannot be set to {value:?}: {errno}");
-                return Err(making.failed("setting an option")(errno));
+                // A kernel that does not know the option or the value is no reason to end everyone.
+                if !matches!(
+                    errno,
+                    Errno::EINVAL | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP
+                ) {
+                    return Err(making.failed("setting an option")(errno));
+                }
             }
         }
     }
