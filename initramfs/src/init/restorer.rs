@@ -126,7 +126,28 @@ fn verify(
         check.all(&live.mm.extents).map_err(named)?;
         pages += live.mm.extents.iter().map(|e| e.pages).sum::<u64>();
     }
+    for object in &saved.manifest.shared_objects {
+        for extent in &object.extents {
+            verify_kept(extent, store, sums)
+                .map_err(|what| format!("memory object {}: {what}", object.id))?;
+            pages += extent.pages;
+        }
+    }
     Ok(pages)
+}
+
+/// Compares pages where the old kernel left them: those of memory objects, which no process needs to have
+/// mapped.
+fn verify_kept(extent: &Extent, store: &PhysStore, sums: &PageChecksums) -> Result<(), String> {
+    for frame in extent.frame..extent.frame + extent.pages {
+        let sum = store.page_crc(frame).map_err(|e| e.to_string())?;
+        if sum.is_none() || sum != sums.of(frame) {
+            return Err(format!(
+                "frame {frame:#x} is not as it was: its CRC differs"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Addresses of pages that the new kernel has written already: it keeps the number of the processor
