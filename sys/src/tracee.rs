@@ -392,9 +392,12 @@ impl Tracee {
             regs: &saved,
             sigmask: mask,
         };
+        // The call table lies right behind.
+        let mut bytes = resume.encode(scratch.address).to_vec();
+        bytes.extend_from_slice(&batch.encode(table));
         self.mem
-            .write(base, &resume.encode(scratch.address))
-            .map_err(self.failed("writing what it goes on with"))?;
+            .write(base, &bytes)
+            .map_err(self.failed("writing a batch"))?;
         let regs = Regs {
             r14: i64::from(self.marker).cast_unsigned(),
             rbp: base,
@@ -402,7 +405,6 @@ impl Tracee {
         };
         let mark = scratch.address + batch::mark();
         let marker = self.marker;
-        self.write_batch(batch, table)?;
         self.start(batch, scratch, table, &regs)?;
         let ran = self.block_signals().and_then(|_| {
             self.go(|tracee, status| {

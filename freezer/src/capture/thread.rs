@@ -5,7 +5,7 @@ use super::{credentials, seccomp, signals};
 use crate::FreezerError;
 use crate::proc::{self, Stat};
 use persist_mem::manifest::{Filter, Rseq, Scheduling, Thread};
-use sys::batch::Batch;
+use sys::batch::{Batch, Buffer, CallIndex, Output};
 use sys::tracee::{Tracee, TraceeError};
 use sys::{process, ptrace};
 
@@ -148,15 +148,15 @@ fn ask(tracee: &mut Tracee) -> Result<Asked, TraceeError> {
     let attr = batch.space(SCHED_ATTR);
     let args = [0.into(), attr.into(), SCHED_ATTR.into(), 0.into()];
     batch.call("asking for its scheduling", SCHED_GETATTR, args);
+    let processor = ProcessorCalls::add(&mut batch);
     let out = tracee.run(&batch)?;
     // struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period.
     let deadline = (out.u32(attr, 1) == SCHED_DEADLINE).then(|| {
         let word = |index| out.u64(attr, index);
         [word(1), word(3), word(4), word(5)]
     });
-    let processor = ask_processor(tracee)?;
     Ok(Asked {
-        processor,
+        processor: processor.read(&out),
         deadline,
         altstack: (out.u64(stack, 0), out.u32(stack, 2), out.u64(stack, 2)),
         clear_child_tid: out.u64(tid_address, 0),
@@ -170,26 +170,37 @@ fn ask(tracee: &mut Tracee) -> Result<Asked, TraceeError> {
     })
 }
 
-fn ask_processor(tracee: &mut Tracee) -> Result<Processor, TraceeError> {
-    let mut batch = Batch::new();
-    let speculation = [0, 1, 2].map(|what| {
-        let args = [
-            PR_GET_SPECULATION_CTRL.into(),
-            what.into(),
-            0.into(),
-            0.into(),
-            0.into(),
-        ];
-        batch.try_call("asking for its speculation", PRCTL, args)
-    });
-    let tsc = batch.space(8);
-    let args = [PR_GET_TSC.into(), tsc.into()];
-    batch.try_call("asking for its time stamps", PRCTL, args);
-    let cpuid = batch.try_call("asking for cpuid", ARCH_PRCTL, [ARCH_GET_CPUID.into()]);
-    let out = tracee.run(&batch)?;
-    Ok(Processor {
-        speculation: speculation.map(|call| out.result(call).map_or(0, |value| value as u8)),
-        tsc_faults: out.u32(tsc, 0) == PR_TSC_SIGSEGV,
-        cpuid_faults: out.result(cpuid) == Ok(0),
-    })
+/// The calls that ask for [`Processor`].
+struct ProcessorCalls {
+    speculation: [CallIndex; 3],
+    tsc: Buffer,
+    cpuid: CallIndex,
+}
+
+impl ProcessorCalls {
+    fn add(batch: &mut Batch) -> ProcessorCalls {
+        let speculation = [0, 1, 2].map(|what| {
+            let get = PR_GET_SPECULATION_CTRL.into();
+            let args = [get, what.into(), 0.into(), 0.into(), 0.into()];
+            batch.try_call("asking for its speculation", PRCTL, args)
+        });
+        let tsc = batch.space(8);
+        let args = [PR_GET_TSC.into(), tsc.into()];
+        batch.try_call("asking for its time stamps", PRCTL, args);
+        let cpuid = batch.try_call("asking for cpuid", ARCH_PRCTL, [ARCH_GET_CPUID.into()]);
+        ProcessorCalls {
+            speculation,
+            tsc,
+            cpuid,
+        }
+    }
+
+    fn read(&self, out: &Output) -> Processor {
+        let state = |call| out.result(call).map_or(0, |value| value as u8);
+        Processor {
+            speculation: self.speculation.map(state),
+            tsc_faults: out.u32(self.tsc, 0) == PR_TSC_SIGSEGV,
+            cpuid_faults: out.result(self.cpuid) == Ok(0),
+        }
+    }
 }
