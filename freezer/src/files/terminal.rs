@@ -53,6 +53,9 @@ pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
         let why = format!("line discipline {} is not carried", settings.line);
         return Err(open.refuse(why));
     }
+    if tty::graphics(open.copy).unwrap_or(false) {
+        return Err(open.refuse("a console in graphics mode is not carried"));
+    }
     let unread = tty::readable(open.copy).map_err(open.call("asking for its input"))?;
     if unread > queues::INPUT_MAX - 1 {
         return Err(open.refuse("its input is full: what waits behind it cannot be told"));

@@ -123,6 +123,16 @@ pub fn set_exclusive(fd: &impl AsFd) -> Result<()> {
     by_value(fd, libc::TIOCEXCL, 0).map(drop)
 }
 
+/// Whether a virtual console is in graphics mode (`KDGETMODE`, ioctl_console(2)).
+///
+/// # Errors
+/// `ENOTTY` for what is no virtual console.
+pub fn graphics(console: &impl AsFd) -> Result<bool> {
+    const KDGETMODE: u64 = 0x4b3b;
+    const KD_TEXT: u32 = 0;
+    number(console, KDGETMODE).map(|mode| mode != KD_TEXT)
+}
+
 /// Bytes that can be read now (`TIOCINQ`): in canonical mode those of complete lines.
 ///
 /// # Errors
