@@ -406,7 +406,7 @@ impl Tracee {
         let mark = scratch.address + batch::mark();
         let marker = self.marker;
         self.start(batch, scratch, table, &regs)?;
-        let ran = self.block_signals().and_then(|_| {
+        let ran = self.set_sigmask(all_but(marker)).and_then(|()| {
             self.go(|tracee, status| {
                 status == Status::Signal(marker) && tracee.regs().is_ok_and(|regs| regs.rip == mark)
             })

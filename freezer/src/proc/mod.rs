@@ -24,10 +24,10 @@ use sys::{Pid, Tid};
 /// [`FreezerError::Proc`].
 pub fn read(pid: Pid, what: &str) -> Result<Vec<u8>, FreezerError> {
     use std::io::Read;
-    // These files tell no size; the kernel gives a page at a time.
-    let mut bytes = Vec::with_capacity(sys::PAGE_SIZE + 64);
+    // Most of them fit; their size cannot be asked for, so it is not (`take` does not).
+    let mut bytes = Vec::with_capacity(4096);
     std::fs::File::open(format!("/proc/{pid}/{what}"))
-        .and_then(|mut file| file.read_to_end(&mut bytes))
+        .and_then(|file| file.take(u64::MAX).read_to_end(&mut bytes))
         .map_err(|cause| FreezerError::Proc {
             pid,
             what: what.into(),
@@ -98,8 +98,16 @@ pub fn threads(pid: Pid) -> Result<Vec<Tid>, FreezerError> {
 /// # Errors
 /// [`FreezerError::Proc`].
 pub fn children(pid: Pid) -> Result<Vec<Pid>, FreezerError> {
+    /// Threads from which on it is quicker to ask every process for its parent.
+    const MANY: usize = 64;
+    let threads = threads(pid)?;
     let mut found = Vec::new();
-    for tid in threads(pid)? {
+    if threads.len() >= MANY {
+        found = everyone()?;
+        found.retain(|child| Stat::read(*child, "stat").is_ok_and(|stat| stat.pid(4) == pid));
+        return Ok(found);
+    }
+    for tid in threads {
         let Ok(text) = read_text(pid, &format!("task/{tid}/children")) else {
             continue;
         };
