@@ -53,6 +53,11 @@ enum Command {
     Test(scenario::TestArgs),
     /// Show the table of what is carried, as the last tests found it
     Conformance(conformance::ConformanceArgs),
+    /// Measure checkpoint and restore on one kernel beside CRIU
+    Bench,
+    /// One checkpoint and restore, as PID 1 of its own namespaces
+    #[command(hide = true)]
+    BenchWorker(native::BenchArgs),
     /// One subject's life on one kernel, as PID 1 of its own namespaces
     #[command(hide = true)]
     NativeWorker(native::WorkerArgs),
@@ -70,6 +75,8 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::demo(&args),
         Command::Test(args) => scenario::test(&args),
         Command::Conformance(args) => conformance::conformance(&args),
+        Command::Bench => native::bench(),
+        Command::BenchWorker(args) => native::bench_worker(&args),
         Command::NativeWorker(args) => native::worker(&args),
         Command::Bare(args) => bare::bare(&args),
         Command::Run(args) => run::run(&args),

@@ -4,15 +4,17 @@
 //! Each subject has PIDs, mounts, IPC objects and a network of its own ([`worker`]), so that
 //! several run side by side and nothing is left behind.
 
+mod bench;
 mod worker;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-pub(crate) use worker::{WorkerArgs, worker};
+pub(crate) use bench::bench;
+pub(crate) use worker::{BenchArgs, WorkerArgs, bench as bench_worker, worker};
 
 use crate::conformance::{Fate, Table};
 use crate::paths;
@@ -31,6 +33,17 @@ pub(crate) struct Subject {
     name: String,
     /// What is expected of it on one kernel.
     expected: Fate,
+}
+
+/// The lab's own worker for a subject, in namespaces of its own.
+fn apart(worker: &str, name: &str, subject: &Path, kupgrade: &Path, dir: &Path) -> Result<Tool> {
+    let lab = std::env::current_exe().context("cannot find the lab's own program")?;
+    Ok(Tool::root("unshare", worker::LIMIT)
+        .args(["--pid", "--fork", "--kill-child", "--mount"])
+        .args(["--mount-proc", "--ipc", "--net"])
+        .arg(lab)
+        .args([worker, name])
+        .args([subject, kupgrade, dir]))
 }
 
 /// What the tests are run with.
@@ -117,23 +130,14 @@ impl Native {
     fn live(&self, subject: &Subject) -> Result<Story> {
         let dir = self.dir.join(&subject.name);
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let lab = std::env::current_exe().context("cannot find the lab's own program")?;
-        let text = Tool::root("unshare", worker::LIMIT)
-            .args([
-                "--pid",
-                "--fork",
-                "--kill-child",
-                "--mount",
-                "--mount-proc",
-                "--ipc",
-                "--net",
-            ])
-            .arg(lab)
-            .args(["native-worker", &subject.name])
-            .arg(&self.subject)
-            .arg(&self.kupgrade)
-            .arg(&dir)
-            .output()?;
+        let text = apart(
+            "native-worker",
+            &subject.name,
+            &self.subject,
+            &self.kupgrade,
+            &dir,
+        )?
+        .output()?;
         serde_json::from_str(text.trim()).with_context(|| format!("the worker said '{text}'"))
     }
 

@@ -63,17 +63,7 @@ pub(crate) fn worker(args: &WorkerArgs) -> Result<ExitCode> {
         bail!("this runs as PID 1 of namespaces of its own only; use cargo lab test one-kernel");
     }
     furnish()?;
-    let mut life = Life {
-        args,
-        pid: Pid::from_raw(0),
-        asked: 0,
-        story: Story {
-            fate: Fate::Carried,
-            survives_spoiling: false,
-            checkpoint_ms: 0.0,
-            restore_ms: 0.0,
-        },
-    };
+    let mut life = Life::new(args);
     if let Err(error) = life.live() {
         life.story.fate = Fate::Wrong(format!("{error:#}"));
     }
@@ -92,6 +82,62 @@ fn furnish() -> Result<()> {
     fresh("mqueue", "/dev/mqueue", None)
 }
 
+/// What `cargo lab bench-worker` takes.
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    worker: WorkerArgs,
+    /// The folder of CRIU; without it kupgrade is measured
+    #[arg(long)]
+    criu: Option<PathBuf>,
+}
+
+/// Milliseconds that the two commands took.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Measured {
+    pub(super) checkpoint: f64,
+    pub(super) restore: f64,
+}
+
+/// `cargo lab bench-worker`: one checkpoint and one restore, as JSON.
+pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
+    furnish()?;
+    let mut life = Life::new(&args.worker);
+    life.start()?;
+    let image = life.image("bench");
+    fs::create_dir_all(&image)?;
+    let pid = life.pid.to_string();
+    let timed = |action: &str, kupgrade: &[&str], criu: &[&str]| -> Result<f64> {
+        let mut command = match &args.criu {
+            Some(root) => crate::setup::criu::command(root),
+            None => Command::new(&args.worker.kupgrade),
+        };
+        command.arg(action);
+        command.args(if args.criu.is_some() { criu } else { kupgrade });
+        command.arg(&image);
+        let start = Instant::now();
+        let (ok, text) = life.run(command, action)?;
+        if !ok {
+            bail!("{action}: {text}");
+        }
+        Ok(start.elapsed().as_secs_f64() * 1e3)
+    };
+    let dump = if args.criu.is_some() {
+        "dump"
+    } else {
+        "checkpoint"
+    };
+    let checkpoint = timed(dump, &["--pid", &pid, "--dir"], &["-t", &pid, "-D"])?;
+    life.gone()?;
+    let restore = timed("restore", &["--dir"], &["-d", "-D"])?;
+    life.must_pass("after the restore")?;
+    ui::say(&serde_json::to_string(&Measured {
+        checkpoint,
+        restore,
+    })?);
+    Ok(ExitCode::SUCCESS)
+}
+
 struct Life<'a> {
     args: &'a WorkerArgs,
     pid: Pid,
@@ -99,7 +145,21 @@ struct Life<'a> {
     story: Story,
 }
 
-impl Life<'_> {
+impl<'a> Life<'a> {
+    fn new(args: &'a WorkerArgs) -> Self {
+        Self {
+            args,
+            pid: Pid::from_raw(0),
+            asked: 0,
+            story: Story {
+                fate: Fate::Carried,
+                survives_spoiling: false,
+                checkpoint_ms: 0.0,
+                restore_ms: 0.0,
+            },
+        }
+    }
+
     fn live(&mut self) -> Result<()> {
         if let Some(why) = self.start()? {
             self.story.fate = Fate::NotHere(why);
@@ -236,19 +296,23 @@ impl Life<'_> {
 
     /// Runs kupgrade on an image; returns whether it was successful, and what it printed.
     fn kupgrade(&self, image: &str, args: &[&str], more: &[&str]) -> Result<(bool, String)> {
-        let path = self.file(&format!("{image}-{}.out", args[0]));
-        let log = File::create(&path)?;
         let mut command = Command::new(&self.args.kupgrade);
-        command
-            .args(args)
-            .arg("--dir")
-            .arg(self.image(image))
-            .args(more);
+        command.args(args).arg("--dir").arg(self.image(image));
+        command.args(more);
+        self.run(command, &format!("{image}-{}", args[0]))
+    }
+
+    /// Runs a program, whose output goes into a file of this name.
+    fn run(&self, mut command: Command, name: &str) -> Result<(bool, String)> {
+        let path = self.file(&format!("{name}.out"));
+        let log = File::create(&path)?;
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
-        let child = command.spawn().context("cannot start kupgrade")?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
         let pid = Pid::from_raw(i32::try_from(child.id())?);
         let end = Instant::now() + STEP;
         let status = loop {
@@ -256,7 +320,7 @@ impl Life<'_> {
                 break status;
             }
             if Instant::now() > end {
-                bail!("kupgrade {} takes more than {STEP:?}", args[0]);
+                bail!("{name} takes more than {STEP:?}");
             }
             sleep(Duration::from_millis(1));
         };

@@ -4,7 +4,7 @@ mod counter;
 mod pipeline;
 mod redis;
 mod shell;
-mod subject;
+mod subjects;
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub(crate) use counter::Counter;
 pub(crate) use pipeline::Pipeline;
 pub(crate) use redis::Redis;
 pub(crate) use shell::OperatorShell;
-pub(crate) use subject::Subject;
+pub(crate) use subjects::Subjects;
 
 use crate::guest::Shell;
 

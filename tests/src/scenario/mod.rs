@@ -28,6 +28,17 @@ type Test = fn(&mut Host, &Rig) -> Result<()>;
 /// A name, the machine it needs, the test.
 type Scenario = (&'static str, Kind, Test);
 
+/// The groups of subjects, a machine for some of them.
+const PROCESS: Kind = Kind::Subjects {
+    parts: "=memory =threads =signals",
+};
+const WAITING: Kind = Kind::Subjects {
+    parts: "=calls =time =ancestry",
+};
+const DESCRIPTORS: Kind = Kind::Subjects {
+    parts: "=files =sockets =terminals =ipc",
+};
+
 /// All of them, in the order they run. Neighbours of one [`Kind`] that can share a machine do.
 const SCENARIOS: &[Scenario] = &[
     (
@@ -73,6 +84,20 @@ const SCENARIOS: &[Scenario] = &[
     ("chain/6.1-to-6.12", Kind::Full, chain::to_trixie),
     ("chain/6.12-to-newest", Kind::Full, chain::to_newest),
     ("chain/newest-to-6.12", Kind::Full, chain::to_trixie),
+    ("subjects/process-6.1-to-6.12", PROCESS, chain::to_trixie),
+    ("subjects/process-6.12-to-newest", PROCESS, chain::to_newest),
+    ("subjects/waiting-6.1-to-6.12", WAITING, chain::to_trixie),
+    ("subjects/waiting-6.12-to-newest", WAITING, chain::to_newest),
+    (
+        "subjects/descriptors-6.1-to-6.12",
+        DESCRIPTORS,
+        chain::to_trixie,
+    ),
+    (
+        "subjects/descriptors-6.12-to-newest",
+        DESCRIPTORS,
+        chain::to_newest,
+    ),
     (
         "refuse/kexec-disabled",
         Kind::Fresh { memory: 1536 },
@@ -99,6 +124,9 @@ const SCENARIOS: &[Scenario] = &[
         damage::foreign_version,
     ),
 ];
+
+/// Scenarios whose names begin so take long with a translator: they run when the filter names them.
+const ON_REQUEST: &str = "subjects/";
 
 /// Scenarios whose names begin so do without the jump.
 const ONE_KERNEL: &str = "one-kernel/";
@@ -129,6 +157,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     let chosen: Vec<_> = SCENARIOS
         .iter()
         .filter(|(name, _, _)| wanted(name))
+        .filter(|(name, _, _)| !name.starts_with(ON_REQUEST) || args.filter.is_some())
         .collect();
     let native = Native::prepare(wanted);
     if args.list {

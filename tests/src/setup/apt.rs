@@ -65,7 +65,7 @@ impl Mirror {
         let line = |uri: &str, suite: &str| {
             format!("deb [arch=amd64 signed-by={KEYRING}] {uri} {suite} main\n")
         };
-        if suite.contains("-backports") {
+        if suite.contains("-backports") || suite == "sid" {
             return line(&self.main, suite);
         }
         line(&self.main, suite) + &line(&self.security, &format!("{suite}-security"))
@@ -154,6 +154,31 @@ impl Apt {
         newest
             .map(|(_, path)| path)
             .with_context(|| format!("apt left no file of {package}"))
+    }
+}
+
+impl Apt {
+    /// Downloads a package and all that it depends on, and returns the files.
+    pub(super) fn download_all(&self, package: &str) -> Result<Vec<PathBuf>> {
+        self.tool("apt-get", LONG)
+            .args([
+                "install",
+                "--download-only",
+                "--no-install-recommends",
+                "--yes",
+            ])
+            .arg(package)
+            .run()
+            .with_context(|| format!("cannot download {package} and what it depends on"))?;
+        let archives = self.dir.join("cache/archives");
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&archives)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|ending| ending == "deb") {
+                files.push(path);
+            }
+        }
+        Ok(files)
     }
 }
 

@@ -2,6 +2,7 @@
 //! Debian's kernels, a Debian 12 root file system and the disk image made of both.
 
 mod apt;
+pub(crate) mod criu;
 mod host;
 pub(crate) mod image;
 pub(crate) mod initrd;
@@ -48,6 +49,11 @@ impl Cache {
     pub(crate) fn disk(&self, kernels: &[Kernel]) -> Result<image::Disk> {
         let root = rootfs::ensure(&self.dir)?;
         image::ensure(&self.dir, &root, kernels)
+    }
+
+    /// CRIU with its own libraries.
+    pub(crate) fn criu(&self) -> Result<PathBuf> {
+        criu::ensure(&self.dir)
     }
 
     /// The archive that boots this kernel from the disk.

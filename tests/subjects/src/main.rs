@@ -10,6 +10,7 @@ mod expected;
 mod files;
 mod ipc;
 mod kit;
+mod load;
 mod memory;
 mod protocol;
 mod registry;
@@ -45,12 +46,15 @@ fn run() -> Result<()> {
         ["--table"] => table(),
         ["vfork-parent", prefix] => return vfork_parent::run(prefix),
         [name, prefix] => {
+            kit::close_inherited();
+            let setting = Setting::new(prefix);
+            if let Some(kind) = name.strip_prefix("load:") {
+                return protocol::serve(&setting, || load::start(kind, &setting));
+            }
             let Some((_, subject)) = registry::all().find(|(_, subject)| subject.name == name)
             else {
                 bail!("no subject is called {name}");
             };
-            kit::close_inherited();
-            let setting = Setting::new(prefix);
             return protocol::serve(&setting, || (subject.start)(&setting));
         }
         _ => bail!("usage: subject NAME FILE-PREFIX | --list [PART] | --table"),
@@ -59,10 +63,13 @@ fn run() -> Result<()> {
 }
 
 /// The names of those that are carried from kernel to kernel, one a line; with a part of a
-/// name or group only those that contain it.
+/// name or group only those that contain it, with `=NAME` those whose name or group it is.
 fn list(part: &str) {
     for (group, subject) in registry::all() {
-        let chosen = subject.name.contains(part) || group.contains(part);
+        let chosen = match part.strip_prefix('=') {
+            Some(name) => subject.name == name || group == name,
+            None => subject.name.contains(part) || group.contains(part),
+        };
         if chosen && expected::of(subject.name).across == Fate::Carried {
             protocol::say(&format!("{}\n", subject.name));
         }

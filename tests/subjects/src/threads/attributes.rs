@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::Result;
 use libc::c_int;
 
-use crate::kit::{Crew, Setting, Watch, not_here, sys};
+use crate::kit::{Crew, Kin, Setting, Watch, not_here, sys};
 
 fn prctl(option: c_int, value: u64) -> i32 {
     // SAFETY: the options below take numbers only.
@@ -40,19 +40,25 @@ pub(crate) fn dumpable(_: &Setting) -> Result<Watch> {
     attribute(libc::PR_SET_DUMPABLE, libc::PR_GET_DUMPABLE, 0, 1)
 }
 
-/// PR_GET_PDEATHSIG returns it through a pointer.
-pub(crate) fn pdeathsig(_: &Setting) -> Result<Watch> {
+/// Of a child: whoever has started the subject may end at any time. PR_GET_PDEATHSIG returns it
+/// through a pointer.
+pub(crate) fn pdeathsig(setting: &Setting) -> Result<Watch> {
     let set = |signal: c_int| sys("prctl", prctl(libc::PR_SET_PDEATHSIG, signal as u64));
-    set(libc::SIGUSR2)?;
-    Ok(Watch::keep(|| {
-        let mut signal = 0;
-        // SAFETY: the kernel writes one int.
-        sys("prctl", unsafe {
-            libc::prctl(libc::PR_GET_PDEATHSIG, &raw mut signal)
-        })?;
-        Ok(signal)
-    })?
-    .spoiled_by(move || set(0).map(drop)))
+    let child = Kin::start(setting, "child", move |_| {
+        set(libc::SIGUSR2)?;
+        Ok(Watch::keep(|| {
+            let mut signal = 0;
+            // SAFETY: the kernel writes one int.
+            sys("prctl", unsafe {
+                libc::prctl(libc::PR_GET_PDEATHSIG, &raw mut signal)
+            })?;
+            Ok(signal)
+        })?
+        .spoiled_by(move || set(0).map(drop)))
+    })?;
+    let child = std::rc::Rc::new(std::cell::RefCell::new(child));
+    let spoiled = child.clone();
+    Ok(Watch::new(move || child.borrow_mut().check()).spoiled_by(move || spoiled.borrow().spoil()))
 }
 
 /// PR_GET_CHILD_SUBREAPER returns it through a pointer.

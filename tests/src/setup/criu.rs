@@ -1,0 +1,48 @@
+//! CRIU, to be measured beside: Debian's package of sid with its own libraries, unpacked and
+//! not installed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::apt::Apt;
+use crate::tool::Tool;
+use crate::ui;
+
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+
+/// Its folder in the cache, made when absent.
+pub(super) fn ensure(cache: &Path) -> Result<PathBuf> {
+    let dir = cache.join("criu");
+    if dir.join("usr/sbin/criu").exists() {
+        return Ok(dir);
+    }
+    ui::step("downloading CRIU");
+    let apt = Apt::open(cache, "sid")?;
+    let scratch = cache.join("criu.new");
+    let _ = fs::remove_dir_all(&scratch);
+    fs::create_dir_all(&scratch)?;
+    for file in apt.download_all("criu")? {
+        Tool::new("dpkg-deb", Duration::from_secs(120))
+            .arg("-x")
+            .arg(&file)
+            .arg(&scratch)
+            .run()
+            .with_context(|| format!("cannot unpack {}", file.display()))?;
+    }
+    fs::rename(&scratch, &dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// Runs it with its own loader and libraries.
+pub(crate) fn command(root: &Path) -> Command {
+    let mut command = Command::new(root.join(LIBRARIES).join("ld-linux-x86-64.so.2"));
+    command
+        .arg("--library-path")
+        .arg(root.join(LIBRARIES))
+        .arg(root.join("usr/sbin/criu"));
+    command
+}
