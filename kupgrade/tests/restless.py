@@ -28,8 +28,9 @@ def work(name, once):
         once(count)
         count += 1
         if count % 8 == 0 or name.startswith("long"):
-            with open(f"{PATH}.{name}", "w", encoding="ascii") as out:
+            with open(f"{PATH}.{name}.new", "w", encoding="ascii") as out:
                 out.write(str(count))
+            os.replace(f"{PATH}.{name}.new", f"{PATH}.{name}")
 
 
 class Running:

@@ -53,9 +53,8 @@ impl Family {
     fn counts(&self) -> Vec<u64> {
         let count = |name| {
             let path = self.dir.join(format!("complaints.{name}"));
-            // Read while it is being written it may be empty for a moment.
-            let read = || std::fs::read_to_string(&path).ok()?.parse().ok();
-            (0..1000).find_map(|_| read()).unwrap_or(0)
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            text.parse().unwrap_or(0)
         };
         MEMBERS.into_iter().map(count).collect()
     }
