@@ -224,6 +224,19 @@ impl HandBack {
         Ok(report)
     }
 
+    /// As [`HandBack::give`], for pages that can be moved only: those of processes go there first, so
+    /// the memory the kernel was started in stays free of them.
+    ///
+    /// # Errors
+    /// As [`HandBack::give`].
+    pub fn give_movable(&mut self, ranges: &[Range<u64>]) -> Result<Report> {
+        let policy = self.sys.join("devices/system/memory/auto_online_blocks");
+        write(&policy, "online_movable")?;
+        let report = self.give(ranges);
+        write(&policy, "online")?;
+        report
+    }
+
     /// Everything soft-reserved that is not RAM yet: for a host that carries nothing.
     ///
     /// # Errors

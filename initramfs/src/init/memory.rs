@@ -21,20 +21,37 @@ fn carried(manifest: &Manifest) -> u64 {
     private.chain(shared).map(|e| e.pages * PAGE_SIZE_U64).sum()
 }
 
-/// Hands back blocks without old pages until there is room for what is carried.
+/// Hands back blocks without old pages for what is carried. The processes' pages shall come to lie there:
+/// what lies in the memory this kernel was started in must be copied at the next upgrade.
 ///
 /// # Errors
 /// The kernel lacks memory hotplug and there is not enough room without it.
 pub(super) fn make_room(saved: &Saved) -> Result<(), HandBackError> {
     let want = carried(&saved.manifest) * 17 / 16 + MARGIN;
     let have = mem_available().unwrap_or(0);
-    if have >= want {
-        return Ok(());
+    let given = match give_empty_blocks(saved, want) {
+        Ok(given) => given,
+        Err(error) if have >= want => {
+            log::warn!("the processes go where there is room: {error}");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    if have + given < want {
+        log::warn!(
+            "{} MiB may be missing while the processes are rebuilt",
+            (want - have - given) >> 20
+        );
     }
+    Ok(())
+}
+
+/// Hands back about `want` bytes of blocks without old pages. Returns how many it were.
+fn give_empty_blocks(saved: &Saved, want: u64) -> Result<u64, HandBackError> {
     let mut back = HandBack::new(Path::new("/sys"))?;
     let block = back.block_size();
     let needed = saved.needed();
-    let mut missing = want - have;
+    let mut missing = want;
     let mut chosen: Vec<Range<u64>> = Vec::new();
     for region in back.regions() {
         let mut at = region.range.start.next_multiple_of(block);
@@ -47,7 +64,7 @@ pub(super) fn make_room(saved: &Saved) -> Result<(), HandBackError> {
             at += block;
         }
     }
-    let report = back.give(&chosen)?;
+    let report = back.give_movable(&chosen)?;
     for left in &report.left {
         log::warn!("memory not handed back: {left}");
     }
@@ -57,13 +74,7 @@ pub(super) fn make_room(saved: &Saved) -> Result<(), HandBackError> {
         report.took,
         want >> 20
     );
-    if missing > 0 {
-        log::warn!(
-            "{} MiB may be missing while the processes are rebuilt",
-            missing >> 20
-        );
-    }
-    Ok(())
+    Ok(report.bytes())
 }
 
 /// Wipes the manifest and hands everything back. Returns what stays out, in words.
