@@ -42,8 +42,10 @@ impl PageRun<'_> {
         match self.from {
             // process_vm_readv(2) copies once, but breaks what fork(2) has shared (it pins pages, and
             // gup_must_unshare in mm/internal.h then gives the process its own), and obeys PROT_NONE.
+            // Frames that are named must stay the process's, whoever else has them.
             PageSource::Process(pid, mem) => {
-                let once = !self.shared && read_process(pid, &[(at, buffer.len())], buffer).is_ok();
+                let pin = !self.shared && self.pfns.is_empty();
+                let once = pin && read_process(pid, &[(at, buffer.len())], buffer).is_ok();
                 let read = if once { Ok(()) } else { mem.read(at, buffer) };
                 read.map_err(io::Error::from)
             }
