@@ -73,6 +73,9 @@ pub enum ResurrectError {
         /// How many.
         pages: u64,
     },
+    /// Pages are not what they were.
+    #[error("{0}")]
+    Pages(String),
     /// This process itself could not do something.
     #[error("{doing}: {errno}")]
     Own {

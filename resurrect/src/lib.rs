@@ -33,4 +33,4 @@ pub mod thread;
 pub mod tree;
 
 pub use error::ResurrectError;
-pub use restore::{Born, Options, World, restore};
+pub use restore::{Born, Filled, Options, World, restore};

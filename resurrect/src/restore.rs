@@ -20,6 +20,9 @@ use sys::{Errno, Pid, process, ptrace, wait};
 /// What is called with the first process, as this process sees its id.
 pub type Born<'a> = &'a dyn Fn(Pid) -> Result<(), String>;
 
+/// What is called with the ids that this process knows the processes by.
+pub type Filled<'a> = &'a dyn Fn(&BTreeMap<Pid, Pid>) -> Result<(), String>;
+
 /// How to restore.
 #[derive(Clone, Copy, Default)]
 pub struct Options<'a> {
@@ -31,6 +34,9 @@ pub struct Options<'a> {
     /// Called once, when the first process is there as a stopped shell: what must be done inside its
     /// namespaces before files are opened.
     pub born: Option<Born<'a>>,
+    /// Called once, when every process has its memory and nothing has run on it yet: the moment to compare
+    /// pages. Later the kernel writes into some (what remains of sleeps, rseq areas).
+    pub filled: Option<Filled<'a>>,
     /// What is handed over in place of open files that were external, by number.
     pub externals: Option<&'a BTreeMap<i32, OwnedFd>>,
 }

@@ -19,6 +19,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("shared memory segments", objects::make_segments),
     ("semaphores and messages", ipc::make),
     ("memory", memory::build),
+    ("a look at the pages", memory::look),
     ("open files", files::open),
     ("descriptor tables", files::hand_over),
     ("directories", process::directories::set),

@@ -5,14 +5,15 @@ use super::saved::Saved;
 use crate::mounts::{self, Phase};
 use crate::settings;
 use nix::fcntl::OFlag;
-use persist_mem::manifest::{Extent, Live, PageChecksums};
+use persist_mem::manifest::{Extent, PageChecksums};
 use persist_mem::phys_store::PhysStore;
 use persist_mem::physmem::PhysMem;
+use resurrect::Options;
 use resurrect::supervisor::namespaces::Home;
 use resurrect::supervisor::report::{Span, TimeLine};
-use resurrect::{Options, World};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -59,18 +60,21 @@ fn rebuild(
         home.run_inside(init, || mount_inside(saved))
             .map_err(|e| format!("mounting /proc of the world: {e}"))
     };
+    let verified = Cell::new(0);
+    let look = |hosts: &BTreeMap<Pid, Pid>| match &saved.upgrade.checksums {
+        Some(sums) => verify(saved, hosts, &store, sums).map(|pages| verified.set(pages)),
+        None => Ok(()),
+    };
     let options = Options {
         elapsed: elapsed(saved),
+        filled: Some(&look),
         root_flags: u64::from(nix::libc::CLONE_NEWPID.cast_unsigned()),
         born: Some(&born),
         ..Options::default()
     };
     let world = resurrect::restore(&saved.manifest, &store, options).map_err(|e| e.to_string())?;
+    outcome.pages_verified = verified.get();
     time.done("resurrect");
-    if let Some(sums) = &saved.upgrade.checksums {
-        outcome.pages_verified = verify(saved, &world, &store, sums)?;
-        time.done("verify");
-    }
     let first = saved.manifest.processes.first().map(|p| p.pid);
     outcome.init = first.and_then(|pid| world.host_pid(pid)).map(|pid| pid.0);
     world.thaw().map_err(|e| e.to_string())?;
@@ -105,24 +109,19 @@ fn mount_inside(saved: &Saved) -> i32 {
 /// Compares every page of every process with the checksum the old kernel's kupgrade made.
 fn verify(
     saved: &Saved,
-    world: &World,
+    hosts: &BTreeMap<Pid, Pid>,
     store: &PhysStore,
     sums: &PageChecksums,
 ) -> Result<u64, String> {
     let mut pages = 0;
     for process in &saved.manifest.processes {
-        let (Some(live), Some(host)) = (process.live(), world.host_pid(process.pid)) else {
+        let (Some(live), Some(&host)) = (process.live(), hosts.get(&process.pid)) else {
             continue;
         };
         let named = |what: String| format!("process {}: {what}", process.pid);
         let mem = sys::procdir::open(host, "mem", OFlag::O_RDONLY)
             .map_err(|e| named(format!("opening its memory: {e}")))?;
-        let check = Check {
-            mem,
-            store,
-            sums,
-            written: written_by_kernel(live),
-        };
+        let check = Check { mem, sums };
         check.all(&live.mm.extents).map_err(named)?;
         pages += live.mm.extents.iter().map(|e| e.pages).sum::<u64>();
     }
@@ -150,25 +149,10 @@ fn verify_kept(extent: &Extent, store: &PhysStore, sums: &PageChecksums) -> Resu
     Ok(())
 }
 
-/// Addresses of pages that the new kernel has written already: it keeps the number of the processor
-/// in a thread's rseq area (rseq(2)).
-fn written_by_kernel(live: &Live) -> BTreeSet<u64> {
-    let areas = live.threads.iter().filter_map(|thread| thread.rseq);
-    let page = |address: u64| address - address % PAGE_SIZE_U64;
-    areas
-        .flat_map(|rseq| {
-            let last = rseq.pointer + u64::from(rseq.size).saturating_sub(1);
-            [page(rseq.pointer), page(last)]
-        })
-        .collect()
-}
-
 /// The comparison for one process.
 struct Check<'a> {
     mem: File,
-    store: &'a PhysStore,
     sums: &'a PageChecksums,
-    written: BTreeSet<u64>,
 }
 
 impl Check<'_> {
@@ -211,12 +195,7 @@ impl Check<'_> {
     }
 
     fn page(&self, va: u64, frame: u64, bytes: &[u8]) -> Result<(), String> {
-        let sum = if self.written.contains(&va) {
-            let sum = self.store.page_crc(frame).map_err(|e| e.to_string())?;
-            sum.ok_or_else(|| format!("the page at {va:#x} is not kept"))?
-        } else {
-            crc32fast::hash(bytes)
-        };
+        let sum = crc32fast::hash(bytes);
         match self.sums.of(frame) {
             Some(right) if right == sum => Ok(()),
             Some(_) => Err(format!(

@@ -34,6 +34,16 @@ use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use sys::{PAGE_SIZE_U64, Pid};
 
+/// Lets who restores look at the pages.
+pub(crate) fn look(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let Some(filled) = restore.options.filled else {
+        return Ok(());
+    };
+    let tasks = restore.tasks.iter();
+    let ids = tasks.map(|(pid, task)| (*pid, task.host_pid())).collect();
+    filled(&ids).map_err(ResurrectError::Pages)
+}
+
 /// What building one process's memory needs.
 struct Builder<'a> {
     pid: Pid,
