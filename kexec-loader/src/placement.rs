@@ -81,12 +81,12 @@ pub fn place(
         return Err(no_room);
     };
     let end = run.end - run.end % PAGE;
-    // Below the limit that the header gives, unless all lies above 4 GiB, where the header's field
-    // cannot reach.
-    let initrd_end = if kernel < 1 << 32 {
-        end.min((image.initrd_max + 1) & !(PAGE - 1))
-    } else {
+    // The header's limit is for boot loaders that enter in 32-bit mode; the kernel's own kexec ignores it for
+    // images that may lie anywhere (arch/x86/kernel/kexec-bzimage64.c).
+    let initrd_end = if image.above_4g {
         end
+    } else {
+        end.min((image.initrd_max + 1) & !(PAGE - 1))
     };
     let high = |what, limit| PlacementError::TooHigh {
         start: run.start,
