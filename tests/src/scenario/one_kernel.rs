@@ -15,7 +15,7 @@ pub(super) fn checkpoint(host: &mut Host, _rig: &Rig) -> Result<()> {
              for i in $(seq 100); do [ -s /var/lab/ck.count ] && break; sleep 0.2; done; cat /var/lab/ck.pid"
         )
     };
-    let count = "import os,time,socket,itertools\ns=None\nopen(\"/var/lab/ck.pid\",\"w\").write(str(os.getpid()))\n\
+    let count = "import os,time,ctypes,itertools\ns=None\nopen(\"/var/lab/ck.pid\",\"w\").write(str(os.getpid()))\n\
                  for n in itertools.count(1):\n  open(\"/var/lab/ck.count\",\"w\").write(str(n)); time.sleep(0.1)\n";
     let pid = last_line(&shell.must(&start(count), SHORT)?);
     shell.must(
@@ -30,15 +30,15 @@ pub(super) fn checkpoint(host: &mut Host, _rig: &Rig) -> Result<()> {
     let shell = &mut host.vm.shell;
     shell.must(&format!("kill {pid}; wait {pid}; true"), SHORT)?;
 
-    let holder = count.replace("s=None", "s=socket.socket()");
+    let holder = count.replace("s=None", "s=ctypes.CDLL(None).syscall(323,0)");
     let pid = last_line(&shell.must(&start(&holder), SHORT)?);
     let refused = shell.run(
         &format!("kupgrade checkpoint --pid {pid} --dir /var/lab/ck-other 2>&1; echo status $?"),
         SHORT,
     )?;
     let text = refused.ok()?;
-    if !text.contains("socket") || !text.contains(&pid) || !text.contains("status 1") {
-        bail!("a socket is not refused by name: {text}");
+    if !text.contains("userfaultfd") || !text.contains(&pid) || !text.contains("status 1") {
+        bail!("a userfaultfd is not refused by name: {text}");
     }
     goes_on(host, &pid)?;
     let shell = &mut host.vm.shell;
