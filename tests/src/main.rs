@@ -54,7 +54,7 @@ enum Command {
     /// Show the table of what is carried, as the last tests found it
     Conformance(conformance::ConformanceArgs),
     /// Measure checkpoint and restore on one kernel beside CRIU
-    Bench,
+    Bench(native::BenchmarkArgs),
     /// One checkpoint and restore, as PID 1 of its own namespaces
     #[command(hide = true)]
     BenchWorker(native::BenchArgs),
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::demo(&args),
         Command::Test(args) => scenario::test(&args),
         Command::Conformance(args) => conformance::conformance(&args),
-        Command::Bench => native::bench(),
+        Command::Bench(args) => native::bench(&args),
         Command::BenchWorker(args) => native::bench_worker(&args),
         Command::NativeWorker(args) => native::worker(&args),
         Command::Bare(args) => bare::bare(&args),

@@ -5,6 +5,7 @@
 //! several run side by side and nothing is left behind.
 
 mod bench;
+mod measure;
 mod worker;
 
 use std::path::{Path, PathBuf};
@@ -13,8 +14,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-pub(crate) use bench::bench;
-pub(crate) use worker::{BenchArgs, WorkerArgs, bench as bench_worker, worker};
+pub(crate) use bench::{BenchmarkArgs, bench};
+pub(crate) use measure::{BenchArgs, bench as bench_worker};
+pub(crate) use worker::{WorkerArgs, worker};
 
 use crate::conformance::{Fate, Table};
 use crate::paths;

@@ -30,7 +30,7 @@ pub(crate) struct WorkerArgs {
     /// The program of the subjects
     subject: PathBuf,
     /// kupgrade
-    kupgrade: PathBuf,
+    pub(super) kupgrade: PathBuf,
     /// Where logs and images go
     dir: PathBuf,
 }
@@ -72,7 +72,7 @@ pub(crate) fn worker(args: &WorkerArgs) -> Result<ExitCode> {
 }
 
 /// Mounts that belong to the namespaces.
-fn furnish() -> Result<()> {
+pub(super) fn furnish() -> Result<()> {
     let fresh = |kind: &str, at: &str, data: Option<&str>| {
         mount(Some(kind), at, Some(kind), MsFlags::empty(), data)
             .with_context(|| format!("cannot mount {kind} on {at}"))
@@ -82,71 +82,16 @@ fn furnish() -> Result<()> {
     fresh("mqueue", "/dev/mqueue", None)
 }
 
-/// What `cargo lab bench-worker` takes.
-#[derive(Args)]
-pub(crate) struct BenchArgs {
-    #[command(flatten)]
-    worker: WorkerArgs,
-    /// The folder of CRIU; without it kupgrade is measured
-    #[arg(long)]
-    criu: Option<PathBuf>,
-}
-
-/// Milliseconds that the two commands took.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Measured {
-    pub(super) checkpoint: f64,
-    pub(super) restore: f64,
-}
-
-/// `cargo lab bench-worker`: one checkpoint and one restore, as JSON.
-pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
-    furnish()?;
-    let mut life = Life::new(&args.worker);
-    life.start()?;
-    let image = life.image("bench");
-    fs::create_dir_all(&image)?;
-    let pid = life.pid.to_string();
-    let timed = |action: &str, kupgrade: &[&str], criu: &[&str]| -> Result<f64> {
-        let mut command = match &args.criu {
-            Some(root) => crate::setup::criu::command(root),
-            None => Command::new(&args.worker.kupgrade),
-        };
-        command.arg(action);
-        command.args(if args.criu.is_some() { criu } else { kupgrade });
-        command.arg(&image);
-        let start = Instant::now();
-        let (ok, text) = life.run(command, action)?;
-        if !ok {
-            bail!("{action}: {text}");
-        }
-        Ok(start.elapsed().as_secs_f64() * 1e3)
-    };
-    let dump = if args.criu.is_some() {
-        "dump"
-    } else {
-        "checkpoint"
-    };
-    let checkpoint = timed(dump, &["--pid", &pid, "--dir"], &["-t", &pid, "-D"])?;
-    life.gone()?;
-    let restore = timed("restore", &["--dir"], &["-d", "-D"])?;
-    life.must_pass("after the restore")?;
-    ui::say(&serde_json::to_string(&Measured {
-        checkpoint,
-        restore,
-    })?);
-    Ok(ExitCode::SUCCESS)
-}
-
-struct Life<'a> {
+/// A subject while it lives.
+pub(super) struct Life<'a> {
     args: &'a WorkerArgs,
-    pid: Pid,
+    pub(super) pid: Pid,
     asked: u32,
     story: Story,
 }
 
 impl<'a> Life<'a> {
-    fn new(args: &'a WorkerArgs) -> Self {
+    pub(super) fn new(args: &'a WorkerArgs) -> Self {
         Self {
             args,
             pid: Pid::from_raw(0),
@@ -185,12 +130,12 @@ impl<'a> Life<'a> {
         self.spoil()
     }
 
-    fn file(&self, ending: &str) -> PathBuf {
+    pub(super) fn file(&self, ending: &str) -> PathBuf {
         self.args.dir.join(format!("s.{ending}"))
     }
 
     /// Starts the subject in a session of its own; returns why it cannot run here.
-    fn start(&mut self) -> Result<Option<String>> {
+    pub(super) fn start(&mut self) -> Result<Option<String>> {
         let log = File::create(self.file("log"))?;
         let child = Command::new("setsid")
             .arg(&self.args.subject)
@@ -257,7 +202,7 @@ impl<'a> Life<'a> {
         self.wait_for("result", &format!("{word} "))
     }
 
-    fn must_pass(&mut self, when: &str) -> Result<()> {
+    pub(super) fn must_pass(&mut self, when: &str) -> Result<()> {
         match self.ask("").with_context(|| when.to_owned())?.as_str() {
             "PASS" => Ok(()),
             other => bail!("{when} it says {other}"),
@@ -331,12 +276,12 @@ impl<'a> Life<'a> {
         })
     }
 
-    fn image(&self, name: &str) -> PathBuf {
+    pub(super) fn image(&self, name: &str) -> PathBuf {
         self.args.dir.join(format!("image-{name}"))
     }
 
     /// Waits until nothing is left of the tree, zombies included.
-    fn gone(&self) -> Result<()> {
+    pub(super) fn gone(&self) -> Result<()> {
         let end = Instant::now() + STEP;
         while Path::new("/proc").join(self.pid.to_string()).exists() {
             self.reap(Pid::from_raw(0))?;
