@@ -3,7 +3,7 @@
 use crate::objects::Objects;
 use crate::proc::{self, Status};
 use crate::{Externals, FreezerError, Refusal, capture, files, tables};
-use sys::Pid;
+use sys::{Errno, Pid, Tid};
 
 /// Why a process would be refused; empty when it is carried. A process that ends meanwhile has
 /// nothing to refuse.
@@ -70,12 +70,16 @@ fn examine(
     objects: &mut Objects,
     externals: &Externals,
 ) -> Result<Vec<Refusal>, FreezerError> {
-    let stat = proc::Stat::read(pid, "stat")?;
-    if stat.state() == 'Z' {
-        return tables::of_threads(pid, true);
+    // All its threads have ended: nothing is left that could not be carried.
+    let Some(representative) = proc::representative(pid) else {
+        return Ok(Vec::new());
+    };
+    let mut found = attributes(pid, representative)?;
+    if representative != pid.leader() {
+        found.extend(capture::leader_refusal(pid)?);
+        found.extend(no_way_to_descriptors(pid));
     }
-    let mut found = attributes(pid)?;
-    found.extend(tables::of_threads(pid, false)?);
+    found.extend(tables::of_threads(pid, representative)?);
     found.extend(namespaces(pid)?);
     found.extend(crate::ipc::undo_refusal(pid));
     found.extend(capture::memory_refusals(pid, objects)?);
@@ -91,9 +95,9 @@ fn examine(
     Ok(found)
 }
 
-fn attributes(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
+fn attributes(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, FreezerError> {
     let comm = proc::comm(pid);
-    let status = Status::read(pid, "status")?;
+    let status = Status::read(pid, &format!("task/{representative}/status"))?;
     let mut found = Vec::new();
     let mut refuse = |resource: &str, reason: String| {
         found.push(Refusal {
@@ -121,6 +125,19 @@ fn attributes(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
     Ok(found)
 }
 
+/// A process whose leader has ended has descriptors to be copied through another thread only.
+fn no_way_to_descriptors(pid: Pid) -> Option<Refusal> {
+    (proc::pidfd(pid).err()? == Errno::EINVAL).then(|| Refusal {
+        pid,
+        comm: proc::comm(pid),
+        resource: "thread".into(),
+        reason:
+            "its leading thread has ended, and this kernel lets nobody copy the descriptors of the \
+                 others (pidfds of threads came with Linux 6.9)"
+                .into(),
+    })
+}
+
 /// What `PTRACE_O_SUSPEND_SECCOMP` takes (kernel/ptrace.c, check_ptrace_options).
 fn may_suspend_seccomp() -> Result<bool, FreezerError> {
     const CAP_SYS_ADMIN: u64 = 1 << 21;
@@ -133,9 +150,8 @@ fn is_32_bit(pid: Pid) -> bool {
     use std::io::Read;
     const ELFCLASS32: u8 = 1;
     let mut head = [0; 5];
-    let read = std::fs::File::open(format!("/proc/{pid}/exe"))
-        .and_then(|mut exe| exe.read_exact(&mut head));
-    read.is_ok() && head[4] == ELFCLASS32
+    let read = proc::open(pid, "exe").is_ok_and(|mut exe| exe.read_exact(&mut head).is_ok());
+    read && head[4] == ELFCLASS32
 }
 
 /// Namespaces other than ours.

@@ -31,8 +31,7 @@ impl Externals {
     /// # Errors
     /// A descriptor is not open there.
     pub fn of(root: Pid, numbers: &[i32], names: Vec<Vec<u8>>) -> Result<Externals, FreezerError> {
-        let pidfd =
-            process::pidfd_open(root).map_err(FreezerError::call(root, "opening a pidfd"))?;
+        let pidfd = proc::pidfd(root).map_err(FreezerError::call(root, "opening a pidfd"))?;
         let mut all = Vec::new();
         for &number in numbers {
             let doing = format!("copying the external descriptor {number}");

@@ -202,7 +202,7 @@ fn mapped_shared(pid: Pid) -> Vec<(u64, u64)> {
 fn open_files(pid: Pid) -> Vec<(u64, u64)> {
     let fds = crate::proc::numbers(pid, "fd").unwrap_or_default();
     fds.into_iter()
-        .filter_map(|fd| std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok())
+        .filter_map(|fd| crate::proc::metadata(pid, &format!("fd/{fd}")).ok())
         .map(|meta| (meta.dev(), meta.ino()))
         .collect()
 }

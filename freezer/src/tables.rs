@@ -28,9 +28,7 @@ fn refusal(pid: Pid, resource: &str, reason: String) -> Refusal {
 /// # Errors
 /// When the processes cannot be listed.
 pub fn shared(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
-    let mut everyone = proc::everyone()?;
-    // Ended ones hold nothing.
-    everyone.retain(|pid| alive(*pid));
+    let everyone = proc::everyone()?;
     let mut found = Vec::new();
     for (kind, resource, flag) in TABLES {
         for run in families(&everyone, kind) {
@@ -95,26 +93,26 @@ impl Sharing {
 /// Those that share a table, together.
 fn families(pids: &[Pid], kind: KcmpKind) -> Vec<Vec<Pid>> {
     // Ascending in the kernel's order. A process that ends meanwhile is left out.
-    let mut families: Vec<Vec<Pid>> = Vec::new();
+    let mut families: Vec<Vec<(Pid, Tid)>> = Vec::new();
     for pid in pids {
+        let Some(tid) = proc::representative(*pid) else {
+            continue;
+        };
         let mut gone = false;
         let place = families.binary_search_by(|family| {
-            kcmp(family[0].leader(), pid.leader(), kind, 0, 0).unwrap_or_else(|_| {
+            kcmp(family[0].1, tid, kind, 0, 0).unwrap_or_else(|_| {
                 gone = true;
                 Ordering::Less
             })
         });
         match place {
             _ if gone => {}
-            Ok(at) => families[at].push(*pid),
-            Err(at) => families.insert(at, vec![*pid]),
+            Ok(at) => families[at].push((*pid, tid)),
+            Err(at) => families.insert(at, vec![(*pid, tid)]),
         }
     }
-    families
-}
-
-fn alive(pid: Pid) -> bool {
-    proc::Stat::read(pid, "stat").is_ok_and(|stat| !matches!(stat.state(), 'Z' | 'X'))
+    let pids = |family: Vec<(Pid, Tid)>| family.into_iter().map(|(pid, _)| pid).collect();
+    families.into_iter().map(pids).collect()
 }
 
 fn in_vfork(family: &[Pid]) -> bool {
@@ -131,25 +129,16 @@ fn waits_in_vfork(pid: Pid) -> Option<Tid> {
     })
 }
 
-/// What threads of a process do not share with their leader, a leader that has ended, and a vfork(2)
-/// that lasts.
+/// What threads of a process do not share with each other, and a vfork(2) that lasts.
 ///
 /// # Errors
 /// When the threads cannot be listed.
-pub(crate) fn of_threads(pid: Pid, leader_ended: bool) -> Result<Vec<Refusal>, FreezerError> {
-    let threads = proc::threads(pid)?;
-    if leader_ended {
-        let others = threads.iter().filter(|tid| **tid != pid.leader()).count();
-        let reason = "its leading thread has ended while others run, which is not carried";
-        return Ok((others > 0)
-            .then(|| refusal(pid, "thread", reason.into()))
-            .into_iter()
-            .collect());
-    }
+pub(crate) fn of_threads(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, FreezerError> {
     let mut found = Vec::new();
-    for tid in threads.into_iter().filter(|tid| *tid != pid.leader()) {
+    let others = proc::threads(pid)?.into_iter();
+    for tid in others.filter(|tid| ![representative, pid.leader()].contains(tid)) {
         for (kind, resource, flag) in &TABLES[1..3] {
-            match kcmp(pid.leader(), tid, *kind, 0, 0) {
+            match kcmp(representative, tid, *kind, 0, 0) {
                 Ok(Ordering::Equal) | Err(Errno::ESRCH) => {}
                 Ok(_) => {
                     let reason = format!("thread {tid} has one of its own (unshare, {flag})");

@@ -70,7 +70,7 @@ impl Kind {
 }
 
 /// Version of all record types. Raised with any change of a type in [`crate::manifest`].
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Why a manifest is not taken.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -54,6 +54,7 @@ pub(crate) mod nr {
     pub(crate) const EPOLL_WAIT: i64 = 232;
     pub(crate) const EPOLL_CTL: i64 = 233;
     pub(crate) const WAITID: i64 = 247;
+    pub(crate) const EXIT: i64 = 60;
     pub(crate) const WAIT4: i64 = 61;
     pub(crate) const IOPRIO_SET: i64 = 251;
     pub(crate) const IO_SETUP: i64 = 206;

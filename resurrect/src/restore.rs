@@ -126,7 +126,8 @@ impl<'a> Restore<'a> {
         for task in self.tasks.values_mut() {
             // The leader can be waited for when the others are gone.
             let rest = task.threads.values().map(|thread| thread.tid());
-            for tid in rest.chain([task.leader.tid()]) {
+            let ending = task.ending.as_ref().map(|leader| leader.tid());
+            for tid in rest.chain([task.first.tid()]).chain(ending) {
                 let _ = wait::wait_for_at_most(tid, Duration::from_secs(2));
             }
         }

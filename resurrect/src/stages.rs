@@ -38,6 +38,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("limits", process::limits::set),
     ("seccomp", thread::seccomp::set),
     ("made-up files", files::pseudo::seek),
+    ("leaders that have ended", thread::leader::end),
     ("credentials", thread::credentials::set),
     ("queued signals", thread::signals::queue),
     ("registers", thread::registers::set),

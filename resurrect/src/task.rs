@@ -22,10 +22,12 @@ pub(crate) enum Memory {
 /// A process that is there, stopped.
 #[derive(Debug)]
 pub(crate) struct Task {
-    /// Its leading thread.
-    pub(crate) leader: Tracee,
+    /// The thread that acts for the process: its leader, or another one that goes on when that does not.
+    pub(crate) first: Tracee,
     /// The other threads, by the id they have in their namespace.
     pub(crate) threads: BTreeMap<Tid, Tracee>,
+    /// Its leader, when it shall end before the others go on.
+    pub(crate) ending: Option<Tracee>,
     /// What its memory is.
     pub(crate) memory: Memory,
 }
@@ -33,11 +35,19 @@ pub(crate) struct Task {
 impl Task {
     /// The process's id as this process sees it.
     pub(crate) fn host_pid(&self) -> Pid {
-        self.leader.pid()
+        self.first.pid()
     }
 
-    /// All its threads, the leader first.
+    /// All its threads, a leader that ends last.
+    pub(crate) fn first_to_last(&mut self) -> impl Iterator<Item = &mut Tracee> {
+        let others = self.threads.values_mut();
+        core::iter::once(&mut self.first)
+            .chain(others)
+            .chain(&mut self.ending)
+    }
+
+    /// All its threads that go on, the one that acts for it first.
     pub(crate) fn all(&mut self) -> impl Iterator<Item = &mut Tracee> {
-        core::iter::once(&mut self.leader).chain(self.threads.values_mut())
+        core::iter::once(&mut self.first).chain(self.threads.values_mut())
     }
 }

@@ -27,6 +27,21 @@ pub fn pidfd_open_with(pid: Pid, flags: u32) -> Result<OwnedFd> {
     unsafe { syscall(libc::SYS_pidfd_open, args) }.map(owned)
 }
 
+/// A pidfd through which descriptors can be copied: of the process, or of its thread `tid` where the leader
+/// has ended and has none any more (`PIDFD_THREAD`, Linux 6.9).
+///
+/// # Errors
+/// As [`pidfd_open_with`].
+pub fn pidfd_through(pid: Pid, tid: Tid) -> Result<OwnedFd> {
+    // include/uapi/linux/pidfd.h
+    const PIDFD_THREAD: u32 = 0o200;
+    if tid == pid.leader() {
+        pidfd_open(pid)
+    } else {
+        pidfd_open_with(Pid(tid.0), PIDFD_THREAD)
+    }
+}
+
 /// pidfd_getfd(2): a copy of descriptor `fd` of the process, sharing its open file description.
 ///
 /// # Errors

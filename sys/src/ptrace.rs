@@ -36,6 +36,8 @@ pub mod options {
     pub const EXITKILL: u64 = 1 << 20;
     /// Seccomp filters do not apply while the tracee is traced (needs CAP_SYS_ADMIN).
     pub const SUSPEND_SECCOMP: u64 = 1 << 21;
+    /// A thread that ends stops before (`PTRACE_O_TRACEEXIT`).
+    pub const TRACEEXIT: u64 = 1 << 6;
 }
 
 /// Size of the kernel's siginfo as ptrace hands it over.

@@ -4,11 +4,11 @@
 //! time is begun with that as the option, which is put back as soon as the thread sleeps in the call.
 
 use crate::procdir;
-use crate::process::{pidfd_getfd, pidfd_open};
+use crate::process::pidfd_getfd;
 use crate::{Pid, Result, Tid};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// How long the thread may take to get to its call.
@@ -23,13 +23,12 @@ pub struct SocketWait {
 }
 
 impl SocketWait {
-    /// Looks at descriptor `fd` of a process. None when there is no time-out.
+    /// Looks at descriptor `fd` of the process that `pidfd` stands for. None when there is no time-out.
     ///
     /// # Errors
     /// `EBADF`, `ENOTSOCK`.
-    pub fn of(pid: Pid, fd: i32, sends: bool) -> Result<Option<SocketWait>> {
-        let pidfd = pidfd_open(pid)?;
-        let socket = pidfd_getfd(pidfd.as_fd(), fd)?;
+    pub fn of(pidfd: BorrowedFd<'_>, fd: i32, sends: bool) -> Result<Option<SocketWait>> {
+        let socket = pidfd_getfd(pidfd, fd)?;
         let whole = if sends {
             getsockopt(&socket, sockopt::SendTimeout)?
         } else {

@@ -114,7 +114,7 @@ impl Tracee {
     /// # Errors
     /// When its memory cannot be opened.
     pub fn new(pid: Pid, tid: Tid) -> Result<Tracee, TraceeError> {
-        let mem = ProcMem::open(pid).map_err(|errno| TraceeError::Request {
+        let mem = ProcMem::of_thread(pid, tid).map_err(|errno| TraceeError::Request {
             tid,
             doing: "opening its memory",
             errno,

@@ -1,6 +1,6 @@
 //! Memory of other processes.
 
-use crate::{Pid, Result};
+use crate::{Pid, Result, Tid};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use std::fs::File;
@@ -25,6 +25,15 @@ impl ProcMem {
     /// `ENOENT` when it is gone, `EACCES` without ptrace access.
     pub fn open(pid: Pid) -> Result<ProcMem> {
         crate::procdir::open(pid, "mem", OFlag::O_RDWR).map(|file| ProcMem { file })
+    }
+
+    /// Opens the memory of a process through one of its threads: a leader that has ended has none.
+    ///
+    /// # Errors
+    /// As [`ProcMem::open`].
+    pub fn of_thread(pid: Pid, tid: Tid) -> Result<ProcMem> {
+        crate::procdir::open(pid, &format!("task/{tid}/mem"), OFlag::O_RDWR)
+            .map(|file| ProcMem { file })
     }
 
     /// Fills `buffer` from address `va`.

@@ -2,10 +2,9 @@
 //!
 //! Requests under way end by themselves; who waits for a disk waits for milliseconds.
 
-use crate::proc::Mapping;
+use crate::proc::{self, Mapping};
 use persist_mem::manifest::AioRing;
 use sys::Pid;
-use sys::vm::ProcMem;
 
 /// `struct aio_ring` and `struct io_event` (fs/aio.c, include/uapi/linux/aio_abi.h), in bytes.
 const HEADER: u64 = 32;
@@ -20,7 +19,7 @@ pub(super) fn is_ring(map: &Mapping) -> bool {
 /// A ring with the events in it.
 pub(super) fn ring(pid: Pid, map: &Mapping) -> Result<AioRing, String> {
     let unreadable = |errno| format!("its ring cannot be read: {errno}");
-    let mem = ProcMem::open(pid).map_err(unreadable)?;
+    let mem = proc::memory(pid).map_err(unreadable)?;
     let header = mem.read_vec(map.start, 32).map_err(unreadable)?;
     let word = |index: usize| {
         let bytes = header.get(index * 4..index * 4 + 4);

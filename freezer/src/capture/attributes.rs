@@ -19,7 +19,7 @@ pub(super) struct Attributes {
     pub(super) thp_disabled: bool,
 }
 
-pub(super) fn capture(leader: &mut Tracee) -> Result<Attributes, TraceeError> {
+pub(super) fn capture(first: &mut Tracee) -> Result<Attributes, TraceeError> {
     let mut batch = Batch::new();
     let brk = batch.call("brk", BRK, [0.into()]);
     let flag = batch.space(8);
@@ -30,7 +30,7 @@ pub(super) fn capture(leader: &mut Tracee) -> Result<Attributes, TraceeError> {
     );
     let dumpable = batch.call("asking for dumpable", PRCTL, [PR_GET_DUMPABLE.into()]);
     let thp = batch.call("asking for THP", PRCTL, [PR_GET_THP_DISABLE.into()]);
-    let out = leader.run(&batch)?;
+    let out = first.run(&batch)?;
     Ok(Attributes {
         brk: out.result(brk).unwrap_or(0),
         child_subreaper: out.u32(flag, 0) != 0,

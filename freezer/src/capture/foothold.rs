@@ -35,8 +35,8 @@ pub(super) struct Way {
 
 impl Finder {
     /// None when no system call instruction is mapped.
-    pub(super) fn find(&mut self, leader: &Tracee, maps: &[Mapping], frame: u64) -> Option<Way> {
-        let mem = leader.mem();
+    pub(super) fn find(&mut self, first: &Tracee, maps: &[Mapping], frame: u64) -> Option<Way> {
+        let mem = first.mem();
         let mut code: Vec<_> = maps.iter().filter(|map| map.perms[2] == b'x').collect();
         // The vdso has gates; the C library has both, the program itself when it is static.
         code.sort_by_key(|map| (map.name != b"[vdso]", !is_libc(&map.name)));
@@ -51,7 +51,7 @@ impl Finder {
             }
         }
         let foothold = gate.zip(restorer).and_then(|(gate, restorer)| {
-            let free_below = free_memory(leader, maps, frame)?;
+            let free_below = free_memory(first, maps, frame)?;
             Some(Foothold {
                 gate,
                 restorer,
@@ -61,7 +61,7 @@ impl Finder {
         if foothold.is_none() {
             log::warn!(
                 "process {}: no way back is found: it must not be left alone for some microseconds",
-                leader.pid()
+                first.pid()
             );
         }
         Some(Way {
@@ -126,10 +126,10 @@ fn is_libc(name: &[u8]) -> bool {
 
 /// Memory for a frame of `size` bytes that nobody uses: the stack is made to grow downwards, as it
 /// does by itself; or the part of the stack that signal handlers use.
-fn free_memory(leader: &Tracee, maps: &[Mapping], size: u64) -> Option<u64> {
-    let mem = leader.mem();
+fn free_memory(first: &Tracee, maps: &[Mapping], size: u64) -> Option<u64> {
+    let mem = first.mem();
     let stack = maps.iter().find(|map| map.name == b"[stack]")?;
-    let rsp = leader.regs().ok()?.rsp;
+    let rsp = first.regs().ok()?.rsp;
     let used_before = mem
         .read_vec(stack.start, MAGIC.len())
         .is_ok_and(|bytes| bytes == MAGIC);

@@ -26,7 +26,7 @@ pub(super) struct Inside {
     pub(super) socket_wait: Option<SocketTimeout>,
 }
 
-/// All threads of a process, the leader first.
+/// All threads of a process that live, the leader first, if it does.
 pub(super) fn threads(frozen: &Frozen, pid: Pid) -> Result<Vec<Inside>, FreezerError> {
     let mut threads: Vec<Inside> = Vec::new();
     for (tid, state) in frozen.threads(pid) {

@@ -12,11 +12,11 @@ const GET_REGISTRATIONS: i32 = 1 << 9;
 const PRIVATE: [(i32, u32); 3] = [(1 << 3, 1 << 4), (1 << 5, 1 << 6), (1 << 7, 1 << 8)];
 
 /// The registering commands, as bits.
-pub(super) fn capture(leader: &mut Tracee) -> Result<u32, TraceeError> {
+pub(super) fn capture(first: &mut Tracee) -> Result<u32, TraceeError> {
     let mut batch = Batch::new();
     let args = [GET_REGISTRATIONS.into(), 0.into(), 0.into()];
     let all = batch.try_call("asking for memory barriers", MEMBARRIER, args);
-    let out = leader.run(&batch)?;
+    let out = first.run(&batch)?;
     if let Ok(found) = out.result(all) {
         return Ok(found as u32);
     }
@@ -27,7 +27,7 @@ pub(super) fn capture(leader: &mut Tracee) -> Result<u32, TraceeError> {
         let call = batch.try_call("trying a memory barrier", MEMBARRIER, args);
         (call, registers)
     });
-    let out = leader.run(&batch)?;
+    let out = first.run(&batch)?;
     Ok(tried
         .into_iter()
         .filter(|(call, _)| match out.result(*call) {

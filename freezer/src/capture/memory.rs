@@ -10,7 +10,6 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use sys::Pid;
-use sys::vm::ProcMem;
 
 /// The mappings of a process but for `[vsyscall]`, which is the kernel's.
 pub(super) fn mappings(pid: Pid) -> Result<Vec<Mapping>, FreezerError> {
@@ -43,7 +42,7 @@ pub(super) fn capture(
             .map_err(|e| FreezerError::refuse(pid, place(map), e.reason()))?;
         if vma.backing == Backing::Vdso {
             let len = usize::try_from(vma.len()).unwrap_or(0);
-            let mem = ProcMem::open(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
+            let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
             vdso = mem
                 .read_vec(vma.start, len)
                 .map_err(FreezerError::call(pid, "reading its vdso"))?;
@@ -82,7 +81,7 @@ fn executable(pid: Pid, objects: &mut Objects) -> Result<(FileRef, Option<u32>),
     if !path.ends_with(DELETED) {
         return Ok((files::reference(pid, "exe")?, None));
     }
-    let link = format!("/proc/{pid}/exe");
+    let link = proc::path(pid, "exe");
     let object = objects
         .find(pid, &link, |file| objects::deleted(file, &path))
         .map_err(|e| FreezerError::refuse(pid, "exe", e.reason()))?;
@@ -161,7 +160,7 @@ fn backing(pid: Pid, map: &Mapping, objects: &mut Objects) -> Result<Backing, Ob
         });
     }
     let kind = |file: &File| kind(map, file);
-    let link = format!("/proc/{pid}/{}", map.map_file());
+    let link = proc::path(pid, &map.map_file());
     let object = objects.find(pid, &link, kind)?;
     Ok(Backing::Object {
         object,

@@ -6,6 +6,7 @@ mod credentials;
 mod foothold;
 mod inside;
 mod lasting;
+mod leader;
 mod membarrier;
 mod memory;
 mod pages;
@@ -18,6 +19,7 @@ mod sleep;
 mod thread;
 mod timers;
 
+pub(crate) use leader::refusal as leader_refusal;
 pub(crate) use memory::refusals as memory_refusals;
 pub use pages::capture_pages;
 

@@ -31,7 +31,7 @@ pub fn capture_pages(
         if live.mm_of.is_some() {
             continue;
         }
-        let mem = ProcMem::open(process.pid)
+        let mem = crate::proc::memory(process.pid)
             .map_err(FreezerError::call(process.pid, "opening its memory"))?;
         saver.save_process(process.pid, &mem, &zero, &mut live.mm)?;
     }

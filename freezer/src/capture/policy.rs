@@ -5,7 +5,7 @@ use crate::proc::{Mapping, Pagemap, Status};
 use persist_mem::manifest::{AddressSpace, LockFuture};
 use sys::batch::Batch;
 use sys::tracee::{Scratch, Tracee, TraceeError};
-use sys::{PAGE_SIZE_U64, Pid, ptrace};
+use sys::{PAGE_SIZE_U64, Pid, Tid, ptrace};
 
 const PRCTL: i64 = 157;
 const PKEY_ALLOC: i64 = 330;
@@ -15,9 +15,9 @@ const PR_GET_MEMORY_MERGE: i32 = 68;
 /// Keys of the processor, key 0 among them (pkeys(7)).
 const KEYS: usize = 16;
 
-/// Kilobytes of locked memory.
-pub(super) fn locked(pid: Pid) -> Result<u64, FreezerError> {
-    let status = Status::read(pid, "status")?;
+/// Kilobytes of locked memory, by one of its threads.
+pub(super) fn locked(pid: Pid, tid: Tid) -> Result<u64, FreezerError> {
+    let status = Status::read(pid, &format!("task/{tid}/status"))?;
     let text = status.value("VmLck").unwrap_or("0");
     Ok(text.trim_end_matches(" kB").trim().parse().unwrap_or(0))
 }
@@ -25,11 +25,11 @@ pub(super) fn locked(pid: Pid) -> Result<u64, FreezerError> {
 /// mlockall(2) `MCL_FUTURE` by what became of the scratch mapping: locked or not, and brought in or
 /// not. To be asked when the mapping is new and nothing has been written behind its code page.
 pub(super) fn lock_future(
-    pid: Pid,
+    (pid, tid): (Pid, Tid),
     locked_before: u64,
     scratch: Scratch,
 ) -> Result<LockFuture, FreezerError> {
-    if locked(pid)? <= locked_before {
+    if locked(pid, tid)? <= locked_before {
         return Ok(LockFuture::No);
     }
     let end = scratch.address + scratch.len as u64;
@@ -44,7 +44,7 @@ pub(super) fn lock_future(
 
 /// prctl settings and protection keys, asked from inside.
 pub(super) fn capture(
-    leader: &mut Tracee,
+    first: &mut Tracee,
     maps: &[Mapping],
     mm: &mut AddressSpace,
 ) -> Result<(), TraceeError> {
@@ -52,38 +52,38 @@ pub(super) fn capture(
     // Kernels that do not know them cannot have them set.
     let mdwe = batch.try_call("asking for MDWE", PRCTL, [PR_GET_MDWE.into()]);
     let merge = batch.try_call("asking for KSM", PRCTL, [PR_GET_MEMORY_MERGE.into()]);
-    let out = leader.run(&batch)?;
+    let out = first.run(&batch)?;
     mm.deny_write_exec = out.result(mdwe).unwrap_or(0) as u32;
     mm.merge_any = out.result(merge).is_ok_and(|on| on == 1);
     mm.protection_keys = 1;
     if maps.iter().any(|map| map.protection_key.is_some()) {
-        mm.protection_keys = protection_keys(leader)?;
+        mm.protection_keys = protection_keys(first)?;
     }
     Ok(())
 }
 
 /// The keys that are allocated: those that cannot be had any more. Allocating one sets its rights
 /// for the thread, so the extended state is put back.
-fn protection_keys(leader: &mut Tracee) -> Result<u16, TraceeError> {
+fn protection_keys(first: &mut Tracee) -> Result<u16, TraceeError> {
     let request = |doing| {
-        let tid = leader.tid();
+        let tid = first.tid();
         move |errno| TraceeError::Request { tid, doing, errno }
     };
     let failed = request("reading its extended state");
     let put_back = request("putting back its extended state");
-    let xstate = ptrace::get_xstate(leader.tid()).map_err(failed)?;
+    let xstate = ptrace::get_xstate(first.tid()).map_err(failed)?;
     let mut batch = Batch::new();
     let tried: Vec<_> = (0..KEYS)
         .map(|_| batch.try_call("trying a protection key", PKEY_ALLOC, [0.into(), 0.into()]))
         .collect();
-    let out = leader.run(&batch)?;
+    let out = first.run(&batch)?;
     let free: Vec<u64> = tried.iter().filter_map(|c| out.result(*c).ok()).collect();
     let mut batch = Batch::new();
     for key in &free {
         batch.call("freeing a protection key", PKEY_FREE, [(*key).into()]);
     }
-    let freed = leader.run(&batch);
-    ptrace::set_xstate(leader.tid(), &xstate).map_err(put_back)?;
+    let freed = first.run(&batch);
+    ptrace::set_xstate(first.tid(), &xstate).map_err(put_back)?;
     freed?;
     let taken = free
         .iter()

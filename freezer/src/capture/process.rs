@@ -3,12 +3,12 @@
 use super::foothold::Finder;
 use super::inside::{self, Inside};
 use super::timers::TimersAt;
-use super::{attributes, membarrier, memory, policy, reports, signals, thread, timers};
+use super::{attributes, leader, membarrier, memory, policy, reports, signals, thread, timers};
 use crate::files::Table;
 use crate::proc::{self, Stat, Status};
 use crate::{FreezerError, Frozen};
 use persist_mem::manifest::{AddressSpace, FileRef, Live, LockFuture, Process, State};
-use sys::{PAGE_SIZE, Pid, ptrace};
+use sys::{PAGE_SIZE, Pid, Tid, ptrace};
 
 /// Room for the largest batch: 64 signal actions, the timers, the rest.
 const SCRATCH: usize = 64 << 10;
@@ -21,7 +21,12 @@ pub(super) fn capture(
     table: &mut Table,
     finder: &mut Finder,
 ) -> Result<(Process, TimersAt), FreezerError> {
-    let stat = Stat::read(pid, "stat")?;
+    let first = first(frozen, pid)?;
+    let stat = Stat::read(pid, &format!("task/{first}/stat"))?;
+    let ended_leader = match first == pid.leader() {
+        true => None,
+        false => Some(leader::capture(pid)?),
+    };
     let maps = memory::mappings(pid)?;
     // Everything that looks at memory comes before the scratch mapping is made.
     let mut mm = memory::capture(pid, &stat, &maps, &mut table.objects)?;
@@ -45,6 +50,9 @@ pub(super) fn capture(
         }
     }
     let (mut live, more, timers_at) = described?;
+    let leader = ended_leader.as_ref();
+    let exit_signal = leader.map_or(stat.exit_signal(), |leader| leader.exit_signal);
+    live.ended_leader = ended_leader;
     (live.cwd, live.cwd_removed) = (cwd, cwd_removed);
     unmapped?;
     put_back?;
@@ -60,10 +68,17 @@ pub(super) fn capture(
         ppid: stat.pid(4),
         pgid: stat.pid(5),
         sid: stat.pid(6),
-        exit_signal: stat.exit_signal(),
+        exit_signal,
         state: State::Live(Box::new(live)),
     };
     Ok((process, timers_at))
+}
+
+/// The thread that answers for the process: its leader, unless that has ended.
+fn first(frozen: &Frozen, pid: Pid) -> Result<Tid, FreezerError> {
+    let threads = frozen.threads(pid);
+    let first = threads.first().map(|(tid, _)| *tid);
+    first.ok_or_else(|| FreezerError::refuse(pid, "threads", "it has none"))
 }
 
 /// Room for batches in a process.
@@ -92,8 +107,9 @@ fn map_scratch(
         return Err(FreezerError::refuse(pid, "threads", "it has none"));
     };
     let tracee = &mut thread.tracee;
-    let xstate = ptrace::get_xstate(tracee.tid())
-        .map_err(FreezerError::call(pid, "reading its extended state"))?;
+    let tid = tracee.tid();
+    let xstate =
+        ptrace::get_xstate(tid).map_err(FreezerError::call(pid, "reading its extended state"))?;
     let frame = (xstate.len() + FRAME).next_multiple_of(PAGE_SIZE) as u64;
     let way = finder.find(tracee, maps, frame).ok_or_else(|| {
         FreezerError::refuse(pid, "memory", "no system call instruction is mapped")
@@ -101,11 +117,11 @@ fn map_scratch(
     if let Some(foothold) = way.foothold {
         tracee.set_foothold(foothold);
     }
-    let locked = policy::locked(pid)?;
+    let locked = policy::locked(pid, tid)?;
     let scratch = tracee
         .map_scratch(way.gate, SCRATCH)
         .map_err(FreezerError::tracee(pid))?;
-    let lock_future = policy::lock_future(pid, locked, scratch);
+    let lock_future = policy::lock_future((pid, tid), locked, scratch);
     for thread in threads.iter_mut() {
         let adopted = thread.tracee.adopt_scratch(scratch, true);
         adopted.map_err(FreezerError::tracee(pid))?;
@@ -123,15 +139,16 @@ fn describe(
     pid: Pid,
     inside: &mut [Inside],
 ) -> Result<(Live, attributes::Attributes, TimersAt), FreezerError> {
-    let status = Status::read(pid, "status")?;
-    let leader = &mut inside[0].tracee;
-    let actions = signals::actions(leader).map_err(FreezerError::tracee(pid))?;
-    let more = attributes::capture(leader).map_err(FreezerError::tracee(pid))?;
+    let first = &mut inside[0].tracee;
+    let first_tid = first.tid();
+    let status = Status::read(pid, &format!("task/{first_tid}/status"))?;
+    let actions = signals::actions(first).map_err(FreezerError::tracee(pid))?;
+    let more = attributes::capture(first).map_err(FreezerError::tracee(pid))?;
     let timers_at = TimersAt::now();
-    let itimers = timers::itimers(leader).map_err(FreezerError::tracee(pid))?;
-    let posix = timers::posix(pid, leader)?;
+    let itimers = timers::itimers(first).map_err(FreezerError::tracee(pid))?;
+    let posix = timers::posix(pid, first)?;
     let children = proc::children(pid)?;
-    let reports = reports::capture(leader, &children).map_err(FreezerError::tracee(pid))?;
+    let reports = reports::capture(first, &children).map_err(FreezerError::tracee(pid))?;
     let mut filters = Vec::new();
     let threads = inside
         .iter_mut()
@@ -143,6 +160,7 @@ fn describe(
         .find_map(|(_, thread)| thread.group_stop);
     let live = Live {
         threads,
+        ended_leader: None,
         mm: AddressSpace::default(),
         files: Vec::new(),
         mm_of: None,
@@ -157,7 +175,7 @@ fn describe(
             .and_then(|t| u32::from_str_radix(t, 8).ok())
             .unwrap_or(0o22),
         actions,
-        pending: signals::pending(pid, pid.leader(), true)?,
+        pending: signals::pending(pid, first_tid, true)?,
         stopped,
         reports,
         limits: attributes::limits(pid)?,

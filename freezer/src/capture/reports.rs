@@ -19,7 +19,7 @@ const CLD_CONTINUED: u32 = 6;
 
 /// Asks, without taking the reports.
 pub(super) fn capture(
-    leader: &mut Tracee,
+    first: &mut Tracee,
     children: &[Pid],
 ) -> Result<Vec<(Pid, ChildReport)>, TraceeError> {
     let mut found = Vec::new();
@@ -39,7 +39,7 @@ pub(super) fn capture(
             batch.try_call("asking for a child", WAITID, args);
             asked.push((*child, info));
         }
-        let out = leader.run(&batch)?;
+        let out = first.run(&batch)?;
         for (child, info) in asked {
             // si_signo, si_errno, si_code
             match out.u32(info, 2) {

@@ -13,7 +13,7 @@ const SIGSTOP: i32 = 19;
 
 /// All 64 dispositions, signal 1 first. No file of `/proc` shows handlers, so they are asked for
 /// inside.
-pub(super) fn actions(leader: &mut Tracee) -> Result<Vec<SigAction>, TraceeError> {
+pub(super) fn actions(first: &mut Tracee) -> Result<Vec<SigAction>, TraceeError> {
     let mut batch = Batch::new();
     let mut buffers = Vec::new();
     for signal in 1..=SIGNALS {
@@ -24,7 +24,7 @@ pub(super) fn actions(leader: &mut Tracee) -> Result<Vec<SigAction>, TraceeError
             batch.call("asking for a signal action", RT_SIGACTION, args);
         }
     }
-    let out = leader.run(&batch)?;
+    let out = first.run(&batch)?;
     let action = |buffer| SigAction {
         handler: out.u64(buffer, 0),
         flags: out.u64(buffer, 1),

@@ -54,7 +54,7 @@ fn counts_cpu(clock: i32) -> bool {
 }
 
 /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
-pub(super) fn itimers(leader: &mut Tracee) -> Result<[Itimer; 3], TraceeError> {
+pub(super) fn itimers(first: &mut Tracee) -> Result<[Itimer; 3], TraceeError> {
     let mut batch = Batch::new();
     let buffers = [0, 1, 2].map(|which| {
         let buffer = batch.space(32);
@@ -65,7 +65,7 @@ pub(super) fn itimers(leader: &mut Tracee) -> Result<[Itimer; 3], TraceeError> {
         );
         buffer
     });
-    let out = leader.run(&batch)?;
+    let out = first.run(&batch)?;
     Ok(buffers.map(|buffer| Itimer {
         interval_us: out.u64(buffer, 0) * 1_000_000 + out.u64(buffer, 1),
         value_us: out.u64(buffer, 2) * 1_000_000 + out.u64(buffer, 3),
@@ -73,7 +73,7 @@ pub(super) fn itimers(leader: &mut Tracee) -> Result<[Itimer; 3], TraceeError> {
 }
 
 /// Timers made by timer_create(2): `/proc/PID/timers` lists them, their state is asked inside.
-pub(super) fn posix(pid: Pid, leader: &mut Tracee) -> Result<Vec<PosixTimer>, FreezerError> {
+pub(super) fn posix(pid: Pid, first: &mut Tracee) -> Result<Vec<PosixTimer>, FreezerError> {
     let text = proc::read_text(pid, "timers")?;
     let format = || FreezerError::Format {
         pid,
@@ -96,7 +96,7 @@ pub(super) fn posix(pid: Pid, leader: &mut Tracee) -> Result<Vec<PosixTimer>, Fr
         let overrun = batch.call("asking for overruns", TIMER_GETOVERRUN, [timer.id.into()]);
         asked.push((buffer, overrun));
     }
-    let out = leader.run(&batch).map_err(FreezerError::tracee(pid))?;
+    let out = first.run(&batch).map_err(FreezerError::tracee(pid))?;
     for (timer, (buffer, overrun)) in timers.iter_mut().zip(asked) {
         timer.interval = out.u64(buffer, 0) * 1_000_000_000 + out.u64(buffer, 1);
         timer.remaining = out.u64(buffer, 2) * 1_000_000_000 + out.u64(buffer, 3);

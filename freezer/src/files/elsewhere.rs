@@ -162,7 +162,7 @@ fn end(pid: Pid, fd: i32) -> Option<End> {
         let info = FdInfo::read(pid, fd).ok()?;
         return info.number("tty-index", 10).map(End::Master);
     }
-    let file = std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?;
+    let file = proc::metadata(pid, &format!("fd/{fd}")).ok()?;
     let opened = || FdInfo::read(pid, fd).ok()?.number("flags", 8);
     (file.file_type().is_fifo() && opened()? & u64::from(O_PATH) == 0)
         .then(|| End::Fifo(file.dev(), file.ino()))

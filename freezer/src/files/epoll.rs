@@ -62,15 +62,23 @@ fn gone(fd: i32) -> String {
 /// Finds what the entries watch, in a running process: among its own descriptors, else among those of
 /// all processes.
 pub(super) fn check(open: &Open<'_>, targets: &[EpollTarget]) -> Result<(), FreezerError> {
-    let holder = open.pid.leader();
-    let is = |pid: Pid, fd: i32, slot: EpollSlot| {
-        kcmp_epoll(pid.leader(), fd, holder, slot).is_ok_and(|order| order.is_eq())
+    // One that has ended meanwhile has no entries left to look for.
+    let Some(holder) = proc::representative(open.pid) else {
+        return Ok(());
+    };
+    let is = |tid: Tid, fd: i32, slot: EpollSlot| {
+        kcmp_epoll(tid, fd, holder, slot).is_ok_and(|order| order.is_eq())
+    };
+    let any_of = |pid: Pid, slot: EpollSlot| {
+        proc::representative(pid).is_some_and(|tid| {
+            let fds = proc::numbers(pid, "fd").unwrap_or_default();
+            fds.into_iter().any(|fd| is(tid, fd, slot))
+        })
     };
     for (target, slot) in targets.iter().zip(slots(open.fd, targets)) {
-        let fds = |pid: Pid| proc::numbers(pid, "fd").unwrap_or_default();
-        let known = is(open.pid, target.fd, slot)
-            || fds(open.pid).into_iter().any(|fd| is(open.pid, fd, slot))
-            || everyone().any(|pid| fds(pid).into_iter().any(|fd| is(pid, fd, slot)));
+        let known = is(holder, target.fd, slot)
+            || any_of(open.pid, slot)
+            || everyone().any(|pid| any_of(pid, slot));
         // An entry that is gone by now is nobody's any more.
         let there = proc::FdInfo::read(open.pid, open.fd).is_ok_and(|info| {
             let mut entries = info.values("tfd").filter_map(parse);

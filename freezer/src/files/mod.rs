@@ -154,7 +154,7 @@ impl Table {
             return path::reference(pid, "cwd").map(|cwd| (cwd, None));
         }
         let link = proc::link(pid, "cwd")?;
-        let stat = nix::sys::stat::stat(format!("/proc/{pid}/cwd").as_str());
+        let stat = nix::sys::stat::stat(proc::path(pid, "cwd").as_str());
         let stat = stat.map_err(FreezerError::call(pid, "cwd: stat"))?;
         let id = self.removed.note(&link, &stat);
         Ok((FileRef::default(), Some(id)))
@@ -162,7 +162,7 @@ impl Table {
 
     /// Every descriptor of a process.
     pub(crate) fn capture(&mut self, pid: Pid) -> Result<Vec<Descriptor>, FreezerError> {
-        let pidfd = process::pidfd_open(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
+        let pidfd = proc::pidfd(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
         let mut found = Vec::new();
         for fd in proc::numbers(pid, "fd")? {
             let copy = process::pidfd_getfd(pidfd.as_fd(), fd)
@@ -403,7 +403,7 @@ fn by_type(open: &Open<'_>) -> Result<Class, FreezerError> {
 /// Whether a process's current directory has no name any more.
 pub(crate) fn removed_cwd(pid: Pid) -> bool {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.nlink() == 0)
+    proc::metadata(pid, "cwd").is_ok_and(|cwd| cwd.nlink() == 0)
 }
 
 /// What of a process's descriptors is not carried, found without stopping it.
@@ -412,7 +412,7 @@ pub(crate) fn refusals(
     objects: &mut Objects,
     externals: &Externals,
 ) -> Result<Vec<Refusal>, FreezerError> {
-    let pidfd = process::pidfd_open(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
+    let pidfd = proc::pidfd(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
     let mut found = Vec::new();
     let mut sockets = socket::Facts::default();
     for fd in proc::numbers(pid, "fd")? {

@@ -94,13 +94,8 @@ pub(super) fn file(open: &Open<'_>) -> FileRef {
 /// A refusal when it has been removed or replaced.
 pub fn reference(pid: Pid, link: &str) -> Result<FileRef, FreezerError> {
     let path = proc::link(pid, link)?;
-    let cause = |cause| FreezerError::Proc {
-        pid,
-        what: link.into(),
-        cause,
-    };
     // Through the link: the file itself, wherever its path leads now.
-    let held = std::fs::metadata(format!("/proc/{pid}/{link}")).map_err(cause)?;
+    let held = proc::metadata(pid, link)?;
     let now = std::fs::metadata(OsStr::from_bytes(&path));
     if !now.is_ok_and(|now| (now.ino(), now.dev()) == (held.ino(), held.dev())) {
         let text = String::from_utf8_lossy(&path).into_owned();

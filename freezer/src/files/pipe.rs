@@ -5,6 +5,7 @@ use crate::FreezerError;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, tee};
 use persist_mem::manifest::{Pipe, PipeId};
 use std::fs::OpenOptions;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use sys::Errno;
 
@@ -57,7 +58,7 @@ fn contents(
     packets: bool,
 ) -> Result<(Vec<u8>, Vec<u32>), FreezerError> {
     // Through /proc the write end gives a read end as well.
-    let path = format!("/proc/{}/fd/{}", open.pid, open.fd);
+    let path = format!("/proc/self/fd/{}", open.copy.as_raw_fd());
     let source = OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())

@@ -4,10 +4,10 @@
 //! time-out. Setting the registers is one step, so the thread goes on well whenever it is let go.
 
 use super::{FrozenThread, sleepers};
-use crate::FreezerError;
+use crate::{FreezerError, proc};
+use std::os::fd::{AsFd, OwnedFd};
 use sys::regs::{Regs, restart};
 use sys::socket_wait::SocketWait;
-use sys::vm::ProcMem;
 use sys::{Pid, Tid, ptrace};
 
 const EINTR: i64 = 4;
@@ -147,7 +147,7 @@ impl Repeated {
     /// Shortens the time-out of the socket for a thread that is about to be let go.
     pub(super) fn begin_socket_wait(&self) -> Option<SocketWait> {
         let (fd, sends, left) = self.socket_wait()?;
-        let wait = SocketWait::of(self.pid, fd, sends).ok()??;
+        let wait = SocketWait::of(proc::pidfd(self.pid).ok()?.as_fd(), fd, sends).ok()??;
         wait.begin(left).ok()?;
         Some(wait)
     }
@@ -175,7 +175,10 @@ fn whole_ns(pid: Pid, regs: &Regs, timeout: TimeOut) -> Result<Option<u64>, Free
         return Ok((whole > 0).then(|| u64::from(whole.cast_unsigned()) * 1_000_000));
     }
     if let TimeOut::Receive | TimeOut::Send = timeout {
-        let wait = SocketWait::of(pid, regs.rdi as i32, timeout == TimeOut::Send);
+        let of = |pidfd: OwnedFd| {
+            SocketWait::of(pidfd.as_fd(), regs.rdi as i32, timeout == TimeOut::Send)
+        };
+        let wait = proc::pidfd(pid).and_then(of);
         // Whatever cannot be asked starts from the beginning.
         return Ok(wait.ok().flatten().map(|wait| wait.whole_ns()));
     }
@@ -183,7 +186,7 @@ fn whole_ns(pid: Pid, regs: &Regs, timeout: TimeOut) -> Result<Option<u64>, Free
     let Some(va) = pointer(&mut regs, timeout) else {
         return Ok(None);
     };
-    let mem = ProcMem::open(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
+    let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
     let word = |va| {
         mem.read_u64(va)
             .map_err(FreezerError::call(pid, "reading a time-out"))
@@ -209,7 +212,7 @@ fn set_timeout(pid: Pid, regs: &mut Regs, timeout: TimeOut, left: u64) -> Result
     let copy = (regs.rsp.wrapping_sub(RED_ZONE + 64)) & !15;
     let mut bytes = (left / 1_000_000_000).to_le_bytes().to_vec();
     bytes.extend_from_slice(&(left % 1_000_000_000).to_le_bytes());
-    let mem = ProcMem::open(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
+    let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
     if let Some(place) = pointer(regs, timeout)
         && mem.write(copy, &bytes).is_ok()
     {

@@ -16,7 +16,7 @@ use scope::Scope;
 use sleepers::SchedulerClocks;
 pub(crate) use sleepers::monotonic_ns;
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use sys::{Pid, Tid, ptrace, wait};
 
 /// How long a thread may take to stop. Longer waits are uninterruptible sleeps, or a vfork parent
@@ -42,6 +42,7 @@ pub struct Frozen {
     clocks: SchedulerClocks,
     /// Calls that threads repeat.
     repeating: BTreeMap<Tid, Repeated>,
+    begun: Instant,
 }
 
 impl Frozen {
@@ -56,7 +57,7 @@ impl Frozen {
         &self.zombies
     }
 
-    /// The threads of one process, the leader first.
+    /// The threads of one process, the leader first, if it lives.
     #[must_use]
     pub fn threads(&self, pid: Pid) -> Vec<(Tid, FrozenThread)> {
         let mut threads: Vec<_> = self
@@ -174,6 +175,7 @@ fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
         zombies: Vec::new(),
         clocks: SchedulerClocks::measure(),
         repeating: BTreeMap::new(),
+        begun: Instant::now(),
     };
     // New threads and children appear as long as one of them runs; a round without news ends it.
     loop {

@@ -12,7 +12,6 @@ use crate::{FreezerError, freeze::STOP_WITHIN};
 use core::ops::Range;
 use std::time::Duration;
 use sys::regs::Regs;
-use sys::vm::ProcMem;
 use sys::{Pid, Tid, ptrace};
 
 /// Tries to meet a thread outside of the vdso. One that does nothing but read the clock is outside
@@ -91,7 +90,7 @@ fn leave_critical_section(pid: Pid, tid: Tid, regs: &Regs) -> Result<(), Freezer
     if rseq.pointer == 0 {
         return Ok(());
     }
-    let mem = ProcMem::open(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
+    let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
     let word = |va: u64| {
         mem.read_u64(va)
             .map_err(FreezerError::call(pid, "reading its rseq area"))

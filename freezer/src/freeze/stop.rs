@@ -27,16 +27,17 @@ pub(super) fn begin(
         return Ok(false);
     };
     let mut news = false;
-    if stat.state() == 'Z' {
-        if tids.len() > 1 {
-            let why = "its leading thread has ended while others run";
-            return Err(FreezerError::refuse(pid, "thread", why));
-        }
+    let leader_ended = matches!(stat.state(), 'Z' | 'X');
+    if leader_ended && tids.iter().all(|tid| *tid == pid.leader()) {
         frozen.release(pid);
         frozen.zombies.push(pid);
         return Ok(false);
     }
     for tid in tids {
+        if leader_ended && tid == pid.leader() {
+            frozen.process(pid).remove(&tid);
+            continue;
+        }
         if frozen.process(pid).contains_key(&tid) {
             continue;
         }
@@ -49,6 +50,8 @@ pub(super) fn begin(
             }) => continue,
             Err(e) if has_ended(pid, tid) => {
                 log::debug!("{e}: it has just ended");
+                // What its process is now is seen in the next round.
+                news |= tid == pid.leader();
                 continue;
             }
             Err(e) => return Err(e),
@@ -69,8 +72,24 @@ pub(super) fn begin(
             started.pop();
         }
     }
+    if leader_ended && frozen.process(pid).is_empty() {
+        news = true;
+        others_are_ending(frozen, pid)?;
+    }
     frozen.processes.retain(|(_, threads)| !threads.is_empty());
     Ok(news)
+}
+
+/// The leader has ended and no other thread could be stopped: they will be gone in a moment, unless
+/// somebody who traces them does not wait for them.
+fn others_are_ending(frozen: &Frozen, pid: Pid) -> Result<(), FreezerError> {
+    if frozen.begun.elapsed() > STOP_WITHIN {
+        let why =
+            "all its threads have ended, but somebody who traces them has not waited for them";
+        return Err(FreezerError::refuse(pid, "thread", why));
+    }
+    std::thread::sleep(Duration::from_millis(1));
+    Ok(())
 }
 
 /// A thread that is ending cannot be seized (EPERM).
@@ -130,6 +149,8 @@ pub(super) fn finish(frozen: &mut Frozen, started: &[(Pid, Tid)]) -> Result<(), 
         for (pid, tid) in core::mem::take(&mut slow) {
             match wait_until_stopped(tid, SOON) {
                 Some(stop) => record(frozen, pid, tid, stop)?,
+                // A leader is not reported before all others have ended.
+                None if has_ended(pid, tid) => record(frozen, pid, tid, Stop::Gone)?,
                 // Its process may just have been let go.
                 None if frozen.process(pid).contains_key(&tid) => slow.push((pid, tid)),
                 None => {}

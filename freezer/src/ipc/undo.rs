@@ -27,7 +27,8 @@ fn has_no_list(pid: Pid) -> bool {
         return false;
     }
     let me = Tid(nix::unistd::gettid().as_raw());
-    kcmp(me, pid.leader(), KcmpKind::Sysvsem, 0, 0).is_ok_and(core::cmp::Ordering::is_eq)
+    let tid = crate::proc::representative(pid).unwrap_or(pid.leader());
+    kcmp(me, tid, KcmpKind::Sysvsem, 0, 0).is_ok_and(core::cmp::Ordering::is_eq)
 }
 
 /// Whether the process was the last to change a semaphore.

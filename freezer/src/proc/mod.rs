@@ -2,6 +2,7 @@
 //! parser panics on some paths and fails on names that are not UTF-8.
 
 mod fdinfo;
+mod look;
 mod maps;
 mod pagemap;
 mod stat;
@@ -9,6 +10,8 @@ mod status;
 mod zero;
 
 pub use fdinfo::FdInfo;
+pub(crate) use look::{memory, path, pidfd};
+pub use look::{metadata, open, representative};
 pub use maps::{Mapping, parse_smaps};
 pub use pagemap::{Area, Content, PageState, Pagemap, Run};
 pub use stat::Stat;
@@ -24,16 +27,14 @@ use sys::{Pid, Tid};
 /// [`FreezerError::Proc`].
 pub fn read(pid: Pid, what: &str) -> Result<Vec<u8>, FreezerError> {
     use std::io::Read;
-    // Most of them fit; their size cannot be asked for, so it is not (`take` does not).
-    let mut bytes = Vec::with_capacity(4096);
-    std::fs::File::open(format!("/proc/{pid}/{what}"))
-        .and_then(|file| file.take(u64::MAX).read_to_end(&mut bytes))
-        .map_err(|cause| FreezerError::Proc {
-            pid,
-            what: what.into(),
-            cause,
-        })?;
-    Ok(bytes)
+    let read = |path: &str| {
+        // Most of them fit; their size cannot be asked for, so it is not (`take` does not).
+        let mut bytes = Vec::with_capacity(4096);
+        let file = std::fs::File::open(path)?;
+        file.take(u64::MAX).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    look::through(pid, what, read, Vec::is_empty)
 }
 
 /// Reads a text file `/proc/PID/what`; bytes that are not UTF-8 are replaced.
@@ -50,13 +51,8 @@ pub fn read_text(pid: Pid, what: &str) -> Result<String, FreezerError> {
 /// [`FreezerError::Proc`].
 pub fn link(pid: Pid, what: &str) -> Result<Vec<u8>, FreezerError> {
     use std::os::unix::ffi::OsStringExt;
-    std::fs::read_link(format!("/proc/{pid}/{what}"))
-        .map(|path| path.into_os_string().into_vec())
-        .map_err(|cause| FreezerError::Proc {
-            pid,
-            what: what.into(),
-            cause,
-        })
+    let follow = |path: &str| std::fs::read_link(path);
+    look::through(pid, what, follow, |_| false).map(|path| path.into_os_string().into_vec())
 }
 
 /// Lists the numbers that name entries of a directory, in ascending order.
@@ -64,21 +60,15 @@ pub fn link(pid: Pid, what: &str) -> Result<Vec<u8>, FreezerError> {
 /// # Errors
 /// [`FreezerError::Proc`].
 pub fn numbers(pid: Pid, what: &str) -> Result<Vec<i32>, FreezerError> {
-    let failed = |cause| FreezerError::Proc {
-        pid,
-        what: what.into(),
-        cause,
+    let list = |path: &str| {
+        let mut found: Vec<i32> = Vec::new();
+        for entry in std::fs::read_dir(path)? {
+            let name = entry?.file_name();
+            found.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
+        }
+        Ok(found)
     };
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(format!("/proc/{pid}/{what}")).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        found.extend(
-            entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse::<i32>().ok()),
-        );
-    }
+    let mut found = look::through(pid, what, list, Vec::is_empty)?;
     found.sort_unstable();
     Ok(found)
 }

@@ -110,9 +110,7 @@ impl Pagemap {
     /// # Errors
     /// [`FreezerError::Proc`].
     pub fn open(pid: Pid) -> Result<Pagemap, FreezerError> {
-        File::open(format!("/proc/{pid}/pagemap"))
-            .map(|file| Pagemap { pid, file })
-            .map_err(|cause| failed(pid, cause))
+        super::open(pid, "pagemap").map(|file| Pagemap { pid, file })
     }
 
     /// The state of every page of a range. Costs eight bytes of copying a page, also where nothing

@@ -138,11 +138,11 @@ impl Manifest {
         for process in &self.processes {
             let pid = process.pid;
             let Some(live) = process.live() else { continue };
-            if live
+            let led = live
                 .threads
                 .first()
-                .is_none_or(|leader| leader.tid != pid.leader())
-            {
+                .is_some_and(|first| (first.tid == pid.leader()) != live.ended_leader.is_some());
+            if !led {
                 return missing(format!("process {pid} has no leading thread"));
             }
             for entry in &live.files {

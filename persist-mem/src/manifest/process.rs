@@ -50,8 +50,10 @@ pub enum State {
 /// What a live process is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Live {
-    /// Its threads, the leader first.
+    /// Its threads that live, the leader first, if it does.
     pub threads: Vec<Thread>,
+    /// Its leader, where that has ended before the others.
+    pub ended_leader: Option<EndedLeader>,
     /// Its memory.
     pub mm: AddressSpace,
     /// Its descriptors in ascending order.
@@ -163,6 +165,26 @@ pub struct PosixTimer {
     pub interval: u64,
     /// Overruns counted.
     pub overrun: i32,
+}
+
+/// A leader that has ended while other threads run: what is seen of it from outside.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EndedLeader {
+    /// What it gave to exit(2): `/proc/PID/stat` shows it. The code of the process is that of the thread that
+    /// ends last (kernel/exit.c, synchronize_group_exit).
+    pub code: u8,
+    /// Its name, up to 15 bytes.
+    pub comm: Vec<u8>,
+    /// The signal that the parent gets at the end of the process, 0 for none.
+    pub exit_signal: i32,
+    /// Blocked signals (bit n-1 for signal n).
+    pub sigmask: u64,
+    /// Who it acted as; securebits are not shown any more.
+    pub credentials: Credentials,
+    /// How it was scheduled, without deadlines and I/O priority.
+    pub scheduling: Scheduling,
+    /// PR_SET_NO_NEW_PRIVS.
+    pub no_new_privs: bool,
 }
 
 /// One thread.

@@ -65,7 +65,7 @@ pub(super) fn watch(
     let others: Vec<_> = others
         .map(|target| (target, opened(restore, target)))
         .collect();
-    let mut calls = Calls::new(pid, DOING, &mut restore.task(pid)?.leader);
+    let mut calls = Calls::new(pid, DOING, &mut restore.task(pid)?.first);
     for (target, theirs) in others {
         registrar.control(calls.batch(), EPOLL_CTL_ADD, target, theirs);
         calls.breathe()?;
@@ -93,13 +93,13 @@ impl Registrar<'_> {
             events: target.events | ANY,
             ..*target
         };
-        let leader = &mut restore.task(self.pid)?.leader;
+        let first = &mut restore.task(self.pid)?.first;
         let mut batch = Batch::new();
         self.control(&mut batch, EPOLL_CTL_ADD, &armed, theirs);
         let event = batch.space(12);
         let args = [self.epoll.into(), event.into(), 1.into(), 0.into()];
         let told = batch.call("taking an event", nr::EPOLL_WAIT, args);
-        let output = run(self.pid, DOING, leader, &batch)?;
+        let output = run(self.pid, DOING, first, &batch)?;
         if output.result(told) != Ok(0) {
             return Ok(());
         }
@@ -110,7 +110,7 @@ impl Registrar<'_> {
         );
         let mut batch = Batch::new();
         self.control(&mut batch, EPOLL_CTL_MOD, target, theirs);
-        run(self.pid, DOING, leader, &batch).map(drop)
+        run(self.pid, DOING, first, &batch).map(drop)
     }
 
     /// Adds or changes an entry, with the description behind its number for the time of the call.

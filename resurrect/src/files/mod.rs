@@ -223,11 +223,7 @@ pub(crate) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError>
                 Some((f.fd, f.cloexec, opened.as_raw_fd()))
             })
             .collect();
-        let mut calls = Calls::new(
-            pid,
-            "taking its descriptors",
-            &mut restore.task(pid)?.leader,
-        );
+        let mut calls = Calls::new(pid, "taking its descriptors", &mut restore.task(pid)?.first);
         let mut lowest = 0;
         for (wanted, cloexec, theirs) in numbers {
             let args = [pidfd.into(), theirs.into(), 0.into()];
@@ -261,7 +257,7 @@ pub(crate) fn inside(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives().filter(|(_, live)| live.files_of.is_none()) {
         inside_one(restore, pid, live)?;
         let pidfd = restore.self_pidfd.as_raw_fd();
-        let mut calls = Calls::new(pid, "closing a pidfd", &mut restore.task(pid)?.leader);
+        let mut calls = Calls::new(pid, "closing a pidfd", &mut restore.task(pid)?.first);
         calls
             .batch()
             .call("closing a pidfd", nr::CLOSE, [pidfd.into()]);
@@ -282,7 +278,7 @@ fn inside_one(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Re
             epoll::watch(restore, pid, entry.fd, targets)?;
         }
     }
-    let mut calls = Calls::new(pid, "setting up its files", &mut restore.task(pid)?.leader);
+    let mut calls = Calls::new(pid, "setting up its files", &mut restore.task(pid)?.first);
     lock::take(manifest, pid, live, &mut calls)?;
     calls.flush()
 }

@@ -45,8 +45,8 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             continue;
         };
         let flags = description.flags & (super::SETTABLE | O_ASYNC);
-        let leader = &mut restore.task(pid)?.leader;
-        let mut calls = Calls::new(pid, "asking for signals about a file", leader);
+        let first = &mut restore.task(pid)?.first;
+        let mut calls = Calls::new(pid, "asking for signals about a file", first);
         let args = [fd.into(), F_SETFL.into(), flags.into()];
         calls
             .batch()

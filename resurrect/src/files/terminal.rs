@@ -390,6 +390,6 @@ fn ioctl(
     let (number, argument) = request(&mut batch);
     batch.call(doing, nr::IOCTL, [got.into(), number.into(), argument]);
     batch.call("closing a copy", nr::CLOSE, [got.into()]);
-    let leader = &mut restore.task(pid)?.leader;
+    let leader = &mut restore.task(pid)?.first;
     run(pid, doing, leader, &batch).map(drop)
 }

@@ -37,7 +37,7 @@ pub(super) fn make(restore: &mut Restore<'_>, set: &SemaphoreSet) -> Result<(), 
             u32::from(*value).into(),
         ];
         batch.call("setting a semaphore", nr::SEMCTL, args);
-        crate::calls::run(*last, "setting a semaphore", &mut task.leader, &batch)?;
+        crate::calls::run(*last, "setting a semaphore", &mut task.first, &batch)?;
     }
     Ok(())
 }

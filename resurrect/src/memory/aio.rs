@@ -30,13 +30,13 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 
 fn make(restore: &mut Restore<'_>, pid: Pid, ring: &AioRing) -> Result<(), ResurrectError> {
     let doing = "making a context of asynchronous I/O";
-    let leader = &mut restore.task(pid)?.leader;
+    let first = &mut restore.task(pid)?.first;
     let mut batch = Batch::new();
     let place = batch.space(8);
     // The kernel doubles the number and adds two; what it makes has room for as many as fit its pages.
     let requests = (ring.size.saturating_sub(2) / 2).max(1);
     batch.call(doing, nr::IO_SETUP, [requests.into(), place.into()]);
-    let output = run(pid, doing, leader, &batch)?;
+    let output = run(pid, doing, first, &batch)?;
     let context = output.u64(place, 0);
     let len = ring.end - ring.start;
     let mut batch = Batch::new();
@@ -49,7 +49,7 @@ fn make(restore: &mut Restore<'_>, pid: Pid, ring: &AioRing) -> Result<(), Resur
         ring.start.into(),
     ];
     batch.call("moving its ring", nr::MREMAP, args);
-    run(pid, doing, leader, &batch).map(drop)
+    run(pid, doing, first, &batch).map(drop)
 }
 
 /// As many requests as there were events are made, so that the kernel counts them; then their events are
@@ -57,12 +57,12 @@ fn make(restore: &mut Restore<'_>, pid: Pid, ring: &AioRing) -> Result<(), Resur
 fn fill(restore: &mut Restore<'_>, pid: Pid, ring: &AioRing) -> Result<(), ResurrectError> {
     let doing = "filling a ring of asynchronous I/O";
     let count = ring.unread.len() / EVENT;
-    let leader = &mut restore.task(pid)?.leader;
+    let first = &mut restore.task(pid)?.first;
     let mut batch = Batch::new();
     let path = batch.string(b"/dev/null");
     let args = [AT_FDCWD.into(), path.into(), 0.into()];
     let file = batch.call("opening /dev/null", nr::OPENAT, args);
-    let output = run(pid, doing, leader, &batch)?;
+    let output = run(pid, doing, first, &batch)?;
     let file = output.result(file).unwrap_or(0) as u32;
     let mut left = count;
     while left > 0 {
@@ -78,7 +78,7 @@ fn fill(restore: &mut Restore<'_>, pid: Pid, ring: &AioRing) -> Result<(), Resur
         }
         let args = [ring.start.into(), now.into(), list.into()];
         let made = batch.call("making a request", nr::IO_SUBMIT, args);
-        let output = run(pid, doing, leader, &batch)?;
+        let output = run(pid, doing, first, &batch)?;
         if output.result(made) != Ok(now as u64) {
             return Err(ResurrectError::call(pid, doing)(Errno::EAGAIN));
         }
@@ -86,8 +86,8 @@ fn fill(restore: &mut Restore<'_>, pid: Pid, ring: &AioRing) -> Result<(), Resur
     }
     let mut batch = Batch::new();
     batch.call("closing /dev/null", nr::CLOSE, [file.into()]);
-    run(pid, doing, leader, &batch)?;
-    leader
+    run(pid, doing, first, &batch)?;
+    first
         .mem()
         .write(ring.start + HEADER, &ring.unread)
         .map_err(ResurrectError::call(pid, doing))

@@ -93,7 +93,7 @@ pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives().filter(|(_, live)| live.mm_of.is_none()) {
         let inherited = contents(restore, pid, live)?;
         let (builder, task) = builder(restore, pid)?;
-        let leader = &mut task.leader;
+        let leader = &mut task.first;
         segments::attach(&builder, leader, &live.mm)?;
         protect::apply(&builder, leader, &live.mm, inherited)?;
         layout::set(&builder, leader, &live.mm)?;
@@ -135,7 +135,7 @@ fn contents(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<bool, Re
     let objects = &restore.manifest.shared_objects;
     let theirs = theirs.filter(|(_, theirs)| inherit::related(&theirs.mm, &live.mm, objects));
     let (builder, task) = builder(restore, pid)?;
-    let leader = &mut task.leader;
+    let leader = &mut task.first;
     if let Some((_, theirs)) = theirs {
         inherit::adapt(&builder, leader, &theirs.mm, &live.mm)?;
     } else {

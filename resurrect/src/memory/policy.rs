@@ -14,8 +14,8 @@ const PR_SET_MEMORY_MERGE: i32 = 67;
 /// Tells every address space.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives().filter(|(_, live)| live.mm_of.is_none()) {
-        let leader = &mut restore.task(pid)?.leader;
-        let mut calls = Calls::new(pid, "setting its memory policies", leader);
+        let first = &mut restore.task(pid)?.first;
+        let mut calls = Calls::new(pid, "setting its memory policies", first);
         tell(&mut calls, &live.mm)?;
         calls.flush()?;
     }

@@ -67,7 +67,7 @@ fn create(
     let (uid, gid) = (Uid::from_raw(perm.cuid), Gid::from_raw(perm.cgid));
     let root = uid.is_root() && gid == Gid::from_raw(0);
     let mut get = |key: i32| match restore.tasks.get_mut(&shm.creator) {
-        Some(task) if root => get_in(&mut task.leader, key, shm.bytes, flags),
+        Some(task) if root => get_in(&mut task.first, key, shm.bytes, flags),
         _ => as_user(uid, gid, || ipc::shm_get(key, shm.bytes, flags)),
     };
     // A removed segment has no key any more, but its name has; another may have taken the key.

@@ -25,7 +25,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
                 0.into(),
             ];
             batch.call("switching huge pages off", nr::PRCTL, args);
-            run(pid, "setting its attributes", &mut task.leader, &batch)?;
+            run(pid, "setting its attributes", &mut task.first, &batch)?;
         }
         let score = live.oom_score_adj.to_string();
         write(pid, host, "oom_score_adj", &score)?;

@@ -31,7 +31,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         run(
             pid,
             "setting its directories",
-            &mut restore.task(pid)?.leader,
+            &mut restore.task(pid)?.first,
             &batch,
         )?;
     }

@@ -64,19 +64,19 @@ fn stop_one(restore: &mut Restore<'_>, pid: Pid, signal: i32) -> Result<(), Resu
     let failed = || ResurrectError::call(pid, "stopping it as it was");
     let host = task.host_pid();
     let bit = 1_u64 << (signal - 1);
-    let mask = ptrace::get_sigmask(task.leader.tid()).map_err(failed())?;
-    ptrace::set_sigmask(task.leader.tid(), mask & !bit).map_err(failed())?;
-    process::tgkill(host, task.leader.tid(), signal).map_err(failed())?;
-    ptrace::cont(task.leader.tid(), 0).map_err(failed())?;
-    expect(pid, &task.leader, Status::Signal(signal))?;
-    ptrace::cont(task.leader.tid(), signal).map_err(failed())?;
-    // The others take part when they run; the leader tells of the stop when all have.
+    let mask = ptrace::get_sigmask(task.first.tid()).map_err(failed())?;
+    ptrace::set_sigmask(task.first.tid(), mask & !bit).map_err(failed())?;
+    process::tgkill(host, task.first.tid(), signal).map_err(failed())?;
+    ptrace::cont(task.first.tid(), 0).map_err(failed())?;
+    expect(pid, &task.first, Status::Signal(signal))?;
+    ptrace::cont(task.first.tid(), signal).map_err(failed())?;
+    // The others take part when they run; the first tells of the stop when all have.
     for thread in task.threads.values() {
         ptrace::cont(thread.tid(), 0).map_err(failed())?;
         expect(pid, thread, Status::GroupStop(signal))?;
     }
-    expect(pid, &task.leader, Status::GroupStop(signal))?;
-    ptrace::set_sigmask(task.leader.tid(), mask).map_err(failed())
+    expect(pid, &task.first, Status::GroupStop(signal))?;
+    ptrace::set_sigmask(task.first.tid(), mask).map_err(failed())
 }
 
 fn expect(pid: Pid, tracee: &Tracee, wanted: Status) -> Result<(), ResurrectError> {
@@ -100,6 +100,6 @@ fn tell(restore: &mut Restore<'_>, parent: Pid, child: Pid) -> Result<(), Resurr
     let how = WNOHANG | WSTOPPED | WALL;
     let args = [P_PID.into(), child.0.into(), 0.into(), how.into(), 0.into()];
     batch.call("hearing of a stopped child", nr::WAITID, args);
-    let leader = &mut restore.task(parent)?.leader;
-    run(parent, "hearing of a stopped child", leader, &batch).map(drop)
+    let first = &mut restore.task(parent)?.first;
+    run(parent, "hearing of a stopped child", first, &batch).map(drop)
 }

@@ -8,7 +8,7 @@ use sys::batch::Batch;
 /// Sets those that differ from what a new process has.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives() {
-        let leader = &mut restore.task(pid)?.leader;
+        let first = &mut restore.task(pid)?.first;
         let mut batch = Batch::new();
         let asked: Vec<_> = (0..live.limits.len())
             .map(|which| {
@@ -18,7 +18,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
                 now
             })
             .collect();
-        let output = run(pid, "asking for its limits", leader, &batch)?;
+        let output = run(pid, "asking for its limits", first, &batch)?;
         let mut batch = Batch::new();
         for (which, ((soft, hard), now)) in live.limits.iter().zip(asked).enumerate() {
             if (output.u64(now, 0), output.u64(now, 1)) == (*soft, *hard) {
@@ -30,7 +30,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             let args = [0.into(), which.into(), new.into(), 0.into()];
             batch.call("setting a limit", nr::PRLIMIT64, args);
         }
-        run(pid, "setting its limits", leader, &batch)?;
+        run(pid, "setting its limits", first, &batch)?;
     }
     Ok(())
 }

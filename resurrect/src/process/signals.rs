@@ -22,8 +22,8 @@ pub(crate) fn set_actions(restore: &mut Restore<'_>) -> Result<(), ResurrectErro
                 put(&mut batch, signal, action);
             }
         }
-        let leader = &mut restore.task(pid)?.leader;
-        run(pid, "setting its signal actions", leader, &batch)?;
+        let first = &mut restore.task(pid)?.first;
+        run(pid, "setting its signal actions", first, &batch)?;
     }
     Ok(())
 }

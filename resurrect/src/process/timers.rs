@@ -55,7 +55,7 @@ fn interval(
     run(
         pid,
         "arming its timers",
-        &mut restore.task(pid)?.leader,
+        &mut restore.task(pid)?.first,
         &batch,
     )
     .map(drop)
@@ -72,7 +72,7 @@ fn sigevent(timer: &PosixTimer) -> [u8; SIGEVENT] {
 
 /// Makes the timers with their ids: newer kernels (6.16) take the id, older ones count up.
 fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
-    let leader = &mut restore.task(pid)?.leader;
+    let first = &mut restore.task(pid)?.first;
     let mut batch = Batch::new();
     let args = [
         PR_TIMER_CREATE_RESTORE_IDS.into(),
@@ -82,7 +82,7 @@ fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurr
         0.into(),
     ];
     let choose = batch.try_call("choosing timer ids", nr::PRCTL, args);
-    let output = run(pid, "choosing timer ids", leader, &batch)?;
+    let output = run(pid, "choosing timer ids", first, &batch)?;
     let chosen = output.result(choose).is_ok();
     let mut next = 0;
     for timer in &live.timers {
@@ -92,7 +92,7 @@ fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurr
             let id = batch.data(&timer.id.to_le_bytes());
             let args = [timer.clock.into(), event.into(), id.into()];
             batch.call("making a timer", nr::TIMER_CREATE, args);
-            let output = run(pid, "making its timers", leader, &batch)?;
+            let output = run(pid, "making its timers", first, &batch)?;
             let got = output.u32(id, 0).cast_signed();
             if got == timer.id {
                 break;
@@ -104,7 +104,7 @@ fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurr
             next += 1;
             let mut batch = Batch::new();
             batch.call("removing a timer", nr::TIMER_DELETE, [got.into()]);
-            run(pid, "making its timers", leader, &batch)?;
+            run(pid, "making its timers", first, &batch)?;
         }
     }
     if chosen {
@@ -117,7 +117,7 @@ fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurr
             0.into(),
         ];
         batch.call("choosing timer ids no more", nr::PRCTL, args);
-        run(pid, "choosing timer ids", leader, &batch)?;
+        run(pid, "choosing timer ids", first, &batch)?;
     }
     Ok(())
 }
@@ -150,7 +150,7 @@ fn arm(
     run(
         pid,
         "arming its timers",
-        &mut restore.task(pid)?.leader,
+        &mut restore.task(pid)?.first,
         &batch,
     )
     .map(drop)

@@ -3,7 +3,7 @@
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
-use persist_mem::manifest::Thread;
+use persist_mem::manifest::{Scheduling, Thread};
 use sys::batch::{Arg, Batch};
 
 const PR_SET_NAME: i32 = 15;
@@ -38,15 +38,20 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             .map_err(ResurrectError::tracee(pid, "setting its registers"))?;
         let mut batch = Batch::new();
         registrations(&mut batch, thread);
-        scheduling(&mut batch, thread);
+        scheduling(&mut batch, &thread.scheduling);
+        policies(&mut batch, thread);
         processor(&mut batch, thread);
         run(pid, "setting a thread's attributes", tracee, &batch).map(drop)
     })
 }
 
-fn registrations(batch: &mut Batch, thread: &Thread) {
-    let name = batch.string(&thread.comm);
+pub(super) fn name(batch: &mut Batch, comm: &[u8]) {
+    let name = batch.string(comm);
     batch.call("naming it", nr::PRCTL, [PR_SET_NAME.into(), name.into()]);
+}
+
+fn registrations(batch: &mut Batch, thread: &Thread) {
+    name(batch, &thread.comm);
     let address = thread.clear_child_tid.into();
     batch.call("setting its tid address", nr::SET_TID_ADDRESS, [address]);
     let (head, len) = thread.robust_list;
@@ -109,8 +114,7 @@ fn set_deadline(batch: &mut Batch, [flags, runtime, deadline, period]: [u64; 4])
     batch.call("setting its deadlines", nr::SCHED_SETATTR, args);
 }
 
-fn scheduling(batch: &mut Batch, thread: &Thread) {
-    let s = &thread.scheduling;
+pub(super) fn scheduling(batch: &mut Batch, s: &Scheduling) {
     let args = [PRIO_PROCESS.into(), 0.into(), s.nice.into()];
     batch.call("setting its nice value", nr::SETPRIORITY, args);
     if let Some(deadline) = s.deadline {
@@ -136,6 +140,11 @@ fn scheduling(batch: &mut Batch, thread: &Thread) {
     }
     let args = [IOPRIO_WHO_PROCESS.into(), 0.into(), s.ioprio.into()];
     batch.call("setting its I/O priority", nr::IOPRIO_SET, args);
+    let args = [PR_SET_TIMERSLACK.into(), s.timer_slack.into()];
+    batch.call("setting its timer slack", nr::PRCTL, args);
+}
+
+fn policies(batch: &mut Batch, thread: &Thread) {
     if thread.memory_failure != MCE_KILL_DEFAULT {
         let policy = u64::from(thread.memory_failure);
         let args = [
@@ -151,6 +160,4 @@ fn scheduling(batch: &mut Batch, thread: &Thread) {
         let args = [u64::from(thread.personality).into()];
         batch.call("setting its personality", nr::PERSONALITY, args);
     }
-    let args = [PR_SET_TIMERSLACK.into(), s.timer_slack.into()];
-    batch.call("setting its timer slack", nr::PRCTL, args);
 }

@@ -29,9 +29,8 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let mut batch = Batch::new();
         become_user(&mut batch, &thread.credentials);
         afterwards(&mut batch, thread);
-        let leader = tracee.tid().0 == tracee.pid().0;
-        if leader && let Some((_, value)) = dumpable.iter().find(|(of, _)| *of == pid) {
-            // Changing ids has cleared it; 2 cannot be set, and is what clearing leaves.
+        if let Some((_, value)) = dumpable.iter().find(|(of, _)| *of == pid) {
+            // Every change of ids has cleared it; 2 cannot be set, and is what clearing leaves.
             if *value < 2 {
                 let args = [PR_SET_DUMPABLE.into(), u64::from(*value).into()];
                 batch.call("setting dumpable", nr::PRCTL, args);
@@ -41,7 +40,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     })
 }
 
-fn become_user(batch: &mut Batch, c: &Credentials) {
+pub(super) fn become_user(batch: &mut Batch, c: &Credentials) {
     let last = last_capability();
     let fixup = (c.securebits | NO_SETUID_FIXUP).into();
     batch.call(

@@ -2,6 +2,7 @@
 
 pub(crate) mod attributes;
 pub(crate) mod credentials;
+pub(crate) mod leader;
 pub(crate) mod registers;
 pub(crate) mod seccomp;
 pub(crate) mod signals;
@@ -26,9 +27,13 @@ const FLAGS: u64 = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THR
 pub(crate) fn create(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives() {
         let task = restore.task(pid)?;
-        for thread in live.threads.iter().skip(1) {
-            let made = birth(pid, &mut task.leader, thread.tid, FLAGS)?;
+        let led = usize::from(live.ended_leader.is_none());
+        for thread in live.threads.iter().skip(led) {
+            let made = birth(pid, &mut task.first, thread.tid, FLAGS)?;
             task.threads.insert(thread.tid, made);
+        }
+        if led == 0 {
+            leader::step_back(live, task);
         }
     }
     Ok(())
@@ -56,7 +61,7 @@ pub(super) fn each_in(
     Ok(())
 }
 
-/// The leader, then the others by id, as [`crate::task::Task::all`] gives them.
+/// The one that acts for the process, then the others by id, as [`crate::task::Task::all`] gives them.
 fn in_order(threads: &[Thread]) -> impl Iterator<Item = &Thread> {
     let mut rest: Vec<&Thread> = threads.iter().skip(1).collect();
     rest.sort_by_key(|thread| thread.tid);

@@ -39,7 +39,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         Ok(())
     })?;
     for (pid, live) in restore.lives().filter(|(_, live)| live.mm_of.is_none()) {
-        remove_scratch(pid, &mut restore.task(pid)?.leader, live)?;
+        remove_scratch(pid, &mut restore.task(pid)?.first, live)?;
     }
     super::each(restore, |pid, tracee, thread| {
         let mut regs = thread.regs;
@@ -76,26 +76,26 @@ fn dispatch(pid: Pid, tracee: &Tracee, wanted: Dispatch) -> Result<(), Resurrect
 }
 
 /// Unmaps the batch loop, through a system call instruction of the process itself.
-fn remove_scratch(pid: Pid, leader: &mut Tracee, live: &Live) -> Result<(), ResurrectError> {
+fn remove_scratch(pid: Pid, first: &mut Tracee, live: &Live) -> Result<(), ResurrectError> {
     let doing = "removing the room for batches";
-    let gate = own_gate(leader, live).ok_or_else(|| ResurrectError::Impossible {
+    let gate = own_gate(first, live).ok_or_else(|| ResurrectError::Impossible {
         pid,
         why: "no system call instruction is mapped in it".into(),
     })?;
-    leader
+    first
         .unmap_scratch(gate)
         .map_err(ResurrectError::tracee(pid, doing))
 }
 
 /// A `syscall` instruction: in the vdso, else in any code.
-fn own_gate(leader: &Tracee, live: &Live) -> Option<u64> {
-    let maps = sys::procdir::read(leader.pid(), "maps").ok()?;
+fn own_gate(first: &Tracee, live: &Live) -> Option<u64> {
+    let maps = sys::procdir::read(first.pid(), &format!("task/{}/maps", first.tid())).ok()?;
     let vdso = crate::memory::vdso_range(&maps);
     let code = live.mm.vmas.iter().filter(|vma| vma.prot & PROT_EXEC != 0);
     let ranges = vdso.into_iter().chain(code.map(|vma| (vma.start, vma.end)));
     ranges.into_iter().find_map(|(start, end)| {
         let len = usize::try_from(end - start).ok()?.min(LOOK_AT);
-        let code = leader.mem().read_vec(start, len).ok()?;
+        let code = first.mem().read_vec(start, len).ok()?;
         Some(start + sys::tracee::find_gate(&code)? as u64)
     })
 }

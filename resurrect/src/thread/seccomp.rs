@@ -26,7 +26,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
         let common = common(live);
         let task = restore.task(pid)?;
-        for tracee in task.all() {
+        for tracee in task.first_to_last() {
             let all = crate::tree::OPTIONS | options::SUSPEND_SECCOMP;
             ptrace::set_options(tracee.tid(), all).map_err(ResurrectError::call(
                 pid,
@@ -40,7 +40,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         run(
             pid,
             "installing its seccomp filters",
-            &mut task.leader,
+            &mut task.first,
             &batch,
         )?;
     }

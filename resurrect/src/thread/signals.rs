@@ -4,7 +4,8 @@ use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::process::signals::forget_children;
 use crate::restore::Restore;
-use persist_mem::manifest::QueuedSignal;
+use persist_mem::manifest::{Live, QueuedSignal};
+use sys::Pid;
 use sys::batch::{Batch, Buffer};
 
 fn signal(queued: &QueuedSignal) -> i32 {
@@ -16,18 +17,17 @@ fn signal(queued: &QueuedSignal) -> i32 {
 
 /// Queues them again, in order.
 pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    for (pid, live) in restore.lives() {
+    // Leaders that end have done it.
+    for (pid, live) in restore
+        .lives()
+        .filter(|(_, live)| live.ended_leader.is_none())
+    {
         let mut batch = Batch::new();
-        forget_children(live, &mut batch);
-        for queued in &live.pending {
-            let info = put(&mut batch, queued);
-            let args = [pid.0.into(), signal(queued).into(), info.into()];
-            batch.call("queueing a signal", nr::RT_SIGQUEUEINFO, args);
-        }
+        of_process(&mut batch, pid, live);
         run(
             pid,
             "queueing its signals",
-            &mut restore.task(pid)?.leader,
+            &mut restore.task(pid)?.first,
             &batch,
         )?;
     }
@@ -48,6 +48,16 @@ pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
         run(pid, "queueing a thread's signals", tracee, &batch).map(drop)
     })
+}
+
+/// Those of a process as a whole, by its leader.
+pub(super) fn of_process(batch: &mut Batch, pid: Pid, live: &Live) {
+    forget_children(live, batch);
+    for queued in &live.pending {
+        let info = put(batch, queued);
+        let args = [pid.0.into(), signal(queued).into(), info.into()];
+        batch.call("queueing a signal", nr::RT_SIGQUEUEINFO, args);
+    }
 }
 
 fn put(batch: &mut Batch, queued: &QueuedSignal) -> Buffer {

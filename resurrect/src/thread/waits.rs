@@ -2,6 +2,8 @@
 
 use crate::ResurrectError;
 use crate::restore::Restore;
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use sys::socket_wait::SocketWait;
 use sys::{Pid, Tid};
@@ -20,12 +22,18 @@ pub(crate) struct Wait {
 pub(crate) fn find(restore: &mut Restore<'_>) -> Result<Vec<Wait>, ResurrectError> {
     let mut found = Vec::new();
     let elapsed = restore.elapsed();
+    let firsts: BTreeMap<Pid, Tid> = restore
+        .tasks
+        .iter()
+        .map(|(pid, task)| (*pid, task.first.tid()))
+        .collect();
     super::each(restore, |pid, tracee, thread| {
-        let Some(wait) = thread.socket_wait else {
+        let (Some(wait), Some(first)) = (thread.socket_wait, firsts.get(&pid)) else {
             return Ok(());
         };
-        let failed = ResurrectError::call(pid, "asking for a socket's time-out");
-        let socket = SocketWait::of(tracee.pid(), wait.fd, wait.sends).map_err(failed)?;
+        let socket = sys::process::pidfd_through(tracee.pid(), *first)
+            .and_then(|pidfd| SocketWait::of(pidfd.as_fd(), wait.fd, wait.sends))
+            .map_err(ResurrectError::call(pid, "asking for a socket's time-out"))?;
         found.extend(socket.map(|socket| Wait {
             pid: tracee.pid(),
             tid: tracee.tid(),

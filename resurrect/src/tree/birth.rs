@@ -55,12 +55,11 @@ pub(super) fn fork(
         None => {
             if !restore.tasks.contains_key(&INTERMEDIATE) {
                 let leader = first(restore, INTERMEDIATE, &[])?;
-                let threads = BTreeMap::new();
-                let memory = Memory::Empty;
                 let task = Task {
-                    leader,
-                    threads,
-                    memory,
+                    first: leader,
+                    threads: BTreeMap::new(),
+                    ending: None,
+                    memory: Memory::Empty,
                 };
                 restore.tasks.insert(INTERMEDIATE, task);
             }
@@ -69,8 +68,9 @@ pub(super) fn fork(
         Some(by) => descendant(restore, pid, by, sibling)?,
     };
     let task = Task {
-        leader,
+        first: leader,
         threads: BTreeMap::new(),
+        ending: None,
         memory: memory.unwrap_or_default(),
     };
     let host = task.host_pid();
@@ -137,18 +137,18 @@ fn descendant(
     batch.call("making a child", nr::CLONE3, args);
     let parent = restore.task(by)?;
     let output = parent
-        .leader
+        .first
         .run_raw(&batch)
         .map_err(ResurrectError::tracee(
             by,
             format!("making its child {pid}"),
         ))?;
-    let born = parent.leader.take_born();
+    let born = parent.first.take_born();
     if let Some(failure) = batch.failure(&output) {
         if failure.errno == Errno::EEXIST {
             return Err(taken(pid));
         }
-        let tid = parent.leader.tid();
+        let tid = parent.first.tid();
         let cause = sys::tracee::TraceeError::Call {
             tid,
             failure: Box::new(failure),
@@ -293,5 +293,5 @@ pub(super) fn name(restore: &mut Restore<'_>, pid: Pid, comm: &[u8]) -> Result<(
     let mut batch = Batch::new();
     let text = batch.string(comm);
     batch.call("naming it", nr::PRCTL, [PR_SET_NAME.into(), text.into()]);
-    run(pid, "naming it", &mut restore.task(pid)?.leader, &batch).map(drop)
+    run(pid, "naming it", &mut restore.task(pid)?.first, &batch).map(drop)
 }

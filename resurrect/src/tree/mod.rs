@@ -97,7 +97,7 @@ fn first(restore: &Restore<'_>, pid: Pid) -> Result<Pid, ResurrectError> {
     })
 }
 
-/// One call in a process's leader.
+/// One call in the thread that acts for a process.
 fn one(
     restore: &mut Restore<'_>,
     pid: Pid,
@@ -109,8 +109,8 @@ fn one(
     let mut all = [sys::batch::Arg::Value(0); 6];
     all[..args.len()].copy_from_slice(args);
     batch.call(doing, nr, all);
-    let leader = &mut restore.task(pid)?.leader;
-    run(pid, doing, leader, &batch).map(drop)
+    let first = &mut restore.task(pid)?.first;
+    run(pid, doing, first, &batch).map(drop)
 }
 
 /// How a process ends.
@@ -135,7 +135,7 @@ fn end(
         Ending::Exit(code) => {
             let mut batch = Batch::new();
             batch.call("ending", nr::EXIT_GROUP, [code.into()]);
-            match task.leader.run_raw(&batch) {
+            match task.first.run_raw(&batch) {
                 Err(sys::tracee::TraceeError::Ended { .. }) => {}
                 Err(cause) => return Err(ResurrectError::tracee(pid, "ending it")(cause)),
                 Ok(_) => return Err(ResurrectError::call(pid, "ending it")(Errno::EBUSY)),
@@ -161,7 +161,7 @@ fn end_by_signal(pid: Pid, task: &crate::task::Task, signal: i32) -> Result<(), 
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
         Err(errno) => Err(failed()(errno)),
     };
-    let tid = task.leader.tid();
+    let tid = task.first.tid();
     sys::process::kill(task.host_pid(), signal).map_err(failed())?;
     unless_gone(sys::ptrace::set_sigmask(tid, 0))?;
     unless_gone(sys::ptrace::cont(tid, 0))?;

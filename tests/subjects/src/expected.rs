@@ -26,7 +26,6 @@ use Fate::{Carried, Refused, Wrong};
 
 /// Subjects that are not carried in both ways.
 const EXCEPTIONS: &[(&str, Expected)] = &[
-    ("leader-exited", both(Refused("leading thread"))),
     ("semop", both(Refused("SEM_UNDO"))),
     (
         "inotify-queue",

@@ -59,7 +59,7 @@ fn silent(client: Option<&(Pid, i32)>) -> bool {
     let Some((pid, fd)) = client else {
         return false;
     };
-    process::pidfd_open(*pid)
+    proc::pidfd(*pid)
         .and_then(|pidfd| process::pidfd_getfd(pidfd.as_fd(), *fd))
         .and_then(|copy| socket::unsent(copy.as_fd()))
         .is_ok_and(|unsent| unsent == 0)
@@ -82,7 +82,7 @@ pub fn take(manifest: &mut Manifest) -> Result<(), FreezerError> {
             let why = "a listening socket in flight has clients that have sent data already";
             return Err(FreezerError::refuse(Pid(0), "socket", why));
         };
-        let pidfd = process::pidfd_open(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
+        let pidfd = proc::pidfd(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
         let listener = process::pidfd_getfd(pidfd.as_fd(), fd)
             .map_err(FreezerError::call(pid, format!("copying descriptor {fd}")))?;
         let all = manifest.descriptions.iter_mut().find(|d| d.id == id);

@@ -217,7 +217,7 @@ pub fn silence(manifest: &persist_mem::manifest::Manifest) -> Result<(), Freezer
             }
             let (pid, fd) = (process.pid, entry.fd);
             let set = || {
-                let pidfd = sys::process::pidfd_open(pid)?;
+                let pidfd = crate::proc::pidfd(pid)?;
                 let copy = sys::process::pidfd_getfd(pidfd.as_fd(), fd)?;
                 match socket::set_int_option(copy.as_fd(), c::SOL_TCP, c::TCP_REPAIR, 1) {
                     // It ended meanwhile.

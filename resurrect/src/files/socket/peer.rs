@@ -134,7 +134,7 @@ fn some_pairs(
     }
     become_root(&mut batch, who);
     let task = restore.task(pid)?;
-    let output = run(pid, doing, &mut task.leader, &batch)?;
+    let output = run(pid, doing, &mut task.first, &batch)?;
     let pidfd = process::pidfd_open(task.host_pid()).map_err(ResurrectError::call(pid, doing))?;
     let mut batch = Batch::new();
     for number in 0..count {
@@ -145,7 +145,7 @@ fn some_pairs(
         };
         made.push((copy(0)?, copy(1)?));
     }
-    run(pid, doing, &mut task.leader, &batch).map(drop)
+    run(pid, doing, &mut task.first, &batch).map(drop)
 }
 
 /// The process that does it: the one with the id, or a helper. None when it is this process: nobody saw
@@ -176,7 +176,7 @@ fn act(
     doing: &str,
     batch: &Batch,
 ) -> Result<(), ResurrectError> {
-    run(pid, doing, &mut restore.task(pid)?.leader, batch)?;
+    run(pid, doing, &mut restore.task(pid)?.first, batch)?;
     finish(restore, pid)
 }
 

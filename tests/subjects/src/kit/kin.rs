@@ -38,18 +38,20 @@ impl Kin {
         })
     }
 
-    /// The same with a child whose first thread ends: another one serves.
+    /// The same with a child whose first thread ends with the code that `leave` gives: another one serves.
     pub(crate) fn start_in_thread(
         setting: &Setting,
         name: &str,
+        leave: impl FnOnce() -> i32,
         build: impl FnOnce(&Setting) -> Result<Watch> + Send + 'static,
     ) -> Result<Self> {
         let part = setting.part(name);
         let child = part.clone();
         Self::born(part, 0, move || {
             std::thread::spawn(move || protocol::serve(&child, || build(&child)));
+            let code = leave();
             // SAFETY: ends this thread only; nothing of it is used by the other one.
-            unsafe { libc::syscall(libc::SYS_exit, 0) };
+            unsafe { libc::syscall(libc::SYS_exit, code) };
             Ok(())
         })
     }
