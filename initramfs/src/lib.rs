@@ -8,6 +8,7 @@
 //! | [`superblock`] | who a file system on a disk is |
 //! | [`mounts`] | the host's mounts, recorded and made again |
 //! | [`network`] | the host's interfaces, addresses, routes, recorded and set up again |
+//! | [`huge_pages`] | pools of huge pages, likewise |
 //! | [`settings`] | settings of the kernel, likewise |
 //! | [`init`] | `/init`: from the new kernel's first process to the running world |
 //! | [`tree`] | contents of file systems in memory |
@@ -17,6 +18,7 @@
 
 pub mod cpio;
 pub mod early;
+pub mod huge_pages;
 pub mod init;
 pub mod modules;
 pub mod mounts;

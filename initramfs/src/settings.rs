@@ -1,90 +1,109 @@
-//! Settings of the kernel that programs rely on (sysctl(8)), read before the jump and written
-//! after it. Only those that administrators change; what the new kernel does not know, or what has
-//! the right value already, is left alone.
+//! Settings of the kernel that programs rely on (sysctl(8), and those of memory in `/sys`), read before
+//! the jump and written after it. Only those that administrators change; what the new kernel does not
+//! know, or what has the right value already, is left alone.
 
 use std::path::Path;
 
-/// Below `/proc/sys`. Names come before what depends on them.
+/// Paths without their `/`. Names come before what depends on them.
 const NAMES: &[&str] = &[
-    "kernel/hostname",
-    "kernel/domainname",
-    "kernel/pid_max",
-    "kernel/ns_last_pid",
-    "kernel/threads-max",
-    "kernel/core_pattern",
-    "kernel/core_uses_pid",
-    "kernel/randomize_va_space",
-    "kernel/dmesg_restrict",
-    "kernel/kptr_restrict",
-    "kernel/perf_event_paranoid",
-    "kernel/yama/ptrace_scope",
-    "kernel/sysrq",
-    "kernel/panic",
-    "kernel/panic_on_oops",
-    "kernel/shmmax",
-    "kernel/shmall",
-    "kernel/shmmni",
-    "kernel/msgmax",
-    "kernel/msgmnb",
-    "kernel/msgmni",
-    "kernel/sem",
-    "fs/file-max",
-    "fs/nr_open",
-    "fs/aio-max-nr",
-    "fs/pipe-max-size",
-    "fs/suid_dumpable",
-    "fs/protected_hardlinks",
-    "fs/protected_symlinks",
-    "fs/inotify/max_user_instances",
-    "fs/inotify/max_user_watches",
-    "fs/inotify/max_queued_events",
-    "vm/overcommit_memory",
-    "vm/overcommit_ratio",
-    "vm/max_map_count",
-    "vm/mmap_min_addr",
-    "vm/swappiness",
-    "vm/dirty_ratio",
-    "vm/dirty_background_ratio",
-    "net/core/somaxconn",
-    "net/core/rmem_max",
-    "net/core/wmem_max",
-    "net/core/rmem_default",
-    "net/core/wmem_default",
-    "net/ipv4/ip_forward",
-    "net/ipv4/ip_local_port_range",
-    "net/ipv4/ip_local_reserved_ports",
-    "net/ipv4/ip_unprivileged_port_start",
-    "net/ipv4/ping_group_range",
-    "net/ipv4/tcp_rmem",
-    "net/ipv4/tcp_wmem",
-    "net/ipv4/tcp_syncookies",
-    "net/ipv4/tcp_congestion_control",
-    "net/unix/max_dgram_qlen",
-    "net/ipv6/conf/all/disable_ipv6",
-    "net/ipv6/conf/default/disable_ipv6",
+    "proc/sys/kernel/hostname",
+    "proc/sys/kernel/domainname",
+    "proc/sys/kernel/pid_max",
+    "proc/sys/kernel/ns_last_pid",
+    "proc/sys/kernel/threads-max",
+    "proc/sys/kernel/core_pattern",
+    "proc/sys/kernel/core_uses_pid",
+    "proc/sys/kernel/randomize_va_space",
+    "proc/sys/kernel/dmesg_restrict",
+    "proc/sys/kernel/kptr_restrict",
+    "proc/sys/kernel/perf_event_paranoid",
+    "proc/sys/kernel/yama/ptrace_scope",
+    "proc/sys/kernel/sysrq",
+    "proc/sys/kernel/panic",
+    "proc/sys/kernel/panic_on_oops",
+    "proc/sys/kernel/shmmax",
+    "proc/sys/kernel/shmall",
+    "proc/sys/kernel/shmmni",
+    "proc/sys/kernel/msgmax",
+    "proc/sys/kernel/msgmnb",
+    "proc/sys/kernel/msgmni",
+    "proc/sys/kernel/sem",
+    "proc/sys/fs/file-max",
+    "proc/sys/fs/nr_open",
+    "proc/sys/fs/aio-max-nr",
+    "proc/sys/fs/pipe-max-size",
+    "proc/sys/fs/suid_dumpable",
+    "proc/sys/fs/protected_hardlinks",
+    "proc/sys/fs/protected_symlinks",
+    "proc/sys/fs/inotify/max_user_instances",
+    "proc/sys/fs/inotify/max_user_watches",
+    "proc/sys/fs/inotify/max_queued_events",
+    "proc/sys/vm/overcommit_memory",
+    "proc/sys/vm/overcommit_ratio",
+    "proc/sys/vm/max_map_count",
+    "proc/sys/vm/mmap_min_addr",
+    "proc/sys/vm/swappiness",
+    "proc/sys/vm/dirty_ratio",
+    "proc/sys/vm/dirty_background_ratio",
+    "proc/sys/net/core/somaxconn",
+    "proc/sys/net/core/rmem_max",
+    "proc/sys/net/core/wmem_max",
+    "proc/sys/net/core/rmem_default",
+    "proc/sys/net/core/wmem_default",
+    "proc/sys/net/ipv4/ip_forward",
+    "proc/sys/net/ipv4/ip_local_port_range",
+    "proc/sys/net/ipv4/ip_local_reserved_ports",
+    "proc/sys/net/ipv4/ip_unprivileged_port_start",
+    "proc/sys/net/ipv4/ping_group_range",
+    "proc/sys/net/ipv4/tcp_rmem",
+    "proc/sys/net/ipv4/tcp_wmem",
+    "proc/sys/net/ipv4/tcp_syncookies",
+    "proc/sys/net/ipv4/tcp_congestion_control",
+    "proc/sys/net/unix/max_dgram_qlen",
+    "proc/sys/net/ipv6/conf/all/disable_ipv6",
+    "proc/sys/net/ipv6/conf/default/disable_ipv6",
+    "sys/kernel/mm/transparent_hugepage/enabled",
+    "sys/kernel/mm/transparent_hugepage/defrag",
+    "sys/kernel/mm/transparent_hugepage/shmem_enabled",
+    "sys/kernel/mm/transparent_hugepage/khugepaged/defrag",
+    "sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none",
+    "sys/kernel/mm/transparent_hugepage/khugepaged/pages_to_scan",
+    "sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs",
+    "sys/kernel/mm/ksm/pages_to_scan",
+    "sys/kernel/mm/ksm/sleep_millisecs",
+    "sys/kernel/mm/ksm/run",
 ];
 
-/// Name below `/proc/sys` and value.
+/// Path without its `/`, and value.
 pub type Setting = (String, String);
 
-/// Reads the settings this kernel has, from `sysctl` (`/proc/sys`).
+/// Reads the settings this kernel has. `root` is `/`.
 #[must_use]
-pub fn capture(sysctl: &Path) -> Vec<Setting> {
+pub fn capture(root: &Path) -> Vec<Setting> {
     let read = |name: &&str| {
-        let value = std::fs::read_to_string(sysctl.join(name)).ok()?;
-        Some(((*name).to_owned(), value.trim_end_matches('\n').to_owned()))
+        let text = std::fs::read_to_string(root.join(name)).ok()?;
+        Some(((*name).to_owned(), chosen(&text).to_owned()))
     };
     NAMES.iter().filter_map(read).collect()
 }
 
+/// The word in brackets of `always [madvise] never`, or all of it.
+#[must_use]
+pub fn chosen(text: &str) -> &str {
+    let text = text.trim_end_matches('\n');
+    text.split_once('[')
+        .and_then(|(_, rest)| rest.split_once(']'))
+        .map_or(text, |(word, _)| word)
+}
+
 /// Writes those that have another value now. Returns what could not be written, in words.
 #[must_use]
-pub fn restore(sysctl: &Path, settings: &[Setting]) -> Vec<String> {
+pub fn restore(root: &Path, settings: &[Setting]) -> Vec<String> {
     let mut failed = Vec::new();
     for (name, value) in settings {
-        let path = sysctl.join(name);
+        let path = root.join(name);
         match std::fs::read_to_string(&path) {
-            Ok(now) if now.trim_end_matches('\n') == value => {}
+            Ok(now) if chosen(&now) == value => {}
             Ok(_) => {
                 if let Err(error) = std::fs::write(&path, value) {
                     failed.push(format!("the setting {name} = {value}: {error}"));
@@ -104,18 +123,22 @@ mod tests {
     #[test]
     fn only_what_differs_is_written() {
         let tmp = TestDir::new("settings");
-        tmp.write("old/kernel/hostname", "lab\n");
-        tmp.write("old/kernel/pid_max", "4194304\n");
-        tmp.write("old/kernel/sysrq", "1\n");
+        tmp.write("old/proc/sys/kernel/hostname", "lab\n");
+        tmp.write("old/proc/sys/kernel/pid_max", "4194304\n");
+        tmp.write("old/proc/sys/kernel/sysrq", "1\n");
+        let huge = "sys/kernel/mm/transparent_hugepage/enabled";
+        tmp.write(&format!("old/{huge}"), "always [madvise] never\n");
+        tmp.write(&format!("new/{huge}"), "[always] madvise never\n");
         let settings = capture(&tmp.path().join("old"));
-        assert_eq!(settings.len(), 3);
-        tmp.write("new/kernel/hostname", "(none)\n");
-        tmp.write("new/kernel/pid_max", "4194304\n");
+        assert_eq!(settings.len(), 4);
+        tmp.write("new/proc/sys/kernel/hostname", "(none)\n");
+        tmp.write("new/proc/sys/kernel/pid_max", "4194304\n");
         let failed = restore(&tmp.path().join("new"), &settings);
         assert_eq!(failed.len(), 1, "{failed:?}");
         assert!(failed[0].contains("kernel/sysrq = 1"));
         let read = |name: &str| std::fs::read_to_string(tmp.path().join("new").join(name)).unwrap();
-        assert_eq!(read("kernel/hostname"), "lab");
-        assert_eq!(read("kernel/pid_max"), "4194304\n", "not touched");
+        assert_eq!(read("proc/sys/kernel/hostname"), "lab");
+        assert_eq!(read(huge), "madvise");
+        assert_eq!(read("proc/sys/kernel/pid_max"), "4194304\n", "not touched");
     }
 }

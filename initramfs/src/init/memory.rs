@@ -1,6 +1,7 @@
 //! Memory on its way back: as much as rebuilding needs at once, the rest when the world runs.
 
 use super::saved::Saved;
+use crate::huge_pages;
 use persist_mem::handback::{HandBack, HandBackError, mem_available, mem_total};
 use persist_mem::manifest::Manifest;
 use persist_mem::physmem::PhysMem;
@@ -27,7 +28,13 @@ fn carried(manifest: &Manifest) -> u64 {
 /// # Errors
 /// The kernel lacks memory hotplug and there is not enough room without it.
 pub(super) fn make_room(saved: &Saved) -> Result<(), HandBackError> {
-    let want = carried(&saved.manifest) * 17 / 16 + MARGIN;
+    let free: u64 = saved
+        .upgrade
+        .huge_pools
+        .iter()
+        .map(huge_pages::free_bytes)
+        .sum();
+    let want = carried(&saved.manifest) * 17 / 16 + free + MARGIN;
     let have = mem_available().unwrap_or(0);
     let given = match give_empty_blocks(saved, want) {
         Ok(given) => given,

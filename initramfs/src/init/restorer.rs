@@ -102,7 +102,7 @@ fn mount_inside(saved: &Saved) -> i32 {
     for error in &failed {
         log::error!("{error}");
     }
-    let _ = settings::restore(Path::new("/proc/sys"), &saved.upgrade.settings);
+    let _ = settings::restore(Path::new("/"), &saved.upgrade.settings);
     i32::from(!Path::new("/proc/self").exists())
 }
 

@@ -8,7 +8,7 @@ use super::restorer::{self, Outcome};
 use super::saved::Saved;
 use super::{InitError, Result, memory, release};
 use crate::early::switch::detach_proc;
-use crate::{network, settings};
+use crate::{huge_pages, network, settings};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use persist_mem::handback::mem_total;
@@ -20,6 +20,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 use sys::Pid;
+
+const SYS: &str = "/sys";
 
 /// Rebuilds the processes and serves them for ever.
 ///
@@ -35,10 +37,9 @@ pub(super) fn start(
     let now = clock::now()?;
     let wanted = clock::carried_on(&saved.manifest.host.clocks, &now, saved.tsc_hz());
     clock::set_realtime(wanted.realtime)?;
-    warnings.extend(settings::restore(
-        &proc.join("sys"),
-        &saved.upgrade.settings,
-    ));
+    warnings.extend(settings::restore(Path::new("/"), &saved.upgrade.settings));
+    // What is missing now is tried again when all memory is back.
+    let _ = huge_pages::restore(Path::new(SYS), &saved.upgrade.huge_pools);
     warnings.extend(network::restore(&saved.upgrade.network));
     forget_report();
     namespaces::new_time(proc, &clock::offsets(&wanted, &now))?;
@@ -89,6 +90,9 @@ fn store(report: &Report) {
 fn finish(saved: &Saved, report: &mut Report, mut spans: Vec<Span>) {
     let mut time = TimeLine::begin(sys::clock::tsc());
     report.warnings.extend(memory::drain(saved));
+    // What lay in old pages before could not be had earlier.
+    let short = huge_pages::restore(Path::new(SYS), &saved.upgrade.huge_pools);
+    report.warnings.extend(short);
     time.done("hand-back");
     spans.extend(time.spans().iter().cloned());
     report.set_phases(&spans, saved.tsc_hz());

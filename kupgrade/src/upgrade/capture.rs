@@ -35,6 +35,7 @@ pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
         carried,
         mounts: initramfs::mounts::capture(MEMORY_FILES).context("recording the mounts")?,
         settings: host.settings.clone(),
+        huge_pools: host.huge_pools.clone(),
         network: initramfs::network::capture().context("recording the network")?,
         mem_total: host.mem_total,
         ..Upgrade::default()

@@ -4,10 +4,11 @@ use super::SYS;
 use anyhow::{Context, Result, bail};
 use freezer::proc;
 use initramfs::modules::{self, HostUse, ModulePlan, ModuleTree};
-use initramfs::{mounts, network, settings};
+use initramfs::{huge_pages, mounts, network, settings};
 use kexec_loader::KernelImage;
 use kexec_loader::boot_params::OldParams;
 use persist_mem::firmware::FirmwareMap;
+use persist_mem::manifest::HugePool;
 use persist_mem::mounts::MountTable;
 use std::path::Path;
 use sys::Pid;
@@ -21,6 +22,8 @@ pub(super) struct Host {
     pub(super) cmdline: String,
     /// Settings of the kernel, as they were before anything was touched.
     pub(super) settings: Vec<(String, String)>,
+    /// Pools of huge pages.
+    pub(super) huge_pools: Vec<HugePool>,
     pub(super) mem_total: u64,
     /// `root=` by identity, for an ordinary boot should the processes not be carried.
     pub(super) root: Option<String>,
@@ -50,7 +53,8 @@ pub(super) fn check(kernel: &Path) -> Result<Host> {
         firmware: FirmwareMap::read(sys)?,
         old_params: OldParams::read(sys)?,
         cmdline: std::fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?,
-        settings: settings::capture(Path::new("/proc/sys")),
+        settings: settings::capture(Path::new("/")),
+        huge_pools: huge_pages::capture(sys),
         mem_total: persist_mem::handback::mem_total().unwrap_or(0),
         root: None,
     };

@@ -1,5 +1,6 @@
 //! What moves pages by itself is stopped: a frame found must be where it was found until the jump.
 
+use initramfs::settings::chosen;
 use std::path::{Path, PathBuf};
 
 /// Settings and the value that stops what they control (Documentation/admin-guide/{mm,sysctl}).
@@ -61,7 +62,7 @@ impl Quiet {
         let Ok(text) = std::fs::read_to_string(path) else {
             return;
         };
-        let old = chosen(text.trim());
+        let old = chosen(&text);
         if old == value {
             return;
         }
@@ -70,13 +71,6 @@ impl Quiet {
             Err(error) => log::warn!("{}: {error}", path.display()),
         }
     }
-}
-
-/// The word in brackets of `always [madvise] never`, or all of it.
-fn chosen(text: &str) -> &str {
-    text.split_once('[')
-        .and_then(|(_, rest)| rest.split_once(']'))
-        .map_or(text, |(word, _)| word)
 }
 
 impl Drop for Quiet {
@@ -92,12 +86,6 @@ impl Drop for Quiet {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_chosen_word_is_found() {
-        assert_eq!(chosen("always [madvise] never"), "madvise");
-        assert_eq!(chosen("60"), "60");
-    }
 
     #[test]
     fn settings_come_back_in_reverse() {

@@ -22,14 +22,29 @@ pub struct Upgrade {
     pub tsc_khz: u64,
     /// The host's mounts with the contents of file systems in memory.
     pub mounts: MountTable,
-    /// Settings of the kernel: names below `/proc/sys` and values.
+    /// Settings of the kernel: paths without their `/`, and values.
     pub settings: Vec<(String, String)>,
+    /// Pools of huge pages (hugetlbfs).
+    pub huge_pools: Vec<HugePool>,
     /// Network interfaces, addresses and routes.
     pub network: Network,
     /// MemTotal of the old kernel, in bytes.
     pub mem_total: u64,
     /// Checksums of carried pages, when `--verify` was given.
     pub checksums: Option<PageChecksums>,
+}
+
+/// A pool of huge pages of one size (`/sys/kernel/mm/hugepages`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HugePool {
+    /// Bytes of a page, in KiB.
+    pub kib: u64,
+    /// Pages that stay in the pool (`nr_hugepages`).
+    pub pages: u64,
+    /// Pages that may be made beyond it (`nr_overcommit_hugepages`).
+    pub overcommit: u64,
+    /// Pages that exist and are taken: made, and not free.
+    pub taken: u64,
 }
 
 /// The network of the host's namespace.

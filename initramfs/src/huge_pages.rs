@@ -1,0 +1,112 @@
+//! Pools of huge pages (hugetlbpage.rst): processes can only have huge pages again that the new kernel
+//! has set aside before.
+
+use persist_mem::manifest::HugePool;
+use std::path::{Path, PathBuf};
+
+/// Below `/sys`; a directory `hugepages-<KiB>kB` for every size.
+const POOLS: &str = "kernel/mm/hugepages";
+
+/// The pools of this kernel that are not empty.
+#[must_use]
+pub fn capture(sys: &Path) -> Vec<HugePool> {
+    let entries = std::fs::read_dir(sys.join(POOLS)).into_iter().flatten();
+    let pool = |entry: std::fs::DirEntry| {
+        let name = entry.file_name();
+        let kib = name
+            .to_str()?
+            .strip_prefix("hugepages-")?
+            .strip_suffix("kB")?;
+        let read = |file: &str| number(&entry.path().join(file)).unwrap_or(0);
+        let made = read("nr_hugepages");
+        let surplus = read("surplus_hugepages");
+        Some(HugePool {
+            kib: kib.parse().ok()?,
+            pages: made.saturating_sub(surplus),
+            overcommit: read("nr_overcommit_hugepages"),
+            taken: made.saturating_sub(read("free_hugepages")),
+        })
+    };
+    let mut pools: Vec<HugePool> = entries.flatten().filter_map(pool).collect();
+    pools.retain(|pool| pool.pages > 0 || pool.overcommit > 0);
+    pools.sort_unstable_by_key(|pool| pool.kib);
+    pools
+}
+
+/// Bytes of a pool that no process has.
+#[must_use]
+pub fn free_bytes(pool: &HugePool) -> u64 {
+    pool.pages.saturating_sub(pool.taken) * (pool.kib << 10)
+}
+
+/// Fills the pools again. Returns which could not be filled, in words: the kernel takes what it finds.
+#[must_use]
+pub fn restore(sys: &Path, pools: &[HugePool]) -> Vec<String> {
+    pools
+        .iter()
+        .filter_map(|pool| fill(sys, pool).err())
+        .collect()
+}
+
+fn fill(sys: &Path, pool: &HugePool) -> Result<(), String> {
+    let directory = sys.join(POOLS).join(format!("hugepages-{}kB", pool.kib));
+    for (file, value) in [
+        ("nr_overcommit_hugepages", pool.overcommit),
+        ("nr_hugepages", pool.pages),
+    ] {
+        let path: PathBuf = directory.join(file);
+        if number(&path) != Some(value) {
+            std::fs::write(&path, value.to_string())
+                .map_err(|error| format!("{value} huge pages of {} KiB: {error}", pool.kib))?;
+        }
+        match number(&path) {
+            Some(now) if now < value => {
+                return Err(format!(
+                    "only {now} of {value} huge pages of {} KiB could be set aside",
+                    pool.kib
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn number(path: &Path) -> Option<u64> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testdir::TestDir;
+
+    #[test]
+    fn a_pool_without_its_surplus_is_made_again() {
+        let tmp = TestDir::new("huge-pages");
+        for (file, text) in [
+            ("nr_hugepages", "5\n"),
+            ("surplus_hugepages", "1\n"),
+            ("free_hugepages", "2\n"),
+            ("nr_overcommit_hugepages", "8\n"),
+        ] {
+            tmp.write(&format!("old/{POOLS}/hugepages-2048kB/{file}"), text);
+            tmp.write(&format!("old/{POOLS}/hugepages-1048576kB/{file}"), "0\n");
+            tmp.write(&format!("new/{POOLS}/hugepages-2048kB/{file}"), "0\n");
+        }
+        let pools = capture(&tmp.path().join("old"));
+        let pool = HugePool {
+            kib: 2048,
+            pages: 4,
+            overcommit: 8,
+            taken: 3,
+        };
+        assert_eq!(pools, [pool]);
+        assert_eq!(free_bytes(&pool), 2 << 20);
+        let new = tmp.path().join("new");
+        assert!(restore(&new, &pools).is_empty());
+        assert_eq!(capture(&new)[0].pages, 4);
+        let other = HugePool { kib: 64, ..pool };
+        assert!(restore(&new, &[other])[0].contains("of 64 KiB"));
+    }
+}
