@@ -3,6 +3,7 @@
 
 use crate::regs::Regs;
 use crate::{Errno, Pid, Result, Tid};
+use core::arch::x86_64::__cpuid_count;
 
 const GETREGSET: u32 = 0x4204;
 const SETREGSET: u32 = 0x4205;
@@ -228,6 +229,17 @@ pub fn get_xstate(tid: Tid) -> Result<Vec<u8>> {
     let len = get_regset(tid, NT_X86_XSTATE, buffer.as_mut_ptr(), buffer.len())?;
     buffer.truncate(len);
     Ok(buffer)
+}
+
+/// The register with the rights of protection keys (pkeys(7)) in an extended state; None when the processor
+/// has none.
+#[must_use]
+pub fn pkru(state: &[u8]) -> Option<u32> {
+    /// Its number among the components (Intel SDM, volume 1, 13.1).
+    const PKRU: u32 = 9;
+    let place = __cpuid_count(0xd, PKRU);
+    let at = usize::try_from(place.ebx).ok().filter(|_| place.eax >= 4)?;
+    Some(u32::from_le_bytes(*state.get(at..)?.first_chunk()?))
 }
 
 /// Sets the extended state. Its length must be what [`get_xstate`] returns on this kernel.

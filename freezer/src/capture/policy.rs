@@ -62,8 +62,9 @@ pub(super) fn capture(
     Ok(())
 }
 
-/// The keys that are allocated: those that cannot be had any more. Allocating one sets its rights
-/// for the thread, so the extended state is put back.
+/// The keys that are allocated: those that cannot be had any more. Allocating one sets its rights for the
+/// thread, so it is allocated with the rights that the thread has for it: kernels before 6.2 do not take
+/// them from the extended state that is put back.
 fn protection_keys(first: &mut Tracee) -> Result<u16, TraceeError> {
     let request = |doing| {
         let tid = first.tid();
@@ -78,10 +79,21 @@ fn protection_keys(first: &mut Tracee) -> Result<u16, TraceeError> {
         .collect();
     let out = first.run(&batch)?;
     let free: Vec<u64> = tried.iter().filter_map(|c| out.result(*c).ok()).collect();
+    let pkru = ptrace::pkru(&xstate).unwrap_or(0);
     let mut batch = Batch::new();
+    let free_all = |batch: &mut Batch| {
+        for key in &free {
+            batch.call("freeing a protection key", PKEY_FREE, [(*key).into()]);
+        }
+    };
+    free_all(&mut batch);
+    // The lowest that is free is given first, as before.
     for key in &free {
-        batch.call("freeing a protection key", PKEY_FREE, [(*key).into()]);
+        let rights = u64::from((pkru >> ((2 * key) & 31)) & 3);
+        let args = [0.into(), rights.into()];
+        batch.call("putting back the rights of a key", PKEY_ALLOC, args);
     }
+    free_all(&mut batch);
     let freed = first.run(&batch);
     ptrace::set_xstate(first.tid(), &xstate).map_err(put_back)?;
     freed?;
