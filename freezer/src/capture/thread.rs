@@ -28,6 +28,9 @@ const SCHED_ATTR: usize = 48;
 const PR_GET_SPECULATION_CTRL: i32 = 52;
 const PR_GET_TSC: i32 = 25;
 const PR_TSC_SIGSEGV: u32 = 2;
+/// `PF_MEMALLOC_NOIO`, `PF_LOCAL_THROTTLE` (include/linux/sched.h). prctl(2) tells only who has
+/// `CAP_SYS_RESOURCE`.
+const IO_FLUSHER: u64 = 0x18_0000;
 const ARCH_PRCTL: i64 = 158;
 const ARCH_GET_CPUID: i32 = 0x1011;
 
@@ -73,6 +76,7 @@ pub(super) fn capture(
             ioprio: asked.ioprio,
             affinity: status.cpu_mask("Cpus_allowed"),
             timer_slack: asked.timer_slack,
+            io_flusher: stat.field(9).cast_unsigned() & IO_FLUSHER == IO_FLUSHER,
         },
         pdeathsig: asked.pdeathsig,
         personality: asked.personality,

@@ -339,6 +339,8 @@ pub struct Scheduling {
     pub affinity: Vec<u8>,
     /// Timer slack in nanoseconds.
     pub timer_slack: u64,
+    /// `PR_SET_IO_FLUSHER`: its allocations start no I/O.
+    pub io_flusher: bool,
 }
 
 /// A sleep that goes on through `restart_syscall(2)`: on the new kernel the call is made again with

@@ -8,6 +8,7 @@ use sys::batch::{Arg, Batch};
 
 const PR_SET_NAME: i32 = 15;
 const PR_SET_TIMERSLACK: i32 = 29;
+const PR_SET_IO_FLUSHER: i32 = 57;
 const SCHED_RESET_ON_FORK: i32 = 0x4000_0000;
 const PR_MCE_KILL: i32 = 33;
 /// `PR_MCE_KILL_DEFAULT`.
@@ -159,5 +160,9 @@ fn policies(batch: &mut Batch, thread: &Thread) {
     if thread.personality != 0 {
         let args = [u64::from(thread.personality).into()];
         batch.call("setting its personality", nr::PERSONALITY, args);
+    }
+    if s.io_flusher {
+        let args = [PR_SET_IO_FLUSHER, 1, 0, 0, 0].map(Into::into);
+        batch.call("making it an I/O flusher", nr::PRCTL, args);
     }
 }
