@@ -10,12 +10,12 @@ use crate::task::Task;
 use crate::thread::waits::Wait;
 use persist_mem::manifest::{Live, Manifest};
 use persist_mem::store::PageStore;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use sys::scratch::OwnScratch;
-use sys::{Errno, Pid, process, ptrace, wait};
+use sys::{Errno, Pid, Tid, process, ptrace, wait};
 
 /// What is called with the first process, as this process sees its id.
 pub type Born<'a> = &'a dyn Fn(Pid) -> Result<(), String>;
@@ -197,15 +197,21 @@ impl World {
     /// The first process that could not be let go; the others go on.
     pub fn thaw(mut self) -> Result<(), ResurrectError> {
         let mut failed = None;
-        self.waits.retain(Wait::begin);
+        let mut let_go = |pid: Pid, tid: Tid| {
+            if let Err(errno) = ptrace::detach(tid, 0) {
+                failed.get_or_insert(ResurrectError::call(pid, "letting it go")(errno));
+            }
+        };
+        let waiting: BTreeSet<Tid> = self.waits.iter().map(Wait::tid).collect();
         for (pid, task) in &mut self.tasks {
-            for thread in task.all() {
-                if let Err(errno) = ptrace::detach(thread.tid(), 0) {
-                    failed.get_or_insert(ResurrectError::call(*pid, "letting it go")(errno));
-                }
+            for thread in task.all().filter(|thread| !waiting.contains(&thread.tid())) {
+                let_go(*pid, thread.tid());
             }
         }
-        self.waits.iter().for_each(Wait::end);
+        // One after the other: threads may wait on the same socket.
+        for wait in &self.waits {
+            wait.go_on(|| let_go(wait.pid(), wait.tid()));
+        }
         failed.map_or(Ok(()), Err)
     }
 }

@@ -6,13 +6,16 @@
 use crate::procdir;
 use crate::process::pidfd_getfd;
 use crate::{Pid, Result, Tid};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// How long the thread may take to get to its call.
-const SOON: Duration = Duration::from_millis(20);
+const SOON: Duration = Duration::from_secs(2);
+/// The shortest time-out that is set, in microseconds: the thread must not be back before the option is.
+const LEAST: i64 = 20_000;
 
 /// A socket of another process, and which of its time-outs is meant.
 #[derive(Debug)]
@@ -56,16 +59,29 @@ impl SocketWait {
         }
     }
 
-    /// The next call waits so long. Call [`SocketWait::end`] when the thread has been let go.
+    /// The next call waits so long, or a little longer. Let the thread go at once and call
+    /// [`SocketWait::end`] then. False when there is nothing to wait for: the call returns at once, and the
+    /// thread's next one has all its time.
     ///
     /// # Errors
     /// As setsockopt(2).
-    pub fn begin(&self, left_ns: u64) -> Result<()> {
-        // 0 would be for ever.
-        let microseconds = i64::try_from(left_ns.div_ceil(1000))
-            .unwrap_or(i64::MAX)
-            .max(1);
-        self.set(TimeVal::microseconds(microseconds))
+    pub fn begin(&self, left_ns: u64) -> Result<bool> {
+        if self.ready()? {
+            return Ok(false);
+        }
+        let microseconds = i64::try_from(left_ns.div_ceil(1000)).unwrap_or(i64::MAX);
+        self.set(TimeVal::microseconds(microseconds.max(LEAST)))?;
+        Ok(true)
+    }
+
+    fn ready(&self) -> Result<bool> {
+        let event = if self.sends {
+            PollFlags::POLLOUT
+        } else {
+            PollFlags::POLLIN
+        };
+        let mut asked = [PollFd::new(self.socket.as_fd(), event)];
+        Ok(poll(&mut asked, PollTimeout::ZERO)? > 0)
     }
 
     /// Waits until the thread sleeps, and puts the option back.

@@ -47,20 +47,27 @@ pub(crate) fn find(restore: &mut Restore<'_>) -> Result<Vec<Wait>, ResurrectErro
 }
 
 impl Wait {
-    /// Right before its thread is let go. False when it waits for the whole time again.
-    pub(crate) fn begin(&self) -> bool {
-        let left = self.left.saturating_sub(self.seen.elapsed());
-        let nanoseconds = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
-        self.socket.begin(nanoseconds).is_ok()
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
     }
 
-    /// When its thread is gone.
-    pub(crate) fn end(&self) {
-        if let Err(errno) = self.socket.end(self.pid, self.tid) {
+    pub(crate) fn tid(&self) -> Tid {
+        self.tid
+    }
+
+    /// Lets the thread go by `detach`, to wait for what remains of its time.
+    pub(crate) fn go_on<T>(&self, detach: impl FnOnce() -> T) -> T {
+        let left = self.left.saturating_sub(self.seen.elapsed());
+        let nanoseconds = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
+        // After an error it waits for the whole time again.
+        let shortened = self.socket.begin(nanoseconds).unwrap_or(false);
+        let done = detach();
+        if shortened && let Err(errno) = self.socket.end(self.pid, self.tid) {
             log::warn!(
                 "thread {}: a socket keeps a shorter time-out: {errno}",
                 self.tid
             );
         }
+        done
     }
 }
