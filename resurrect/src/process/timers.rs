@@ -3,10 +3,12 @@
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
+use nix::time::ClockId;
 use persist_mem::manifest::{Live, PosixTimer};
 use sys::Pid;
 use sys::batch::Batch;
 
+const TIMER_ABSTIME: i32 = 1;
 const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 /// struct sigevent.
 const SIGEVENT: usize = 64;
@@ -14,22 +16,22 @@ const SIGEVENT: usize = 64;
 /// Makes and arms them.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives() {
-        let elapsed = u64::try_from(restore.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        interval(restore, pid, live, elapsed / 1000)?;
+        interval(restore, pid, live)?;
         if !live.timers.is_empty() {
             create(restore, pid, live)?;
-            arm(restore, pid, live, elapsed)?;
+            arm(restore, pid, live)?;
         }
     }
     Ok(())
 }
 
-fn interval(
-    restore: &mut Restore<'_>,
-    pid: Pid,
-    live: &Live,
-    elapsed_us: u64,
-) -> Result<(), ResurrectError> {
+/// Time since the saved clocks were read.
+fn elapsed_ns(restore: &Restore<'_>) -> u64 {
+    u64::try_from(restore.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn interval(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
+    let elapsed_us = elapsed_ns(restore) / 1000;
     let mut batch = Batch::new();
     for (which, timer) in live.itimers.iter().enumerate() {
         let remaining = match (timer.value_us, timer.interval_us) {
@@ -122,20 +124,25 @@ fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurr
     Ok(())
 }
 
-fn arm(
-    restore: &mut Restore<'_>,
-    pid: Pid,
-    live: &Live,
-    elapsed: u64,
-) -> Result<(), ResurrectError> {
+fn arm(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
     /// CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID, and those of other tasks (negative).
     fn counts_cpu(clock: i32) -> bool {
         clock < 0 || clock == 2 || clock == 3
     }
+    /// What a clock that nobody sets shows now: its timers are armed absolutely, so that it does not matter
+    /// how long arming takes.
+    fn even(clock: i32) -> Option<u64> {
+        let even = [ClockId::CLOCK_MONOTONIC, ClockId::CLOCK_BOOTTIME];
+        let clock = even.into_iter().find(|even| even.as_raw() == clock)?;
+        sys::clock::read_ns(clock).ok()?.try_into().ok()
+    }
     let mut batch = Batch::new();
     for timer in live.timers.iter().filter(|timer| timer.remaining > 0) {
+        let now = even(timer.clock);
+        let elapsed = elapsed_ns(restore);
         let passed = if counts_cpu(timer.clock) { 0 } else { elapsed };
-        let value = timer.remaining.saturating_sub(passed).max(1);
+        let left = timer.remaining.saturating_sub(passed).max(1);
+        let (flags, value) = now.map_or((0, left), |now| (TIMER_ABSTIME, now.saturating_add(left)));
         let parts = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
         let words = [parts(timer.interval), parts(value)];
         let bytes: Vec<u8> = words
@@ -144,7 +151,7 @@ fn arm(
             .flat_map(|w| w.to_le_bytes())
             .collect();
         let spec = batch.data(&bytes);
-        let args = [timer.id.into(), 0.into(), spec.into(), 0.into()];
+        let args = [timer.id.into(), flags.into(), spec.into(), 0.into()];
         batch.call("arming a timer", nr::TIMER_SETTIME, args);
     }
     run(
