@@ -5,12 +5,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::guest::{Output, Pending};
 use crate::programs::SHORT;
 use crate::setup::kernels::Kernel;
 use crate::vm::Vm;
 
 /// How long an upgrade may take from the command to its end.
 const LIMIT: Duration = Duration::from_secs(300);
+
+/// How often the console is looked at meanwhile.
+const GLANCE: Duration = Duration::from_secs(5);
+
+/// What the console says when the host starts afresh.
+const LOST: &str = "the processes could not be carried";
 
 /// How long handing the memory back may take after the thaw.
 const DRAIN: Duration = Duration::from_secs(120);
@@ -68,7 +75,7 @@ pub(crate) fn upgrade(vm: &mut Vm, to: &Kernel) -> Result<Jump> {
     let command = format!("kupgrade --kernel {} --verify", to.guest_vmlinuz());
     let pending = vm.shell.start(&command)?;
     let began = Instant::now();
-    let output = vm.shell.finish(&pending, LIMIT)?;
+    let output = answer(vm, &pending)?;
     let took = began.elapsed();
     std::fs::write(
         vm.dir().join(format!("kupgrade-to-{}.log", to.short())),
@@ -91,6 +98,19 @@ pub(crate) fn upgrade(vm: &mut Vm, to: &Kernel) -> Result<Jump> {
         command: took,
         mem_before,
     })
+}
+
+/// Waits for the shell's answer, but not when the new kernel says that there will be none.
+fn answer(vm: &mut Vm, pending: &Pending) -> Result<Output> {
+    let end = Instant::now() + LIMIT;
+    loop {
+        match vm.shell.finish(pending, GLANCE) {
+            Err(error) if Instant::now() > end => return Err(error),
+            Err(error) if !vm.alive() || vm.console_text().contains(LOST) => return Err(error),
+            Err(_) => {}
+            done => return done,
+        }
+    }
 }
 
 /// The JSON in what the command printed.

@@ -145,7 +145,7 @@ impl Program for Subjects {
         }
         let mut errors: Vec<String> = wrong
             .iter()
-            .map(|(name, answer)| format!("{name}: {answer}"))
+            .map(|(name, answer)| format!("{name}: {answer:.500}"))
             .collect();
         let left = self.left.iter();
         errors.extend(

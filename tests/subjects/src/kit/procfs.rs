@@ -51,7 +51,8 @@ pub(crate) fn vm_flags(at: *mut c_void) -> Result<Vec<String>> {
         .context("smaps has no VmFlags")?;
     Ok(line
         .split_whitespace()
-        .filter(|flag| *flag != "sd")
+        // "??" is what a kernel has no name for; from 6.4 on MLOCK_ONFAULT has one.
+        .filter(|flag| !["sd", "??", "lf"].contains(flag))
         .map(str::to_owned)
         .collect())
 }

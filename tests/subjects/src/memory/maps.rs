@@ -2,16 +2,23 @@
 
 use std::fs;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::kit::{Setting, Watch, procfs};
 
-/// All of it as before, but for the kernel's own mappings and their address in auxv. Heap and
-/// stack may have grown by what the check itself needs.
+/// All of it as before, but for the kernel's own mappings and their address in auxv: where the vdso was, the
+/// old kernel's stays, for addresses in it are known to the program. Heap and stack may have grown by what the
+/// check itself needs.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
-    let watch = Watch::keep(|| {
+    let (vdso, end) = fs::read_to_string("/proc/self/maps")?
+        .lines()
+        .find(|line| line.ends_with("[vdso]"))
+        .and_then(procfs::range)
+        .context("there is no vdso")?;
+    let watch = Watch::keep(move || {
         let mut maps = procfs::maps()?;
         maps.retain(|line| !line.contains("[heap]") && !line.contains("[stack]"));
+        maps.retain(|line| procfs::range(line) != Some((vdso, end)));
         let mut told = vec![maps.join("\n")];
         for name in ["cmdline", "environ", "comm", "personality", "auxv"] {
             told.push(format!("{:?}", read(name)?));

@@ -28,8 +28,8 @@ fn attach(id: i32, flags: i32) -> Result<Area> {
     Ok(Area::at(at, PAGES))
 }
 
-/// Key, size, mode, creator, attachments, change time.
-fn stat(id: i32) -> Result<(i32, usize, u32, i32, u64, i64)> {
+/// Key, size, mode, creator, attachments. Nobody can set the change time: another kernel's is that of the upgrade.
+fn stat(id: i32) -> Result<(i32, usize, u32, i32, u64)> {
     let mut stat = std::mem::MaybeUninit::<libc::shmid_ds>::zeroed();
     // SAFETY: the kernel fills the structure; zeros are a valid one as well.
     let stat = unsafe {
@@ -43,7 +43,6 @@ fn stat(id: i32) -> Result<(i32, usize, u32, i32, u64, i64)> {
         u32::from(perm.mode),
         stat.shm_cpid,
         stat.shm_nattch,
-        stat.shm_ctime,
     ))
 }
 
@@ -103,11 +102,7 @@ pub(crate) fn removed(_: &Setting) -> Result<Watch> {
         libc::shmctl(id, IPC_RMID, std::ptr::null_mut())
     })?;
     let mut round = 21;
-    // Nobody can set the change time of a segment that had to be made again.
-    let without_time = move || {
-        stat(id).map(|(key, size, mode, creator, attached, _)| (key, size, mode, creator, attached))
-    };
-    let state = Watch::keep(without_time)?.spoiled_by(move || {
+    let state = Watch::keep(move || stat(id))?.spoiled_by(move || {
         // SAFETY: nobody uses the second attachment afterwards.
         sys("shmdt", unsafe { libc::shmdt(view.page(0)) }).map(drop)
     });
