@@ -161,7 +161,7 @@ fn policies(batch: &mut Batch, thread: &Thread) {
         let args = [u64::from(thread.personality).into()];
         batch.call("setting its personality", nr::PERSONALITY, args);
     }
-    if s.io_flusher {
+    if thread.scheduling.io_flusher {
         let args = [PR_SET_IO_FLUSHER, 1, 0, 0, 0].map(Into::into);
         batch.call("making it an I/O flusher", nr::PRCTL, args);
     }
