@@ -14,6 +14,7 @@
 //! | [`files`] | one module for each kind of open file description |
 //! | [`tables`] | what is shared by clone(2) flags |
 //! | `objects`, `ipc` | shared memory, removed files; semaphores and messages |
+//! | `kernel` | what no interface shows, read from the kernel's memory |
 //! | [`proc`] | byte-exact parsers of `/proc` files |
 #![forbid(unsafe_code)]
 
@@ -25,6 +26,7 @@ mod external;
 pub mod files;
 pub mod freeze;
 mod ipc;
+mod kernel;
 mod nettcp;
 mod objects;
 pub mod proc;

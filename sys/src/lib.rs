@@ -25,6 +25,7 @@
 //! | [`ipc`] | System V IPC |
 //! | [`mqueue`] | POSIX message queues |
 //! | [`physmap`] | physical memory through `/dev/mem` |
+//! | [`kernel_memory`] | the kernel's own memory, to look at |
 //! | [`kexec`] | loading another kernel and jumping into it |
 //! | [`socket`] | sockets with addresses and options as bytes |
 //! | [`mountapi`] | what nix lacks of the mount interface |
@@ -46,6 +47,7 @@ pub mod handle;
 pub mod held;
 pub mod ids;
 pub mod ipc;
+pub mod kernel_memory;
 pub mod kexec;
 pub mod kmsg;
 pub mod mountapi;

@@ -1,0 +1,167 @@
+//! What no interface of the kernel shows, read from its memory ([`sys::kernel_memory`]).
+//!
+//! Here is how things are found: structures by the kernel's own description of its types ([`btf`]), threads
+//! from the numbers of this PID namespace ([`mod@tasks`]). What they mean is with the kind of resource:
+//! `ipc/undo.rs`, `capture/restart.rs`, `files/mqueue`. Whatever is not as expected is
+//! [`Unreadable`], and the caller does without.
+
+mod btf;
+mod tasks;
+
+pub(crate) use btf::Btf;
+
+use core::cell::RefCell;
+use std::collections::BTreeMap;
+use sys::Errno;
+use sys::kernel_memory::{KernelMemory, Request};
+
+/// Why something could not be read from the kernel's memory.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unreadable {
+    /// No program can be loaded that would read.
+    #[error("the kernel does not let its memory be read: {0}")]
+    NotAllowed(Errno),
+    /// There is no description of types.
+    #[error("the kernel's types: {0}")]
+    NoTypes(String),
+    /// The kernel has no such field, or several.
+    #[error("the kernel has no {0}")]
+    NoField(String),
+    /// It has changed while it was read, or is not what it should be.
+    #[error("{0} is not consistent")]
+    Inconsistent(&'static str),
+}
+
+/// The running kernel.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    memory: KernelMemory,
+    btf: Btf,
+    tasks: Option<tasks::Tasks>,
+    /// Addresses of symbols that were looked up.
+    symbols: BTreeMap<&'static str, Option<u64>>,
+}
+
+thread_local! {
+    /// Made once, where it is needed first: loading the program and reading the types takes a moment.
+    static KERNEL: RefCell<Option<Result<Kernel, Unreadable>>> = const { RefCell::new(None) };
+}
+
+/// Looks into the kernel.
+///
+/// # Errors
+/// [`Unreadable`]; the caller then does without.
+pub(crate) fn look<T>(
+    look: impl FnOnce(&mut Kernel) -> Result<T, Unreadable>,
+) -> Result<T, Unreadable> {
+    KERNEL.with_borrow_mut(|kernel| {
+        let opened = kernel.get_or_insert_with(|| {
+            let opened = Kernel::open();
+            if let Err(why) = &opened {
+                log::debug!("doing without the kernel's memory: {why}");
+            }
+            opened
+        });
+        match opened {
+            Ok(kernel) => look(kernel),
+            Err(why) => Err(why.clone()),
+        }
+    })
+}
+
+/// Makes ready to look.
+pub(crate) fn prepare() {
+    // Whoever looks is told.
+    let _ = look(|kernel| kernel.tasks(&[]));
+}
+
+impl Kernel {
+    fn open() -> Result<Kernel, Unreadable> {
+        Ok(Kernel {
+            memory: KernelMemory::open().map_err(Unreadable::NotAllowed)?,
+            btf: Btf::load()?,
+            tasks: None,
+            symbols: BTreeMap::new(),
+        })
+    }
+
+    /// Where fields are.
+    pub(crate) fn btf(&self) -> &Btf {
+        &self.btf
+    }
+
+    /// What lies at several addresses, None where nothing does.
+    pub(crate) fn read(
+        &mut self,
+        requests: &[Request],
+    ) -> Result<Vec<Option<Vec<u8>>>, Unreadable> {
+        self.memory.read(requests).map_err(Unreadable::NotAllowed)
+    }
+
+    /// Address of a function, None when it is not known.
+    pub(crate) fn symbol(&mut self, name: &'static str) -> Option<u64> {
+        let memory = &mut self.memory;
+        *self
+            .symbols
+            .entry(name)
+            .or_insert_with(|| memory.symbol(name).ok())
+    }
+
+    /// What to add to this process's CLOCK_MONOTONIC and CLOCK_BOOTTIME to have those of the first time
+    /// namespace (time_namespaces(7)), in nanoseconds.
+    pub(crate) fn clock_offsets(&mut self) -> Result<[i64; 2], Unreadable> {
+        const WHAT: &str = "the own time namespace";
+        let field = |structure, path| Ok(self.btf.field(structure, path)?.offset);
+        let (proxy, space) = (
+            field("task_struct", "nsproxy")?,
+            field("nsproxy", "time_ns")?,
+        );
+        let offsets = [
+            field("time_namespace", "offsets.monotonic.tv_sec")?,
+            field("time_namespace", "offsets.monotonic.tv_nsec")?,
+            field("time_namespace", "offsets.boottime.tv_sec")?,
+            field("time_namespace", "offsets.boottime.tv_nsec")?,
+        ];
+        let own = self.memory.own_task().map_err(Unreadable::NotAllowed)?;
+        let proxy = self.word(own.wrapping_add(proxy), WHAT)?;
+        let space = self.word(proxy.wrapping_add(space), WHAT)?;
+        let found = self.words(&offsets.map(|at| space.wrapping_add(at)))?;
+        let found: Option<Vec<i64>> = found.into_iter().map(|w| w.map(u64::cast_signed)).collect();
+        match found.as_deref() {
+            Some([a, b, c, d]) => {
+                let ns = |s: i64, ns| s.saturating_mul(1_000_000_000).saturating_add(ns);
+                Ok([-ns(*a, *b), -ns(*c, *d)])
+            }
+            _ => Err(Unreadable::Inconsistent(WHAT)),
+        }
+    }
+
+    /// The words at several addresses.
+    pub(crate) fn words(&mut self, addresses: &[u64]) -> Result<Vec<Option<u64>>, Unreadable> {
+        let requests: Vec<Request> = addresses.iter().map(|address| (*address, 8)).collect();
+        let found = self.read(&requests)?;
+        Ok(found.iter().map(|bytes| word(bytes.as_ref()?, 0)).collect())
+    }
+
+    /// The word at an address, which must be there.
+    pub(crate) fn word(&mut self, address: u64, what: &'static str) -> Result<u64, Unreadable> {
+        let found = self.words(&[address])?;
+        found
+            .into_iter()
+            .flatten()
+            .next()
+            .ok_or(Unreadable::Inconsistent(what))
+    }
+}
+
+/// Eight bytes of something that was read.
+pub(crate) fn word(bytes: &[u8], at: u64) -> Option<u64> {
+    let bytes = bytes.get(usize::try_from(at).ok()?..)?;
+    Some(u64::from_le_bytes(*bytes.first_chunk::<8>()?))
+}
+
+/// Four bytes of something that was read.
+pub(crate) fn half(bytes: &[u8], at: u64) -> Option<u32> {
+    let bytes = bytes.get(usize::try_from(at).ok()?..)?;
+    Some(u32::from_le_bytes(*bytes.first_chunk::<4>()?))
+}

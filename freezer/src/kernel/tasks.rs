@@ -1,0 +1,222 @@
+//! The `task_struct` of a thread, by its number in the PID namespace of this process.
+//!
+//! A namespace has a radix tree from numbers to `struct pid` (kernel/pid.c, lib/xarray.c); that one has a
+//! list of the threads with the number, which is one. Everything found is compared with what it should
+//! point back to.
+
+use super::{Kernel, Unreadable, half, word};
+use sys::Tid;
+
+/// Marks a pointer to a node of the tree (include/linux/xarray.h, `xa_is_internal`).
+const INTERNAL: u64 = 2;
+const TAG: u64 = 3;
+/// The tree of all 32-bit numbers is not higher.
+const LEVELS: usize = 12;
+
+/// Where things are, and the namespace.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tasks {
+    /// `pid_namespace` of this process, the root of its tree, and how deep it is nested.
+    namespace: u64,
+    root: u64,
+    level: u64,
+    node: Node,
+    pid: PidFields,
+    task: TaskFields,
+}
+
+/// `struct xa_node`.
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    shift: u64,
+    slots: u64,
+    count: u64,
+}
+
+/// `struct pid`.
+#[derive(Clone, Copy, Debug)]
+struct PidFields {
+    level: u64,
+    tasks: u64,
+    numbers: u64,
+    number_size: u64,
+    number: u64,
+    namespace: u64,
+}
+
+/// `struct task_struct`.
+#[derive(Clone, Copy, Debug)]
+struct TaskFields {
+    thread_pid: u64,
+    links: u64,
+}
+
+impl Tasks {
+    fn find(kernel: &mut Kernel) -> Result<Tasks, Unreadable> {
+        let field = |structure, path| Ok(kernel.btf.field(structure, path)?.offset);
+        let slots = kernel.btf.field("xa_node", "slots")?;
+        let node = Node {
+            shift: field("xa_node", "shift")?,
+            slots: slots.offset,
+            count: slots.elements,
+        };
+        let pid = PidFields {
+            level: field("pid", "level")?,
+            tasks: field("pid", "tasks")?,
+            numbers: field("pid", "numbers")?,
+            number_size: kernel.btf.size_of("upid")?,
+            number: field("upid", "nr")?,
+            namespace: field("upid", "ns")?,
+        };
+        let task = TaskFields {
+            thread_pid: field("task_struct", "thread_pid")?,
+            links: field("task_struct", "pid_links")?,
+        };
+        let root = field("pid_namespace", "idr.idr_rt.xa_head")?;
+        if !node.count.is_power_of_two() {
+            return Err(Unreadable::Inconsistent("a node of the tree of numbers"));
+        }
+        let own = kernel.memory.own_task().map_err(Unreadable::NotAllowed)?;
+        let own_pid = kernel.word(own.wrapping_add(task.thread_pid), "the own thread")?;
+        let level = kernel.word(own_pid.wrapping_add(pid.level), "the own number")? & 0xffff_ffff;
+        let number = own_pid.wrapping_add(pid.numbers + level * pid.number_size);
+        let namespace = kernel.word(number.wrapping_add(pid.namespace), "the own number")?;
+        let tasks = Tasks {
+            namespace,
+            root: namespace.wrapping_add(root),
+            level,
+            node,
+            pid,
+            task,
+        };
+        // What is known must be found: this thread itself.
+        let me = Tid(nix::unistd::gettid().as_raw());
+        match tasks.look_up(kernel, &[me])?[..] {
+            [Some(task)] if task == own => Ok(tasks),
+            _ => Err(Unreadable::Inconsistent("the tree of numbers")),
+        }
+    }
+
+    /// The threads with these numbers, None for those that are not found.
+    fn look_up(&self, kernel: &mut Kernel, tids: &[Tid]) -> Result<Vec<Option<u64>>, Unreadable> {
+        let root = kernel.word(self.root, "the tree of numbers")?;
+        let mut entries = vec![Some(root); tids.len()];
+        for _ in 0..LEVELS {
+            if !entries.iter().flatten().any(|entry| is_node(*entry)) {
+                break;
+            }
+            self.descend(kernel, tids, &mut entries)?;
+        }
+        // A single leaf at the root would be number 0.
+        let pids = entries
+            .iter()
+            .map(|entry| entry.filter(|at| *at != root && at & TAG == 0));
+        let pids: Vec<u64> = pids.map(Option::unwrap_or_default).collect();
+        let len = self.pid.numbers + (self.level + 1) * self.pid.number_size;
+        let requests: Vec<_> = pids.iter().map(|pid| (*pid, len as usize)).collect();
+        let found = kernel.read(&requests)?;
+        let links = found.iter().zip(tids).map(|(bytes, tid)| {
+            let bytes = bytes.as_ref()?;
+            let number = self.pid.numbers + self.level * self.pid.number_size;
+            let same = half(bytes, number + self.pid.number)? == tid.0.cast_unsigned()
+                && word(bytes, number + self.pid.namespace)? == self.namespace;
+            // The first list is that of threads (PIDTYPE_PID).
+            let link = word(bytes, self.pid.tasks).filter(|_| same)?;
+            link.checked_sub(self.task.links)
+        });
+        let tasks: Vec<u64> = links.map(Option::unwrap_or_default).collect();
+        let back: Vec<u64> = tasks
+            .iter()
+            .map(|task| task + self.task.thread_pid)
+            .collect();
+        let back = kernel.words(&back)?;
+        let all = tasks.into_iter().zip(back).zip(pids);
+        Ok(all
+            .map(|((task, back), pid)| (pid != 0 && back == Some(pid)).then_some(task))
+            .collect())
+    }
+
+    /// One level further down in the tree.
+    fn descend(
+        &self,
+        kernel: &mut Kernel,
+        tids: &[Tid],
+        entries: &mut [Option<u64>],
+    ) -> Result<(), Unreadable> {
+        let len = self.node.slots + self.node.count * 8;
+        let nodes: Vec<_> = entries
+            .iter()
+            .map(|entry| match entry {
+                Some(entry) if is_node(*entry) => (entry - INTERNAL, len as usize),
+                _ => (0, 0),
+            })
+            .collect();
+        let found = kernel.read(&nodes)?;
+        for ((entry, bytes), tid) in entries.iter_mut().zip(found).zip(tids) {
+            if entry.is_some_and(is_node) {
+                *entry = bytes.and_then(|bytes| self.slot(&bytes, *tid));
+            }
+        }
+        Ok(())
+    }
+
+    /// The entry of a node for a number.
+    fn slot(&self, node: &[u8], tid: Tid) -> Option<u64> {
+        let shift = u32::from(*node.get(usize::try_from(self.node.shift).ok()?)?);
+        let index = u64::try_from(tid.0).ok()?.checked_shr(shift)? & (self.node.count - 1);
+        word(node, self.node.slots + index * 8).filter(|entry| *entry != 0)
+    }
+}
+
+fn is_node(entry: u64) -> bool {
+    entry & TAG == INTERNAL && entry > 4096
+}
+
+impl Kernel {
+    /// Addresses of threads' `task_struct`, None for those that are not there.
+    pub(crate) fn tasks(&mut self, tids: &[Tid]) -> Result<Vec<Option<u64>>, Unreadable> {
+        let tasks = match self.tasks {
+            Some(tasks) => tasks,
+            None => Tasks::find(self)?,
+        };
+        self.tasks = Some(tasks);
+        tasks.look_up(self, tids)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::look;
+    use super::*;
+
+    #[test]
+    fn threads_are_found_by_their_numbers() {
+        let tids: Vec<Tid> = (0..5)
+            .map(|_| {
+                let (send, receive) = std::sync::mpsc::channel();
+                std::thread::spawn(move || {
+                    send.send(Tid(nix::unistd::gettid().as_raw())).unwrap();
+                    std::thread::park();
+                });
+                receive.recv().unwrap()
+            })
+            .chain([Tid(1), Tid(nix::unistd::gettid().as_raw()), Tid(0x3f_fff0)])
+            .collect();
+        let found = look(|kernel| {
+            let pid = kernel.btf().field("task_struct", "pid")?.offset;
+            let tasks = kernel.tasks(&tids)?;
+            let known: Vec<u64> = tasks.iter().flatten().map(|task| task + pid).collect();
+            Ok((tasks, kernel.words(&known)?))
+        });
+        let (tasks, mut numbers) = match found {
+            Err(super::Unreadable::NotAllowed(_) | Unreadable::NoTypes(_)) => return,
+            found => found.unwrap(),
+        };
+        assert_eq!(tasks.iter().flatten().count(), tids.len() - 1);
+        assert_eq!(tasks.last(), Some(&None));
+        // The first namespace's numbers, all different.
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), tids.len() - 1);
+    }
+}
