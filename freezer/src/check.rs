@@ -59,6 +59,7 @@ pub fn check_tree_with(root: Pid, externals: &Externals) -> Result<Vec<Refusal>,
         found.extend(check_one(*pid, &mut objects, externals)?);
     }
     found.extend(tables::shared(&pids)?);
+    found.extend(crate::ipc::undo::cut_off(&pids));
     found.extend(objects.shared_outside(&pids));
     found.extend(externals.excuse(files::outside::shared(&pids, externals)));
     found.extend(externals.excuse(files::elsewhere::refusals(&pids)));
@@ -81,7 +82,7 @@ fn examine(
     }
     found.extend(tables::of_threads(pid, representative)?);
     found.extend(namespaces(pid)?);
-    found.extend(crate::ipc::undo_refusal(pid));
+    found.extend(crate::ipc::undo::refusal(pid));
     found.extend(capture::memory_refusals(pid, objects)?);
     found.extend(files::refusals(pid, objects, externals)?);
     for link in ["cwd", "root"] {

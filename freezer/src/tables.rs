@@ -3,15 +3,18 @@
 
 use crate::{FreezerError, Refusal, proc};
 use core::cmp::Ordering;
+use nix::sched::CloneFlags;
+use persist_mem::manifest::Thread;
 use std::collections::BTreeMap;
 use sys::process::{KcmpKind, kcmp};
 use sys::{Errno, Pid, Tid};
 
-const TABLES: [(KcmpKind, &str, &str); 4] = [
+const TABLES: [(KcmpKind, &str, &str); 5] = [
     (KcmpKind::Vm, "memory", "CLONE_VM"),
     (KcmpKind::Files, "descriptor table", "CLONE_FILES"),
     (KcmpKind::Fs, "current directory", "CLONE_FS"),
     (KcmpKind::Sighand, "signal actions", "CLONE_SIGHAND"),
+    (KcmpKind::Sysvsem, "semaphore undo list", "CLONE_SYSVSEM"),
 ];
 
 fn refusal(pid: Pid, resource: &str, reason: String) -> Refusal {
@@ -111,8 +114,52 @@ fn families(pids: &[Pid], kind: KcmpKind) -> Vec<Vec<Pid>> {
             Err(at) => families.insert(at, vec![(*pid, tid)]),
         }
     }
+    if kind == KcmpKind::Sysvsem {
+        families.retain(|family| !has_no_undo_list(family[0].1));
+    }
     let pids = |family: Vec<(Pid, Tid)>| family.into_iter().map(|(pid, _)| pid).collect();
     families.into_iter().map(pids).collect()
+}
+
+/// Whether a thread has no list of what `SEM_UNDO` will do, as this thread has none: two that have none have
+/// the same. This program undoes nothing.
+pub(crate) fn has_no_undo_list(tid: Tid) -> bool {
+    if nix::sched::unshare(CloneFlags::CLONE_SYSVSEM).is_err() {
+        return false;
+    }
+    let me = Tid(nix::unistd::gettid().as_raw());
+    kcmp(me, tid, KcmpKind::Sysvsem, 0, 0).is_ok_and(Ordering::is_eq)
+}
+
+/// Notes which threads of a process do not share the first one's list of what `SEM_UNDO` will do.
+pub(crate) fn note_own_undo(threads: &mut [Thread]) {
+    let [first, _, ..] = threads else {
+        return;
+    };
+    let first = first.tid;
+    let none = has_no_undo_list(first);
+    for thread in threads {
+        let same = kcmp(first, thread.tid, KcmpKind::Sysvsem, 0, 0);
+        thread.own_undo = none || !same.is_ok_and(Ordering::is_eq);
+    }
+}
+
+/// Threads that share such a list with each other, and not with their leader.
+fn undo_apart(pid: Pid, representative: Tid, threads: &[Tid]) -> Option<Refusal> {
+    let apart = |tid: &&Tid| {
+        let same = kcmp(representative, **tid, KcmpKind::Sysvsem, 0, 0);
+        same.is_ok_and(Ordering::is_ne) && !has_no_undo_list(**tid)
+    };
+    let apart: Vec<Tid> = threads.iter().filter(apart).copied().collect();
+    let share =
+        |one: Tid, two: Tid| kcmp(one, two, KcmpKind::Sysvsem, 0, 0).is_ok_and(Ordering::is_eq);
+    apart.iter().enumerate().find_map(|(index, one)| {
+        let two = apart[..index].iter().find(|two| share(*one, **two))?;
+        let reason = format!(
+            "threads {two} and {one} share one that their leader has not (CLONE_SYSVSEM): that is not carried"
+        );
+        Some(refusal(pid, "semaphore undo list", reason))
+    })
 }
 
 fn in_vfork(family: &[Pid]) -> bool {
@@ -134,8 +181,10 @@ fn waits_in_vfork(pid: Pid) -> Option<Tid> {
 /// # Errors
 /// When the threads cannot be listed.
 pub(crate) fn of_threads(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, FreezerError> {
-    let mut found = Vec::new();
-    let others = proc::threads(pid)?.into_iter();
+    let threads = proc::threads(pid)?;
+    let apart = undo_apart(pid, representative, &threads);
+    let mut found: Vec<Refusal> = apart.into_iter().collect();
+    let others = threads.into_iter();
     for tid in others.filter(|tid| ![representative, pid.leader()].contains(tid)) {
         for (kind, resource, flag) in &TABLES[1..3] {
             match kcmp(representative, tid, *kind, 0, 0) {

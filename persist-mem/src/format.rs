@@ -45,6 +45,8 @@ pub enum Kind {
     Messages = 12,
     /// [`crate::manifest::PosixQueue`], one each.
     PosixQueue = 13,
+    /// [`crate::manifest::Undo`], one for each list and set.
+    Undo = 14,
 }
 
 impl Kind {
@@ -63,6 +65,7 @@ impl Kind {
             Kind::Semaphores,
             Kind::Messages,
             Kind::PosixQueue,
+            Kind::Undo,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == number)

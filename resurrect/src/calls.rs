@@ -22,6 +22,7 @@ pub(crate) mod nr {
     pub(crate) const CONNECT: i64 = 42;
     pub(crate) const LISTEN: i64 = 50;
     pub(crate) const SOCKETPAIR: i64 = 53;
+    pub(crate) const SEMOP: i64 = 65;
     pub(crate) const SEMCTL: i64 = 66;
     pub(crate) const FCNTL: i64 = 72;
     pub(crate) const FLOCK: i64 = 73;

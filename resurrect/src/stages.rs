@@ -24,6 +24,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("descriptor tables", files::hand_over),
     ("directories", process::directories::set),
     ("threads", thread::create),
+    ("undo of semaphores", ipc::undo::set),
     ("signal actions", process::signals::set_actions),
     ("files from inside", files::inside),
     ("owners of signals", files::owner::set),

@@ -180,6 +180,62 @@ pub fn sem_stat(id: i32) -> Result<(Owners, usize)> {
     Ok((owners(&stat.sem_perm), count))
 }
 
+/// Whether anybody has made an operation on a set (`sem_otime` is not 0).
+///
+/// # Errors
+/// As [`sem_stat`].
+pub fn sem_operated(id: i32) -> Result<bool> {
+    let mut stat = core::mem::MaybeUninit::<libc::semid_ds>::zeroed();
+    sem_control(id, 0, libc::IPC_STAT, stat.as_mut_ptr() as u64)?;
+    // SAFETY: the kernel has filled it, and all zeroes is a value of it.
+    Ok(unsafe { stat.assume_init() }.sem_otime != 0)
+}
+
+/// An operation of semop(2): semaphore, what is added, flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SemOperation {
+    /// Number in the set.
+    pub number: u16,
+    /// What is added.
+    pub by: i16,
+    /// `SEM_UNDO`: the reverse is remembered.
+    pub undo: bool,
+}
+
+impl SemOperation {
+    /// `struct sembuf`, with `IPC_NOWAIT`.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 6] {
+        const IPC_NOWAIT: i16 = 0o4000;
+        const SEM_UNDO: i16 = 0x1000;
+        let flags = IPC_NOWAIT | if self.undo { SEM_UNDO } else { 0 };
+        let ([a, b], [c, d], [e, f]) = (
+            self.number.to_ne_bytes(),
+            self.by.to_ne_bytes(),
+            flags.to_ne_bytes(),
+        );
+        [a, b, c, d, e, f]
+    }
+}
+
+/// semop(2) without waiting: all operations or none.
+///
+/// # Errors
+/// `EAGAIN` when a value would be below 0, `ERANGE` when it would be too large.
+pub fn sem_operate(id: i32, operations: &[SemOperation]) -> Result<()> {
+    let bytes: Vec<u8> = operations.iter().flat_map(|one| one.to_bytes()).collect();
+    let args = [
+        number(id),
+        bytes.as_ptr() as u64,
+        operations.len() as u64,
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: the kernel reads as many structures as there are.
+    unsafe { syscall(libc::SYS_semop, args) }.map(drop)
+}
+
 /// semctl(2) `IPC_SET`: owner, group and permission bits.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ mod pages;
 mod policy;
 mod process;
 mod reports;
+mod restart;
 mod seccomp;
 mod signals;
 mod sleep;
@@ -72,18 +73,16 @@ fn describe(
     let inside: Vec<Pid> = frozen.pids().chain(ours).collect();
     crate::files::outside::refuse(&inside, &externals)?;
     crate::files::elsewhere::refuse(frozen, &externals)?;
-    let undo: Vec<_> = frozen.pids().filter_map(crate::ipc::undo_refusal).collect();
-    if !undo.is_empty() {
-        return Err(FreezerError::Refused(undo));
-    }
+    let undo = crate::ipc::undo::capture(frozen, ours.is_none())?;
     let mut table = Table::new(externals);
     let mut finder = foothold::Finder::default();
     let pids: Vec<Pid> = frozen.pids().collect();
-    let [memory, actions, files, directories] = [
+    let [memory, actions, files, directories, undone] = [
         KcmpKind::Vm,
         KcmpKind::Sighand,
         KcmpKind::Files,
         KcmpKind::Fs,
+        KcmpKind::Sysvsem,
     ]
     .map(|kind| Sharing::find(&pids, kind));
     let (mut processes, mut timers_at) = (Vec::new(), Vec::new());
@@ -95,6 +94,8 @@ fn describe(
             live.actions_of = actions.of(pid);
             live.files_of = files.of(pid);
             live.fs_of = directories.of(pid);
+            live.undo_of = undone.of(pid);
+            crate::tables::note_own_undo(&mut live.threads);
         }
         processes.push(process);
     }
@@ -123,6 +124,7 @@ fn describe(
         removed: found.removed,
         locks: found.locks,
         posix_queues: found.queues,
+        undo,
         ..Manifest::default()
     };
     if ours.is_some() {

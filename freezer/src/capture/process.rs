@@ -167,6 +167,7 @@ fn describe(
         actions_of: None,
         files_of: None,
         fs_of: None,
+        undo_of: None,
         cwd: FileRef::default(),
         cwd_removed: None,
         root: crate::files::reference(pid, "root")?,

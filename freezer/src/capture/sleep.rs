@@ -3,9 +3,11 @@
 //! A thread that is stopped in a system call shows a code in `rax` that only tracers see. Left as it
 //! is, the kernel that resumes the thread does what it would have done anyway: deliver a signal and
 //! fail with EINTR, or make the call again. `ERESTART_RESTARTBLOCK` needs help: the rest of the
-//! time-out is in the old kernel's memory. It is computed here and given to the new kernel by making
-//! the call again.
+//! time-out is in the old kernel's memory. It is read from there ([`mod@super::restart`]), or where that
+//! cannot be, computed from when the thread went to sleep; and given to the new kernel by making the call
+//! again.
 
+use super::restart::{Block, Left};
 use crate::FreezerError;
 use crate::freeze::{FrozenThread, monotonic_ns};
 use nix::time::ClockId;
@@ -35,23 +37,43 @@ pub(super) fn settle(
     if result != -restart::ERESTART_RESTARTBLOCK {
         return Ok((regs, None));
     }
-    // An earlier stop has already turned the call into restart_syscall(2); the instruction before it
-    // usually still names it.
+    let kept = Block::read(tracee.tid());
+    if let Err(why) = &kept {
+        log::debug!("thread {}: {why}", tracee.tid());
+    }
+    let kept = kept.ok();
+    // An earlier stop has already turned the call into restart_syscall(2).
     let nr = if nr == RESTART_SYSCALL {
-        call_before(tracee, &regs).unwrap_or(nr)
+        let known = kept.as_ref().and_then(|kept| kept.call(&regs));
+        known.or_else(|| call_before(tracee, &regs)).unwrap_or(nr)
     } else {
         nr
     };
     let asleep = frozen
         .asleep_since_ns
         .map(|since| monotonic_ns().saturating_sub(since));
-    match remaining(tracee, nr, &regs, asleep)? {
-        Some(remaining) => {
+    let left = match kept.filter(|_| is_relative(nr, &regs)) {
+        Some(kept) => kept.left(tracee.pid(), nr, &regs),
+        None => None,
+    };
+    let left = match left {
+        None => remaining(tracee, nr, &regs, asleep)?.map(|left| (left, false)),
+        Some(Left::Time(left)) => Some((left, false)),
+        Some(Left::Processor(left)) => Some((left, true)),
+        Some(Left::Forever) => Some((u64::MAX, false)),
+    };
+    match left {
+        Some((remaining, counts_cpu)) => {
             let regs = Regs {
                 orig_rax: nr.cast_unsigned(),
                 ..regs
             };
-            Ok((regs, Some(Sleep { nr, remaining })))
+            let sleep = Sleep {
+                nr,
+                remaining,
+                counts_cpu,
+            };
+            Ok((regs, Some(sleep)))
         }
         // What remained cannot be known: the call fails as if a signal had come.
         None => Ok((
@@ -63,6 +85,11 @@ pub(super) fn settle(
             None,
         )),
     }
+}
+
+/// Whether the call's time-out is how long it waits. The others' are when they end, which the program knows.
+fn is_relative(nr: i64, regs: &Regs) -> bool {
+    nr != FUTEX || regs.rsi & FUTEX_CMD_MASK == FUTEX_WAIT
 }
 
 /// `mov eax, imm32; syscall` just before rip.
@@ -103,6 +130,7 @@ fn remaining(
     match nr {
         NANOSLEEP => sleep(regs.rdi, regs.rsi),
         CLOCK_NANOSLEEP => sleep(regs.rdx, regs.r10),
+        POLL if (regs.rdx as i32) < 0 => Ok(Some(u64::MAX)),
         POLL => Ok(slept((regs.rdx & 0xffff_ffff).saturating_mul(1_000_000))),
         FUTEX if regs.rsi & FUTEX_CMD_MASK == FUTEX_WAIT => Ok(slept(timespec(regs.r10)?)),
         FUTEX => {

@@ -87,6 +87,7 @@ pub(super) fn capture(
         no_new_privs: status.mask("NoNewPrivs") != 0,
         seccomp: seccomp::capture(pid, tid, status, filters)?,
         dispatch: inside.dispatch,
+        own_undo: false,
         socket_wait: inside.socket_wait,
         sleep: inside.sleep,
     })

@@ -34,7 +34,8 @@ impl TimersAt {
         for timer in live.timers.iter_mut().filter(|t| !counts_cpu(t.clock)) {
             timer.remaining = left(timer.remaining, passed);
         }
-        for sleep in live.threads.iter_mut().filter_map(|t| t.sleep.as_mut()) {
+        let sleeps = live.threads.iter_mut().filter_map(|t| t.sleep.as_mut());
+        for sleep in sleeps.filter(|sleep| !sleep.counts_cpu) {
             sleep.remaining = sleep.remaining.saturating_sub(passed);
         }
         let waits = live

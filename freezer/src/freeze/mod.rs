@@ -170,6 +170,8 @@ pub fn freeze_all(skip: &[Pid]) -> Result<Frozen, FreezerError> {
 }
 
 fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
+    // Before anything stands still: it takes a moment.
+    crate::kernel::prepare();
     let mut frozen = Frozen {
         processes: Vec::new(),
         zombies: Vec::new(),

@@ -5,14 +5,12 @@
 
 mod messages;
 mod semaphores;
-mod undo;
+pub(crate) mod undo;
 
 use crate::objects::{ObjectError, Objects};
 use crate::{FreezerError, proc};
 use persist_mem::manifest::{IpcPerm, Manifest};
 use sys::{Errno, Pid, ipc::Owners};
-
-pub(crate) use undo::refusal as undo_refusal;
 
 pub(crate) fn perm(id: i32, owners: Owners) -> IpcPerm {
     IpcPerm {

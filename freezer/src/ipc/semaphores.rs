@@ -12,6 +12,7 @@ pub(super) fn capture(id: i32) -> Result<Option<SemaphoreSet>, FreezerError> {
         found => found.map_err(failed(id, "looking at the semaphores"))?,
     };
     let values = ipc::sem_values(id, count).map_err(failed(id, "reading the semaphores"))?;
+    let operated = ipc::sem_operated(id).map_err(failed(id, "looking at the semaphores"))?;
     let mut members = Vec::new();
     for (value, member) in values.into_iter().zip(0..) {
         let last = ipc::sem_pid(id, member).map_err(failed(id, "reading the semaphores"))?;
@@ -20,5 +21,6 @@ pub(super) fn capture(id: i32) -> Result<Option<SemaphoreSet>, FreezerError> {
     Ok(Some(SemaphoreSet {
         perm: perm(id, owners),
         members,
+        operated,
     }))
 }

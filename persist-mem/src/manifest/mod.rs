@@ -42,6 +42,8 @@ pub struct Manifest {
     pub shared_objects: Vec<SharedObject>,
     /// System V semaphores of the host; none in an image of `kupgrade checkpoint`, which leaves them.
     pub semaphores: Vec<SemaphoreSet>,
+    /// What processes' ends will do to semaphores.
+    pub undo: Vec<Undo>,
     /// System V message queues of the host, as the semaphores.
     pub message_queues: Vec<MessageQueue>,
     /// POSIX message queues.
@@ -75,6 +77,9 @@ impl Manifest {
         }
         for set in &self.semaphores {
             writer.record(Kind::Semaphores, set)?;
+        }
+        for undo in &self.undo {
+            writer.record(Kind::Undo, undo)?;
         }
         for queue in &self.message_queues {
             writer.record(Kind::Messages, queue)?;
@@ -119,6 +124,7 @@ impl Manifest {
                 Kind::Removed => manifest.removed.push(record.decode()?),
                 Kind::Lock => manifest.locks.push(record.decode()?),
                 Kind::Semaphores => manifest.semaphores.push(record.decode()?),
+                Kind::Undo => manifest.undo.push(record.decode()?),
                 Kind::Messages => manifest.message_queues.push(record.decode()?),
                 Kind::PosixQueue => manifest.posix_queues.push(record.decode()?),
                 Kind::SharedObject => manifest.shared_objects.push(record.decode()?),

@@ -66,6 +66,8 @@ pub struct Live {
     pub files_of: Option<Pid>,
     /// The process whose directories and umask it has, if those are not its own (CLONE_FS).
     pub fs_of: Option<Pid>,
+    /// The process whose semaphore undo list it has, if that is not its own (CLONE_SYSVSEM).
+    pub undo_of: Option<Pid>,
     /// Current directory.
     pub cwd: FileRef,
     /// It has been removed, and is this one.
@@ -234,6 +236,8 @@ pub struct Thread {
     pub seccomp: Seccomp,
     /// PR_SET_SYSCALL_USER_DISPATCH, None when it is off.
     pub dispatch: Option<Dispatch>,
+    /// It does not share its leader's semaphore undo list (CLONE_SYSVSEM).
+    pub own_undo: bool,
     /// The wait on a socket with a time-out that it repeats.
     pub socket_wait: Option<SocketTimeout>,
     /// The call it sleeps in with a relative time-out that only the kernel knew the rest of.
@@ -349,6 +353,8 @@ pub struct Scheduling {
 pub struct Sleep {
     /// The call.
     pub nr: i64,
-    /// What remained when it was stopped, in nanoseconds.
+    /// What remained when it was stopped, in nanoseconds; without meaning for a poll without a time-out.
     pub remaining: u64,
+    /// Its clock counts its process's time on the processor, which stands still with it.
+    pub counts_cpu: bool,
 }

@@ -3,6 +3,7 @@
 
 mod messages;
 mod semaphores;
+pub(crate) mod undo;
 
 use crate::ResurrectError;
 use crate::objects::as_user;

@@ -5,8 +5,9 @@ use crate::ResurrectError;
 use crate::calls::nr;
 use crate::restore::Restore;
 use persist_mem::manifest::SemaphoreSet;
+use sys::Errno;
 use sys::batch::Batch;
-use sys::{Errno, ipc};
+use sys::ipc::{self, SemOperation};
 
 const SETVAL: i32 = 16;
 
@@ -24,6 +25,11 @@ pub(super) fn make(restore: &mut Restore<'_>, set: &SemaphoreSet) -> Result<(), 
     ipc::sem_set(perm.id, perm.uid, perm.gid, perm.mode).map_err(failed("setting its owner"))?;
     let values: Vec<u16> = set.members.iter().map(|(value, _)| *value).collect();
     ipc::sem_set_values(perm.id, &values).map_err(failed("setting its values"))?;
+    if set.operated {
+        // The time of the last operation becomes another than none.
+        let operations = neutral(0, values.first().copied().unwrap_or(0));
+        ipc::sem_operate(perm.id, &operations).map_err(failed("making an operation"))?;
+    }
     // Each is set once more by the process that changed it last, so that it is told to have.
     for ((value, last), member) in set.members.iter().zip(0_i32..) {
         let Some(task) = restore.tasks.get_mut(last) else {
@@ -40,4 +46,14 @@ pub(super) fn make(restore: &mut Restore<'_>, set: &SemaphoreSet) -> Result<(), 
         crate::calls::run(*last, "setting a semaphore", &mut task.first, &batch)?;
     }
     Ok(())
+}
+
+/// Two operations on a semaphore that leave its value as it is.
+pub(super) fn neutral(number: u16, value: u16) -> [SemOperation; 2] {
+    let first = if value == 0 { 1 } else { -1 };
+    [first, -first].map(|by| SemOperation {
+        number,
+        by,
+        undo: false,
+    })
 }

@@ -21,7 +21,7 @@ const CLONE_FILES: u64 = 0x400;
 const CLONE_SIGHAND: u64 = 0x800;
 const CLONE_THREAD: u64 = 0x1_0000;
 const CLONE_SYSVSEM: u64 = 0x4_0000;
-const FLAGS: u64 = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+const FLAGS: u64 = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD;
 
 /// Makes every thread beside the leaders.
 pub(crate) fn create(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
@@ -29,7 +29,8 @@ pub(crate) fn create(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let task = restore.task(pid)?;
         let led = usize::from(live.ended_leader.is_none());
         for thread in live.threads.iter().skip(led) {
-            let made = birth(pid, &mut task.first, thread.tid, FLAGS)?;
+            let undo = if thread.own_undo { 0 } else { CLONE_SYSVSEM };
+            let made = birth(pid, &mut task.first, thread.tid, FLAGS | undo)?;
             task.threads.insert(thread.tid, made);
         }
         if led == 0 {

@@ -130,7 +130,10 @@ fn go_to_sleep(
     let Some(scratch) = tracee.scratch() else {
         return Err(failed()(Errno::ENOMEM));
     };
-    let passed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+    let passed = match sleep.counts_cpu {
+        true => 0,
+        false => u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX),
+    };
     let left = sleep.remaining.saturating_sub(passed);
     let time = scratch.address + TIMEOUT_OFFSET;
     let mut timespec = (left / 1_000_000_000).to_le_bytes().to_vec();
@@ -148,6 +151,8 @@ fn go_to_sleep(
             regs.rsi &= !TIMER_ABSTIME;
             regs.rdx = time;
         }
+        // Without a time-out it stays so.
+        POLL if (regs.rdx as i32) < 0 => {}
         POLL => regs.rdx = left.div_ceil(1_000_000),
         // FUTEX_WAIT has a relative time-out; the others' is absolute and stays.
         FUTEX if regs.rsi & FUTEX_CMD_MASK == 0 => regs.r10 = time,

@@ -20,6 +20,7 @@ const CLONE_FS: u64 = 0x200;
 const CLONE_FILES: u64 = 0x400;
 const CLONE_SIGHAND: u64 = 0x800;
 const CLONE_PARENT: u64 = 0x8000;
+const CLONE_SYSVSEM: u64 = 0x4_0000;
 const SIGCHLD: u64 = 17;
 const PR_SET_NAME: i32 = 15;
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -170,12 +171,13 @@ fn descendant(
 }
 
 /// Whose tables a process has where they are not its own, and the flags that make it so.
-fn shared(live: &Live) -> [(Option<Pid>, u64); 4] {
+fn shared(live: &Live) -> [(Option<Pid>, u64); 5] {
     [
         (live.mm_of, CLONE_VM),
         (live.fs_of, CLONE_FS),
         (live.files_of, CLONE_FILES),
         (live.actions_of, CLONE_SIGHAND),
+        (live.undo_of, CLONE_SYSVSEM),
     ]
 }
 
