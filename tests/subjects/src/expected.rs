@@ -26,7 +26,6 @@ use Fate::{Carried, Refused, Wrong};
 
 /// Subjects that are not carried in both ways.
 const EXCEPTIONS: &[(&str, Expected)] = &[
-    ("semop", both(Refused("SEM_UNDO"))),
     (
         "inotify-queue",
         both(Refused("events have not been read yet")),
@@ -41,7 +40,6 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         "netlink",
         both(Refused("netlink messages that were not read")),
     ),
-    ("sem-undo", both(Refused("SEM_UNDO"))),
     ("mqueue-notify", both(Refused("notification"))),
 ];
 

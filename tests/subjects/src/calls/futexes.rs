@@ -6,7 +6,10 @@ use anyhow::Result;
 use libc::{FUTEX_PRIVATE_FLAG, MAP_ANONYMOUS, MAP_SHARED, PROT_READ, PROT_WRITE, SYS_futex};
 
 use super::sleeping::{now, spec};
-use crate::kit::{Area, Kin, Setting, TERM, Watch, args, blocked, not_here, raw, sys, timed};
+use crate::kit::{
+    Area, Kin, LONG_TERM, Setting, TERM, Watch, args, blocked, not_here, raw, sys, timed,
+    timed_long,
+};
 
 const SYS_FUTEX_WAITV: i64 = 449;
 
@@ -45,6 +48,20 @@ pub(crate) fn timed_wait(_: &Setting) -> Result<Watch> {
                 SYS_futex,
                 args([at, FUTEX_PRIVATE_FLAG as u64, 0, spec(TERM).as_ptr() as u64]),
             )
+        },
+        TIMED_OUT,
+    )
+}
+
+/// FUTEX_WAIT with a relative time-out, stopped more than once.
+pub(crate) fn twice(_: &Setting) -> Result<Watch> {
+    let at = word().as_ptr() as u64;
+    timed_long(
+        SYS_futex,
+        move || {
+            let time = spec(LONG_TERM);
+            let pointer = time.as_ptr() as u64;
+            raw(SYS_futex, args([at, FUTEX_PRIVATE_FLAG as u64, 0, pointer]))
         },
         TIMED_OUT,
     )

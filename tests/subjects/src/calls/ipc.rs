@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use libc::{IPC_CREAT, IPC_PRIVATE};
 
 use super::sleeping::{now, spec};
-use crate::kit::{Setting, TERM, Watch, args, blocked, raw, sys, timed};
+use crate::kit::{LONG_TERM, Setting, TERM, Watch, args, blocked, raw, sys, timed, timed_long};
 
 /// A message of type 7 with eight bytes.
 const MESSAGE: [u64; 2] = [7, 0x1234];
@@ -111,6 +111,37 @@ pub(crate) fn semtimedop(_: &Setting) -> Result<Watch> {
         libc::SYS_semtimedop,
         move || change(semaphore, -1, spec(TERM).as_ptr() as u64),
         -i64::from(libc::EAGAIN),
+    )
+}
+
+/// The same, stopped more than once.
+pub(crate) fn semtimedop_twice(_: &Setting) -> Result<Watch> {
+    let semaphore = semaphore()?;
+    timed_long(
+        libc::SYS_semtimedop,
+        move || change(semaphore, -1, spec(LONG_TERM).as_ptr() as u64),
+        -i64::from(libc::EAGAIN),
+    )
+}
+
+/// The same with SEM_UNDO: what it takes when it is woken is undone at its end.
+pub(crate) fn semop_undo(_: &Setting) -> Result<Watch> {
+    let semaphore = semaphore()?;
+    let operate = move |by: i16, flags: i16| {
+        let operation = libc::sembuf {
+            sem_num: 0,
+            sem_op: by,
+            sem_flg: flags,
+        };
+        let at = &raw const operation as u64;
+        raw(libc::SYS_semop, args([semaphore as u64, at, 1]))
+    };
+    let undo = libc::SEM_UNDO as i16;
+    blocked(
+        libc::SYS_semop,
+        move || operate(-2, undo),
+        0,
+        move || sys("semop", operate(2, 0)).map(drop),
     )
 }
 

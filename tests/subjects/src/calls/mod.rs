@@ -38,6 +38,21 @@ pub(crate) const GROUP: Group = Group {
             "nanosleep interrupted by a signal after the return tells the rest",
             sleeping::remainder,
         ),
+        subject(
+            "nanosleep-twice",
+            "nanosleep without a place for the rest, stopped twice",
+            sleeping::relative_twice,
+        ),
+        subject(
+            "clock-nanosleep-twice",
+            "clock_nanosleep without a place for the rest, stopped twice",
+            sleeping::boottime_twice,
+        ),
+        subject(
+            "poll-twice",
+            "poll with a time-out, stopped twice",
+            polling::poll_twice,
+        ),
         subject("poll-timed", "poll with a time-out", polling::poll_timed),
         subject(
             "ppoll-timed",
@@ -67,6 +82,11 @@ pub(crate) const GROUP: Group = Group {
             "futex-timed",
             "FUTEX_WAIT with a relative time-out",
             futexes::timed_wait,
+        ),
+        subject(
+            "futex-twice",
+            "FUTEX_WAIT with a relative time-out, stopped twice",
+            futexes::twice,
         ),
         subject(
             "futex-absolute",
@@ -125,6 +145,12 @@ pub(crate) const GROUP: Group = Group {
         subject("msgsnd", "msgsnd to a full queue", ipc::msgsnd),
         subject("semop", "semop", ipc::semop),
         subject("semtimedop", "semtimedop", ipc::semtimedop),
+        subject(
+            "semtimedop-twice",
+            "semtimedop, stopped twice",
+            ipc::semtimedop_twice,
+        ),
+        subject("semop-undo", "semop with SEM_UNDO", ipc::semop_undo),
         subject("mq-receive", "mq_receive", ipc::mq_receive),
         subject("mq-timedreceive", "mq_timedreceive", ipc::mq_timedreceive),
     ],

@@ -4,7 +4,7 @@ use anyhow::Result;
 use libc::{POLLIN, c_int};
 
 use super::sleeping::spec;
-use crate::kit::{Setting, TERM, Watch, args, blocked, fd, raw, sys, timed};
+use crate::kit::{LONG_TERM, Setting, TERM, Watch, args, blocked, fd, raw, sys, timed, timed_long};
 
 /// A pipe: its ends for reading and writing.
 pub(super) fn pipe() -> Result<[c_int; 2]> {
@@ -50,6 +50,24 @@ pub(crate) fn poll_timed(_: &Setting) -> Result<Watch> {
                 libc::SYS_poll,
                 args([&raw mut set as u64, 1, milliseconds()]),
             )
+        },
+        0,
+    )
+}
+
+/// poll, stopped more than once.
+pub(crate) fn poll_twice(_: &Setting) -> Result<Watch> {
+    let [read, _] = pipe()?;
+    timed_long(
+        libc::SYS_poll,
+        move || {
+            let mut set = libc::pollfd {
+                fd: read,
+                events: POLLIN,
+                revents: 0,
+            };
+            let time = LONG_TERM.as_millis() as u64;
+            raw(libc::SYS_poll, args([&raw mut set as u64, 1, time]))
         },
         0,
     )

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::kit::{Setting, TERM, Watch, args, blocked, raw, same, timed};
+use crate::kit::{LONG_TERM, Setting, TERM, Watch, args, blocked, raw, same, timed, timed_long};
 
 pub(super) fn spec(time: Duration) -> [u64; 2] {
     [time.as_secs(), time.subsec_nanos().into()]
@@ -25,6 +25,28 @@ pub(crate) fn relative(_: &Setting) -> Result<Watch> {
     timed(
         libc::SYS_nanosleep,
         || raw(libc::SYS_nanosleep, args([spec(TERM).as_ptr() as u64])),
+        0,
+    )
+}
+
+/// nanosleep without a place for what remains.
+pub(crate) fn relative_twice(_: &Setting) -> Result<Watch> {
+    timed_long(
+        libc::SYS_nanosleep,
+        || raw(libc::SYS_nanosleep, args([spec(LONG_TERM).as_ptr() as u64])),
+        0,
+    )
+}
+
+/// clock_nanosleep on CLOCK_BOOTTIME.
+pub(crate) fn boottime_twice(_: &Setting) -> Result<Watch> {
+    timed_long(
+        libc::SYS_clock_nanosleep,
+        || {
+            let (clock, time) = (libc::CLOCK_BOOTTIME as u64, spec(LONG_TERM));
+            let pointer = time.as_ptr() as u64;
+            raw(libc::SYS_clock_nanosleep, args([clock, 0, pointer]))
+        },
         0,
     )
 }

@@ -17,6 +17,16 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("sem-undo", "undo of System V semaphores", sem::undo),
         subject(
+            "sem-undo-threads",
+            "undo of a process with threads that was not the last to change a semaphore",
+            sem::undo_threads,
+        ),
+        subject(
+            "sem-undo-shared",
+            "undo shared by processes (CLONE_SYSVSEM)",
+            sem::undo_shared,
+        ),
+        subject(
             "msg",
             "System V message queues with contents in order",
             msg::start,

@@ -92,12 +92,101 @@ pub(crate) fn undo(setting: &Setting) -> Result<Watch> {
     Ok(Watch::new(move || {
         child.check()?;
         same("the values", &[6, 14], &values::<2>(id)?)?;
-        // SAFETY: ends the child of ours and reaps it.
-        unsafe {
-            libc::kill(child.pid, libc::SIGKILL);
-            sys("wait", libc::waitpid(child.pid, std::ptr::null_mut(), 0))?;
-        }
+        end(child.pid)?;
         same("the values after its end", &[9, 10], &values::<2>(id)?)?;
+        child = start()?;
+        Ok(())
+    })
+    .spoiled_by(move || change(id, 0, 1, 0)))
+}
+
+fn end(pid: i32) -> Result<()> {
+    // SAFETY: ends the child of ours and reaps it.
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        sys("wait", libc::waitpid(pid, std::ptr::null_mut(), 0))?;
+    }
+    Ok(())
+}
+
+/// A child's threads have taken, and somebody else was the last to change the semaphores.
+pub(crate) fn undo_threads(setting: &Setting) -> Result<Watch> {
+    let id = create(0x6b75_0013, 3)?;
+    let set = [10_u16, 10, 0];
+    control(id, 0, SETALL, set.as_ptr() as u64)?;
+    let taker = setting.clone();
+    let start = move || {
+        let child = Kin::start(&taker, "taker", move |_| {
+            change(id, 0, -3, SEM_UNDO)?;
+            let (send, done) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let _ = send.send(change(id, 1, -4, SEM_UNDO));
+                std::thread::park();
+            });
+            done.recv()??;
+            // A list of its own, which is undone at the end of the thread.
+            let (send, done) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let taken = nix::sched::unshare(nix::sched::CloneFlags::CLONE_SYSVSEM)
+                    .map_err(anyhow::Error::from)
+                    .and_then(|()| change(id, 2, 5, SEM_UNDO));
+                let _ = send.send(taken);
+                std::thread::park();
+            });
+            done.recv()??;
+            Ok(Watch::new(|| Ok(())))
+        })?;
+        for number in 0..2 {
+            change(id, number, 1, 0)?;
+        }
+        Ok::<_, anyhow::Error>(child)
+    };
+    let mut child = start()?;
+    let mut given = 1;
+    Ok(Watch::new(move || {
+        child.check()?;
+        let before = [7 + given, 6 + given, 5];
+        same("the values", &before, &values::<3>(id)?)?;
+        let me = i64::from(std::process::id());
+        for number in 0..2 {
+            same("who changed it", &me, &control(id, number, GETPID, 0)?)?;
+        }
+        end(child.pid)?;
+        let after = [10 + given, 10 + given, 0];
+        same("the values after its end", &after, &values::<3>(id)?)?;
+        child = start()?;
+        given += 1;
+        Ok(())
+    })
+    .spoiled_by(move || change(id, 1, 1, 0)))
+}
+
+/// A child and its child have one list: it is undone when both have ended.
+pub(crate) fn undo_shared(setting: &Setting) -> Result<Watch> {
+    let id = create(0x6b75_0014, 1)?;
+    let set = [10_u16];
+    control(id, 0, SETALL, set.as_ptr() as u64)?;
+    let taker = setting.clone();
+    let start = move || {
+        Kin::start(&taker, "taker", move |setting| {
+            change(id, 0, -2, SEM_UNDO)?;
+            let mut other = Kin::start_with(setting, "other", libc::CLONE_SYSVSEM, move |_| {
+                change(id, 0, -3, SEM_UNDO)?;
+                Ok(Watch::new(|| Ok(())))
+            })?;
+            Ok(Watch::new(move || {
+                other.check()?;
+                end(other.pid)?;
+                same("the value after the end of one", &5, &values::<1>(id)?[0])
+            }))
+        })
+    };
+    let mut child = start()?;
+    Ok(Watch::new(move || {
+        same("the value", &5, &values::<1>(id)?[0])?;
+        child.check()?;
+        end(child.pid)?;
+        same("the value after the end of both", &10, &values::<1>(id)?[0])?;
         child = start()?;
         Ok(())
     })

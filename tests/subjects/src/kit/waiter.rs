@@ -112,42 +112,103 @@ pub(crate) fn timed(
     call: impl FnMut() -> i64 + Send + 'static,
     expected: i64,
 ) -> Result<Watch> {
-    // SAFETY: zeros are a valid structure, the handler does nothing.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = nothing as *const () as usize;
-        sys(
-            "sigaction",
-            libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()),
-        )?;
-    }
-    let gaps = Gaps::watch();
-    let (tid, returns) = start(number, call)?;
-    sleep(INSIDE);
+    let (mut calls, spoil) = Timed::start(number, call, expected, TERM)?;
+    Ok(Watch::new(move || calls.finish()).spoiled_by(spoil))
+}
+
+/// How long calls last that are stopped more than once.
+pub(crate) const LONG_TERM: Duration = Duration::from_secs(5);
+
+/// As [`timed`] with a time-out of [`LONG_TERM`]: every second check leaves the call waiting, so that it is
+/// stopped more than once.
+pub(crate) fn timed_long(
+    number: i64,
+    call: impl FnMut() -> i64 + Send + 'static,
+    expected: i64,
+) -> Result<Watch> {
+    let (mut calls, spoil) = Timed::start(number, call, expected, LONG_TERM)?;
+    let mut finish = false;
     Ok(Watch::new(move || {
-        let mut backs: Vec<Return> = returns.try_iter().collect();
+        finish = !finish;
+        if finish {
+            return calls.finish();
+        }
+        sleep(INSIDE / 2);
+        let backs: Vec<Return> = calls.returns.try_iter().collect();
+        backs.iter().try_for_each(|back| calls.judge(back))
+    })
+    .spoiled_by(spoil))
+}
+
+/// A thread in calls that last for a certain time.
+struct Timed {
+    number: i64,
+    expected: i64,
+    term: Duration,
+    returns: Receiver<Return>,
+    gaps: Gaps,
+}
+
+impl Timed {
+    /// Starts it; the second is what makes a call return too early.
+    fn start(
+        number: i64,
+        call: impl FnMut() -> i64 + Send + 'static,
+        expected: i64,
+        term: Duration,
+    ) -> Result<(Self, impl FnMut() -> Result<()>)> {
+        // SAFETY: zeros are a valid structure, the handler does nothing.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = nothing as *const () as usize;
+            sys(
+                "sigaction",
+                libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()),
+            )?;
+        }
+        let gaps = Gaps::watch();
+        let (tid, returns) = start(number, call)?;
+        sleep(INSIDE);
+        let timed = Self {
+            number,
+            expected,
+            term,
+            returns,
+            gaps,
+        };
+        Ok((timed, move || {
+            // SAFETY: a signal with a handler, for a thread of ours.
+            let done =
+                unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGUSR1) };
+            sys("tgkill", done).map(drop)
+        }))
+    }
+
+    /// Waits until the call returns, and until the thread is well inside of the next one.
+    fn finish(&mut self) -> Result<()> {
+        let mut backs: Vec<Return> = self.returns.try_iter().collect();
         backs.push(
-            returns
-                .recv_timeout(TERM + SOON)
+            self.returns
+                .recv_timeout(self.term + SOON)
                 .context("it does not return")?,
         );
-        for back in backs {
-            let (lasted, still) = (back.end - back.start, gaps.between(back.start, back.end));
-            if back.result != expected {
-                bail!("call {number} returned {} after {lasted:?}", back.result);
-            }
-            if lasted + Duration::from_millis(2) < TERM || lasted > TERM + still + SLACK {
-                bail!("call {number} lasted {lasted:?}, everybody stood still for {still:?} of it");
-            }
-        }
+        backs.iter().try_for_each(|back| self.judge(back))?;
         sleep(INSIDE);
         Ok(())
-    })
-    .spoiled_by(move || {
-        // SAFETY: a signal with a handler, for a thread of ours.
-        let done = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGUSR1) };
-        sys("tgkill", done).map(drop)
-    }))
+    }
+
+    fn judge(&self, back: &Return) -> Result<()> {
+        let (number, term) = (self.number, self.term);
+        let lasted = back.end - back.start;
+        let still = self.gaps.between(back.start, back.end);
+        if back.result != self.expected {
+            bail!("call {number} returned {} after {lasted:?}", back.result);
+        }
+        if lasted + Duration::from_millis(2) < term || lasted > term + still + SLACK {
+            bail!("call {number} lasted {lasted:?}, everybody stood still for {still:?} of it");
+        }
+        Ok(())
+    }
 }
 
 /// When this process stood still, found by a thread that looks at the clock all the time.
