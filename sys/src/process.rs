@@ -52,6 +52,21 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd> {
     unsafe { syscall(libc::SYS_pidfd_getfd, args) }.map(owned)
 }
 
+/// The time slice of the calling thread in nanoseconds (`sched_runtime` of sched_getattr(2)), 0 where the
+/// kernel (before 6.12) or the policy has none.
+///
+/// # Errors
+/// None is known.
+pub fn time_slice() -> Result<u64> {
+    // struct sched_attr, SCHED_ATTR_SIZE_VER0: size and policy, flags, nice and priority, runtime.
+    let mut attr = [0_u64; 6];
+    let size = size_of_val(&attr) as u64;
+    let args = [0, attr.as_mut_ptr() as u64, size, 0, 0, 0];
+    // SAFETY: `attr` is `size` bytes and lives through the call.
+    unsafe { syscall(libc::SYS_sched_getattr, args) }?;
+    Ok(attr[3])
+}
+
 /// What [`kcmp`] compares (include/uapi/linux/kcmp.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]

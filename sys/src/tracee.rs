@@ -351,13 +351,15 @@ impl Tracee {
         let address = self
             .single_call(gate, libc::SYS_mmap, args)?
             .map_err(self.failed("mapping scratch space"))?;
+        // Mapped so, not made so: PR_SET_MDWE forbids a mapping to become executable.
         let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+        let fixed = flags | libc::MAP_FIXED as u64;
         self.single_call(
             gate,
-            libc::SYS_mprotect,
-            [address, PAGE_SIZE_U64, rx, 0, 0, 0],
+            libc::SYS_mmap,
+            [address, PAGE_SIZE_U64, rx, fixed, u64::MAX, 0],
         )?
-        .map_err(self.failed("making the batch loop executable"))?;
+        .map_err(self.failed("mapping the batch loop"))?;
         let scratch = Scratch { address, len };
         self.adopt_scratch(scratch, false)?;
         Ok(scratch)

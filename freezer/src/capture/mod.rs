@@ -136,9 +136,16 @@ fn describe(
 fn zombie(pid: Pid) -> Result<Process, FreezerError> {
     let stat = crate::proc::Stat::read(pid, "stat")?;
     let status = i32::try_from(stat.field(52)).unwrap_or(0);
+    let text = crate::proc::Status::read(pid, "status")?;
+    let ids = |key| {
+        let all = text.numbers(key);
+        [0, 1, 2].map(|at| all.get(at).copied().unwrap_or(0))
+    };
     let state = State::Zombie {
         status,
         comm: stat.comm().to_vec(),
+        users: ids("Uid"),
+        groups: ids("Gid"),
     };
     Ok(Process {
         pid,

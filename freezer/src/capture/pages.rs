@@ -2,7 +2,7 @@
 
 use super::memory;
 use crate::objects::Objects;
-use crate::proc::{Area, Content, PageState, Pagemap, Run, ZeroPages};
+use crate::proc::{Area, Content, MapCounts, PageState, Pagemap, Run, ZeroPages};
 use crate::{FreezerError, PageRun, PageSink, PageSource};
 use persist_mem::manifest::{AddressSpace, Backing, Extent, Manifest, PageRange, State, Vma};
 use std::collections::HashMap;
@@ -11,6 +11,9 @@ use sys::{PAGE_SIZE_U64, Pid};
 
 /// Pages whose frames are looked at in one go.
 const AT_ONCE: u64 = 4096;
+/// Bytes and pages of a huge page.
+const HUGE: u64 = 2 << 20;
+const PER_HUGE: usize = 512;
 
 /// Hands every page that only memory or swap holds to the store: the last thing done with stopped
 /// processes, since what is run inside of them changes pages.
@@ -47,6 +50,7 @@ struct Saver<'a> {
     several: bool,
     /// Pages mapped in more than one place, by their page frame number.
     seen: HashMap<u64, Seen>,
+    counts: MapCounts,
 }
 
 /// Where a shared page was seen first, and where the store has it.
@@ -63,6 +67,7 @@ impl<'a> Saver<'a> {
             sink,
             several: processes > 1,
             seen: HashMap::new(),
+            counts: MapCounts::open(),
         }
     }
 
@@ -104,11 +109,14 @@ impl<'a> Saver<'a> {
         let mut start = run.start;
         while start < run.end {
             let end = run.end.min(start + AT_ONCE * PAGE_SIZE_U64);
-            let states = if frames {
+            let mut states = if frames {
                 process.present(start, end)?
             } else {
                 process.pagemap.states(start, end)?
             };
+            if self.several && matches!(run.content, Content::Private { huge: true }) {
+                self.counts.correct(&mut states);
+            }
             self.save_known(process, start, &states, extents)?;
             start = end;
         }
@@ -130,9 +138,10 @@ impl<'a> Saver<'a> {
         } else {
             vec![None; states.len()]
         };
+        let touched = near_shared(start, states);
         let mut at = 0;
         while at < states.len() {
-            let class = |i: usize| (known[i].is_some(), may_share(states[i]));
+            let class = |i: usize| (known[i].is_some(), touched[i]);
             let first = class(at);
             let len = (at..states.len())
                 .take_while(|&i| class(i) == first)
@@ -294,6 +303,22 @@ impl Process<'_> {
 /// Whether another process may have the page as well.
 fn may_share(state: PageState) -> bool {
     state.present() && !state.exclusive() && state.pfn() != 0
+}
+
+/// For every page from `start` on whether it, or another that a huge page would map with it, may be shared:
+/// in a huge page that was given up elsewhere in parts, some pages are this process's alone while the mapping
+/// of all of them is not.
+fn near_shared(start: u64, states: &[PageState]) -> Vec<bool> {
+    let mut near = vec![false; states.len()];
+    let first = usize::try_from(start % HUGE / PAGE_SIZE_U64).unwrap_or(0);
+    let mut at = 0;
+    while at < states.len() {
+        let end = states.len().min(at + PER_HUGE - (first + at) % PER_HUGE);
+        let any = states[at..end].iter().any(|state| may_share(*state));
+        near[at..end].fill(any);
+        at = end;
+    }
+    near
 }
 
 /// The part of an address space that a mapping is, None for the kernel's own mappings.

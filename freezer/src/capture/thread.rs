@@ -5,6 +5,7 @@ use super::{credentials, seccomp, signals};
 use crate::FreezerError;
 use crate::proc::{self, Stat};
 use persist_mem::manifest::{Filter, Rseq, Scheduling, Thread};
+use std::sync::OnceLock;
 use sys::batch::{Batch, Buffer, CallIndex, Output};
 use sys::tracee::{Tracee, TraceeError};
 use sys::{process, ptrace};
@@ -22,6 +23,8 @@ const PR_GET_TIMERSLACK: i32 = 30;
 const PR_GET_TID_ADDRESS: i32 = 40;
 const IOPRIO_WHO_PROCESS: i32 = 1;
 const SCHED_GETATTR: i64 = 315;
+const SCHED_OTHER: u32 = 0;
+const SCHED_BATCH: u32 = 3;
 const SCHED_DEADLINE: u32 = 6;
 /// `SCHED_ATTR_SIZE_VER0`
 const SCHED_ATTR: usize = 48;
@@ -72,6 +75,7 @@ pub(super) fn capture(
             reset_on_fork: asked.policy & SCHED_RESET_ON_FORK != 0,
             priority: stat.field(40) as i32,
             deadline: asked.deadline,
+            slice: asked.slice,
             nice: stat.field(19) as i32,
             ioprio: asked.ioprio,
             affinity: status.cpu_mask("Cpus_allowed"),
@@ -106,6 +110,7 @@ struct Asked {
     memory_failure: u8,
     processor: Processor,
     deadline: Option<[u64; 4]>,
+    slice: Option<u64>,
 }
 
 /// What a thread may do with the processor.
@@ -160,9 +165,13 @@ fn ask(tracee: &mut Tracee) -> Result<Asked, TraceeError> {
         let word = |index| out.u64(attr, index);
         [word(1), word(3), word(4), word(5)]
     });
+    let runtime = out.u64(attr, 3);
+    let ordinary = matches!(out.u32(attr, 1), SCHED_OTHER | SCHED_BATCH);
+    let slice = (ordinary && runtime != usual_slice()).then_some(runtime);
     Ok(Asked {
         processor: processor.read(&out),
         deadline,
+        slice,
         altstack: (out.u64(stack, 0), out.u32(stack, 2), out.u64(stack, 2)),
         clear_child_tid: out.u64(tid_address, 0),
         securebits: out.result(secure).unwrap_or(0) as u32,
@@ -173,6 +182,12 @@ fn ask(tracee: &mut Tracee) -> Result<Asked, TraceeError> {
         personality: out.result(personality).unwrap_or(0) as u32,
         memory_failure: out.result(failure).map_or(2, |policy| policy as u8),
     })
+}
+
+/// The time slice of this thread, which asks for none of its own; 0 where the kernel does not tell it.
+fn usual_slice() -> u64 {
+    static USUAL: OnceLock<u64> = OnceLock::new();
+    *USUAL.get_or_init(|| sys::process::time_slice().unwrap_or(0))
 }
 
 /// The calls that ask for [`Processor`].

@@ -3,6 +3,7 @@
 
 mod fdinfo;
 mod look;
+mod mapcount;
 mod maps;
 mod pagemap;
 mod stat;
@@ -12,6 +13,7 @@ mod zero;
 pub use fdinfo::FdInfo;
 pub(crate) use look::{memory, path, pidfd};
 pub use look::{metadata, open, representative};
+pub(crate) use mapcount::MapCounts;
 pub use maps::{Mapping, parse_smaps};
 pub use pagemap::{Area, Content, PageState, Pagemap, Run};
 pub use stat::Stat;

@@ -47,6 +47,10 @@ impl PageState {
     pub fn exclusive(self) -> bool {
         self.bit(56)
     }
+    /// The same page, known to be mapped elsewhere, too.
+    pub(super) fn not_exclusive(self) -> PageState {
+        PageState(self.0 & !(1 << 56))
+    }
     /// Page frame number; 0 without CAP_SYS_ADMIN or when not present.
     #[must_use]
     pub fn pfn(self) -> u64 {

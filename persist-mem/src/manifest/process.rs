@@ -44,6 +44,10 @@ pub enum State {
         status: i32,
         /// Its name.
         comm: Vec<u8>,
+        /// Real, effective and saved user, which waitid(2) tells in `si_uid`.
+        users: [u32; 3],
+        /// Real, effective and saved group.
+        groups: [u32; 3],
     },
 }
 
@@ -335,6 +339,9 @@ pub struct Scheduling {
     pub priority: i32,
     /// SCHED_DEADLINE's flags, runtime, deadline and period (sched_setattr(2)), in nanoseconds.
     pub deadline: Option<[u64; 4]>,
+    /// The time slice it asked for instead of the usual one (`sched_runtime` of an ordinary policy, since
+    /// 6.12), in nanoseconds.
+    pub slice: Option<u64>,
     /// Nice value.
     pub nice: i32,
     /// ioprio_get(2).

@@ -70,12 +70,12 @@ fn stop_one(restore: &mut Restore<'_>, pid: Pid, signal: i32) -> Result<(), Resu
     ptrace::cont(task.first.tid(), 0).map_err(failed())?;
     expect(pid, &task.first, Status::Signal(signal))?;
     ptrace::cont(task.first.tid(), signal).map_err(failed())?;
-    // The others take part when they run; the first tells of the stop when all have.
+    // It tells of its own stop at once. Before that the others would run on: they are where a batch ended.
+    expect(pid, &task.first, Status::GroupStop(signal))?;
     for thread in task.threads.values() {
         ptrace::cont(thread.tid(), 0).map_err(failed())?;
         expect(pid, thread, Status::GroupStop(signal))?;
     }
-    expect(pid, &task.first, Status::GroupStop(signal))?;
     ptrace::set_sigmask(task.first.tid(), mask).map_err(failed())
 }
 

@@ -115,6 +115,25 @@ fn set_deadline(batch: &mut Batch, [flags, runtime, deadline, period]: [u64; 4])
     batch.call("setting its deadlines", nr::SCHED_SETATTR, args);
 }
 
+/// A time slice of its own: the policy and nice value are set with it once more.
+fn set_slice(batch: &mut Batch, scheduling: &Scheduling, slice: u64) {
+    const SIZE: u64 = 48;
+    const RESET_ON_FORK: u64 = 1;
+    let policy = u64::from(scheduling.policy.cast_unsigned());
+    let flags = if scheduling.reset_on_fork {
+        RESET_ON_FORK
+    } else {
+        0
+    };
+    let nice = u64::from(scheduling.nice.cast_unsigned());
+    let words = [SIZE | policy << 32, flags, nice, slice, 0, 0];
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let attr = batch.data(&bytes);
+    let args = [0.into(), attr.into(), 0.into()];
+    // A kernel that has none leaves it aside.
+    batch.try_call("setting its time slice", nr::SCHED_SETATTR, args);
+}
+
 pub(super) fn scheduling(batch: &mut Batch, s: &Scheduling) {
     let args = [PRIO_PROCESS.into(), 0.into(), s.nice.into()];
     batch.call("setting its nice value", nr::SETPRIORITY, args);
@@ -133,6 +152,9 @@ pub(super) fn scheduling(batch: &mut Batch, s: &Scheduling) {
             nr::SCHED_SETSCHEDULER,
             args,
         );
+    }
+    if let Some(slice) = s.slice {
+        set_slice(batch, s, slice);
     }
     if !s.affinity.is_empty() {
         let mask = batch.data(&s.affinity);

@@ -9,7 +9,7 @@ use persist_mem::manifest::Live;
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
-use sys::batch::Batch;
+use sys::batch::{Arg, Batch};
 use sys::ptrace::{self, options};
 use sys::tracee::Tracee;
 use sys::wait::{self, Status};
@@ -291,6 +291,20 @@ pub(crate) fn thread(
 }
 
 /// Names a process as its program was called.
+/// Gives a process that is about to end the users and groups it is remembered with: real, effective, saved.
+pub(super) fn belong(
+    restore: &mut Restore<'_>,
+    pid: Pid,
+    users: [u32; 3],
+    groups: [u32; 3],
+) -> Result<(), ResurrectError> {
+    let mut batch = Batch::new();
+    let doing = "giving it its user and group";
+    batch.call(doing, nr::SETRESGID, groups.map(Arg::from));
+    batch.call(doing, nr::SETRESUID, users.map(Arg::from));
+    run(pid, doing, &mut restore.task(pid)?.first, &batch).map(drop)
+}
+
 pub(super) fn name(restore: &mut Restore<'_>, pid: Pid, comm: &[u8]) -> Result<(), ResurrectError> {
     let mut batch = Batch::new();
     let text = batch.string(comm);

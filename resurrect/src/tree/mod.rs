@@ -180,10 +180,17 @@ pub(crate) fn end_zombies(restore: &mut Restore<'_>) -> Result<(), ResurrectErro
     const CORE: i32 = 0x80;
     let zombies = restore.manifest.processes.iter().rev();
     for process in zombies.filter(|p| plan::is_zombie(p)) {
-        let State::Zombie { status, comm } = &process.state else {
+        let State::Zombie {
+            status,
+            comm,
+            users,
+            groups,
+        } = &process.state
+        else {
             continue;
         };
         birth::name(restore, process.pid, comm)?;
+        birth::belong(restore, process.pid, *users, *groups)?;
         let ending = match status & 0x7f {
             0 => Ending::Exit(status >> 8 & 0xff),
             signal => Ending::Signal(signal & !CORE),

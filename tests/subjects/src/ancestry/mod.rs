@@ -47,6 +47,11 @@ pub(crate) const GROUP: Group = Group {
             zombies::killed,
         ),
         subject(
+            "zombie-user",
+            "user and group of a zombie",
+            zombies::belonging,
+        ),
+        subject(
             "exit-signal",
             "children that end with another signal than SIGCHLD",
             zombies::exit_signal,

@@ -86,6 +86,41 @@ pub(crate) fn killed(_: &Setting) -> Result<Watch> {
     )
 }
 
+/// Its user, as waitid(2) tells it, and its ids in /proc.
+pub(crate) fn belonging(_: &Setting) -> Result<Watch> {
+    let pid = fork(|| {
+        // SAFETY: takes numbers.
+        unsafe {
+            libc::setresgid(81, 82, 83);
+            libc::setresuid(71, 72, 73);
+            libc::_exit(5)
+        }
+    })?;
+    becomes_zombie(pid)?;
+    Ok(Watch::keep(move || {
+        let mut info = [0_i32; 32];
+        let options = libc::WEXITED | libc::WNOWAIT | libc::WNOHANG;
+        let at = info.as_mut_ptr() as u64;
+        let which = [libc::P_PID as u64, pid as u64, at, options as u64];
+        if raw(libc::SYS_waitid, args(which)) < 0 {
+            bail!("waitid for {pid}");
+        }
+        let [_, _, code, _, pid, user, status] = info[..7] else {
+            bail!("no siginfo");
+        };
+        same("the user", &71, &user)?;
+        let of = |field| procfs::status(&pid.to_string(), field);
+        Ok((code, pid, status, of("Uid")?, of("Gid")?))
+    })?
+    .spoiled_by(move || {
+        // SAFETY: reaps it.
+        sys("wait", unsafe {
+            libc::waitpid(pid, std::ptr::null_mut(), 0)
+        })
+        .map(drop)
+    }))
+}
+
 /// clone(2) with no signal at all and with SIGUSR1 at the end: only __WCLONE and __WALL see them.
 pub(crate) fn exit_signal(_: &Setting) -> Result<Watch> {
     // SAFETY: ignores a signal that would end the subject.

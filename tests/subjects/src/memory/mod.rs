@@ -116,7 +116,17 @@ pub(crate) const GROUP: Group = Group {
             posix_shm::unlinked,
         ),
         subject("huge", "transparent huge pages stay huge", huge::start),
+        subject(
+            "huge-family",
+            "transparent huge pages that fork has shared, given up in parts by one process",
+            huge::family,
+        ),
         subject("hugetlb", "huge pages of hugetlbfs", hugetlb::start),
+        subject(
+            "deny-write-exec",
+            "prctl(PR_SET_MDWE)",
+            protections::deny_write_exec,
+        ),
         subject("mlock", "mlock", locked::mlock),
         subject("mlock-onfault", "mlock2(MLOCK_ONFAULT)", locked::onfault),
         subject("mlockall-future", "mlockall(MCL_FUTURE)", locked::future),

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use libc::{PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE};
 
-use crate::kit::{Area, Setting, Watch, procfs, same};
+use crate::kit::{Area, Setting, Watch, not_here, procfs, same};
 
 /// Pages and protection of each part.
 const PARTS: [(usize, i32, &str); 5] = [
@@ -40,4 +40,30 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
         area.part(4, 2).protect(PROT_NONE)
     })
     .spoiled_by(move || area.part(2, 2).protect(PROT_READ | PROT_WRITE)))
+}
+
+/// PR_SET_MDWE (prctl(2)): what is not executable cannot become so.
+pub(crate) fn deny_write_exec(_: &Setting) -> Result<Watch> {
+    const PR_SET_MDWE: i32 = 65;
+    const PR_GET_MDWE: i32 = 66;
+    let area = Area::anonymous(2)?;
+    area.fill(3);
+    // SAFETY: takes numbers.
+    if unsafe { libc::prctl(PR_SET_MDWE, 1, 0, 0, 0) } != 0 {
+        return not_here("this kernel has no PR_SET_MDWE");
+    }
+    Ok(Watch::new(move || {
+        // SAFETY: takes numbers.
+        same("the setting", &1, &unsafe {
+            libc::prctl(PR_GET_MDWE, 0, 0, 0, 0)
+        })?;
+        let made = area.part(1, 1).protect(libc::PROT_READ | libc::PROT_EXEC);
+        same("whether it becomes executable", &false, &made.is_ok())?;
+        area.check(3)
+    })
+    .spoiled_by(move || {
+        // It cannot be taken back, so the contents are broken.
+        area.put(0, 0, 1);
+        Ok(())
+    }))
 }

@@ -49,6 +49,11 @@ pub(crate) const GROUP: Group = Group {
             stopped::reported,
         ),
         subject(
+            "stopped-threads",
+            "a stopped child with many threads",
+            stopped::threads,
+        ),
+        subject(
             "stopped-unreported",
             "a stopped child whose stop nobody has waited for",
             stopped::unreported,

@@ -74,6 +74,50 @@ pub(crate) fn reported(_: &Setting) -> Result<Watch> {
     }))
 }
 
+/// A child whose threads all run when it is stopped, and go on only when they are told to.
+pub(crate) fn threads(_: &Setting) -> Result<Watch> {
+    const THREADS: usize = 24;
+    let child = fork(|| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| {
+                std::thread::spawn(|| {
+                    loop {
+                        std::hint::spin_loop();
+                        std::thread::yield_now();
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| drop(thread.join()));
+    })?;
+    let all = move |wanted: char| {
+        let tasks = std::fs::read_dir(format!("/proc/{child}/task"));
+        let tasks: Vec<_> = tasks.into_iter().flatten().flatten().collect();
+        tasks.len() == THREADS + 1
+            && tasks.iter().all(|task| {
+                let tid = task.file_name().to_string_lossy().into_owned();
+                procfs::status(&format!("{child}/task/{tid}"), "State")
+                    .is_ok_and(|state| state.starts_with(wanted) == (wanted == 'T'))
+            })
+    };
+    until("all its threads are there", SOON, || {
+        std::fs::read_dir(format!("/proc/{child}/task")).is_ok_and(|all| all.count() > THREADS)
+    })?;
+    kill(child, SIGSTOP)?;
+    until("all its threads stop", SOON, || all('T'))?;
+    same("the stop", &(child, by(SIGSTOP)), &wait(WUNTRACED)?)?;
+    Ok(Watch::new(move || {
+        if !all('T') {
+            bail!("not all of its threads are stopped");
+        }
+        same("a second report", &(0, 0), &wait(WUNTRACED | WCONTINUED)?)
+    })
+    .spoiled_by(move || {
+        kill(child, SIGCONT)?;
+        until("it goes on", SOON, || !state(child).starts_with('T'))
+    }))
+}
+
 /// The parent does not know yet.
 pub(crate) fn unreported(_: &Setting) -> Result<Watch> {
     let child = sleeper(false)?;

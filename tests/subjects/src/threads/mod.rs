@@ -63,6 +63,7 @@ pub(crate) const GROUP: Group = Group {
             "scheduling policies and priorities per thread",
             scheduling::policies,
         ),
+        subject("slices", "time slices per thread", scheduling::slices),
         subject("nice", "nice values per thread", scheduling::nice),
         subject("affinity", "affinity per thread", scheduling::affinity),
         subject("ioprio", "I/O priorities per thread", scheduling::ioprio),

@@ -65,6 +65,46 @@ pub(crate) fn policies(_: &Setting) -> Result<Watch> {
     )
 }
 
+/// `struct sched_attr`, SCHED_ATTR_SIZE_VER0: size and policy, flags, nice and priority, runtime.
+fn attributes(call: i64, attr: &mut [u64; 6]) -> Result<()> {
+    let size = if call == libc::SYS_sched_getattr {
+        size_of_val(attr)
+    } else {
+        0
+    };
+    // SAFETY: the structure is alive; 0 is this thread.
+    let done = unsafe { libc::syscall(call, 0, attr.as_mut_ptr(), size, 0) };
+    sys("sched_getattr or sched_setattr", done).map(drop)
+}
+
+/// Time slices that threads have asked for.
+pub(crate) fn slices(_: &Setting) -> Result<Watch> {
+    let slice = || -> Result<u64> {
+        let mut attr = [0; 6];
+        attributes(libc::SYS_sched_getattr, &mut attr)?;
+        Ok(attr[3])
+    };
+    if slice()? == 0 {
+        return not_here("no time slices to be had");
+    }
+    each(
+        &[
+            (libc::SCHED_OTHER, 300_000),
+            (libc::SCHED_BATCH, 50_000_000),
+        ],
+        (libc::SCHED_OTHER, 1_000_000),
+        |(policy, slice)| {
+            let mut attr = [48 | (policy as u64) << 32, 0, 0, slice, 0, 0];
+            attributes(libc::SYS_sched_setattr, &mut attr)
+        },
+        || {
+            let mut attr = [0; 6];
+            attributes(libc::SYS_sched_getattr, &mut attr)?;
+            Ok(format!("policy {} slice {}", attr[0] >> 32, attr[3]))
+        },
+    )
+}
+
 /// Nice values from one end to the other.
 pub(crate) fn nice(_: &Setting) -> Result<Watch> {
     each(
