@@ -113,6 +113,7 @@ fn save(
         }
     } else {
         freezer::take_backlogs(&mut manifest)?;
+        freezer::take_packets(&mut manifest)?;
     }
     let bytes = manifest.to_bytes()?;
     let context = || format!("writing {}", image.unfinished.display());

@@ -47,6 +47,8 @@ pub enum Kind {
     PosixQueue = 13,
     /// [`crate::manifest::Undo`], one for each list and set.
     Undo = 14,
+    /// [`crate::manifest::Tunnel`], one each.
+    Tunnel = 15,
 }
 
 impl Kind {
@@ -66,6 +68,7 @@ impl Kind {
             Kind::Messages,
             Kind::PosixQueue,
             Kind::Undo,
+            Kind::Tunnel,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == number)
@@ -73,7 +76,7 @@ impl Kind {
 }
 
 /// Version of all record types. Raised with any change of a type in [`crate::manifest`].
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// Why a manifest is not taken.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -27,6 +27,8 @@
 //! | [`physmap`] | physical memory through `/dev/mem` |
 //! | [`kernel_memory`] | the kernel's own memory, to look at |
 //! | [`kexec`] | loading another kernel and jumping into it |
+//! | [`rtnetlink`] | interfaces, addresses and routes |
+//! | [`tun`] | tunnels: interfaces whose packets a process reads and writes |
 //! | [`socket`] | sockets with addresses and options as bytes |
 //! | [`mountapi`] | what nix lacks of the mount interface |
 //! | [`xattr`] | extended attributes |
@@ -59,6 +61,7 @@ pub mod process;
 pub mod ptrace;
 mod raw;
 pub mod regs;
+pub mod rtnetlink;
 pub mod scratch;
 mod sigframe;
 pub mod socket;
@@ -67,6 +70,7 @@ pub mod tracee;
 #[cfg(test)]
 mod tracer_death;
 pub mod tty;
+pub mod tun;
 pub mod vm;
 pub mod wait;
 pub mod xattr;

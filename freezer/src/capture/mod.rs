@@ -125,6 +125,7 @@ fn describe(
         locks: found.locks,
         posix_queues: found.queues,
         undo,
+        tunnels: found.tunnels,
         ..Manifest::default()
     };
     if ours.is_some() {

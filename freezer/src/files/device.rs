@@ -1,6 +1,6 @@
 //! Devices that are no terminals.
 
-use super::{Class, Open, kmsg};
+use super::{Class, Open, kmsg, tunnel};
 use crate::FreezerError;
 use nix::sys::stat::{SFlag, major, minor};
 use persist_mem::manifest::DescriptionKind;
@@ -12,14 +12,12 @@ const STATELESS: [u64; 5] = [3, 5, 7, 8, 9];
 /// `/dev/kmsg`, of the same major.
 const KMSG: u64 = 11;
 
+/// `/dev/net/tun`.
+const TUN: (u64, u64) = (10, 200);
+
 /// Devices that people know by a name: major, minor (None: any), why not.
-const REFUSED: [(u64, Option<u64>, &str); 7] = [
+const REFUSED: [(u64, Option<u64>, &str); 6] = [
     (1, Some(1), "the host's memory (/dev/mem) is not carried"),
-    (
-        10,
-        Some(200),
-        "network tunnels (/dev/net/tun) are not carried yet",
-    ),
     (
         10,
         Some(229),
@@ -54,6 +52,10 @@ pub(super) fn classify(open: &Open<'_>) -> Result<Class, FreezerError> {
         } else {
             Class::Plain(kind)
         });
+    }
+    if (major, minor) == TUN {
+        tunnel::examine(open)?;
+        return Ok(Class::Tunnel);
     }
     let known = REFUSED
         .iter()

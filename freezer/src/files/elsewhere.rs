@@ -1,4 +1,4 @@
-//! Terminals and FIFOs that processes outside of the tree hold an end of, and processes outside that
+//! Terminals, FIFOs and tunnels that processes outside of the tree hold an end of, and processes outside that
 //! pidfds stand for.
 //!
 //! Asked before any descriptor is copied: after that this process holds them all.
@@ -21,6 +21,8 @@ enum End {
     Slave(u64),
     /// A pidfd of this process.
     Process(Pid),
+    /// An interface of `/dev/net/tun`, by its name.
+    Tunnel([u8; 16]),
 }
 
 /// Refuses what a process outside of the tree holds as well: its end would be cut off.
@@ -59,7 +61,7 @@ pub(crate) fn refusals(inside: &[Pid]) -> Vec<Refusal> {
     let mut found = Vec::new();
     for (end, &(pid, fd)) in &ours {
         let reason = match end {
-            End::Fifo(..) => theirs.get(end).map(|other| held_by(*other)),
+            End::Fifo(..) | End::Tunnel(_) => theirs.get(end).map(|other| held_by(*other)),
             End::Master(index) => theirs
                 .get(&End::Slave(*index))
                 .map(|other| format!("{}: its slave, /dev/pts/{index}", held_by(*other))),
@@ -92,7 +94,7 @@ fn meets(ours: &BTreeMap<End, (Pid, i32)>, end: &End) -> bool {
     match end {
         End::Master(index) => ours.contains_key(&End::Slave(*index)),
         End::Slave(index) => ours.contains_key(&End::Master(*index)),
-        End::Fifo(..) | End::Process(_) => ours.contains_key(end),
+        End::Fifo(..) | End::Process(_) | End::Tunnel(_) => ours.contains_key(end),
     }
 }
 
@@ -146,6 +148,14 @@ fn ends(pid: Pid) -> Vec<(i32, End)> {
     fds.filter_map(|fd| Some((fd, end(pid, fd)?))).collect()
 }
 
+/// The interface it is open on, if any.
+fn tunnel(info: &FdInfo) -> Option<End> {
+    let name = info.value("iff")?.as_bytes();
+    let mut padded = [0; 16];
+    padded.get_mut(..name.len())?.copy_from_slice(name);
+    (!name.is_empty()).then_some(End::Tunnel(padded))
+}
+
 fn end(pid: Pid, fd: i32) -> Option<End> {
     let link = proc::link(pid, &format!("fd/{fd}")).ok()?;
     let text = String::from_utf8_lossy(&link);
@@ -161,6 +171,9 @@ fn end(pid: Pid, fd: i32) -> Option<End> {
     if text.ends_with("ptmx") {
         let info = FdInfo::read(pid, fd).ok()?;
         return info.number("tty-index", 10).map(End::Master);
+    }
+    if text.ends_with("/tun") {
+        return tunnel(&FdInfo::read(pid, fd).ok()?);
     }
     let file = proc::metadata(pid, &format!("fd/{fd}")).ok()?;
     let opened = || FdInfo::read(pid, fd).ok()?.number("flags", 8);

@@ -25,6 +25,7 @@ mod signalfd;
 mod socket;
 mod terminal;
 mod timerfd;
+mod tunnel;
 
 use crate::objects::Objects;
 use crate::proc::{self, FdInfo};
@@ -32,7 +33,7 @@ use crate::{Externals, FreezerError, Refusal};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 use persist_mem::manifest::{
     Description, DescriptionId, DescriptionKind, Descriptor, FileRef, Lock, Pipe, PosixQueue,
-    RemovedDirectory, RemovedId, Terminal,
+    RemovedDirectory, RemovedId, Terminal, Tunnel,
 };
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -43,6 +44,7 @@ use sys::{Pid, Tid};
 pub use path::reference;
 pub(crate) use place::lasting;
 pub use socket::{silence_connections, take_backlogs, untaken_backlogs};
+pub use tunnel::take_packets;
 
 /// A descriptor that is being looked at.
 pub(crate) struct Open<'a> {
@@ -118,6 +120,7 @@ pub(crate) struct Table {
     sockets: socket::Sockets,
     locks: Vec<Lock>,
     queues: mqueue::Queues,
+    tunnels: tunnel::Tunnels,
     externals: Externals,
 }
 
@@ -130,6 +133,7 @@ pub(crate) struct Found {
     pub(crate) locks: Vec<Lock>,
     pub(crate) objects: Objects,
     pub(crate) queues: Vec<PosixQueue>,
+    pub(crate) tunnels: Vec<Tunnel>,
 }
 
 impl Table {
@@ -254,6 +258,7 @@ impl Table {
             Class::Removed => DescriptionKind::Removed(self.removed.capture(open)),
             Class::Socket => self.sockets.capture(open, id)?,
             Class::Queue => self.queues.capture(open)?,
+            Class::Tunnel => self.tunnels.capture(open)?,
             Class::Plain(kind) => kind,
         })
     }
@@ -278,6 +283,7 @@ impl Table {
             locks: self.locks,
             objects: self.objects,
             queues: self.queues.finish(),
+            tunnels: self.tunnels.finish(),
         })
     }
 
@@ -323,6 +329,7 @@ enum Class {
     Removed,
     Socket,
     Queue,
+    Tunnel,
     /// The rest is known at once.
     Plain(DescriptionKind),
 }

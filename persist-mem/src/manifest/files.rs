@@ -192,6 +192,17 @@ pub enum DescriptionKind {
         /// The interest list.
         targets: Vec<EpollTarget>,
     },
+    /// `/dev/net/tun`.
+    Tunnel {
+        /// Its path.
+        path: Vec<u8>,
+        /// [`super::Tunnel::name`], None when it was not attached to an interface yet (`TUNSETIFF`).
+        interface: Option<String>,
+        /// It takes no part at present (`IFF_DETACH_QUEUE`).
+        detached: bool,
+        /// Packets that were sent through the interface and not read yet.
+        unread: Vec<Vec<u8>>,
+    },
     /// socket(2), whatever its family.
     Socket(Box<Socket>),
 }

@@ -9,6 +9,7 @@ mod ipc;
 mod memory;
 mod process;
 mod sockets;
+mod tunnel;
 mod upgrade;
 
 pub use files::*;
@@ -17,9 +18,11 @@ pub use ipc::*;
 pub use memory::*;
 pub use process::*;
 pub use sockets::*;
+pub use tunnel::*;
 pub use upgrade::*;
 
 use crate::format::{FormatError, Kind, Writer, records};
+use sys::Pid;
 
 /// A whole saved system, or process tree.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -48,6 +51,8 @@ pub struct Manifest {
     pub message_queues: Vec<MessageQueue>,
     /// POSIX message queues.
     pub posix_queues: Vec<PosixQueue>,
+    /// Interfaces that descriptors of `/dev/net/tun` are open on.
+    pub tunnels: Vec<Tunnel>,
     /// The upgrade under way; None in an image of `kupgrade checkpoint`.
     pub upgrade: Option<Box<Upgrade>>,
 }
@@ -86,6 +91,9 @@ impl Manifest {
         }
         for queue in &self.posix_queues {
             writer.record(Kind::PosixQueue, queue)?;
+        }
+        for tunnel in &self.tunnels {
+            writer.record(Kind::Tunnel, tunnel)?;
         }
         for object in &self.shared_objects {
             writer.record(Kind::SharedObject, object)?;
@@ -127,6 +135,7 @@ impl Manifest {
                 Kind::Undo => manifest.undo.push(record.decode()?),
                 Kind::Messages => manifest.message_queues.push(record.decode()?),
                 Kind::PosixQueue => manifest.posix_queues.push(record.decode()?),
+                Kind::Tunnel => manifest.tunnels.push(record.decode()?),
                 Kind::SharedObject => manifest.shared_objects.push(record.decode()?),
                 Kind::Upgrade => manifest.upgrade = Some(record.decode()?),
                 Kind::Host | Kind::End => {
@@ -172,6 +181,15 @@ impl Manifest {
         guess
             .filter(|d| d.id == id)
             .or_else(|| self.descriptions.iter().find(|d| d.id == id))
+    }
+
+    /// The first process that holds a description, and its number there; None when it is in flight.
+    #[must_use]
+    pub fn holder(&self, id: DescriptionId) -> Option<(Pid, i32)> {
+        self.processes.iter().find_map(|process| {
+            let entry = process.live()?.files.iter().find(|f| f.description == id)?;
+            Some((process.pid, entry.fd))
+        })
     }
 
     /// A terminal by its id.

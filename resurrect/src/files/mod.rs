@@ -28,6 +28,7 @@ mod signalfd;
 mod socket;
 pub(crate) mod terminal;
 mod timerfd;
+mod tunnel;
 
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
@@ -124,6 +125,7 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     restore.files.pipes.clear();
     mqueue::finish(restore)?;
     terminal::close(restore)?;
+    tunnel::queue_packets(restore)?;
     socket::open_all(restore)?;
     set_flags(restore)
 }
@@ -187,6 +189,12 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
         DescriptionKind::MessageQueue { queue } => mqueue::open(opening, *queue),
         DescriptionKind::Memfd { object } => memfd::open(opening, *object),
         DescriptionKind::Deleted { object } => deleted::open(opening, *object),
+        DescriptionKind::Tunnel {
+            path,
+            interface,
+            detached,
+            ..
+        } => tunnel::open(opening, path, interface.as_deref(), *detached),
         DescriptionKind::Socket(_) => Err(opening.failed("opening it")(Errno::ENOSYS)),
         // Opened before, with what they belong to.
         DescriptionKind::Fifo { .. }

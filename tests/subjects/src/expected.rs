@@ -31,12 +31,6 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         both(Refused("events have not been read yet")),
     ),
     (
-        "tun",
-        both(Refused(
-            "network tunnels (/dev/net/tun) are not carried yet",
-        )),
-    ),
-    (
         "netlink",
         both(Refused("netlink messages that were not read")),
     ),

@@ -78,7 +78,7 @@ pub fn take(manifest: &mut Manifest) -> Result<(), FreezerError> {
         .map(|d| d.id)
         .collect();
     for id in ids {
-        let Some((pid, fd)) = holder(manifest, id) else {
+        let Some((pid, fd)) = manifest.holder(id) else {
             let why = "a listening socket in flight has clients that have sent data already";
             return Err(FreezerError::refuse(Pid(0), "socket", why));
         };
@@ -123,14 +123,6 @@ fn waiting_mut(kind: &mut DescriptionKind) -> Option<&mut Vec<Waiting>> {
         },
         _ => None,
     }
-}
-
-/// The process and number through which a description is held.
-fn holder(manifest: &Manifest, id: DescriptionId) -> Option<(Pid, i32)> {
-    manifest.processes.iter().find_map(|process| {
-        let entry = process.live()?.files.iter().find(|f| f.description == id)?;
-        Some((process.pid, entry.fd))
-    })
 }
 
 /// Reads an accepted connection.

@@ -67,35 +67,3 @@ pub(crate) fn kmsg(_: &Setting) -> Result<Watch> {
     }
     Ok(Watch::new(move || same("the record", &true, &hear()?)))
 }
-
-/// A tun device that goes with its descriptor.
-pub(crate) fn tun(_: &Setting) -> Result<Watch> {
-    let Ok(tun) = open("/dev/net/tun", O_RDWR | O_NONBLOCK) else {
-        return not_here("no tun devices");
-    };
-    // struct ifreq: the name, then IFF_TUN | IFF_NO_PI.
-    let mut request = [0_u8; 40];
-    request[..6].copy_from_slice(b"kuptun");
-    request[16..18].copy_from_slice(&0x1001_u16.to_ne_bytes());
-    // SAFETY: the structure is alive. TUNSETIFF.
-    if unsafe { libc::ioctl(tun, 0x4004_54ca, request.as_mut_ptr()) } != 0 {
-        return not_here("no tun device to be had");
-    }
-    Ok(Watch::new(move || {
-        let mut now = [0_u8; 40];
-        // SAFETY: the kernel fills the structure. TUNGETIFF.
-        sys("TUNGETIFF", unsafe {
-            libc::ioctl(tun, 0x8004_54d2, now.as_mut_ptr())
-        })?;
-        same("its name", b"kuptun".as_slice(), &now[..6])?;
-        same(
-            "the interface",
-            &true,
-            &std::fs::exists("/proc/sys/net/ipv4/conf/kuptun")?,
-        )
-    })
-    .spoiled_by(move || {
-        crate::kit::files::close(tun);
-        Ok(())
-    }))
-}

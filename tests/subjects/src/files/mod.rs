@@ -17,6 +17,7 @@ mod regular;
 mod removed;
 mod sharing;
 mod signalfd;
+mod tunnel;
 
 use crate::registry::{Group, subject};
 
@@ -172,7 +173,21 @@ pub(crate) const GROUP: Group = Group {
             devices::start,
         ),
         subject("kmsg", "/dev/kmsg with a read position", devices::kmsg),
-        subject("tun", "a tun device", devices::tun),
+        subject(
+            "tun",
+            "a tunnel (/dev/net/tun) with addresses, routes and packets that nobody has read",
+            tunnel::start,
+        ),
+        subject(
+            "tap",
+            "a persistent Ethernet tunnel with several descriptors",
+            tunnel::tap,
+        ),
+        subject(
+            "tun-idle",
+            "/dev/net/tun without an interface",
+            tunnel::idle,
+        ),
         subject("aio", "AIO contexts", aio::start),
     ],
 };

@@ -1,15 +1,17 @@
-//! The little of rtnetlink(7) that is needed: dumps as raw messages, and messages sent again.
+//! The little of rtnetlink(7) that is needed: dumps as raw messages, and messages sent again ([`messages`]).
 
+pub mod messages;
+
+use crate::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
     setsockopt, socket, sockopt::ReceiveTimeout,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use std::os::fd::{AsRawFd, OwnedFd};
-use sys::Errno;
 
 /// Bytes of `struct nlmsghdr`.
-pub(super) const HEADER: usize = 16;
+const HEADER: usize = 16;
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
 const F_REQUEST: u16 = 1;
@@ -18,21 +20,38 @@ const F_DUMP: u16 = 0x300;
 const F_CREATE: u16 = 0x400;
 const F_REPLACE: u16 = 0x100;
 
-/// Message types (linux/rtnetlink.h).
-pub(super) const NEWLINK: u16 = 16;
-pub(super) const NEWADDR: u16 = 20;
-pub(super) const GETADDR: u16 = 22;
-pub(super) const NEWROUTE: u16 = 24;
-pub(super) const GETROUTE: u16 = 26;
+/// `RTM_NEWLINK` (linux/rtnetlink.h).
+pub const NEWLINK: u16 = 16;
+/// `RTM_GETLINK`.
+pub const GETLINK: u16 = 18;
+/// `RTM_NEWADDR`.
+pub const NEWADDR: u16 = 20;
+/// `RTM_GETADDR`.
+pub const GETADDR: u16 = 22;
+/// `RTM_NEWROUTE`.
+pub const NEWROUTE: u16 = 24;
+/// `RTM_GETROUTE`.
+pub const GETROUTE: u16 = 26;
+
+/// Bytes of `struct ifinfomsg`, `struct ifaddrmsg` and `struct rtmsg`, which messages begin with.
+pub const LINK_FIXED: usize = 16;
+/// See [`LINK_FIXED`].
+pub const ADDRESS_FIXED: usize = 8;
+/// See [`LINK_FIXED`].
+pub const ROUTE_FIXED: usize = 12;
 
 /// A socket to the kernel's routing tables.
 #[derive(Debug)]
-pub(super) struct Netlink {
+pub struct Netlink {
     socket: OwnedFd,
 }
 
 impl Netlink {
-    pub(super) fn open() -> Result<Netlink, Errno> {
+    /// Opens one.
+    ///
+    /// # Errors
+    /// As socket(2).
+    pub fn open() -> Result<Netlink, Errno> {
         let socket = socket(
             AddressFamily::Netlink,
             SockType::Raw,
@@ -66,7 +85,10 @@ impl Netlink {
     }
 
     /// Everything of one kind: message type and payload of each.
-    pub(super) fn dump(&self, kind: u16, payload: &[u8]) -> Result<Vec<(u16, Vec<u8>)>, Errno> {
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn dump(&self, kind: u16, payload: &[u8]) -> Result<Vec<(u16, Vec<u8>)>, Errno> {
         self.send(kind, F_REQUEST | F_DUMP, payload)?;
         let mut found = Vec::new();
         let mut buffer = vec![0; 64 * 1024];
@@ -83,7 +105,10 @@ impl Netlink {
     }
 
     /// Asks for a change and waits for the answer. What is there already is replaced.
-    pub(super) fn change(&self, kind: u16, payload: &[u8]) -> Result<(), Errno> {
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn change(&self, kind: u16, payload: &[u8]) -> Result<(), Errno> {
         let create = if kind == NEWLINK {
             0
         } else {
@@ -106,7 +131,7 @@ impl Netlink {
 fn error_of(payload: &[u8]) -> Result<(), Errno> {
     let code = payload
         .first_chunk()
-        .map_or(-nix::libc::EPROTO, |b| i32::from_ne_bytes(*b));
+        .map_or(-libc::EPROTO, |b| i32::from_ne_bytes(*b));
     if code == 0 {
         Ok(())
     } else {
@@ -130,7 +155,8 @@ fn messages(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
 }
 
 /// Attributes behind a fixed header of `fixed` bytes: type and value.
-pub(super) fn attributes(payload: &[u8], fixed: usize) -> Vec<(u16, &[u8])> {
+#[must_use]
+pub fn attributes(payload: &[u8], fixed: usize) -> Vec<(u16, &[u8])> {
     let mut found = Vec::new();
     let mut bytes = payload.get(fixed..).unwrap_or_default();
     while let Some([l0, l1, t0, t1]) = bytes.first_chunk() {
@@ -146,7 +172,8 @@ pub(super) fn attributes(payload: &[u8], fixed: usize) -> Vec<(u16, &[u8])> {
 }
 
 /// One attribute as bytes, padded.
-pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+#[must_use]
+pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
     let mut bytes = Vec::new();
     bytes.extend_from_slice(&len.to_ne_bytes());
