@@ -27,6 +27,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("undo of semaphores", ipc::undo::set),
     ("signal actions", process::signals::set_actions),
     ("files from inside", files::inside),
+    ("notifications of message queues", files::mqueue::notify),
     ("owners of signals", files::owner::set),
     ("asynchronous I/O", memory::aio::set),
     ("timers", process::timers::set),

@@ -6,6 +6,9 @@ use nix::fcntl::{FcntlArg, FdFlag};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+/// Bytes that are sent to a process that is told of a message (`NOTIFY_COOKIE_LEN`, include/uapi/linux/mqueue.h).
+pub const COOKIE: usize = 32;
+
 /// `struct mq_attr`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

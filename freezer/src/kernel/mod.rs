@@ -1,11 +1,12 @@
 //! What no interface of the kernel shows, read from its memory ([`sys::kernel_memory`]).
 //!
 //! Here is how things are found: structures by the kernel's own description of its types ([`btf`]), threads
-//! from the numbers of this PID namespace ([`mod@tasks`]). What they mean is with the kind of resource:
+//! from the numbers of this PID namespace ([`mod@tasks`]), open files from their tables ([`mod@files`]). What they mean is with the kind of resource:
 //! `ipc/undo.rs`, `capture/restart.rs`, `files/mqueue`. Whatever is not as expected is
 //! [`Unreadable`], and the caller does without.
 
 mod btf;
+mod files;
 mod tasks;
 
 pub(crate) use btf::Btf;

@@ -89,6 +89,38 @@ pub struct PosixQueue {
     pub sizes: (i64, i64),
     /// Priorities and texts in the order they are received.
     pub messages: Vec<(u32, Vec<u8>)>,
+    /// Who is told of a message in the empty queue (mq_notify(3)).
+    pub notification: Option<Notification>,
+}
+
+/// A registration by mq_notify(3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notification {
+    /// The process.
+    pub owner: Pid,
+    /// How it is told.
+    pub notify: Notify,
+}
+
+/// How a process is told of something (`struct sigevent`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Notify {
+    /// `SIGEV_NONE`: not at all.
+    Nothing,
+    /// `SIGEV_SIGNAL`.
+    Signal {
+        /// Which.
+        signal: i32,
+        /// What comes with it.
+        value: u64,
+    },
+    /// `SIGEV_THREAD`: by a message to a netlink socket that a thread of the C library reads.
+    Message {
+        /// The socket's number in the process.
+        socket: i32,
+        /// The message.
+        cookie: [u8; 32],
+    },
 }
 
 #[cfg(test)]

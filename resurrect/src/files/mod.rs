@@ -17,7 +17,7 @@ mod kmsg;
 mod located;
 mod lock;
 mod memfd;
-mod mqueue;
+pub(crate) mod mqueue;
 pub(crate) mod owner;
 pub(crate) mod path;
 mod pidfd;

@@ -2,14 +2,18 @@
 
 use super::Opening;
 use crate::ResurrectError;
+use crate::calls::{nr, run};
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, fchown};
-use persist_mem::manifest::{Manifest, PosixQueue};
+use persist_mem::manifest::{
+    DescriptionKind, Descriptor, Manifest, Notification, Notify, PosixQueue,
+};
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
+use sys::batch::Batch;
 use sys::{Errno, mqueue};
 
 const O_RDWR: i32 = 2;
@@ -73,4 +77,59 @@ pub(super) fn open(opening: &Opening<'_, '_>, queue: u32) -> Result<OwnedFd, Res
     let found = found.ok_or_else(|| opening.failed("finding it")(Errno::ENOENT))?;
     let flags = (opening.flags() - OFlag::O_NOCTTY).bits();
     mqueue::open(&name(found)?, flags, None).map_err(opening.failed("opening it"))
+}
+
+/// Registers every process again that was to be told of messages.
+pub(crate) fn notify(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let manifest = restore.manifest;
+    for queue in &manifest.posix_queues {
+        // On the same kernel one that is not of the tree is registered still.
+        if let Some(wanted) = queue.notification
+            && restore.tasks.contains_key(&wanted.owner)
+        {
+            register(restore, queue, wanted)?;
+        }
+    }
+    Ok(())
+}
+
+fn register(
+    restore: &mut Restore<'_>,
+    queue: &PosixQueue,
+    wanted: Notification,
+) -> Result<(), ResurrectError> {
+    const DOING: &str = "asking to be notified of messages";
+    const SIGEV_THREAD: i32 = 2;
+    let failed = |errno| failed(queue, DOING)(errno);
+    let manifest = restore.manifest;
+    let is_it = |entry: &&Descriptor| {
+        let description = manifest.description(entry.description);
+        description.is_some_and(|found| {
+            matches!(found.kind, DescriptionKind::MessageQueue { queue: id } if id == queue.id)
+        })
+    };
+    let owner = restore.lives().find(|(pid, _)| *pid == wanted.owner);
+    let entry = owner.and_then(|(_, live)| live.files.iter().find(is_it));
+    let fd = entry.ok_or_else(|| failed(Errno::EBADF))?.fd;
+    let mut batch = Batch::new();
+    // struct sigevent: value, signal, kind, the rest unused.
+    let mut event = [0; 64];
+    let mut put = |value: u64, signal: i32, kind: i32| {
+        event[..8].copy_from_slice(&value.to_le_bytes());
+        event[8..12].copy_from_slice(&signal.to_le_bytes());
+        event[12..16].copy_from_slice(&kind.to_le_bytes());
+    };
+    match wanted.notify {
+        Notify::Nothing => put(0, 0, 1),
+        Notify::Signal { signal, value } => put(value, signal, 0),
+        Notify::Message { socket, .. } => put(0, socket, SIGEV_THREAD),
+    }
+    let event = batch.data(&event);
+    if let Notify::Message { cookie, .. } = wanted.notify {
+        let cookie = batch.data(&cookie);
+        batch.pointer(event, 0, cookie);
+    }
+    batch.call(DOING, nr::MQ_NOTIFY, [fd.into(), event.into()]);
+    let pid = wanted.owner;
+    run(pid, DOING, &mut restore.task(pid)?.first, &batch).map(drop)
 }

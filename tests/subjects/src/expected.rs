@@ -34,7 +34,6 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         "netlink",
         both(Refused("netlink messages that were not read")),
     ),
-    ("mqueue-notify", both(Refused("notification"))),
 ];
 
 /// What is expected of a subject.

@@ -42,6 +42,16 @@ pub(crate) const GROUP: Group = Group {
             posix::notify,
         ),
         subject(
+            "mqueue-notify-filled",
+            "notification of POSIX message queues with messages",
+            posix::notify_filled,
+        ),
+        subject(
+            "mqueue-notify-thread",
+            "notification of POSIX message queues for a thread (SIGEV_THREAD)",
+            posix::notify_thread,
+        ),
+        subject(
             "mqueue-unlinked",
             "POSIX message queues without a name",
             posix::unlinked,

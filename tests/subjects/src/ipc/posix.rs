@@ -125,47 +125,126 @@ pub(crate) fn unlinked(_: &Setting) -> Result<Watch> {
     filled(queue)
 }
 
+/// Asks to be told of a message by signal 46, which stays blocked, with a value.
+fn register(queue: i32) -> Result<()> {
+    // SAFETY: zeros are a valid structure.
+    let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+    event.sigev_notify = libc::SIGEV_SIGNAL;
+    event.sigev_signo = 46;
+    event.sigev_value.sival_ptr = 0x77 as *mut _;
+    ask(queue, &raw const event as u64)
+}
+
+fn ask(queue: i32, event: u64) -> Result<()> {
+    let done = raw(libc::SYS_mq_notify, args([queue as u64, event]));
+    sys("mq_notify", done).map(drop)
+}
+
+static MASK: u64 = 1 << 45;
+
+fn block_signal() {
+    raw(
+        libc::SYS_rt_sigprocmask,
+        args([0, &raw const MASK as u64, 0, 8]),
+    );
+}
+
+/// The signal that waits: its number, or an error, and its value.
+fn signal() -> (i64, u64) {
+    let (none, mut info) = ([0_u64; 2], [0_u64; 16]);
+    let arguments = [
+        &raw const MASK as u64,
+        info.as_mut_ptr() as u64,
+        none.as_ptr() as u64,
+        8,
+    ];
+    let got = raw(libc::SYS_rt_sigtimedwait, args(arguments));
+    (got, info[3])
+}
+
+const NO_SIGNAL: i64 = -(libc::EAGAIN as i64);
+
 /// A signal at the first message of an empty queue.
 pub(crate) fn notify(_: &Setting) -> Result<Watch> {
     let queue = create(&name("notify")?)?;
-    let mask = 1_u64 << 45;
-    raw(
-        libc::SYS_rt_sigprocmask,
-        args([0, &raw const mask as u64, 0, 8]),
-    );
-    let register = move || {
-        // SAFETY: zeros are a valid structure.
-        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
-        event.sigev_notify = libc::SIGEV_SIGNAL;
-        event.sigev_signo = 46;
-        event.sigev_value.sival_ptr = 0x77 as *mut _;
-        sys(
-            "mq_notify",
-            raw(
-                libc::SYS_mq_notify,
-                args([queue as u64, &raw const event as u64]),
-            ),
-        )
-        .map(drop)
-    };
-    register()?;
+    block_signal();
+    register(queue)?;
     Ok(Watch::new(move || {
+        same("a signal too early", &NO_SIGNAL, &signal().0)?;
         send(queue, b"x", 0)?;
         receive(queue)?;
-        let (none, mut info) = ([0_u64; 2], [0_u64; 16]);
-        let arguments = [
-            &raw const mask as u64,
-            info.as_mut_ptr() as u64,
-            none.as_ptr() as u64,
-            8,
-        ];
-        same(
-            "the signal",
-            &46,
-            &raw(libc::SYS_rt_sigtimedwait, args(arguments)),
-        )?;
-        same("its value", &0x77, &info[3])?;
-        register()
+        same("the signal and its value", &(46, 0x77), &signal())?;
+        register(queue)
     })
-    .spoiled_by(move || sys("mq_notify", raw(libc::SYS_mq_notify, args([queue as u64]))).map(drop)))
+    .spoiled_by(move || ask(queue, 0)))
+}
+
+/// The same while there are messages: it comes when the queue has been empty.
+pub(crate) fn notify_filled(_: &Setting) -> Result<Watch> {
+    let queue = create(&name("notify-filled")?)?;
+    block_signal();
+    let fill = move || {
+        send(queue, b"one", 3)?;
+        send(queue, b"two", 4)?;
+        register(queue)
+    };
+    fill()?;
+    Ok(Watch::new(move || {
+        same("a signal too early", &NO_SIGNAL, &signal().0)?;
+        same("the first", &(b"two".to_vec(), 4), &receive(queue)?)?;
+        same("the second", &(b"one".to_vec(), 3), &receive(queue)?)?;
+        send(queue, b"x", 0)?;
+        receive(queue)?;
+        same("the signal and its value", &(46, 0x77), &signal())?;
+        fill()
+    })
+    .spoiled_by(move || ask(queue, 0)))
+}
+
+/// A message to a netlink socket, as the C library asks for to start a thread.
+pub(crate) fn notify_thread(_: &Setting) -> Result<Watch> {
+    let queue = create(&name("notify-thread")?)?;
+    // Two sockets: it must be the right one.
+    let socket = || {
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        // SAFETY: takes numbers.
+        crate::kit::fd("socket", unsafe {
+            libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE)
+        })
+    };
+    let [other, told] = [socket()?, socket()?];
+    let mut cookie: [u8; 32] = std::array::from_fn(|at| at as u8 * 3);
+    let register = move |cookie: &[u8; 32]| {
+        // SAFETY: zeros are a valid structure.
+        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+        event.sigev_notify = libc::SIGEV_THREAD;
+        event.sigev_signo = told;
+        event.sigev_value.sival_ptr = cookie.as_ptr() as *mut _;
+        ask(queue, &raw const event as u64)
+    };
+    register(&cookie)?;
+    let get = |socket: i32| {
+        let mut got = [0_u8; 64];
+        let arguments = [socket as u64, got.as_mut_ptr() as u64, 64];
+        let len = raw(libc::SYS_recvfrom, args(arguments));
+        (len, got[..len.max(0) as usize].to_vec())
+    };
+    Ok(Watch::new(move || {
+        same("a message too early", &NO_SIGNAL, &get(told).0)?;
+        send(queue, b"x", 0)?;
+        receive(queue)?;
+        // NOTIFY_WOKENUP
+        let mut expected = cookie;
+        expected[31] = 1;
+        same("what is told", &(32, expected.to_vec()), &get(told))?;
+        same("what others are told", &NO_SIGNAL, &get(other).0)?;
+        cookie[0] = cookie[0].wrapping_add(1);
+        register(&cookie)
+    })
+    .spoiled_by(move || {
+        ask(queue, 0)?;
+        // That it is removed is told, too.
+        get(told);
+        Ok(())
+    }))
 }
