@@ -9,8 +9,8 @@ use crate::kernel::{self, Kernel, Unreadable, half, word};
 use persist_mem::manifest::{Notification, Notify};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use sys::Pid;
 use sys::mqueue::{Attributes, COOKIE};
-use sys::{Pid, Tid};
 
 pub(super) const UNKNOWN: &str = "its notification (mq_notify) cannot be read and is not carried";
 const SIGEV_SIGNAL: u32 = 0;
@@ -92,7 +92,8 @@ fn how(kernel: &mut Kernel, inode: &Inode, shown: Shown) -> Result<Option<Notify
     let (kind, run) = (info("notify.sigev_notify")?, info("notify_self_exec_id")?);
     let (socket, cookie) = (info("notify_sock")?, info("notify_cookie")?);
     let own_run = field("task_struct", "self_exec_id")?;
-    let owner = kernel.tasks(&[Tid(shown.owner.0)])?.pop().flatten();
+    let lives = crate::proc::representative(shown.owner).ok_or(WRONG)?;
+    let owner = kernel.tasks(&[lives])?.pop().flatten();
     let owner = owner.ok_or(WRONG)?;
     let bytes = kernel
         .read(&[(owner.wrapping_add(own_run), 4)])?
