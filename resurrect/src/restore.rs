@@ -8,6 +8,7 @@ use crate::scratch::{self, BATCH_LEN};
 use crate::stages::STAGES;
 use crate::task::Task;
 use crate::thread::waits::Wait;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use persist_mem::manifest::{Live, Manifest};
 use persist_mem::store::PageStore;
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,6 +75,7 @@ impl<'a> Restore<'a> {
         options: Options<'a>,
     ) -> Result<Restore<'a>, ResurrectError> {
         let me = Pid(nix::unistd::getpid().as_raw());
+        allow_descriptors(manifest);
         let own = own_ranges(me)?;
         let address = scratch::find(manifest, &own).ok_or_else(|| ResurrectError::Own {
             doing: "looking for an address range that all processes have free".into(),
@@ -135,11 +137,35 @@ impl<'a> Restore<'a> {
     }
 }
 
+/// Highest descriptor of any process; 0 without one.
+fn highest(manifest: &Manifest) -> i32 {
+    let lives = manifest.processes.iter().filter_map(|p| p.live());
+    let files = lives.flat_map(|live| live.files.iter());
+    files.map(|file| file.fd).max().unwrap_or(0)
+}
+
+/// Raises the limit of open files: every description is open in this process for a while, and processes are
+/// made with our limit. Whoever gets less of it than is needed notices at the first descriptor too many.
+fn allow_descriptors(manifest: &Manifest) {
+    /// For this process itself.
+    const MORE: u64 = 1024;
+    let most = u64::try_from(highest(manifest)).unwrap_or(0);
+    let wanted = most.max(2 * manifest.descriptions.len() as u64) + MORE;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft >= wanted {
+            return Ok(());
+        }
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted))
+            .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard))
+    });
+    if let Err(errno) = raised {
+        log::warn!("raising the limit of open files to {wanted}: {errno}");
+    }
+}
+
 /// A copy of a descriptor under a number that no process of the manifest uses.
 fn above_all(manifest: &Manifest, fd: &OwnedFd) -> Result<OwnedFd, ResurrectError> {
-    let lives = manifest.processes.iter().filter_map(|p| p.live());
-    let highest = lives.flat_map(|live| live.files.iter().map(|f| f.fd)).max();
-    let least = highest.unwrap_or(0).max(63) + 1;
+    let least = highest(manifest).max(63) + 1;
     sys::fds::duplicate(fd, least).map_err(ResurrectError::own(format!(
         "duplicating a descriptor to {least} or above (see the limit of open files)"
     )))
