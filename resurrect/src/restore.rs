@@ -8,6 +8,7 @@ use crate::scratch::{self, BATCH_LEN};
 use crate::stages::STAGES;
 use crate::task::Task;
 use crate::thread::waits::Wait;
+use nix::sched::{CloneFlags, setns};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use persist_mem::manifest::{Live, Manifest};
 use persist_mem::store::PageStore;
@@ -118,6 +119,21 @@ impl<'a> Restore<'a> {
                 pid,
                 why: "it was not made".into(),
             })
+    }
+
+    /// Makes a child of this process in the namespace of the restored ones, where ids are theirs. Its id is
+    /// that of this process's namespace.
+    pub(crate) fn spawn_among(&self, body: impl FnOnce() -> i32) -> sys::Result<Pid> {
+        let first = self.manifest.processes.first();
+        let first = first.and_then(|process| self.tasks.get(&process.pid));
+        let Some(first) = first.filter(|_| self.options.root_flags != 0) else {
+            return process::spawn(0, &[], body);
+        };
+        let namespace = process::pidfd_open(first.host_pid())?;
+        setns(&namespace, CloneFlags::CLONE_NEWPID)?;
+        let child = process::spawn(0, &[], body);
+        setns(&self.self_pidfd, CloneFlags::CLONE_NEWPID)?;
+        child
     }
 
     fn end_all(&mut self) {

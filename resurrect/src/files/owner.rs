@@ -5,7 +5,9 @@ use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use crate::restore::Restore;
 use persist_mem::manifest::SignalOwner;
+use std::os::fd::OwnedFd;
 use sys::Errno;
+use sys::wait::Status;
 
 const F_SETFL: i32 = 4;
 
@@ -28,16 +30,12 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             None if asynchronous => nobody,
             None => continue,
         };
+        let done = set_owner(restore, fd, &owner);
         let opening = Opening {
             restore,
             description,
         };
-        let set = || match sys::files::set_owner(fd, &owner) {
-            // Who is gone gets nothing, and would have got nothing.
-            Err(Errno::ESRCH) => sys::files::set_owner(fd, &SignalOwner { id: 0, ..owner }),
-            done => done,
-        };
-        sys::files::as_user(owner.uids, set).map_err(opening.failed("setting who gets signals"))?;
+        done.map_err(opening.failed("setting who gets signals"))?;
         if !asynchronous {
             continue;
         }
@@ -54,4 +52,20 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         calls.flush()?;
     }
     Ok(())
+}
+
+/// By a child that sees the ids as the processes do.
+fn set_owner(restore: &Restore<'_>, fd: &OwnedFd, owner: &SignalOwner) -> sys::Result<()> {
+    let set = || match sys::files::set_owner(fd, owner) {
+        // Who is gone gets nothing, and would have got nothing.
+        Err(Errno::ESRCH) => sys::files::set_owner(fd, &SignalOwner { id: 0, ..*owner }),
+        done => done,
+    };
+    let body = || sys::files::as_user(owner.uids, set).map_or_else(|errno| errno as i32, |()| 0);
+    let child = restore.spawn_among(body)?;
+    match sys::wait::wait_for(child.leader())? {
+        Status::Exited(0) => Ok(()),
+        Status::Exited(errno) => Err(Errno::from_raw(errno)),
+        _ => Err(Errno::ECHILD),
+    }
 }

@@ -34,15 +34,18 @@ pub(super) fn open_gone(restore: &mut Restore<'_>) -> Result<(), ResurrectError>
     gone.sort_by_key(|(identity, _)| *identity);
     // Where the kernel does not tell them apart each is one of its own.
     for same in gone.chunk_by(|a, b| a.0 == b.0 && a.0 != 0) {
-        let opened =
-            stand_in(same).map_err(ResurrectError::own("making a pidfd of an ended process"))?;
+        let opened = stand_in(restore, same)
+            .map_err(ResurrectError::own("making a pidfd of an ended process"))?;
         restore.files.opened.extend(opened);
     }
     Ok(())
 }
 
-fn stand_in(same: &[(u64, &Description)]) -> sys::Result<Vec<(DescriptionId, OwnedFd)>> {
-    let child = process::spawn(0, &[], || 0)?;
+fn stand_in(
+    restore: &Restore<'_>,
+    same: &[(u64, &Description)],
+) -> sys::Result<Vec<(DescriptionId, OwnedFd)>> {
+    let child = restore.spawn_among(|| 0)?;
     let open = |(_, description): &(u64, &Description)| {
         let flags = description.flags & PIDFD_THREAD;
         Ok((description.id, process::pidfd_open_with(child, flags)?))
