@@ -119,6 +119,33 @@ pub(crate) fn packet() -> Result<HashMap<u64, PacketInfo>> {
     Ok(found)
 }
 
+/// Which halves of the UDP sockets of this network namespace are shut down, by inode: `SHUT_RD` as 1,
+/// `SHUT_WR` as 2 (include/uapi/linux/inet_diag.h).
+///
+/// # Errors
+/// `ENOENT` when the kernel lacks udp_diag.
+pub(crate) fn udp_shutdown() -> Result<HashMap<u64, u8>> {
+    const INET_DIAG_SHUTDOWN: u16 = 8;
+    /// Bytes of `struct inet_diag_msg`, whose last word is the inode.
+    const INET_MESSAGE: usize = 72;
+    let mut found = HashMap::new();
+    for family in [c::AF_INET, c::AF_INET6] {
+        // struct inet_diag_req_v2: family, protocol, extensions, pad, states: all, struct inet_diag_sockid
+        let mut request = vec![family as u8, c::IPPROTO_UDP as u8, 0, 0];
+        request.extend_from_slice(&u32::MAX.to_ne_bytes());
+        request.resize(56, 0);
+        dump(&request, |message| {
+            let inode = u64::from(word(message, INET_MESSAGE - 4));
+            for (kind, value) in attributes(message.get(INET_MESSAGE..).unwrap_or(&[])) {
+                if kind == INET_DIAG_SHUTDOWN {
+                    found.insert(inode, value.first().copied().unwrap_or(0));
+                }
+            }
+        })?;
+    }
+    Ok(found)
+}
+
 /// `struct packet_diag_mclist`: index, count, type u16, length u16, address.
 fn membership(bytes: &[u8]) -> (u32, u16, Vec<u8>) {
     let kind = word(bytes, 8) as u16;
@@ -200,6 +227,15 @@ mod tests {
         assert_eq!(found[&inode(&a)].peer, Some(inode(&b)));
         assert_eq!(found[&inode(&a)].shutdown, 1);
         assert_eq!(found[&inode(&b)].shutdown, 2);
+    }
+
+    #[test]
+    fn halves_of_udp_sockets() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(socket.local_addr().unwrap()).unwrap();
+        assert_eq!(udp_shutdown().unwrap()[&inode(&socket)], 0);
+        nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write).unwrap();
+        assert_eq!(udp_shutdown().unwrap()[&inode(&socket)], 2);
     }
 
     #[test]

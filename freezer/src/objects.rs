@@ -295,6 +295,7 @@ pub(crate) fn deleted(file: &File, link: &[u8]) -> Result<SharedKind, String> {
             meta.atime() * 1_000_000_000 + meta.atime_nsec(),
             meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
         ),
+        attributes: sys::xattr::all_of(file).map_err(|e| format!("its attributes: {e}"))?,
     })
 }
 

@@ -133,13 +133,14 @@ pub fn timerfd_set_ticks(fd: impl AsFd, ticks: u64) -> Result<()> {
 }
 
 /// Opens what a descriptor of this process is open on once more, as a description of its own
-/// (`/proc/PID/fd/FD`).
+/// (`/proc/PID/fd/FD`). The way there is a link that must be followed, so `O_NOFOLLOW` is left out.
 ///
 /// # Errors
 /// As open(2).
 pub fn reopen(fd: impl AsFd, flags: nix::fcntl::OFlag) -> Result<OwnedFd> {
     let me = crate::Pid(nix::unistd::getpid().as_raw());
     let what = format!("fd/{}", fd.as_fd().as_raw_fd());
+    let flags = flags - nix::fcntl::OFlag::O_NOFOLLOW;
     crate::procdir::open(me, &what, flags).map(OwnedFd::from)
 }
 

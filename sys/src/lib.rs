@@ -42,6 +42,7 @@
 pub mod batch;
 pub mod clock;
 pub mod deadline;
+pub mod epoll;
 pub mod fds;
 pub mod files;
 pub mod gate;

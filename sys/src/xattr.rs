@@ -1,8 +1,9 @@
-//! Extended attributes of a path, never following a symbolic link (xattr(7)).
+//! Extended attributes of a path, never following a symbolic link, and of an open file (xattr(7)).
 
 use crate::Result;
 use nix::errno::Errno;
 use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -44,6 +45,45 @@ pub fn list(path: &Path) -> Result<Vec<CString>> {
         Err(Errno::EOPNOTSUPP) => Ok(Vec::new()),
         Err(error) => Err(error),
     }
+}
+
+/// Names and values of all attributes of an open file; empty where the file system has none.
+///
+/// # Errors
+/// `EBADF`.
+pub fn all_of(file: impl AsFd) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let fd = file.as_fd().as_raw_fd();
+    let names = grow(|buffer| {
+        // SAFETY: a buffer of the stated length.
+        unsafe { libc::flistxattr(fd, buffer.as_mut_ptr().cast(), buffer.len()) }
+    });
+    let names = match names {
+        Ok(names) => names,
+        Err(Errno::EOPNOTSUPP) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let names = names.split_inclusive(|b| *b == 0);
+    let mut found = Vec::new();
+    for name in names.filter_map(|name| CStr::from_bytes_with_nul(name).ok()) {
+        let value = grow(|buffer| {
+            // SAFETY: a terminated string and a buffer of the stated length.
+            unsafe { libc::fgetxattr(fd, name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
+        })?;
+        found.push((name.to_bytes().to_vec(), value));
+    }
+    Ok(found)
+}
+
+/// Sets one attribute of an open file, making or replacing it.
+///
+/// # Errors
+/// `EOPNOTSUPP` where the file system lacks this kind of attribute.
+pub fn set_of(file: impl AsFd, name: &[u8], value: &[u8]) -> Result<()> {
+    let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: a terminated string and a buffer of the stated length.
+    let done = unsafe { libc::fsetxattr(fd, name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    Errno::result(done).map(drop)
 }
 
 /// Value of one attribute.

@@ -4,7 +4,7 @@
 //! description's, while a duplicate of what it watches lives. So what is watched is found by comparing
 //! (kcmp(2), `KCMP_EPOLL_TFD`).
 
-use super::{Open, Table};
+use super::{Open, Table, edges};
 use crate::{FreezerError, proc};
 use persist_mem::manifest::{DescriptionId, DescriptionKind, EpollTarget};
 use std::os::fd::AsRawFd;
@@ -19,7 +19,9 @@ pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> 
     for line in open.info.values("tfd") {
         targets.push(parse(line).ok_or_else(|| open.format())?);
     }
-    Ok(DescriptionKind::Epoll { targets })
+    let busy_poll =
+        sys::epoll::busy_poll(open.copy).map_err(open.call("asking for its settings"))?;
+    Ok(DescriptionKind::Epoll { targets, busy_poll })
 }
 
 /// `TFD events: HEX data: HEX pos:N ino:HEX sdev:HEX`, behind `tfd:`.
@@ -37,6 +39,7 @@ fn parse(line: &str) -> Option<EpollTarget> {
         description: UNKNOWN,
         events: u32::from_str_radix(after("events")?, 16).ok()?,
         data: u64::from_str_radix(after("data")?, 16).ok()?,
+        pending: true,
     })
 }
 
@@ -103,7 +106,7 @@ pub(super) fn resolve(table: &mut Table) -> Result<(), FreezerError> {
     holders.extend(table.numbers.iter().map(|(at, id)| (*at, *id)));
     for index in 0..table.descriptions.len() {
         let id = table.descriptions[index].id;
-        let DescriptionKind::Epoll { targets } = &table.descriptions[index].kind else {
+        let DescriptionKind::Epoll { targets, .. } = &table.descriptions[index].kind else {
             continue;
         };
         let Some(epoll) = table.copies.get(&id).map(AsRawFd::as_raw_fd) else {
@@ -128,11 +131,13 @@ pub(super) fn resolve(table: &mut Table) -> Result<(), FreezerError> {
                 .ok_or_else(|| FreezerError::refuse(pid, format!("fd {fd}"), gone(target.fd)))?;
             found.push(description);
         }
-        let DescriptionKind::Epoll { targets } = &mut table.descriptions[index].kind else {
+        let pending = edges::pending(table, id, targets, &found);
+        let DescriptionKind::Epoll { targets, .. } = &mut table.descriptions[index].kind else {
             continue;
         };
-        for (target, description) in targets.iter_mut().zip(found) {
+        for ((target, description), pending) in targets.iter_mut().zip(found).zip(pending) {
             target.description = description;
+            target.pending = pending;
         }
     }
     Ok(())

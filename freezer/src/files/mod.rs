@@ -2,6 +2,7 @@
 
 mod deleted;
 mod device;
+mod edges;
 pub(crate) mod elsewhere;
 mod epoll;
 mod eventfd;
@@ -39,7 +40,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use sys::process::{self, KcmpKind};
-use sys::{Pid, Tid};
+use sys::{Errno, Pid, Tid};
 
 pub use path::reference;
 pub(crate) use place::lasting;
@@ -356,7 +357,8 @@ fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<Class, FreezerErro
         link if memfd::is_one(link) => memfd::capture(open, objects)?,
         _ if deleted::is_one(open) => deleted::capture(open, objects)?,
         link if link.starts_with(b"/") => return by_type(open),
-        _ => return Err(open.refuse("this kind of descriptor is not carried")),
+        _ => pseudo::namespace(open)
+            .ok_or_else(|| open.refuse("this kind of descriptor is not carried"))?,
     };
     Ok(Class::Plain(kind))
 }
@@ -413,6 +415,20 @@ pub(crate) fn removed_cwd(pid: Pid) -> bool {
     proc::metadata(pid, "cwd").is_ok_and(|cwd| cwd.nlink() == 0)
 }
 
+/// The path of what is open may be longer than the kernel tells.
+fn nameless(pid: Pid, fd: i32) -> Option<Refusal> {
+    let Err(FreezerError::Proc { cause, .. }) = proc::link(pid, &format!("fd/{fd}")) else {
+        return None;
+    };
+    let too_long = cause.raw_os_error() == Some(Errno::ENAMETOOLONG as i32);
+    too_long.then(|| Refusal {
+        pid,
+        comm: proc::comm(pid),
+        resource: format!("fd {fd}"),
+        reason: "its path is longer than the kernel tells".into(),
+    })
+}
+
 /// What of a process's descriptors is not carried, found without stopping it.
 pub(crate) fn refusals(
     pid: Pid,
@@ -423,6 +439,10 @@ pub(crate) fn refusals(
     let mut found = Vec::new();
     let mut sockets = socket::Facts::default();
     for fd in proc::numbers(pid, "fd")? {
+        if let Some(refusal) = nameless(pid, fd) {
+            found.push(refusal);
+            continue;
+        }
         // A running process may close it at any time.
         let (Ok(copy), Ok(info), Ok(link)) = (
             process::pidfd_getfd(pidfd.as_fd(), fd),
@@ -436,7 +456,7 @@ pub(crate) fn refusals(
         }
         let open = Open::new(pid, fd, &link, &info, &copy)?;
         let checked = classify(&open, objects).and_then(|class| match class {
-            Class::Plain(DescriptionKind::Epoll { targets }) => epoll::check(&open, &targets),
+            Class::Plain(DescriptionKind::Epoll { targets, .. }) => epoll::check(&open, &targets),
             Class::Socket => socket::examine(&open, &mut sockets).map(drop),
             _ => Ok(()),
         });

@@ -7,6 +7,7 @@ use nix::sys::statfs::{
     SECURITYFS_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC, fstatfs,
 };
 use persist_mem::manifest::DescriptionKind;
+use sys::Pid;
 
 /// File systems whose inodes are made when they are looked at.
 const MADE_UP: [FsType; 7] = [
@@ -31,8 +32,26 @@ pub(super) fn capture(open: &Open<'_>) -> Result<Option<DescriptionKind>, Freeze
     if of_a_thread(open.link) {
         return Err(open.refuse("files about single threads are not carried"));
     }
+    if of_a_descriptor(open.link) {
+        return Err(open.refuse("files about single descriptors are not carried"));
+    }
     let path = open.link.to_vec();
     Ok(Some(DescriptionKind::Pseudo { path }))
+}
+
+/// A namespace (`net:[4026531840]`): the path by which its holder is in it, None when the holder is in
+/// another one.
+pub(super) fn namespace(open: &Open<'_>) -> Option<DescriptionKind> {
+    let kind = open.link.split(|b| *b == b':').next()?;
+    let kind = std::str::from_utf8(kind).ok()?;
+    let path = format!("/proc/{}/ns/{kind}", open.pid);
+    let own = std::fs::read_link(&path).ok()?;
+    let me = Pid(nix::unistd::getpid().as_raw());
+    (own.as_os_str().as_encoded_bytes() == open.link && open.pid != me).then(|| {
+        DescriptionKind::Pseudo {
+            path: path.into_bytes(),
+        }
+    })
 }
 
 /// `/proc/PID/task/TID/..` of another thread than the leading one, which is not there yet when files
@@ -47,6 +66,18 @@ fn of_a_thread(path: &[u8]) -> bool {
     pid != tid
 }
 
+/// `/proc/PID/fdinfo/N`, `/proc/PID/fd/N`, `/proc/PID/map_files/A-B`: what it is about is not there yet
+/// when files are opened.
+fn of_a_descriptor(path: &[u8]) -> bool {
+    let parts: Vec<&[u8]> = path.split(|b| *b == b'/').skip(1).collect();
+    let kinds: [&[u8]; 3] = [b"fdinfo", b"fd", b"map_files"];
+    parts.first() == Some(&b"proc".as_slice())
+        && parts.len() > 3
+        && parts[parts.len() - 2..][..1]
+            .iter()
+            .any(|part| kinds.contains(part))
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -54,5 +85,13 @@ mod tests {
         assert!(super::of_a_thread(b"/proc/12/task/13/stat"));
         assert!(!super::of_a_thread(b"/proc/12/task/12/stat"));
         assert!(!super::of_a_thread(b"/proc/12/stat"));
+    }
+
+    #[test]
+    fn descriptors() {
+        assert!(super::of_a_descriptor(b"/proc/12/fdinfo/3"));
+        assert!(super::of_a_descriptor(b"/proc/12/task/12/fd/3"));
+        assert!(!super::of_a_descriptor(b"/proc/12/fdinfo"));
+        assert!(!super::of_a_descriptor(b"/proc/12/stat"));
     }
 }

@@ -370,9 +370,9 @@ fn take_and_put_back(slave: &OwnedFd, master: Option<&OwnedFd>) -> sys::Result<Q
     done
 }
 
-/// Byte strings with their lengths: the flag, output, rest, then every line.
+/// Byte strings with their lengths: the flags, output, rest, then every line.
 fn encode(queues: &Queues, to: &OwnedFd) -> sys::Result<()> {
-    let flag = [u8::from(queues.stopped)];
+    let flag = [u8::from(queues.stopped) + 2 * u8::from(queues.held)];
     let parts = [&flag[..], &queues.output, &queues.rest];
     let parts = parts
         .into_iter()
@@ -395,8 +395,10 @@ fn decode_queues(mut bytes: &[u8]) -> Option<Queues> {
         bytes = rest;
     }
     let mut parts = parts.into_iter();
+    let flag = parts.next()?.first().copied()?;
     Some(Queues {
-        stopped: parts.next()? == [1],
+        stopped: flag & 1 != 0,
+        held: flag & 2 != 0,
         output: parts.next()?,
         rest: parts.next()?,
         lines: parts.collect(),

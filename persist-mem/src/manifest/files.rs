@@ -191,6 +191,8 @@ pub enum DescriptionKind {
     Epoll {
         /// The interest list.
         targets: Vec<EpollTarget>,
+        /// `struct epoll_params` (`EPIOCGPARAMS`, Linux 6.9), None where nothing is set.
+        busy_poll: Option<[u8; 8]>,
     },
     /// `/dev/net/tun`.
     Tunnel {
@@ -218,6 +220,9 @@ pub struct EpollTarget {
     pub events: u32,
     /// The user's data.
     pub data: u64,
+    /// Of an entry with `EPOLLET`: its readiness may not have been told yet. Told twice does less harm
+    /// than never.
+    pub pending: bool,
 }
 
 /// A pipe.

@@ -236,6 +236,8 @@ pub enum SharedKind {
         owner: (u32, u32),
         /// Access and modification times in nanoseconds since 1970.
         times: (i64, i64),
+        /// Names and values of its extended attributes (xattr(7)).
+        attributes: Vec<(Vec<u8>, Vec<u8>)>,
     },
 }
 

@@ -167,6 +167,8 @@ pub struct InetSocket {
     pub remote: Vec<u8>,
     /// listen(2)'s argument, as the kernel bounded it; None when it does not listen.
     pub backlog: Option<u32>,
+    /// Of what has no connection: `SHUT_RD` as 1, `SHUT_WR` as 2.
+    pub shutdown: u8,
     /// The TCP connection, when it has or had one.
     pub connection: Option<Connection>,
     /// Multicast groups it joined.

@@ -2,27 +2,26 @@
 
 use super::Opening;
 use crate::ResurrectError;
-use crate::objects::TMPFILE;
+use crate::objects::{TMPFILE, made_it};
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
-use persist_mem::manifest::DescriptionKind;
+use persist_mem::manifest::{Description, DescriptionKind};
 use std::os::fd::OwnedFd;
 
-const O_ACCMODE: u32 = 3;
-const O_RDWR: u32 = 2;
-
 /// `O_CREAT`, `O_EXCL`, `O_TRUNC`, `O_TMPFILE`: for the first open only.
-const ONCE: u32 = 0o100 | 0o200 | 0o1000 | 0o20_200_000;
+const ONCE: u32 = 0o100 | 0o200 | 0o1000 | 0o200_000 | TMPFILE;
 
-/// Descriptions that made their file (`O_TMPFILE`): F_GETFL tells, so they are those that make it again.
-pub(super) fn open_temporary(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    let manifest = restore.manifest;
-    for description in &manifest.descriptions {
+/// Descriptions that made their file (`O_TMPFILE`, `O_NOFOLLOW`): F_GETFL tells, so they are those that
+/// make it again.
+pub(super) fn open_makers(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let mut makers: Vec<&Description> = restore.manifest.descriptions.iter().collect();
+    // As their file was made: `O_TMPFILE` first.
+    makers.sort_by_key(|description| core::cmp::Reverse(description.flags));
+    for description in makers {
         let DescriptionKind::Deleted { object } = description.kind else {
             continue;
         };
-        let read_write = description.flags & O_ACCMODE == O_RDWR;
-        if description.flags & TMPFILE == 0 || !read_write {
+        if !made_it(description.flags) {
             continue;
         }
         let Some(fd) = restore.objects.take_first(object) else {

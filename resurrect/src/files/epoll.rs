@@ -6,7 +6,7 @@ use crate::ResurrectError;
 use crate::calls::{Calls, nr, run};
 use crate::restore::Restore;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
-use persist_mem::manifest::{EpollTarget, Live};
+use persist_mem::manifest::{DescriptionId, DescriptionKind, EpollTarget, Live, Manifest};
 use std::os::fd::{AsRawFd, OwnedFd};
 use sys::Pid;
 use sys::batch::Batch;
@@ -15,14 +15,21 @@ const EPOLL_CTL_ADD: i32 = 1;
 const EPOLL_CTL_MOD: i32 = 3;
 const F_DUPFD_CLOEXEC: i32 = 1030;
 
-pub(super) fn open(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
+pub(super) fn open(
+    opening: &Opening<'_, '_>,
+    busy_poll: Option<&[u8; 8]>,
+) -> Result<OwnedFd, ResurrectError> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(opening.failed("making it"))?;
+    if let Some(params) = busy_poll {
+        sys::epoll::set_busy_poll(&epoll.0, params).map_err(opening.failed("its settings"))?;
+    }
     Ok(epoll.0)
 }
 
 /// Event bits that are no events: `EPOLLET`, `EPOLLONESHOT`, `EPOLLWAKEUP`, `EPOLLEXCLUSIVE`.
 const MODES: u32 = 0xf000_0000;
 const EPOLLONESHOT: u32 = 1 << 30;
+const EPOLLET: u32 = 1 << 31;
 /// `EPOLLIN | EPOLLPRI | EPOLLOUT`.
 const ANY: u32 = 1 | 2 | 4;
 
@@ -36,8 +43,75 @@ struct Registrar<'a> {
     pidfd: i32,
 }
 
+/// Registers what all epolls watch. Inner ones first: what happens to them later would be news to those
+/// that watch them.
+pub(super) fn watch_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let manifest = restore.manifest;
+    let mut all: Vec<(usize, DescriptionId, &[EpollTarget])> = Vec::new();
+    for description in &manifest.descriptions {
+        if let DescriptionKind::Epoll { targets, .. } = &description.kind {
+            all.push((depth(manifest, targets, 0), description.id, targets));
+        }
+    }
+    all.sort_by_key(|(depth, ..)| *depth);
+    for (_, id, targets) in all {
+        match super::first_holder(manifest, id) {
+            Some((pid, fd)) => watch(restore, pid, fd, targets)?,
+            None => watch_in_flight(restore, id, targets)?,
+        }
+    }
+    Ok(())
+}
+
+/// How many epolls are below one another.
+fn depth(manifest: &Manifest, targets: &[EpollTarget], above: usize) -> usize {
+    /// More than the kernel allows (fs/eventpoll.c, `EP_MAX_NESTS`).
+    const DEEPEST: usize = 8;
+    let inner =
+        targets.iter().filter_map(
+            |target| match &manifest.description(target.description)?.kind {
+                DescriptionKind::Epoll { targets, .. } if above < DEEPEST => {
+                    Some(1 + depth(manifest, targets, above + 1))
+                }
+                _ => None,
+            },
+        );
+    inner.max().unwrap_or(0)
+}
+
+/// Registers what an epoll watches that is in flight: through a process that is given it for that time.
+fn watch_in_flight(
+    restore: &mut Restore<'_>,
+    id: DescriptionId,
+    targets: &[EpollTarget],
+) -> Result<(), ResurrectError> {
+    let first = restore.lives().find(|(_, live)| live.files_of.is_none());
+    let (Some((pid, live)), Some(epoll)) = (first, restore.files.opened.get(&id)) else {
+        return Ok(());
+    };
+    let numbers = live.files.iter().map(|entry| entry.fd);
+    let numbers = numbers.chain(targets.iter().map(|target| target.fd));
+    // The copy may get the next number; it ends with the one behind that.
+    let number = numbers.max().unwrap_or(0) + 2;
+    let mut batch = Batch::new();
+    let args = [
+        restore.self_pidfd.as_raw_fd().into(),
+        epoll.as_raw_fd().into(),
+        0.into(),
+    ];
+    let got = batch.call("taking an epoll", nr::PIDFD_GETFD, args);
+    let args = [got.into(), number.into(), O_CLOEXEC.into()];
+    batch.call("numbering an epoll", nr::DUP3, args);
+    batch.call("closing a copy", nr::CLOSE, [got.into()]);
+    run(pid, DOING, &mut restore.task(pid)?.first, &batch)?;
+    watch(restore, pid, number, targets)?;
+    let mut batch = Batch::new();
+    batch.call("closing a copy", nr::CLOSE, [number.into()]);
+    run(pid, DOING, &mut restore.task(pid)?.first, &batch).map(drop)
+}
+
 /// Registers what the epoll with number `fd` of a process watches.
-pub(super) fn watch(
+fn watch(
     restore: &mut Restore<'_>,
     pid: Pid,
     fd: i32,
@@ -61,16 +135,32 @@ pub(super) fn watch(
         let theirs = opened(restore, target);
         registrar.register_spent(restore, target, theirs)?;
     }
-    let others = targets.iter().filter(|target| !spent(target));
-    let others: Vec<_> = others
-        .map(|target| (target, opened(restore, target)))
-        .collect();
+    let with_files = |restore: &Restore<'_>, told_already: bool| -> Vec<_> {
+        let wanted = |target: &&EpollTarget| !spent(target) && told(target) == told_already;
+        let wanted = targets.iter().filter(wanted);
+        wanted
+            .map(|target| (target, opened(restore, target)))
+            .collect()
+    };
+    let (quiet, others) = (with_files(restore, true), with_files(restore, false));
     let mut calls = Calls::new(pid, DOING, &mut restore.task(pid)?.first);
+    for (target, theirs) in &quiet {
+        registrar.control(calls.batch(), EPOLL_CTL_ADD, target, *theirs);
+        calls.breathe()?;
+    }
+    if !quiet.is_empty() {
+        registrar.take_edges(calls.batch(), quiet.len());
+    }
     for (target, theirs) in others {
         registrar.control(calls.batch(), EPOLL_CTL_ADD, target, theirs);
         calls.breathe()?;
     }
     calls.flush()
+}
+
+/// An edge that is there and was told before.
+fn told(target: &EpollTarget) -> bool {
+    target.events & (EPOLLET | EPOLLONESHOT) == EPOLLET && !target.pending
 }
 
 const DOING: &str = "watching a descriptor";
@@ -81,6 +171,14 @@ fn spent(target: &EpollTarget) -> bool {
 }
 
 impl Registrar<'_> {
+    /// What was registered is told now if it is ready: that was done before.
+    fn take_edges(&self, batch: &mut Batch, most: usize) {
+        let count = u32::try_from(most).unwrap_or(u32::MAX);
+        let events = batch.space(12 * most);
+        let args = [self.epoll.into(), events.into(), count.into(), 0.into()];
+        batch.call("taking edges", nr::EPOLL_WAIT, args);
+    }
+
     /// An entry becomes spent by telling an event. Where there is none to tell, it stays armed for
     /// nothing, which differs only in telling of errors.
     fn register_spent(

@@ -2,6 +2,7 @@
 
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
+use crate::restore::Restore;
 use persist_mem::manifest::{DescriptionId, Live, Lock, LockHolder, Manifest};
 use sys::Pid;
 use sys::files::Range;
@@ -66,6 +67,28 @@ pub(super) fn take(
             }
         }
         calls.breathe()?;
+    }
+    Ok(())
+}
+
+/// Takes those of descriptions that no process has, since they are in flight.
+pub(super) fn take_in_flight(restore: &Restore<'_>) -> Result<(), ResurrectError> {
+    let manifest = restore.manifest;
+    for lock in &manifest.locks {
+        let (LockHolder::Whole(id) | LockHolder::Ofd(id) | LockHolder::Lease(id)) = lock.holder
+        else {
+            continue;
+        };
+        let held = super::first_holder(manifest, id).is_some();
+        let Some(fd) = restore.files.opened.get(&id).filter(|_| !held) else {
+            continue;
+        };
+        let taken = match lock.holder {
+            LockHolder::Whole(_) => sys::files::lock_whole(fd, lock.write),
+            LockHolder::Ofd(_) => sys::files::lock_range(fd, &range(lock)),
+            _ => sys::files::lease(fd, i32::from(lock.write)),
+        };
+        taken.map_err(ResurrectError::own("locking a file that is in flight"))?;
     }
     Ok(())
 }

@@ -102,7 +102,7 @@ fn describe(description: &Description) -> String {
 pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let manifest = restore.manifest;
     restore.files.pipes = pipe::make(manifest)?;
-    deleted::open_temporary(restore)?;
+    deleted::open_makers(restore)?;
     restore.files.queues = mqueue::make(manifest)?;
     fifo::open_all(restore)?;
     removed::make(restore)?;
@@ -205,7 +205,7 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
         DescriptionKind::EventFd { count, semaphore } => eventfd::open(opening, *count, *semaphore),
         DescriptionKind::SignalFd { mask } => signalfd::open(opening, *mask),
         DescriptionKind::TimerFd { .. } => timerfd::open(opening),
-        DescriptionKind::Epoll { .. } => epoll::open(opening),
+        DescriptionKind::Epoll { busy_poll, .. } => epoll::open(opening, busy_poll.as_ref()),
     }
 }
 
@@ -262,6 +262,8 @@ pub(crate) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError>
 
 /// What each process does itself with its table; then the way back to this process is closed.
 pub(crate) fn inside(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    lock::take_in_flight(restore)?;
+    epoll::watch_all(restore)?;
     for (pid, live) in restore.lives().filter(|(_, live)| live.files_of.is_none()) {
         inside_one(restore, pid, live)?;
         let pidfd = restore.self_pidfd.as_raw_fd();
@@ -276,16 +278,6 @@ pub(crate) fn inside(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 
 fn inside_one(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
     let manifest = restore.manifest;
-    for entry in &live.files {
-        let Some(description) = manifest.description(entry.description) else {
-            continue;
-        };
-        if let DescriptionKind::Epoll { targets } = &description.kind
-            && first_holder(manifest, description.id) == Some((pid, entry.fd))
-        {
-            epoll::watch(restore, pid, entry.fd, targets)?;
-        }
-    }
     let mut calls = Calls::new(pid, "setting up its files", &mut restore.task(pid)?.first);
     lock::take(manifest, pid, live, &mut calls)?;
     calls.flush()

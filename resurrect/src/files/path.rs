@@ -13,7 +13,9 @@ use std::path::Path;
 
 pub(super) fn open(opening: &Opening<'_, '_>, file: &FileRef) -> Result<OwnedFd, ResurrectError> {
     check_same(file)?;
-    let flags = opening.flags();
+    // Regular files take `O_ASYNC` only here, and signal nothing.
+    let inert = OFlag::from_bits_retain(opening.description.flags.cast_signed()) & OFlag::O_ASYNC;
+    let flags = opening.flags() | inert;
     let path = Path::new(OsStr::from_bytes(&file.path));
     let fd = nix::fcntl::open(path, flags, Mode::empty()).map_err(opening.failed("opening it"))?;
     seek(opening, &fd)?;

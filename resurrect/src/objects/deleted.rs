@@ -4,7 +4,7 @@
 //! its own whose root is a new directory next to where the file was, below the whole old path, and all of
 //! it is removed again. Whatever has the path today is not touched.
 
-use super::failed;
+use super::{TMPFILE, failed};
 use crate::ResurrectError;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, fchmod, futimens};
@@ -17,18 +17,25 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use sys::Errno;
 
-pub(super) fn make(object: &SharedObject, temporary: bool) -> Result<OwnedFd, ResurrectError> {
+/// `flags` are those of the description that made it before, where that can be told: `O_TMPFILE`,
+/// `O_NOFOLLOW`.
+pub(super) fn make(object: &SharedObject, flags: u32) -> Result<OwnedFd, ResurrectError> {
     let SharedKind::Deleted {
-        path, mode, owner, ..
+        path,
+        mode,
+        owner,
+        attributes,
+        ..
     } = &object.kind
     else {
         return Err(failed(object, "making it")(Errno::EINVAL));
     };
     let path = Path::new(OsStr::from_bytes(path));
-    let fd = if temporary {
-        without_name(path)
+    let kept = OFlag::from_bits_retain(flags.cast_signed()) & OFlag::O_NOFOLLOW;
+    let fd = if flags & TMPFILE == 0 {
+        unlinked(path, object.id, kept)
     } else {
-        unlinked(path, object.id)
+        without_name(path, kept)
     };
     let fd = fd.map_err(failed(object, "making it"))?;
     let size = i64::try_from(object.size).map_err(|_| failed(object, "sizing it")(Errno::EFBIG))?;
@@ -36,6 +43,9 @@ pub(super) fn make(object: &SharedObject, temporary: bool) -> Result<OwnedFd, Re
     let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
     fchown(&fd, Some(uid), Some(gid)).map_err(failed(object, "setting its owner"))?;
     fchmod(&fd, Mode::from_bits_retain(*mode)).map_err(failed(object, "setting its mode"))?;
+    for (name, value) in attributes {
+        sys::xattr::set_of(&fd, name, value).map_err(failed(object, "setting an attribute"))?;
+    }
     Ok(fd)
 }
 
@@ -53,21 +63,21 @@ pub(super) fn set_times(object: &SharedObject, fd: &OwnedFd) -> Result<(), Resur
 }
 
 /// `O_TMPFILE` where it was made: such a file can be given a name later (linkat(2)).
-fn without_name(path: &Path) -> sys::Result<OwnedFd> {
+fn without_name(path: &Path, kept: OFlag) -> sys::Result<OwnedFd> {
     let mut above = path.ancestors().skip(1);
     let directory = above.find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
-    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC | kept;
     open(directory, flags, Mode::S_IRUSR | Mode::S_IWUSR)
 }
 
 /// A new file without a name, on the file system that the path is on.
-fn unlinked(path: &Path, id: u32) -> sys::Result<OwnedFd> {
+fn unlinked(path: &Path, id: u32, kept: OFlag) -> sys::Result<OwnedFd> {
     let inside = path.strip_prefix("/").unwrap_or(path);
     let mut last = Err(Errno::ENOENT);
     // From the nearest directory that still is there upwards: one may be read-only.
     for near in path.ancestors().skip(1).filter(|dir| dir.is_dir()) {
         let root = near.join(format!(".kupgrade-{}-{id}", std::process::id()));
-        last = below(&root, inside);
+        last = below(&root, inside, kept);
         if last.is_ok() {
             return last;
         }
@@ -77,7 +87,7 @@ fn unlinked(path: &Path, id: u32) -> sys::Result<OwnedFd> {
 
 /// Makes the directory `root` and the file in it, opens that through a mount of its own, and removes
 /// both.
-fn below(root: &Path, inside: &Path) -> sys::Result<OwnedFd> {
+fn below(root: &Path, inside: &Path, kept: OFlag) -> sys::Result<OwnedFd> {
     let dirs: Vec<PathBuf> = inside
         .ancestors()
         .skip(1)
@@ -92,7 +102,7 @@ fn below(root: &Path, inside: &Path) -> sys::Result<OwnedFd> {
         let directory = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
         let root = open(root, directory, Mode::empty())?;
         let mount = sys::mountapi::clone_tree(root.as_fd())?;
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | kept;
         openat(&mount, inside, flags, Mode::S_IRUSR | Mode::S_IWUSR)
     })();
     // Those that were made are ours alone, whatever has failed.
@@ -113,7 +123,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("deleted-{}", std::process::id()));
         std::fs::create_dir(&dir).unwrap();
         let path = dir.join("gone/a file");
-        let fd = unlinked(&path, 7).unwrap();
+        let fd = unlinked(&path, 7, OFlag::empty()).unwrap();
         let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
         assert_eq!(link, Path::new(&format!("{} (deleted)", path.display())));
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);

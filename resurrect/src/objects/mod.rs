@@ -23,6 +23,17 @@ use sys::{Errno, PAGE_SIZE_U64, Pid};
 /// The bit of `O_TMPFILE` beside `O_DIRECTORY`. F_GETFL shows it.
 pub(crate) const TMPFILE: u32 = 0o20_000_000;
 
+const O_ACCMODE: u32 = 3;
+const O_RDWR: u32 = 2;
+const O_NOFOLLOW: u32 = 0o400_000;
+const O_PATH: u32 = 0o10_000_000;
+
+/// Whether a description with these flags (F_GETFL) is to be the one that makes its file again: it can be
+/// opened with them in no other way.
+pub(crate) fn made_it(flags: u32) -> bool {
+    flags & (TMPFILE | O_NOFOLLOW) != 0 && flags & (O_ACCMODE | O_PATH) == O_RDWR
+}
+
 /// An object that is there.
 #[derive(Debug)]
 enum Made {
@@ -31,7 +42,7 @@ enum Made {
     File {
         read: OwnedFd,
         write: Option<OwnedFd>,
-        /// The description that made it (`O_TMPFILE`), for the one that made it before.
+        /// The description that made it ([`made_it`]), for the one that made it before.
         first: Option<OwnedFd>,
     },
     /// A System V segment, attached by its id.
@@ -64,7 +75,7 @@ impl Objects {
         }
     }
 
-    /// The description that a file made with `O_TMPFILE` was made by, once.
+    /// The description that a file was made by ([`made_it`]), once.
     pub(crate) fn take_first(&mut self, object: u32) -> Option<OwnedFd> {
         match self.made.get_mut(&object)? {
             Made::File { first, .. } => first.take(),
@@ -179,12 +190,13 @@ fn deleted_file(
     object: &SharedObject,
     store: &dyn PageStore,
 ) -> Result<Made, ResurrectError> {
-    let temporary = manifest.descriptions.iter().any(|description| {
-        matches!(description.kind, DescriptionKind::Deleted { object: id } if id == object.id)
-            && description.flags & TMPFILE != 0
-    });
-    let fd = deleted::make(object, temporary)?;
-    let kept = if temporary {
+    let of_it = manifest
+        .descriptions
+        .iter()
+        .filter(|d| matches!(d.kind, DescriptionKind::Deleted { object: id } if id == object.id));
+    let maker = of_it.map(|d| d.flags).filter(|flags| made_it(*flags)).max();
+    let fd = deleted::make(object, maker.unwrap_or(0))?;
+    let kept = if maker.is_some() {
         let kept = sys::fds::duplicate(&fd, 3);
         Some(kept.map_err(failed(object, "duplicating it"))?)
     } else {

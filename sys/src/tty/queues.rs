@@ -8,7 +8,7 @@ use super::{Termios, push, readable, set_termios, termios};
 use crate::{Errno, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Room of a line discipline (`N_TTY_BUF_SIZE`, drivers/tty/n_tty.c), less the byte it keeps free.
@@ -31,6 +31,8 @@ pub struct Queues {
     pub output: Vec<u8>,
     /// Whether output of a pseudo terminal is stopped (Ctrl-S).
     pub stopped: bool,
+    /// Whether it is stopped by a call (tcflow(3), `TCOOFF`), which only a call ends.
+    pub held: bool,
 }
 
 /// Both ends, opened non-blocking for this purpose; no master for other terminals.
@@ -64,6 +66,12 @@ pub fn take(ends: Ends<'_>) -> Result<Queues> {
     if let Some(master) = ends.master {
         queues.output = read_all(master)?;
         queues.stopped = !can(ends.slave, PollFlags::POLLOUT)?;
+        if queues.stopped {
+            // Starts it only if a call has stopped it.
+            flow(ends.slave, libc::TCOON)?;
+            queues.held = can(ends.slave, PollFlags::POLLOUT)?;
+            queues.stopped = !queues.held;
+        }
     }
     Ok(queues)
 }
@@ -115,7 +123,16 @@ fn put_quietly(ends: Ends<'_>, queues: &Queues, own: &Termios) -> Result<()> {
         set_termios(slave, &settings)?;
         push(slave, XOFF)?;
     }
+    if queues.held {
+        flow(slave, libc::TCOOFF)?;
+    }
     Ok(())
+}
+
+/// `TCXONC` (ioctl_tty(2)).
+fn flow(slave: &OwnedFd, action: i32) -> Result<()> {
+    // SAFETY: takes a number.
+    Errno::result(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TCXONC, action) }).map(drop)
 }
 
 /// Settings under which every byte of input is just a byte. IXON is kept: to clear it starts a
@@ -160,11 +177,15 @@ fn read_all(fd: &OwnedFd) -> Result<Vec<u8>> {
     Ok(data)
 }
 
+/// Bytes of one write. Buffers of a terminal are made of 256 bytes each and filled by whole writes: with
+/// this size hardly any room is lost, so what was in them fits again (drivers/tty/tty_buffer.c).
+const PIECE: usize = 1020;
+
 /// Writes all of it, waiting while the kernel moves what was written on to the reader's side.
 fn write_all(fd: &OwnedFd, mut data: &[u8]) -> Result<()> {
     let end = Instant::now() + SETTLE;
     while !data.is_empty() {
-        match nix::unistd::write(fd, data) {
+        match nix::unistd::write(fd, &data[..data.len().min(PIECE)]) {
             Ok(written) => data = &data[written..],
             Err(Errno::EAGAIN) if Instant::now() < end => {
                 std::thread::sleep(Duration::from_millis(1));
@@ -249,6 +270,36 @@ mod tests {
         });
         assert_eq!(found.rest, all);
         assert_eq!(readable(&slave), Ok(256));
+    }
+
+    #[test]
+    fn stopped_by_a_call() {
+        let (found, _master, slave) = carried(|_, slave| {
+            write(slave, b"before");
+            flow(slave, libc::TCOOFF).unwrap();
+        });
+        assert!(found.held && !found.stopped);
+        assert_eq!(found.output, b"before");
+        flow(&slave, libc::TCOON).unwrap();
+        assert!(can(&slave, PollFlags::POLLOUT).unwrap());
+    }
+
+    #[test]
+    fn output_that_fills_all_buffers() {
+        let (found, ..) = carried(|_, slave| {
+            let mut settings = quiet(&termios(slave).unwrap(), false);
+            settings.oflag = 0;
+            set_termios(slave, &settings).unwrap();
+            let mut waited = 0;
+            while waited < 50 {
+                match nix::unistd::write(slave, &[b'x'; 800]) {
+                    Ok(_) => waited = 0,
+                    Err(_) => waited += 1,
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        assert!(found.output.len() > 16_000, "{}", found.output.len());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Sockets of IP: TCP, UDP, ICMP, raw (ip(7), ipv6(7), tcp(7), udp(7), raw(7), icmp(7)).
 
 use super::queue::{self, Message};
-use super::{Common, tcp};
+use super::{Common, Facts, raw, tcp};
 use crate::FreezerError;
 use crate::files::Open;
 use nix::libc as c;
@@ -16,7 +16,11 @@ const SOURCES_MAX: u32 = 64;
 /// `struct group_filter` before its sources; a `struct sockaddr_storage` is 128 bytes.
 const GROUP_FILTER: usize = 144;
 
-pub(super) fn examine(open: &Open<'_>, common: &Common) -> Result<InetSocket, FreezerError> {
+pub(super) fn examine(
+    open: &Open<'_>,
+    common: &Common,
+    facts: &mut Facts,
+) -> Result<InetSocket, FreezerError> {
     let fd = open.copy.as_fd();
     let protocol = common.protocol;
     let carried = match common.kind {
@@ -38,7 +42,10 @@ pub(super) fn examine(open: &Open<'_>, common: &Common) -> Result<InetSocket, Fr
     let local = socket::name(fd).map_err(open.call("asking for its address"))?;
     let remote = match socket::peer_name(fd) {
         Ok(address) => address,
-        Err(Errno::ENOTCONN) => Vec::new(),
+        Err(Errno::ENOTCONN) if common.kind == c::SOCK_STREAM || protocol == c::IPPROTO_UDP => {
+            Vec::new()
+        }
+        Err(Errno::ENOTCONN) => raw::peer(common),
         Err(errno) => return Err(open.call("asking for its peer's address")(errno)),
     };
     let mut found = InetSocket {
@@ -49,6 +56,11 @@ pub(super) fn examine(open: &Open<'_>, common: &Common) -> Result<InetSocket, Fr
         },
         remote,
         groups: groups(open, common)?,
+        shutdown: if protocol == c::IPPROTO_UDP && common.kind == c::SOCK_DGRAM {
+            facts.udp_shutdown(open, common.inode)?
+        } else {
+            0
+        },
         ..InetSocket::default()
     };
     if common.kind == c::SOCK_STREAM {

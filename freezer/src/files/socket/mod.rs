@@ -6,6 +6,7 @@ mod netlink;
 mod options;
 mod packet;
 mod queue;
+mod raw;
 mod tcp;
 mod unix;
 
@@ -38,6 +39,7 @@ pub(crate) struct Sockets {
 pub(crate) struct Facts {
     unix: Option<HashMap<u64, UnixInfo>>,
     packet: Option<HashMap<u64, PacketInfo>>,
+    udp_shutdown: Option<HashMap<u64, u8>>,
 }
 
 impl Facts {
@@ -48,6 +50,18 @@ impl Facts {
         };
         let unlisted = || open.refuse("the kernel does not list it (another network namespace?)");
         all.get(&inode).cloned().ok_or_else(unlisted)
+    }
+
+    fn udp_shutdown(&mut self, open: &Open<'_>, inode: u64) -> Result<u8, FreezerError> {
+        let all = match &mut self.udp_shutdown {
+            Some(all) => all,
+            none => {
+                let asked = diag::udp_shutdown();
+                none.insert(asked.map_err(|errno| missing(open, "udp_diag", errno))?)
+            }
+        };
+        // One that is neither bound nor connected is not listed.
+        Ok(all.get(&inode).copied().unwrap_or(0))
     }
 
     fn packet(&mut self, open: &Open<'_>, inode: u64) -> Result<PacketInfo, FreezerError> {
@@ -104,7 +118,7 @@ pub(crate) fn examine(open: &Open<'_>, facts: &mut Facts) -> Result<Socket, Free
     let found = fstat(open.copy).map_err(open.call("fstat"))?;
     let state = match common.domain {
         c::AF_UNIX => SocketState::Unix(unix::examine(open, &common, facts)?),
-        c::AF_INET | c::AF_INET6 => SocketState::Inet(inet::examine(open, &common)?),
+        c::AF_INET | c::AF_INET6 => SocketState::Inet(inet::examine(open, &common, facts)?),
         c::AF_NETLINK => SocketState::Netlink(netlink::examine(open, &common)?),
         c::AF_PACKET => SocketState::Packet(packet::examine(open, &common, facts)?),
         c::AF_VSOCK => return Err(open.refuse("vsock sockets are not carried")),

@@ -99,14 +99,19 @@ pub(super) fn examine(
     let fd = open.copy.as_fd();
     let name = unnamed(socket::name(fd).map_err(open.call("asking for its name"))?);
     if common.has(c::POLLERR) && common.kind != c::SOCK_STREAM {
-        let silent = common.kind == c::SOCK_SEQPACKET && !common.has(c::POLLIN);
-        if !silent {
+        // To read a queue would take the error off; of an end that is shut down POLLIN tells nothing.
+        let unread = socket::unread(fd).map_err(open.call("asking for unread data"))?;
+        if common.kind != c::SOCK_SEQPACKET || unread != 0 {
             return Err(open.refuse("an error waits on it that was not read yet"));
         }
     }
     let urgent = socket::receive(fd, c::MSG_OOB | c::MSG_PEEK | c::MSG_DONTWAIT, 1);
     if common.kind == c::SOCK_STREAM && !info.listens() && urgent.is_ok() {
         return Err(open.refuse("out-of-band data in its queue is not carried yet"));
+    }
+    // Of a listening socket the kernel counts those that its clients have sent (Linux 6.7).
+    if info.listens() && open.info.number("scm_fds", 10).unwrap_or(0) != 0 {
+        return Err(open.refuse("a client that waits to be accepted has sent descriptors"));
     }
     Ok(UnixSocket {
         file: if name.first().is_some_and(|first| *first != 0) {
@@ -173,6 +178,9 @@ pub(super) fn queue(
     info: &UnixInfo,
 ) -> Result<Vec<Message>, FreezerError> {
     if info.listens() || !common.has(c::POLLIN) {
+        return Ok(Vec::new());
+    }
+    if common.kind == c::SOCK_SEQPACKET && common.has(c::POLLERR) {
         return Ok(Vec::new());
     }
     if common.kind != c::SOCK_STREAM {

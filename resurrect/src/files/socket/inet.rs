@@ -107,6 +107,23 @@ fn only_ended(address: &[u8]) -> bool {
     known
 }
 
+/// Shuts down what was shut down of a socket without a connection.
+pub(super) fn shut_down(
+    making: &Making<'_>,
+    state: &InetSocket,
+    fd: BorrowedFd<'_>,
+) -> Result<(), ResurrectError> {
+    // SHUT_RD is 0, SHUT_WR 1, SHUT_RDWR 2.
+    let Some(how) = state.shutdown.checked_sub(1) else {
+        return Ok(());
+    };
+    match socket::shutdown(fd, i32::from(how)) {
+        // It is done all the same (net/ipv4/af_inet.c, inet_shutdown()).
+        Ok(()) | Err(Errno::ENOTCONN) => Ok(()),
+        Err(errno) => Err(making.failed("shutting it down")(errno)),
+    }
+}
+
 /// The address with the same port and no host.
 fn wildcard(address: &[u8]) -> Vec<u8> {
     let mut bytes = address.to_vec();

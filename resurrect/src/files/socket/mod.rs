@@ -121,6 +121,7 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
     for making in &all {
         if let SocketState::Inet(state) = &making.socket.state {
             inet::connect(making, state, &mut sockets)?;
+            inet::shut_down(making, state, sockets.get(making)?)?;
             if state.connection.is_some() {
                 tcp::settle(making, sockets.get(making)?)?;
             }

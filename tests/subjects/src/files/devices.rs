@@ -7,7 +7,7 @@ use crate::kit::files::{open, read, seen, write};
 use crate::kit::{Setting, Watch, not_here, same, sys};
 
 /// Those without a state of their own.
-pub(crate) fn start(_: &Setting) -> Result<Watch> {
+pub(crate) fn start(setting: &Setting) -> Result<Watch> {
     let names = ["null", "zero", "full", "random", "urandom"];
     let mut devices = Vec::new();
     for (name, flags) in
@@ -17,6 +17,7 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     {
         devices.push(open(format!("/dev/{name}"), flags)?);
     }
+    let removed = removed(setting)?;
     let [null, zero, full, random, urandom] = devices[..] else {
         return not_here("five devices");
     };
@@ -31,6 +32,7 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
             crate::kit::files::close(full);
             open("/dev/zero", O_RDWR).map(drop)
         })
+        .and(removed)
         .and(Watch::new(move || {
             write(null, b"x")?;
             same("null", &0, &read(null, 1)?.len())?;
@@ -42,6 +44,23 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
                 &(read(random, 8)?.len(), read(urandom, 8)?.len()),
             )
         })))
+}
+
+/// By a node that was removed since.
+fn removed(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("node");
+    let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: the path is a C string.
+    sys("mknod", unsafe {
+        libc::mknod(name.as_ptr(), libc::S_IFCHR | 0o600, libc::makedev(1, 5))
+    })?;
+    let Ok(zero) = open(&path, O_RDWR) else {
+        return Ok(Watch::new(|| Ok(())));
+    };
+    std::fs::remove_file(&path)?;
+    Ok(Watch::new(move || {
+        same("a removed node", &vec![0; 5], &read(zero, 5)?)
+    }))
 }
 
 /// The kernel's log: the next record is the one after those that were read.

@@ -133,6 +133,11 @@ pub(crate) const GROUP: Group = Group {
             epoll::start,
         ),
         subject(
+            "epoll-edges",
+            "edges of epoll that were told, and that were not",
+            epoll::edges,
+        ),
+        subject(
             "epoll-oneshot",
             "one-shot entries of epoll that have fired",
             epoll::oneshot,

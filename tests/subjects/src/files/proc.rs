@@ -17,11 +17,12 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
         (open("/proc/cpuinfo", O_RDONLY)?, 10),
     ];
     let dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY)?;
+    let namespace = open("/proc/self/ns/net", O_RDONLY)?;
     for (file, at) in files {
         place(file, Some(at))?;
     }
     let observe = move || {
-        let mut all = vec![(seen(dir)?, 0)];
+        let mut all = vec![(seen(dir)?, 0), (seen(namespace)?, 0)];
         for (file, _) in files {
             all.push((seen(file)?, place(file, None)?));
         }

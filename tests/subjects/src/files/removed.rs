@@ -59,18 +59,38 @@ fn nameless(one: i32, other: i32) -> Result<Watch> {
         })))
 }
 
+/// An extended attribute, where the file system has any.
+fn attribute(file: i32) -> Result<Watch> {
+    let (name, value) = (c"user.subject", b"a value");
+    let (at, len) = (value.as_ptr().cast(), value.len());
+    // SAFETY: the name is terminated, the value has the length that is given.
+    let has = unsafe { libc::fsetxattr(file, name.as_ptr(), at, len, 0) } == 0;
+    Watch::keep(move || {
+        let mut found = [0_u8; 16];
+        let at = found.as_mut_ptr().cast();
+        // SAFETY: as above, with room for 16 bytes.
+        let len = unsafe { libc::fgetxattr(file, name.as_ptr(), at, 16) };
+        same("the attribute is there", &has, &(len == 7))?;
+        Ok(found)
+    })
+}
+
 fn removed_at(path: &std::path::Path) -> Result<Watch> {
-    let one = open(path, O_RDWR | libc::O_CREAT)?;
+    // As mkstemp(3) of some libraries opens it, and shm_open(3).
+    let one = open(path, O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW)?;
     let other = open(path, O_RDWR)?;
+    let attribute = attribute(one)?;
     fs::remove_file(path)?;
     let (gone, path) = (seen(one)?.2, path.to_path_buf());
     if !gone.ends_with("(deleted)") {
         bail!("it is still there: {gone}");
     }
-    Ok(nameless(one, other)?.and(Watch::new(move || {
-        same("the name", &false, &fs::exists(&path)?)?;
-        same("the link", &true, &seen(one)?.2.ends_with("(deleted)"))
-    })))
+    Ok(nameless(one, other)?
+        .and(attribute)
+        .and(Watch::new(move || {
+            same("the name", &false, &fs::exists(&path)?)?;
+            same("the link", &true, &seen(one)?.2.ends_with("(deleted)"))
+        })))
 }
 
 /// On the subject's own file system.

@@ -86,6 +86,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("unix-rights", "descriptors in flight", unix_control::rights),
         subject(
+            "unix-rights-involved",
+            "an epoll and a locked file in flight",
+            unix_control::involved,
+        ),
+        subject(
             "unix-rights-cycle",
             "a socket in flight in itself",
             unix_control::cycle,
@@ -103,6 +108,11 @@ pub(crate) const GROUP: Group = Group {
             udp::queue,
         ),
         subject("udp-options", "options of UDP sockets", udp::options),
+        subject(
+            "udp-shutdown",
+            "UDP sockets with halves shut down",
+            udp::shutdown,
+        ),
         subject("udp6", "UDP over IPv6", udp::v6),
         subject("multicast", "multicast memberships", udp::multicast),
         subject("tcp-listening", "listening TCP sockets", listening::v4),

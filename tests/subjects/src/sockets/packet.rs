@@ -43,8 +43,24 @@ pub(crate) fn raw_socket(_: &Setting) -> Result<Watch> {
             args([socket as u64, HERE.as_ptr() as u64, 16]),
         ),
     )?;
+    let connected = crate::kit::net::socket(AF_INET, SOCK_RAW, 252)?;
+    sys(
+        "connect",
+        raw(
+            libc::SYS_connect,
+            args([connected as u64, HERE.as_ptr() as u64, 16]),
+        ),
+    )?;
+    // Local and remote address and state, without the rest.
+    let table = || -> Result<Vec<String>> {
+        let text = std::fs::read_to_string("/proc/self/net/raw")?;
+        let ours = text.lines().filter(|line| line.contains(":00FC "));
+        let words = ours.map(|line| line.split_whitespace().skip(1).take(3).collect());
+        Ok(words.collect())
+    };
     let observe = move || {
         Ok((
+            table()?,
             name(socket, false)?,
             option(socket, libc::IPPROTO_IP, libc::IP_TTL)?,
             option(socket, SOL_SOCKET, libc::SO_PROTOCOL)?,

@@ -10,7 +10,7 @@ use libc::{
 };
 
 use crate::kit::net::{option, set_option};
-use crate::kit::{Setting, Watch, loopback, not_here, same};
+use crate::kit::{Setting, Watch, loopback, not_here, same, sys};
 
 fn bound(to: &str) -> Result<Rc<UdpSocket>> {
     loopback()?;
@@ -54,6 +54,30 @@ fn connected(to: &str) -> Result<Watch> {
             stranger.send_to(b"x", client.local_addr()?)?;
             same("a stranger", &true, &client.recv(&mut bytes).is_err())
         })))
+}
+
+/// One may not send any more.
+pub(crate) fn shutdown(_: &Setting) -> Result<Watch> {
+    // SAFETY: a signal that would end the subject is ignored.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    let (server, client) = (bound("127.0.0.1:0")?, bound("127.0.0.1:0")?);
+    client.connect(server.local_addr()?)?;
+    let fd = client.as_raw_fd();
+    // SAFETY: takes numbers.
+    sys("shutdown", unsafe { libc::shutdown(fd, libc::SHUT_WR) })?;
+    Ok(Watch::new(move || {
+        let error = client.send(b"x").err().and_then(|e| e.raw_os_error());
+        same("sending", &Some(libc::EPIPE), &error)?;
+        server.send_to(b"still heard", client.local_addr()?)?;
+        same("receiving", &11, &client.recv(&mut [0; 100])?)
+    })
+    .spoiled_by(move || {
+        // SAFETY: takes numbers.
+        sys("shutdown", unsafe { libc::shutdown(fd, libc::SHUT_RD) })?;
+        let fresh = UdpSocket::bind("127.0.0.1:0")?;
+        // SAFETY: both are open.
+        sys("dup2", unsafe { libc::dup2(fresh.as_raw_fd(), fd) }).map(drop)
+    }))
 }
 
 /// IPv4

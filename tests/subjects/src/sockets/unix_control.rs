@@ -7,7 +7,7 @@ use libc::{O_RDWR, SO_PASSCRED, SO_PEERCRED, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_STR
 
 use crate::kit::files::{close, open, place, read, seen, share, write};
 use crate::kit::net::{option, pair, receive_descriptor, send_descriptor, set_option};
-use crate::kit::{Kin, Setting, Watch, fork, same, sys};
+use crate::kit::{Kin, Setting, Watch, fd, fork, same, sys};
 
 /// A file and a pipe that are in the message only, and one that the subject has as well.
 pub(crate) fn rights(setting: &Setting) -> Result<Watch> {
@@ -42,6 +42,54 @@ pub(crate) fn rights(setting: &Setting) -> Result<Watch> {
         same("one description", &true, &share(ours, me, held)?)?;
         [file, pipe, ours].into_iter().for_each(close);
         fill()
+    })
+    .spoiled_by(move || receive_descriptor(two).map(drop)))
+}
+
+/// Descriptors that have more to them than a file: an epoll and a file with a lock, in the message only.
+pub(crate) fn involved(setting: &Setting) -> Result<Watch> {
+    let [one, two] = pair(SOCK_STREAM | SOCK_NONBLOCK)?;
+    let mut ends = [0; 2];
+    // SAFETY: the array has room for two descriptors.
+    sys("pipe", unsafe { libc::pipe(ends.as_mut_ptr()) })?;
+    // SAFETY: takes a number.
+    let epoll = fd("epoll_create", unsafe { libc::epoll_create1(0) })?;
+    let mut event = libc::epoll_event {
+        events: (libc::EPOLLIN | libc::EPOLLET) as u32,
+        u64: 77,
+    };
+    // SAFETY: the event is alive.
+    sys("epoll_ctl", unsafe {
+        libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, ends[0], &raw mut event)
+    })?;
+    let path = setting.fresh("locked");
+    let locked = open(&path, O_RDWR | libc::O_CREAT)?;
+    let lock = move |file: i32| {
+        // SAFETY: takes numbers.
+        unsafe { libc::flock(file, libc::LOCK_EX | libc::LOCK_NB) == 0 }
+    };
+    same("the lock", &true, &lock(locked))?;
+    for sent in [epoll, locked] {
+        send_descriptor(one, sent)?;
+        close(sent);
+    }
+    Ok(Watch::new(move || {
+        let other = open(&path, O_RDWR)?;
+        same("another one's lock", &false, &lock(other))?;
+        close(other);
+        write(ends[1], b"x")?;
+        let [epoll, locked] = [receive_descriptor(two)?, receive_descriptor(two)?];
+        let mut event = libc::epoll_event { events: 0, u64: 0 };
+        // SAFETY: there is room for one event.
+        let count = unsafe { libc::epoll_wait(epoll, &raw mut event, 1, 0) };
+        same("what the epoll tells", &(1, 77), &(count, { event.u64 }))?;
+        read(ends[0], 1)?;
+        same("the own lock", &true, &lock(locked))?;
+        for sent in [epoll, locked] {
+            send_descriptor(one, sent)?;
+            close(sent);
+        }
+        Ok(())
     })
     .spoiled_by(move || receive_descriptor(two).map(drop)))
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use libc::{
-    AF_UNIX, POLLHUP, POLLIN, POLLRDHUP, SO_PASSCRED, SO_RCVLOWAT, SO_RCVTIMEO, SO_SNDBUF,
+    AF_UNIX, POLLERR, POLLHUP, POLLIN, POLLRDHUP, SO_PASSCRED, SO_RCVLOWAT, SO_RCVTIMEO, SO_SNDBUF,
     SO_SNDTIMEO, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_SEQPACKET, SOCK_STREAM, SOL_SOCKET,
 };
 
@@ -120,8 +120,13 @@ pub(crate) fn widowed(_: &Setting) -> Result<Watch> {
     close(gone);
     let [empty, gone] = pair(SOCK_SEQPACKET | SOCK_NONBLOCK)?;
     close(gone);
+    // Closed with something unread: an error waits.
+    let [reset, gone] = pair(SOCK_SEQPACKET | SOCK_NONBLOCK)?;
+    write(reset, b"never read")?;
+    close(gone);
     let mut left = 1000;
     Ok(Watch::new(move || {
+        same("the error", &POLLERR, &(ready(reset, 0)? & POLLERR))?;
         same(
             "the peer is gone",
             &POLLHUP,

@@ -24,6 +24,11 @@ pub(crate) const GROUP: Group = Group {
             "an unfinished line of a pty in canonical mode",
             pair::line,
         ),
+        subject(
+            "pty-stopped",
+            "stopped and full output of a pty",
+            pair::stopped,
+        ),
         subject("pty-packet", "packet mode of a pty", pair::packet),
         subject(
             "pty-exclusive",

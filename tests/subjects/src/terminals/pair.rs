@@ -3,7 +3,7 @@
 use anyhow::Result;
 use libc::{O_NOCTTY, O_NONBLOCK, O_RDWR};
 
-use crate::kit::files::{close, open, read, seen, write};
+use crate::kit::files::{close, open, read, ready, seen, write};
 use crate::kit::{SOON, Setting, Watch, same, sys, until};
 
 /// Master and slave; the slave belongs to no session.
@@ -202,6 +202,60 @@ pub(crate) fn packet(_: &Setting) -> Result<Watch> {
         receive(master, &[1])
     })
     .spoiled_by(move || set(master, libc::TIOCPKT, 0)))
+}
+
+/// Output that was stopped by the key, which the other key starts, and by a call, which a call starts; in
+/// front of both some that has got through, and one pair whose output fills all buffers.
+pub(crate) fn stopped(_: &Setting) -> Result<Watch> {
+    const TCOOFF: i32 = 0;
+    const TCOON: i32 = 1;
+    let [by_key, by_call, full] = [pty()?, pty()?, pty()?];
+    let flow = |slave: i32, action: i32| {
+        // SAFETY: takes numbers.
+        sys("tcflow", unsafe { libc::tcflow(slave, action) }).map(drop)
+    };
+    let stop = move || {
+        for [_, slave] in [by_key, by_call] {
+            write(slave, b"before")?;
+        }
+        write(by_key[0], b"\x13")?;
+        flow(by_call[1], TCOOFF)?;
+        until("both are stopped", SOON, || {
+            let full = |slave: i32| ready(slave, libc::POLLOUT).is_ok_and(|found| found == 0);
+            full(by_key[1]) && full(by_call[1])
+        })
+    };
+    stop()?;
+    make_raw(full[1])?;
+    let mut count = 0;
+    until("no more fits", SOON, || {
+        let piece = [b'0' + (count % 10) as u8; 800];
+        let fits = write(full[1], &piece).is_ok();
+        count += usize::from(fits);
+        !fits
+    })?;
+    Ok(Watch::new(move || {
+        for [master, slave] in [by_key, by_call] {
+            same("it is stopped", &true, &write(slave, b"x").is_err())?;
+            until("what was before comes", SOON, || {
+                read(master, 100).is_ok_and(|bytes| bytes.ends_with(b"before"))
+            })?;
+        }
+        write(by_key[0], b"\x11")?;
+        flow(by_call[1], TCOON)?;
+        until("both are started", SOON, || {
+            write(by_key[1], b"y").is_ok() && write(by_call[1], b"y").is_ok()
+        })?;
+        for [master, _] in [by_key, by_call] {
+            until("it comes", SOON, || {
+                read(master, 9).is_ok_and(|b| b == b"y")
+            })?;
+        }
+        stop()?;
+        same("what fills", &true, &(get(full[0], libc::FIONREAD)? > 4000))?;
+        same("the first of it", b"0".as_slice(), &read(full[0], 1)?)
+    })
+    .spoiled_by(move || flow(by_call[1], TCOON)))
 }
 
 /// A master whose slave nobody may open, and a slave that nobody else may.
