@@ -1,11 +1,10 @@
 //! Threads made ready for calls inside of them.
 
-use super::{seccomp, sleep};
+use super::{dispatch, sleep};
 use crate::FreezerError;
 use crate::freeze::{Frozen, FrozenThread};
 use crate::proc::Status;
 use persist_mem::manifest::{Dispatch, Sleep, SocketTimeout};
-use sys::ptrace::{self, SudConfiguration};
 use sys::regs::Regs;
 use sys::tracee::Tracee;
 use sys::{Pid, Remaining, Tid};
@@ -23,18 +22,23 @@ pub(super) struct Inside {
     pub(super) sleep: Option<Sleep>,
     pub(super) status: Status,
     pub(super) dispatch: Option<Dispatch>,
+    /// Its dispatch is switched off.
+    suspended: bool,
     pub(super) socket_wait: Option<SocketTimeout>,
 }
 
 /// All threads of a process that live, the leader first, if it does.
 pub(super) fn threads(frozen: &Frozen, pid: Pid) -> Result<Vec<Inside>, FreezerError> {
     let mut threads: Vec<Inside> = Vec::new();
-    for (tid, state) in frozen.threads(pid) {
+    let stopped = frozen.threads(pid);
+    let tids: Vec<Tid> = stopped.iter().map(|(tid, _)| *tid).collect();
+    let dispatches = dispatch::of_threads(&tids);
+    for (tid, state) in stopped {
         let tracee = match threads.first() {
             Some(first) => first.tracee.sibling(tid),
             None => Tracee::new(pid, tid).map_err(FreezerError::tracee(pid))?,
         };
-        let mut thread = ready(tracee, state)?;
+        let mut thread = ready(tracee, state, dispatches.get(&tid).copied())?;
         thread.socket_wait = frozen
             .socket_wait(tid)
             .map(|(fd, sends, remaining)| SocketTimeout {
@@ -47,7 +51,11 @@ pub(super) fn threads(frozen: &Frozen, pid: Pid) -> Result<Vec<Inside>, FreezerE
     Ok(threads)
 }
 
-fn ready(mut tracee: Tracee, state: FrozenThread) -> Result<Inside, FreezerError> {
+fn ready(
+    mut tracee: Tracee,
+    state: FrozenThread,
+    dispatch: Option<Dispatch>,
+) -> Result<Inside, FreezerError> {
     let (pid, tid) = (tracee.pid(), tracee.tid());
     let status = Status::read(pid, &format!("task/{tid}/status"))?;
     tracee.set_marker(marker(&status));
@@ -57,10 +65,9 @@ fn ready(mut tracee: Tracee, state: FrozenThread) -> Result<Inside, FreezerError
         nr: sleep.nr,
         ns: sleep.remaining,
     }));
-    let dispatch = seccomp::dispatch(tid);
-    if dispatch.is_some_and(|dispatch| seccomp::dispatches_now(tracee.mem(), &dispatch)) {
-        // Calls that we make are not the program's.
-        switch(pid, tid, &SudConfiguration::default())?;
+    let suspended = dispatch.is_some_and(|dispatch| dispatch::now(tracee.mem(), &dispatch));
+    if suspended {
+        dispatch::suspend(pid, tid)?;
     }
     Ok(Inside {
         tracee,
@@ -68,6 +75,7 @@ fn ready(mut tracee: Tracee, state: FrozenThread) -> Result<Inside, FreezerError
         sleep,
         status,
         dispatch,
+        suspended,
         socket_wait: None,
     })
 }
@@ -75,24 +83,13 @@ fn ready(mut tracee: Tracee, state: FrozenThread) -> Result<Inside, FreezerError
 impl Inside {
     /// Undoes what was done to make calls possible.
     pub(super) fn put_back(&self) -> Result<(), FreezerError> {
-        let Some(dispatch) = self.dispatch else {
-            return Ok(());
-        };
-        let wanted = SudConfiguration {
-            mode: dispatch.mode,
-            selector: dispatch.selector,
-            offset: dispatch.offset,
-            len: dispatch.len,
-        };
-        switch(self.tracee.pid(), self.tracee.tid(), &wanted)
+        match &self.dispatch {
+            Some(dispatch) if self.suspended => {
+                dispatch::resume(self.tracee.pid(), self.tracee.tid(), dispatch)
+            }
+            _ => Ok(()),
+        }
     }
-}
-
-fn switch(pid: Pid, tid: Tid, wanted: &SudConfiguration) -> Result<(), FreezerError> {
-    ptrace::set_sud_configuration(tid, wanted).map_err(FreezerError::call(
-        pid,
-        format!("switching the syscall dispatch of thread {tid}"),
-    ))
 }
 
 /// A signal that does nothing to the thread: one that is ignored unless there is a handler, which has

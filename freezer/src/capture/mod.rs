@@ -3,6 +3,7 @@
 mod aio;
 mod attributes;
 mod credentials;
+mod dispatch;
 mod foothold;
 mod inside;
 mod lasting;

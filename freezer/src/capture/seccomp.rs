@@ -1,19 +1,14 @@
-//! seccomp filters and syscall user dispatch of a thread.
+//! seccomp filters of a thread.
 
 use crate::FreezerError;
 use crate::proc::Status;
-use persist_mem::manifest::{Dispatch, Filter, Seccomp};
-use sys::vm::ProcMem;
+use persist_mem::manifest::{Filter, Seccomp};
 use sys::{Pid, Tid, ptrace};
 
 const STRICT: &str = "1";
 const FILTER: &str = "2";
 /// `SECCOMP_FILTER_FLAG_LOG`
 const LOG: u64 = 1 << 1;
-/// `PR_SYS_DISPATCH_OFF`
-const OFF: u64 = 0;
-/// `SYSCALL_DISPATCH_FILTER_ALLOW`
-const ALLOW: u8 = 0;
 
 /// What a thread has; its filters are added to those of its process where they are not there yet.
 pub(super) fn capture(
@@ -51,24 +46,4 @@ fn stack(pid: Pid, tid: Tid, filters: &mut Vec<Filter>) -> Result<Vec<u32>, Free
     // The kernel counts from the one that was installed last.
     found.reverse();
     Ok(found)
-}
-
-/// Where a thread's calls are dispatched to user space. Kernels before 6.4 do not tell.
-pub(super) fn dispatch(tid: Tid) -> Option<Dispatch> {
-    let found = ptrace::sud_configuration(tid).ok()?;
-    (found.mode != OFF).then_some(Dispatch {
-        mode: found.mode,
-        selector: found.selector,
-        offset: found.offset,
-        len: found.len,
-    })
-}
-
-/// Whether calls that we make in a thread would be dispatched now.
-pub(super) fn dispatches_now(mem: &ProcMem, dispatch: &Dispatch) -> bool {
-    let mut selector = [ALLOW];
-    match dispatch.selector {
-        0 => true,
-        va => mem.read(va, &mut selector).is_err() || selector != [ALLOW],
-    }
 }

@@ -1,11 +1,12 @@
 //! Registers, signal masks, and sleeps that go on. The last stage: batches run on the registers.
 
 use crate::ResurrectError;
-use crate::calls::nr;
+use crate::calls::{nr, run};
 use crate::restore::Restore;
 use persist_mem::manifest::{Dispatch, Live, Sleep, Thread};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use sys::batch::Batch;
 use sys::ptrace::SudConfiguration;
 use sys::regs::{NO_SYSCALL, Regs, restart};
 use sys::tracee::Tracee;
@@ -13,6 +14,7 @@ use sys::wait::{self, Status};
 use sys::{Errno, PAGE_SIZE_U64, Pid, Tid, ptrace};
 
 const SIGTRAP: i32 = 5;
+const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
 const POLL: i64 = 7;
 const FUTEX: i64 = 202;
 const CLOCK_NANOSLEEP: i64 = 230;
@@ -28,6 +30,7 @@ const TIMEOUT_OFFSET: u64 = PAGE_SIZE_U64;
 /// Sets them.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let elapsed = restore.elapsed();
+    let dispatched = dispatch_from_inside(restore)?;
     // What calls that do not sleep any longer have returned.
     let mut returned: BTreeMap<Tid, u64> = BTreeMap::new();
     super::each(restore, |pid, tracee, thread| {
@@ -57,10 +60,38 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         tracee
             .set_sigmask(thread.sigmask)
             .map_err(ResurrectError::tracee(pid, "setting its signal mask"))?;
-        thread
-            .dispatch
-            .map_or(Ok(()), |wanted| dispatch(pid, tracee, wanted))
+        match thread.dispatch {
+            Some(wanted) if !dispatched.contains(&thread.tid) => dispatch(pid, tracee, wanted),
+            _ => Ok(()),
+        }
     })
+}
+
+/// Syscall user dispatch where only the thread itself can switch it on (before Linux 6.4). Its selector lets
+/// calls through there, or it would not have been captured. Returns whose is done.
+fn dispatch_from_inside(restore: &mut Restore<'_>) -> Result<BTreeSet<Tid>, ResurrectError> {
+    let mut done = BTreeSet::new();
+    super::each(restore, |pid, tracee, thread| {
+        let Some(wanted) = thread.dispatch else {
+            return Ok(());
+        };
+        if ptrace::sud_configuration(tracee.tid()) != Err(Errno::EIO) {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        let args = [
+            PR_SET_SYSCALL_USER_DISPATCH.into(),
+            wanted.mode.into(),
+            wanted.offset.into(),
+            wanted.len.into(),
+            wanted.selector.into(),
+        ];
+        batch.call("dispatching its calls", nr::PRCTL, args);
+        run(pid, "dispatching its calls", tracee, &batch)?;
+        done.insert(thread.tid);
+        Ok(())
+    })?;
+    Ok(done)
 }
 
 /// Syscall user dispatch: no call of ours can come after.
