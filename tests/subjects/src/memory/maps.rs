@@ -1,24 +1,23 @@
 //! What /proc tells of the address space and the program.
 
 use std::fs;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 
 use crate::kit::{Setting, Watch, procfs};
 
-/// All of it as before, but for the kernel's own mappings and their address in auxv: where the vdso was, the
-/// old kernel's stays, for addresses in it are known to the program. Heap and stack may have grown by what the
+/// All of it as before, but for the kernel's own mappings and their address in auxv: where a vdso was, that
+/// kernel's stays, for addresses in it are known to the program. Heap and stack may have grown by what the
 /// check itself needs.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
-    let (vdso, end) = fs::read_to_string("/proc/self/maps")?
-        .lines()
-        .find(|line| line.ends_with("[vdso]"))
-        .and_then(procfs::range)
-        .context("there is no vdso")?;
+    let places = Mutex::new(Vec::new());
     let watch = Watch::keep(move || {
+        let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.push(vdso()?);
         let mut maps = procfs::maps()?;
         maps.retain(|line| !line.contains("[heap]") && !line.contains("[stack]"));
-        maps.retain(|line| procfs::range(line) != Some((vdso, end)));
+        maps.retain(|line| procfs::range(line).is_none_or(|range| !places.contains(&range)));
         let mut told = vec![maps.join("\n")];
         for name in ["cmdline", "environ", "comm", "personality", "auxv"] {
             told.push(format!("{:?}", read(name)?));
@@ -27,6 +26,15 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
         Ok(told)
     })?;
     Ok(watch.spoiled_by(|| fs::write("/proc/self/comm", "other").map_err(Into::into)))
+}
+
+/// Where it is.
+fn vdso() -> Result<(u64, u64)> {
+    fs::read_to_string("/proc/self/maps")?
+        .lines()
+        .find(|line| line.ends_with("[vdso]"))
+        .and_then(procfs::range)
+        .context("there is no vdso")
 }
 
 fn read(name: &str) -> Result<Vec<u8>> {

@@ -31,8 +31,8 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     Ok(keys.and(Watch::new(move || {
         same("PKRU", &rights, &rdpkru())?;
         area.check_page(1, 28)?;
-        // The keys in use are known as such: the next one is another.
-        let next = alloc(0);
+        // The keys in use are known as such: the next one is another. Its rights are what they are without it.
+        let next = alloc(1);
         if next == first || next == second {
             bail!("key {next} is given twice");
         }
