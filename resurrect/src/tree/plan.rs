@@ -331,6 +331,8 @@ mod tests {
             state: State::Zombie {
                 status: 0,
                 comm: Vec::new(),
+                users: [0; 3],
+                groups: [0; 3],
             },
         }
     }
