@@ -261,7 +261,7 @@ pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, 
         .iter()
         .filter_map(|map| {
             let error = if aio::is_ring(map) {
-                ObjectError::Refused(aio::ring(pid, map).err()?)
+                ObjectError::Refused(aio::refusal(pid, map)?)
             } else {
                 vma(pid, map, objects).err()?
             };

@@ -79,6 +79,23 @@ pub struct AioRing {
     /// Events not read yet, `struct io_event` each.
     #[serde(with = "serde_bytes")]
     pub unread: Vec<u8>,
+    /// Requests that wait for descriptors, in the order they were made.
+    pub polls: Vec<AioPoll>,
+}
+
+/// A request that waits for a descriptor to become ready (`IOCB_CMD_POLL`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AioPoll {
+    /// The descriptor.
+    pub fd: i32,
+    /// `POLL*`.
+    pub events: u16,
+    /// What comes back with the event.
+    pub data: u64,
+    /// Address of the request (`struct iocb`), which it is known by.
+    pub request: u64,
+    /// The eventfd that is told.
+    pub eventfd: Option<i32>,
 }
 
 /// `PR_SET_MM_MAP` fields, addresses in the process.

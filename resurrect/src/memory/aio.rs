@@ -3,7 +3,7 @@
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
-use persist_mem::manifest::AioRing;
+use persist_mem::manifest::{AioPoll, AioRing};
 use sys::batch::Batch;
 use sys::{Errno, Pid};
 
@@ -22,6 +22,9 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             make(restore, pid, ring)?;
             if !ring.unread.is_empty() {
                 fill(restore, pid, ring)?;
+            }
+            if !ring.polls.is_empty() {
+                wait_again(restore, pid, ring)?;
             }
         }
     }
@@ -91,4 +94,58 @@ fn fill(restore: &mut Restore<'_>, pid: Pid, ring: &AioRing) -> Result<(), Resur
         .mem()
         .write(ring.start + HEADER, &ring.unread)
         .map_err(ResurrectError::call(pid, doing))
+}
+
+/// Makes the requests again that wait for descriptors. A request is known by its address, so each is written
+/// there while it is made; what the program has there by now comes back.
+fn wait_again(restore: &mut Restore<'_>, pid: Pid, ring: &AioRing) -> Result<(), ResurrectError> {
+    let doing = "making requests of asynchronous I/O";
+    let failed = || ResurrectError::call(pid, doing);
+    let first = &mut restore.task(pid)?.first;
+    for polls in ring.polls.chunks(AT_ONCE) {
+        let mut there = Vec::new();
+        for poll in polls {
+            let old = first.mem().read_vec(poll.request, IOCB).map_err(failed())?;
+            there.push((poll.request, old));
+        }
+        let mut batch = Batch::new();
+        let addresses: Vec<u8> = polls
+            .iter()
+            .flat_map(|poll| poll.request.to_le_bytes())
+            .collect();
+        let list = batch.data(&addresses);
+        let args = [ring.start.into(), polls.len().into(), list.into()];
+        let made = batch.call(doing, nr::IO_SUBMIT, args);
+        for poll in polls {
+            first
+                .mem()
+                .write(poll.request, &request(poll))
+                .map_err(failed())?;
+        }
+        let output = run(pid, doing, first, &batch);
+        // What lies over another was written after it.
+        for (at, old) in there.iter().rev() {
+            first.mem().write(*at, old).map_err(failed())?;
+        }
+        if output?.result(made) != Ok(polls.len() as u64) {
+            return Err(failed()(Errno::EAGAIN));
+        }
+    }
+    Ok(())
+}
+
+/// `struct iocb` (include/uapi/linux/aio_abi.h).
+fn request(poll: &AioPoll) -> [u8; IOCB] {
+    const CMD_POLL: u16 = 5;
+    const FLAG_RESFD: u32 = 1;
+    let mut bytes = [0; IOCB];
+    bytes[..8].copy_from_slice(&poll.data.to_le_bytes());
+    bytes[16..18].copy_from_slice(&CMD_POLL.to_le_bytes());
+    bytes[20..24].copy_from_slice(&poll.fd.to_le_bytes());
+    bytes[24..26].copy_from_slice(&poll.events.to_le_bytes());
+    if let Some(eventfd) = poll.eventfd {
+        bytes[56..60].copy_from_slice(&FLAG_RESFD.to_le_bytes());
+        bytes[60..].copy_from_slice(&eventfd.to_le_bytes());
+    }
+    bytes
 }

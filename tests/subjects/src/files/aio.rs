@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::Result;
 
 use crate::kit::files::open;
-use crate::kit::{Setting, Watch, args, not_here, raw, same, sys};
+use crate::kit::{SOON, Setting, Watch, args, blocked, not_here, raw, same, sys, until};
 
 /// A context in which reads can be made.
 pub(crate) fn start(setting: &Setting) -> Result<Watch> {
@@ -40,4 +40,65 @@ pub(crate) fn start(setting: &Setting) -> Result<Watch> {
         same("the bytes", b"contents", &bytes)
     })
     .spoiled_by(move || sys("io_destroy", raw(libc::SYS_io_destroy, args([context]))).map(drop)))
+}
+
+/// A request waits for a pipe, and somebody waits for the request.
+pub(crate) fn poll(_: &Setting) -> Result<Watch> {
+    const CMD_POLL: u64 = 5;
+    const RESFD: u64 = 1;
+    let mut ends = [0; 2];
+    // SAFETY: the array takes two descriptors.
+    sys("pipe", unsafe { libc::pipe(ends.as_mut_ptr()) })?;
+    // SAFETY: takes numbers.
+    let told = crate::kit::fd("eventfd", unsafe { libc::eventfd(0, libc::EFD_NONBLOCK) })?;
+    let mut context = 0_u64;
+    if raw(libc::SYS_io_setup, args([16, &raw mut context as u64])) != 0 {
+        return not_here("no AIO");
+    }
+    let [read, write] = ends;
+    let block: &'static mut [u64; 8] = Box::leak(Box::new([0; 8]));
+    let at = block.as_mut_ptr() as u64;
+    let submit = move |block: &mut [u64; 8]| {
+        *block = [0; 8];
+        block[0] = 0x5678;
+        block[2] = CMD_POLL | (read as u64) << 32;
+        block[3] = libc::POLLIN as u64;
+        block[7] = RESFD | (told as u64) << 32;
+        let blocks = [at];
+        let list = blocks.as_ptr() as u64;
+        let done = raw(libc::SYS_io_submit, args([context, 1, list]));
+        // The program may use it for something else as soon as the request is made.
+        *block = [0xabcd; 8];
+        done
+    };
+    same("submitted", &1, &submit(block))?;
+    let wait = move || {
+        let mut event = [0_u64; 4];
+        let list = event.as_mut_ptr() as u64;
+        let done = raw(libc::SYS_io_getevents, args([context, 1, 1, list]));
+        // The kernel may tell of more than was asked for.
+        event[2] &= libc::POLLIN as u64;
+        let expected = [0x5678, at, libc::POLLIN as u64, 0];
+        let kept = *block == [0xabcd; 8];
+        if done == 1 && event == expected && kept {
+            let mut byte = 0_u8;
+            raw(libc::SYS_read, args([read as u64, &raw mut byte as u64, 1]));
+            submit(block)
+        } else {
+            -1000 - done
+        }
+    };
+    blocked(libc::SYS_io_getevents, wait, 1, move || {
+        let byte = 7_u8;
+        let from = &raw const byte as u64;
+        sys("write", raw(libc::SYS_write, args([write as u64, from, 1])))?;
+        let mut count = 0_u64;
+        until("the eventfd is told", SOON, || {
+            raw(
+                libc::SYS_read,
+                args([told as u64, &raw mut count as u64, 8]),
+            ) == 8
+        })?;
+        same("told", &1, &count)
+    })
 }

@@ -194,5 +194,10 @@ pub(crate) const GROUP: Group = Group {
             tunnel::idle,
         ),
         subject("aio", "AIO contexts", aio::start),
+        subject(
+            "aio-poll",
+            "an AIO request that waits for a descriptor",
+            aio::poll,
+        ),
     ],
 };
