@@ -3,6 +3,7 @@
 use crate::objects::Objects;
 use crate::proc::{self, Status};
 use crate::{Externals, FreezerError, Refusal, capture, files, tables};
+use std::time::Duration;
 use sys::{Errno, Pid, Tid};
 
 /// Why a process would be refused; empty when it is carried. A process that ends meanwhile has
@@ -14,15 +15,35 @@ pub fn check(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
     check_one(pid, &mut Objects::default(), &Externals::default())
 }
 
+/// How often a process is looked at until what is read of it fits together: one that ends loses its
+/// memory and its files before it is a zombie, one that starts another program changes them.
+const LOOKS: u32 = 50;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+
+/// What was to be read is not there any more.
+fn vanished(cause: &std::io::Error) -> bool {
+    cause.kind() == std::io::ErrorKind::NotFound || cause.raw_os_error() == Some(nix::libc::ESRCH)
+}
+
 fn check_one(
     pid: Pid,
     objects: &mut Objects,
     externals: &Externals,
 ) -> Result<Vec<Refusal>, FreezerError> {
-    let found = examine(pid, objects, externals);
-    if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
-        return Ok(Vec::new());
-    }
+    let mut looks = LOOKS;
+    let found = loop {
+        let found = examine(pid, objects, externals);
+        if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
+            return Ok(Vec::new());
+        }
+        looks -= 1;
+        match found {
+            Err(FreezerError::Proc { cause, .. }) if looks > 0 && vanished(&cause) => {
+                std::thread::sleep(BETWEEN_LOOKS);
+            }
+            found => break found,
+        }
+    };
     match found {
         Err(FreezerError::Proc { what, cause, .. })
             if cause.kind() == std::io::ErrorKind::PermissionDenied =>
