@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::bare::ARCHIVE;
 use crate::paths;
 use crate::setup::kernels::{Kernel, STANDARD};
+use crate::setup::rootfs::Flavour;
 use crate::setup::{Cache, image};
 use crate::ui;
 use crate::vm::{self, Accel, Spec, Vm};
@@ -63,7 +64,7 @@ impl Rig {
             .collect::<Result<_>>()?;
         let standard = found.last().context("no kernel")?;
         let accel = vm::decide_accel(&paths::cache()?, standard, &bare)?;
-        let disk = cache.disk(&found)?;
+        let disk = cache.disk(Flavour::Demo, &found)?;
         let kernels = names.into_iter().zip(found).collect();
         Ok(Self {
             kernels,
@@ -106,6 +107,13 @@ impl Rig {
         })
     }
 
+    /// The same with the disk that has the real programs.
+    pub(crate) fn with_apps(&self, spec: Spec) -> Result<Spec> {
+        let kernels: Vec<_> = self.kernels.iter().map(|(_, k)| k.clone()).collect();
+        let disk = Cache::open()?.disk(Flavour::Apps, &kernels)?;
+        Ok(Spec { disk, ..spec })
+    }
+
     /// Boots a machine.
     pub(crate) fn boot(&self, spec: &Spec) -> Result<Vm> {
         Vm::boot(&self.dir, spec)
@@ -127,14 +135,15 @@ fn programs() -> Result<Vec<(String, PathBuf)>> {
         }
     }
     let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/programs");
-    for entry in
-        std::fs::read_dir(&guest).with_context(|| format!("cannot read {}", guest.display()))?
-    {
-        let entry = entry?;
-        files.push((
-            format!("lab/{}", entry.file_name().to_string_lossy()),
-            entry.path(),
-        ));
+    for (folder, prefix) in [(guest.clone(), "lab"), (guest.join("apps"), "lab/apps")] {
+        let entries = std::fs::read_dir(&folder)
+            .with_context(|| format!("cannot read {}", folder.display()))?;
+        for entry in entries {
+            let path = entry?.path();
+            if let (true, Some(name)) = (path.is_file(), path.file_name()) {
+                files.push((format!("{prefix}/{}", name.to_string_lossy()), path));
+            }
+        }
     }
     Ok(files)
 }

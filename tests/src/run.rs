@@ -12,6 +12,7 @@ use nix::sys::termios::{self, SetArg};
 use crate::rig::Rig;
 use crate::setup::Cache;
 use crate::setup::kernels::STANDARD;
+use crate::setup::rootfs::Flavour;
 use crate::ui;
 use crate::vm::Vm;
 
@@ -60,7 +61,7 @@ pub(crate) fn setup(update: bool) -> Result<ExitCode> {
         cache.initrd(kernel)?;
     }
     let bare = cache.bare_initrd()?;
-    cache.disk(&kernels)?;
+    cache.disk(Flavour::Demo, &kernels)?;
     crate::vm::decide_accel(
         &crate::paths::cache()?,
         kernels.last().context("no kernel")?,

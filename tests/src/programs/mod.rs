@@ -1,5 +1,6 @@
 //! Ordinary programs that live through upgrades, and how each is verified afterwards.
 
+mod app;
 mod counter;
 mod pipeline;
 mod redis;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+pub(crate) use app::App;
 pub(crate) use counter::Counter;
 pub(crate) use pipeline::Pipeline;
 pub(crate) use redis::Redis;
@@ -51,6 +53,15 @@ pub(crate) fn demonstration(data: u64) -> Vec<Box<dyn Program>> {
         Box::new(Counter::default()),
         Box::new(Pipeline::default()),
     ]
+}
+
+/// The real programs whose names are among `names`; all of them when it is empty.
+pub(crate) fn apps(names: &str) -> Vec<Box<dyn Program>> {
+    app::ALL
+        .iter()
+        .filter(|name| names.is_empty() || names.split(' ').any(|wanted| wanted == **name))
+        .map(|name| Box::new(App::new(name)) as Box<dyn Program>)
+        .collect()
 }
 
 /// Verifies all of them and returns what is wrong, a line each.

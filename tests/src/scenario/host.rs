@@ -22,6 +22,11 @@ pub(crate) enum Kind {
         /// What `subject --list` is asked for.
         parts: &'static str,
     },
+    /// 6.1 with real programs. Shared.
+    Apps {
+        /// Which of them, all when it is empty.
+        names: &'static str,
+    },
     /// 6.1 with nothing but its shell, for this test alone.
     Fresh {
         /// MiB of RAM.
@@ -48,9 +53,14 @@ impl Host {
             Kind::Busy => (2048, 32, Some(SOME)),
             Kind::Full => (3072, 500, Some(SOME)),
             Kind::Subjects { parts } => (3072, 0, Some(parts)),
+            Kind::Apps { .. } => (4096, 0, None),
             Kind::Fresh { memory } => (memory, 0, None),
         };
-        let vm = rig.boot(&rig.spec(&name.replace('/', "-"), "6.1", memory)?)?;
+        let mut spec = rig.spec(&name.replace('/', "-"), "6.1", memory)?;
+        if let Kind::Apps { .. } = kind {
+            spec = rig.with_apps(spec)?;
+        }
+        let vm = rig.boot(&spec)?;
         let mut host = Self {
             kind,
             vm,
@@ -64,6 +74,9 @@ impl Host {
     fn start(&mut self, data: u64, parts: Option<&'static str>) -> Result<()> {
         if data > 0 {
             self.programs = programs::demonstration(data);
+        }
+        if let Kind::Apps { names } = self.kind {
+            self.programs = programs::apps(names);
         }
         if let Some(parts) = parts {
             self.programs.push(Box::new(Subjects::new(parts)));

@@ -39,6 +39,9 @@ const DESCRIPTORS: Kind = Kind::Subjects {
     parts: "=files =sockets =terminals =ipc",
 };
 
+/// The real programs.
+const APPS: Kind = Kind::Apps { names: "" };
+
 /// All of them, in the order they run. Neighbours of one [`Kind`] that can share a machine do.
 const SCENARIOS: &[Scenario] = &[
     (
@@ -98,6 +101,8 @@ const SCENARIOS: &[Scenario] = &[
         DESCRIPTORS,
         chain::to_newest,
     ),
+    ("apps/6.1-to-6.12", APPS, chain::to_trixie),
+    ("apps/6.12-to-newest", APPS, chain::to_newest),
     (
         "refuse/kexec-disabled",
         Kind::Fresh { memory: 1536 },
@@ -126,7 +131,7 @@ const SCENARIOS: &[Scenario] = &[
 ];
 
 /// Scenarios whose names begin so take long with a translator: they run when the filter names them.
-const ON_REQUEST: &str = "subjects/";
+const ON_REQUEST: [&str; 2] = ["subjects/", "apps/"];
 
 /// Scenarios whose names begin so do without the jump.
 const ONE_KERNEL: &str = "one-kernel/";
@@ -157,7 +162,9 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     let chosen: Vec<_> = SCENARIOS
         .iter()
         .filter(|(name, _, _)| wanted(name))
-        .filter(|(name, _, _)| !name.starts_with(ON_REQUEST) || args.filter.is_some())
+        .filter(|(name, _, _)| {
+            args.filter.is_some() || !ON_REQUEST.iter().any(|start| name.starts_with(start))
+        })
         .collect();
     let native = Native::prepare(wanted);
     if args.list {

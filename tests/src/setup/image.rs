@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::apps::Built;
 use super::kernels::Kernel;
 use super::rootfs::Root;
 use crate::paths::recipe_hash;
@@ -31,25 +32,43 @@ pub(crate) struct Disk {
     pub(crate) path: PathBuf,
 }
 
-/// Makes the root disk when it is absent or when its recipe changed.
-pub(super) fn ensure(cache: &Path, root: &Root, kernels: &[Kernel]) -> Result<Disk> {
+/// Makes the root disk when it is absent or when its recipe changed. Programs that were `built` for it lie in
+/// `/opt/apps` there.
+pub(super) fn ensure(
+    cache: &Path,
+    root: &Root,
+    built: Option<&Built>,
+    kernels: &[Kernel],
+) -> Result<Disk> {
     let mut releases: Vec<&str> = kernels.iter().map(|k| k.release.as_str()).collect();
     releases.sort_unstable();
     releases.dedup();
     let fixed = ["2", root.recipe.as_str(), INIT, ROOT_UUID, ROOT_SIZE];
-    let recipe = recipe_hash(fixed.into_iter().chain(releases.iter().copied()));
+    let programs = built.map(|built| built.recipe.as_str());
+    let recipe = recipe_hash(
+        fixed
+            .into_iter()
+            .chain(releases.iter().copied())
+            .chain(programs),
+    );
     let path = cache.join(format!("disk-{recipe}.img"));
     if !path.exists() {
         ui::step(&format!(
             "making the root disk with {}",
             releases.join(", ")
         ));
-        build(cache, root, kernels, &path)?;
+        build(cache, root, built, kernels, &path)?;
     }
     Ok(Disk { path })
 }
 
-fn build(cache: &Path, root: &Root, kernels: &[Kernel], path: &Path) -> Result<()> {
+fn build(
+    cache: &Path,
+    root: &Root,
+    built: Option<&Built>,
+    kernels: &[Kernel],
+    path: &Path,
+) -> Result<()> {
     let stage = cache.join("disk.stage");
     Tool::root("rm", TWO_MINUTES).arg("-rf").arg(&stage).run()?;
     // Hard links: the files themselves are not copied.
@@ -70,6 +89,13 @@ fn build(cache: &Path, root: &Root, kernels: &[Kernel], path: &Path) -> Result<(
         .arg("-p")
         .args(["usr/lib/modules", "opt/kupgrade", "var/lab"].map(|d| stage.join(d)))
         .run()?;
+    if let Some(built) = built {
+        Tool::root("cp", TWO_MINUTES)
+            .arg("-al")
+            .arg(&built.dir)
+            .arg(stage.join("opt/apps"))
+            .run()?;
+    }
     for kernel in kernels {
         Tool::root("cp", TWO_MINUTES)
             .arg("-al")

@@ -1,13 +1,14 @@
 //! Everything a virtual machine needs, made once and kept in the cache: the host's programs,
 //! Debian's kernels, a Debian 12 root file system and the disk image made of both.
 
+mod apps;
 mod apt;
 pub(crate) mod criu;
 mod host;
 pub(crate) mod image;
 pub(crate) mod initrd;
 pub(crate) mod kernels;
-mod rootfs;
+pub(crate) mod rootfs;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use anyhow::{Context, Result};
 
 use crate::paths;
 use kernels::Kernel;
+use rootfs::Flavour;
 
 /// The cache, locked for making things in it, with the host's programs there.
 pub(crate) struct Cache {
@@ -46,9 +48,13 @@ impl Cache {
     }
 
     /// The root disk holding these kernels, made when absent or when its recipe changed.
-    pub(crate) fn disk(&self, kernels: &[Kernel]) -> Result<image::Disk> {
-        let root = rootfs::ensure(&self.dir)?;
-        image::ensure(&self.dir, &root, kernels)
+    pub(crate) fn disk(&self, flavour: Flavour, kernels: &[Kernel]) -> Result<image::Disk> {
+        let root = rootfs::ensure(&self.dir, flavour)?;
+        let built = match flavour {
+            Flavour::Demo => None,
+            Flavour::Apps => Some(apps::ensure(&self.dir, &root)?),
+        };
+        image::ensure(&self.dir, &root, built.as_ref(), kernels)
     }
 
     /// CRIU with its own libraries.
