@@ -110,7 +110,7 @@ public final class Jvm {
             }
             kept.put(key, value);
             collected.incrementAndGet();
-            Thread.sleep(10);
+            Thread.sleep(30);
         }
     }
 
@@ -144,7 +144,7 @@ public final class Jvm {
                 turns++;
                 monitor.notifyAll();
             }
-            Thread.sleep(5);
+            Thread.sleep(20);
         }
     }
 

@@ -31,7 +31,7 @@ class Server:
         while True:
             await self.queue.put(number)
             number += 1
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
     async def hash(self):
         """What comes through the queue is hashed in threads, in order."""

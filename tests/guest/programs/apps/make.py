@@ -6,7 +6,8 @@ import time
 
 import kit
 
-UNITS = 60
+UNITS = 40
+FUNCTIONS = 12
 SEED = 12345
 
 
@@ -14,8 +15,8 @@ def unit(n):
     """A source with enough in it that the compiler is at work for a while."""
     functions = "\n".join(
         f"static unsigned f{k}(unsigned x) {{ unsigned a[16]; for (unsigned i = 0; i < 16; i++) a[i] = x * {n * 37 + k} + i; "
-        f"for (unsigned i = 1; i < 16; i++) a[i] ^= a[i - 1] << {k % 7 + 1} | a[i - 1] >> {n % 11 + 3}; return a[15] + {k}; }}" for k in range(24))
-    calls = " ".join(f"x = f{k}(x);" for k in range(24))
+        f"for (unsigned i = 1; i < 16; i++) a[i] ^= a[i - 1] << {k % 7 + 1} | a[i - 1] >> {n % 11 + 3}; return a[15] + {k}; }}" for k in range(FUNCTIONS))
+    calls = " ".join(f"x = f{k}(x);" for k in range(FUNCTIONS))
     return f"#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n{functions}\nunsigned unit{n}(unsigned x) {{ {calls} return x; }}\n"
 
 
@@ -23,7 +24,7 @@ def expected():
     """What the program prints, reckoned here."""
     x, mask = SEED, 0xffffffff
     for n in range(UNITS):
-        for k in range(24):
+        for k in range(FUNCTIONS):
             last = None
             for i in range(16):
                 value = (x * (n * 37 + k) + i) & mask

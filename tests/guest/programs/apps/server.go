@@ -61,27 +61,27 @@ func ring(size int) {
 		}
 		number = got
 		atomic.AddInt64(&handed, 1)
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 
 func hash() {
 	for {
 		data := sha256.Sum256([]byte("kupgrade"))
-		for n := 0; n < 2000; n++ {
+		for n := 0; n < 300; n++ {
 			data = sha256.Sum256(data[:])
 		}
 		if first := fmt.Sprintf("%x", data[:4]); first != right {
 			wrong("the hash is %s, not %s", first, right)
 		}
 		atomic.AddInt64(&hashed, 1)
-		time.Sleep(time.Millisecond)
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 
 var right = func() string {
 	data := sha256.Sum256([]byte("kupgrade"))
-	for n := 0; n < 2000; n++ {
+	for n := 0; n < 300; n++ {
 		data = sha256.Sum256(data[:])
 	}
 	return fmt.Sprintf("%x", data[:4])
@@ -105,7 +105,7 @@ func garbage() {
 		}
 		kept[key] = "value " + strconv.Itoa(key*key)
 		atomic.AddInt64(&rounds, 1)
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(30 * time.Millisecond)
 	}
 }
 
