@@ -6,13 +6,13 @@ use crate::{Externals, FreezerError, Refusal, capture, files, tables};
 use std::time::Duration;
 use sys::{Errno, Pid, Tid};
 
-/// Why a process would be refused; empty when it is carried. A process that ends meanwhile has
+/// Why a process of a whole host would be refused; empty when it is carried. A process that ends meanwhile has
 /// nothing to refuse.
 ///
 /// # Errors
 /// When a file of `/proc` is not understood.
 pub fn check(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
-    check_one(pid, &mut Objects::default(), &Externals::default())
+    check_one(pid, &mut Objects::default(), &Externals::default(), true)
 }
 
 /// How often a process is looked at until what is read of it fits together: one that ends loses its
@@ -29,10 +29,11 @@ fn check_one(
     pid: Pid,
     objects: &mut Objects,
     externals: &Externals,
+    whole_host: bool,
 ) -> Result<Vec<Refusal>, FreezerError> {
     let mut looks = LOOKS;
     let found = loop {
-        let found = examine(pid, objects, externals);
+        let found = examine(pid, objects, externals, whole_host);
         if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
             return Ok(Vec::new());
         }
@@ -77,7 +78,7 @@ pub fn check_tree_with(root: Pid, externals: &Externals) -> Result<Vec<Refusal>,
     let mut found = Vec::new();
     let mut objects = Objects::default();
     for pid in &pids {
-        found.extend(check_one(*pid, &mut objects, externals)?);
+        found.extend(check_one(*pid, &mut objects, externals, false)?);
     }
     found.extend(tables::shared(&pids)?);
     found.extend(crate::ipc::undo::cut_off(&pids));
@@ -91,6 +92,7 @@ fn examine(
     pid: Pid,
     objects: &mut Objects,
     externals: &Externals,
+    whole_host: bool,
 ) -> Result<Vec<Refusal>, FreezerError> {
     // All its threads have ended: nothing is left that could not be carried.
     let Some(representative) = proc::representative(pid) else {
@@ -105,7 +107,7 @@ fn examine(
     found.extend(namespaces(pid)?);
     found.extend(crate::ipc::undo::refusal(pid));
     found.extend(capture::memory_refusals(pid, objects)?);
-    found.extend(files::refusals(pid, objects, externals)?);
+    found.extend(files::refusals(pid, objects, externals, whole_host)?);
     for link in ["cwd", "root"] {
         match files::reference(pid, link) {
             Err(FreezerError::Refused(_)) if link == "cwd" && files::removed_cwd(pid) => {}

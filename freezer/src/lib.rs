@@ -36,7 +36,9 @@ pub mod tables;
 pub use capture::{capture, capture_host, capture_pages, capture_with};
 pub use error::{FreezerError, Refusal};
 pub use external::Externals;
-pub use files::{silence_connections, take_backlogs, take_packets, untaken_backlogs};
+pub use files::{
+    silence_connections, take_backlogs, take_device_messages, take_packets, untaken_backlogs,
+};
 pub use freeze::{Frozen, freeze, freeze_all};
 pub use objects::Objects;
 pub use sink::{PageRun, PageSink, PageSource};

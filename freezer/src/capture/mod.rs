@@ -75,7 +75,7 @@ fn describe(
     crate::files::outside::refuse(&inside, &externals)?;
     crate::files::elsewhere::refuse(frozen, &externals)?;
     let undo = crate::ipc::undo::capture(frozen, ours.is_none())?;
-    let mut table = Table::new(externals);
+    let mut table = Table::new(externals, ours.is_some());
     let mut finder = foothold::Finder::default();
     let pids: Vec<Pid> = frozen.pids().collect();
     let [memory, actions, files, directories, undone] = [

@@ -44,7 +44,7 @@ use sys::{Errno, Pid, Tid};
 
 pub use path::reference;
 pub(crate) use place::lasting;
-pub use socket::{silence_connections, take_backlogs, untaken_backlogs};
+pub use socket::{silence_connections, take_backlogs, take_device_messages, untaken_backlogs};
 pub use tunnel::take_packets;
 
 /// A descriptor that is being looked at.
@@ -138,9 +138,10 @@ pub(crate) struct Found {
 }
 
 impl Table {
-    pub(crate) fn new(externals: Externals) -> Table {
+    pub(crate) fn new(externals: Externals, whole_host: bool) -> Table {
         Table {
             externals,
+            sockets: socket::Sockets::new(whole_host),
             ..Table::default()
         }
     }
@@ -434,10 +435,11 @@ pub(crate) fn refusals(
     pid: Pid,
     objects: &mut Objects,
     externals: &Externals,
+    whole_host: bool,
 ) -> Result<Vec<Refusal>, FreezerError> {
     let pidfd = proc::pidfd(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
     let mut found = Vec::new();
-    let mut sockets = socket::Facts::default();
+    let mut sockets = socket::Facts::new(whole_host);
     for fd in proc::numbers(pid, "fd")? {
         if let Some(refusal) = nameless(pid, fd) {
             found.push(refusal);

@@ -213,6 +213,20 @@ pub struct NetlinkSocket {
     pub groups: Vec<u32>,
     /// Port and group mask it is connected to.
     pub peer: Option<(u32, u32)>,
+    /// Messages about devices that were not read yet (NETLINK_KOBJECT_UEVENT), the oldest first.
+    pub unread: Vec<NetlinkMessage>,
+}
+
+/// A message of a netlink socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetlinkMessage {
+    /// Port of the sender, 0 for the kernel.
+    pub port: u32,
+    /// Mask of the groups it was sent to.
+    pub groups: u32,
+    /// What it says.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
 }
 
 /// A packet socket (packet(7)).

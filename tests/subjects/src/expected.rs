@@ -31,8 +31,15 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         both(Refused("events have not been read yet")),
     ),
     (
-        "netlink",
+        "netlink-queue",
         both(Refused("netlink messages that were not read")),
+    ),
+    (
+        "uevent-queue",
+        Expected {
+            here: Refused("netlink messages that were not read"),
+            across: Carried,
+        },
     ),
 ];
 

@@ -11,6 +11,7 @@ mod tcp;
 mod unix;
 
 pub use backlog::{take as take_backlogs, untaken as untaken_backlogs};
+pub use netlink::take as take_device_messages;
 pub use tcp::silence as silence_connections;
 
 use super::Open;
@@ -37,12 +38,22 @@ pub(crate) struct Sockets {
 /// What is asked of the kernel for all sockets at once, when the first one needs it.
 #[derive(Default)]
 pub(crate) struct Facts {
+    /// Whether a whole host goes to another kernel, where nobody else is told of devices.
+    whole_host: bool,
     unix: Option<HashMap<u64, UnixInfo>>,
     packet: Option<HashMap<u64, PacketInfo>>,
     udp_shutdown: Option<HashMap<u64, u8>>,
 }
 
 impl Facts {
+    /// For processes of a whole host, or for a tree.
+    pub(crate) fn new(whole_host: bool) -> Facts {
+        Facts {
+            whole_host,
+            ..Facts::default()
+        }
+    }
+
     fn unix(&mut self, open: &Open<'_>, inode: u64) -> Result<UnixInfo, FreezerError> {
         let all = match &mut self.unix {
             Some(all) => all,
@@ -119,7 +130,7 @@ pub(crate) fn examine(open: &Open<'_>, facts: &mut Facts) -> Result<Socket, Free
     let state = match common.domain {
         c::AF_UNIX => SocketState::Unix(unix::examine(open, &common, facts)?),
         c::AF_INET | c::AF_INET6 => SocketState::Inet(inet::examine(open, &common, facts)?),
-        c::AF_NETLINK => SocketState::Netlink(netlink::examine(open, &common)?),
+        c::AF_NETLINK => SocketState::Netlink(netlink::examine(open, &common, facts)?),
         c::AF_PACKET => SocketState::Packet(packet::examine(open, &common, facts)?),
         c::AF_VSOCK => return Err(open.refuse("vsock sockets are not carried")),
         other => {
@@ -163,6 +174,14 @@ fn int(open: &Open<'_>, level: i32, name: i32) -> Result<i32, FreezerError> {
 }
 
 impl Sockets {
+    /// For processes of a whole host, or for a tree.
+    pub(super) fn new(whole_host: bool) -> Sockets {
+        Sockets {
+            facts: Facts::new(whole_host),
+            ..Sockets::default()
+        }
+    }
+
     /// Describes a socket of a stopped process, what is in its queue included.
     pub(super) fn capture(
         &mut self,

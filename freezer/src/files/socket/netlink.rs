@@ -1,26 +1,37 @@
 //! Netlink sockets (netlink(7)).
 
-use super::Common;
+use super::{Common, Facts};
 use crate::FreezerError;
 use crate::files::Open;
+use crate::proc;
 use nix::libc as c;
-use persist_mem::manifest::NetlinkSocket;
-use std::os::fd::AsFd;
-use sys::socket;
+use persist_mem::manifest::{
+    DescriptionKind, Manifest, NetlinkMessage, NetlinkSocket, Socket, SocketState,
+};
+use std::os::fd::{AsFd, BorrowedFd};
+use sys::{Errno, process, socket};
 
 const SOL_NETLINK: i32 = 270;
 const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
+/// Longest message.
+const MESSAGE: usize = 1 << 16;
 /// Groups that are asked for.
 const GROUPS_MAX: usize = 1 << 16;
 /// The one group of generic netlink with a fixed number (include/uapi/linux/genetlink.h).
 const GENL_ID_CTRL: u32 = 16;
 
-pub(super) fn examine(open: &Open<'_>, common: &Common) -> Result<NetlinkSocket, FreezerError> {
+pub(super) fn examine(
+    open: &Open<'_>,
+    common: &Common,
+    facts: &Facts,
+) -> Result<NetlinkSocket, FreezerError> {
     let fd = open.copy.as_fd();
     if common.has(c::POLLERR) {
         return Err(open.refuse("an error waits on it that was not read yet"));
     }
-    if common.has(c::POLLIN) {
+    // On this kernel whoever listens for devices would hear of them again.
+    let taken_later = facts.whole_host && common.protocol == c::NETLINK_KOBJECT_UEVENT;
+    if common.has(c::POLLIN) && !taken_later {
         return Err(open.refuse("netlink messages that were not read yet are not carried"));
     }
     let name = socket::name(fd).map_err(open.call("asking for its address"))?;
@@ -39,7 +50,57 @@ pub(super) fn examine(open: &Open<'_>, common: &Common) -> Result<NetlinkSocket,
         port: (port != 0).then_some(port),
         groups,
         peer: (peer != (0, 0)).then_some(peer),
+        unread: Vec::new(),
     })
+}
+
+/// Takes the messages about devices that nobody has read. From here on the processes must not go on: those
+/// messages are lost to them.
+///
+/// # Errors
+/// When a message cannot be read.
+pub fn take(manifest: &mut Manifest) -> Result<(), FreezerError> {
+    for at in 0..manifest.descriptions.len() {
+        let description = &manifest.descriptions[at];
+        if !is_about_devices(&description.kind) {
+            continue;
+        }
+        let Some((pid, fd)) = manifest.holder(description.id) else {
+            continue;
+        };
+        let failed = |doing| FreezerError::call(pid, format!("fd {fd}: {doing}"));
+        let pidfd = proc::pidfd(pid).map_err(failed("opening a pidfd"))?;
+        let copy = process::pidfd_getfd(pidfd.as_fd(), fd).map_err(failed("copying it"))?;
+        let found = receive_all(copy.as_fd()).map_err(failed("taking its messages"))?;
+        if let DescriptionKind::Socket(socket) = &mut manifest.descriptions[at].kind
+            && let SocketState::Netlink(state) = &mut socket.state
+        {
+            state.unread = found;
+        }
+    }
+    Ok(())
+}
+
+fn is_about_devices(kind: &DescriptionKind) -> bool {
+    matches!(kind, DescriptionKind::Socket(socket) if matches!(
+        **socket,
+        Socket { protocol: c::NETLINK_KOBJECT_UEVENT, state: SocketState::Netlink(_), .. }
+    ))
+}
+
+fn receive_all(fd: BorrowedFd<'_>) -> sys::Result<Vec<NetlinkMessage>> {
+    let mut found = Vec::new();
+    loop {
+        match socket::receive(fd, c::MSG_DONTWAIT, MESSAGE) {
+            Ok(message) => found.push(NetlinkMessage {
+                port: word(&message.source, 4),
+                groups: word(&message.source, 8),
+                data: message.data,
+            }),
+            Err(Errno::EAGAIN) => return Ok(found),
+            Err(errno) => return Err(errno),
+        }
+    }
 }
 
 /// Queues and logs of packets are bound to the port of a socket and end with it.

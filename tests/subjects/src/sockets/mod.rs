@@ -140,6 +140,16 @@ pub(crate) const GROUP: Group = Group {
         subject("icmp", "ICMP sockets", packet::icmp),
         subject("packet", "packet sockets", packet::packet),
         subject("netlink", "netlink sockets with groups", netlink::start),
+        subject(
+            "netlink-queue",
+            "netlink sockets with an answer that nobody has read",
+            netlink::queue,
+        ),
         subject("netlink-uevent", "uevent netlink sockets", netlink::uevent),
+        subject(
+            "uevent-queue",
+            "uevents that nobody has read",
+            netlink::uevent_queue,
+        ),
     ],
 };

@@ -1,13 +1,13 @@
 //! netlink(7)
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use libc::{
     AF_NETLINK, NETLINK_KOBJECT_UEVENT, NETLINK_ROUTE, SOCK_NONBLOCK, SOCK_RAW, SOL_NETLINK,
 };
 
-use crate::kit::files::read;
+use crate::kit::files::{read, write};
 use crate::kit::net::{name, option, set_option, socket};
-use crate::kit::{SOON, Setting, Watch, args, loopback, raw, same, sys, until};
+use crate::kit::{SOON, Setting, Watch, args, loopback, not_here, raw, same, sys, until};
 
 /// Bound to a port and groups.
 fn bound(protocol: i32, port: u32, groups: u32) -> Result<i32> {
@@ -45,35 +45,70 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
             option(socket, SOL_NETLINK, 12)?,
         ))
     };
+    while read(socket, 65536).is_ok() {}
     Ok(Watch::keep(observe)?
         .spoiled_by(move || set_option(socket, SOL_NETLINK, libc::NETLINK_DROP_MEMBERSHIP, 36))
         .and(Watch::new(move || {
             while read(socket, 65536).is_ok() {}
-            // RTM_GETLINK, a dump, of struct ifinfomsg.
-            let mut question = [0_u8; 32];
-            question[0] = 32;
-            question[4..8].copy_from_slice(&[18, 0, 1, 3]);
-            question[8] = 42;
-            sys(
-                "send",
-                raw(
-                    libc::SYS_write,
-                    args([socket as u64, question.as_ptr() as u64, 32]),
-                ),
-            )?;
-            let mut answer = Vec::new();
-            until("an answer", SOON / 4, || {
-                read(socket, 65536).is_ok_and(|got| {
-                    answer = got;
-                    true
-                })
-            })?;
-            same(
-                "RTM_NEWLINK with our number",
-                &(16, 42),
-                &(answer[4], answer[8]),
-            )
+            ask(socket)?;
+            hear(socket)
         })))
+}
+
+/// RTM_GETLINK, a dump, of struct ifinfomsg.
+fn ask(socket: i32) -> Result<()> {
+    let mut question = [0_u8; 32];
+    question[0] = 32;
+    question[4..8].copy_from_slice(&[18, 0, 1, 3]);
+    question[8] = 42;
+    write(socket, &question)
+}
+
+/// What comes next.
+fn answer(socket: i32) -> Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    until("an answer", SOON / 4, || {
+        read(socket, 65536).is_ok_and(|got| {
+            answer = got;
+            true
+        })
+    })?;
+    Ok(answer)
+}
+
+/// The whole answer.
+fn hear(socket: i32) -> Result<()> {
+    let mut part = answer(socket)?;
+    let found = (part[4], part[8]);
+    same("RTM_NEWLINK with our number", &(16, 42), &found)?;
+    while !is_last(&part) {
+        part = answer(socket)?;
+    }
+    Ok(())
+}
+
+/// Whether NLMSG_DONE is among the messages.
+fn is_last(messages: &[u8]) -> bool {
+    let mut rest = messages;
+    while let Some([l0, l1, l2, l3, kind, ..]) = rest.first_chunk::<16>() {
+        if *kind == 3 {
+            return true;
+        }
+        let len = u32::from_ne_bytes([*l0, *l1, *l2, *l3]) as usize;
+        rest = rest.get(len.max(16).next_multiple_of(4)..).unwrap_or(&[]);
+    }
+    false
+}
+
+/// An answer that nobody reads.
+pub(crate) fn queue(_: &Setting) -> Result<Watch> {
+    let socket = bound(NETLINK_ROUTE, 0, 0)?;
+    ask(socket)?;
+    Ok(Watch::new(move || {
+        hear(socket)?;
+        ask(socket)
+    })
+    .spoiled_by(move || hear(socket)))
 }
 
 /// Of devices: only its group can be seen.
@@ -82,4 +117,52 @@ pub(crate) fn uevent(_: &Setting) -> Result<Watch> {
     let observe = move || Ok((name(socket, false)?, option(socket, SOL_NETLINK, 9)?));
     Ok(Watch::keep(observe)?
         .spoiled_by(move || set_option(socket, SOL_NETLINK, libc::NETLINK_DROP_MEMBERSHIP, 1)))
+}
+
+/// Of devices, and one has told of itself.
+pub(crate) fn uevent_queue(_: &Setting) -> Result<Watch> {
+    const DEVICE: &str = "/devices/virtual/mem/null";
+    let socket = bound(NETLINK_KOBJECT_UEVENT, 0, 1)?;
+    let tell = || std::fs::write(format!("/sys{DEVICE}/uevent"), "change");
+    if tell().is_err() {
+        return not_here("no device to be asked to tell of itself");
+    }
+    // What others tell of themselves does not matter.
+    let heard = move || {
+        let mut found = Vec::new();
+        while let Ok(message) = read(socket, 8192) {
+            let text = String::from_utf8_lossy(&message).into_owned();
+            found.extend(text.contains(DEVICE).then_some(text));
+        }
+        found
+    };
+    Ok(Watch::new(move || {
+        let [message] = &heard()[..] else {
+            bail!("one message was sent");
+        };
+        let mut parts: Vec<&str> = message
+            .split('\0')
+            .filter(|part| !part.is_empty())
+            .collect();
+        // Every kernel counts from the start.
+        let number = parts.pop().unwrap_or("");
+        same("a number", &true, &number.starts_with("SEQNUM="))?;
+        let head = format!("change@{DEVICE}");
+        let expected = [
+            head.as_str(),
+            "ACTION=change",
+            "SUBSYSTEM=mem",
+            "DEVNAME=null",
+        ];
+        for part in expected {
+            if !parts.contains(&part) {
+                bail!("{part} is not in {parts:?}");
+            }
+        }
+        Ok(tell()?)
+    })
+    .spoiled_by(move || {
+        heard();
+        Ok(())
+    }))
 }
