@@ -11,15 +11,15 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Whether it can be carried: its node must still be there.
+/// Whether it can be carried: its node must still be there, or have no name at all.
 pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
     let node = place::Identity {
         dev: open.stat.st_dev,
         inode: open.stat.st_ino,
     };
     let there = place::leads_to(Path::new(OsStr::from_bytes(open.link)), node);
-    if open.link.ends_with(DELETED) || !there {
-        return Err(open.refuse("the named pipe (FIFO) has been removed or replaced on disk"));
+    if !there && open.stat.st_nlink != 0 {
+        return Err(open.refuse("the named pipe (FIFO) has another name by now"));
     }
     Ok(())
 }
@@ -30,9 +30,16 @@ pub(super) fn capture(open: &Open<'_>, pipes: &mut Pipes) -> Result<DescriptionK
     let hung_up = polled[0]
         .revents()
         .is_some_and(|found| found.contains(PollFlags::POLLHUP));
+    let removed = (open.stat.st_nlink == 0).then_some(open.stat.st_mode & 0o7777);
+    let mut file = file(open);
+    if removed.is_some() {
+        let path = file.path.strip_suffix(DELETED).unwrap_or(&file.path);
+        file.path = path.to_vec();
+    }
     Ok(DescriptionKind::Fifo {
         pipe: pipes.capture(open)?,
-        file: file(open),
+        file,
+        removed,
         hung_up,
     })
 }

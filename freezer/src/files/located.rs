@@ -1,13 +1,16 @@
 //! Inodes that inotify and fanotify watch, by what fdinfo tells of them (fs/notify/fdinfo.c).
 
 use super::place::{self, Identity};
-use super::{Open, path};
-use crate::FreezerError;
+use super::{Open, Table, path};
+use crate::{FreezerError, proc};
 use nix::sys::stat::makedev;
-use persist_mem::manifest::Place;
-use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStringExt;
+use persist_mem::manifest::{DescriptionKind, Place};
+use std::ffi::OsStr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use sys::Pid;
 use sys::handle::Handle;
 
 /// An inode.
@@ -68,6 +71,23 @@ pub(super) fn find(open: &Open<'_>, what: &str, located: Located) -> Result<Plac
         place::directory_on(dev, None).ok_or_else(|| refuse("its file system is not in reach"))?;
     let lasting = place::lasting(&mount);
     let handle = located.handle.filter(|handle| !handle.bytes.is_empty());
+    if handle
+        .as_ref()
+        .is_some_and(|handle| removed(&mount, handle))
+    {
+        if !held(open.pid, located.file) {
+            return Err(refuse(
+                "it has been removed, and its watcher does not have it open",
+            ));
+        }
+        return Ok(Place {
+            path: None,
+            inode,
+            handle: None,
+            mount: mount.into_os_string().into_vec(),
+            open: None,
+        });
+    }
     let by_handle = handle
         .as_ref()
         .and_then(|handle| path_of(&mount, handle))
@@ -86,7 +106,64 @@ pub(super) fn find(open: &Open<'_>, what: &str, located: Located) -> Result<Plac
         inode,
         handle: handle.filter(|_| lasting),
         mount: mount.into_os_string().into_vec(),
+        open: None,
     })
+}
+
+/// Whether an inode has no name any more.
+fn removed(mount: &Path, handle: &Handle) -> bool {
+    const O_PATH: i32 = super::O_PATH as i32;
+    std::fs::File::open(mount).is_ok_and(|mount| {
+        let file = sys::handle::open(&mount, handle, O_PATH);
+        file.and_then(|file| nix::sys::stat::fstat(&file))
+            .is_ok_and(|found| found.st_nlink == 0)
+    })
+}
+
+/// Whether a process has a file open.
+fn held(pid: Pid, file: Identity) -> bool {
+    let fds = proc::numbers(pid, "fd").unwrap_or_default();
+    fds.into_iter().any(|fd| {
+        let found = std::fs::metadata(proc::path(pid, &format!("fd/{fd}")));
+        found.is_ok_and(|found| (found.dev(), found.ino()) == (file.dev, file.inode))
+    })
+}
+
+/// Finds what is open of the removed files that are watched, when all descriptions are known.
+pub(super) fn resolve(table: &mut Table) -> Result<(), FreezerError> {
+    let all = &mut table.descriptions;
+    for description in all.iter_mut() {
+        let places: Vec<&mut Place> = match &mut description.kind {
+            DescriptionKind::Inotify { watches, .. } => {
+                watches.iter_mut().map(|watch| &mut watch.place).collect()
+            }
+            DescriptionKind::Fanotify { marks, .. } => {
+                marks.iter_mut().map(|mark| &mut mark.place).collect()
+            }
+            _ => continue,
+        };
+        for place in places.into_iter().filter(|place| place.removed()) {
+            let mount = std::fs::metadata(OsStr::from_bytes(&place.mount));
+            let dev = mount.map_or(0, |mount| mount.dev());
+            let is = |copy: &OwnedFd| {
+                let found = nix::sys::stat::fstat(copy);
+                found.is_ok_and(|found| (found.st_dev, found.st_ino) == (dev, place.inode))
+            };
+            let open = table
+                .copies
+                .iter()
+                .find(|(_, copy)| is(copy))
+                .map(|(id, _)| *id);
+            if open.is_none() {
+                let text = format!("inode {}, which is watched, has been removed", place.inode);
+                let at = table.numbers.iter().find(|(_, id)| **id == description.id);
+                let (pid, fd) = at.map_or((Pid(0), -1), |(at, _)| *at);
+                return Err(FreezerError::refuse(pid, format!("fd {fd}"), text));
+            }
+            place.open = open;
+        }
+    }
+    Ok(())
 }
 
 /// The path of an inode, when the kernel knows one.

@@ -67,8 +67,18 @@ impl<'a> Open<'a> {
         info: &'a FdInfo,
         copy: &'a OwnedFd,
     ) -> Result<Open<'a>, FreezerError> {
-        let doing = || format!("fd {fd}: fstat");
-        let stat = fstat(copy).map_err(FreezerError::call(pid, doing()))?;
+        let stat = fstat(copy).map_err(|errno| match errno {
+            // A file of `/proc` about a process that is gone.
+            Errno::ENOENT | Errno::ESRCH => {
+                let link = String::from_utf8_lossy(link);
+                FreezerError::refuse(
+                    pid,
+                    format!("fd {fd} ({link})"),
+                    "what it told about is gone",
+                )
+            }
+            errno => FreezerError::call(pid, format!("fd {fd}: fstat"))(errno),
+        })?;
         Ok(Open {
             pid,
             fd,
@@ -276,6 +286,7 @@ impl Table {
         let sockets = core::mem::take(&mut self.sockets);
         sockets.link(&mut self.descriptions, &self.externals)?;
         epoll::resolve(&mut self)?;
+        located::resolve(&mut self)?;
         let terminals = terminal::finish(self.terminals, &self.copies)?;
         Ok(Found {
             descriptions: self.descriptions,
@@ -456,7 +467,13 @@ pub(crate) fn refusals(
         if matches!(externals.number(&copy), Ok(Some(_))) {
             continue;
         }
-        let open = Open::new(pid, fd, &link, &info, &copy)?;
+        let open = match Open::new(pid, fd, &link, &info, &copy) {
+            Err(FreezerError::Refused(more)) => {
+                found.extend(more);
+                continue;
+            }
+            open => open?,
+        };
         let checked = classify(&open, objects).and_then(|class| match class {
             Class::Plain(DescriptionKind::Epoll { targets, .. }) => epoll::check(&open, &targets),
             Class::Socket => socket::examine(&open, &mut sockets).map(drop),

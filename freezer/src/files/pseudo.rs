@@ -26,16 +26,19 @@ pub(super) fn capture(open: &Open<'_>) -> Result<Option<DescriptionKind>, Freeze
     if !MADE_UP.contains(&system.filesystem_type()) {
         return Ok(None);
     }
-    if open.link.ends_with(super::path::DELETED) {
-        return Err(open.refuse("what it told about is gone"));
-    }
+    let link = match open.link.strip_suffix(super::path::DELETED) {
+        // Of a process that has ended: another one that has ended will do.
+        Some(link) if link.starts_with(b"/proc/") => link,
+        Some(_) => return Err(open.refuse("what it told about is gone")),
+        None => open.link,
+    };
     if of_a_thread(open.link) {
         return Err(open.refuse("files about single threads are not carried"));
     }
     if of_a_descriptor(open.link) {
         return Err(open.refuse("files about single descriptors are not carried"));
     }
-    let path = open.link.to_vec();
+    let path = link.to_vec();
     Ok(Some(DescriptionKind::Pseudo { path }))
 }
 

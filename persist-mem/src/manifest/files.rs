@@ -119,6 +119,8 @@ pub enum DescriptionKind {
         pipe: PipeId,
         /// Its node.
         file: FileRef,
+        /// Permission bits of a node that has been removed since; its path is the one it had.
+        removed: Option<u32>,
         /// Whether a reader sees that all writers are gone (poll(2), `POLLHUP`).
         hung_up: bool,
     },
@@ -341,6 +343,16 @@ pub struct Place {
     pub handle: Option<Handle>,
     /// A directory on the same file system.
     pub mount: Vec<u8>,
+    /// A description of it, when it has been removed.
+    pub open: Option<DescriptionId>,
+}
+
+impl Place {
+    /// It has no name any more: only who has it open leads to it.
+    #[must_use]
+    pub fn removed(&self) -> bool {
+        self.path.is_none() && self.handle.is_none()
+    }
 }
 
 /// A lock or lease of a file.

@@ -1,14 +1,13 @@
 //! Character devices without a state of their own.
 
-use super::Opening;
+use super::{Opening, brief};
 use crate::ResurrectError;
-use nix::sys::stat::{Mode, SFlag, mknod};
+use nix::sys::stat::{Mode, SFlag};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use sys::Errno;
 
 pub(super) fn open(
     opening: &Opening<'_, '_>,
@@ -31,26 +30,8 @@ pub(super) fn open(
     nix::fcntl::open(path, opening.flags(), Mode::empty()).map_err(opening.failed("opening it"))
 }
 
-/// Opens a device whose node is gone, by a node that is there as long as that takes: where the old one
-/// was, if that file system takes devices, else in `/dev`.
+/// Opens a device whose node is gone, by one that is there as long as that takes.
 fn by_node(old: &Path, rdev: u64, opening: &Opening<'_, '_>) -> sys::Result<OwnedFd> {
-    let near = old.ancestors().skip(1).find(|dir| dir.is_dir());
-    let mut last = Err(Errno::ENOENT);
-    for dir in near.into_iter().chain([Path::new("/dev")]) {
-        let name = format!(
-            ".kupgrade-{}-{}",
-            std::process::id(),
-            opening.description.id.0
-        );
-        let node = dir.join(name);
-        last = mknod(&node, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, rdev).and_then(|()| {
-            let opened = nix::fcntl::open(&node, opening.flags(), Mode::empty());
-            nix::unistd::unlink(&node)?;
-            opened
-        });
-        if last.is_ok() {
-            break;
-        }
-    }
-    last
+    let node = brief::Node::make(old, SFlag::S_IFCHR, rdev)?;
+    nix::fcntl::open(node.path(), opening.flags(), Mode::empty())
 }

@@ -21,13 +21,13 @@ pub(super) fn open(
     let fd = sys::files::fanotify(flags, event_flags);
     let fd = fd.map_err(opening.failed("making it"))?;
     for mark in marks {
-        add(&fd, mark).map_err(|errno| located::changed(&mark.place, errno))?;
+        add(opening, &fd, mark).map_err(|errno| located::changed(&mark.place, errno))?;
     }
     Ok(fd)
 }
 
-fn add(fd: &OwnedFd, mark: &Mark) -> sys::Result<()> {
-    located::with_path(&mark.place, |path, is_link| {
+fn add(opening: &Opening<'_, '_>, fd: &OwnedFd, mark: &Mark) -> sys::Result<()> {
+    located::with_path(opening, &mark.place, |path, is_link| {
         let follow = if is_link { 0 } else { DONT_FOLLOW };
         if mark.mask != 0 {
             let flags = follow | mark.flags & EVICTABLE;

@@ -1,11 +1,11 @@
 //! Named pipes: their nodes are there, what was in them is not.
 
-use super::{Opening, path, pipe};
+use super::{Opening, brief, path, pipe};
 use crate::ResurrectError;
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
-use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, FileRef, Pipe, PipeId};
+use nix::sys::stat::{Mode, SFlag};
+use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, Pipe, PipeId};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -51,6 +51,7 @@ fn open_group(
 ) -> Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError> {
     let mut opened = Vec::new();
     let mut ends: Option<(OwnedFd, Option<OwnedFd>)> = None;
+    let node = removed_node(pipe, group)?;
     let has_writer = group.iter().any(|d| d.flags & O_ACCMODE != 0);
     for description in group {
         let opening = Opening {
@@ -60,14 +61,19 @@ fn open_group(
         let DescriptionKind::Fifo { file, .. } = &description.kind else {
             continue;
         };
+        let path = node
+            .as_ref()
+            .map_or(Path::new(OsStr::from_bytes(&file.path)), brief::Node::path);
         let (_, writer) = match &mut ends {
             Some(ends) => ends,
             None => {
-                path::check_same(file)?;
+                if node.is_none() {
+                    path::check_same(file)?;
+                }
                 let reader =
-                    open_node(file, OFlag::O_RDONLY).map_err(opening.failed("opening it"))?;
+                    open_node(path, OFlag::O_RDONLY).map_err(opening.failed("opening it"))?;
                 let writer =
-                    open_node(file, OFlag::O_WRONLY).map_err(opening.failed("opening it"))?;
+                    open_node(path, OFlag::O_WRONLY).map_err(opening.failed("opening it"))?;
                 pipe::fill(pipe, &writer)?;
                 ends.insert((reader, Some(writer)))
             }
@@ -77,17 +83,37 @@ fn open_group(
             *writer = None;
         }
         let flags = OFlag::from_bits_retain(description.flags.cast_signed());
-        let fd = open_node(file, flags & OFlag::O_ACCMODE).map_err(opening.failed("opening it"))?;
+        let fd = open_node(path, flags & OFlag::O_ACCMODE).map_err(opening.failed("opening it"))?;
         opened.push((description.id, fd));
     }
     Ok(opened)
 }
 
-fn open_node(file: &FileRef, mode: OFlag) -> sys::Result<OwnedFd> {
+/// A node for a FIFO whose own has been removed, until all its descriptions are open.
+fn removed_node(
+    pipe: &Pipe,
+    group: &[&Description],
+) -> Result<Option<brief::Node>, ResurrectError> {
+    let gone = group
+        .iter()
+        .find_map(|description| match &description.kind {
+            DescriptionKind::Fifo {
+                file,
+                removed: Some(mode),
+                ..
+            } => Some((file, *mode)),
+            _ => None,
+        });
+    let Some((file, mode)) = gone else {
+        return Ok(None);
+    };
+    let node = brief::Node::make(Path::new(OsStr::from_bytes(&file.path)), SFlag::S_IFIFO, 0)
+        .map_err(ResurrectError::own("making a named pipe that was removed"))?;
+    node.own(pipe.owner, mode)?;
+    Ok(Some(node))
+}
+
+fn open_node(path: &Path, mode: OFlag) -> sys::Result<OwnedFd> {
     let flags = mode | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    nix::fcntl::open(
-        Path::new(OsStr::from_bytes(&file.path)),
-        flags,
-        Mode::empty(),
-    )
+    nix::fcntl::open(path, flags, Mode::empty())
 }

@@ -16,14 +16,14 @@ pub(super) fn open(
 ) -> Result<OwnedFd, ResurrectError> {
     let fd = sys::files::inotify(0).map_err(opening.failed("making it"))?;
     for watch in watches {
-        add(&fd, watch).map_err(|errno| located::changed(&watch.place, errno))?;
+        add(opening, &fd, watch).map_err(|errno| located::changed(&watch.place, errno))?;
     }
     Ok(fd)
 }
 
-fn add(fd: &OwnedFd, watch: &Watch) -> sys::Result<()> {
+fn add(opening: &Opening<'_, '_>, fd: &OwnedFd, watch: &Watch) -> sys::Result<()> {
     sys::files::next_watch(fd, watch.number)?;
-    let number = located::with_path(&watch.place, |path, is_link| {
+    let number = located::with_path(opening, &watch.place, |path, is_link| {
         let follow = if is_link { 0 } else { IN_DONT_FOLLOW };
         sys::files::add_watch(fd, path, watch.mask & MASK | follow)
     })?;

@@ -4,6 +4,7 @@
 //! the descriptors that its table names ([`hand_over`]), so what was shared is shared again. What must be
 //! done by the process itself comes when its table is whole ([`inside`]).
 
+mod brief;
 mod deleted;
 mod device;
 mod epoll;
@@ -107,7 +108,16 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     fifo::open_all(restore)?;
     removed::make(restore)?;
     pidfd::open_gone(restore)?;
-    for description in &manifest.descriptions {
+    // Those that watch others come last.
+    let mut all: Vec<&Description> = manifest.descriptions.iter().collect();
+    all.sort_by_key(|description| {
+        let kind = &description.kind;
+        matches!(
+            kind,
+            DescriptionKind::Inotify { .. } | DescriptionKind::Fanotify { .. }
+        )
+    });
+    for description in all {
         // Sockets are made together.
         if restore.files.opened.contains_key(&description.id)
             || matches!(description.kind, DescriptionKind::Socket(_))

@@ -9,16 +9,37 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use sys::{Errno, Pid};
 
 pub(super) fn open(opening: &Opening<'_, '_>, at: &[u8]) -> Result<OwnedFd, ResurrectError> {
-    let at = Path::new(OsStr::from_bytes(at));
-    let fd = nix::fcntl::open(at, opening.flags(), Mode::empty()).map_err(|errno| {
-        ResurrectError::Changed {
-            path: at.display().to_string(),
-            why: format!("opening it: {errno}"),
-        }
-    })?;
-    Ok(fd)
+    let path = Path::new(OsStr::from_bytes(at));
+    let opened = match nix::fcntl::open(path, opening.flags(), Mode::empty()) {
+        Err(Errno::ENOENT) => of_nobody(opening, at),
+        opened => opened,
+    };
+    opened.map_err(|errno| ResurrectError::Changed {
+        path: path.display().to_string(),
+        why: format!("opening it: {errno}"),
+    })
+}
+
+/// A file about a process that had ended already: about a child of ours, which ends.
+fn of_nobody(opening: &Opening<'_, '_>, at: &[u8]) -> sys::Result<OwnedFd> {
+    let rest = at.strip_prefix(b"/proc/").ok_or(Errno::ENOENT)?;
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (number, rest) = rest.split_at(digits);
+    let number = std::str::from_utf8(number)
+        .ok()
+        .and_then(|number| number.parse().ok());
+    let pid = number.map(Pid).ok_or(Errno::ENOENT)?;
+    if opening.restore.tasks.contains_key(&pid) {
+        return Err(Errno::ENOENT);
+    }
+    let child = sys::process::spawn(0, &[], || 0)?;
+    let path = [format!("/proc/{child}").as_bytes(), rest].concat();
+    let opened = nix::fcntl::open(OsStr::from_bytes(&path), opening.flags(), Mode::empty());
+    sys::wait::wait_for(child.leader())?;
+    opened
 }
 
 /// Sets the offsets. The kernel writes the text up to there when it is asked to, so everything that it

@@ -35,7 +35,8 @@ fn make_one(directory: &RemovedDirectory) -> sys::Result<OwnedFd> {
     let own = Path::new(OsStr::from_bytes(&directory.path));
     let fd = match brief(own) {
         // The name is another one's by now, or what it was in is gone too: a hidden one will do.
-        Err(Errno::EEXIST | Errno::ENOENT | Errno::ENOTDIR) => {
+        Err(Errno::ENOENT) => with_parents(own)?,
+        Err(Errno::EEXIST | Errno::ENOTDIR) => {
             let hidden = format!(".kupgrade-{}-{}", std::process::id(), directory.id.0);
             let above = own.ancestors().skip(1).find(|dir| dir.is_dir());
             brief(&above.unwrap_or(Path::new("/")).join(hidden))?
@@ -50,6 +51,27 @@ fn make_one(directory: &RemovedDirectory) -> sys::Result<OwnedFd> {
     let (access, change) = directory.times;
     futimens(&fd, &time(access), &time(change))?;
     Ok(fd)
+}
+
+/// The same when what it was in is gone as well: that is made for as long as it takes.
+fn with_parents(own: &Path) -> sys::Result<OwnedFd> {
+    let mut made = Vec::new();
+    let missing = own.ancestors().skip(1).take_while(|dir| !dir.is_dir());
+    let missing: Vec<&Path> = missing.collect();
+    let mut done = Ok(());
+    for dir in missing.into_iter().rev() {
+        done = nix::unistd::mkdir(dir, Mode::S_IRWXU);
+        if done.is_err() {
+            break;
+        }
+        made.push(dir);
+    }
+    let fd = done.and_then(|()| brief(own));
+    for dir in made.into_iter().rev() {
+        // They were made here.
+        let _ = std::fs::remove_dir(dir);
+    }
+    fd
 }
 
 /// A directory that is there just long enough to be opened.

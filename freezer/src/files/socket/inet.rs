@@ -24,7 +24,7 @@ pub(super) fn examine(
     let fd = open.copy.as_fd();
     let protocol = common.protocol;
     let carried = match common.kind {
-        c::SOCK_STREAM => protocol == c::IPPROTO_TCP,
+        c::SOCK_STREAM => [c::IPPROTO_TCP, c::IPPROTO_MPTCP].contains(&protocol),
         c::SOCK_DGRAM => [c::IPPROTO_UDP, c::IPPROTO_ICMP, c::IPPROTO_ICMPV6].contains(&protocol),
         c::SOCK_RAW => true,
         _ => false,

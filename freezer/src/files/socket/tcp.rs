@@ -38,7 +38,9 @@ pub(super) fn examine(
 ) -> Result<(), FreezerError> {
     let fd = open.copy.as_fd();
     let ulp = socket::option(fd, c::SOL_TCP, c::TCP_ULP, 16).unwrap_or_default();
-    if !ulp.is_empty() {
+    // Multipath TCP is one, whatever its own socket says.
+    let multipath = common.protocol == c::IPPROTO_MPTCP;
+    if !ulp.is_empty() && !multipath {
         let name = String::from_utf8_lossy(&ulp)
             .trim_end_matches('\0')
             .to_owned();
@@ -67,6 +69,8 @@ pub(super) fn examine(
             return Err(open.refuse("a TCP socket whose connection has ended is not carried yet"));
         }
         Some(&state::CLOSE) => return Ok(()),
+        // A listening one takes TCP, too, and what it accepts then is TCP.
+        _ if multipath => return Err(open.refuse("connections of multipath TCP are not carried")),
         Some(&(state::ESTABLISHED | state::CLOSE_WAIT)) => false,
         Some(&(state::FIN_WAIT1 | state::FIN_WAIT2)) => true,
         _ => return Err(open.refuse("a TCP connection that is being made or ended is not carried")),

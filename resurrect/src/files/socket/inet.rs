@@ -6,6 +6,7 @@ use crate::ResurrectError;
 use nix::libc as c;
 use persist_mem::manifest::{InetSocket, MulticastGroup, SocketMessage, SocketState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 use sys::{Errno, socket};
 
 /// include/uapi/linux/in.h
@@ -61,6 +62,10 @@ fn bind(
         }
     }
     match socket::bind(fd, &state.local) {
+        Err(Errno::EADDRINUSE) if making.socket.protocol == c::IPPROTO_MPTCP => {
+            bind_when_free(fd, &state.local).map_err(making.failed("binding its address"))?;
+            Ok(false)
+        }
         Err(Errno::EADDRINUSE)
             if making.socket.kind == c::SOCK_STREAM && only_ended(&state.local) =>
         {
@@ -83,6 +88,21 @@ pub(super) fn bind_past_ended(fd: BorrowedFd<'_>, address: &[u8]) -> sys::Result
     let bound = socket::bind(fd, address);
     set_int(fd, (c::SOL_TCP, c::TCP_REPAIR), TCP_REPAIR_OFF_NO_WP)?;
     bound
+}
+
+/// Binds a port that ended connections have until they are forgotten: multipath TCP has no repair mode.
+fn bind_when_free(fd: BorrowedFd<'_>, address: &[u8]) -> sys::Result<()> {
+    /// Longer than connections are remembered (include/net/tcp.h, `TCP_TIMEWAIT_LEN`).
+    const REMEMBERED: Duration = Duration::from_secs(65);
+    let end = Instant::now() + REMEMBERED;
+    loop {
+        match socket::bind(fd, address) {
+            Err(Errno::EADDRINUSE) if only_ended(address) && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Whether nothing but ended connections has the port.

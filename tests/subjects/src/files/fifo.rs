@@ -56,3 +56,30 @@ pub(crate) fn both(setting: &Setting) -> Result<Watch> {
         .spoiled_by(move || read(end, 1).map(drop)),
     ))
 }
+
+/// Its node is gone, and another file has the name.
+pub(crate) fn removed(setting: &Setting) -> Result<Watch> {
+    let path = make(setting, "removed")?;
+    let to = open(&path, O_RDWR | O_NONBLOCK)?;
+    let from = open(&path, O_RDONLY | O_NONBLOCK)?;
+    std::fs::remove_file(&path)?;
+    std::fs::write(&path, "another file")?;
+    write(to, b"still here")?;
+    let kept = Watch::keep(move || {
+        use std::os::unix::fs::MetadataExt;
+        let found = std::fs::metadata(format!("/proc/self/fd/{from}"))?;
+        Ok((found.mode(), found.nlink(), seen(from)?.0, seen(to)?.0))
+    })?;
+    Ok(kept.and(
+        Watch::new(move || {
+            same("the data", b"still here".as_slice(), &read(from, 100)?)?;
+            same(
+                "the other file",
+                "another file",
+                &std::fs::read_to_string(&path)?,
+            )?;
+            write(to, b"still here")
+        })
+        .spoiled_by(move || read(from, 1).map(drop)),
+    ))
+}

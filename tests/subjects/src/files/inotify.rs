@@ -39,6 +39,27 @@ fn events(notify: i32) -> Vec<(i32, u32)> {
     found
 }
 
+/// The file has no name any more, and the subject has it open.
+pub(crate) fn removed(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("removed");
+    let file = crate::kit::files::open(&path, libc::O_RDWR | libc::O_CREAT)?;
+    let notify = init()?;
+    watch(notify, &path, IN_MODIFY)?;
+    fs::remove_file(&path)?;
+    Ok(Watch::new(move || {
+        same("no events", &Vec::new(), &events(notify))?;
+        crate::kit::files::write(file, b"more")?;
+        same("an event", &vec![(1, IN_MODIFY)], &events(notify))
+    })
+    .spoiled_by(move || {
+        // SAFETY: takes numbers.
+        sys("inotify_rm_watch", unsafe {
+            libc::inotify_rm_watch(notify, 1)
+        })
+        .map(drop)
+    }))
+}
+
 /// Watches 1, 3 and 4; number 2 was removed. The next one is 5.
 pub(crate) fn start(setting: &Setting) -> Result<Watch> {
     let dir = setting.fresh("dir");

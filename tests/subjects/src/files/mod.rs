@@ -120,6 +120,11 @@ pub(crate) const GROUP: Group = Group {
             "a FIFO open for reading and writing",
             fifo::both,
         ),
+        subject(
+            "fifo-removed",
+            "a FIFO whose node was removed",
+            fifo::removed,
+        ),
         subject("eventfd", "eventfd counters", event::start),
         subject("eventfd-semaphore", "EFD_SEMAPHORE", event::semaphore),
         subject(
@@ -152,6 +157,11 @@ pub(crate) const GROUP: Group = Group {
             "inotify",
             "inotify watches with gaps between their numbers",
             inotify::start,
+        ),
+        subject(
+            "inotify-removed",
+            "an inotify watch of a removed file",
+            inotify::removed,
         ),
         subject(
             "inotify-queue",

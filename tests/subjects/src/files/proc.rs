@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use libc::{O_DIRECTORY, O_RDONLY, O_RDWR};
 
 use crate::kit::files::{open, place, read, seen};
-use crate::kit::{Setting, Watch, same};
+use crate::kit::{Setting, Watch, fork, same, sys as kit_sys};
 
 /// Of the system and of the process, at a place in the middle.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
@@ -18,6 +18,13 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     ];
     let dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY)?;
     let namespace = open("/proc/self/ns/net", O_RDONLY)?;
+    // About a process that has ended.
+    let child = fork(|| ())?;
+    let gone = open(format!("/proc/{child}/stat"), O_RDONLY)?;
+    // SAFETY: reaps the child.
+    kit_sys("wait", unsafe {
+        libc::waitpid(child, std::ptr::null_mut(), 0)
+    })?;
     for (file, at) in files {
         place(file, Some(at))?;
     }
@@ -32,6 +39,12 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     Ok(Watch::keep(observe)?
         .spoiled_by(move || place(name, Some(0)).map(drop))
         .and(Watch::new(move || {
+            let error = read(gone, 9).err().map(|error| error.to_string());
+            same(
+                "nobody is told of",
+                &Some("read: error 3".to_owned()),
+                &error,
+            )?;
             same(
                 "the name of this process",
                 b"subject".as_slice(),

@@ -90,6 +90,20 @@ fn serving(listener: i32, to: SocketAddr) -> Result<Watch> {
         .and(Watch::new(move || works(listener, to))))
 }
 
+/// Multipath TCP, as programs in Go listen by default: whoever speaks TCP only is served, too.
+pub(crate) fn multipath(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let Ok(listener) = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, libc::IPPROTO_MPTCP) else {
+        return not_here("the kernel has no multipath TCP");
+    };
+    set_option(listener, SOL_SOCKET, SO_REUSEADDR, 1)?;
+    bind(listener, &address(AF_INET, false, 0))?;
+    listen(listener, 9)?;
+    let protocol = Watch::keep(move || option(listener, SOL_SOCKET, libc::SO_PROTOCOL))?;
+    let to = SocketAddr::from(([127, 0, 0, 1], port(listener)?));
+    Ok(serving(listener, to)?.and(protocol))
+}
+
 /// IPv4, on one address and on any.
 pub(crate) fn v4(_: &Setting) -> Result<Watch> {
     loopback()?;

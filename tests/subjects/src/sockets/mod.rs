@@ -117,6 +117,11 @@ pub(crate) const GROUP: Group = Group {
         subject("multicast", "multicast memberships", udp::multicast),
         subject("tcp-listening", "listening TCP sockets", listening::v4),
         subject(
+            "mptcp-listening",
+            "listening sockets of multipath TCP",
+            listening::multipath,
+        ),
+        subject(
             "tcp6-listening",
             "listening TCP sockets of IPv6, v6-only and not",
             listening::v6,
