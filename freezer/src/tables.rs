@@ -117,6 +117,10 @@ fn families(pids: &[Pid], kind: KcmpKind) -> Vec<Vec<Pid>> {
     if kind == KcmpKind::Sysvsem {
         families.retain(|family| !has_no_undo_list(family[0].1));
     }
+    // Those that have given up their tables all seem to share one.
+    for family in families.iter_mut().filter(|family| family.len() > 1) {
+        family.retain(|(pid, tid)| !proc::is_ending(*pid, *tid));
+    }
     let pids = |family: Vec<(Pid, Tid)>| family.into_iter().map(|(pid, _)| pid).collect();
     families.into_iter().map(pids).collect()
 }
@@ -189,6 +193,7 @@ pub(crate) fn of_threads(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, 
         for (kind, resource, flag) in &TABLES[1..3] {
             match kcmp(representative, tid, *kind, 0, 0) {
                 Ok(Ordering::Equal) | Err(Errno::ESRCH) => {}
+                Ok(_) if proc::is_ending(pid, tid) => {}
                 Ok(_) => {
                     let reason = format!("thread {tid} has one of its own (unshare, {flag})");
                     found.push(refusal(pid, resource, reason));

@@ -44,6 +44,9 @@ pub(crate) mod nr {
     pub(crate) const SCHED_SETSCHEDULER: i64 = 144;
     pub(crate) const PRCTL: i64 = 157;
     pub(crate) const MLOCKALL: i64 = 151;
+    pub(crate) const MODIFY_LDT: i64 = 154;
+    pub(crate) const MBIND: i64 = 237;
+    pub(crate) const SET_MEMPOLICY: i64 = 238;
     pub(crate) const ARCH_PRCTL: i64 = 158;
     pub(crate) const CHROOT: i64 = 161;
     pub(crate) const SCHED_SETAFFINITY: i64 = 203;

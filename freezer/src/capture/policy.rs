@@ -59,7 +59,8 @@ pub(super) fn capture(
     if maps.iter().any(|map| map.protection_key.is_some()) {
         mm.protection_keys = protection_keys(first)?;
     }
-    Ok(())
+    super::ldt::capture(first, mm)?;
+    super::numa::capture(first, mm)
 }
 
 /// The keys that are allocated: those that cannot be had any more. Allocating one sets its rights for the

@@ -1,10 +1,10 @@
 //! One thread.
 
 use super::inside::Inside;
-use super::{credentials, seccomp, signals};
+use super::{credentials, numa, seccomp, signals};
 use crate::FreezerError;
 use crate::proc::{self, Stat};
-use persist_mem::manifest::{Filter, Rseq, Scheduling, Thread};
+use persist_mem::manifest::{Filter, MemoryPolicy, Rseq, Scheduling, Thread};
 use std::sync::OnceLock;
 use sys::batch::{Batch, Buffer, CallIndex, Output};
 use sys::tracee::{Tracee, TraceeError};
@@ -91,6 +91,7 @@ pub(super) fn capture(
         no_new_privs: status.mask("NoNewPrivs") != 0,
         seccomp: seccomp::capture(pid, tid, status, filters)?,
         dispatch: inside.dispatch,
+        memory_policy: asked.memory_policy,
         own_undo: false,
         socket_wait: inside.socket_wait,
         sleep: inside.sleep,
@@ -111,6 +112,7 @@ struct Asked {
     processor: Processor,
     deadline: Option<[u64; 4]>,
     slice: Option<u64>,
+    memory_policy: Option<MemoryPolicy>,
 }
 
 /// What a thread may do with the processor.
@@ -158,6 +160,7 @@ fn ask(tracee: &mut Tracee) -> Result<Asked, TraceeError> {
     let attr = batch.space(SCHED_ATTR);
     let args = [0.into(), attr.into(), SCHED_ATTR.into(), 0.into()];
     batch.call("asking for its scheduling", SCHED_GETATTR, args);
+    let memory_policy = numa::Asked::add(&mut batch, None);
     let processor = ProcessorCalls::add(&mut batch);
     let out = tracee.run(&batch)?;
     // struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period.
@@ -172,6 +175,7 @@ fn ask(tracee: &mut Tracee) -> Result<Asked, TraceeError> {
         processor: processor.read(&out),
         deadline,
         slice,
+        memory_policy: memory_policy.read(&out),
         altstack: (out.u64(stack, 0), out.u32(stack, 2), out.u64(stack, 2)),
         clear_child_tid: out.u64(tid_address, 0),
         securebits: out.result(secure).unwrap_or(0) as u32,

@@ -30,6 +30,14 @@ fn lives(pid: Pid, tid: Tid) -> Option<bool> {
     Some(!matches!(stat.state(), 'Z' | 'X'))
 }
 
+/// Whether a thread is about to end or has ended: its tables are gone already then, whatever it shared.
+pub(crate) fn is_ending(pid: Pid, tid: Tid) -> bool {
+    // include/linux/sched.h
+    const PF_EXITING: i64 = 0x4;
+    Stat::read(pid, &format!("task/{tid}/stat"))
+        .map_or(true, |stat| stat.field(9) & PF_EXITING != 0)
+}
+
 /// Looks at `what` of a process; when there is nothing, through its representative.
 pub(super) fn through<T>(
     pid: Pid,

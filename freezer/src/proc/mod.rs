@@ -11,7 +11,7 @@ mod status;
 mod zero;
 
 pub use fdinfo::FdInfo;
-pub(crate) use look::{memory, path, pidfd};
+pub(crate) use look::{is_ending, memory, path, pidfd};
 pub use look::{metadata, open, representative};
 pub(crate) use mapcount::MapCounts;
 pub use maps::{Mapping, parse_smaps};

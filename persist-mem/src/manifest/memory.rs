@@ -44,6 +44,32 @@ pub struct AddressSpace {
     pub lock_future: LockFuture,
     /// Protection keys that are allocated (pkeys(7)), bit n for key n; key 0 always is.
     pub protection_keys: u16,
+    /// Policies of mappings (mbind(2)), ascending.
+    pub policies: Vec<PolicyRange>,
+    /// The local descriptor table (modify_ldt(2)), 8 bytes for each segment; empty when there is none.
+    #[serde(with = "serde_bytes")]
+    pub ldt: Vec<u8>,
+}
+
+/// On which nodes memory is to be (set_mempolicy(2)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPolicy {
+    /// `MPOL_*` number with its flags.
+    pub mode: u32,
+    /// Bit n for node n.
+    #[serde(with = "serde_bytes")]
+    pub nodes: Vec<u8>,
+}
+
+/// A mapping with a policy of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRange {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// What it is.
+    pub policy: MemoryPolicy,
 }
 
 /// What mlockall(2) has said of mappings to come.

@@ -240,6 +240,8 @@ pub struct Thread {
     pub seccomp: Seccomp,
     /// PR_SET_SYSCALL_USER_DISPATCH, None when it is off.
     pub dispatch: Option<Dispatch>,
+    /// On which nodes its memory is to be, None for the usual.
+    pub memory_policy: Option<super::MemoryPolicy>,
     /// It does not share its leader's semaphore undo list (CLONE_SYSVSEM).
     pub own_undo: bool,
     /// The wait on a socket with a time-out that it repeats.

@@ -10,13 +10,17 @@
 //! | [`protect`] | protections, advice and locks, once the pages are there |
 //! | [`layout`] | heap, stack, arguments, executable (`PR_SET_MM_MAP`) |
 //! | [`vdso`] | the kernel's code in the process |
+//! | [`numa`] | on which nodes memory is to be |
+//! | [`ldt`] | segments of its own |
 //! | [`policy`] | what holds for mappings to come |
 
 pub(crate) mod aio;
 pub(crate) mod empty;
 mod inherit;
 mod layout;
+mod ldt;
 mod map;
+pub(crate) mod numa;
 mod pages;
 pub(crate) mod policy;
 mod protect;

@@ -35,6 +35,8 @@ fn tell(calls: &mut Calls<'_>, mm: &AddressSpace) -> Result<(), ResurrectError> 
     if mm.merge_any {
         prctl(calls, "letting KSM merge its pages", PR_SET_MEMORY_MERGE, 1);
     }
+    super::ldt::fill(calls, &mm.ldt)?;
+    super::numa::tell(calls, mm)?;
     let flags = match mm.lock_future {
         LockFuture::No => 0,
         LockFuture::Now => MCL_FUTURE,

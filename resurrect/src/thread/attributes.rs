@@ -2,6 +2,7 @@
 
 use crate::ResurrectError;
 use crate::calls::{nr, run};
+use crate::memory::numa;
 use crate::restore::Restore;
 use persist_mem::manifest::{Scheduling, Thread};
 use sys::batch::{Arg, Batch};
@@ -168,6 +169,11 @@ pub(super) fn scheduling(batch: &mut Batch, s: &Scheduling) {
 }
 
 fn policies(batch: &mut Batch, thread: &Thread) {
+    if let Some(policy) = &thread.memory_policy {
+        let args = numa::arguments(batch, policy);
+        // Left aside where the kernel or the machine cannot.
+        batch.try_call("setting its memory policy", nr::SET_MEMPOLICY, args);
+    }
     if thread.memory_failure != MCE_KILL_DEFAULT {
         let policy = u64::from(thread.memory_failure);
         let args = [

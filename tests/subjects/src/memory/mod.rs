@@ -16,6 +16,7 @@ mod maps;
 mod memfd;
 mod mseal;
 mod named;
+mod numa;
 mod pkey;
 mod posix_shm;
 mod private_file;
@@ -126,6 +127,11 @@ pub(crate) const GROUP: Group = Group {
             "deny-write-exec",
             "prctl(PR_SET_MDWE)",
             protections::deny_write_exec,
+        ),
+        subject(
+            "mempolicy",
+            "policies of nodes, of threads and mappings (set_mempolicy, mbind)",
+            numa::start,
         ),
         subject("mlock", "mlock", locked::mlock),
         subject("mlock-onfault", "mlock2(MLOCK_ONFAULT)", locked::onfault),

@@ -28,6 +28,11 @@ pub(crate) const GROUP: Group = Group {
             registers::start,
         ),
         subject("segments", "fs and gs base of threads", segments::start),
+        subject(
+            "ldt",
+            "segments of a process's own (modify_ldt)",
+            segments::table,
+        ),
         subject("thread-names", "names of threads", names::start),
         subject(
             "credentials",
