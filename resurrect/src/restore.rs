@@ -250,7 +250,9 @@ impl World {
                 let_go(*pid, thread.tid());
             }
         }
-        // One after the other: threads may wait on the same socket.
+        // One after the other: threads may wait on the same socket. Those whose time is nearly over are last.
+        self.waits
+            .sort_by_key(|wait| core::cmp::Reverse(wait.left()));
         for wait in &self.waits {
             wait.go_on(|| let_go(wait.pid(), wait.tid()));
         }

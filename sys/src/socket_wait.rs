@@ -5,17 +5,18 @@
 
 use crate::procdir;
 use crate::process::pidfd_getfd;
-use crate::{Pid, Result, Tid};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crate::regs::NO_SYSCALL;
+use crate::{Errno, Pid, Result, Tid, ptrace};
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::time::{TimeSpec, TimeVal, TimeValLike};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// How long the thread may take to get to its call.
 const SOON: Duration = Duration::from_secs(2);
-/// The shortest time-out that is set, in microseconds: the thread must not be back before the option is.
-const LEAST: i64 = 20_000;
+/// With less than this the thread is not let go before its time is over: it might be back before the option is.
+const NEAR: Duration = Duration::from_millis(50);
 
 /// A socket of another process, and which of its time-outs is meant.
 #[derive(Debug)]
@@ -59,29 +60,38 @@ impl SocketWait {
         }
     }
 
-    /// The next call waits so long, or a little longer. Let the thread go at once and call
-    /// [`SocketWait::end`] then. False when there is nothing to wait for: the call returns at once, and the
-    /// thread's next one has all its time.
+    /// The call of the thread, stopped before it is restarted, waits so long. True: let it go at once and call
+    /// [`SocketWait::end`] then. False when it returns at once, because there is something or its time is over.
     ///
     /// # Errors
-    /// As setsockopt(2).
-    pub fn begin(&self, left_ns: u64) -> Result<bool> {
-        if self.ready()? {
+    /// As setsockopt(2), ptrace(2).
+    pub fn begin(&self, tid: Tid, left_ns: u64) -> Result<bool> {
+        let left = Duration::from_nanos(left_ns);
+        let over = !self.sends && left < NEAR;
+        if self.ready(if over { left } else { Duration::ZERO })? {
+            return Ok(false);
+        }
+        if over {
+            let mut regs = ptrace::get_regs(tid)?;
+            regs.rax = (-(Errno::EAGAIN as i64)).cast_unsigned();
+            regs.orig_rax = NO_SYSCALL;
+            ptrace::set_regs(tid, &regs)?;
             return Ok(false);
         }
         let microseconds = i64::try_from(left_ns.div_ceil(1000)).unwrap_or(i64::MAX);
-        self.set(TimeVal::microseconds(microseconds.max(LEAST)))?;
+        self.set(TimeVal::microseconds(microseconds.max(1)))?;
         Ok(true)
     }
 
-    fn ready(&self) -> Result<bool> {
+    /// Whether the call finds something to do within some time.
+    fn ready(&self, within: Duration) -> Result<bool> {
         let event = if self.sends {
             PollFlags::POLLOUT
         } else {
             PollFlags::POLLIN
         };
         let mut asked = [PollFd::new(self.socket.as_fd(), event)];
-        Ok(poll(&mut asked, PollTimeout::ZERO)? > 0)
+        Ok(ppoll(&mut asked, Some(TimeSpec::from_duration(within)), None)? > 0)
     }
 
     /// Waits until the thread sleeps, and puts the option back.

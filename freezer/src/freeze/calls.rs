@@ -148,7 +148,7 @@ impl Repeated {
     pub(super) fn begin_socket_wait(&self) -> Option<SocketWait> {
         let (fd, sends, left) = self.socket_wait()?;
         let wait = SocketWait::of(proc::pidfd(self.pid).ok()?.as_fd(), fd, sends).ok()??;
-        wait.begin(left).ok()?.then_some(wait)
+        wait.begin(self.tid, left).ok()?.then_some(wait)
     }
 
     pub(super) fn pid(&self) -> Pid {

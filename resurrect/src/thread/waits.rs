@@ -51,16 +51,19 @@ impl Wait {
         self.pid
     }
 
+    pub(crate) fn left(&self) -> Duration {
+        self.left.saturating_sub(self.seen.elapsed())
+    }
+
     pub(crate) fn tid(&self) -> Tid {
         self.tid
     }
 
     /// Lets the thread go by `detach`, to wait for what remains of its time.
     pub(crate) fn go_on<T>(&self, detach: impl FnOnce() -> T) -> T {
-        let left = self.left.saturating_sub(self.seen.elapsed());
-        let nanoseconds = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
+        let nanoseconds = u64::try_from(self.left().as_nanos()).unwrap_or(u64::MAX);
         // After an error it waits for the whole time again.
-        let shortened = self.socket.begin(nanoseconds).unwrap_or(false);
+        let shortened = self.socket.begin(self.tid, nanoseconds).unwrap_or(false);
         let done = detach();
         if shortened && let Err(errno) = self.socket.end(self.pid, self.tid) {
             log::warn!(

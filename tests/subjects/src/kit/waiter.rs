@@ -100,6 +100,9 @@ pub(crate) const TERM: Duration = Duration::from_millis(1500);
 /// How far into a call a subject is when it answers: a time-out started from zero is late by this.
 const INSIDE: Duration = Duration::from_millis(800);
 
+/// How much shorter a time-out of a socket may be by itself: it is counted in ticks of 4 ms.
+const JIFFY: Duration = Duration::from_millis(5);
+
 /// How late a call may return on a busy machine.
 const SLACK: Duration = Duration::from_millis(500);
 

@@ -7,6 +7,13 @@ use anyhow::{Result, bail};
 
 use crate::kit::{Setting, Watch, args, raw};
 
+/// How far a moment is from one that is known to lie between two: a process may be held up between looking at
+/// a timer and looking at its clock.
+pub(crate) fn distance(moment: u64, earliest: u64, latest: u64) -> u64 {
+    let before = earliest.saturating_sub(moment);
+    before.max(moment.saturating_sub(latest))
+}
+
 /// The time of a clock in nanoseconds.
 pub(crate) fn now(clock: i32) -> u64 {
     let mut time = [0_u64; 2];

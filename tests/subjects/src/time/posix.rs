@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::clocks::{Countdown, LONG, age, now};
+use super::clocks::{Countdown, LONG, age, distance, now};
 use crate::kit::{Crew, SOON, Setting, Watch, args, raw, same, sys, tid, until};
 
 /// Creates a timer; the value is handed over with its signal.
@@ -231,13 +231,11 @@ pub(crate) fn absolute(_: &Setting) -> Result<Watch> {
     let first = timers[0].0;
     Ok(Watch::new(move || {
         for (id, clock, end) in &timers {
+            let before = now(*clock);
             let [_, left] = get(*id)?;
-            let ends = now(*clock) + left;
-            if ends.abs_diff(*end) > 50_000_000 {
-                bail!(
-                    "the timer of clock {clock} ends {} ms off",
-                    ends.abs_diff(*end) / 1_000_000
-                );
+            let off = distance(*end, before + left, now(*clock) + left);
+            if off > 20_000_000 {
+                bail!("the timer of clock {clock} ends {} ms off", off / 1_000_000);
             }
         }
         Ok(())

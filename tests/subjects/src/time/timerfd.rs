@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::clocks::{Countdown, LONG, age, now};
+use super::clocks::{Countdown, LONG, age, distance, now};
 use crate::kit::{SOON, Setting, Watch, args, fd, raw, same, until};
 
 const CLOCKS: [i32; 5] = [
@@ -114,12 +114,11 @@ pub(crate) fn absolute(_: &Setting) -> Result<Watch> {
     Ok(flags.and(
         Watch::new(move || {
             for (timer, clock, end) in &timers {
-                let ends = now(*clock) + get(*timer)?[1];
-                if ends.abs_diff(*end) > 50_000_000 {
-                    bail!(
-                        "the timer of clock {clock} ends {} ms off",
-                        ends.abs_diff(*end) / 1_000_000
-                    );
+                let before = now(*clock);
+                let left = get(*timer)?[1];
+                let off = distance(*end, before + left, now(*clock) + left);
+                if off > 20_000_000 {
+                    bail!("the timer of clock {clock} ends {} ms off", off / 1_000_000);
                 }
             }
             Ok(())
