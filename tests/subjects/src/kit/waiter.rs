@@ -207,7 +207,7 @@ impl Timed {
         if back.result != self.expected {
             bail!("call {number} returned {} after {lasted:?}", back.result);
         }
-        if lasted + Duration::from_millis(2) < term || lasted > term + still + SLACK {
+        if lasted + JIFFY < term || lasted > term + still + SLACK {
             bail!("call {number} lasted {lasted:?}, everybody stood still for {still:?} of it");
         }
         Ok(())
