@@ -12,6 +12,7 @@ pub mod phys_store;
 pub mod physmem;
 pub mod push_out;
 pub mod ranges;
+pub mod room;
 pub mod store;
 pub mod superblock;
 pub mod usage;

@@ -1,6 +1,6 @@
 //! May this host be upgraded to this kernel? Nothing is touched.
 
-use super::SYS;
+use super::{SYS, room};
 use anyhow::{Context, Result, bail};
 use freezer::proc;
 use initramfs::modules::{self, HostUse, ModulePlan, ModuleTree};
@@ -80,6 +80,7 @@ fn refuse_what_is_not_carried(table: &MountTable) -> Result<()> {
     found.extend(shared.iter().map(ToString::to_string));
     found.extend(mounts::check(table).iter().map(ToString::to_string));
     found.extend(network::check());
+    found.extend(room::Held::read().and_then(room::Held::too_much));
     if !found.is_empty() {
         bail!("not carried, nothing was touched:\n{}", found.join("\n"));
     }

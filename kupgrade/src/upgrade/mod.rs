@@ -13,6 +13,7 @@ mod jump;
 mod pin_down;
 mod plan;
 mod quiet;
+mod room;
 mod stage;
 
 use anyhow::{Context, Result};

@@ -4,8 +4,10 @@ use super::capture::Captured;
 use super::course::Course;
 use super::fault::{self, Spoil};
 use super::plan::Plan;
+use super::room;
 use anyhow::{Context, Result};
 use freezer::{PageRun, PageSink};
+use persist_mem::firmware::kind;
 use persist_mem::frames::{Frames, ManifestPlace};
 use persist_mem::manifest::{ChecksumRun, Extent, MemoryPlan, PageChecksums};
 use persist_mem::ranges::RangeSet;
@@ -44,8 +46,9 @@ pub(super) fn pin_down(
     };
     freezer::capture_pages(&mut manifest, &objects, &mut pages)?;
     let kept = pages.kept();
-    let bytes = |pages: usize| pages as u64 * PAGE_SIZE_U64;
-    upgrade.carried.bytes_moved = bytes(pages.moved.len());
+    let ram = upgrade.memory.firmware.of_kind(kind::RAM);
+    room::enough(&kept, &plan.window.all, &ram, plan.block_size).map_err(anyhow::Error::msg)?;
+    upgrade.carried.bytes_moved = pages.moved.len() as u64 * PAGE_SIZE_U64;
     upgrade.carried.bytes_in_place = kept.total() - upgrade.carried.bytes_moved;
     upgrade.carried.moved_why = reasons(pages.moved.keys(), &plan.window, plan.block_size);
     for (why, bytes) in &upgrade.carried.moved_why {

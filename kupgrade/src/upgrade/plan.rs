@@ -1,10 +1,11 @@
 //! The overlay initramfs, the boot window, and frames of our own outside of it.
 
 use super::check::Host;
+use super::room;
 use anyhow::{Context, Result};
 use initramfs::Overlay;
 use kexec_loader::placement;
-use persist_mem::blocks::MemoryBlocks;
+use persist_mem::blocks::{Emptied, MemoryBlocks};
 use persist_mem::firmware::kind;
 use persist_mem::frames::{Frames, ManifestPlace};
 use persist_mem::handback::mem_available;
@@ -20,6 +21,8 @@ pub(super) struct Plan<'a> {
     pub(super) initrd: Vec<u8>,
     pub(super) frames: Frames,
     pub(super) block_size: u64,
+    /// Blocks beside the window without old pages.
+    _room: Vec<Emptied<'a>>,
 }
 
 pub(super) fn make<'a>(host: &Host, blocks: &'a MemoryBlocks) -> Result<Plan<'a>> {
@@ -37,6 +40,7 @@ pub(super) fn make<'a>(host: &Host, blocks: &'a MemoryBlocks) -> Result<Plan<'a>
     );
     Ok(Plan {
         frames: Frames::new(window.all.clone()),
+        _room: room::make(blocks, &window.all, &ram),
         window,
         initrd,
         block_size: blocks.size(),

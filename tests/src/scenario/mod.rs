@@ -7,6 +7,7 @@ mod damage;
 mod host;
 mod one_kernel;
 mod refuse;
+mod room;
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -112,6 +113,16 @@ const SCENARIOS: &[Scenario] = &[
         "refuse/no-window",
         Kind::Fresh { memory: 224 },
         refuse::no_window,
+    ),
+    (
+        "room/too-full",
+        Kind::Fresh { memory: 1536 },
+        room::too_full,
+    ),
+    (
+        "room/nearly-half",
+        Kind::Fresh { memory: 3072 },
+        room::nearly_half,
     ),
     (
         "damage/manifest-bit-flip",
