@@ -30,7 +30,7 @@ fn hold(shell: &mut Shell, mib: u64) -> Result<()> {
         SHORT,
     )?;
     let start = format!(
-        "MIB={mib} setsid python3 /var/lab/holder.py < /dev/null > /var/lab/holder.log 2>&1 &"
+        "(MIB={mib} setsid python3 /var/lab/holder.py < /dev/null > /var/lab/holder.log 2>&1 &)"
     );
     shell.must(&start, SHORT)?;
     let wait = "for i in $(seq 1200); do [ -s /var/lab/held ] && break; sleep 0.1; done; cat /var/lab/held";
