@@ -215,6 +215,8 @@ pub(crate) fn of_threads(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, 
             return Ok(found);
         }
     }
+    // No signal and no tracer stops it there (kernel/fork.c, wait_for_vfork_done): nothing can be asked inside
+    // of it, and with one thread there is nobody else to ask.
     let reason = "it waits in vfork(2) until its child ends or runs another program";
     found.push(refusal(pid, "thread", reason.into()));
     Ok(found)

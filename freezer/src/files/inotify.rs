@@ -7,6 +7,9 @@ use persist_mem::manifest::{DescriptionKind, Watch};
 
 pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
     let queued = sys::files::readable(open.copy).map_err(open.call("asking for its events"))?;
+    // An event has the number of the watch of an inode, and only what is done to that inode makes one: files
+    // would have to be made, renamed and removed again. A watch of that number on a directory of ours would
+    // leave IN_IGNORED behind its events when it makes room.
     if queued > 0 {
         return Err(open.refuse(format!(
             "{queued} bytes of events have not been read yet; they cannot be queued again"
