@@ -30,6 +30,8 @@ mod state {
 /// How long the other end's kernel side may take to say what it has got (delayed acknowledgements).
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(400);
 
+const MORE_THAN_FITS: &str = "it has sent more than its peer can take; that is not carried yet";
+
 /// What a TCP socket adds to `found`: its backlog or its connection.
 pub(super) fn examine(
     open: &Open<'_>,
@@ -81,6 +83,9 @@ pub(super) fn examine(
     if !is_local(&found.remote) {
         return Err(open.refuse("live TCP connections to other hosts are not carried yet"));
     }
+    if stalled(open)? {
+        return Err(open.refuse(MORE_THAN_FITS));
+    }
     let got_all = info.first() == Some(&state::CLOSE_WAIT);
     found.connection = Some(Connection {
         peer: None,
@@ -89,6 +94,20 @@ pub(super) fn examine(
         deaf: common.has(c::POLLRDHUP) && !got_all && !finished,
     });
     Ok(())
+}
+
+/// Whether its peer takes nothing of what was sent: its queue is full, and its process does not read.
+fn stalled(open: &Open<'_>) -> Result<bool, FreezerError> {
+    let fd = open.copy.as_fd();
+    let unsent = || socket::unsent(fd).map_err(open.call("asking for unsent data"));
+    let (begun, before) = (Instant::now(), unsent()?);
+    while before != 0 && unsent()? == before {
+        if begun.elapsed() > ACKNOWLEDGED_WITHIN {
+            return Ok(true);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(false)
 }
 
 /// Whether an address is one of this host's.
@@ -108,9 +127,7 @@ pub(super) fn queue(open: &Open<'_>) -> Result<Vec<Message>, FreezerError> {
     let begun = Instant::now();
     while socket::unsent(fd).map_err(open.call("asking for unsent data"))? != 0 {
         if begun.elapsed() > ACKNOWLEDGED_WITHIN {
-            return Err(
-                open.refuse("it has sent more than its peer can take; that is not carried yet")
-            );
+            return Err(open.refuse(MORE_THAN_FITS));
         }
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -137,6 +137,10 @@ fn file(open: &Open<'_>) -> Result<Option<UnixFile>, FreezerError> {
     if found.st_nlink == 0 {
         return Ok(None);
     }
+    // It is made anew, and its other names would lead nowhere.
+    if found.st_nlink > 1 {
+        return Err(open.refuse("the file that it is bound to has other names (hard links)"));
+    }
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
     let path = std::fs::read_link(link).map_err(|cause| FreezerError::Proc {
         pid: open.pid,
