@@ -378,6 +378,16 @@ impl Tracee {
         Ok(())
     }
 
+    /// Unmaps memory of the process through the gate.
+    ///
+    /// # Errors
+    /// When the call fails.
+    pub fn unmap(&mut self, gate: u64, address: u64, len: u64) -> Result<(), TraceeError> {
+        self.single_call(gate, libc::SYS_munmap, [address, len, 0, 0, 0, 0])?
+            .map_err(self.failed("unmapping memory"))?;
+        Ok(())
+    }
+
     /// Runs a batch. Registers and signal mask are put back; calls that may fail are left to the
     /// caller to look at. When the tracer dies meanwhile the thread finishes the batch and goes on
     /// as it was; the scratch mapping is left over then.

@@ -1,13 +1,16 @@
 //! Where a thread's first calls are made, and what it comes back through should we die meanwhile.
 
+use super::inside::Inside;
 use crate::proc::Mapping;
 use std::collections::HashMap;
 use sys::gate::{self, Gate};
-use sys::tracee::{Foothold, Tracee, find_gate};
+use sys::tracee::{Foothold, Tracee, TraceeError, find_gate};
 use sys::vm::ProcMem;
 
 /// Bytes of code that are searched in one mapping.
 const LOOK_AT: usize = 16 << 20;
+/// Bytes below the stack pointer that a function may use.
+const RED_ZONE: u64 = 128;
 /// Stands at the start of stack memory that was made for frames: found again, it is used again.
 const MAGIC: [u8; 16] = *b"kupgrade's frame";
 
@@ -31,6 +34,40 @@ pub(super) struct Way {
     pub(super) gate: u64,
     /// The way back; without it the process depends on our life for some microseconds.
     pub(super) foothold: Option<Foothold>,
+    /// What the stack was made to grow by for the way back.
+    pub(super) grown: Option<Grown>,
+}
+
+/// Stack that is there for frames only: its first address, its size in bytes, and the stack's end.
+#[derive(Clone, Copy)]
+pub(super) struct Grown {
+    start: u64,
+    size: u64,
+    end: u64,
+}
+
+impl Grown {
+    /// Gives it back through a thread that is on that stack, if there is one: the way back lies below what
+    /// the thread uses then, where it would have made room for a signal.
+    pub(super) fn give_back(
+        self,
+        foothold: Foothold,
+        threads: &mut [Inside],
+    ) -> Result<(), TraceeError> {
+        // Room for another frame above.
+        let stack = self.start + 2 * self.size + 2 * RED_ZONE..self.end;
+        for thread in threads.iter_mut().map(|thread| &mut thread.tracee) {
+            let rsp = thread.regs()?.rsp;
+            if stack.contains(&rsp) {
+                thread.set_foothold(Foothold {
+                    free_below: (rsp - RED_ZONE) & !15,
+                    ..foothold
+                });
+                return thread.unmap(foothold.gate.call, self.start, self.size);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Finder {
@@ -50,8 +87,10 @@ impl Finder {
                 break;
             }
         }
+        let mut grown = None;
         let foothold = gate.zip(restorer).and_then(|(gate, restorer)| {
-            let free_below = free_memory(first, maps, frame)?;
+            let free_below;
+            (free_below, grown) = free_memory(first, maps, frame)?;
             Some(Foothold {
                 gate,
                 restorer,
@@ -67,6 +106,7 @@ impl Finder {
         Some(Way {
             gate: syscall?,
             foothold,
+            grown,
         })
     }
 
@@ -125,8 +165,9 @@ fn is_libc(name: &[u8]) -> bool {
 }
 
 /// Memory for a frame of `size` bytes that nobody uses: the stack is made to grow downwards, as it
-/// does by itself; or the part of the stack that signal handlers use.
-fn free_memory(first: &Tracee, maps: &[Mapping], size: u64) -> Option<u64> {
+/// does by itself; or the part of the stack that signal handlers use. Returns its end, and what the stack has
+/// grown by.
+fn free_memory(first: &Tracee, maps: &[Mapping], size: u64) -> Option<(u64, Option<Grown>)> {
     let mem = first.mem();
     let stack = maps.iter().find(|map| map.name == b"[stack]")?;
     let rsp = first.regs().ok()?.rsp;
@@ -134,14 +175,31 @@ fn free_memory(first: &Tracee, maps: &[Mapping], size: u64) -> Option<u64> {
         .read_vec(stack.start, MAGIC.len())
         .is_ok_and(|bytes| bytes == MAGIC);
     if used_before && !(stack.start..stack.start + size).contains(&rsp) {
-        return Some(stack.start + size);
+        let start = stack.start;
+        return Some((
+            start + size,
+            Some(Grown {
+                start,
+                size,
+                end: stack.end,
+            }),
+        ));
     }
-    if mem.write(stack.start - size, &MAGIC).is_ok() {
-        return Some(stack.start);
+    let start = stack.start - size;
+    if mem.write(start, &MAGIC).is_ok() {
+        return Some((
+            stack.start,
+            Some(Grown {
+                start,
+                size,
+                end: stack.end,
+            }),
+        ));
     }
     // RLIMIT_STACK, or something is mapped there. Below the red zone nothing is kept.
     (stack.start..stack.end)
         .contains(&rsp)
-        .then(|| rsp.wrapping_sub(128))
+        .then(|| rsp.wrapping_sub(RED_ZONE))
         .filter(|top| mem.write(top - size, &[0]).is_ok())
+        .map(|top| (top, None))
 }

@@ -1,6 +1,6 @@
 //! One live process.
 
-use super::foothold::Finder;
+use super::foothold::{Finder, Grown};
 use super::inside::{self, Inside};
 use super::timers::TimersAt;
 use super::{attributes, leader, membarrier, memory, policy, reports, signals, thread, timers};
@@ -8,6 +8,7 @@ use crate::files::Table;
 use crate::proc::{self, Stat, Status};
 use crate::{FreezerError, Frozen};
 use persist_mem::manifest::{AddressSpace, FileRef, Live, LockFuture, Process, State};
+use sys::tracee::Foothold;
 use sys::{PAGE_SIZE, Pid, Tid, ptrace};
 
 /// Room for the largest batch: 64 signal actions, the timers, the rest.
@@ -42,6 +43,11 @@ pub(super) fn capture(
         .tracee
         .unmap_scratch(room.gate)
         .map_err(FreezerError::tracee(pid));
+    let shrunk = room.grown.map_or(Ok(()), |(grown, foothold)| {
+        grown
+            .give_back(foothold, &mut threads)
+            .map_err(FreezerError::tracee(pid))
+    });
     let put_back = threads.iter().try_for_each(Inside::put_back);
     for thread in &mut threads {
         for signal in thread.tracee.take_deferred() {
@@ -55,6 +61,7 @@ pub(super) fn capture(
     live.ended_leader = ended_leader;
     (live.cwd, live.cwd_removed) = (cwd, cwd_removed);
     unmapped?;
+    shrunk?;
     put_back?;
     asked.map_err(FreezerError::tracee(pid))?;
     mm.membarrier = barriers.map_err(FreezerError::tracee(pid))?;
@@ -87,6 +94,8 @@ struct Room {
     maker: usize,
     /// Its gate.
     gate: u64,
+    /// Stack that is to be given back, and the way in and out.
+    grown: Option<(Grown, Foothold)>,
     /// What the new mapping tells about mappings to come.
     lock_future: Result<LockFuture, FreezerError>,
 }
@@ -129,6 +138,7 @@ fn map_scratch(
     Ok(Room {
         maker,
         gate: way.gate,
+        grown: way.grown.zip(way.foothold),
         lock_future,
     })
 }

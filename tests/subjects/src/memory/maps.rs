@@ -8,15 +8,15 @@ use anyhow::{Context, Result};
 use crate::kit::{Setting, Watch, procfs};
 
 /// All of it as before, but for the kernel's own mappings and their address in auxv: where a vdso was, that
-/// kernel's stays, for addresses in it are known to the program. Heap and stack may have grown by what the
-/// check itself needs.
+/// kernel's stays, for addresses in it are known to the program. The heap may have grown by what the
+/// check itself needs, the stack has not.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
     let places = Mutex::new(Vec::new());
     let watch = Watch::keep(move || {
         let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
         places.push(vdso()?);
         let mut maps = procfs::maps()?;
-        maps.retain(|line| !line.contains("[heap]") && !line.contains("[stack]"));
+        maps.retain(|line| !line.contains("[heap]"));
         maps.retain(|line| procfs::range(line).is_none_or(|range| !places.contains(&range)));
         let mut told = vec![maps.join("\n")];
         for name in ["cmdline", "environ", "comm", "personality", "auxv"] {
