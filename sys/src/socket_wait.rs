@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 
 /// How long the thread may take to get to its call.
 const SOON: Duration = Duration::from_secs(2);
+/// The kernel counts these time-outs in ticks (`HZ`), the one under way among them: one more, in microseconds,
+/// so that two parts of a wait together are not shorter than the whole would have been.
+const TICK: i64 = 4_000;
 /// With less than this the thread is not let go before its time is over: it might be back before the option is.
 const NEAR: Duration = Duration::from_millis(50);
 
@@ -79,7 +82,7 @@ impl SocketWait {
             return Ok(false);
         }
         let microseconds = i64::try_from(left_ns.div_ceil(1000)).unwrap_or(i64::MAX);
-        self.set(TimeVal::microseconds(microseconds.max(1)))?;
+        self.set(TimeVal::microseconds(microseconds.saturating_add(TICK)))?;
         Ok(true)
     }
 

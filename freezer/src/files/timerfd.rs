@@ -7,11 +7,9 @@ use nix::time::ClockId;
 use persist_mem::manifest::DescriptionKind;
 
 pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
-    let clock = sys::clock::read_ns(ClockId::CLOCK_MONOTONIC);
-    let read_at = clock.map_err(open.call("reading the clock"))?;
     // An expired periodic timer stands still until it is asked.
     sys::fds::timerfd_gettime(open.copy).map_err(open.call("asking for its time"))?;
-    let info = FdInfo::read(open.pid, open.fd)?;
+    let (read_at, info) = read(open)?;
     let number = |key, base| info.number(key, base).ok_or_else(|| open.format());
     let time = |key| {
         info.value(key)
@@ -26,6 +24,25 @@ pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> 
         interval: time("it_interval")?,
         read_at,
     })
+}
+
+/// What /proc tells of it, and CLOCK_MONOTONIC at that moment, as exactly as a busy machine allows.
+fn read(open: &Open<'_>) -> Result<(i64, FdInfo), FreezerError> {
+    const TRIES: u32 = 5;
+    const EXACT: i64 = 500_000;
+    let now = || {
+        let clock = sys::clock::read_ns(ClockId::CLOCK_MONOTONIC);
+        clock.map_err(open.call("reading the clock"))
+    };
+    let mut tries = 1;
+    loop {
+        let before = now()?;
+        let info = FdInfo::read(open.pid, open.fd)?;
+        if now()? - before < EXACT || tries == TRIES {
+            return Ok((before, info));
+        }
+        tries += 1;
+    }
 }
 
 /// `(seconds, nanoseconds)`.
