@@ -24,7 +24,7 @@ pub(crate) enum Kind {
     },
     /// 6.1 with real programs. Shared.
     Apps {
-        /// Which of them, all when it is empty.
+        /// Which of them. When it is empty all, and the machine has the root file system for them.
         names: &'static str,
     },
     /// 6.1 with nothing but its shell, for this test alone.
@@ -53,11 +53,12 @@ impl Host {
             Kind::Busy => (2048, 32, Some(SOME)),
             Kind::Full => (3072, 500, Some(SOME)),
             Kind::Subjects { parts } => (3072, 0, Some(parts)),
-            Kind::Apps { .. } => (4096, 0, None),
+            Kind::Apps { names: "" } => (4096, 0, None),
+            Kind::Apps { .. } => (1536, 0, None),
             Kind::Fresh { memory } => (memory, 0, None),
         };
         let mut spec = rig.spec(&name.replace('/', "-"), "6.1", memory)?;
-        if let Kind::Apps { .. } = kind {
+        if let Kind::Apps { names: "" } = kind {
             spec = rig.with_apps(spec)?;
         }
         let vm = rig.boot(&spec)?;

@@ -40,8 +40,11 @@ const DESCRIPTORS: Kind = Kind::Subjects {
     parts: "=files =sockets =terminals =ipc",
 };
 
-/// The real programs.
+/// All real programs, and those that need nothing but the ordinary root file system.
 const APPS: Kind = Kind::Apps { names: "" };
+const SOME_APPS: Kind = Kind::Apps {
+    names: "asyncio_server redis",
+};
 
 /// All of them, in the order they run. Neighbours of one [`Kind`] that can share a machine do.
 const SCENARIOS: &[Scenario] = &[
@@ -102,6 +105,7 @@ const SCENARIOS: &[Scenario] = &[
         DESCRIPTORS,
         chain::to_newest,
     ),
+    ("programs/6.1-to-6.12", SOME_APPS, chain::to_trixie),
     ("apps/6.1-to-6.12", APPS, chain::to_trixie),
     ("apps/6.12-to-newest", APPS, chain::to_newest),
     (
