@@ -12,6 +12,7 @@
 //! | `ipc` | System V semaphores and messages |
 //! | `objects` | memory without a path: shared memory, memfds, removed files |
 //! | [`files`] | one module for each kind of open file description |
+//! | `processor` | on which processor the work is done
 //! | [`process`] | what a process has as a whole |
 //! | [`thread`] | what each thread has of its own |
 //! | [`supervisor`] | the process outside of the world: PID 1 of the new kernel |
@@ -24,6 +25,7 @@ mod ipc;
 pub mod memory;
 mod objects;
 pub mod process;
+mod processor;
 mod restore;
 mod scratch;
 pub mod stages;

@@ -4,6 +4,7 @@ use crate::ResurrectError;
 use crate::files::Files;
 use crate::memory::Kernel;
 use crate::objects::Objects;
+use crate::processor::OneProcessor;
 use crate::scratch::{self, BATCH_LEN};
 use crate::stages::STAGES;
 use crate::task::Task;
@@ -66,6 +67,7 @@ pub(crate) struct Restore<'a> {
     pub(crate) kernel: Option<Rc<Kernel>>,
     /// A pidfd of this process; every process under construction has it under the same number.
     pub(crate) self_pidfd: OwnedFd,
+    pub(crate) processor: Option<OneProcessor>,
     started: Instant,
 }
 
@@ -96,6 +98,7 @@ impl<'a> Restore<'a> {
             objects: Objects::default(),
             kernel: None,
             self_pidfd: above_all(manifest, &pidfd)?,
+            processor: OneProcessor::hold(),
             started: Instant::now(),
         })
     }

@@ -1,11 +1,11 @@
 //! The order of rebuilding.
 //!
 //! Each stage may rely on all before it. Credentials are dropped after everything that needs privileges;
-//! registers come last, since every batch runs on them.
+//! registers come last, since every batch runs on them. Only from outside can anything be done after.
 
 use crate::ResurrectError;
 use crate::restore::Restore;
-use crate::{files, ipc, memory, objects, process, thread, tree};
+use crate::{files, ipc, memory, objects, process, processor, thread, tree};
 
 /// A step of rebuilding, for all processes.
 pub(crate) type Stage = fn(&mut Restore<'_>) -> Result<(), ResurrectError>;
@@ -44,4 +44,5 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("credentials", thread::credentials::set),
     ("queued signals", thread::signals::queue),
     ("registers", thread::registers::set),
+    ("processors", processor::set),
 ];

@@ -156,6 +156,23 @@ pub fn tgkill(pid: Pid, tid: Tid, signal: i32) -> Result<()> {
     unsafe { syscall(libc::SYS_tgkill, args) }.map(drop)
 }
 
+/// sched_setaffinity(2) of another thread: a bit for every processor, in whole words.
+///
+/// # Errors
+/// `ESRCH`, `EPERM`, `EINVAL` when none of them is there.
+pub fn set_affinity(tid: Tid, mask: &[u8]) -> Result<()> {
+    let args = [
+        tid.0 as u64,
+        mask.len() as u64,
+        mask.as_ptr() as u64,
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: the kernel reads as many bytes as the slice has.
+    unsafe { syscall(libc::SYS_sched_setaffinity, args) }.map(drop)
+}
+
 /// kill(2).
 ///
 /// # Errors

@@ -29,6 +29,7 @@ mod vdso;
 
 use crate::ResurrectError;
 use crate::objects::Objects;
+use crate::processor::OneProcessor;
 use crate::restore::Restore;
 use crate::task::{Memory, Task};
 use pages::HugePages;
@@ -45,7 +46,8 @@ pub(crate) fn look(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     };
     let tasks = restore.tasks.iter();
     let ids = tasks.map(|(pid, task)| (*pid, task.host_pid())).collect();
-    filled(&ids).map_err(ResurrectError::Pages)
+    OneProcessor::without(restore.processor.as_ref(), || filled(&ids))
+        .map_err(ResurrectError::Pages)
 }
 
 /// What building one process's memory needs.
@@ -57,6 +59,7 @@ struct Builder<'a> {
     /// The number under which the process has a pidfd of this one.
     pidfd: i32,
     kernel: Rc<Kernel>,
+    processor: Option<&'a OneProcessor>,
 }
 
 /// What matters of the kernel that runs, found once.
@@ -172,6 +175,7 @@ fn builder<'a>(
         saved_objects: &restore.manifest.shared_objects,
         pidfd: restore.self_pidfd.as_raw_fd(),
         kernel,
+        processor: restore.processor.as_ref(),
     };
     Ok((builder, task))
 }

@@ -4,12 +4,13 @@ use super::Builder;
 use super::map::has_pages;
 use crate::ResurrectError;
 use crate::calls::{Calls, nr, run};
+use crate::processor::OneProcessor;
 use persist_mem::manifest::{AddressSpace, Extent, PageRange};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use sys::batch::Batch;
 use sys::tracee::Tracee;
 use sys::vm::{Source, write_process};
-use sys::{Errno, PAGE_SIZE_U64};
+use sys::{Errno, PAGE_SIZE_U64, Pid};
 
 /// Pages copied in one piece: what one thread takes at a time is a few MiB at most.
 const PIECE: u64 = 512;
@@ -157,9 +158,20 @@ pub(super) fn split(extents: &[Extent], ranges: &[PageRange]) -> (Vec<Extent>, V
 fn copy(builder: &Builder<'_>, leader: &Tracee, extents: &[Extent]) -> Result<(), ResurrectError> {
     let (pid, host) = (builder.pid, leader.pid());
     let pieces = pieces(builder, extents)?;
+    let done = if pieces.len() > FEW {
+        OneProcessor::without(builder.processor, || copy_pieces(host, &pieces))
+    } else {
+        pieces
+            .chunks(AT_ONCE)
+            .try_for_each(|some| write_process(host, some))
+    };
+    done.map_err(ResurrectError::call(pid, "copying its pages"))
+}
+
+fn copy_pieces(host: Pid, pieces: &[(Source, u64)]) -> sys::Result<()> {
     let threads = match std::thread::available_parallelism() {
-        Ok(threads) if pieces.len() > FEW => threads.get(),
-        _ => 1,
+        Ok(threads) => threads.get(),
+        Err(_) => 1,
     };
     let next = AtomicUsize::new(0);
     let work = || {
@@ -172,15 +184,14 @@ fn copy(builder: &Builder<'_>, leader: &Tracee, extents: &[Extent]) -> Result<()
             }
         }
     };
-    let done = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
         let mut done = work();
         for other in others {
             done = done.and(other.join().unwrap_or(Err(Errno::EFAULT)));
         }
         done
-    });
-    done.map_err(ResurrectError::call(pid, "copying its pages"))
+    })
 }
 
 /// Sources and their addresses in the process.

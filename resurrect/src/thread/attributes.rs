@@ -139,6 +139,12 @@ pub(super) fn scheduling(batch: &mut Batch, s: &Scheduling) {
     let args = [PRIO_PROCESS.into(), 0.into(), s.nice.into()];
     batch.call("setting its nice value", nr::SETPRIORITY, args);
     if let Some(deadline) = s.deadline {
+        // The kernel wants all processors for them (sched(7)); the others get theirs at the end.
+        if !s.affinity.is_empty() {
+            let mask = batch.data(&s.affinity);
+            let args = [0.into(), s.affinity.len().into(), mask.into()];
+            batch.call("setting its processors", nr::SCHED_SETAFFINITY, args);
+        }
         set_deadline(batch, deadline);
     } else if s.policy != 0 || s.reset_on_fork {
         let priority = batch.data(&s.priority.to_le_bytes());
@@ -156,11 +162,6 @@ pub(super) fn scheduling(batch: &mut Batch, s: &Scheduling) {
     }
     if let Some(slice) = s.slice {
         set_slice(batch, s, slice);
-    }
-    if !s.affinity.is_empty() {
-        let mask = batch.data(&s.affinity);
-        let args = [0.into(), s.affinity.len().into(), mask.into()];
-        batch.call("setting its processors", nr::SCHED_SETAFFINITY, args);
     }
     let args = [IOPRIO_WHO_PROCESS.into(), 0.into(), s.ioprio.into()];
     batch.call("setting its I/O priority", nr::IOPRIO_SET, args);

@@ -41,7 +41,7 @@ pub(crate) fn create(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 }
 
 /// Does something with every thread.
-pub(super) fn each(
+pub(crate) fn each(
     restore: &mut Restore<'_>,
     mut work: impl FnMut(Pid, &mut Tracee, &Thread) -> Result<(), ResurrectError>,
 ) -> Result<(), ResurrectError> {

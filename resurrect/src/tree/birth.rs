@@ -283,7 +283,7 @@ pub(crate) fn thread(
             why: format!("the kernel did not tell of the birth of thread {tid}"),
         })?;
     wait_until_stopped(pid, host)?;
-    let thread = tracee.sibling(host);
+    let mut thread = tracee.sibling(host);
     thread
         .block_signals()
         .map_err(ResurrectError::tracee(pid, "taking hold of a thread"))?;

@@ -1,0 +1,96 @@
+//! One processor for this process and those that it builds.
+//!
+//! A rebuild is thousands of calls in other processes, each waited for: one of the two sleeps always. Woken
+//! on another processor, which idles and must be woken itself, either costs many times what the call does.
+
+use crate::ResurrectError;
+use crate::restore::Restore;
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid as This;
+use sys::Pid;
+
+/// While it lives, this thread and what it forks run on the processor it is on.
+#[derive(Debug)]
+pub(crate) struct OneProcessor {
+    before: CpuSet,
+    one: CpuSet,
+}
+
+impl OneProcessor {
+    /// None where that cannot be, or could not be undone for those that change their user.
+    pub(crate) fn hold() -> Option<OneProcessor> {
+        const CAP_SYS_NICE: u64 = 1 << 23;
+        let capabilities = effective()?;
+        let before = sched_getaffinity(This::from_raw(0)).ok()?;
+        let mut one = CpuSet::new();
+        one.set(sched_getcpu().ok()?).ok()?;
+        if capabilities & CAP_SYS_NICE == 0 || sched_setaffinity(This::from_raw(0), &one).is_err() {
+            return None;
+        }
+        Some(OneProcessor { before, one })
+    }
+
+    /// Does something, with threads of this process, on all processors it may use.
+    pub(crate) fn without<T>(this: Option<&OneProcessor>, work: impl FnOnce() -> T) -> T {
+        // A failure costs time only: there was this set before, or is this one.
+        let set = |which: fn(&OneProcessor) -> &CpuSet| {
+            let _ = this.map(|this| sched_setaffinity(This::from_raw(0), which(this)));
+        };
+        set(|this| &this.before);
+        let done = work();
+        set(|this| &this.one);
+        done
+    }
+}
+
+impl Drop for OneProcessor {
+    fn drop(&mut self) {
+        // Fails only when those processors have gone meanwhile.
+        let _ = sched_setaffinity(This::from_raw(0), &self.before);
+    }
+}
+
+/// Effective capabilities of this process.
+fn effective() -> Option<u64> {
+    let me = Pid(nix::unistd::getpid().as_raw());
+    let status = sys::procdir::read(me, "status").ok()?;
+    let text = String::from_utf8_lossy(&status);
+    let line = text.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    u64::from_str_radix(line?.trim(), 16).ok()
+}
+
+/// Gives every thread the processors it had.
+pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    crate::thread::each(restore, |pid, tracee, thread| {
+        let mask = &thread.scheduling.affinity;
+        if mask.is_empty() {
+            return Ok(());
+        }
+        sys::process::set_affinity(tracee.tid(), mask)
+            .map_err(ResurrectError::call(pid, "setting its processors"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_one_and_then_those_of_before() {
+        let now = || sched_getaffinity(This::from_raw(0)).unwrap();
+        let count = |set: &CpuSet| {
+            (0..CpuSet::count())
+                .filter(|n| set.is_set(*n) == Ok(true))
+                .count()
+        };
+        let before = now();
+        let Some(held) = OneProcessor::hold() else {
+            return;
+        };
+        assert_eq!(count(&now()), 1);
+        OneProcessor::without(Some(&held), || assert_eq!(now(), before));
+        assert_eq!(count(&now()), 1);
+        drop(held);
+        assert_eq!(now(), before);
+    }
+}
