@@ -1,5 +1,6 @@
 //! What could not be carried, found without stopping anything.
 
+use crate::files::outsiders::Outsiders;
 use crate::objects::Objects;
 use crate::proc::{self, Status};
 use crate::{Externals, FreezerError, Refusal, capture, files, tables};
@@ -66,14 +67,18 @@ fn check_one(
 /// # Errors
 /// As [`check`].
 pub fn check_tree(root: Pid) -> Result<Vec<Refusal>, FreezerError> {
-    check_tree_with(root, &Externals::default())
+    check_tree_with(root, &Externals::default()).map(|(found, _)| found)
 }
 
-/// As [`check_tree`], for a tree of which something is external.
+/// As [`check_tree`], for a tree of which something is external. What was seen outside of the tree is
+/// for [`crate::capture_with`].
 ///
 /// # Errors
 /// As [`check`].
-pub fn check_tree_with(root: Pid, externals: &Externals) -> Result<Vec<Refusal>, FreezerError> {
+pub fn check_tree_with(
+    root: Pid,
+    externals: &Externals,
+) -> Result<(Vec<Refusal>, Outsiders), FreezerError> {
     let pids = proc::tree(root)?;
     let mut found = Vec::new();
     let mut objects = Objects::default();
@@ -83,9 +88,10 @@ pub fn check_tree_with(root: Pid, externals: &Externals) -> Result<Vec<Refusal>,
     found.extend(tables::shared(&pids)?);
     found.extend(crate::ipc::undo::cut_off(&pids));
     found.extend(objects.shared_outside(&pids));
-    found.extend(externals.excuse(files::outside::shared(&pids, externals)));
-    found.extend(externals.excuse(files::elsewhere::refusals(&pids)));
-    Ok(found)
+    let outsiders = Outsiders::look(&pids);
+    let ours = files::ends::of_tree(&pids);
+    found.extend(files::reaching_out(&ours, &outsiders, &pids, externals));
+    Ok((found, outsiders))
 }
 
 fn examine(

@@ -36,6 +36,7 @@ pub mod tables;
 pub use capture::{capture, capture_host, capture_pages, capture_with};
 pub use error::{FreezerError, Refusal};
 pub use external::Externals;
+pub use files::outsiders::Outsiders;
 pub use files::{
     silence_connections, take_backlogs, take_device_messages, take_packets, untaken_backlogs,
 };

@@ -4,7 +4,7 @@ use crate::external::External;
 use crate::image::Image;
 use crate::signals::Held;
 use anyhow::{Context, Result, bail};
-use freezer::{Externals, Frozen, PageRun, PageSink};
+use freezer::{Externals, Frozen, Outsiders, PageRun, PageSink};
 use persist_mem::manifest::{Extent, Manifest};
 use persist_mem::pages_file::PagesWriter;
 use std::io::Write;
@@ -17,7 +17,7 @@ pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[Externa
     refuse_ourselves(pid)?;
     let (numbers, names) = External::split(external);
     let externals = Externals::of(pid, &numbers, names)?;
-    let mut refusals = freezer::check::check_tree_with(pid, &externals)?;
+    let (mut refusals, outsiders) = freezer::check::check_tree_with(pid, &externals)?;
     if leave_running {
         refusals.extend(freezer::untaken_backlogs(&freezer::proc::tree(pid)?)?);
     }
@@ -35,7 +35,7 @@ pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[Externa
     }
     let held = Held::hold()?;
     let frozen = freezer::freeze(pid)?;
-    let saved = save(&frozen, &image, leave_running, externals);
+    let saved = save(&frozen, &image, leave_running, (externals, outsiders));
     let saved = match saved.and_then(|saved| held.check().map(|()| saved)) {
         Ok(saved) => saved,
         Err(error) => {
@@ -45,7 +45,7 @@ pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[Externa
         }
     };
     if leave_running {
-        // The disk is slow: they need not wait for it.
+        // They need not wait for the disk.
         drop(frozen);
         return saved.commit(&image).inspect_err(|_| image.discard());
     }
@@ -60,21 +60,38 @@ pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[Externa
     Ok(())
 }
 
-/// Everything is written, and not yet on the disk.
+/// Everything is written, perhaps not yet to the disk.
 struct Saved {
     manifest: Manifest,
     files: [std::fs::File; 2],
 }
 
 impl Saved {
-    /// Brings it to the disk and gives the image its name.
+    /// Gives the image its name. It is for this boot of the host, so that it need not be on the disk, but
+    /// it must be certain that it can get there.
     fn commit(&self, image: &Image) -> Result<()> {
         let context = || format!("writing {}", image.unfinished.display());
-        for file in &self.files {
+        for file in self.files.iter().filter(|file| !has_room_reserved(file)) {
             file.sync_all().with_context(context)?;
         }
         std::fs::rename(&image.unfinished, &image.manifest).with_context(context)
     }
+}
+
+/// Whether what has been written to the file has its room: other file systems, those of networks above all,
+/// only find out when they write it back that there is none.
+fn has_room_reserved(file: &std::fs::File) -> bool {
+    use nix::sys::statfs::{
+        BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC,
+    };
+    let known = [
+        BTRFS_SUPER_MAGIC,
+        EXT4_SUPER_MAGIC,
+        F2FS_SUPER_MAGIC,
+        TMPFS_MAGIC,
+        XFS_SUPER_MAGIC,
+    ];
+    nix::sys::statfs::fstatfs(file).is_ok_and(|fs| known.contains(&fs.filesystem_type()))
 }
 
 /// The tree must not hold this program or what waits for it.
@@ -93,13 +110,13 @@ fn save(
     frozen: &Frozen,
     image: &Image,
     leave_running: bool,
-    externals: Externals,
+    (externals, outsiders): (Externals, Outsiders),
 ) -> Result<Saved> {
     let mut sink = FileSink {
         writer: PagesWriter::create(&image.pages)
             .with_context(|| format!("making {}", image.pages.display()))?,
     };
-    let (mut manifest, objects) = freezer::capture_with(frozen, externals)?;
+    let (mut manifest, objects) = freezer::capture_with(frozen, externals, outsiders)?;
     freezer::capture_pages(&mut manifest, &objects, &mut sink)?;
     let pages = sink
         .writer

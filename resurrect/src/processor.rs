@@ -7,7 +7,7 @@ use crate::ResurrectError;
 use crate::restore::Restore;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid as This;
-use sys::Pid;
+use sys::{Pid, Tid};
 
 /// While it lives, this thread and what it forks run on the processor it is on.
 #[derive(Debug)]
@@ -28,6 +28,12 @@ impl OneProcessor {
             return None;
         }
         Some(OneProcessor { before, one })
+    }
+
+    /// Lets another thread run where this one may.
+    pub(crate) fn release(&self, tid: Tid) {
+        // Nobody is harmed when it stays where it is.
+        let _ = sched_setaffinity(This::from_raw(tid.0), &self.before);
     }
 
     /// Does something, with threads of this process, on all processors it may use.

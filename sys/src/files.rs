@@ -38,14 +38,16 @@ pub fn owner(fd: &impl AsFd) -> Result<SignalOwner> {
     let (mut owner, mut uids) = ([0i32; 2], [0u32; 2]);
     // SAFETY: F_GETOWN_EX fills two ints.
     Errno::result(unsafe { libc::fcntl(fd_of(fd), F_GETOWN_EX, &raw mut owner) })?;
-    // SAFETY: F_GETOWNER_UIDS fills two uid_t.
-    match Errno::result(unsafe { libc::fcntl(fd_of(fd), F_GETOWNER_UIDS, &raw mut uids) }) {
-        // Only there with CONFIG_CHECKPOINT_RESTORE.
-        Ok(_) | Err(Errno::EINVAL) => {}
-        Err(e) => return Err(e),
-    }
     // SAFETY: no pointer.
     let signal = Errno::result(unsafe { libc::fcntl(fd_of(fd), F_GETSIG) })?;
+    if owner[1] != 0 || signal != 0 {
+        // SAFETY: F_GETOWNER_UIDS fills two uid_t.
+        match Errno::result(unsafe { libc::fcntl(fd_of(fd), F_GETOWNER_UIDS, &raw mut uids) }) {
+            // Only there with CONFIG_CHECKPOINT_RESTORE.
+            Ok(_) | Err(Errno::EINVAL) => {}
+            Err(e) => return Err(e),
+        }
+    }
     Ok(SignalOwner {
         kind: owner[0],
         id: owner[1],

@@ -102,6 +102,26 @@ pub struct Tracee {
     marker: i32,
     /// What remains of the sleep it was interrupted in.
     remaining: Option<Remaining>,
+    /// Its registers and signal mask while it is as it was put back last.
+    at_rest: Option<(Regs, u64)>,
+}
+
+/// A batch that is being run, and what is to be put back when it is over.
+#[derive(Debug)]
+#[must_use = "the thread runs"]
+pub struct Running {
+    saved: Regs,
+    mask: u64,
+    /// Address of the call table.
+    table: u64,
+    /// Where it stops when it is done.
+    mark: u64,
+}
+
+/// Bytes that a batch takes of the scratch mapping ([`Tracee::begin`]).
+#[must_use]
+pub fn room(batch: &Batch) -> usize {
+    (RESUME_ROOM + batch.size()).next_multiple_of(64)
 }
 
 const fn all_but(signal: i32) -> u64 {
@@ -129,6 +149,7 @@ impl Tracee {
             foothold: None,
             marker: libc::SIGTRAP,
             remaining: None,
+            at_rest: None,
         })
     }
 
@@ -145,6 +166,7 @@ impl Tracee {
             foothold: self.foothold,
             marker: self.marker,
             remaining: None,
+            at_rest: None,
         }
     }
 
@@ -232,7 +254,12 @@ impl Tracee {
     ///
     /// # Errors
     /// When the kernel refuses the values.
-    pub fn set_regs(&self, regs: &Regs) -> Result<(), TraceeError> {
+    pub fn set_regs(&mut self, regs: &Regs) -> Result<(), TraceeError> {
+        self.at_rest = None;
+        self.load(regs)
+    }
+
+    fn load(&self, regs: &Regs) -> Result<(), TraceeError> {
         ptrace::set_regs(self.tid, regs).map_err(self.failed("setting its registers"))
     }
 
@@ -250,8 +277,7 @@ impl Tracee {
         nr: i64,
         args: [u64; 6],
     ) -> Result<crate::Result<u64>, TraceeError> {
-        let saved = self.regs()?;
-        let mask = self.sigmask()?;
+        let (saved, mask) = self.rest()?;
         let [rdi, rsi, rdx, r10, r8, r9] = args;
         let rax = nr.cast_unsigned();
         let mut regs = Regs {
@@ -270,8 +296,8 @@ impl Tracee {
             self.write_way_back(&foothold, &saved, mask, &mut regs)?;
         }
         // From here on the thread finds its way back alone.
-        self.set_regs(&regs)?;
-        let done = self.set_sigmask(u64::MAX).and_then(|()| self.one_call());
+        self.load(&regs)?;
+        let done = self.mask(u64::MAX).and_then(|()| self.one_call());
         self.put_back(&saved, mask, done)
     }
 
@@ -320,7 +346,7 @@ impl Tracee {
 
     /// Puts registers and mask back after `done`, also when that failed.
     fn put_back(
-        &self,
+        &mut self,
         saved: &Regs,
         mask: u64,
         done: Result<i64, TraceeError>,
@@ -329,7 +355,10 @@ impl Tracee {
             return Err(ended);
         }
         // Registers last: until then the way back puts back both.
-        let back = self.set_sigmask(mask).and_then(|()| self.set_regs(saved));
+        let back = self.mask(mask).and_then(|()| self.load(saved));
+        if back.is_ok() {
+            self.at_rest = Some((*saved, mask));
+        }
         let result = done?;
         back?;
         Ok(if (-4095..0).contains(&result) {
@@ -395,10 +424,20 @@ impl Tracee {
     /// # Errors
     /// When a call that had to succeed failed, the thread ended, or the batch is too large.
     pub fn run(&mut self, batch: &Batch) -> Result<Output, TraceeError> {
-        let saved = self.regs()?;
-        let mask = self.sigmask()?;
-        let scratch = self.room_for(batch, RESUME_ROOM)?;
-        let base = scratch.address + PAGE_SIZE_U64;
+        let running = self.begin(batch, 0)?;
+        self.end(batch, &running)
+    }
+
+    /// Begins to run a batch that lies `place` bytes (a multiple of 64) behind the code of the scratch
+    /// mapping, and does not wait: several threads of a process run side by side so, each in room of
+    /// its own ([`room`]). [`Tracee::end`] must follow before anything else is done with the thread.
+    ///
+    /// # Errors
+    /// As [`Tracee::run`]; the thread stands still then, as it was.
+    pub fn begin(&mut self, batch: &Batch, place: usize) -> Result<Running, TraceeError> {
+        let (saved, mask) = self.rest()?;
+        let scratch = self.room_for(batch, place + RESUME_ROOM)?;
+        let base = scratch.address + PAGE_SIZE_U64 + place as u64;
         let table = base + RESUME_ROOM as u64;
         let resume = Resume {
             regs: &saved,
@@ -416,18 +455,37 @@ impl Tracee {
             ..saved
         };
         let mark = scratch.address + batch::mark();
-        let marker = self.marker;
         self.start(batch, scratch, table, &regs)?;
-        let ran = self.set_sigmask(all_but(marker)).and_then(|()| {
-            self.go(|tracee, status| {
-                status == Status::Signal(marker) && tracee.regs().is_ok_and(|regs| regs.rip == mark)
-            })
+        let begun = self
+            .mask(all_but(self.marker))
+            .and_then(|()| ptrace::cont(self.tid, 0).map_err(self.failed("running a batch in it")));
+        if let Err(error) = begun {
+            self.put_back(&saved, mask, Err(error))?
+                .map_err(self.failed("running a batch in it"))?;
+        }
+        Ok(Running {
+            saved,
+            mask,
+            table,
+            mark,
+        })
+    }
+
+    /// Waits until a batch is done.
+    ///
+    /// # Errors
+    /// As [`Tracee::run`].
+    pub fn end(&mut self, batch: &Batch, running: &Running) -> Result<Output, TraceeError> {
+        const DOING: &str = "running a batch in it";
+        let (marker, mark) = (self.marker, running.mark);
+        let ran = self.wait_for(DOING, ptrace::cont, |tracee, status| {
+            status == Status::Signal(marker) && tracee.regs().is_ok_and(|regs| regs.rip == mark)
         });
-        let output = ran.and_then(|()| self.read_batch(batch, table));
+        let output = ran.and_then(|()| self.read_batch(batch, running.table));
         let done = output.as_ref().map(|_| 0).map_err(Clone::clone);
-        let back = self.put_back(&saved, mask, done);
+        let back = self.put_back(&running.saved, running.mask, done);
         let output = output?;
-        back?.map_err(self.failed("running a batch in it"))?;
+        back?.map_err(self.failed(DOING))?;
         match batch.failure(&output) {
             None => Ok(output),
             Some(failure) => Err(TraceeError::Call {
@@ -444,6 +502,7 @@ impl Tracee {
     /// # Errors
     /// As [`Tracee::run`], but failed calls are left to the caller ([`Batch::failure`]).
     pub fn run_raw(&mut self, batch: &Batch) -> Result<Output, TraceeError> {
+        self.at_rest = None;
         let scratch = self.room_for(batch, 0)?;
         let table = scratch.address + PAGE_SIZE_U64;
         self.write_batch(batch, table)?;
@@ -489,7 +548,7 @@ impl Tracee {
         table: u64,
         regs: &Regs,
     ) -> Result<(), TraceeError> {
-        self.set_regs(&Regs {
+        self.load(&Regs {
             rip: scratch.address,
             rbx: table,
             r12: batch.len() as u64,
@@ -548,6 +607,14 @@ impl Tracee {
         }
     }
 
+    /// Registers and signal mask.
+    fn rest(&self) -> Result<(Regs, u64), TraceeError> {
+        match self.at_rest {
+            Some(known) => Ok(known),
+            None => Ok((self.regs()?, self.sigmask()?)),
+        }
+    }
+
     fn xstate(&self) -> Result<Vec<u8>, TraceeError> {
         ptrace::get_xstate(self.tid).map_err(self.failed("reading its extended state"))
     }
@@ -560,7 +627,7 @@ impl Tracee {
     ///
     /// # Errors
     /// When it is not stopped.
-    pub fn block_signals(&self) -> Result<u64, TraceeError> {
+    pub fn block_signals(&mut self) -> Result<u64, TraceeError> {
         let mask = self.sigmask()?;
         self.set_sigmask(all_but(self.marker))?;
         Ok(mask)
@@ -570,7 +637,12 @@ impl Tracee {
     ///
     /// # Errors
     /// When it is not stopped.
-    pub fn set_sigmask(&self, mask: u64) -> Result<(), TraceeError> {
+    pub fn set_sigmask(&mut self, mask: u64) -> Result<(), TraceeError> {
+        self.at_rest = None;
+        self.mask(mask)
+    }
+
+    fn mask(&self, mask: u64) -> Result<(), TraceeError> {
         ptrace::set_sigmask(self.tid, mask).map_err(self.failed("setting its signal mask"))
     }
 }

@@ -3,8 +3,7 @@
 use crate::FreezerError;
 use crate::proc;
 use sys::Pid;
-use sys::batch::Batch;
-use sys::tracee::{Tracee, TraceeError};
+use sys::batch::{Batch, Buffer, CallIndex, Output};
 
 const PRCTL: i64 = 157;
 const BRK: i64 = 12;
@@ -19,8 +18,14 @@ pub(super) struct Attributes {
     pub(super) thp_disabled: bool,
 }
 
-pub(super) fn capture(first: &mut Tracee) -> Result<Attributes, TraceeError> {
-    let mut batch = Batch::new();
+pub(super) struct Asked {
+    brk: CallIndex,
+    flag: Buffer,
+    dumpable: CallIndex,
+    thp: CallIndex,
+}
+
+pub(super) fn ask(batch: &mut Batch) -> Asked {
     let brk = batch.call("brk", BRK, [0.into()]);
     let flag = batch.space(8);
     batch.call(
@@ -30,13 +35,21 @@ pub(super) fn capture(first: &mut Tracee) -> Result<Attributes, TraceeError> {
     );
     let dumpable = batch.call("asking for dumpable", PRCTL, [PR_GET_DUMPABLE.into()]);
     let thp = batch.call("asking for THP", PRCTL, [PR_GET_THP_DISABLE.into()]);
-    let out = first.run(&batch)?;
-    Ok(Attributes {
-        brk: out.result(brk).unwrap_or(0),
-        child_subreaper: out.u32(flag, 0) != 0,
-        dumpable: out.result(dumpable).map_or(1, |value| value as u8),
-        thp_disabled: out.result(thp).is_ok_and(|value| value != 0),
-    })
+    Asked {
+        brk,
+        flag,
+        dumpable,
+        thp,
+    }
+}
+
+pub(super) fn read(asked: &Asked, out: &Output) -> Attributes {
+    Attributes {
+        brk: out.result(asked.brk).unwrap_or(0),
+        child_subreaper: out.u32(asked.flag, 0) != 0,
+        dumpable: out.result(asked.dumpable).map_or(1, |value| value as u8),
+        thp_disabled: out.result(asked.thp).is_ok_and(|value| value != 0),
+    }
 }
 
 /// A file of `/proc/PID` that holds one number.

@@ -1,7 +1,7 @@
 //! What an address space is registered for with membarrier(2).
 
 use sys::Errno;
-use sys::batch::Batch;
+use sys::batch::{Batch, CallIndex, Output};
 use sys::tracee::{Tracee, TraceeError};
 
 const MEMBARRIER: i64 = 324;
@@ -11,12 +11,19 @@ const GET_REGISTRATIONS: i32 = 1 << 9;
 /// `PRIVATE_EXPEDITED`, `PRIVATE_EXPEDITED_SYNC_CORE`, `PRIVATE_EXPEDITED_RSEQ`.
 const PRIVATE: [(i32, u32); 3] = [(1 << 3, 1 << 4), (1 << 5, 1 << 6), (1 << 7, 1 << 8)];
 
-/// The registering commands, as bits.
-pub(super) fn capture(first: &mut Tracee) -> Result<u32, TraceeError> {
-    let mut batch = Batch::new();
+pub(super) struct Asked(CallIndex);
+
+pub(super) fn ask(batch: &mut Batch) -> Asked {
     let args = [GET_REGISTRATIONS.into(), 0.into(), 0.into()];
-    let all = batch.try_call("asking for memory barriers", MEMBARRIER, args);
-    let out = first.run(&batch)?;
+    Asked(batch.try_call("asking for memory barriers", MEMBARRIER, args))
+}
+
+/// The registering commands, as bits.
+pub(super) fn read(
+    Asked(all): Asked,
+    out: &Output,
+    first: &mut Tracee,
+) -> Result<u32, TraceeError> {
     if let Ok(found) = out.result(all) {
         return Ok(found as u32);
     }

@@ -28,11 +28,14 @@ pub(crate) use memory::refusals as memory_refusals;
 pub use pages::capture_pages;
 
 use crate::files::Table;
+use crate::files::outsiders::Outsiders;
 use crate::objects::Objects;
+use crate::proc::Stat;
 use crate::tables::Sharing;
 use crate::{Externals, FreezerError, Frozen};
 use nix::time::ClockId;
 use persist_mem::manifest::{Clocks, Host, Manifest, Process, State};
+use std::collections::BTreeMap;
 use sys::Pid;
 use sys::process::KcmpKind;
 
@@ -42,18 +45,27 @@ use sys::process::KcmpKind;
 /// # Errors
 /// When anything is met that is not carried, or cannot be read.
 pub fn capture(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError> {
-    capture_with(frozen, Externals::default())
+    let inside = members(frozen);
+    capture_with(frozen, Externals::default(), Outsiders::look(&inside))
 }
 
-/// As [`capture`]; what is external is named, not described.
+/// As [`capture`]; what is external is named, not described. `outsiders` are those that the check has
+/// seen.
 ///
 /// # Errors
 /// As [`capture`].
 pub fn capture_with(
     frozen: &Frozen,
     externals: Externals,
+    outsiders: Outsiders,
 ) -> Result<(Manifest, Objects), FreezerError> {
-    describe(frozen, None, externals)
+    describe(frozen, None, externals, outsiders)
+}
+
+/// Everybody of a tree, ended ones too.
+fn members(frozen: &Frozen) -> Vec<Pid> {
+    let zombies = frozen.zombies().iter().copied();
+    frozen.pids().chain(zombies).collect()
 }
 
 /// As [`capture`], for a whole host: this process, which ends with its kernel, may hold ends of pipes
@@ -63,7 +75,9 @@ pub fn capture_with(
 /// As [`capture`].
 pub fn capture_host(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError> {
     let this = Pid(nix::unistd::getpid().as_raw());
-    let (mut manifest, objects) = describe(frozen, Some(this), Externals::default())?;
+    let inside: Vec<Pid> = members(frozen).into_iter().chain([this]).collect();
+    let outsiders = Outsiders::look(&inside);
+    let (mut manifest, objects) = describe(frozen, Some(this), Externals::default(), outsiders)?;
     lasting::forget_inodes(&mut manifest);
     Ok((manifest, objects))
 }
@@ -72,10 +86,8 @@ fn describe(
     frozen: &Frozen,
     ours: Option<Pid>,
     externals: Externals,
+    outsiders: Outsiders,
 ) -> Result<(Manifest, Objects), FreezerError> {
-    let inside: Vec<Pid> = frozen.pids().chain(ours).collect();
-    crate::files::outside::refuse(&inside, &externals)?;
-    crate::files::elsewhere::refuse(frozen, &externals)?;
     let undo = crate::ipc::undo::capture(frozen, ours.is_none())?;
     let mut table = Table::new(externals, ours.is_some());
     let mut finder = foothold::Finder::default();
@@ -89,8 +101,12 @@ fn describe(
     ]
     .map(|kind| Sharing::find(&pids, kind));
     let (mut processes, mut timers_at) = (Vec::new(), Vec::new());
-    for pid in frozen.pids() {
-        let (mut process, at) = process::capture(frozen, pid, &mut table, &mut finder)?;
+    let (stats, children) = relatives(frozen)?;
+    for (pid, stat) in &stats {
+        let pid = *pid;
+        let children = children.get(&pid).map_or(&[][..], Vec::as_slice);
+        let (mut process, at) =
+            process::capture(frozen, (pid, stat), children, &mut table, &mut finder)?;
         timers_at.push(at);
         if let State::Live(live) = &mut process.state {
             live.mm_of = memory.of(pid);
@@ -105,6 +121,8 @@ fn describe(
     for &pid in frozen.zombies() {
         processes.push(zombie(pid)?);
     }
+    let inside: Vec<Pid> = members(frozen).into_iter().chain(ours).collect();
+    table.refuse_outside(&inside, outsiders)?;
     let found = table.finish()?;
     let mut objects = found.objects;
     let inside: Vec<Pid> = frozen.pids().collect();
@@ -135,6 +153,32 @@ fn describe(
         crate::ipc::capture(&mut manifest, &mut objects)?;
     }
     Ok((manifest, objects))
+}
+
+/// Everybody's children, in ascending order.
+type Children = BTreeMap<Pid, Vec<Pid>>;
+
+/// The `stat` of every live process, in their order, and who is whose child.
+fn relatives(frozen: &Frozen) -> Result<(Vec<(Pid, Stat)>, Children), FreezerError> {
+    let stat = |pid| {
+        let first = frozen.first(pid)?;
+        Ok((pid, Stat::read(pid, &format!("task/{first}/stat"))?))
+    };
+    let stats: Vec<_> = frozen
+        .pids()
+        .map(stat)
+        .collect::<Result<_, FreezerError>>()?;
+    let parent = |(pid, stat): &(Pid, Stat)| (*pid, stat.pid(4));
+    let mut parents: Vec<(Pid, Pid)> = stats.iter().map(parent).collect();
+    for zombie in frozen.zombies() {
+        parents.push((*zombie, Stat::read(*zombie, "stat")?.pid(4)));
+    }
+    parents.sort_unstable();
+    let mut children = Children::new();
+    for (pid, parent) in parents {
+        children.entry(parent).or_default().push(pid);
+    }
+    Ok((stats, children))
 }
 
 fn zombie(pid: Pid) -> Result<Process, FreezerError> {

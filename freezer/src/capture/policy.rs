@@ -3,7 +3,7 @@
 use crate::FreezerError;
 use crate::proc::{Mapping, Pagemap, Status};
 use persist_mem::manifest::{AddressSpace, LockFuture};
-use sys::batch::Batch;
+use sys::batch::{Batch, CallIndex, Output};
 use sys::tracee::{Scratch, Tracee, TraceeError};
 use sys::{PAGE_SIZE_U64, Pid, Tid, ptrace};
 
@@ -16,10 +16,9 @@ const PR_GET_MEMORY_MERGE: i32 = 68;
 const KEYS: usize = 16;
 
 /// Kilobytes of locked memory, by one of its threads.
-pub(super) fn locked(pid: Pid, tid: Tid) -> Result<u64, FreezerError> {
-    let status = Status::read(pid, &format!("task/{tid}/status"))?;
+pub(super) fn locked(status: &Status) -> u64 {
     let text = status.value("VmLck").unwrap_or("0");
-    Ok(text.trim_end_matches(" kB").trim().parse().unwrap_or(0))
+    text.trim_end_matches(" kB").trim().parse().unwrap_or(0)
 }
 
 /// mlockall(2) `MCL_FUTURE` by what became of the scratch mapping: locked or not, and brought in or
@@ -29,7 +28,8 @@ pub(super) fn lock_future(
     locked_before: u64,
     scratch: Scratch,
 ) -> Result<LockFuture, FreezerError> {
-    if locked(pid, tid)? <= locked_before {
+    let status = Status::read(pid, &format!("task/{tid}/status"))?;
+    if locked(&status) <= locked_before {
         return Ok(LockFuture::No);
     }
     let end = scratch.address + scratch.len as u64;
@@ -42,19 +42,30 @@ pub(super) fn lock_future(
     })
 }
 
-/// prctl settings and protection keys, asked from inside.
-pub(super) fn capture(
+/// prctl settings.
+pub(super) struct Asked {
+    mdwe: CallIndex,
+    merge: CallIndex,
+}
+
+pub(super) fn ask(batch: &mut Batch) -> Asked {
+    // Kernels that do not know them cannot have them set.
+    Asked {
+        mdwe: batch.try_call("asking for MDWE", PRCTL, [PR_GET_MDWE.into()]),
+        merge: batch.try_call("asking for KSM", PRCTL, [PR_GET_MEMORY_MERGE.into()]),
+    }
+}
+
+/// What was asked, and protection keys.
+pub(super) fn read(
+    asked: &Asked,
+    out: &Output,
     first: &mut Tracee,
     maps: &[Mapping],
     mm: &mut AddressSpace,
 ) -> Result<(), TraceeError> {
-    let mut batch = Batch::new();
-    // Kernels that do not know them cannot have them set.
-    let mdwe = batch.try_call("asking for MDWE", PRCTL, [PR_GET_MDWE.into()]);
-    let merge = batch.try_call("asking for KSM", PRCTL, [PR_GET_MEMORY_MERGE.into()]);
-    let out = first.run(&batch)?;
-    mm.deny_write_exec = out.result(mdwe).unwrap_or(0) as u32;
-    mm.merge_any = out.result(merge).is_ok_and(|on| on == 1);
+    mm.deny_write_exec = out.result(asked.mdwe).unwrap_or(0) as u32;
+    mm.merge_any = out.result(asked.merge).is_ok_and(|on| on == 1);
     mm.protection_keys = 1;
     if maps.iter().any(|map| map.protection_key.is_some()) {
         mm.protection_keys = protection_keys(first)?;

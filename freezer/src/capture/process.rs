@@ -5,11 +5,12 @@ use super::inside::{self, Inside};
 use super::timers::TimersAt;
 use super::{attributes, leader, membarrier, memory, policy, reports, signals, thread, timers};
 use crate::files::Table;
-use crate::proc::{self, Stat, Status};
+use crate::proc::{self, Stat};
 use crate::{FreezerError, Frozen};
 use persist_mem::manifest::{AddressSpace, FileRef, Live, LockFuture, Process, State};
+use sys::batch::Batch;
 use sys::tracee::Foothold;
-use sys::{PAGE_SIZE, Pid, Tid, ptrace};
+use sys::{PAGE_SIZE, Pid, ptrace};
 
 /// Room for the largest batch: 64 signal actions, the timers, the rest.
 const SCRATCH: usize = 64 << 10;
@@ -18,27 +19,24 @@ const FRAME: usize = 1024;
 
 pub(super) fn capture(
     frozen: &Frozen,
-    pid: Pid,
+    (pid, stat): (Pid, &Stat),
+    children: &[Pid],
     table: &mut Table,
     finder: &mut Finder,
 ) -> Result<(Process, TimersAt), FreezerError> {
-    let first = first(frozen, pid)?;
-    let stat = Stat::read(pid, &format!("task/{first}/stat"))?;
-    let ended_leader = match first == pid.leader() {
+    let ended_leader = match frozen.first(pid)? == pid.leader() {
         true => None,
         false => Some(leader::capture(pid)?),
     };
     let maps = memory::mappings(pid)?;
     // Everything that looks at memory comes before the scratch mapping is made.
-    let mut mm = memory::capture(pid, &stat, &maps, &mut table.objects)?;
-    table.session(pid, &stat);
+    let mut mm = memory::capture(pid, stat, &maps, &mut table.objects)?;
+    table.session(pid, stat);
     let (cwd, cwd_removed) = table.directory(pid)?;
     let files = table.capture(pid)?;
     let mut threads = inside::threads(frozen, pid)?;
     let room = map_scratch(pid, &mut threads, &maps, finder)?;
-    let barriers = membarrier::capture(&mut threads[0].tracee);
-    let asked = policy::capture(&mut threads[0].tracee, &maps, &mut mm);
-    let described = describe(frozen, pid, &mut threads);
+    let described = describe(pid, &mut threads, children, &maps, &mut mm);
     let unmapped = threads[room.maker]
         .tracee
         .unmap_scratch(room.gate)
@@ -55,7 +53,7 @@ pub(super) fn capture(
             sent.map_err(FreezerError::call(pid, "sending on a signal"))?;
         }
     }
-    let (mut live, more, timers_at) = described?;
+    let (mut live, timers_at) = described?;
     let leader = ended_leader.as_ref();
     let exit_signal = leader.map_or(stat.exit_signal(), |leader| leader.exit_signal);
     live.ended_leader = ended_leader;
@@ -63,11 +61,9 @@ pub(super) fn capture(
     unmapped?;
     shrunk?;
     put_back?;
-    asked.map_err(FreezerError::tracee(pid))?;
-    mm.membarrier = barriers.map_err(FreezerError::tracee(pid))?;
     mm.lock_future = room.lock_future?;
-    mm.layout.brk = more.brk;
-    mm.thp_disabled = more.thp_disabled;
+    let states = frozen.threads(pid);
+    live.stopped = states.iter().find_map(|(_, thread)| thread.group_stop);
     live.mm = mm;
     live.files = files;
     let process = Process {
@@ -79,13 +75,6 @@ pub(super) fn capture(
         state: State::Live(Box::new(live)),
     };
     Ok((process, timers_at))
-}
-
-/// The thread that answers for the process: its leader, unless that has ended.
-fn first(frozen: &Frozen, pid: Pid) -> Result<Tid, FreezerError> {
-    let threads = frozen.threads(pid);
-    let first = threads.first().map(|(tid, _)| *tid);
-    first.ok_or_else(|| FreezerError::refuse(pid, "threads", "it has none"))
 }
 
 /// Room for batches in a process.
@@ -115,6 +104,7 @@ fn map_scratch(
     let Some(thread) = threads.get_mut(maker) else {
         return Err(FreezerError::refuse(pid, "threads", "it has none"));
     };
+    let locked = policy::locked(&thread.status);
     let tracee = &mut thread.tracee;
     let tid = tracee.tid();
     let xstate =
@@ -126,7 +116,6 @@ fn map_scratch(
     if let Some(foothold) = way.foothold {
         tracee.set_foothold(foothold);
     }
-    let locked = policy::locked(pid, tid)?;
     let scratch = tracee
         .map_scratch(way.gate, SCRATCH)
         .map_err(FreezerError::tracee(pid))?;
@@ -143,33 +132,54 @@ fn map_scratch(
     })
 }
 
+/// What one thread is asked about its process, in one batch.
+struct Asked {
+    barriers: membarrier::Asked,
+    policy: policy::Asked,
+    actions: signals::Asked,
+    attributes: attributes::Asked,
+    itimers: timers::Asked,
+}
+
+impl Asked {
+    fn add(batch: &mut Batch) -> Asked {
+        Asked {
+            barriers: membarrier::ask(batch),
+            policy: policy::ask(batch),
+            actions: signals::ask(batch),
+            attributes: attributes::ask(batch),
+            itimers: timers::ask(batch),
+        }
+    }
+}
+
 /// What is asked from inside.
 fn describe(
-    frozen: &Frozen,
     pid: Pid,
     inside: &mut [Inside],
-) -> Result<(Live, attributes::Attributes, TimersAt), FreezerError> {
+    children: &[Pid],
+    maps: &[proc::Mapping],
+    mm: &mut AddressSpace,
+) -> Result<(Live, TimersAt), FreezerError> {
+    let mut batch = Batch::new();
+    let asked = Asked::add(&mut batch);
+    let failed = || FreezerError::tracee(pid);
     let first = &mut inside[0].tracee;
     let first_tid = first.tid();
-    let status = Status::read(pid, &format!("task/{first_tid}/status"))?;
-    let actions = signals::actions(first).map_err(FreezerError::tracee(pid))?;
-    let more = attributes::capture(first).map_err(FreezerError::tracee(pid))?;
     let timers_at = TimersAt::now();
-    let itimers = timers::itimers(first).map_err(FreezerError::tracee(pid))?;
+    let out = first.run(&batch).map_err(failed())?;
     let posix = timers::posix(pid, first)?;
-    let children = proc::children(pid)?;
-    let reports = reports::capture(first, &children).map_err(FreezerError::tracee(pid))?;
+    let reports = reports::capture(first, children).map_err(failed())?;
+    mm.membarrier = membarrier::read(asked.barriers, &out, first).map_err(failed())?;
+    policy::read(&asked.policy, &out, first, maps, mm).map_err(failed())?;
+    let more = attributes::read(&asked.attributes, &out);
+    mm.layout.brk = more.brk;
+    mm.thp_disabled = more.thp_disabled;
+    let umask = inside[0].status.value("Umask");
+    let umask = umask.and_then(|text| u32::from_str_radix(text, 8).ok());
     let mut filters = Vec::new();
-    let threads = inside
-        .iter_mut()
-        .map(|thread| thread::capture(thread, &mut filters))
-        .collect::<Result<Vec<_>, _>>()?;
-    let stopped = frozen
-        .threads(pid)
-        .iter()
-        .find_map(|(_, thread)| thread.group_stop);
     let live = Live {
-        threads,
+        threads: thread::capture(inside, SCRATCH, &mut filters)?,
         ended_leader: None,
         mm: AddressSpace::default(),
         files: Vec::new(),
@@ -181,21 +191,18 @@ fn describe(
         cwd: FileRef::default(),
         cwd_removed: None,
         root: crate::files::reference(pid, "root")?,
-        umask: status
-            .value("Umask")
-            .and_then(|t| u32::from_str_radix(t, 8).ok())
-            .unwrap_or(0o22),
-        actions,
+        umask: umask.unwrap_or(0o22),
+        actions: signals::actions(asked.actions, &out),
         pending: signals::pending(pid, first_tid, true)?,
-        stopped,
+        stopped: None,
         reports,
         limits: attributes::limits(pid)?,
-        itimers,
+        itimers: timers::itimers(&asked.itimers, &out),
         timers: posix,
         filters,
         oom_score_adj: attributes::number(pid, "oom_score_adj", 10)? as i32,
         child_subreaper: more.child_subreaper,
         dumpable: more.dumpable,
     };
-    Ok((live, more, timers_at))
+    Ok((live, timers_at))
 }

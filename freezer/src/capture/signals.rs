@@ -2,8 +2,7 @@
 
 use crate::FreezerError;
 use persist_mem::manifest::{QueuedSignal, SigAction};
-use sys::batch::Batch;
-use sys::tracee::{Tracee, TraceeError};
+use sys::batch::{Batch, Buffer, Output};
 use sys::{Pid, Tid, ptrace};
 
 const RT_SIGACTION: i64 = 13;
@@ -11,10 +10,11 @@ const SIGNALS: i32 = 64;
 const SIGKILL: i32 = 9;
 const SIGSTOP: i32 = 19;
 
-/// All 64 dispositions, signal 1 first. No file of `/proc` shows handlers, so they are asked for
-/// inside.
-pub(super) fn actions(first: &mut Tracee) -> Result<Vec<SigAction>, TraceeError> {
-    let mut batch = Batch::new();
+/// Where the 64 dispositions are written, signal 1 first.
+pub(super) struct Asked(Vec<Buffer>);
+
+/// No file of `/proc` shows handlers, so they are asked for inside.
+pub(super) fn ask(batch: &mut Batch) -> Asked {
     let mut buffers = Vec::new();
     for signal in 1..=SIGNALS {
         let old = batch.space(32);
@@ -24,14 +24,18 @@ pub(super) fn actions(first: &mut Tracee) -> Result<Vec<SigAction>, TraceeError>
             batch.call("asking for a signal action", RT_SIGACTION, args);
         }
     }
-    let out = first.run(&batch)?;
+    Asked(buffers)
+}
+
+/// All 64 dispositions.
+pub(super) fn actions(Asked(buffers): Asked, out: &Output) -> Vec<SigAction> {
     let action = |buffer| SigAction {
         handler: out.u64(buffer, 0),
         flags: out.u64(buffer, 1),
         restorer: out.u64(buffer, 2),
         mask: out.u64(buffer, 3),
     };
-    Ok(buffers.into_iter().map(action).collect())
+    buffers.into_iter().map(action).collect()
 }
 
 /// The queue of a thread, or (`shared`) of its process.

@@ -3,11 +3,11 @@
 use super::inside::Inside;
 use super::{credentials, numa, seccomp, signals};
 use crate::FreezerError;
-use crate::proc::{self, Stat};
+use crate::proc::Stat;
 use persist_mem::manifest::{Filter, MemoryPolicy, Rseq, Scheduling, Thread};
 use std::sync::OnceLock;
 use sys::batch::{Batch, Buffer, CallIndex, Output};
-use sys::tracee::{Tracee, TraceeError};
+use sys::tracee;
 use sys::{process, ptrace};
 
 const PRCTL: i64 = 157;
@@ -37,8 +37,40 @@ const IO_FLUSHER: u64 = 0x18_0000;
 const ARCH_PRCTL: i64 = 158;
 const ARCH_GET_CPUID: i32 = 0x1011;
 
+/// Describes threads of one process. They answer side by side, in `room` bytes of scratch memory.
 pub(super) fn capture(
-    inside: &mut Inside,
+    threads: &mut [Inside],
+    room: usize,
+    filters: &mut Vec<Filter>,
+) -> Result<Vec<Thread>, FreezerError> {
+    let mut batch = Batch::new();
+    let question = Question::add(&mut batch);
+    let each = tracee::room(&batch);
+    let mut found = Vec::new();
+    for some in threads.chunks_mut((room / each).max(1)) {
+        let begin = |(inside, place): (&mut Inside, usize)| inside.tracee.begin(&batch, place);
+        let begun: Vec<_> = some
+            .iter_mut()
+            .zip((0..).step_by(each))
+            .map(begin)
+            .collect();
+        // All of them, also when one fails: nobody may be left running.
+        let ended: Vec<_> = some
+            .iter_mut()
+            .zip(begun)
+            .map(|(inside, begun)| inside.tracee.end(&batch, &begun?))
+            .collect();
+        for (inside, out) in some.iter_mut().zip(ended) {
+            let out = out.map_err(FreezerError::tracee(inside.tracee.pid()))?;
+            found.push(describe(inside, question.read(&out), filters)?);
+        }
+    }
+    Ok(found)
+}
+
+fn describe(
+    inside: &Inside,
+    asked: Asked,
     filters: &mut Vec<Filter>,
 ) -> Result<Thread, FreezerError> {
     let (pid, tid) = (inside.tracee.pid(), inside.tracee.tid());
@@ -50,13 +82,9 @@ pub(super) fn capture(
     let pending = signals::pending(pid, tid, false)?;
     let status = &inside.status;
     let stat = Stat::read(pid, &format!("task/{tid}/stat"))?;
-
-    let asked = ask(&mut inside.tracee).map_err(FreezerError::tracee(pid))?;
-    let mut comm = proc::read(pid, &format!("task/{tid}/comm"))?;
-    comm.pop();
     Ok(Thread {
         tid,
-        comm,
+        comm: stat.comm().to_vec(),
         regs: inside.regs,
         xstate,
         sigmask,
@@ -122,70 +150,83 @@ struct Processor {
     cpuid_faults: bool,
 }
 
-fn ask(tracee: &mut Tracee) -> Result<Asked, TraceeError> {
-    let mut batch = Batch::new();
-    let stack = batch.space(24);
-    batch.call(
-        "asking for its signal stack",
-        SIGALTSTACK,
-        [0.into(), stack.into()],
-    );
-    let tid_address = batch.space(8);
-    let get = PR_GET_TID_ADDRESS.into();
-    batch.call(
-        "asking for its tid address",
-        PRCTL,
-        [get, tid_address.into()],
-    );
-    let death = batch.space(8);
-    let get = PR_GET_PDEATHSIG.into();
-    batch.call(
-        "asking for its parent death signal",
-        PRCTL,
-        [get, death.into()],
-    );
-    let secure = batch.call("asking for securebits", PRCTL, [PR_GET_SECUREBITS.into()]);
-    let slack = batch.call("asking for timer slack", PRCTL, [PR_GET_TIMERSLACK.into()]);
-    let who = IOPRIO_WHO_PROCESS.into();
-    let ioprio = batch.call("asking for its I/O priority", IOPRIO_GET, [who, 0.into()]);
-    let policy = batch.call(
-        "asking for its scheduling policy",
-        SCHED_GETSCHEDULER,
-        [0.into()],
-    );
-    let get = PR_MCE_KILL_GET.into();
-    let failure = batch.call("asking for its memory failure policy", PRCTL, [get]);
-    let all = u64::from(u32::MAX).into();
-    let personality = batch.call("asking for its personality", PERSONALITY, [all]);
-    let attr = batch.space(SCHED_ATTR);
-    let args = [0.into(), attr.into(), SCHED_ATTR.into(), 0.into()];
-    batch.call("asking for its scheduling", SCHED_GETATTR, args);
-    let memory_policy = numa::Asked::add(&mut batch, None);
-    let processor = ProcessorCalls::add(&mut batch);
-    let out = tracee.run(&batch)?;
-    // struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period.
-    let deadline = (out.u32(attr, 1) == SCHED_DEADLINE).then(|| {
-        let word = |index| out.u64(attr, index);
-        [word(1), word(3), word(4), word(5)]
-    });
-    let runtime = out.u64(attr, 3);
-    let ordinary = matches!(out.u32(attr, 1), SCHED_OTHER | SCHED_BATCH);
-    let slice = (ordinary && runtime != usual_slice()).then_some(runtime);
-    Ok(Asked {
-        processor: processor.read(&out),
-        deadline,
-        slice,
-        memory_policy: memory_policy.read(&out),
-        altstack: (out.u64(stack, 0), out.u32(stack, 2), out.u64(stack, 2)),
-        clear_child_tid: out.u64(tid_address, 0),
-        securebits: out.result(secure).unwrap_or(0) as u32,
-        policy: out.result(policy).unwrap_or(0),
-        ioprio: out.result(ioprio).unwrap_or(0) as i32,
-        timer_slack: out.result(slack).unwrap_or(50_000),
-        pdeathsig: out.u32(death, 0) as i32,
-        personality: out.result(personality).unwrap_or(0) as u32,
-        memory_failure: out.result(failure).map_or(2, |policy| policy as u8),
-    })
+/// The calls that ask for [`Asked`].
+struct Question {
+    stack: Buffer,
+    tid_address: Buffer,
+    death: Buffer,
+    secure: CallIndex,
+    slack: CallIndex,
+    ioprio: CallIndex,
+    policy: CallIndex,
+    attr: Buffer,
+    failure: CallIndex,
+    personality: CallIndex,
+    memory_policy: numa::Asked,
+    processor: ProcessorCalls,
+}
+
+impl Question {
+    fn add(batch: &mut Batch) -> Question {
+        let mut into = |what, option: i32| {
+            let buffer = batch.space(8);
+            batch.call(what, PRCTL, [option.into(), buffer.into()]);
+            buffer
+        };
+        let tid_address = into("asking for its tid address", PR_GET_TID_ADDRESS);
+        let death = into("asking for its parent death signal", PR_GET_PDEATHSIG);
+        let stack = batch.space(24);
+        let args = [0.into(), stack.into()];
+        batch.call("asking for its signal stack", SIGALTSTACK, args);
+        let attr = batch.space(SCHED_ATTR);
+        let args = [0.into(), attr.into(), SCHED_ATTR.into(), 0.into()];
+        batch.call("asking for its scheduling", SCHED_GETATTR, args);
+        let who = IOPRIO_WHO_PROCESS.into();
+        let policy = "asking for its scheduling policy";
+        let all = u64::from(u32::MAX).into();
+        let failure = "asking for its memory failure policy";
+        Question {
+            stack,
+            tid_address,
+            death,
+            attr,
+            secure: batch.call("asking for securebits", PRCTL, [PR_GET_SECUREBITS.into()]),
+            slack: batch.call("asking for timer slack", PRCTL, [PR_GET_TIMERSLACK.into()]),
+            ioprio: batch.call("asking for its I/O priority", IOPRIO_GET, [who, 0.into()]),
+            policy: batch.call(policy, SCHED_GETSCHEDULER, [0.into()]),
+            failure: batch.call(failure, PRCTL, [PR_MCE_KILL_GET.into()]),
+            personality: batch.call("asking for its personality", PERSONALITY, [all]),
+            memory_policy: numa::Asked::add(batch, None),
+            processor: ProcessorCalls::add(batch),
+        }
+    }
+
+    fn read(&self, out: &Output) -> Asked {
+        let (stack, attr) = (self.stack, self.attr);
+        // struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period.
+        let deadline = (out.u32(attr, 1) == SCHED_DEADLINE).then(|| {
+            let word = |index| out.u64(attr, index);
+            [word(1), word(3), word(4), word(5)]
+        });
+        let runtime = out.u64(attr, 3);
+        let ordinary = matches!(out.u32(attr, 1), SCHED_OTHER | SCHED_BATCH);
+        let slice = (ordinary && runtime != usual_slice()).then_some(runtime);
+        Asked {
+            processor: self.processor.read(out),
+            deadline,
+            slice,
+            memory_policy: self.memory_policy.read(out),
+            altstack: (out.u64(stack, 0), out.u32(stack, 2), out.u64(stack, 2)),
+            clear_child_tid: out.u64(self.tid_address, 0),
+            securebits: out.result(self.secure).unwrap_or(0) as u32,
+            policy: out.result(self.policy).unwrap_or(0),
+            ioprio: out.result(self.ioprio).unwrap_or(0) as i32,
+            timer_slack: out.result(self.slack).unwrap_or(50_000),
+            pdeathsig: out.u32(self.death, 0) as i32,
+            personality: out.result(self.personality).unwrap_or(0) as u32,
+            memory_failure: out.result(self.failure).map_or(2, |policy| policy as u8),
+        }
+    }
 }
 
 /// The time slice of this thread, which asks for none of its own; 0 where the kernel does not tell it.

@@ -4,8 +4,8 @@ use crate::FreezerError;
 use crate::freeze::monotonic_ns;
 use crate::proc;
 use persist_mem::manifest::{Itimer, Live, PosixTimer};
-use sys::batch::Batch;
-use sys::tracee::{Tracee, TraceeError};
+use sys::batch::{Batch, Buffer, Output};
+use sys::tracee::Tracee;
 use sys::{Pid, Tid};
 
 const GETITIMER: i64 = 36;
@@ -54,10 +54,11 @@ fn counts_cpu(clock: i32) -> bool {
     clock < 0 || clock == 2 || clock == 3
 }
 
-/// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
-pub(super) fn itimers(first: &mut Tracee) -> Result<[Itimer; 3], TraceeError> {
-    let mut batch = Batch::new();
-    let buffers = [0, 1, 2].map(|which| {
+/// Where ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF are written.
+pub(super) struct Asked([Buffer; 3]);
+
+pub(super) fn ask(batch: &mut Batch) -> Asked {
+    Asked([0, 1, 2].map(|which| {
         let buffer = batch.space(32);
         batch.call(
             "asking for an interval timer",
@@ -65,12 +66,15 @@ pub(super) fn itimers(first: &mut Tracee) -> Result<[Itimer; 3], TraceeError> {
             [which.into(), buffer.into()],
         );
         buffer
-    });
-    let out = first.run(&batch)?;
-    Ok(buffers.map(|buffer| Itimer {
+    }))
+}
+
+/// The interval timers.
+pub(super) fn itimers(Asked(buffers): &Asked, out: &Output) -> [Itimer; 3] {
+    buffers.map(|buffer| Itimer {
         interval_us: out.u64(buffer, 0) * 1_000_000 + out.u64(buffer, 1),
         value_us: out.u64(buffer, 2) * 1_000_000 + out.u64(buffer, 3),
-    }))
+    })
 }
 
 /// Timers made by timer_create(2): `/proc/PID/timers` lists them, their state is asked inside.

@@ -4,15 +4,12 @@
 use super::Open;
 use crate::FreezerError;
 use crate::objects::{self, Objects};
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::SFlag;
 use persist_mem::manifest::DescriptionKind;
 use std::os::fd::AsRawFd;
 
 pub(super) fn is_one(open: &Open<'_>) -> bool {
-    let regular = fstat(open.copy).is_ok_and(|found| {
-        let kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
-        kind == SFlag::S_IFREG && found.st_nlink == 0
-    });
+    let regular = open.file_type() == SFlag::S_IFREG && open.stat.st_nlink == 0;
     regular && open.link.starts_with(b"/") && open.link.ends_with(b" (deleted)")
 }
 

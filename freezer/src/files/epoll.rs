@@ -127,7 +127,7 @@ pub(super) fn resolve(table: &mut Table) -> Result<(), FreezerError> {
             let likely = table.numbers.get(&(pid, target.fd)).copied();
             let description = likely
                 .filter(|candidate| is(*candidate, slot))
-                .or_else(|| table.sorted.iter().copied().find(|c| is(*c, slot)))
+                .or_else(|| table.copies.keys().copied().find(|c| is(*c, slot)))
                 .ok_or_else(|| FreezerError::refuse(pid, format!("fd {fd}"), gone(target.fd)))?;
             found.push(description);
         }

@@ -4,6 +4,7 @@ mod deleted;
 mod device;
 mod edges;
 pub(crate) mod elsewhere;
+pub(crate) mod ends;
 mod epoll;
 mod eventfd;
 mod fanotify;
@@ -15,6 +16,7 @@ mod lock;
 mod memfd;
 mod mqueue;
 pub(crate) mod outside;
+pub(crate) mod outsiders;
 mod owner;
 mod path;
 mod pidfd;
@@ -31,13 +33,13 @@ mod tunnel;
 use crate::objects::Objects;
 use crate::proc::{self, FdInfo};
 use crate::{Externals, FreezerError, Refusal};
-use nix::sys::stat::{FileStat, SFlag, fstat};
+use nix::sys::stat::{FileStat, SFlag, fstat, major};
 use persist_mem::manifest::{
     Description, DescriptionId, DescriptionKind, Descriptor, FileRef, Lock, Pipe, PosixQueue,
     RemovedDirectory, RemovedId, Terminal, Tunnel,
 };
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use sys::process::{self, KcmpKind};
 use sys::{Errno, Pid, Tid};
@@ -88,6 +90,10 @@ impl<'a> Open<'a> {
             stat,
         })
     }
+    /// Whether the file may lie on a file system of the kernel's own: those have no device.
+    fn may_be_made_up(&self) -> bool {
+        major(self.stat.st_dev) == 0
+    }
     /// `S_IFMT` of the file.
     fn file_type(&self) -> SFlag {
         SFlag::from_bits_truncate(self.stat.st_mode) & SFlag::S_IFMT
@@ -116,13 +122,15 @@ impl<'a> Open<'a> {
 /// The descriptions found so far, each once however many descriptors share it.
 #[derive(Default)]
 pub(crate) struct Table {
+    /// This process.
+    this: Option<Pid>,
     descriptions: Vec<Description>,
     /// Objects that descriptions and mappings lead to.
     pub(crate) objects: Objects,
     /// A copy of one descriptor of each.
     copies: BTreeMap<DescriptionId, OwnedFd>,
-    /// In the order kcmp(2) gives them.
-    sorted: Vec<DescriptionId>,
+    /// Those of each file, by device and inode, in the order kcmp(2) gives them.
+    sorted: HashMap<(u64, u64), Vec<DescriptionId>>,
     /// What every descriptor is open on.
     numbers: BTreeMap<(Pid, i32), DescriptionId>,
     pipes: pipe::Pipes,
@@ -133,6 +141,8 @@ pub(crate) struct Table {
     queues: mqueue::Queues,
     tunnels: tunnel::Tunnels,
     externals: Externals,
+    /// What may reach out of the tree.
+    ends: ends::Ours,
 }
 
 /// All that was found.
@@ -152,6 +162,7 @@ impl Table {
         Table {
             externals,
             sockets: socket::Sockets::new(whole_host),
+            this: Some(Pid(nix::unistd::getpid().as_raw())),
             ..Table::default()
         }
     }
@@ -176,16 +187,38 @@ impl Table {
         Ok((FileRef::default(), Some(id)))
     }
 
+    /// Refuses what a process outside of the tree holds as well, or holds the other end of.
+    ///
+    /// # Errors
+    /// [`FreezerError::Refused`].
+    pub(crate) fn refuse_outside(
+        &self,
+        inside: &[Pid],
+        mut outsiders: outsiders::Outsiders,
+    ) -> Result<(), FreezerError> {
+        if self.ends.is_empty() {
+            return Ok(());
+        }
+        outsiders.look_again(inside);
+        let found = reaching_out(&self.ends, &outsiders, inside, &self.externals);
+        if found.is_empty() {
+            Ok(())
+        } else {
+            Err(FreezerError::Refused(found))
+        }
+    }
+
     /// Every descriptor of a process.
     pub(crate) fn capture(&mut self, pid: Pid) -> Result<Vec<Descriptor>, FreezerError> {
         let pidfd = proc::pidfd(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
         let mut found = Vec::new();
-        for fd in proc::numbers(pid, "fd")? {
+        let links = proc::Links::open(pid)?;
+        for &fd in links.numbers() {
             let copy = process::pidfd_getfd(pidfd.as_fd(), fd)
                 .map_err(FreezerError::call(pid, format!("copying descriptor {fd}")))?;
-            let info = FdInfo::read(pid, fd)?;
+            let info = links.info(fd)?;
             let cloexec = info.number("flags", 8).unwrap_or(0) & O_CLOEXEC != 0;
-            let description = self.description(pid, fd, &info, copy)?;
+            let description = self.description(pid, fd, (&links.read(fd)?, &info), copy)?;
             found.push(Descriptor {
                 fd,
                 cloexec,
@@ -199,13 +232,14 @@ impl Table {
         &mut self,
         pid: Pid,
         fd: i32,
-        info: &FdInfo,
+        (link, info): (&[u8], &FdInfo),
         copy: OwnedFd,
     ) -> Result<DescriptionId, FreezerError> {
-        let link = proc::link(pid, &format!("fd/{fd}"))?;
-        let open = Open::new(pid, fd, &link, info, &copy)?;
-        let place = self.find(&copy).map_err(FreezerError::call(pid, "kcmp"))?;
-        let known = place.ok().map(|index| self.sorted[index]);
+        let open = Open::new(pid, fd, link, info, &copy)?;
+        let file = (open.stat.st_dev, open.stat.st_ino);
+        let place = self.find(file, &copy);
+        let place = place.map_err(FreezerError::call(pid, "kcmp"))?;
+        let known = place.as_ref().ok().copied();
         let id = known.unwrap_or_else(|| self.next());
         let external = self.externals.number(&copy);
         let external = external.map_err(FreezerError::call(pid, "kcmp"))?;
@@ -213,10 +247,15 @@ impl Table {
             lock::capture(&open, id, known.is_none(), &mut self.locks)?;
         }
         self.numbers.insert((pid, fd), id);
+        if Some(pid) != self.this
+            && let Some(end) = ends::of_open(&open)
+        {
+            self.ends.entry(end).or_insert((pid, fd));
+        }
         let Err(place) = place else { return Ok(id) };
         let kind = match external {
             Some(number) => DescriptionKind::External { number },
-            None if self.externals.touches(&link) => {
+            None if self.externals.touches(link) => {
                 return Err(
                     open.refuse("its other end is handed over (--external), so must be this one")
                 );
@@ -230,7 +269,7 @@ impl Table {
             owner: owner::capture(&open)?,
             kind,
         });
-        self.sorted.insert(place, id);
+        self.sorted.entry(file).or_default().insert(place, id);
         self.copies.insert(id, copy);
         Ok(id)
     }
@@ -239,16 +278,19 @@ impl Table {
         DescriptionId(u32::try_from(self.descriptions.len()).unwrap_or(u32::MAX))
     }
 
-    /// Binary search by the order kcmp(2) defines.
-    fn find(&self, copy: &OwnedFd) -> sys::Result<Result<usize, usize>> {
-        let me = Tid(nix::unistd::getpid().as_raw());
-        let (mut low, mut high) = (0, self.sorted.len());
+    /// The description, or its place among those of its file: binary search by the order kcmp(2) defines.
+    fn find(&self, file: (u64, u64), copy: &OwnedFd) -> sys::Result<Result<DescriptionId, usize>> {
+        let Some(sorted) = self.sorted.get(&file) else {
+            return Ok(Err(0));
+        };
+        let me = self.this.map_or(Tid(0), Pid::leader);
+        let (mut low, mut high) = (0, sorted.len());
         while low < high {
             let middle = usize::midpoint(low, high);
-            let other = self.copies.get(&self.sorted[middle]);
+            let other = self.copies.get(&sorted[middle]);
             let other = other.map_or(-1, AsRawFd::as_raw_fd);
             match process::kcmp(me, me, KcmpKind::File, other, copy.as_raw_fd())? {
-                Ordering::Equal => return Ok(Ok(middle)),
+                Ordering::Equal => return Ok(Ok(sorted[middle])),
                 Ordering::Less => low = middle + 1,
                 Ordering::Greater => high = middle,
             }
@@ -314,7 +356,8 @@ impl Table {
             .map_err(|e| FreezerError::refuse(pid, format!("fd {fd}"), e.to_string()))?;
         // It is looked at as a descriptor of this process, and reported as its holder's.
         let number = copy.as_raw_fd();
-        self.description(me, number, &info, copy)
+        let link = proc::link(me, &format!("fd/{number}"))?;
+        self.description(me, number, (&link, &info), copy)
             .map_err(|error| match error {
                 FreezerError::Refused(found) => {
                     let what = found
@@ -428,8 +471,8 @@ pub(crate) fn removed_cwd(pid: Pid) -> bool {
 }
 
 /// The path of what is open may be longer than the kernel tells.
-fn nameless(pid: Pid, fd: i32) -> Option<Refusal> {
-    let Err(FreezerError::Proc { cause, .. }) = proc::link(pid, &format!("fd/{fd}")) else {
+fn nameless(pid: Pid, fd: i32, link: &Result<Vec<u8>, FreezerError>) -> Option<Refusal> {
+    let Err(FreezerError::Proc { cause, .. }) = link else {
         return None;
     };
     let too_long = cause.raw_os_error() == Some(Errno::ENAMETOOLONG as i32);
@@ -439,6 +482,18 @@ fn nameless(pid: Pid, fd: i32) -> Option<Refusal> {
         resource: format!("fd {fd}"),
         reason: "its path is longer than the kernel tells".into(),
     })
+}
+
+/// What of a tree's descriptors reaches out of it, but for what is external.
+pub(crate) fn reaching_out(
+    ours: &ends::Ours,
+    outsiders: &outsiders::Outsiders,
+    inside: &[Pid],
+    externals: &Externals,
+) -> Vec<Refusal> {
+    let mut found = outside::shared(ours, outsiders, inside, externals);
+    found.extend(elsewhere::refusals(ours, outsiders, inside));
+    externals.excuse(found)
 }
 
 /// What of a process's descriptors is not carried, found without stopping it.
@@ -451,16 +506,18 @@ pub(crate) fn refusals(
     let pidfd = proc::pidfd(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
     let mut found = Vec::new();
     let mut sockets = socket::Facts::new(whole_host);
-    for fd in proc::numbers(pid, "fd")? {
-        if let Some(refusal) = nameless(pid, fd) {
+    let links = proc::Links::open(pid)?;
+    for &fd in links.numbers() {
+        let link = links.read(fd);
+        if let Some(refusal) = nameless(pid, fd, &link) {
             found.push(refusal);
             continue;
         }
         // A running process may close it at any time.
         let (Ok(copy), Ok(info), Ok(link)) = (
             process::pidfd_getfd(pidfd.as_fd(), fd),
-            FdInfo::read(pid, fd),
-            proc::link(pid, &format!("fd/{fd}")),
+            links.info(fd),
+            link,
         ) else {
             continue;
         };

@@ -1,90 +1,37 @@
 //! Pipes and sockets that reach out of a tree: what a process outside holds as well would be cut off.
 
+use super::ends::{End, Ours};
+use super::outsiders::{Outsiders, lives_outside};
 use crate::diag::UnixInfo;
-use crate::{Externals, FreezerError, Refusal, diag, nettcp, proc};
+use crate::{Externals, Refusal, diag, nettcp, proc};
 use std::collections::HashMap;
 use sys::Pid;
 
-/// What two processes may each hold an end of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Node {
-    /// A pipe by its inode: both ends have the same.
-    Pipe(u64),
-    /// A socket by its inode: its peer has another.
-    Socket(u64),
-}
-
-impl core::fmt::Display for Node {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Node::Pipe(inode) => write!(f, "pipe:[{inode}]"),
-            Node::Socket(inode) => write!(f, "socket:[{inode}]"),
-        }
-    }
-}
-
-impl Node {
-    /// From a link of `/proc/PID/fd`.
-    fn parse(link: &[u8]) -> Option<Node> {
-        let text = std::str::from_utf8(link).ok()?;
-        let (kind, inode) = text.strip_suffix(']')?.split_once(":[")?;
-        let inode = inode.parse().ok()?;
-        match kind {
-            "pipe" => Some(Node::Pipe(inode)),
-            "socket" => Some(Node::Socket(inode)),
-            _ => None,
-        }
-    }
-}
-
-/// The inode in a link of `/proc/PID/fd`, when it is a socket.
-pub(crate) fn socket_inode(link: &[u8]) -> Option<u64> {
-    match Node::parse(link) {
-        Some(Node::Socket(inode)) => Some(inode),
-        _ => None,
-    }
-}
-
-/// Refuses what a process outside of the tree holds as well, or holds the other end of. Asked before
-/// any descriptor is copied: after that this process holds them too.
-///
-/// # Errors
-/// [`FreezerError::Refused`].
-pub(crate) fn refuse(inside: &[Pid], externals: &Externals) -> Result<(), FreezerError> {
-    let found = externals.excuse(shared(inside, externals));
-    if found.is_empty() {
-        Ok(())
-    } else {
-        Err(FreezerError::Refused(found))
-    }
-}
-
 /// Every pipe and socket of the tree that reaches out of it.
-pub(crate) fn shared(inside: &[Pid], externals: &Externals) -> Vec<Refusal> {
-    let mut ours: HashMap<Node, (Pid, i32)> = HashMap::new();
-    for pid in inside {
-        for (fd, node) in nodes(*pid) {
-            ours.entry(node).or_insert((*pid, fd));
-        }
-    }
+pub(crate) fn shared(
+    ours: &Ours,
+    outsiders: &Outsiders,
+    inside: &[Pid],
+    externals: &Externals,
+) -> Vec<Refusal> {
     // Without unix_diag every unix socket is refused by itself.
-    let unix = if ours.keys().any(|node| matches!(node, Node::Socket(_))) {
-        diag::unix().unwrap_or_default()
+    let (unix, tcp) = if ours.keys().any(|end| matches!(end, End::Socket(_))) {
+        (diag::unix().unwrap_or_default(), tcp_peers(ours))
     } else {
-        HashMap::new()
+        (HashMap::new(), HashMap::new())
     };
-    let mut ends = ends(&ours, &unix, &tcp_peers(&ours));
+    let mut ends = touching(ours, &unix, &tcp);
     ends.retain(|end, (ours, ..)| {
         let again = |inode| {
             let info: Option<&UnixInfo> = unix.get(inode);
             info.is_some_and(|info| externals.reconnects(&info.name))
         };
-        !matches!(end, Node::Socket(inode) if end != ours && again(inode))
+        !matches!(end, End::Socket(inode) if end != ours && again(inode))
     });
-    let mut found: HashMap<Node, Refusal> = HashMap::new();
-    for other in others(inside) {
-        for (_, node) in nodes(other) {
-            let Some((ours, holder, how)) = ends.get(&node) else {
+    let mut found: HashMap<End, Refusal> = HashMap::new();
+    for (other, theirs) in outsiders.ends() {
+        for end in theirs {
+            let Some((ours, holder, how)) = ends.get(end) else {
                 continue;
             };
             // The tree may have grown since it was listed, or `other` have ended.
@@ -108,22 +55,20 @@ pub(crate) fn shared(inside: &[Pid], externals: &Externals) -> Vec<Refusal> {
     found
 }
 
-/// What nobody outside may hold: which of our nodes it touches, who holds that, and how it touches it.
-type Ends = HashMap<Node, (Node, (Pid, i32), &'static str)>;
+/// What nobody outside may hold: which of our ends it touches, who holds that, and how it touches it.
+type Touching = HashMap<End, (End, (Pid, i32), &'static str)>;
 
-fn ends(
-    ours: &HashMap<Node, (Pid, i32)>,
-    unix: &HashMap<u64, UnixInfo>,
-    tcp: &HashMap<u64, u64>,
-) -> Ends {
-    let mut found: Ends = HashMap::new();
-    for (node, holder) in ours {
-        found.insert(*node, (*node, *holder, "holds it too"));
-        let Node::Socket(inode) = node else { continue };
-        if let Some(peer) = tcp.get(inode).map(|peer| Node::Socket(*peer))
+fn touching(ours: &Ours, unix: &HashMap<u64, UnixInfo>, tcp: &HashMap<u64, u64>) -> Touching {
+    let mut found: Touching = HashMap::new();
+    for (end, holder) in ours {
+        if matches!(end, End::Pipe(_) | End::Socket(_)) {
+            found.insert(*end, (*end, *holder, "holds it too"));
+        }
+        let End::Socket(inode) = end else { continue };
+        if let Some(peer) = tcp.get(inode).map(|peer| End::Socket(*peer))
             && !ours.contains_key(&peer)
         {
-            found.insert(peer, (*node, *holder, "holds the other end"));
+            found.insert(peer, (*end, *holder, "holds the other end"));
         }
         let Some(info) = unix.get(inode) else {
             continue;
@@ -134,9 +79,9 @@ fn ends(
             .map(|client| (*client, "waits to be accepted by it"));
         let peer = info.peer.map(|peer| (peer, "holds the other end"));
         for (other, how) in clients.chain(peer) {
-            let other = Node::Socket(other);
+            let other = End::Socket(other);
             if !ours.contains_key(&other) {
-                found.insert(other, (*node, *holder, how));
+                found.insert(other, (*end, *holder, how));
             }
         }
     }
@@ -144,11 +89,11 @@ fn ends(
 }
 
 /// Inodes of the other ends of our TCP connections, where they are sockets of this host.
-fn tcp_peers(ours: &HashMap<Node, (Pid, i32)>) -> HashMap<u64, u64> {
+fn tcp_peers(ours: &Ours) -> HashMap<u64, u64> {
     let all = nettcp::connections();
     let ours = all
         .iter()
-        .filter(|(_, inode)| ours.contains_key(&Node::Socket(**inode)));
+        .filter(|(_, inode)| ours.contains_key(&End::Socket(**inode)));
     let peer = |((local, remote), inode): (&(Vec<u8>, Vec<u8>), &u64)| {
         let peer = all.get(&(remote.clone(), local.clone()))?;
         (*peer != 0).then_some((*inode, *peer))
@@ -156,57 +101,10 @@ fn tcp_peers(ours: &HashMap<Node, (Pid, i32)>) -> HashMap<u64, u64> {
     ours.filter_map(peer).collect()
 }
 
-fn others(inside: &[Pid]) -> Vec<Pid> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid))
-        .filter(|pid| !inside.contains(pid))
-        .collect()
-}
-
-/// Whether a process is there and none of its ancestors is part of the tree.
-fn lives_outside(pid: Pid, inside: &[Pid]) -> bool {
-    let mut pid = pid;
-    while pid.0 > 1 {
-        let Ok(stat) = proc::Stat::read(pid, "stat") else {
-            return false;
-        };
-        pid = stat.pid(4);
-        if inside.contains(&pid) {
-            return false;
-        }
-    }
-    true
-}
-
-/// Descriptor and node of every pipe and socket of a process; none when it has ended.
-fn nodes(pid: Pid) -> Vec<(i32, Node)> {
-    let fds = proc::numbers(pid, "fd").unwrap_or_default().into_iter();
-    let node = |fd: i32| Node::parse(&proc::link(pid, &format!("fd/{fd}")).ok()?);
-    fds.filter_map(|fd| Some((fd, node(fd)?))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
-
-    #[test]
-    fn links_of_proc() {
-        assert_eq!(Node::parse(b"pipe:[12]"), Some(Node::Pipe(12)));
-        assert_eq!(Node::parse(b"socket:[9]"), Some(Node::Socket(9)));
-        assert_eq!(Node::parse(b"/tmp/pipe:[12]"), None);
-        assert_eq!(Node::parse(b"anon_inode:[eventfd]"), None);
-    }
-
-    #[test]
-    fn descendants_are_not_outside() {
-        let me = Pid(std::process::id().cast_signed());
-        let parent = Pid(nix::unistd::getppid().as_raw());
-        assert!(!lives_outside(me, &[parent]));
-        assert!(lives_outside(parent, &[me]));
-        assert!(!lives_outside(Pid(i32::MAX), &[me]), "it does not exist");
-    }
 
     #[test]
     fn the_process_that_holds_the_other_end_is_named() {
@@ -217,7 +115,9 @@ mod tests {
             .spawn()
             .unwrap();
         let inside = [Pid(child.id().cast_signed())];
-        let found = shared(&inside, &Externals::default());
+        let outsiders = Outsiders::look(&inside);
+        let ours = crate::files::ends::of_tree(&inside);
+        let found = shared(&ours, &outsiders, &inside, &Externals::default());
         let me = std::process::id();
         let text = format!("process {me} (");
         child.kill().unwrap();

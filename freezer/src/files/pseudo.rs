@@ -22,6 +22,9 @@ const MADE_UP: [FsType; 7] = [
 
 /// None when the file lies on an ordinary file system.
 pub(super) fn capture(open: &Open<'_>) -> Result<Option<DescriptionKind>, FreezerError> {
+    if !open.may_be_made_up() {
+        return Ok(None);
+    }
     let system = fstatfs(open.copy).map_err(open.call("fstatfs"))?;
     if !MADE_UP.contains(&system.filesystem_type()) {
         return Ok(None);

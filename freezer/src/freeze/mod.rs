@@ -70,6 +70,16 @@ impl Frozen {
         threads
     }
 
+    /// The thread that answers for a process: its leader, unless that has ended.
+    pub(crate) fn first(&self, pid: Pid) -> Result<Tid, FreezerError> {
+        let mut found = self.processes.iter().filter(|(found, _)| *found == pid);
+        let first = found.next().and_then(|(_, threads)| {
+            let leader = threads.contains_key(&pid.leader()).then(|| pid.leader());
+            leader.or_else(|| threads.keys().next().copied())
+        });
+        first.ok_or_else(|| FreezerError::refuse(pid, "threads", "it has none"))
+    }
+
     /// What a thread waits for on a socket with a time-out: descriptor, whether it sends, and the
     /// nanoseconds that remain.
     pub(crate) fn socket_wait(&self, tid: Tid) -> Option<(i32, bool, u64)> {

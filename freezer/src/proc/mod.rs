@@ -2,6 +2,7 @@
 //! parser panics on some paths and fails on names that are not UTF-8.
 
 mod fdinfo;
+mod links;
 mod look;
 mod mapcount;
 mod maps;
@@ -11,6 +12,7 @@ mod status;
 mod zero;
 
 pub use fdinfo::FdInfo;
+pub(crate) use links::Links;
 pub(crate) use look::{is_ending, memory, path, pidfd};
 pub use look::{metadata, open, representative};
 pub(crate) use mapcount::MapCounts;
@@ -28,15 +30,42 @@ use sys::{Pid, Tid};
 /// # Errors
 /// [`FreezerError::Proc`].
 pub fn read(pid: Pid, what: &str) -> Result<Vec<u8>, FreezerError> {
-    use std::io::Read;
-    let read = |path: &str| {
-        // Most of them fit; their size cannot be asked for, so it is not (`take` does not).
-        let mut bytes = Vec::with_capacity(4096);
-        let file = std::fs::File::open(path)?;
-        file.take(u64::MAX).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
+    let read = |path: &str| read_file(std::fs::File::open(path)?, in_one_piece(what));
     look::through(pid, what, read, Vec::is_empty)
+}
+
+/// Files that the kernel writes in one go (single_open() of fs/seq_file.c): what a read does not fill is
+/// their end.
+fn in_one_piece(what: &str) -> bool {
+    const NAMES: [&str; 9] = [
+        "stat",
+        "status",
+        "comm",
+        "sched",
+        "schedstat",
+        "syscall",
+        "limits",
+        "coredump_filter",
+        "oom_score_adj",
+    ];
+    what.starts_with("fdinfo/") || NAMES.contains(&what.rsplit('/').next().unwrap_or(what))
+}
+
+fn read_file(mut file: std::fs::File, in_one_piece: bool) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+    /// Most of them fit. Their size cannot be asked for, so it is not (`take` does not).
+    const FITS: usize = 4096;
+    let mut bytes = Vec::with_capacity(FITS);
+    if in_one_piece {
+        let mut piece = [0; FITS];
+        let read = file.read(&mut piece)?;
+        bytes.extend_from_slice(&piece[..read]);
+        if read < FITS {
+            return Ok(bytes);
+        }
+    }
+    file.take(u64::MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Reads a text file `/proc/PID/what`; bytes that are not UTF-8 are replaced.

@@ -8,7 +8,8 @@ use sys::Pid;
 #[derive(Clone, Debug)]
 pub struct Stat {
     comm: Vec<u8>,
-    fields: Vec<String>,
+    /// From field 3 on.
+    rest: String,
 }
 
 impl Stat {
@@ -31,10 +32,9 @@ impl Stat {
         let open = bytes.iter().position(|b| *b == b'(')?;
         let close = bytes.iter().rposition(|b| *b == b')')?;
         let rest = std::str::from_utf8(bytes.get(close + 1..)?).ok()?;
-        let fields: Vec<String> = rest.split_whitespace().map(str::to_owned).collect();
-        (fields.len() >= 50).then(|| Stat {
+        (rest.split_ascii_whitespace().count() >= 50).then(|| Stat {
             comm: bytes[open + 1..close].to_vec(),
-            fields,
+            rest: rest.trim_start().to_owned(),
         })
     }
 
@@ -47,13 +47,14 @@ impl Stat {
     /// The state letter (field 3).
     #[must_use]
     pub fn state(&self) -> char {
-        self.fields[0].chars().next().unwrap_or('?')
+        self.rest.chars().next().unwrap_or('?')
     }
 
     /// Field `number` of proc(5), from 4 on; 0 when it is not a number.
     #[must_use]
     pub fn field(&self, number: usize) -> i64 {
-        let text = self.fields.get(number - 3).map_or("0", String::as_str);
+        let mut fields = self.rest.split_ascii_whitespace();
+        let text = fields.nth(number - 3).unwrap_or("0");
         text.parse::<i64>()
             .or_else(|_| text.parse::<u64>().map(u64::cast_signed))
             .unwrap_or(0)

@@ -135,16 +135,21 @@ fn set_slice(batch: &mut Batch, scheduling: &Scheduling, slice: u64) {
     batch.try_call("setting its time slice", nr::SCHED_SETATTR, args);
 }
 
+pub(super) fn processors(batch: &mut Batch, s: &Scheduling) {
+    if !s.affinity.is_empty() {
+        let mask = batch.data(&s.affinity);
+        let args = [0.into(), s.affinity.len().into(), mask.into()];
+        batch.call("setting its processors", nr::SCHED_SETAFFINITY, args);
+    }
+}
+
+/// All but its processors.
 pub(super) fn scheduling(batch: &mut Batch, s: &Scheduling) {
     let args = [PRIO_PROCESS.into(), 0.into(), s.nice.into()];
     batch.call("setting its nice value", nr::SETPRIORITY, args);
     if let Some(deadline) = s.deadline {
         // The kernel wants all processors for them (sched(7)); the others get theirs at the end.
-        if !s.affinity.is_empty() {
-            let mask = batch.data(&s.affinity);
-            let args = [0.into(), s.affinity.len().into(), mask.into()];
-            batch.call("setting its processors", nr::SCHED_SETAFFINITY, args);
-        }
+        processors(batch, s);
         set_deadline(batch, deadline);
     } else if s.policy != 0 || s.reset_on_fork {
         let priority = batch.data(&s.priority.to_le_bytes());

@@ -52,6 +52,7 @@ pub(crate) fn end(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 fn appearance(batch: &mut Batch, leader: &EndedLeader) {
     attributes::name(batch, &leader.comm);
     attributes::scheduling(batch, &leader.scheduling);
+    attributes::processors(batch, &leader.scheduling);
     credentials::become_user(batch, &leader.credentials);
     if leader.no_new_privs {
         let args = [

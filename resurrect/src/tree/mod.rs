@@ -191,6 +191,10 @@ pub(crate) fn end_zombies(restore: &mut Restore<'_>) -> Result<(), ResurrectErro
         };
         birth::name(restore, process.pid, comm)?;
         birth::belong(restore, process.pid, *users, *groups)?;
+        let tid = restore.task(process.pid)?.first.tid();
+        if let Some(processor) = &restore.processor {
+            processor.release(tid);
+        }
         let ending = match status & 0x7f {
             0 => Ending::Exit(status >> 8 & 0xff),
             signal => Ending::Signal(signal & !CORE),

@@ -11,7 +11,7 @@ use super::Open;
 use crate::{FreezerError, kernel, proc};
 use inode::Inode;
 use nix::fcntl::OFlag;
-use nix::sys::stat::{FileStat, fstat};
+use nix::sys::stat::{FileStat, SFlag, fstat};
 use nix::sys::statfs::fstatfs;
 use persist_mem::manifest::{DescriptionKind, Notification, PosixQueue};
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,8 +27,9 @@ pub(super) struct Queues {
 }
 
 pub(super) fn is_one(open: &Open<'_>) -> bool {
-    let directory = fstat(open.copy).is_ok_and(|stat| stat.st_mode & 0o170_000 == 0o040_000);
-    !directory && fstatfs(open.copy).is_ok_and(|fs| fs.filesystem_type().0 == MQUEUE_MAGIC)
+    open.may_be_made_up()
+        && open.file_type() != SFlag::S_IFDIR
+        && fstatfs(open.copy).is_ok_and(|fs| fs.filesystem_type().0 == MQUEUE_MAGIC)
 }
 
 /// What is known of a queue besides its messages.

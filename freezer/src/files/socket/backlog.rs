@@ -4,7 +4,7 @@
 //! its queue for good. So it is looked at when everything else is saved and the processes will not go on.
 
 use super::{common, unix};
-use crate::files::{Open, outside};
+use crate::files::{Open, ends};
 use crate::proc::{self, FdInfo};
 use crate::{FreezerError, Refusal};
 use persist_mem::manifest::{
@@ -25,7 +25,7 @@ pub fn untaken(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
         for fd in proc::numbers(*pid, "fd").unwrap_or_default() {
             let inode = proc::link(*pid, &format!("fd/{fd}"))
                 .ok()
-                .and_then(|link| outside::socket_inode(&link));
+                .and_then(|link| ends::socket_inode(&link));
             if let Some(inode) = inode {
                 held.entry(inode).or_insert((*pid, fd));
             }
