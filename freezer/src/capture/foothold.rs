@@ -1,6 +1,7 @@
 //! Where a thread's first calls are made, and what it comes back through should we die meanwhile.
 
 use super::inside::Inside;
+use crate::freeze::USED_BELOW_STACK;
 use crate::proc::Mapping;
 use std::collections::HashMap;
 use sys::gate::{self, Gate};
@@ -9,8 +10,6 @@ use sys::vm::ProcMem;
 
 /// Bytes of code that are searched in one mapping.
 const LOOK_AT: usize = 16 << 20;
-/// Bytes below the stack pointer that a function may use.
-const RED_ZONE: u64 = 128;
 /// Stands at the start of stack memory that was made for frames: found again, it is used again.
 const MAGIC: [u8; 16] = *b"kupgrade's frame";
 
@@ -55,12 +54,12 @@ impl Grown {
         threads: &mut [Inside],
     ) -> Result<(), TraceeError> {
         // Room for another frame above.
-        let stack = self.start + 2 * self.size + 2 * RED_ZONE..self.end;
+        let stack = self.start + 2 * self.size + 2 * USED_BELOW_STACK..self.end;
         for thread in threads.iter_mut().map(|thread| &mut thread.tracee) {
             let rsp = thread.regs()?.rsp;
             if stack.contains(&rsp) {
                 thread.set_foothold(Foothold {
-                    free_below: (rsp - RED_ZONE) & !15,
+                    free_below: (rsp - USED_BELOW_STACK) & !15,
                     ..foothold
                 });
                 return thread.unmap(foothold.gate.call, self.start, self.size);
@@ -199,7 +198,7 @@ fn free_memory(first: &Tracee, maps: &[Mapping], size: u64) -> Option<(u64, Opti
     // RLIMIT_STACK, or something is mapped there. Below the red zone nothing is kept.
     (stack.start..stack.end)
         .contains(&rsp)
-        .then(|| rsp.wrapping_sub(RED_ZONE))
+        .then(|| rsp.wrapping_sub(USED_BELOW_STACK) & !15)
         .filter(|top| mem.write(top - size, &[0]).is_ok())
         .map(|top| (top, None))
 }

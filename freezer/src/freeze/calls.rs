@@ -11,8 +11,9 @@ use sys::socket_wait::SocketWait;
 use sys::{Pid, Tid, ptrace};
 
 const EINTR: i64 = 4;
-/// Below the stack pointer, past what leaf functions use.
-const RED_ZONE: u64 = 128;
+/// Bytes below the stack pointer that are in use: 128 by leaf functions (the red zone of the ABI), the rest by
+/// the time-out of a call that is made again.
+pub(crate) const USED_BELOW_STACK: u64 = 128 + 64;
 
 /// Where a call takes how long it waits from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,7 +209,7 @@ fn set_timeout(pid: Pid, regs: &mut Regs, timeout: TimeOut, left: u64) -> Result
     }
     // The call reads it before anything else can run on this stack. Where the stack cannot be
     // written the call starts from the beginning.
-    let copy = (regs.rsp.wrapping_sub(RED_ZONE + 64)) & !15;
+    let copy = (regs.rsp.wrapping_sub(USED_BELOW_STACK)) & !15;
     let mut bytes = (left / 1_000_000_000).to_le_bytes().to_vec();
     bytes.extend_from_slice(&(left % 1_000_000_000).to_le_bytes());
     let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;

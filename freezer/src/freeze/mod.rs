@@ -12,6 +12,7 @@ mod stop;
 
 use crate::{FreezerError, proc};
 use calls::Repeated;
+pub(crate) use calls::USED_BELOW_STACK;
 use scope::Scope;
 use sleepers::SchedulerClocks;
 pub(crate) use sleepers::monotonic_ns;

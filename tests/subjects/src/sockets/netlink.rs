@@ -1,5 +1,7 @@
 //! netlink(7)
 
+use std::time::Duration;
+
 use anyhow::{Result, bail};
 use libc::{
     AF_NETLINK, NETLINK_KOBJECT_UEVENT, NETLINK_ROUTE, SOCK_NONBLOCK, SOCK_RAW, SOL_NETLINK,
@@ -114,6 +116,13 @@ pub(crate) fn queue(_: &Setting) -> Result<Watch> {
 /// Of devices: only its group can be seen.
 pub(crate) fn uevent(_: &Setting) -> Result<Watch> {
     let socket = bound(NETLINK_KOBJECT_UEVENT, 0, 1)?;
+    // As udevd does: what comes is read at once.
+    std::thread::spawn(move || {
+        loop {
+            while read(socket, 8192).is_ok() {}
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
     let observe = move || Ok((name(socket, false)?, option(socket, SOL_NETLINK, 9)?));
     Ok(Watch::keep(observe)?
         .spoiled_by(move || set_option(socket, SOL_NETLINK, libc::NETLINK_DROP_MEMBERSHIP, 1)))
