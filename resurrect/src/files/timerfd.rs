@@ -1,11 +1,10 @@
 //! timerfd_create(2).
 //!
-//! Clocks of time since boot go on from where they were, perhaps under another name for now (time
-//! namespaces), so their timers are set by what remains. Absolute times of the wall clock stay.
+//! Clocks go on from where they were (on another kernel by time_namespaces(7)), so absolute times stay;
+//! relative timers are set by what remains.
 
 use super::Opening;
 use crate::ResurrectError;
-use nix::time::ClockId;
 use persist_mem::manifest::{Clocks, DescriptionKind};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use sys::Errno;
 
 // include/uapi/linux/time.h
 const CLOCK_REALTIME: i32 = 0;
+const CLOCK_BOOTTIME: i32 = 7;
 const CLOCK_REALTIME_ALARM: i32 = 8;
 const CLOCK_BOOTTIME_ALARM: i32 = 9;
 
@@ -32,16 +32,13 @@ pub(super) fn open(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError>
     };
     let fd = sys::fds::timerfd(clock).map_err(opening.failed("making it"))?;
     let timer = Timer {
-        clock,
         absolute: settime_flags & TFD_TIMER_ABSTIME != 0,
         value,
         interval,
     };
     let clocks = opening.restore.manifest.host.clocks;
     let passed = since(opening.restore.elapsed(), &clocks, read_at);
-    let now = sys::clock::read_ns(readable(clock));
-    let now = now.map_err(opening.failed("reading its clock"))?;
-    let setting = timer.setting(passed, now, clocks.realtime - (clocks.monotonic - read_at));
+    let setting = timer.setting(passed, then(&clocks, clock, read_at));
     // Flags are kept with a timer that is not armed, too.
     sys::fds::timerfd_settime(
         &fd,
@@ -57,14 +54,14 @@ pub(super) fn open(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError>
     Ok(fd)
 }
 
-/// The clock whose time an alarm clock shows: it can always be read, the other one only with a real-time
-/// clock that wakes the machine.
-fn readable(clock: i32) -> ClockId {
-    match clock {
-        CLOCK_REALTIME_ALARM => ClockId::CLOCK_REALTIME,
-        CLOCK_BOOTTIME_ALARM => ClockId::CLOCK_BOOTTIME,
-        clock => ClockId::from_raw(clock),
-    }
+/// What a clock showed when CLOCK_MONOTONIC showed `read_at`.
+fn then(clocks: &Clocks, clock: i32, read_at: i64) -> i64 {
+    let saved = match clock {
+        CLOCK_REALTIME | CLOCK_REALTIME_ALARM => clocks.realtime,
+        CLOCK_BOOTTIME | CLOCK_BOOTTIME_ALARM => clocks.boottime,
+        _ => clocks.monotonic,
+    };
+    saved - (clocks.monotonic - read_at)
 }
 
 /// Nanoseconds since the timer was read.
@@ -74,7 +71,6 @@ fn since(elapsed: Duration, clocks: &Clocks, read_at: i64) -> i64 {
 }
 
 struct Timer {
-    clock: i32,
     absolute: bool,
     /// What remained when it was read, 0 when it was not armed.
     value: u64,
@@ -90,9 +86,8 @@ struct Setting {
 }
 
 impl Timer {
-    /// How to arm it when `passed` nanoseconds have passed, at `now` of its clock; `wall` is the wall
-    /// clock's time when it was read.
-    fn setting(&self, passed: i64, now: i64, wall: i64) -> Setting {
+    /// How to arm it when `passed` nanoseconds have passed since it was read, when its clock showed `then`.
+    fn setting(&self, passed: i64, then: i64) -> Setting {
         let nothing_missed = |value: i64| Setting {
             value: u64::try_from(value).unwrap_or(0).max(1),
             missed: 0,
@@ -105,12 +100,8 @@ impl Timer {
         }
         let value = i64::try_from(self.value).unwrap_or(i64::MAX);
         let remains = value.saturating_sub(passed);
-        let of_wall_clock = [CLOCK_REALTIME, CLOCK_REALTIME_ALARM].contains(&self.clock);
-        if self.absolute && of_wall_clock {
-            return nothing_missed(wall.saturating_add(value));
-        }
         if self.absolute {
-            return nothing_missed(now.saturating_add(remains));
+            return nothing_missed(then.saturating_add(value));
         }
         match i64::try_from(self.interval) {
             Ok(interval) if interval > 0 && remains <= 0 => Setting {
@@ -126,9 +117,8 @@ impl Timer {
 mod tests {
     use super::*;
 
-    fn timer(clock: i32, absolute: bool, value: u64, interval: u64) -> Timer {
+    fn timer(absolute: bool, value: u64, interval: u64) -> Timer {
         Timer {
-            clock,
             absolute,
             value,
             interval,
@@ -138,33 +128,29 @@ mod tests {
     #[test]
     fn what_remains_and_what_was_missed() {
         let set = |value, missed| Setting { value, missed };
-        let monotonic = 1;
-        assert_eq!(timer(monotonic, false, 0, 5).setting(9, 1000, 0), set(0, 0));
-        assert_eq!(
-            timer(monotonic, false, 100, 0).setting(30, 1000, 0),
-            set(70, 0)
+        let (relative, absolute) = (
+            |value, interval| timer(false, value, interval),
+            |value, interval| timer(true, value, interval),
         );
-        assert_eq!(
-            timer(monotonic, false, 100, 0).setting(300, 1000, 0),
-            set(1, 0)
-        );
+        assert_eq!(relative(0, 5).setting(9, 1000), set(0, 0));
+        assert_eq!(relative(100, 0).setting(30, 1000), set(70, 0));
+        assert_eq!(relative(100, 0).setting(300, 1000), set(1, 0));
         // Due 10, 60, 110, ... ; 125 have passed: 3 missed, the next one in 35.
-        assert_eq!(
-            timer(monotonic, false, 10, 50).setting(125, 1000, 0),
-            set(35, 3)
-        );
-        assert_eq!(
-            timer(monotonic, true, 100, 7).setting(30, 1000, 0),
-            set(1070, 0)
-        );
-        assert_eq!(
-            timer(monotonic, true, 100, 7).setting(300, 1000, 0),
-            set(800, 0)
-        );
-        // The wall clock's time is what was asked for, however long it took.
-        assert_eq!(
-            timer(0, true, 100, 0).setting(30, 9_999, 5_000),
-            set(5_100, 0)
-        );
+        assert_eq!(relative(10, 50).setting(125, 1000), set(35, 3));
+        // What was asked for, however long it took.
+        assert_eq!(absolute(100, 7).setting(30, 1000), set(1100, 0));
+        assert_eq!(absolute(100, 7).setting(300, 1000), set(1100, 0));
+    }
+
+    #[test]
+    fn clocks_are_known_for_the_moment_of_reading() {
+        let clocks = Clocks {
+            realtime: 5000,
+            monotonic: 100,
+            boottime: 300,
+            tsc: 0,
+        };
+        let shown = [0, 8, 1, 7, 9].map(|clock| then(&clocks, clock, 90));
+        assert_eq!(shown, [4990, 4990, 90, 290, 290]);
     }
 }

@@ -3,11 +3,12 @@
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
-use nix::time::ClockId;
 use persist_mem::manifest::{Live, PosixTimer};
 use sys::Pid;
 use sys::batch::Batch;
 
+const CLOCK_MONOTONIC: i32 = 1;
+const CLOCK_BOOTTIME: i32 = 7;
 const TIMER_ABSTIME: i32 = 1;
 const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 /// struct sigevent.
@@ -129,20 +130,23 @@ fn arm(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurrect
     fn counts_cpu(clock: i32) -> bool {
         clock < 0 || clock == 2 || clock == 3
     }
-    /// What a clock that nobody sets shows now: its timers are armed absolutely, so that it does not matter
-    /// how long arming takes.
-    fn even(clock: i32) -> Option<u64> {
-        let even = [ClockId::CLOCK_MONOTONIC, ClockId::CLOCK_BOOTTIME];
-        let clock = even.into_iter().find(|even| even.as_raw() == clock)?;
-        sys::clock::read_ns(clock).ok()?.try_into().ok()
-    }
+    // What clocks that nobody sets showed: their timers are armed absolutely, so that it does not matter how
+    // long arming takes.
+    let clocks = restore.manifest.host.clocks;
+    let even = |clock: i32| match clock {
+        CLOCK_MONOTONIC => u64::try_from(clocks.monotonic).ok(),
+        CLOCK_BOOTTIME => u64::try_from(clocks.boottime).ok(),
+        _ => None,
+    };
     let mut batch = Batch::new();
     for timer in live.timers.iter().filter(|timer| timer.remaining > 0) {
-        let now = even(timer.clock);
-        let elapsed = elapsed_ns(restore);
-        let passed = if counts_cpu(timer.clock) { 0 } else { elapsed };
-        let left = timer.remaining.saturating_sub(passed).max(1);
-        let (flags, value) = now.map_or((0, left), |now| (TIMER_ABSTIME, now.saturating_add(left)));
+        let (flags, value) = if let Some(then) = even(timer.clock) {
+            (TIMER_ABSTIME, then.saturating_add(timer.remaining))
+        } else {
+            let elapsed = elapsed_ns(restore);
+            let passed = if counts_cpu(timer.clock) { 0 } else { elapsed };
+            (0, timer.remaining.saturating_sub(passed).max(1))
+        };
         let parts = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
         let words = [parts(timer.interval), parts(value)];
         let bytes: Vec<u8> = words
