@@ -77,6 +77,7 @@ impl<'a> Restore<'a> {
         store: &'a dyn PageStore,
         options: Options<'a>,
     ) -> Result<Restore<'a>, ResurrectError> {
+        let started = Instant::now();
         let me = Pid(nix::unistd::getpid().as_raw());
         allow_descriptors(manifest);
         let own = own_ranges(me)?;
@@ -99,7 +100,7 @@ impl<'a> Restore<'a> {
             kernel: None,
             self_pidfd: above_all(manifest, &pidfd)?,
             processor: OneProcessor::hold(),
-            started: Instant::now(),
+            started,
         })
     }
 
