@@ -125,17 +125,21 @@ impl<'a> Restore<'a> {
             })
     }
 
-    /// Makes a child of this process in the namespace of the restored ones, where ids are theirs. Its id is
-    /// that of this process's namespace.
-    pub(crate) fn spawn_among(&self, body: impl FnOnce() -> i32) -> sys::Result<Pid> {
+    /// Makes a child of this process in the namespace of the restored ones, where ids are theirs; with an id
+    /// there, if one is given. Returns its id in this process's namespace.
+    pub(crate) fn spawn_among(
+        &self,
+        id: Option<Pid>,
+        body: impl FnOnce() -> i32,
+    ) -> sys::Result<Pid> {
         let first = self.manifest.processes.first();
         let first = first.and_then(|process| self.tasks.get(&process.pid));
         let Some(first) = first.filter(|_| self.options.root_flags != 0) else {
-            return process::spawn(0, &[], body);
+            return process::spawn(0, id.as_slice(), body);
         };
         let namespace = process::pidfd_open(first.host_pid())?;
         setns(&namespace, CloneFlags::CLONE_NEWPID)?;
-        let child = process::spawn(0, &[], body);
+        let child = process::spawn(0, id.as_slice(), body);
         setns(&self.self_pidfd, CloneFlags::CLONE_NEWPID)?;
         child
     }

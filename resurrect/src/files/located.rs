@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use sys::Errno;
+use sys::{Errno, Pid};
 
 /// Calls `body` with a path of the inode, and whether that is a link to follow.
 pub(super) fn with_path<T>(
@@ -24,8 +24,7 @@ pub(super) fn with_path<T>(
             .opened
             .get(&open)
             .ok_or(Errno::ENOENT)?;
-        let link = format!("/proc/self/fd/{}", open.as_raw_fd());
-        return body(&path(link.as_bytes())?, true);
+        return through(open, |link| body(link, true));
     }
     // Where inodes have new numbers after a reboot there is no handle, and the path is right.
     let right = |path: &&[u8]| place.handle.is_none() || handle::leads_to(path, place.inode);
@@ -34,11 +33,23 @@ pub(super) fn with_path<T>(
         (None, Some(handle)) => {
             let mount = File::open(OsStr::from_bytes(&place.mount)).map_err(|_| Errno::ENOENT)?;
             let file = sys::handle::open(&mount, handle, OFlag::O_PATH.bits())?;
-            let link = format!("/proc/self/fd/{}", file.as_raw_fd());
-            body(&path(link.as_bytes())?, true)
+            through(&file, |link| body(link, true))
         }
         (None, None) => Err(Errno::ENOENT),
     }
+}
+
+/// Calls `body` with a path to what a descriptor of this process refers to: from the directory of its descriptors,
+/// since the `/proc` of the processes need not know this one.
+fn through<T>(fd: &impl AsRawFd, body: impl FnOnce(&CStr) -> sys::Result<T>) -> sys::Result<T> {
+    let me = Pid(nix::unistd::getpid().as_raw());
+    let before = File::open(".").map_err(|_| Errno::ENOENT)?;
+    let descriptors = sys::procdir::open(me, "fd", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+    let link = CString::new(fd.as_raw_fd().to_string()).map_err(|_| Errno::EINVAL)?;
+    nix::unistd::fchdir(&descriptors)?;
+    let result = body(&link);
+    nix::unistd::fchdir(&before)?;
+    result
 }
 
 /// Says that an inode cannot be watched again.

@@ -65,7 +65,7 @@ fn set_owner(restore: &Restore<'_>, fd: &OwnedFd, owner: &SignalOwner) -> sys::R
         done => done,
     };
     let body = || sys::files::as_user(owner.uids, set).map_or_else(|errno| errno as i32, |()| 0);
-    let child = restore.spawn_among(body)?;
+    let child = restore.spawn_among(None, body)?;
     match sys::wait::wait_for(child.leader())? {
         Status::Exited(0) => Ok(()),
         Status::Exited(errno) => Err(Errno::from_raw(errno)),

@@ -45,7 +45,7 @@ fn stand_in(
     restore: &Restore<'_>,
     same: &[(u64, &Description)],
 ) -> sys::Result<Vec<(DescriptionId, OwnedFd)>> {
-    let child = restore.spawn_among(|| 0)?;
+    let child = restore.spawn_among(None, || 0)?;
     let open = |(_, description): &(u64, &Description)| {
         let flags = description.flags & PIDFD_THREAD;
         Ok((description.id, process::pidfd_open_with(child, flags)?))

@@ -23,7 +23,8 @@ pub(super) fn open(opening: &Opening<'_, '_>, at: &[u8]) -> Result<OwnedFd, Resu
     })
 }
 
-/// A file about a process that had ended already: about a child of ours, which ends.
+/// A file about a process that had ended already: about a child of ours with its id, which ends; with another id
+/// where somebody has it by now.
 fn of_nobody(opening: &Opening<'_, '_>, at: &[u8]) -> sys::Result<OwnedFd> {
     let rest = at.strip_prefix(b"/proc/").ok_or(Errno::ENOENT)?;
     let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -35,8 +36,14 @@ fn of_nobody(opening: &Opening<'_, '_>, at: &[u8]) -> sys::Result<OwnedFd> {
     if opening.restore.tasks.contains_key(&pid) {
         return Err(Errno::ENOENT);
     }
-    let child = sys::process::spawn(0, &[], || 0)?;
-    let path = [format!("/proc/{child}").as_bytes(), rest].concat();
+    let (child, path) = match opening.restore.spawn_among(Some(pid), || 0) {
+        Ok(child) => (child, at.to_vec()),
+        Err(Errno::EEXIST) if opening.restore.options.root_flags == 0 => {
+            let child = sys::process::spawn(0, &[], || 0)?;
+            (child, [format!("/proc/{child}").as_bytes(), rest].concat())
+        }
+        Err(errno) => return Err(errno),
+    };
     let opened = nix::fcntl::open(OsStr::from_bytes(&path), opening.flags(), Mode::empty());
     sys::wait::wait_for(child.leader())?;
     opened

@@ -7,7 +7,7 @@ use nix::libc as c;
 use persist_mem::manifest::{InetSocket, MulticastGroup, SocketMessage, SocketState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
-use sys::{Errno, socket};
+use sys::{Errno, Pid, socket};
 
 /// include/uapi/linux/in.h
 const MCAST_JOIN_GROUP: i32 = 42;
@@ -114,9 +114,11 @@ fn only_ended(address: &[u8]) -> bool {
     let suffix = format!(":{:02X}{:02X}", port[0], port[1]);
     let mut known = true;
     for table in ["tcp", "tcp6"] {
-        let Ok(text) = std::fs::read_to_string(format!("/proc/self/net/{table}")) else {
+        let me = Pid(nix::unistd::getpid().as_raw());
+        let Ok(bytes) = sys::procdir::read(me, &format!("net/{table}")) else {
             return false;
         };
+        let text = String::from_utf8_lossy(&bytes);
         // sl, local address, remote address, state, ...
         for line in text.lines().skip(1) {
             let mut words = line.split_whitespace().skip(1);

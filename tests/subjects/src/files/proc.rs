@@ -29,7 +29,11 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
         place(file, Some(at))?;
     }
     let observe = move || {
-        let mut all = vec![(seen(dir)?, 0), (seen(namespace)?, 0)];
+        // Every kernel numbers its namespaces itself.
+        let own = std::fs::read_link("/proc/self/ns/net")?;
+        let (mode, flags, name) = seen(namespace)?;
+        let same_as_own = format!("own namespace: {}", own.as_os_str() == name.as_str());
+        let mut all = vec![(seen(dir)?, 0), ((mode, flags, same_as_own), 0)];
         for (file, _) in files {
             all.push((seen(file)?, place(file, None)?));
         }
