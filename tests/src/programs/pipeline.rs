@@ -32,7 +32,7 @@ impl Pipeline {
     /// The long-lived processes of the job.
     fn members(&self, shell: &mut Shell) -> Result<String> {
         let command = format!(
-            "ps -ww -eo pgid=,pid=,ppid=,sid=,tty=,args= | awk '$1 == {} && $6 != \"sleep\"'",
+            "ps -ww -eo pgid=,pid=,ppid=,sid=,tty=,args= | awk '$1 == {0} && $3 != {0}'",
             self.group
         );
         let text = shell.must(&command, SHORT)?;
