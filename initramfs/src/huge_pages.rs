@@ -25,6 +25,7 @@ pub fn capture(sys: &Path) -> Vec<HugePool> {
             pages: made.saturating_sub(surplus),
             overcommit: read("nr_overcommit_hugepages"),
             taken: made.saturating_sub(read("free_hugepages")),
+            promised: read("resv_hugepages"),
         })
     };
     let mut pools: Vec<HugePool> = entries.flatten().filter_map(pool).collect();
@@ -33,26 +34,34 @@ pub fn capture(sys: &Path) -> Vec<HugePool> {
     pools
 }
 
-/// Bytes of a pool that no process has.
+/// Bytes that processes were promised and that are on no page of theirs.
 #[must_use]
-pub fn free_bytes(pool: &HugePool) -> u64 {
-    pool.pages.saturating_sub(pool.taken) * (pool.kib << 10)
+pub fn promised_bytes(pools: &[HugePool]) -> u64 {
+    let bytes = |pool: &HugePool| pool.promised * (pool.kib << 10);
+    pools.iter().map(bytes).sum()
 }
 
-/// Fills the pools again. Returns which could not be filled, in words: the kernel takes what it finds.
+/// Fills the pools as far as processes need them: while they are rebuilt memory is short. Returns what could not be
+/// done, in words: the kernel takes what it finds.
+#[must_use]
+pub fn begin(sys: &Path, pools: &[HugePool]) -> Vec<String> {
+    let needed = |pool: &HugePool| pool.pages.min(pool.taken + pool.promised);
+    let fill = |pool: &HugePool| fill(sys, pool, needed(pool)).err();
+    pools.iter().filter_map(fill).collect()
+}
+
+/// Fills them again.
 #[must_use]
 pub fn restore(sys: &Path, pools: &[HugePool]) -> Vec<String> {
-    pools
-        .iter()
-        .filter_map(|pool| fill(sys, pool).err())
-        .collect()
+    let fill = |pool: &HugePool| fill(sys, pool, pool.pages).err();
+    pools.iter().filter_map(fill).collect()
 }
 
-fn fill(sys: &Path, pool: &HugePool) -> Result<(), String> {
+fn fill(sys: &Path, pool: &HugePool, pages: u64) -> Result<(), String> {
     let directory = sys.join(POOLS).join(format!("hugepages-{}kB", pool.kib));
     for (file, value) in [
         ("nr_overcommit_hugepages", pool.overcommit),
-        ("nr_hugepages", pool.pages),
+        ("nr_hugepages", pages),
     ] {
         let path: PathBuf = directory.join(file);
         if number(&path) != Some(value) {
@@ -87,7 +96,8 @@ mod tests {
         for (file, text) in [
             ("nr_hugepages", "5\n"),
             ("surplus_hugepages", "1\n"),
-            ("free_hugepages", "2\n"),
+            ("free_hugepages", "3\n"),
+            ("resv_hugepages", "1\n"),
             ("nr_overcommit_hugepages", "8\n"),
         ] {
             tmp.write(&format!("old/{POOLS}/hugepages-2048kB/{file}"), text);
@@ -99,11 +109,14 @@ mod tests {
             kib: 2048,
             pages: 4,
             overcommit: 8,
-            taken: 3,
+            taken: 2,
+            promised: 1,
         };
         assert_eq!(pools, [pool]);
-        assert_eq!(free_bytes(&pool), 2 << 20);
+        assert_eq!(promised_bytes(&pools), 2 << 20);
         let new = tmp.path().join("new");
+        assert!(begin(&new, &pools).is_empty());
+        assert_eq!(capture(&new)[0].pages, 3, "only what is needed");
         assert!(restore(&new, &pools).is_empty());
         assert_eq!(capture(&new)[0].pages, 4);
         let other = HugePool { kib: 64, ..pool };

@@ -95,6 +95,23 @@ impl MemoryBlocks {
         file.write(state.as_bytes()).map(drop)
     }
 
+    /// Takes blocks into use again that were when `online` was read. Returns the numbers of those that were not any
+    /// more.
+    ///
+    /// # Errors
+    /// The first block that stays out of use.
+    pub fn restore(&self, online: &RangeSet) -> std::io::Result<Vec<u64>> {
+        let missing = online.minus(&self.online());
+        let numbers = missing
+            .iter()
+            .flat_map(|run| run.start / self.size..run.end / self.size);
+        let numbers: Vec<u64> = numbers.collect();
+        for block in &numbers {
+            self.set(*block, "online")?;
+        }
+        Ok(numbers)
+    }
+
     /// Empties all blocks of a run.
     ///
     /// # Errors

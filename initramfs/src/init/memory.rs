@@ -28,13 +28,8 @@ fn carried(manifest: &Manifest) -> u64 {
 /// # Errors
 /// The kernel lacks memory hotplug and there is not enough room without it.
 pub(super) fn make_room(saved: &Saved) -> Result<(), HandBackError> {
-    let free: u64 = saved
-        .upgrade
-        .huge_pools
-        .iter()
-        .map(huge_pages::free_bytes)
-        .sum();
-    let want = carried(&saved.manifest) * 17 / 16 + free + MARGIN;
+    let promised = huge_pages::promised_bytes(&saved.upgrade.huge_pools);
+    let want = carried(&saved.manifest) * 17 / 16 + promised + MARGIN;
     let have = mem_available().unwrap_or(0);
     let given = match give_empty_blocks(saved, want) {
         Ok(given) => given,

@@ -39,7 +39,7 @@ pub(super) fn start(
     clock::set_realtime(wanted.realtime)?;
     warnings.extend(settings::restore(Path::new("/"), &saved.upgrade.settings));
     // What is missing now is tried again when all memory is back.
-    let _ = huge_pages::restore(Path::new(SYS), &saved.upgrade.huge_pools);
+    let _ = huge_pages::begin(Path::new(SYS), &saved.upgrade.huge_pools);
     warnings.extend(network::restore(&saved.upgrade.network));
     forget_report();
     namespaces::new_time(proc, &clock::offsets(&wanted, &now))?;

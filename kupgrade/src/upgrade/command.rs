@@ -4,6 +4,7 @@
 //! carried like every other process: so whoever waits for the command gets its exit status, from
 //! whichever kernel.
 
+use super::before::Before;
 use super::run;
 use crate::after;
 use anyhow::{Context, Result};
@@ -25,6 +26,7 @@ pub(crate) fn command(kernel: &Path, verify: bool) -> Result<ExitCode> {
     let me = nix::unistd::getpid();
     let mask: SigSet = LEFT_TO_THE_WORKER.into_iter().collect();
     mask.thread_block().context("holding back signals")?;
+    let before = Before::note();
     let worker = sys::process::spawn(0, &[], || {
         // Whoever ends the command ends the upgrade.
         if set_pdeathsig(Signal::SIGTERM).is_err() || nix::unistd::getppid() != me {
@@ -36,9 +38,15 @@ pub(crate) fn command(kernel: &Path, verify: bool) -> Result<ExitCode> {
         1
     })
     .context("making the worker")?;
-    match wait_for(worker.leader()) {
+    let ended = wait_for(worker.leader());
+    if let Ok(Status::Exited(_)) | Err(_) = ended {
+        before.forget();
+    } else {
+        before.put_back();
+    }
+    match ended {
         Ok(Status::Exited(code)) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
-        Ok(other) => anyhow::bail!("the worker ended with {other:?}"),
+        Ok(other) => anyhow::bail!("the worker was killed ({other:?}); the host is as before"),
         // It is not there: this is the other kernel.
         Err(Errno::ECHILD) => after::finish().map(|()| ExitCode::SUCCESS),
         Err(errno) => Err(errno).context("waiting for the worker"),

@@ -1,5 +1,6 @@
-//! Faults on purpose, for tests: `KUPGRADE_FAULT=sigterm:PHASE` and `KUPGRADE_FAULT=manifest:HOW`.
+//! Faults on purpose, for tests: `KUPGRADE_FAULT=sigterm:PHASE`, `sigkill:PHASE` and `manifest:HOW`.
 
+use nix::sys::signal::{Signal, raise};
 use persist_mem::manifest::Phase;
 
 fn wanted(what: &str) -> Option<String> {
@@ -8,11 +9,13 @@ fn wanted(what: &str) -> Option<String> {
     (kind == what).then(|| how.to_owned())
 }
 
-/// Sends SIGTERM to ourselves in the phase that is named.
+/// Sends a signal to ourselves in the phase that is named.
 pub(super) fn signal_at(phase: Phase) {
-    if wanted("sigterm").as_deref() == Some(phase.name()) {
-        // It waits: the signal is held back.
-        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM);
+    // SIGTERM waits: it is held back.
+    for (name, signal) in [("sigterm", Signal::SIGTERM), ("sigkill", Signal::SIGKILL)] {
+        if wanted(name).as_deref() == Some(phase.name()) {
+            let _ = raise(signal);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! anywhere leaves the host as it was: processes run on, the staged kernel is unloaded, memory
 //! blocks and settings of the kernel are as before.
 
+mod before;
 mod capture;
 mod check;
 mod command;

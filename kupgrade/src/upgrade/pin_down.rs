@@ -47,7 +47,9 @@ pub(super) fn pin_down(
     freezer::capture_pages(&mut manifest, &objects, &mut pages)?;
     let kept = pages.kept();
     let ram = upgrade.memory.firmware.of_kind(kind::RAM);
-    room::enough(&kept, &plan.window.all, &ram, plan.block_size).map_err(anyhow::Error::msg)?;
+    let promised = initramfs::huge_pages::promised_bytes(&upgrade.huge_pools);
+    room::enough(&kept, promised, &plan.window.all, &ram, plan.block_size)
+        .map_err(anyhow::Error::msg)?;
     upgrade.carried.bytes_moved = pages.moved.len() as u64 * PAGE_SIZE_U64;
     upgrade.carried.bytes_in_place = kept.total() - upgrade.carried.bytes_moved;
     upgrade.carried.moved_why = reasons(pages.moved.keys(), &plan.window, plan.block_size);

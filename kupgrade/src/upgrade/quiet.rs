@@ -28,6 +28,22 @@ pub(super) struct Quiet {
     before: Vec<(PathBuf, String)>,
 }
 
+/// Settings that are there, and the value that stops what they control.
+fn still() -> impl Iterator<Item = (PathBuf, &'static str)> {
+    // khugepaged runs as long as one size is enabled.
+    let sizes = std::fs::read_dir(HUGE_PAGES)
+        .into_iter()
+        .flatten()
+        .flatten();
+    let sizes = sizes.map(|entry| entry.path().join("enabled"));
+    let all = Path::new(HUGE_PAGES).join("enabled");
+    let huge = sizes.chain([all]).filter(|path| path.exists());
+    let settings = STILL
+        .iter()
+        .map(|(path, value)| (PathBuf::from(path), *value));
+    settings.chain(huge.map(|path| (path, "never")))
+}
+
 impl Quiet {
     /// From here on compaction leaves locked pages, such as our own, where they are.
     pub(super) fn of_locked_pages() -> Quiet {
@@ -40,22 +56,28 @@ impl Quiet {
     /// found by the last look at the pages.
     pub(super) fn of_all_pages() -> Quiet {
         let mut quiet = Quiet { before: Vec::new() };
-        for (path, value) in STILL {
-            quiet.set(Path::new(path), value);
+        for (path, value) in still() {
+            quiet.set(&path, value);
         }
-        // khugepaged runs as long as one size is enabled.
-        for entry in std::fs::read_dir(HUGE_PAGES)
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let path = entry.path().join("enabled");
-            if path.exists() {
-                quiet.set(&path, "never");
-            }
-        }
-        quiet.set(&Path::new(HUGE_PAGES).join("enabled"), "never");
         quiet
+    }
+
+    /// Takes note of all that is ever stopped, without stopping it: it is put back as it is now when dropped.
+    pub(super) fn noted() -> Quiet {
+        let locked = (PathBuf::from(LOCKED_PAGES.0), LOCKED_PAGES.1);
+        let all = core::iter::once(locked).chain(still());
+        let noted = |(path, _): (PathBuf, &str)| {
+            let text = std::fs::read_to_string(&path).ok()?;
+            Some((path, chosen(&text).to_owned()))
+        };
+        Quiet {
+            before: all.filter_map(noted).collect(),
+        }
+    }
+
+    /// Leaves everything as it is.
+    pub(super) fn forget(mut self) {
+        self.before.clear();
     }
 
     fn set(&mut self, path: &Path, value: &str) {

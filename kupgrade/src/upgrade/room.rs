@@ -85,12 +85,13 @@ fn needed(carried: u64) -> u64 {
 
 /// Is there room for the pages where they are now?
 ///
-/// `kept` are the bytes that hold carried pages, `window` is the new kernel's first RAM, `ram` all there is.
+/// `kept` are the bytes that hold carried pages, `promised` is how many more processes were promised, `window` is the new kernel's first RAM, `ram` all there is.
 ///
 /// # Errors
 /// What is missing, in words.
 pub(super) fn enough(
     kept: &RangeSet,
+    promised: u64,
     window: &RangeSet,
     ram: &RangeSet,
     block: u64,
@@ -111,7 +112,7 @@ pub(super) fn enough(
             }
         }
     }
-    let (room, needed) = (window.total() + empty, needed(kept.total()));
+    let (room, needed) = (window.total() + empty, needed(kept.total() + promised));
     if room >= needed {
         return Ok(());
     }
@@ -153,15 +154,16 @@ mod tests {
         let page = |block: u64| block * BLOCK..block * BLOCK + 4096;
         // One page each in some blocks.
         let scattered = |blocks: core::ops::Range<u64>| blocks.map(page).collect::<RangeSet>();
-        assert!(enough(&scattered(4..16), &window, &ram, BLOCK).is_ok());
+        assert!(enough(&scattered(4..16), 0, &window, &ram, BLOCK).is_ok());
         let full = RangeSet::from_range(4 * BLOCK..9 * BLOCK);
-        assert!(enough(&full, &window, &ram, BLOCK).is_ok());
+        assert!(enough(&full, 0, &window, &ram, BLOCK).is_ok());
+        assert!(enough(&full, 11 * BLOCK, &window, &ram, BLOCK).is_err());
         let spread: RangeSet = full
             .iter()
             .map(|run| run.start..run.end)
             .chain((9..16).map(page))
             .collect();
-        let words = enough(&spread, &window, &ram, BLOCK).unwrap_err();
+        let words = enough(&spread, 0, &window, &ram, BLOCK).unwrap_err();
         assert!(words.contains("in 12 memory blocks"), "{words}");
     }
 }

@@ -43,8 +43,10 @@ pub struct HugePool {
     pub pages: u64,
     /// Pages that may be made beyond it (`nr_overcommit_hugepages`).
     pub overcommit: u64,
-    /// Pages that exist and are taken: made, and not free.
+    /// Pages that processes have.
     pub taken: u64,
+    /// Pages that processes have not touched yet and were promised (`resv_hugepages`).
+    pub promised: u64,
 }
 
 /// The network of the host's namespace.

@@ -130,13 +130,12 @@ fn afterwards(batch: &mut Batch, thread: &Thread) {
         batch.call("setting its parent death signal", nr::PRCTL, args);
     }
     if thread.no_new_privs {
-        let args = [
-            PR_SET_NO_NEW_PRIVS.into(),
-            1.into(),
-            0.into(),
-            0.into(),
-            0.into(),
-        ];
-        batch.call("giving up new privileges", nr::PRCTL, args);
+        no_new_privs(batch);
     }
+}
+
+/// no_new_privs is for good.
+pub(super) fn no_new_privs(batch: &mut Batch) {
+    let args = [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0].map(Into::into);
+    batch.call("giving up new privileges", nr::PRCTL, args);
 }

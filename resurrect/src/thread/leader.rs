@@ -18,7 +18,6 @@ use sys::tracee::Tracee;
 use sys::wait::{self, Status};
 use sys::{Errno, Pid, procdir};
 
-const PR_SET_NO_NEW_PRIVS: i32 = 38;
 /// `PTRACE_EVENT_EXIT`.
 const EVENT_EXIT: i32 = 6;
 const WITHIN: Duration = Duration::from_secs(10);
@@ -55,14 +54,7 @@ fn appearance(batch: &mut Batch, leader: &EndedLeader) {
     attributes::processors(batch, &leader.scheduling);
     credentials::become_user(batch, &leader.credentials);
     if leader.no_new_privs {
-        let args = [
-            PR_SET_NO_NEW_PRIVS.into(),
-            1.into(),
-            0.into(),
-            0.into(),
-            0.into(),
-        ];
-        batch.call("giving up new privileges", nr::PRCTL, args);
+        credentials::no_new_privs(batch);
     }
 }
 

@@ -84,6 +84,11 @@ const SCENARIOS: &[Scenario] = &[
         refuse::sigterm_pin_down,
     ),
     (
+        "refuse/sigkill-pin-down",
+        Kind::Busy,
+        refuse::sigkill_pin_down,
+    ),
+    (
         "chain/after-refusals-6.1-to-6.12",
         Kind::Busy,
         chain::to_trixie,

@@ -127,3 +127,19 @@ pub(super) fn sigterm_capture(host: &mut Host, rig: &Rig) -> Result<()> {
 pub(super) fn sigterm_pin_down(host: &mut Host, rig: &Rig) -> Result<()> {
     sigterm(host, rig, "pin-down")
 }
+
+/// SIGKILL during the last look at the pages: memory blocks are out of use then, a kernel is loaded, settings are
+/// changed, and the worker can take nothing back.
+pub(super) fn sigkill_pin_down(host: &mut Host, rig: &Rig) -> Result<()> {
+    const STATE: &str = "grep -c online /sys/devices/system/memory/memory*/state; cat /sys/kernel/kexec_loaded \
+                         /sys/kernel/mm/transparent_hugepage/enabled /proc/sys/vm/swappiness \
+                         /proc/sys/vm/compact_unevictable_allowed";
+    let before = host.vm.shell.must(STATE, SHORT)?;
+    let killed = command(rig, "KUPGRADE_FAULT=sigkill:pin-down")?;
+    host.must_refuse(&killed, &["the worker was killed"])?;
+    let after = host.vm.shell.must(STATE, SHORT)?;
+    if before != after {
+        bail!("it was killed, and the host was\n{before}\nand is\n{after}");
+    }
+    Ok(())
+}

@@ -1,5 +1,7 @@
 //! Waiting for descriptors.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use libc::{POLLIN, c_int};
 
@@ -35,42 +37,27 @@ fn milliseconds() -> u64 {
     TERM.as_millis() as u64
 }
 
+/// poll of a quiet descriptor.
+fn poll_once(read: i32, limit: Duration) -> i64 {
+    let mut set = libc::pollfd {
+        fd: read,
+        events: POLLIN,
+        revents: 0,
+    };
+    let time = limit.as_millis() as u64;
+    raw(libc::SYS_poll, args([&raw mut set as u64, 1, time]))
+}
+
 /// poll
 pub(crate) fn poll_timed(_: &Setting) -> Result<Watch> {
     let [read, _] = pipe()?;
-    timed(
-        libc::SYS_poll,
-        move || {
-            let mut set = libc::pollfd {
-                fd: read,
-                events: POLLIN,
-                revents: 0,
-            };
-            raw(
-                libc::SYS_poll,
-                args([&raw mut set as u64, 1, milliseconds()]),
-            )
-        },
-        0,
-    )
+    timed(libc::SYS_poll, move || poll_once(read, TERM), 0)
 }
 
 /// poll, stopped more than once.
 pub(crate) fn poll_twice(_: &Setting) -> Result<Watch> {
     let [read, _] = pipe()?;
-    timed_long(
-        libc::SYS_poll,
-        move || {
-            let mut set = libc::pollfd {
-                fd: read,
-                events: POLLIN,
-                revents: 0,
-            };
-            let time = LONG_TERM.as_millis() as u64;
-            raw(libc::SYS_poll, args([&raw mut set as u64, 1, time]))
-        },
-        0,
-    )
+    timed_long(libc::SYS_poll, move || poll_once(read, LONG_TERM), 0)
 }
 
 /// ppoll
