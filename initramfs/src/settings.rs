@@ -87,6 +87,16 @@ pub fn capture(root: &Path) -> Vec<Setting> {
     NAMES.iter().filter_map(read).collect()
 }
 
+/// Those that every PID namespace has for itself (pid_namespaces(7); `pid_max` since Linux 6.14).
+#[must_use]
+pub fn of_pid_namespace(settings: &[Setting]) -> Vec<Setting> {
+    const OWN: [&str; 2] = ["proc/sys/kernel/pid_max", "proc/sys/kernel/ns_last_pid"];
+    let own = settings
+        .iter()
+        .filter(|(name, _)| OWN.contains(&name.as_str()));
+    own.cloned().collect()
+}
+
 /// The word in brackets of `always [madvise] never`, or all of it.
 #[must_use]
 pub fn chosen(text: &str) -> &str {

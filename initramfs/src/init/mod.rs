@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`saved`] | finds and checks what the old kernel left behind |
 //! | [`memory`] | hands memory back, before and after the processes are rebuilt |
+//! | [`overcommit`] | lets processes have mappings larger than the memory there is so far |
 //! | [`world`] | makes the world, starts the restorer, becomes the supervisor |
 //! | [`restorer`] | rebuilds the processes |
 //!
 //! Whatever fails ends in the host's own init with a report on the console.
 
 mod memory;
+mod overcommit;
 mod restorer;
 mod saved;
 mod world;

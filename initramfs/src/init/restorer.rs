@@ -102,7 +102,8 @@ fn mount_inside(saved: &Saved) -> i32 {
     for error in &failed {
         log::error!("{error}");
     }
-    let _ = settings::restore(Path::new("/"), &saved.upgrade.settings);
+    let own = settings::of_pid_namespace(&saved.upgrade.settings);
+    let _ = settings::restore(Path::new("/"), &own);
     i32::from(!Path::new("/proc/self").exists())
 }
 

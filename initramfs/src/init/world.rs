@@ -4,6 +4,7 @@
 //! restorer, rebuilds the processes in a new PID namespace, where ids are what they were, and ends.
 //! The world's init is the supervisor's child then.
 
+use super::overcommit::{self, Allowed};
 use super::restorer::{self, Outcome};
 use super::saved::Saved;
 use super::{InitError, Result, memory, release};
@@ -41,6 +42,7 @@ pub(super) fn start(
     // What is missing now is tried again when all memory is back.
     let _ = huge_pages::begin(Path::new(SYS), &saved.upgrade.huge_pools);
     warnings.extend(network::restore(&saved.upgrade.network));
+    let allowed = overcommit::allow();
     forget_report();
     namespaces::new_time(proc, &clock::offsets(&wanted, &now))?;
     let home = Home::of(proc)?;
@@ -61,7 +63,7 @@ pub(super) fn start(
         .inspect_err(|error| log::error!("{error}"))
         .ok();
     store(&report);
-    finish(&saved, &mut report, spans);
+    finish(&saved, allowed, &mut report, spans);
     drop(saved);
     serve::serve(&signals, listener.as_ref(), init)
 }
@@ -87,9 +89,10 @@ fn store(report: &Report) {
 }
 
 /// Hands the memory back and completes the report.
-fn finish(saved: &Saved, report: &mut Report, mut spans: Vec<Span>) {
+fn finish(saved: &Saved, allowed: Option<Allowed>, report: &mut Report, mut spans: Vec<Span>) {
     let mut time = TimeLine::begin(sys::clock::tsc());
     report.warnings.extend(memory::drain(saved));
+    drop(allowed);
     // What lay in old pages before could not be had earlier.
     let short = huge_pages::restore(Path::new(SYS), &saved.upgrade.huge_pools);
     report.warnings.extend(short);

@@ -130,7 +130,7 @@ const SCENARIOS: &[Scenario] = &[
     ),
     (
         "room/nearly-half",
-        Kind::Fresh { memory: 3072 },
+        Kind::Fresh { memory: 4096 },
         room::nearly_half,
     ),
     (
