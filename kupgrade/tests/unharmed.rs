@@ -70,6 +70,37 @@ impl Family {
         (others.join("\n"), known.len())
     }
 
+    /// Where each thread stands, for the message of a failure.
+    fn states(&self) -> String {
+        let mut states = String::new();
+        let pids = freezer::proc::tree(sys::Pid(self.child.id() as i32)).unwrap_or_default();
+        for pid in pids {
+            let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+                continue;
+            };
+            for task in tasks.flatten() {
+                let read = |name| std::fs::read_to_string(task.path().join(name));
+                let status = read("status").unwrap_or_default();
+                let kept = [
+                    "State",
+                    "Pid",
+                    "PPid",
+                    "TracerPid",
+                    "SigPnd",
+                    "ShdPnd",
+                    "SigBlk",
+                ];
+                let lines = status
+                    .lines()
+                    .filter(|line| kept.iter().any(|kept| line.starts_with(kept)));
+                states.extend(lines.map(|line| line.replace('\t', " ") + "; "));
+                states += &read("syscall").unwrap_or_default();
+                states += &read("stack").unwrap_or_default();
+            }
+        }
+        states
+    }
+
     fn checkpoint(&self) -> Child {
         let image = self.dir.join("image");
         let _ = std::fs::remove_dir_all(&image);
@@ -139,7 +170,11 @@ fn killed_at_any_moment_it_harms_nobody() {
     std::thread::sleep(Duration::from_millis(6500));
     let after = family.counts();
     for ((name, before), after) in MEMBERS.into_iter().zip(before).zip(after) {
-        assert!(after > before, "{name} does not go on ({after})");
+        assert!(
+            after > before,
+            "{name} does not go on ({after})\n{}",
+            family.states()
+        );
     }
     assert_eq!(family.complaints().0, "");
 }
