@@ -6,10 +6,14 @@
 //! and stops once. So hundreds of calls cost one stop, and what a restore does is a value that can
 //! be looked at.
 //!
-//! Scratch layout: one page of code, then the call table, then the data the calls point to.
+//! Scratch layout: one page of code, then the call table, then the data the calls point to. A batch whose
+//! thread must find its way back alone has more before its table: the words that exits need
+//! ([`EXIT_ROOM`]), and what the thread goes on with ([`Resume`]).
 
+use crate::PAGE_SIZE;
 use crate::regs::{Regs, restart};
 use core::fmt;
+use std::sync::LazyLock;
 
 /// An argument of a remote call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -343,8 +347,8 @@ impl Output {
     }
 }
 
-/// What the loop goes on with when nobody traces its thread any more: the first words behind the code
-/// page. Offsets are known to the code below.
+/// What the loop goes on with when nobody traces its thread any more. Offsets are known to the code
+/// below.
 pub(crate) struct Resume<'a> {
     pub(crate) regs: &'a Regs,
     pub(crate) sigmask: u64,
@@ -354,37 +358,33 @@ pub(crate) struct Resume<'a> {
 pub(crate) const RESUME_ROOM: usize = 256;
 
 impl Resume<'_> {
-    /// The bytes for a loop at address `code`.
+    /// The bytes for a loop at address `code`, and the two words of `exit`.
     ///
     /// Registers are loaded by the thread itself, not by `rt_sigreturn(2)`, which makes the kernel
     /// forget the sleep that `restart_syscall(2)` would go on with.
-    pub(crate) fn encode(&self, code: u64) -> [u8; RESUME_ROOM] {
+    pub(crate) fn encode(&self, code: u64, exit: Exit) -> ([u8; RESUME_ROOM], [u8; EXIT_WORDS]) {
         let mut regs = *self.regs;
-        let back = regs.rip;
-        if let Some((nr, result)) = regs.interrupted_syscall() {
-            match -result {
-                restart::ERESTARTSYS | restart::ERESTARTNOINTR | restart::ERESTARTNOHAND => {
-                    regs.rax = nr.cast_unsigned();
-                    regs.rip = code + offset(&raw const kupgrade_batch_again);
-                }
-                restart::ERESTART_RESTARTBLOCK => {
-                    regs.rax = libc::SYS_restart_syscall.cast_unsigned();
-                    regs.rip = code + offset(&raw const kupgrade_batch_again);
-                }
-                _ => {}
-            }
+        let interrupted = regs.interrupted_syscall();
+        let again = match interrupted.map(|(nr, result)| (nr, -result)) {
+            Some((
+                nr,
+                restart::ERESTARTSYS | restart::ERESTARTNOINTR | restart::ERESTARTNOHAND,
+            )) => Some(nr),
+            Some((_, restart::ERESTART_RESTARTBLOCK)) => Some(libc::SYS_restart_syscall),
+            _ => None,
+        };
+        if let Some(nr) = again {
+            regs.rax = nr.cast_unsigned();
         }
         let words = [
             regs.eflags,
             regs.rsp,
             self.sigmask,
-            regs.rip,
-            back,
+            code + exit.code(again.is_some()) as u64,
             regs.r15,
             regs.r14,
             regs.r13,
             regs.r12,
-            regs.rbp,
             regs.rbx,
             regs.r11,
             regs.r10,
@@ -400,7 +400,70 @@ impl Resume<'_> {
         for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());
         }
-        bytes
+        let mut last = [0; EXIT_WORDS];
+        last[..8].copy_from_slice(&regs.rbp.to_le_bytes());
+        last[8..].copy_from_slice(&regs.rip.to_le_bytes());
+        (bytes, last)
+    }
+}
+
+/// Threads of a process that run batches side by side come out of the loop each through an exit of its
+/// own: the last register, and where to go, can only be taken from a place that the code itself names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Exit(usize);
+
+/// How many exits there are.
+pub(crate) const EXITS: usize = (PAGE_SIZE - FIRST_EXIT) / EXIT_CODE;
+/// Bytes of an exit's words: rbp, rip.
+const EXIT_WORDS: usize = 16;
+/// Room that all exits' words take, right behind the code page.
+pub(crate) const EXIT_ROOM: usize = (EXITS * EXIT_WORDS).next_multiple_of(64);
+/// Where the exits' code begins in the code page.
+const FIRST_EXIT: usize = 512;
+/// Bytes from one exit's code to the next one's.
+const EXIT_CODE: usize = 32;
+/// From an exit's code to that of its half that makes an interrupted call again.
+const AGAIN: usize = 13;
+
+impl Exit {
+    /// The exit of the thread with number `seat`, if there are so many.
+    pub(crate) fn of(seat: usize) -> Option<Exit> {
+        (seat < EXITS).then_some(Exit(seat))
+    }
+
+    /// Offset of its code in the code page; with `again`, of the half that makes a call first.
+    fn code(self, again: bool) -> usize {
+        FIRST_EXIT + self.0 * EXIT_CODE + if again { AGAIN } else { 0 }
+    }
+
+    /// Offset of its words behind the code page.
+    pub(crate) fn words(self) -> usize {
+        self.0 * EXIT_WORDS
+    }
+
+    /// Its instructions: `mov rbp, [words]; jmp [words + 8]`, and the same with a `syscall` between.
+    fn instructions(self) -> [u8; EXIT_CODE] {
+        let mut code = [0xcc; EXIT_CODE];
+        let mut at = 0;
+        let mut put = |instruction: &[u8], word: Option<usize>| {
+            code[at..at + instruction.len()].copy_from_slice(instruction);
+            at += instruction.len();
+            if let Some(word) = word {
+                // Relative to the end of the instruction.
+                let here = self.code(false) + at + 4;
+                let distance = (PAGE_SIZE + self.words() + word - here) as u32;
+                code[at..at + 4].copy_from_slice(&distance.to_le_bytes());
+                at += 4;
+            }
+        };
+        const LOAD_RBP: &[u8] = &[0x48, 0x8b, 0x2d];
+        const JUMP: &[u8] = &[0xff, 0x25];
+        put(LOAD_RBP, Some(0));
+        put(JUMP, Some(8));
+        put(LOAD_RBP, Some(0));
+        put(&[0x0f, 0x05], None);
+        put(JUMP, Some(8));
+        code
     }
 }
 
@@ -414,14 +477,13 @@ fn offset(symbol: *const u8) -> u64 {
 // it is one that the program ignores. What comes then is only run without a tracer: the thread goes
 // on as it was before. Signal 0 is for threads that are being built: a breakpoint ends those.
 //
-// A call that was interrupted is made again from here (`again`), so that it is known to be the last
-// thing before the program's own code.
+// It leaves through an exit of its own ([`Exit`]). A call that was interrupted is made again there, so that it
+// is known to be the last thing before the program's own code.
 core::arch::global_asm!(
     ".pushsection .rodata.kupgrade_batch,\"a\",@progbits",
     ".balign 16",
     ".globl kupgrade_batch_start",
     ".globl kupgrade_batch_mark",
-    ".globl kupgrade_batch_again",
     ".globl kupgrade_batch_end",
     "kupgrade_batch_start:",
     "  test r12, r12",
@@ -493,28 +555,21 @@ core::arch::global_asm!(
     "  mov r10d, 8",
     "  mov eax, 14", // rt_sigprocmask
     "  syscall",
-    "  mov r15, [rbp + 40]",
-    "  mov r14, [rbp + 48]",
-    "  mov r13, [rbp + 56]",
-    "  mov r12, [rbp + 64]",
-    "  mov rbx, [rbp + 80]",
-    "  mov r11, [rbp + 88]",
-    "  mov r10, [rbp + 96]",
-    "  mov r9, [rbp + 104]",
-    "  mov r8, [rbp + 112]",
-    "  mov rax, [rbp + 120]",
-    "  mov rcx, [rbp + 128]",
-    "  mov rdx, [rbp + 136]",
-    "  mov rsi, [rbp + 144]",
-    "  mov rdi, [rbp + 152]",
-    "  mov rbp, [rbp + 72]",
-    // jmp [rip + ...]: where to go is the fourth word behind the code page, or here and then the fifth.
-    "  .byte 0xff, 0x25",
-    "  .long kupgrade_batch_start + 4096 + 24 - (. + 4)",
-    "kupgrade_batch_again:",
-    "  syscall",
-    "  .byte 0xff, 0x25",
-    "  .long kupgrade_batch_start + 4096 + 32 - (. + 4)",
+    "  mov r15, [rbp + 32]",
+    "  mov r14, [rbp + 40]",
+    "  mov r13, [rbp + 48]",
+    "  mov r12, [rbp + 56]",
+    "  mov rbx, [rbp + 64]",
+    "  mov r11, [rbp + 72]",
+    "  mov r10, [rbp + 80]",
+    "  mov r9, [rbp + 88]",
+    "  mov r8, [rbp + 96]",
+    "  mov rax, [rbp + 104]",
+    "  mov rcx, [rbp + 112]",
+    "  mov rdx, [rbp + 120]",
+    "  mov rsi, [rbp + 128]",
+    "  mov rdi, [rbp + 136]",
+    "  jmp [rbp + 24]",
     "9:",
     "  int3",
     "kupgrade_batch_end:",
@@ -524,7 +579,6 @@ core::arch::global_asm!(
 unsafe extern "C" {
     static kupgrade_batch_start: u8;
     static kupgrade_batch_mark: u8;
-    static kupgrade_batch_again: u8;
     static kupgrade_batch_end: u8;
 }
 
@@ -541,6 +595,18 @@ pub fn code() -> &'static [u8] {
     let len = (&raw const kupgrade_batch_end) as usize - start as usize;
     // SAFETY: both symbols bound one read-only block of this program's image.
     unsafe { core::slice::from_raw_parts(start, len) }
+}
+
+/// The code page: the loop and the exits.
+#[must_use]
+pub(crate) fn page() -> &'static [u8] {
+    static PAGE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let mut page = code().to_vec();
+        page.resize(FIRST_EXIT, 0xcc);
+        page.extend((0..EXITS).flat_map(|seat| Exit(seat).instructions()));
+        page
+    });
+    &PAGE
 }
 
 #[cfg(test)]
@@ -570,6 +636,26 @@ mod tests {
     #[test]
     fn the_loop_is_small_and_ends_in_a_breakpoint() {
         assert_eq!(code().last(), Some(&0xcc));
-        assert!(code().len() < 512 && mark() < code().len() as u64);
+        assert!(code().len() <= FIRST_EXIT && mark() < code().len() as u64);
+    }
+
+    #[test]
+    fn every_exit_has_code_and_words_of_its_own() {
+        assert_eq!(page().len(), PAGE_SIZE);
+        assert_eq!(Exit::of(EXITS), None);
+        for seat in [0, 1, EXITS - 1] {
+            let exit = Exit::of(seat).unwrap();
+            let word = |at: usize| {
+                let distance = u32::from_le_bytes(page()[at..at + 4].try_into().unwrap());
+                at + 4 + distance as usize - PAGE_SIZE
+            };
+            let code = exit.code(false);
+            assert_eq!(word(code + 3), exit.words(), "rbp");
+            assert_eq!(word(code + 9), exit.words() + 8, "rip");
+            let again = exit.code(true);
+            assert_eq!(word(again + 3), exit.words(), "rbp");
+            assert_eq!(page()[again + 7..again + 9], [0x0f, 0x05]);
+            assert_eq!(word(again + 11), exit.words() + 8, "rip");
+        }
     }
 }

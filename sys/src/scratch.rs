@@ -28,8 +28,8 @@ impl OwnScratch {
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
         // SAFETY: with FIXED_NOREPLACE nothing that exists is touched.
         let address = unsafe { mmap_anonymous(at, size, prot, flags) }?;
-        let code = batch::code();
-        // SAFETY: the new mapping is longer than a page, the loop shorter, and nobody else knows it.
+        let code = batch::page();
+        // SAFETY: the new mapping is longer than a page, the code a page, and nobody else knows it.
         unsafe {
             core::ptr::copy_nonoverlapping(code.as_ptr(), address.as_ptr().cast(), code.len())
         };

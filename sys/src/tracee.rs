@@ -1,6 +1,6 @@
 //! One stopped thread: its registers, its memory, and system calls made inside it.
 
-use crate::batch::{self, Batch, CallFailure, Output, RESUME_ROOM, Resume};
+use crate::batch::{self, Batch, CallFailure, EXIT_ROOM, EXITS, Exit, Output, RESUME_ROOM, Resume};
 use crate::gate::{Gate, ReturnSlot};
 use crate::regs::{NO_SYSCALL, Regs};
 use crate::sigframe::{Context, Remaining, SigFrame};
@@ -118,9 +118,15 @@ pub struct Running {
     mark: u64,
 }
 
-/// Bytes that a batch takes of the scratch mapping ([`Tracee::begin`]).
+/// How many threads can run a batch side by side in a scratch mapping made for `len` bytes
+/// ([`Tracee::map_scratch`], [`Tracee::begin`]).
 #[must_use]
-pub fn room(batch: &Batch) -> usize {
+pub fn seats(batch: &Batch, len: usize) -> usize {
+    (len / room(batch)).clamp(1, EXITS)
+}
+
+/// Bytes that a batch takes with what its thread goes on with.
+fn room(batch: &Batch) -> usize {
     (RESUME_ROOM + batch.size()).next_multiple_of(64)
 }
 
@@ -220,7 +226,7 @@ impl Tracee {
     pub fn adopt_scratch(&mut self, scratch: Scratch, coded: bool) -> Result<(), TraceeError> {
         if !coded {
             self.mem
-                .write(scratch.address, batch::code())
+                .write(scratch.address, batch::page())
                 .map_err(self.failed("writing the batch loop"))?;
         }
         self.scratch = Some(scratch);
@@ -373,7 +379,7 @@ impl Tracee {
     /// # Errors
     /// When the target may not map more (`RLIMIT_AS`), among others.
     pub fn map_scratch(&mut self, gate: u64, len: usize) -> Result<Scratch, TraceeError> {
-        let len = (len + RESUME_ROOM).next_multiple_of(PAGE_SIZE) + PAGE_SIZE;
+        let len = (len + EXIT_ROOM + RESUME_ROOM + 64).next_multiple_of(PAGE_SIZE) + PAGE_SIZE;
         let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
         let args = [0, len as u64, rw, flags, u64::MAX, 0];
@@ -428,24 +434,35 @@ impl Tracee {
         self.end(batch, &running)
     }
 
-    /// Begins to run a batch that lies `place` bytes (a multiple of 64) behind the code of the scratch
-    /// mapping, and does not wait: several threads of a process run side by side so, each in room of
-    /// its own ([`room`]). [`Tracee::end`] must follow before anything else is done with the thread.
+    /// Begins to run a batch and does not wait: several threads of a process run the same batch side by
+    /// side so, each in a seat of its own ([`seats`]). [`Tracee::end`] must follow before anything else is
+    /// done with the thread.
     ///
     /// # Errors
     /// As [`Tracee::run`]; the thread stands still then, as it was.
-    pub fn begin(&mut self, batch: &Batch, place: usize) -> Result<Running, TraceeError> {
+    pub fn begin(&mut self, batch: &Batch, seat: usize) -> Result<Running, TraceeError> {
         let (saved, mask) = self.rest()?;
+        let place = EXIT_ROOM + seat * room(batch);
         let scratch = self.room_for(batch, place + RESUME_ROOM)?;
-        let base = scratch.address + PAGE_SIZE_U64 + place as u64;
+        let exit = Exit::of(seat).ok_or(TraceeError::Scratch {
+            tid: self.tid,
+            need: seat,
+            have: EXITS,
+        })?;
+        let data = scratch.address + PAGE_SIZE_U64;
+        let base = data + place as u64;
         let table = base + RESUME_ROOM as u64;
         let resume = Resume {
             regs: &saved,
             sigmask: mask,
         };
+        let (resume, last) = resume.encode(scratch.address, exit);
         // The call table lies right behind.
-        let mut bytes = resume.encode(scratch.address).to_vec();
+        let mut bytes = resume.to_vec();
         bytes.extend_from_slice(&batch.encode(table));
+        self.mem
+            .write(data + exit.words() as u64, &last)
+            .map_err(self.failed("writing where to go on"))?;
         self.mem
             .write(base, &bytes)
             .map_err(self.failed("writing a batch"))?;

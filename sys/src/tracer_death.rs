@@ -6,7 +6,7 @@ use crate::ptrace::{self, death};
 use crate::regs::restart;
 use crate::tracee::{Foothold, Tracee};
 use crate::vm::ProcMem;
-use crate::{Pid, Remaining, process, wait};
+use crate::{Pid, Remaining, Tid, process, wait};
 use core::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -56,19 +56,55 @@ fn footholds(pid: Pid) -> Vec<(Gate, u64)> {
     found.into_iter().map(|gate| (gate, restorer)).collect()
 }
 
-/// What a tracer does: maps room, runs a batch twice, unmaps.
+/// What a tracer does: maps room, has all threads run a batch side by side, twice, unmaps.
 fn trace(pid: Pid, gate: Gate, restorer: u64, sleeps_in: i64, limit: i64) -> i32 {
     death::LEFT.store(limit, Ordering::Relaxed);
-    let tid = pid.leader();
+    let tids = threads(pid);
+    let mut tracees: Vec<_> = tids.iter().map(|tid| stop(pid, *tid, sleeps_in)).collect();
+    let first = &mut tracees[0];
+    // Below the red zone.
+    let free_below = first.regs().unwrap().rsp - 128;
+    first.set_foothold(Foothold {
+        gate,
+        restorer,
+        free_below,
+    });
+    let scratch = first.map_scratch(0, 4096).unwrap();
+    for other in &mut tracees[1..] {
+        other.adopt_scratch(scratch, true).unwrap();
+    }
+    for _ in 0..2 {
+        let mut batch = Batch::new();
+        let asked = batch.call("getpid", libc::SYS_getpid, []);
+        let begin = |(seat, tracee): (usize, &mut Tracee)| tracee.begin(&batch, seat).unwrap();
+        let running: Vec<_> = tracees.iter_mut().enumerate().map(begin).collect();
+        for (tracee, running) in tracees.iter_mut().zip(running) {
+            let out = tracee.end(&batch, &running).unwrap();
+            assert_eq!(out.result(asked), Ok(pid.0 as u64));
+        }
+    }
+    tracees[0].unmap_scratch(0).unwrap();
+    for tid in tids {
+        ptrace::detach(tid, 0).unwrap();
+    }
+    DONE
+}
+
+fn threads(pid: Pid) -> Vec<Tid> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let number = |task: std::fs::DirEntry| task.file_name().to_str()?.parse().ok();
+    let mut tids: Vec<_> = tasks.flatten().filter_map(number).map(Tid).collect();
+    tids.sort();
+    tids
+}
+
+fn stop(pid: Pid, tid: Tid, sleeps_in: i64) -> Tracee {
     ptrace::seize(tid, ptrace::options::TRACESYSGOOD).unwrap();
     ptrace::interrupt(tid).unwrap();
     wait::wait_for(tid).unwrap();
     let mut tracee = Tracee::new(pid, tid).unwrap();
-    let regs = tracee.regs().unwrap();
-    if regs
-        .interrupted_syscall()
-        .is_some_and(|(_, result)| result == -restart::ERESTART_RESTARTBLOCK)
-    {
+    let interrupted = tracee.regs().unwrap().interrupted_syscall();
+    if interrupted.is_some_and(|(_, result)| result == -restart::ERESTART_RESTARTBLOCK) {
         // Tracers come more often than sleeps end: what is given here must not add up.
         tracee.set_remaining(Some(Remaining {
             nr: sleeps_in,
@@ -76,23 +112,7 @@ fn trace(pid: Pid, gate: Gate, restorer: u64, sleeps_in: i64, limit: i64) -> i32
         }));
     }
     tracee.set_marker(libc::SIGURG);
-    // Below the red zone.
-    let free_below = regs.rsp - 128;
-    tracee.set_foothold(Foothold {
-        gate,
-        restorer,
-        free_below,
-    });
-    tracee.map_scratch(0, 4096).unwrap();
-    for _ in 0..2 {
-        let mut batch = Batch::new();
-        let asked = batch.call("getpid", libc::SYS_getpid, []);
-        let out = tracee.run(&batch).unwrap();
-        assert_eq!(out.result(asked), Ok(pid.0 as u64));
-    }
-    tracee.unmap_scratch(0).unwrap();
-    ptrace::detach(tid, 0).unwrap();
-    DONE
+    tracee
 }
 
 struct Subject(Pid);
@@ -191,6 +211,34 @@ fn registers_survive() {
                 return 1;
             }
         }
+    });
+}
+
+#[test]
+fn threads_that_run_side_by_side_survive() {
+    // Goes round with a number in a register; ends the process when it is another one.
+    macro_rules! go_round {
+        ($number:literal) => {{
+            // SAFETY: changes no memory and only registers that are named.
+            unsafe {
+                core::arch::asm!(
+                    concat!("mov r12, ", $number),
+                    "2: mov rcx, 20000",
+                    "3: dec rcx",
+                    "jnz 3b",
+                    concat!("cmp r12, ", $number),
+                    "je 2b",
+                    out("rcx") _, out("r12") _,
+                );
+            }
+            // SAFETY: ends the process.
+            unsafe { libc::_exit($number) }
+        }};
+    }
+    survive(0, || {
+        std::thread::spawn(|| go_round!(11));
+        std::thread::spawn(|| go_round!(12));
+        go_round!(13)
     });
 }
 

@@ -45,15 +45,10 @@ pub(super) fn capture(
 ) -> Result<Vec<Thread>, FreezerError> {
     let mut batch = Batch::new();
     let question = Question::add(&mut batch);
-    let each = tracee::room(&batch);
     let mut found = Vec::new();
-    for some in threads.chunks_mut((room / each).max(1)) {
-        let begin = |(inside, place): (&mut Inside, usize)| inside.tracee.begin(&batch, place);
-        let begun: Vec<_> = some
-            .iter_mut()
-            .zip((0..).step_by(each))
-            .map(begin)
-            .collect();
+    for some in threads.chunks_mut(tracee::seats(&batch, room)) {
+        let begin = |(seat, inside): (usize, &mut Inside)| inside.tracee.begin(&batch, seat);
+        let begun: Vec<_> = some.iter_mut().enumerate().map(begin).collect();
         // All of them, also when one fails: nobody may be left running.
         let ended: Vec<_> = some
             .iter_mut()
