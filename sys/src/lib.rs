@@ -72,6 +72,7 @@ pub mod tracee;
 mod tracer_death;
 pub mod tty;
 pub mod tun;
+pub mod urgent;
 pub mod vm;
 pub mod wait;
 pub mod xattr;

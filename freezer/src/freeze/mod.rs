@@ -14,10 +14,11 @@ use crate::{FreezerError, proc};
 use calls::Repeated;
 pub(crate) use calls::USED_BELOW_STACK;
 use scope::Scope;
-use sleepers::SchedulerClocks;
 pub(crate) use sleepers::monotonic_ns;
+use sleepers::{Asleep, SchedulerClocks};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use sys::urgent::Urgent;
 use sys::{Pid, Tid, ptrace, wait};
 
 /// How long a thread may take to stop. Longer waits are uninterruptible sleeps, or a vfork parent
@@ -32,6 +33,8 @@ pub struct FrozenThread {
     /// CLOCK_MONOTONIC in nanoseconds when it went to sleep; None when it ran, when its sleep has no
     /// relative time-out, or the kernel does not tell (`/proc/PID/task/TID/sched`).
     pub asleep_since_ns: Option<u64>,
+    /// The sleep it was in when it was looked at last before it was stopped.
+    asleep: Option<Asleep>,
 }
 
 /// Processes whose threads are all stopped. They go on when this is dropped, also when the
@@ -183,10 +186,13 @@ pub fn freeze_all(skip: &[Pid]) -> Result<Frozen, FreezerError> {
 fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
     // Before anything stands still: it takes a moment.
     crate::kernel::prepare();
+    let clocks = SchedulerClocks::measure();
+    // Whoever is stopped waits for us, and one whose call is not repaired yet depends on our life.
+    let _urgent = Urgent::begin();
     let mut frozen = Frozen {
         processes: Vec::new(),
         zombies: Vec::new(),
-        clocks: SchedulerClocks::measure(),
+        clocks,
         repeating: BTreeMap::new(),
         begun: Instant::now(),
     };

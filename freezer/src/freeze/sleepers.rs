@@ -52,13 +52,16 @@ impl SchedulerClocks {
         SchedulerClocks { offsets }
     }
 
-    /// CLOCK_MONOTONIC when a thread last went to sleep.
-    fn asleep_since(&self, pid: Pid, tid: Tid) -> Option<u64> {
+    /// The sleep that a thread is in.
+    fn sleep(&self, pid: Pid, tid: Tid) -> Option<Asleep> {
         const PROCESSOR: usize = 39;
-        let start = exec_start(&format!("/proc/{pid}/task/{tid}/sched"))?;
+        let record = Record::read(&format!("/proc/{pid}/task/{tid}/sched"))?;
         let stat = proc::Stat::read(pid, &format!("task/{tid}/stat")).ok()?;
         let offset = self.offsets.get(&stat.field(PROCESSOR))?;
-        u64::try_from(start.cast_signed() - offset).ok()
+        Some(Asleep {
+            since_ns: u64::try_from(record.start.cast_signed() - offset).ok()?,
+            switches: record.switches,
+        })
     }
 }
 
@@ -70,8 +73,8 @@ fn offset_here() -> Option<i64> {
         let before = monotonic_ns();
         // Makes our own last start on the CPU recent. Somebody else may run in between.
         std::thread::yield_now();
+        let start = Record::read("/proc/thread-self/sched")?.start;
         let after = monotonic_ns();
-        let start = exec_start("/proc/thread-self/sched")?;
         let offset = start.cast_signed() - after.cast_signed();
         best = best.max(Some(offset));
         if after - before < SOON_NS {
@@ -92,16 +95,38 @@ pub(crate) fn monotonic_ns() -> u64 {
 pub(super) struct Sleeper {
     /// In which call.
     pub(super) nr: i64,
-    /// CLOCK_MONOTONIC when it went to sleep, where it has a relative time-out and the kernel tells.
-    pub(super) since_ns: Option<u64>,
+    /// Where it has a relative time-out and the kernel tells.
+    pub(super) asleep: Option<Asleep>,
+}
+
+/// One sleep of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asleep {
+    /// CLOCK_MONOTONIC when it went to sleep.
+    since_ns: u64,
+    /// How often it has gone to sleep, this time included.
+    switches: u64,
+}
+
+impl Asleep {
+    /// CLOCK_MONOTONIC when the sleep began in which a thread was stopped; this is the one it was in when
+    /// it was looked at. It may have ended since, and another one begun: that has just begun then.
+    pub(super) fn of_stopped(self, pid: Pid, tid: Tid) -> u64 {
+        let record = Record::read(&format!("/proc/{pid}/task/{tid}/sched"));
+        // Being stopped counts as going to sleep, too.
+        if record.is_none_or(|record| record.switches <= self.switches + 1) {
+            return self.since_ns;
+        }
+        monotonic_ns()
+    }
 }
 
 /// Looks at a thread that sleeps in a call. To be asked before it is stopped, which wakes it.
 pub(super) fn look(clocks: &SchedulerClocks, pid: Pid, tid: Tid) -> Option<Sleeper> {
     let text = proc::read_text(pid, &format!("task/{tid}/syscall")).ok()?;
     let (nr, timeout) = parse(&text)?;
-    let since_ns = timeout.then(|| clocks.asleep_since(pid, tid)).flatten();
-    Some(Sleeper { nr, since_ns })
+    let asleep = timeout.then(|| clocks.sleep(pid, tid)).flatten();
+    Some(Sleeper { nr, asleep })
 }
 
 /// `/proc/PID/syscall` (proc(5)): the number, six arguments, stack and instruction pointer; `running`
@@ -118,15 +143,33 @@ fn parse(text: &str) -> Option<(i64, bool)> {
     Some((nr, timeout))
 }
 
-/// `se.exec_start` in nanoseconds (kernel/sched/debug.c prints milliseconds with six decimals).
-fn exec_start(path: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("se.exec_start"))?;
-    let (whole, fraction) = line.rsplit(':').next()?.trim().split_once('.')?;
-    let (whole, fraction): (u64, u64) = (whole.parse().ok()?, fraction.parse().ok()?);
-    Some(whole * 1_000_000 + fraction)
+/// What a scheduler records of a thread (`/proc/PID/task/TID/sched`, kernel/sched/debug.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Record {
+    /// `se.exec_start`: when it last began to run or was found running, in nanoseconds.
+    start: u64,
+    /// `nr_voluntary_switches`
+    switches: u64,
+}
+
+impl Record {
+    fn read(path: &str) -> Option<Record> {
+        Record::parse(&std::fs::read_to_string(path).ok()?)
+    }
+
+    /// Times are in milliseconds with six decimals.
+    fn parse(text: &str) -> Option<Record> {
+        let value = |name| {
+            let line = text.lines().find(|line| line.starts_with(name))?;
+            Some(line.rsplit(':').next()?.trim())
+        };
+        let (whole, fraction) = value("se.exec_start")?.split_once('.')?;
+        let (whole, fraction): (u64, u64) = (whole.parse().ok()?, fraction.parse().ok()?);
+        Some(Record {
+            start: whole * 1_000_000 + fraction,
+            switches: value("nr_voluntary_switches")?.parse().ok()?,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -141,5 +184,31 @@ mod tests {
         assert_eq!(parse("202 0x7ffd 0x80 0x0 0x0"), Some((202, false)));
         assert_eq!(parse("0 0x3 0x0 0x0 0x0"), Some((0, false)));
         assert_eq!(parse("running"), None);
+    }
+
+    #[test]
+    fn the_schedulers_record_is_read() {
+        let text = "x (1, #threads: 1)\n---\nse.exec_start          :      6543.000021\n\
+                    nr_switches    :   9\nnr_voluntary_switches                :                    7\n";
+        let (start, switches) = (6_543_000_021, 7);
+        assert_eq!(Record::parse(text), Some(Record { start, switches }));
+        assert!(Record::read("/proc/thread-self/sched").is_some());
+    }
+
+    #[test]
+    fn a_sleep_that_has_ended_is_not_taken_for_the_next_one() {
+        let (pid, tid) = (
+            Pid(std::process::id() as i32),
+            Tid(nix::unistd::gettid().as_raw()),
+        );
+        let record = Record::read("/proc/thread-self/sched").unwrap();
+        let asleep = |switches| Asleep {
+            since_ns: 1,
+            switches,
+        };
+        assert_eq!(asleep(record.switches + 1).of_stopped(pid, tid), 1);
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert!(asleep(record.switches).of_stopped(pid, tid) > 1);
     }
 }

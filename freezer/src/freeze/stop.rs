@@ -58,7 +58,8 @@ pub(super) fn begin(
         }
         let thread = FrozenThread {
             group_stop: None,
-            asleep_since_ns: sleeper.and_then(|sleeper| sleeper.since_ns),
+            asleep_since_ns: None,
+            asleep: sleeper.and_then(|sleeper| sleeper.asleep),
         };
         frozen.process(pid).insert(tid, thread);
         news = true;
@@ -177,6 +178,7 @@ fn record(frozen: &mut Frozen, pid: Pid, tid: Tid, stop: Stop) -> Result<(), Fre
     if let Stop::Group(signal) = stop {
         thread.group_stop = Some(signal);
     }
+    thread.asleep_since_ns = thread.asleep.map(|asleep| asleep.of_stopped(pid, tid));
     let thread = *thread;
     if let Some(call) = position::settle(pid, tid, thread)? {
         call.repeat()?;
