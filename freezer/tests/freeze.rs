@@ -1,4 +1,5 @@
 //! Stopping: everybody stops, stays stopped and goes on as before.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use freezer::{freeze, freeze_all};
 use std::process::{Child, Command, Stdio};
