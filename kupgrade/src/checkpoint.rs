@@ -2,9 +2,10 @@
 
 use crate::external::External;
 use crate::image::Image;
+use crate::patience::{NotCarried, patiently};
 use crate::signals::Held;
 use anyhow::{Context, Result, bail};
-use freezer::{Externals, Frozen, Outsiders, PageRun, PageSink};
+use freezer::{Externals, FreezerError, Frozen, Outsiders, PageRun, PageSink};
 use persist_mem::manifest::{Extent, Manifest};
 use persist_mem::pages_file::PagesWriter;
 use std::io::Write;
@@ -15,24 +16,18 @@ use sys::Pid;
 /// Saves the tree below `pid`. On any failure the tree runs on and the image is removed.
 pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> Result<()> {
     refuse_ourselves(pid)?;
+    patiently(|| attempt(pid, dir, leave_running, external))
+}
+
+fn attempt(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> Result<()> {
     let (numbers, names) = External::split(external);
     let externals = Externals::of(pid, &numbers, names)?;
     let (mut refusals, outsiders) = freezer::check::check_tree_with(pid, &externals)?;
     if leave_running {
         refusals.extend(freezer::untaken_backlogs(&freezer::proc::tree(pid)?)?);
     }
-    if !refusals.is_empty() {
-        let list: Vec<_> = refusals.iter().map(ToString::to_string).collect();
-        bail!("not carried, nothing was touched:\n{}", list.join("\n"));
-    }
-    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    let image = Image::at(dir);
-    if image.manifest.exists() || image.pages.exists() {
-        bail!(
-            "{} holds an image already; name another directory",
-            dir.display()
-        );
-    }
+    NotCarried::unless_empty(&refusals)?;
+    let image = place(dir)?;
     let held = Held::hold()?;
     let frozen = freezer::freeze(pid)?;
     let saved = save(&frozen, &image, leave_running, (externals, outsiders));
@@ -58,6 +53,19 @@ pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[Externa
     frozen.kill();
     silenced?;
     Ok(())
+}
+
+/// Where the image will be.
+fn place(dir: &Path) -> Result<Image> {
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    let image = Image::at(dir);
+    if image.manifest.exists() || image.pages.exists() {
+        bail!(
+            "{} holds an image already; name another directory",
+            dir.display()
+        );
+    }
+    Ok(image)
 }
 
 /// Everything is written, perhaps not yet to the disk.
@@ -125,8 +133,9 @@ fn save(
     if leave_running {
         // One may have come since the check.
         let pids: Vec<Pid> = frozen.pids().collect();
-        if let Some(refusal) = freezer::untaken_backlogs(&pids)?.first() {
-            bail!("not carried: {refusal}");
+        let came = freezer::untaken_backlogs(&pids)?;
+        if !came.is_empty() {
+            return Err(FreezerError::Refused(came).into());
         }
     } else {
         freezer::take_backlogs(&mut manifest)?;

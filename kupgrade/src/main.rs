@@ -15,6 +15,7 @@ mod checkpoint;
 mod external;
 mod image;
 mod log;
+mod patience;
 mod report;
 mod restore;
 mod signals;

@@ -1,6 +1,7 @@
 //! May this host be upgraded to this kernel? Nothing is touched.
 
 use super::{SYS, room};
+use crate::patience::{NotCarried, patiently};
 use anyhow::{Context, Result, bail};
 use freezer::proc;
 use initramfs::modules::{self, HostUse, ModulePlan, ModuleTree};
@@ -59,7 +60,7 @@ pub(super) fn check(kernel: &Path) -> Result<Host> {
         root: None,
     };
     let mounts = mounts::capture::survey()?;
-    refuse_what_is_not_carried(&mounts)?;
+    patiently(|| refuse_what_is_not_carried(&mounts))?;
     Ok(Host {
         root: root_word(&mounts),
         ..host
@@ -81,10 +82,7 @@ fn refuse_what_is_not_carried(table: &MountTable) -> Result<()> {
     found.extend(mounts::check(table).iter().map(ToString::to_string));
     found.extend(network::check());
     found.extend(room::Held::read().and_then(room::Held::too_much));
-    if !found.is_empty() {
-        bail!("not carried, nothing was touched:\n{}", found.join("\n"));
-    }
-    Ok(())
+    Ok(NotCarried::unless_empty(found)?)
 }
 
 /// Names of devices change from kernel to kernel; the identity of the root file system does not.

@@ -22,7 +22,7 @@ impl Course {
         })
     }
 
-    /// Begins a phase, unless a signal came in the one before.
+    /// Begins a phase, perhaps once more, unless a signal came in the one before.
     pub(super) fn enter(&mut self, phase: Phase) -> Result<()> {
         log::info!(
             "{phase} begins at {:.1} ms",
@@ -30,6 +30,8 @@ impl Course {
         );
         fault::signal_at(phase);
         self.held.check()?;
+        let earlier = self.stamps.iter().position(|stamp| stamp.phase == phase);
+        self.stamps.truncate(earlier.unwrap_or(usize::MAX));
         self.stamps.push(Stamp {
             phase,
             tsc: sys::clock::tsc(),

@@ -17,6 +17,7 @@ mod quiet;
 mod room;
 mod stage;
 
+use crate::patience::patiently;
 use anyhow::{Context, Result};
 use course::Course;
 use persist_mem::blocks::MemoryBlocks;
@@ -50,10 +51,13 @@ fn run(kernel: &Path, verify: bool) -> Result<Infallible> {
     course.enter(Phase::Stage)?;
     let _staged = stage::stage(&host, &plan, &place)?;
     nix::unistd::sync();
-    course.enter(Phase::Freeze)?;
-    let frozen = freezer::freeze_all(&[])?;
-    course.enter(Phase::Capture)?;
-    let captured = capture::capture(&frozen, &host)?;
+    let (_frozen, captured) = patiently(|| {
+        course.enter(Phase::Freeze)?;
+        let frozen = freezer::freeze_all(&[])?;
+        course.enter(Phase::Capture)?;
+        let captured = capture::capture(&frozen, &host)?;
+        Ok((frozen, captured))
+    })?;
     course.enter(Phase::PinDown)?;
     let pinned = pin_down::pin_down(captured, &mut plan, &place, &course, verify)?;
     course.enter(Phase::Jump)?;

@@ -1,0 +1,95 @@
+//! What is refused may be there for a moment only: a message that is read at once, a child that is about to
+//! run another program.
+
+use anyhow::Result;
+use freezer::FreezerError;
+use std::fmt;
+use std::time::Duration;
+
+/// Between the tries.
+const PAUSES: [Duration; 3] = [
+    Duration::from_millis(10),
+    Duration::from_millis(30),
+    Duration::from_millis(90),
+];
+
+/// What is not carried, found before anything was stopped.
+#[derive(Debug)]
+pub(crate) struct NotCarried(Vec<String>);
+
+impl NotCarried {
+    /// Nothing is refused, or all of it is named.
+    pub(crate) fn unless_empty(
+        refusals: impl IntoIterator<Item = impl ToString>,
+    ) -> Result<(), NotCarried> {
+        let found: Vec<_> = refusals.into_iter().map(|it| it.to_string()).collect();
+        match found.is_empty() {
+            true => Ok(()),
+            false => Err(NotCarried(found)),
+        }
+    }
+}
+
+impl fmt::Display for NotCarried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "not carried, nothing was touched:\n{}",
+            self.0.join("\n")
+        )
+    }
+}
+
+impl std::error::Error for NotCarried {}
+
+/// Tries again a few times while something is not carried.
+///
+/// # Errors
+/// What is still wrong in the last try, or anything else at once.
+pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    for pause in PAUSES {
+        match attempt() {
+            Err(error) if is_refusal(&error) => log::info!("{error:#}; trying again"),
+            result => return result,
+        }
+        std::thread::sleep(pause);
+    }
+    attempt()
+}
+
+fn is_refusal(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let late = cause.downcast_ref::<FreezerError>();
+        cause.is::<NotCarried>() || matches!(late, Some(FreezerError::Refused(_)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow};
+
+    #[test]
+    fn only_what_is_refused_is_tried_again() {
+        let mut tries = 0;
+        let mut results = [
+            NotCarried::unless_empty(["a message"]).context("checking"),
+            Err(FreezerError::Refused(Vec::new())).context("capturing"),
+            Ok(()),
+        ]
+        .into_iter();
+        let done = patiently(|| {
+            tries += 1;
+            results.next().unwrap_or(Err(anyhow!("too often")))
+        });
+        assert_eq!((done.is_ok(), tries), (true, 3));
+        let mut tries = 0;
+        let other: Result<()> = patiently(|| {
+            tries += 1;
+            Err(anyhow!("no room"))
+        });
+        assert_eq!((other.is_err(), tries), (true, 1));
+        let last = patiently(|| Ok(NotCarried::unless_empty(["it"])?)).unwrap_err();
+        assert_eq!(last.to_string(), "not carried, nothing was touched:\nit");
+    }
+}
