@@ -70,8 +70,14 @@ impl Grown {
 }
 
 impl Finder {
-    /// None when no system call instruction is mapped.
-    pub(super) fn find(&mut self, first: &Tracee, maps: &[Mapping], frame: u64) -> Option<Way> {
+    /// None when no system call instruction is mapped. `stacks` holds the stack pointers of all threads.
+    pub(super) fn find(
+        &mut self,
+        first: &Tracee,
+        stacks: &[u64],
+        maps: &[Mapping],
+        frame: u64,
+    ) -> Option<Way> {
         let mem = first.mem();
         let mut code: Vec<_> = maps.iter().filter(|map| map.perms[2] == b'x').collect();
         // The vdso has gates; the C library has both, the program itself when it is static.
@@ -89,7 +95,7 @@ impl Finder {
         let mut grown = None;
         let foothold = gate.zip(restorer).and_then(|(gate, restorer)| {
             let free_below;
-            (free_below, grown) = free_memory(first, maps, frame)?;
+            (free_below, grown) = free_memory(first, stacks, maps, frame)?;
             Some(Foothold {
                 gate,
                 restorer,
@@ -166,14 +172,21 @@ fn is_libc(name: &[u8]) -> bool {
 /// Memory for a frame of `size` bytes that nobody uses: the stack is made to grow downwards, as it
 /// does by itself; or the part of the stack that signal handlers use. Returns its end, and what the stack has
 /// grown by.
-fn free_memory(first: &Tracee, maps: &[Mapping], size: u64) -> Option<(u64, Option<Grown>)> {
+fn free_memory(
+    first: &Tracee,
+    stacks: &[u64],
+    maps: &[Mapping],
+    size: u64,
+) -> Option<(u64, Option<Grown>)> {
     let mem = first.mem();
     let stack = maps.iter().find(|map| map.name == b"[stack]")?;
     let rsp = first.regs().ok()?.rsp;
     let used_before = mem
         .read_vec(stack.start, MAGIC.len())
         .is_ok_and(|bytes| bytes == MAGIC);
-    if used_before && !(stack.start..stack.start + size).contains(&rsp) {
+    // Somebody may still be on their way back through it.
+    let frames = stack.start..stack.start + size;
+    if used_before && !stacks.iter().any(|rsp| frames.contains(rsp)) {
         let start = stack.start;
         return Some((
             start + size,

@@ -101,6 +101,7 @@ fn map_scratch(
         .iter()
         .position(|thread| thread.sleep.is_none())
         .unwrap_or(0);
+    let stacks: Vec<u64> = threads.iter().map(|thread| thread.regs.rsp).collect();
     let Some(thread) = threads.get_mut(maker) else {
         return Err(FreezerError::refuse(pid, "threads", "it has none"));
     };
@@ -110,7 +111,7 @@ fn map_scratch(
     let xstate =
         ptrace::get_xstate(tid).map_err(FreezerError::call(pid, "reading its extended state"))?;
     let frame = (xstate.len() + FRAME).next_multiple_of(PAGE_SIZE) as u64;
-    let way = finder.find(tracee, maps, frame).ok_or_else(|| {
+    let way = finder.find(tracee, &stacks, maps, frame).ok_or_else(|| {
         FreezerError::refuse(pid, "memory", "no system call instruction is mapped")
     })?;
     if let Some(foothold) = way.foothold {
