@@ -94,7 +94,6 @@ fn saved_pages_are_the_process_s_pages() {
     let script = "import time\nneedle=bytes(range(1,251))*4000\ntime.sleep(1000)\n";
     file.write_all(script.as_bytes()).unwrap();
     let subject = Subject::start(&format!("exec python3 {}", dir.display()));
-    std::thread::sleep(std::time::Duration::from_millis(800));
     let (manifest, pages) = describe(subject.pid());
     let _ = std::fs::remove_file(&dir);
     let mm = &manifest.processes[0].live().unwrap().mm;

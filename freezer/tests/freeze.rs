@@ -1,6 +1,9 @@
 //! Stopping: everybody stops, stays stopped and goes on as before.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod common;
+
+use common::until;
 use freezer::{freeze, freeze_all};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -108,8 +111,7 @@ fn a_vfork_parent_is_waited_for() {
          \x20if libc.syscall(56,CLONE_VFORK|17,0,0,0,0)==0: time.sleep(0.4); os._exit(0)\n\
          \x20os.wait()\n",
     );
-    std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(state(subject.pid()), 'D');
+    until("it waits for its child", || state(subject.pid()) == 'D');
     let begun = Instant::now();
     let frozen = freeze(subject.pid()).unwrap();
     assert_eq!(state(subject.pid()), 't');
@@ -121,15 +123,15 @@ fn a_vfork_parent_is_waited_for() {
 fn a_stopped_job_stays_stopped() {
     let subject = Subject::start("import os,time\nos.write(1,b'x')\nwhile 1: time.sleep(0.01)\n");
     sys::process::kill(subject.pid(), 19).unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    until("it is stopped", || state(subject.pid()) == 'T');
     let frozen = freeze(subject.pid()).unwrap();
     assert_eq!(frozen.threads(subject.pid())[0].1.group_stop, Some(19));
     drop(frozen);
+    until("it is stopped again", || state(subject.pid()) == 'T');
     std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(state(subject.pid()), 'T');
+    assert_eq!(state(subject.pid()), 'T', "and stays so");
     sys::process::kill(subject.pid(), 18).unwrap();
-    std::thread::sleep(Duration::from_millis(50));
-    assert_ne!(state(subject.pid()), 'T');
+    until("it goes on", || state(subject.pid()) != 'T');
 }
 
 #[test]

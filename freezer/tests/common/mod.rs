@@ -4,6 +4,7 @@
 use freezer::{PageRun, PageSink, capture, capture_pages, freeze};
 use persist_mem::manifest::{Extent, Manifest};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 use sys::Pid;
 
 #[derive(Default)]
@@ -43,21 +44,51 @@ impl Subject {
             .stderr(out)
             .spawn()
             .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(400));
-        Subject(child)
+        let subject = Subject(child);
+        until("it sleeps", || subject.sleeps());
+        subject
     }
+
+    /// Whether it does nothing for a while.
+    fn sleeps(&self) -> bool {
+        let first = self.activity();
+        first.is_some()
+            && (0..6).all(|_| {
+                std::thread::sleep(Duration::from_millis(50));
+                self.activity() == first
+            })
+    }
+
+    /// Its processes with the processor time they have used, when all of them sleep.
+    fn activity(&self) -> Option<Vec<(Pid, i64, i64)>> {
+        let pids = freezer::proc::tree(self.pid()).ok()?;
+        let of = |pid: Pid| {
+            let stat = freezer::proc::Stat::read(pid, "stat").ok()?;
+            matches!(stat.state(), 'S' | 'T' | 'Z').then(|| (pid, stat.field(14), stat.field(15)))
+        };
+        pids.into_iter().map(of).collect()
+    }
+
     /// Runs a Python program.
     pub(crate) fn python(name: &str, program: &str) -> Subject {
         let file = std::env::temp_dir().join(format!("freezer-{name}-{}", std::process::id()));
         std::fs::write(&file, program).unwrap();
         let subject = Subject::start(&format!("exec /usr/bin/python3 {}", file.display()));
-        std::thread::sleep(std::time::Duration::from_millis(800));
         let _ = std::fs::remove_file(&file);
         subject
     }
 
     pub(crate) fn pid(&self) -> Pid {
         Pid(self.0.id() as i32)
+    }
+}
+
+/// Waits until something is so.
+pub(crate) fn until(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "not so: {what}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

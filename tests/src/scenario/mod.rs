@@ -261,7 +261,7 @@ fn one_kernel(native: &Native, subjects: &[Subject], tally: &mut Tally) {
 fn unit() -> Result<()> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     Tool::new(&cargo, Duration::from_secs(1500))
-        .args(["test", "--workspace"])
+        .args(["test", "--workspace", "--no-fail-fast"])
         .dir(&crate::paths::workspace())
         .run_shown()
 }
