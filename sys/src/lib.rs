@@ -25,7 +25,7 @@
 //! | [`ipc`] | System V IPC |
 //! | [`mqueue`] | POSIX message queues |
 //! | [`physmap`] | physical memory through `/dev/mem` |
-//! | [`kernel_memory`] | the kernel's own memory, to look at |
+//! | [`kernel_memory`], [`known_page`] | the kernel's own memory, to look at |
 //! | [`kexec`] | loading another kernel and jumping into it |
 //! | [`rtnetlink`] | interfaces, addresses and routes |
 //! | [`tun`] | tunnels: interfaces whose packets a process reads and writes |
@@ -53,6 +53,7 @@ pub mod ipc;
 pub mod kernel_memory;
 pub mod kexec;
 pub mod kmsg;
+pub mod known_page;
 pub mod mountapi;
 pub mod mqueue;
 pub mod pagemap;

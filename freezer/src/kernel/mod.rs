@@ -1,12 +1,15 @@
 //! What no interface of the kernel shows, read from its memory ([`sys::kernel_memory`]).
 //!
 //! Here is how things are found: structures by the kernel's own description of its types ([`btf`]), threads
-//! from the numbers of this PID namespace ([`mod@tasks`]), open files from their tables ([`mod@files`]). What they mean is with the kind of resource:
+//! from the numbers of this PID namespace ([`mod@tasks`]), open files from their tables ([`mod@files`]), messages in
+//! the queues of sockets ([`mod@sockets`]), pages ([`mod@pages`]). What they mean is with the kind of resource:
 //! `ipc/undo.rs`, `capture/restart.rs`, `files/mqueue`. Whatever is not as expected is
 //! [`Unreadable`], and the caller does without.
 
 mod btf;
 mod files;
+mod pages;
+pub(crate) mod sockets;
 mod tasks;
 
 pub(crate) use btf::Btf;
@@ -39,6 +42,7 @@ pub(crate) struct Kernel {
     memory: KernelMemory,
     btf: Btf,
     tasks: Option<tasks::Tasks>,
+    places: Option<pages::Places>,
     /// Addresses of symbols that were looked up.
     symbols: BTreeMap<&'static str, Option<u64>>,
 }
@@ -82,6 +86,7 @@ impl Kernel {
             memory: KernelMemory::open().map_err(Unreadable::NotAllowed)?,
             btf: Btf::load()?,
             tasks: None,
+            places: None,
             symbols: BTreeMap::new(),
         })
     }
