@@ -204,7 +204,8 @@ pub fn int_option(fd: BorrowedFd<'_>, level: i32, name: i32) -> Result<i32> {
 /// # Errors
 /// `ENOPROTOOPT`, `EPERM`, `EINVAL`.
 pub fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> Result<()> {
-    if (level, name) == (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER) {
+    let programs = [libc::SO_ATTACH_FILTER, libc::SO_ATTACH_REUSEPORT_CBPF];
+    if level == libc::SOL_SOCKET && programs.contains(&name) {
         return Err(Errno::EINVAL);
     }
     set_raw(fd, level, name, value)
@@ -264,12 +265,25 @@ pub fn filter(fd: BorrowedFd<'_>) -> Result<Vec<u64>> {
 /// # Errors
 /// `EINVAL` when the kernel's checker does not take it.
 pub fn attach_filter(fd: BorrowedFd<'_>, program: &[u64]) -> Result<()> {
+    attach(fd, libc::SO_ATTACH_FILTER, program)
+}
+
+/// Attaches a classic BPF program that chooses among the sockets of one port
+/// (`SO_ATTACH_REUSEPORT_CBPF`, socket(7)).
+///
+/// # Errors
+/// `EINVAL` when the socket shares its port with none.
+pub fn attach_port_program(fd: BorrowedFd<'_>, program: &[u64]) -> Result<()> {
+    attach(fd, libc::SO_ATTACH_REUSEPORT_CBPF, program)
+}
+
+fn attach(fd: BorrowedFd<'_>, name: i32, program: &[u64]) -> Result<()> {
     let count = u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?;
     // struct sock_fprog: u16 count, padding, pointer.
     let mut value = [0u8; 16];
     value[..2].copy_from_slice(&count.to_ne_bytes());
     value[8..].copy_from_slice(&(program.as_ptr() as u64).to_ne_bytes());
-    set_raw(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &value)
+    set_raw(fd, libc::SOL_SOCKET, name, &value)
 }
 
 /// Sender of a message (`struct ucred`): pid, uid, gid.

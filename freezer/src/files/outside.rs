@@ -58,17 +58,18 @@ pub(crate) fn shared(
 /// What nobody outside may hold: which of our ends it touches, who holds that, and how it touches it.
 type Touching = HashMap<End, (End, (Pid, i32), &'static str)>;
 
-fn touching(ours: &Ours, unix: &HashMap<u64, UnixInfo>, tcp: &HashMap<u64, u64>) -> Touching {
+fn touching(ours: &Ours, unix: &HashMap<u64, UnixInfo>, tcp: &HashMap<u64, Vec<u64>>) -> Touching {
     let mut found: Touching = HashMap::new();
     for (end, holder) in ours {
         if matches!(end, End::Pipe(_) | End::Socket(_)) {
             found.insert(*end, (*end, *holder, "holds it too"));
         }
         let End::Socket(inode) = end else { continue };
-        if let Some(peer) = tcp.get(inode).map(|peer| End::Socket(*peer))
-            && !ours.contains_key(&peer)
-        {
-            found.insert(peer, (*end, *holder, "holds the other end"));
+        let peers = tcp.get(inode).into_iter().flatten();
+        for peer in peers.map(|peer| End::Socket(*peer)) {
+            if !ours.contains_key(&peer) {
+                found.insert(peer, (*end, *holder, "holds the other end"));
+            }
         }
         let Some(info) = unix.get(inode) else {
             continue;
@@ -88,17 +89,14 @@ fn touching(ours: &Ours, unix: &HashMap<u64, UnixInfo>, tcp: &HashMap<u64, u64>)
     found
 }
 
-/// Inodes of the other ends of our TCP connections, where they are sockets of this host.
-fn tcp_peers(ours: &Ours) -> HashMap<u64, u64> {
-    let all = nettcp::connections();
-    let ours = all
-        .iter()
-        .filter(|(_, inode)| ours.contains_key(&End::Socket(**inode)));
-    let peer = |((local, remote), inode): (&(Vec<u8>, Vec<u8>), &u64)| {
-        let peer = all.get(&(remote.clone(), local.clone()))?;
-        (*peer != 0).then_some((*inode, *peer))
-    };
-    ours.filter_map(peer).collect()
+/// Inodes of our TCP sockets and of the other ends of their connections, where they are sockets of this host.
+fn tcp_peers(ours: &Ours) -> HashMap<u64, Vec<u64>> {
+    let mut found: HashMap<u64, Vec<u64>> = HashMap::new();
+    let peers = nettcp::Table::read().peers(|inode| ours.contains_key(&End::Socket(inode)));
+    for (inode, peer) in peers {
+        found.entry(inode).or_default().push(peer);
+    }
+    found
 }
 
 #[cfg(test)]

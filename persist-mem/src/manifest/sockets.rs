@@ -169,6 +169,10 @@ pub struct InetSocket {
     pub backlog: Option<u32>,
     /// Of what has no connection: `SHUT_RD` as 1, `SHUT_WR` as 2.
     pub shutdown: u8,
+    /// Connections not accepted yet, in the order they came.
+    pub waiting: Vec<WaitingConnection>,
+    /// What it has to do with the other sockets of its port (`SO_REUSEPORT`).
+    pub group: Option<PortGroup>,
     /// The TCP connection, when it has or had one.
     pub connection: Option<Connection>,
     /// Multicast groups it joined.
@@ -177,17 +181,47 @@ pub struct InetSocket {
     pub queue: Vec<SocketMessage>,
 }
 
-/// A TCP connection between two sockets of the host.
+/// A TCP connection that nobody has accepted yet.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WaitingConnection {
+    /// The client; None when it has closed its end.
+    pub client: Option<DescriptionId>,
+    /// The address it was made to, bytes of the `struct sockaddr`.
+    #[serde(with = "serde_bytes")]
+    pub local: Vec<u8>,
+    /// The client's.
+    #[serde(with = "serde_bytes")]
+    pub remote: Vec<u8>,
+    /// What the client has sent.
+    #[serde(with = "serde_bytes")]
+    pub sent: Vec<u8>,
+}
+
+/// Sockets that share a port (`SO_REUSEPORT`).
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PortGroup {
+    /// Its place among them.
+    pub place: u32,
+    /// The classic BPF program that chooses among them, one `struct sock_filter` each, empty when there is
+    /// none.
+    pub program: Vec<u64>,
+}
+
+/// A TCP connection between two sockets of the host, or one that is over.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Connection {
-    /// The other end; None when it was closed.
+    /// The other end; None when it was closed, or nobody has accepted it yet.
     pub peer: Option<DescriptionId>,
+    /// The listening socket that has not accepted it yet.
+    pub waits_for: Option<DescriptionId>,
     /// This end has sent its last byte (`SHUT_WR`).
     pub finished: bool,
     /// The other end has.
     pub ended: bool,
     /// This end wants no more (`SHUT_RD`), though the other has not finished.
     pub deaf: bool,
+    /// It is over (TCP_CLOSE): nothing is left of it but what nobody has read.
+    pub over: bool,
 }
 
 /// Membership in a multicast group, `struct group_filter` as `MCAST_MSFILTER` gives it.

@@ -1,9 +1,10 @@
 //! What clients have sent over connections that nobody has accepted.
 //!
-//! It is in sockets that no process holds: only accept(2) leads to them, and takes the connection out of
-//! its queue for good. So it is looked at when everything else is saved and the processes will not go on.
+//! It is in sockets that no process holds. Where the kernel's memory cannot be read (`unaccepted.rs`), only
+//! accept(2) leads to them, and takes the connection out of its queue for good. So it is looked at when
+//! everything else is saved and the processes will not go on.
 
-use super::{common, unix};
+use super::{common, unaccepted, unix};
 use crate::files::{Open, ends};
 use crate::proc::{self, FdInfo};
 use crate::{FreezerError, Refusal};
@@ -39,7 +40,8 @@ pub fn untaken(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
     let mut found = Vec::new();
     for (inode, (pid, fd)) in &held {
         let waiting = all.get(inode).map_or(&[][..], |info| &info.waiting);
-        if waiting.iter().any(|client| !silent(held.get(client))) {
+        let speaks = waiting.iter().any(|client| !silent(held.get(client)));
+        if speaks && !can_be_seen(*pid, *fd) {
             found.push(Refusal {
                 pid: *pid,
                 comm: proc::comm(*pid),
@@ -52,6 +54,13 @@ pub fn untaken(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
         }
     }
     Ok(found)
+}
+
+/// Whether the kernel tells what the clients of a listening socket have sent.
+fn can_be_seen(pid: Pid, fd: i32) -> bool {
+    proc::pidfd(pid)
+        .and_then(|pidfd| process::pidfd_getfd(pidfd.as_fd(), fd))
+        .is_ok_and(|copy| unaccepted::unix(copy.as_fd()).is_ok())
 }
 
 /// Whether a client is there and has sent nothing that waits.

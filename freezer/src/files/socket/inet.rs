@@ -1,7 +1,7 @@
 //! Sockets of IP: TCP, UDP, ICMP, raw (ip(7), ipv6(7), tcp(7), udp(7), raw(7), icmp(7)).
 
 use super::queue::{self, Message};
-use super::{Common, Facts, raw, tcp};
+use super::{Common, Facts, raw, reuseport, tcp};
 use crate::FreezerError;
 use crate::files::Open;
 use nix::libc as c;
@@ -56,6 +56,7 @@ pub(super) fn examine(
         },
         remote,
         groups: groups(open, common)?,
+        group: reuseport::examine(open)?,
         shutdown: if protocol == c::IPPROTO_UDP && common.kind == c::SOCK_DGRAM {
             facts.udp_shutdown(open, common.inode)?
         } else {

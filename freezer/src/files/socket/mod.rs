@@ -7,7 +7,9 @@ mod options;
 mod packet;
 mod queue;
 mod raw;
+mod reuseport;
 mod tcp;
+mod unaccepted;
 mod unix;
 
 pub use backlog::{take as take_backlogs, untaken as untaken_backlogs};

@@ -41,6 +41,7 @@ const GENERAL: &[Line] = &[
     (c::SOL_SOCKET, 41 /* SO_WIFI_STATUS */, 4),
     (c::SOL_SOCKET, 43 /* SO_NOFCS */, 4),
     (c::SOL_SOCKET, 45 /* SO_SELECT_ERR_QUEUE */, 4),
+    (c::SOL_SOCKET, 49 /* SO_INCOMING_CPU */, 4),
     (c::SOL_SOCKET, c::SO_BUSY_POLL, 4),
     (c::SOL_SOCKET, 69 /* SO_PREFER_BUSY_POLL */, 4),
     (c::SOL_SOCKET, 47 /* SO_MAX_PACING_RATE */, 8),

@@ -4,13 +4,14 @@
 //! counts is what was received and not read, and what is finished.
 
 use super::queue::Message;
-use super::{Common, int};
+use super::{Common, int, unaccepted};
 use crate::FreezerError;
 use crate::files::Open;
-use crate::nettcp::Ends;
+use crate::nettcp::{self, Ends};
 use nix::libc as c;
 use persist_mem::manifest::{
     Connection, Description, DescriptionId, DescriptionKind, InetSocket, SocketState,
+    WaitingConnection,
 };
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -59,16 +60,23 @@ pub(super) fn examine(
         found.map_or(0, u32::from_ne_bytes)
     };
     let finished = match info.first() {
-        Some(&state::LISTEN) if word(24) != 0 => {
-            let text = format!("{} TCP connections wait to be accepted", word(24));
-            return Err(open.refuse(format!("{text}, which is not carried yet")));
+        Some(&state::LISTEN) if word(24) != 0 && multipath => {
+            let text = format!("{} connections wait to be accepted", word(24));
+            return Err(open.refuse(format!("{text}, which is not carried for multipath TCP")));
         }
         Some(&state::LISTEN) => {
             found.backlog = Some(word(28));
+            found.waiting = waiting(open)?;
             return Ok(());
         }
         Some(&state::CLOSE) if common.has(c::POLLRDHUP) => {
-            return Err(open.refuse("a TCP socket whose connection has ended is not carried yet"));
+            found.connection = Some(Connection {
+                finished: true,
+                ended: true,
+                over: true,
+                ..Connection::default()
+            });
+            return Ok(());
         }
         Some(&state::CLOSE) => return Ok(()),
         // A listening one takes TCP, too, and what it accepts then is TCP.
@@ -89,11 +97,43 @@ pub(super) fn examine(
     let got_all = info.first() == Some(&state::CLOSE_WAIT);
     found.connection = Some(Connection {
         peer: None,
+        waits_for: None,
         finished,
         ended: got_all,
         deaf: common.has(c::POLLRDHUP) && !got_all && !finished,
+        over: false,
     });
     Ok(())
+}
+
+/// The connections that wait to be accepted by a listening socket. Who their clients are is found later.
+fn waiting(open: &Open<'_>) -> Result<Vec<WaitingConnection>, FreezerError> {
+    let count = || {
+        let info = socket::option(open.copy.as_fd(), c::SOL_TCP, c::TCP_INFO, 104);
+        let count = info.map_err(open.call("TCP_INFO"))?;
+        Ok::<bool, FreezerError>(count.get(24..28) != Some(&[0; 4]))
+    };
+    if !count()? {
+        return Ok(Vec::new());
+    }
+    let found = unaccepted::tcp(open.copy.as_fd())
+        .map_err(|why| open.refuse(format!("TCP connections wait to be accepted, and {why}")))?;
+    let mut waiting = Vec::new();
+    for one in found {
+        if !is_local(&one.remote) {
+            return Err(open.refuse("TCP connections of other hosts wait to be accepted"));
+        }
+        if ![state::ESTABLISHED, state::CLOSE_WAIT].contains(&one.state) {
+            return Err(open.refuse("a TCP connection that waits to be accepted has failed"));
+        }
+        waiting.push(WaitingConnection {
+            client: None,
+            local: one.local,
+            remote: one.remote,
+            sent: one.sent,
+        });
+    }
+    Ok(waiting)
 }
 
 /// Whether its peer takes nothing of what was sent: its queue is full, and its process does not read.
@@ -160,7 +200,7 @@ pub(super) fn plain(address: &[u8]) -> Vec<u8> {
     [port, host.unwrap_or(&[])].concat()
 }
 
-/// Writes into connections which description the other end is.
+/// Writes into connections which description the other end is, or which socket has not accepted it yet.
 pub(super) fn link(
     holders: &HashMap<DescriptionId, (Pid, i32)>,
     descriptions: &mut [Description],
@@ -172,7 +212,31 @@ pub(super) fn link(
             by_pair.insert((plain(&state.local), plain(&state.remote)), id);
         }
     }
-    let everyone = crate::nettcp::connections();
+    let refuse = |id: DescriptionId, why: &str| {
+        let (pid, fd) = holders.get(&id).copied().unwrap_or((Pid(0), -1));
+        FreezerError::refuse(pid, format!("fd {fd}"), why)
+    };
+    let everyone = nettcp::Table::read();
+    let mut waits: HashMap<DescriptionId, DescriptionId> = HashMap::new();
+    for description in descriptions.iter_mut() {
+        let listener = description.id;
+        for one in accepting(description)
+            .into_iter()
+            .flat_map(|state| &mut state.waiting)
+        {
+            let ends = (plain(&one.remote), plain(&one.local));
+            one.client = by_pair.get(&ends).copied();
+            match one.client {
+                Some(client) => drop(waits.insert(client, listener)),
+                None if everyone.held(&ends) => {
+                    let why = "a client waits to be accepted that is no part of the tree";
+                    return Err(refuse(listener, why));
+                }
+                None => {}
+            }
+        }
+    }
+    link_requests(&everyone, &by_pair, descriptions, &mut waits);
     for description in descriptions {
         let id = description.id;
         let Some(state) = connected(description) else {
@@ -180,18 +244,54 @@ pub(super) fn link(
         };
         let reversed = (plain(&state.remote), plain(&state.local));
         let peer = by_pair.get(&reversed).copied();
+        let waits_for = waits.get(&id).copied();
         let ended = state.connection.as_ref().is_some_and(|c| c.ended);
-        let held = everyone.get(&reversed).is_some_and(|inode| *inode != 0);
-        if peer.is_none() && (held || !ended) {
-            let (pid, fd) = holders.get(&id).copied().unwrap_or((Pid(0), -1));
+        if peer.is_none() && waits_for.is_none() && (everyone.held(&reversed) || !ended) {
             let why = "the other end of its TCP connection is no part of the tree, or was not accepted yet";
-            return Err(FreezerError::refuse(pid, format!("fd {fd}"), why));
+            return Err(refuse(id, why));
         }
         if let Some(connection) = &mut state.connection {
             connection.peer = peer;
+            connection.waits_for = waits_for;
         }
     }
     Ok(())
+}
+
+/// Connections whose listening socket waits for their first data (`TCP_DEFER_ACCEPT`): for the client they are
+/// made, for the other side only asked for.
+fn link_requests(
+    everyone: &nettcp::Table,
+    by_pair: &HashMap<Ends, DescriptionId>,
+    descriptions: &mut [Description],
+    waits: &mut HashMap<DescriptionId, DescriptionId>,
+) {
+    for ((local, remote), client) in by_pair {
+        let reversed = (remote.clone(), local.clone());
+        if !everyone.asked_for(&reversed) {
+            continue;
+        }
+        let of_host = |description: &mut Description| {
+            let state = accepting(description)?;
+            nettcp::hears(&plain(&state.local), remote).then_some(())
+        };
+        let listener = descriptions
+            .iter_mut()
+            .find_map(|one| of_host(one).map(|()| one.id));
+        if let Some(listener) = listener {
+            waits.insert(*client, listener);
+        }
+    }
+}
+
+fn accepting(description: &mut Description) -> Option<&mut InetSocket> {
+    let DescriptionKind::Socket(socket) = &mut description.kind else {
+        return None;
+    };
+    match &mut socket.state {
+        SocketState::Inet(state) if state.backlog.is_some() => Some(state),
+        _ => None,
+    }
 }
 
 fn connected(description: &mut Description) -> Option<&mut InetSocket> {
@@ -209,7 +309,6 @@ pub(super) fn not_of_a_connection(level: i32, name: i32) -> bool {
     const TCP_SAVE_SYN: i32 = 27;
     let names = [
         c::TCP_MAXSEG,
-        c::TCP_WINDOW_CLAMP,
         c::TCP_FASTOPEN,
         c::TCP_FASTOPEN_CONNECT,
         c::TCP_DEFER_ACCEPT,

@@ -1,7 +1,7 @@
 //! Unix sockets (unix(7)).
 
 use super::queue::{self, Message};
-use super::{Common, Facts};
+use super::{Common, Facts, unaccepted};
 use crate::diag::UnixInfo;
 use crate::files::Open;
 use crate::{Externals, FreezerError};
@@ -36,6 +36,8 @@ pub(super) struct Found {
     queue_empty: bool,
     /// Something it sent has not been received.
     unsent: bool,
+    /// Those that wait to be accepted by it, where the kernel lets them be looked at.
+    unaccepted: Option<Vec<unaccepted::Unix>>,
     holder: (Pid, i32),
     link: Vec<u8>,
 }
@@ -62,6 +64,7 @@ impl Found {
             error: common.has(c::POLLERR),
             queue_empty: !common.has(c::POLLIN),
             unsent,
+            unaccepted: look_at_waiting(open, &info),
             holder: (open.pid, open.fd),
             link: open.link.to_vec(),
             info,
@@ -77,6 +80,18 @@ impl Found {
         let link = String::from_utf8_lossy(&self.link);
         FreezerError::refuse(pid, format!("fd {fd} ({link})"), reason)
     }
+}
+
+/// Connections that wait to be accepted; None when nobody may look.
+fn look_at_waiting(open: &Open<'_>, info: &UnixInfo) -> Option<Vec<unaccepted::Unix>> {
+    if !info.listens() || info.waiting.is_empty() {
+        return None;
+    }
+    let found = unaccepted::unix(open.copy.as_fd());
+    if let Err(why) = &found {
+        log::debug!("fd {}: what its clients have sent: {why}", open.fd);
+    }
+    found.ok().filter(|found| found.len() == info.waiting.len())
 }
 
 /// The name in the bytes of a `struct sockaddr_un`.
@@ -112,6 +127,11 @@ pub(super) fn examine(
     // Of a listening socket the kernel counts those that its clients have sent (Linux 6.7).
     if info.listens() && open.info.number("scm_fds", 10).unwrap_or(0) != 0 {
         return Err(open.refuse("a client that waits to be accepted has sent descriptors"));
+    }
+    let waiting = look_at_waiting(open, &info);
+    if waiting.is_some_and(|all| all.iter().any(|one| one.more)) {
+        let why = "a client that waits to be accepted has sent descriptors or urgent data";
+        return Err(open.refuse(why));
     }
     Ok(UnixSocket {
         file: if name.first().is_some_and(|first| *first != 0) {
@@ -237,15 +257,17 @@ fn link_of(
     externals: &Externals,
 ) -> Result<UnixLink, FreezerError> {
     if one.info.listens() {
-        let waiting = one.info.waiting.iter().map(|inode| {
+        let waiting = one.info.waiting.iter().enumerate().map(|(place, inode)| {
             let client = by_inode.get(inode);
             if client.is_none() && *inode != 0 {
                 return Err(one.refuse("a client waits to be accepted that is no part of the tree"));
             }
+            let seen = one.unaccepted.as_ref().and_then(|all| all.get(place));
+            let silent = || client.and_then(|client| (!client.unsent).then(Vec::new));
             Ok(Waiting {
                 client: client.map(|client| client.id),
-                sent: client.and_then(|client| (!client.unsent).then(Vec::new)),
-                credentials: None,
+                sent: seen.map(|seen| seen.sent.clone()).or_else(silent),
+                credentials: seen.and_then(|seen| seen.credentials.clone()),
             })
         });
         return Ok(UnixLink::Listening {

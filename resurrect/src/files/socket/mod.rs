@@ -18,7 +18,9 @@ use crate::restore::Restore;
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{Gid, Uid, fchown};
 use options::When;
-use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, Socket, SocketState};
+use persist_mem::manifest::{
+    Description, DescriptionId, DescriptionKind, InetSocket, Socket, SocketState,
+};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use sys::{Errno, socket};
@@ -99,17 +101,19 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
     let mut sockets = Sockets::default();
     let mut unix = unix::Unix::make(restore, &all, &mut sockets)?;
     let mut tcp = tcp::connect(&all, &mut sockets)?;
-    for making in &all {
+    for making in &by_place(&all) {
         if sockets.fds.contains_key(&making.id()) {
             continue;
         }
         let fd = match &making.socket.state {
             SocketState::Unix(_) => continue,
+            SocketState::Inet(state) if waits_to_be_accepted(state) => continue,
             SocketState::Inet(state) => inet::make(making, state)?,
             SocketState::Netlink(state) => netlink::make(making, state)?,
             SocketState::Packet(state) => packet::make(making, state)?,
         };
         sockets.fds.insert(making.id(), fd);
+        tcp::wait(&all, making, &mut sockets)?;
     }
     for fd in sockets.fds.values() {
         options::enlarge(fd);
@@ -134,10 +138,35 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
     Ok(())
 }
 
+/// In the order in which they share a port; the others as they are.
+fn by_place<'a>(all: &[Making<'a>]) -> Vec<Making<'a>> {
+    let mut sorted = all.to_vec();
+    sorted.sort_by_key(|making| match &making.socket.state {
+        SocketState::Inet(state) => state.group.as_ref().map_or(0, |group| group.place),
+        _ => 0,
+    });
+    sorted
+}
+
+fn waits_to_be_accepted(state: &InetSocket) -> bool {
+    let connection = state.connection.as_ref();
+    connection.is_some_and(|connection| connection.waits_for.is_some())
+}
+
 /// What comes last: options, filter, owner.
 fn settle(making: &Making<'_>, fd: BorrowedFd<'_>) -> Result<(), ResurrectError> {
     options::set(making, fd, When::Late)?;
     attach_filter(making, fd)?;
+    if let SocketState::Inet(state) = &making.socket.state
+        && let Some(group) = state
+            .group
+            .as_ref()
+            .filter(|group| !group.program.is_empty())
+    {
+        socket::attach_port_program(fd, &group.program).map_err(
+            making.failed("attaching the program that chooses among the sockets of its port"),
+        )?;
+    }
     if making.socket.filter_locked {
         let (level, name) = (nix::libc::SOL_SOCKET, nix::libc::SO_LOCK_FILTER);
         socket::set_int_option(fd, level, name, 1).map_err(making.failed("locking its filter"))?;

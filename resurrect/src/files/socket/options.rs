@@ -36,7 +36,8 @@ fn when(domain: i32, option: &SocketOption) -> When {
             c::SO_PEEK_OFF,
         ]
         .contains(&name),
-        (c::SOL_TCP, name) => name == c::TCP_CORK,
+        // Connections change their window's bound by themselves.
+        (c::SOL_TCP, name) => [c::TCP_CORK, c::TCP_WINDOW_CLAMP].contains(&name),
         (c::SOL_UDP, name) => name == c::UDP_CORK,
         _ => false,
     };

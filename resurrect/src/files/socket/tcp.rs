@@ -1,4 +1,5 @@
-//! TCP connections whose both ends are on this host: made anew with the same addresses.
+//! TCP connections whose both ends are on this host: made anew with the same addresses. One that is over had
+//! its other end anywhere; it is made anew with one on this host, and ended.
 
 use super::inet::{self, SO_REUSEPORT, set_int};
 use super::options::{self, When};
@@ -8,8 +9,12 @@ use nix::libc as c;
 use persist_mem::manifest::{Connection, DescriptionId, InetSocket, SocketState};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 use sys::Errno;
 use sys::socket::{self, Outgoing};
+
+/// How long a connection over the loopback interface may take to get into the queue.
+const QUEUED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Other ends that were closed.
 #[derive(Default)]
@@ -39,7 +44,13 @@ pub(super) fn connect(all: &[Making<'_>], sockets: &mut Sockets) -> Result<Gone,
     let mut gone = Gone::default();
     for one in connected(all) {
         let id = one.making.id();
-        if sockets.fds.contains_key(&id) {
+        if sockets.fds.contains_key(&id) || one.connection.waits_for.is_some() {
+            continue;
+        }
+        if one.connection.over {
+            let (socket, other) = over(&one)?;
+            sockets.fds.insert(id, socket);
+            gone.0.insert(id, other);
             continue;
         }
         let peer = one.connection.peer;
@@ -53,12 +64,7 @@ pub(super) fn connect(all: &[Making<'_>], sockets: &mut Sockets) -> Result<Gone,
             (client, server)
         };
         let listener = listen(&server.making, server.state, other.is_none())?;
-        let socket = open(&client.making)?;
-        bind(&client.making, socket.as_fd(), &client.state.local)?;
-        socket::connect(socket.as_fd(), &client.state.remote)
-            .map_err(client.making.failed("connecting it"))?;
-        let accepted =
-            socket::accept(listener.as_fd()).map_err(server.making.failed("accepting it"))?;
+        let (socket, accepted) = meet(client, &listener, &client.state.remote)?;
         sockets.fds.insert(client.making.id(), socket);
         if other.is_some() {
             sockets.fds.insert(server.making.id(), accepted);
@@ -67,6 +73,185 @@ pub(super) fn connect(all: &[Making<'_>], sockets: &mut Sockets) -> Result<Gone,
         }
     }
     Ok(gone)
+}
+
+/// A connection to a listener: both ends.
+fn meet(
+    client: One<'_>,
+    listener: &OwnedFd,
+    address: &[u8],
+) -> Result<(OwnedFd, OwnedFd), ResurrectError> {
+    let making = &client.making;
+    let socket = open(making)?;
+    bind(making, socket.as_fd(), &client.state.local)?;
+    socket::connect(socket.as_fd(), address).map_err(making.failed("connecting it"))?;
+    let accepted = socket::accept(listener.as_fd()).map_err(making.failed("accepting it"))?;
+    Ok((socket, accepted))
+}
+
+/// A connection that is to be over, and its other end.
+fn over(one: &One<'_>) -> Result<(OwnedFd, OwnedFd), ResurrectError> {
+    let making = &one.making;
+    let doing = "making the other end of a connection that is over";
+    let listener = making.new_socket()?;
+    let mut address = vec![0; one.state.local.len()];
+    let family = one.state.local.get(..2).unwrap_or(&[]);
+    address[..family.len()].copy_from_slice(family);
+    match (address.len(), is_v4_in_v6(&one.state.local)) {
+        (16, _) => address[4..8].copy_from_slice(&[127, 0, 0, 1]),
+        (28, true) => address[18..24].copy_from_slice(&[0xff, 0xff, 127, 0, 0, 1]),
+        (28, false) => address[23] = 1,
+        _ => return Err(making.failed(doing)(Errno::EAFNOSUPPORT)),
+    }
+    socket::bind(listener.as_fd(), &address).map_err(making.failed(doing))?;
+    socket::listen(listener.as_fd(), 1).map_err(making.failed(doing))?;
+    let address = socket::name(listener.as_fd()).map_err(making.failed(doing))?;
+    meet(*one, &listener, &address)
+}
+
+/// `::ffff:a.b.c.d`
+fn is_v4_in_v6(address: &[u8]) -> bool {
+    const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+    address.get(8..20) == Some(&MAPPED)
+}
+
+/// Has the clients connect that wait to be accepted by a socket that has just begun to listen, in their order:
+/// the sockets that will share its port do not listen yet.
+pub(super) fn wait(
+    all: &[Making<'_>],
+    listener: &Making<'_>,
+    sockets: &mut Sockets,
+) -> Result<(), ResurrectError> {
+    let SocketState::Inet(state) = &listener.socket.state else {
+        return Ok(());
+    };
+    let Some(backlog) = state.backlog else {
+        return Ok(());
+    };
+    // They all fit in, also while one is being made.
+    let fd = sockets.get(listener)?;
+    let room = u32::try_from(state.waiting.len()).unwrap_or(u32::MAX);
+    socket::listen(fd, backlog.saturating_add(room)).map_err(listener.failed("listening"))?;
+    let chosen = Chosen::among_its_port(all, listener, state, sockets)?;
+    let fd = sockets.get(listener)?;
+    let mut made = queue_up(all, listener, state, fd)?;
+    made.extend(ask(all, listener, state)?);
+    drop(chosen);
+    socket::listen(fd, backlog).map_err(listener.failed("listening"))?;
+    sockets.fds.extend(made);
+    Ok(())
+}
+
+/// Those that wait in its queue, with their clients.
+fn queue_up(
+    all: &[Making<'_>],
+    listener: &Making<'_>,
+    state: &InetSocket,
+    fd: BorrowedFd<'_>,
+) -> Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError> {
+    const DEFER: (i32, i32) = (c::SOL_TCP, c::TCP_DEFER_ACCEPT);
+    let deferred = socket::int_option(fd, DEFER.0, DEFER.1).unwrap_or(0);
+    let defer = |value| match deferred {
+        0 => Ok(()),
+        _ => set_int(fd, DEFER, value).map_err(listener.failed("TCP_DEFER_ACCEPT")),
+    };
+    // Some may wait there without data all the same.
+    defer(0)?;
+    let mut made = Vec::new();
+    for (number, waiting) in (1..).zip(&state.waiting) {
+        let mut clients = connected(all);
+        let one = clients.find(|one| Some(one.making.id()) == waiting.client);
+        let making = one.map_or(*listener, |one| one.making);
+        let client = match one {
+            Some(one) => open(&one.making)?,
+            None => listener.new_socket()?,
+        };
+        bind(&making, client.as_fd(), &waiting.remote)?;
+        socket::connect(client.as_fd(), &waiting.local)
+            .map_err(making.failed("connecting a client that waits"))?;
+        let begun = Instant::now();
+        while unaccepted(fd) != Some(number) {
+            if begun.elapsed() > QUEUED_WITHIN {
+                return Err(listener.failed("having a client wait")(Errno::ECONNABORTED));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        options::enlarge(&client);
+        send(&making, client.as_fd(), &waiting.sent)?;
+        made.extend(one.map(|one| (one.making.id(), client)));
+    }
+    defer(deferred)?;
+    Ok(made)
+}
+
+/// Those whose first data has not come are not in its queue yet (`TCP_DEFER_ACCEPT`).
+fn ask(
+    all: &[Making<'_>],
+    listener: &Making<'_>,
+    state: &InetSocket,
+) -> Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError> {
+    let id = Some(listener.id());
+    let queued = |id| state.waiting.iter().any(|one| one.client == Some(id));
+    let mut made = Vec::new();
+    for one in connected(all).filter(|one| one.connection.waits_for == id) {
+        if queued(one.making.id()) {
+            continue;
+        }
+        let client = open(&one.making)?;
+        bind(&one.making, client.as_fd(), &one.state.local)?;
+        socket::connect(client.as_fd(), &one.state.remote)
+            .map_err(one.making.failed("connecting a client that waits"))?;
+        made.push((one.making.id(), client));
+    }
+    Ok(made)
+}
+
+/// How many connections wait to be accepted: `tcpi_unacked` of `struct tcp_info`.
+fn unaccepted(fd: BorrowedFd<'_>) -> Option<u32> {
+    let info = socket::option(fd, c::SOL_TCP, c::TCP_INFO, 104).ok()?;
+    Some(u32::from_ne_bytes(info.get(24..28)?.try_into().ok()?))
+}
+
+/// While it lives, one socket gets all connections to a port that several listen at.
+struct Chosen<'a>(Option<BorrowedFd<'a>>);
+
+impl<'a> Chosen<'a> {
+    fn among_its_port(
+        all: &[Making<'_>],
+        listener: &Making<'_>,
+        state: &InetSocket,
+        sockets: &'a Sockets,
+    ) -> Result<Chosen<'a>, ResurrectError> {
+        let before = all.iter().filter(|other| match &other.socket.state {
+            SocketState::Inet(other_state) => {
+                other.id() != listener.id()
+                    && other_state.backlog.is_some()
+                    && other_state.group.is_some()
+                    && other_state.local == state.local
+                    && sockets.fds.contains_key(&other.id())
+            }
+            _ => false,
+        });
+        let place = before.count();
+        if state.group.is_none() || place == 0 {
+            return Ok(Chosen(None));
+        }
+        // BPF_RET | BPF_K
+        let program = [0x06 | (place as u64) << 32];
+        let fd = sockets.get(listener)?;
+        socket::attach_port_program(fd, &program)
+            .map_err(listener.failed("choosing among the sockets of its port"))?;
+        Ok(Chosen(Some(fd)))
+    }
+}
+
+impl Drop for Chosen<'_> {
+    fn drop(&mut self) {
+        if let Some(fd) = self.0 {
+            // It was attached; the one that belongs there comes at the end.
+            let _ = socket::set_int_option(fd, c::SOL_SOCKET, c::SO_DETACH_REUSEPORT_BPF, 0);
+        }
+    }
 }
 
 /// Whether a listening socket of the manifest has the port.
@@ -123,15 +308,23 @@ impl Gone {
         }
         for one in connected(all) {
             let id = one.making.id();
+            // Nothing comes from a peer that has not accepted it.
+            if one.state.queue.is_empty() {
+                continue;
+            }
             let peer = one.connection.peer.and_then(|peer| sockets.fds.get(&peer));
             let sender = peer.or_else(|| self.0.get(&id));
             let missing = || one.making.failed("looking up its peer")(Errno::ENOTCONN);
             let sender = sender.ok_or_else(missing)?.as_fd();
             for message in &one.state.queue {
-                send(&one, sender, &message.data)?;
+                send(&one.making, sender, &message.data)?;
             }
         }
         for one in connected(all) {
+            if one.connection.over {
+                // The other end first, so that it is the one that is remembered (TIME_WAIT).
+                self.0.remove(&one.making.id());
+            }
             let fd = sockets.get(&one.making)?;
             let how = match (one.connection.finished, one.connection.deaf) {
                 (true, true) => c::SHUT_RDWR,
@@ -146,7 +339,7 @@ impl Gone {
     }
 }
 
-fn send(one: &One<'_>, sender: BorrowedFd<'_>, data: &[u8]) -> Result<(), ResurrectError> {
+fn send(making: &Making<'_>, sender: BorrowedFd<'_>, data: &[u8]) -> Result<(), ResurrectError> {
     let mut rest = data;
     while !rest.is_empty() {
         let outgoing = Outgoing {
@@ -154,7 +347,7 @@ fn send(one: &One<'_>, sender: BorrowedFd<'_>, data: &[u8]) -> Result<(), Resurr
             ..Outgoing::default()
         };
         let sent = socket::send(sender, &outgoing, c::MSG_DONTWAIT)
-            .map_err(one.making.failed("filling its queue"))?;
+            .map_err(making.failed("filling its queue"))?;
         rest = &rest[sent..];
     }
     Ok(())

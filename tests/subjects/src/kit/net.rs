@@ -77,6 +77,33 @@ pub(crate) fn receive_descriptor(over: i32) -> Result<i32> {
     }
 }
 
+/// Receives up to 100 bytes, and who sent them (SO_PASSCRED).
+pub(crate) fn receive_with_sender(over: i32) -> Result<(Vec<u8>, i32)> {
+    #[repr(C, align(8))]
+    struct Room([u8; 64]);
+    let (mut room, mut bytes) = (Room([0; 64]), vec![0_u8; 100]);
+    let mut part = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: zeros are a valid message; what it points to is alive.
+    let got = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut room).cast();
+        message.msg_controllen = 64;
+        libc::recvmsg(over, &raw mut message, libc::MSG_DONTWAIT)
+    };
+    bytes.truncate(sys("recvmsg", got)? as usize);
+    // cmsg_len, SOL_SOCKET, SCM_CREDENTIALS, struct ucred.
+    let kind = i32::from_ne_bytes(room.0[12..16].try_into()?);
+    if kind != libc::SCM_CREDENTIALS {
+        anyhow::bail!("no sender is named");
+    }
+    Ok((bytes, i32::from_ne_bytes(room.0[16..20].try_into()?)))
+}
+
 /// An option of a socket, as many bytes as the kernel returns.
 pub(crate) fn option(socket: i32, level: i32, name: i32) -> Result<Vec<u8>> {
     let mut bytes = vec![0_u8; 64];

@@ -14,7 +14,7 @@ use crate::kit::net::{name, option, set_option, socket};
 use crate::kit::{SOON, Setting, Watch, args, fd, loopback, not_here, raw, same, sys, until};
 
 /// A sockaddr of the loopback address, or of any address, with a port.
-fn address(family: i32, any: bool, port: u16) -> Vec<u8> {
+pub(super) fn address(family: i32, any: bool, port: u16) -> Vec<u8> {
     let mut bytes = vec![0; if family == AF_INET { 16 } else { 28 }];
     bytes[..2].copy_from_slice(&(family as u16).to_ne_bytes());
     bytes[2..4].copy_from_slice(&port.to_be_bytes());
@@ -26,7 +26,7 @@ fn address(family: i32, any: bool, port: u16) -> Vec<u8> {
     bytes
 }
 
-fn bind(socket: i32, to: &[u8]) -> Result<()> {
+pub(super) fn bind(socket: i32, to: &[u8]) -> Result<()> {
     sys(
         "bind",
         raw(
@@ -37,7 +37,7 @@ fn bind(socket: i32, to: &[u8]) -> Result<()> {
     .map(drop)
 }
 
-fn listen(socket: i32, backlog: i32) -> Result<()> {
+pub(super) fn listen(socket: i32, backlog: i32) -> Result<()> {
     // SAFETY: takes numbers.
     sys("listen", unsafe { libc::listen(socket, backlog) }).map(drop)
 }

@@ -7,6 +7,7 @@ mod udp;
 mod unix_control;
 mod unix_named;
 mod unix_pair;
+mod waiting;
 
 use crate::registry::{Group, subject};
 
@@ -140,6 +141,26 @@ pub(crate) const GROUP: Group = Group {
             "tcp-bound",
             "TCP sockets that are bound only",
             listening::bound,
+        ),
+        subject(
+            "tcp-pending",
+            "TCP connections that nobody has accepted yet, with data",
+            waiting::pending,
+        ),
+        subject(
+            "tcp-deferred",
+            "clients of a listening TCP socket that waits for their first data",
+            waiting::deferred,
+        ),
+        subject(
+            "tcp-over",
+            "a TCP connection that is over, with data that nobody has read",
+            waiting::over,
+        ),
+        subject(
+            "reuseport",
+            "sockets of one port with a classic BPF program that chooses",
+            waiting::chosen,
         ),
         subject("raw", "raw sockets", packet::raw_socket),
         subject("icmp", "ICMP sockets", packet::icmp),

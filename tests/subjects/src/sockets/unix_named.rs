@@ -6,12 +6,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use libc::{
-    AF_UNIX, SO_ACCEPTCONN, SO_PEERCRED, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_SEQPACKET, SOCK_STREAM,
-    SOL_SOCKET,
+    AF_UNIX, SO_ACCEPTCONN, SO_PASSCRED, SO_PEERCRED, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_SEQPACKET,
+    SOCK_STREAM, SOL_SOCKET,
 };
 
 use crate::kit::files::{close, read, write};
-use crate::kit::net::{name, option, socket};
+use crate::kit::net::{name, option, receive_with_sender, set_option, socket};
 use crate::kit::{Setting, Watch, args, fd, raw, same, sys};
 
 /// An address and its length; abstract if it begins with a zero.
@@ -126,11 +126,11 @@ pub(crate) fn pending(setting: &Setting) -> Result<Watch> {
     Ok(Watch::new(move || {
         let servers = [accept(listener)?, accept(listener)?];
         same("a third", &true, &accept(listener).is_err())?;
-        same(
-            "what was sent before",
-            b"early".as_slice(),
-            &read(servers[0], 100)?,
-        )?;
+        // Who sends to a socket that nobody has yet is noted with what it sends.
+        set_option(servers[0], SOL_SOCKET, SO_PASSCRED, 1)?;
+        let (data, sender) = receive_with_sender(servers[0])?;
+        same("what was sent before", b"early".as_slice(), &data)?;
+        same("who sent it", &std::process::id().cast_signed(), &sender)?;
         write(servers[1], b"answer")?;
         same("the answer", b"answer".as_slice(), &read(clients[1], 100)?)?;
         servers.into_iter().chain(clients).for_each(close);

@@ -1,0 +1,263 @@
+//! Connections that nobody has accepted, read from the kernel's memory: the sockets that accept(2) would give
+//! are in no process's table, but the listening socket leads to them.
+
+use crate::kernel::sockets::Buffer;
+use crate::kernel::{Kernel, Unreadable, half};
+use nix::libc as c;
+use persist_mem::manifest::{PeerCredentials, SocketMessage};
+use std::os::fd::BorrowedFd;
+
+const WRONG: Unreadable = Unreadable::Inconsistent("a connection that waits to be accepted");
+/// More than any backlog (net.core.somaxconn) that programs have.
+const MOST: usize = 1 << 16;
+
+/// A unix connection.
+#[derive(Debug)]
+pub(super) struct Unix {
+    /// What the client has sent.
+    pub(super) sent: Vec<SocketMessage>,
+    /// It has sent descriptors, or urgent data.
+    pub(super) more: bool,
+    /// Whom the server will see.
+    pub(super) credentials: Option<PeerCredentials>,
+}
+
+/// A TCP connection.
+#[derive(Debug)]
+pub(super) struct Tcp {
+    /// `TCP_ESTABLISHED` and so on.
+    pub(super) state: u8,
+    /// The address it was made to, bytes of the `struct sockaddr`.
+    pub(super) local: Vec<u8>,
+    /// The client's.
+    pub(super) remote: Vec<u8>,
+    /// What the client has sent.
+    pub(super) sent: Vec<u8>,
+}
+
+/// The connections of a listening unix socket, in order: a buffer in its queue stands for each
+/// (net/unix/af_unix.c, unix_stream_connect).
+pub(super) fn unix(fd: BorrowedFd<'_>) -> Result<Vec<Unix>, Unreadable> {
+    crate::kernel::look(|kernel| {
+        let listener = kernel.own_sock(fd)?;
+        let mut found = Vec::new();
+        for buffer in kernel.queue(listener)? {
+            let sk = kernel.of_buffer(&buffer, "sk")?;
+            found.push(unix_connection(kernel, sk)?);
+        }
+        Ok(found)
+    })
+}
+
+fn unix_connection(kernel: &mut Kernel, sk: u64) -> Result<Unix, Unreadable> {
+    // Kernels without urgent data of unix sockets lack the field.
+    let urgent = match kernel.fields(sk, "unix_sock", &["oob_skb"]) {
+        Ok(found) => found != [0],
+        Err(Unreadable::NoField(_)) => false,
+        Err(why) => return Err(why),
+    };
+    let (mut sent, mut more) = (Vec::new(), urgent);
+    for buffer in kernel.queue(sk)? {
+        let [pid, uid, gid, fds] = ["pid", "uid", "gid", "fp"]
+            .map(|field| kernel.of_family(&buffer, "unix_skb_parms", field));
+        more |= fds? != 0;
+        let pid = pid?;
+        sent.push(SocketMessage {
+            data: kernel.contents(&buffer)?,
+            credentials: match pid {
+                0 => None,
+                pid => Some((kernel.number_of(pid)?, uid? as u32, gid? as u32)),
+            },
+            ..SocketMessage::default()
+        });
+    }
+    Ok(Unix {
+        sent,
+        more,
+        credentials: peer(kernel, sk)?,
+    })
+}
+
+/// `SO_PEERCRED` and `SO_PEERGROUPS` of a socket.
+fn peer(kernel: &mut Kernel, sk: u64) -> Result<Option<PeerCredentials>, Unreadable> {
+    let found = kernel.fields(sk, "sock", &["sk_peer_pid", "sk_peer_cred"])?;
+    let [pid, credentials] = found[..] else {
+        return Err(WRONG);
+    };
+    if pid == 0 || credentials == 0 {
+        return Ok(None);
+    }
+    let found = kernel.fields(credentials, "cred", &["euid", "egid", "group_info"])?;
+    let [uid, gid, groups] = found[..] else {
+        return Err(WRONG);
+    };
+    let count = kernel.fields(groups, "group_info", &["ngroups"])?[0] as usize;
+    let first = kernel.btf().field("group_info", "gid")?.offset;
+    if count > MOST {
+        return Err(WRONG);
+    }
+    let bytes = kernel.read(&[(groups.wrapping_add(first), count * 4)])?;
+    let bytes = bytes.into_iter().flatten().next().ok_or(WRONG)?;
+    let groups = (0..count).map(|n| half(&bytes, n as u64 * 4));
+    Ok(Some(PeerCredentials {
+        pid: kernel.number_of(pid)?,
+        uid: uid as u32,
+        gid: gid as u32,
+        groups: groups.collect::<Option<_>>().ok_or(WRONG)?,
+    }))
+}
+
+/// The connections of a listening TCP socket, in order (include/net/request_sock.h).
+pub(super) fn tcp(fd: BorrowedFd<'_>) -> Result<Vec<Tcp>, Unreadable> {
+    const HEAD: &str = "icsk_accept_queue.rskq_accept_head";
+    crate::kernel::look(|kernel| {
+        let listener = kernel.own_sock(fd)?;
+        let mut request = kernel.fields(listener, "inet_connection_sock", &[HEAD])?[0];
+        let mut found = Vec::new();
+        while request != 0 {
+            let next = kernel.fields(request, "request_sock", &["dl_next", "sk"])?;
+            let [next, sk] = next[..] else {
+                return Err(WRONG);
+            };
+            found.push(tcp_connection(kernel, sk)?);
+            if found.len() > MOST {
+                return Err(WRONG);
+            }
+            request = next;
+        }
+        Ok(found)
+    })
+}
+
+fn tcp_connection(kernel: &mut Kernel, sk: u64) -> Result<Tcp, Unreadable> {
+    const COMMON: &str = "sock_common";
+    let found = kernel.fields(
+        sk,
+        COMMON,
+        &["skc_family", "skc_state", "skc_dport", "skc_num"],
+    )?;
+    let [family, state, dport, number] = found[..] else {
+        return Err(WRONG);
+    };
+    let ports = [(number as u16).to_be_bytes(), (dport as u16).to_ne_bytes()];
+    let (hosts, len) = if family as i32 == c::AF_INET {
+        (["skc_rcv_saddr", "skc_daddr"], 4)
+    } else {
+        (["skc_v6_rcv_saddr", "skc_v6_daddr"], 16)
+    };
+    let mut addresses = Vec::new();
+    for (host, port) in hosts.into_iter().zip(ports) {
+        let at = sk.wrapping_add(kernel.btf().field(COMMON, host)?.offset);
+        let host = kernel.read(&[(at, len)])?.pop().flatten().ok_or(WRONG)?;
+        let family = (family as u16).to_ne_bytes();
+        addresses.push(if len == 4 {
+            [&family[..], &port, &host, &[0; 8]].concat()
+        } else {
+            [&family[..], &port, &[0; 4], &host, &[0; 4]].concat()
+        });
+    }
+    let remote = addresses.pop().ok_or(WRONG)?;
+    Ok(Tcp {
+        state: state as u8,
+        local: addresses.pop().ok_or(WRONG)?,
+        remote,
+        sent: stream(kernel, sk)?,
+    })
+}
+
+/// What a TCP socket has received: every byte has a number, and those that came twice count once.
+fn stream(kernel: &mut Kernel, sk: u64) -> Result<Vec<u8>, Unreadable> {
+    const FIN: u8 = 1;
+    const SYN: u8 = 2;
+    let read = kernel.fields(sk, "tcp_sock", &["copied_seq", "rcv_nxt"])?;
+    let [first, next] = read[..] else {
+        return Err(WRONG);
+    };
+    let (mut at, next) = (first as u32, next as u32);
+    let mut bytes = Vec::new();
+    for buffer in kernel.queue(sk)? {
+        let (seq, flags) = numbers(kernel, &buffer)?;
+        let contents = kernel.contents(&buffer)?;
+        let seq = seq.wrapping_add(u32::from(flags & SYN != 0));
+        let known = at.wrapping_sub(seq) as usize;
+        if let Some(new) = contents.get(known..) {
+            bytes.extend_from_slice(new);
+            at = at.wrapping_add(new.len() as u32);
+        }
+        at = at.wrapping_add(u32::from(flags & FIN != 0));
+    }
+    if at == next { Ok(bytes) } else { Err(WRONG) }
+}
+
+/// Number of its first byte, and flags.
+fn numbers(kernel: &Kernel, buffer: &Buffer) -> Result<(u32, u8), Unreadable> {
+    let of = |field| kernel.of_family(buffer, "tcp_skb_cb", field);
+    Ok((of("seq")? as u32, of("tcp_flags")? as u8))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+
+    fn readable<T>(found: Result<T, Unreadable>) -> Option<T> {
+        match found {
+            Err(Unreadable::NotAllowed(_) | Unreadable::NoTypes(_)) => None,
+            found => Some(found.unwrap()),
+        }
+    }
+
+    #[test]
+    fn what_unix_clients_have_sent() {
+        let name = format!("kupgrade-unaccepted-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        let mut first = UnixStream::connect_addr(&address).unwrap();
+        let _second = UnixStream::connect_addr(&address).unwrap();
+        first.write_all(b"one").unwrap();
+        first.write_all(&[7; 70_000]).unwrap();
+        drop(first);
+        let Some(found) = readable(unix(listener.as_fd())) else {
+            return;
+        };
+        let me = std::process::id().cast_signed();
+        let data = |one: &Unix| one.sent.iter().flat_map(|m| m.data.clone()).collect();
+        let data: Vec<Vec<u8>> = found.iter().map(data).collect();
+        assert_eq!(data, [[&b"one"[..], &[7; 70_000]].concat(), vec![]]);
+        for one in &found {
+            assert_eq!(one.credentials.as_ref().map(|c| c.pid), Some(me));
+            assert!(!one.more);
+        }
+        assert_eq!(found[0].sent[0].credentials.map(|c| c.0), Some(me));
+    }
+
+    #[test]
+    fn what_tcp_clients_have_sent() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut first = TcpStream::connect(address).unwrap();
+        let second = TcpStream::connect(address).unwrap();
+        first.write_all(b"one").unwrap();
+        first.write_all(&[7; 70_000]).unwrap();
+        first.shutdown(std::net::Shutdown::Write).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let Some(found) = readable(tcp(listener.as_fd())) else {
+            return;
+        };
+        let port = |one: &Tcp| u16::from_be_bytes([one.remote[2], one.remote[3]]);
+        let [a, b] = &found[..] else {
+            panic!("{found:?}");
+        };
+        assert_eq!(a.sent, [&b"one"[..], &[7; 70_000]].concat());
+        assert_eq!((a.state, b.state), (8, 1));
+        assert_eq!(b.sent, []);
+        assert_eq!(port(a), first.local_addr().unwrap().port());
+        assert_eq!(port(b), second.local_addr().unwrap().port());
+        assert_eq!(b.local[..2], 2u16.to_ne_bytes());
+        assert_eq!(b.local[4..8], [127, 0, 0, 1]);
+    }
+}

@@ -1,0 +1,274 @@
+//! TCP connections that nobody has accepted, and sockets that share a port.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+
+use anyhow::{Context, Result, bail};
+use libc::{AF_INET, SO_REUSEADDR, SO_REUSEPORT, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET};
+
+use super::listening::{address, bind, listen};
+use crate::kit::net::{option, set_option, set_option_bytes, socket};
+use crate::kit::{SOON, Setting, Watch, loopback, same, until};
+
+/// Accepts what must be there.
+fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
+    listener.accept().context("a connection that has waited")
+}
+
+/// All that comes until the other side has finished.
+fn all(mut stream: &TcpStream) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Clients that wait, with their addresses.
+type Clients = Vec<(TcpStream, SocketAddr)>;
+
+/// Four clients: one has sent much, one nothing, one has finished, and one, the last, has gone.
+fn come(to: SocketAddr) -> Result<(Clients, SocketAddr)> {
+    let connect = || -> Result<_> {
+        let client = TcpStream::connect(to)?;
+        let address = client.local_addr()?;
+        Ok((client, address))
+    };
+    let mut clients = vec![connect()?, connect()?, connect()?];
+    clients[0].0.write_all(b"early")?;
+    clients[0].0.write_all(&[5; 30_000])?;
+    clients[2].0.write_all(b"all I have")?;
+    clients[2].0.shutdown(Shutdown::Write)?;
+    let (mut gone, last) = connect()?;
+    gone.write_all(b"last words")?;
+    Ok((clients, last))
+}
+
+/// They are served in their order, and find what was sent.
+fn serve(listener: &TcpListener, mut clients: Clients, last: SocketAddr) -> Result<()> {
+    let mut servers = Vec::new();
+    let addresses = clients.iter().map(|(_, address)| *address).chain([last]);
+    for address in addresses {
+        let (server, from) = accept(listener)?;
+        same("a client", &address, &from)?;
+        servers.push(server);
+    }
+    same("a fifth", &true, &listener.accept().is_err())?;
+    let mut early = vec![0; 30_005];
+    servers[0].read_exact(&mut early)?;
+    same("what was sent early", &(b"early".to_vec(), true), &{
+        let rest = early.split_off(5);
+        (early, rest == [5; 30_000])
+    })?;
+    same(
+        "what one finished with",
+        &b"all I have".to_vec(),
+        &all(&servers[2])?,
+    )?;
+    same("last words", &b"last words".to_vec(), &all(&servers[3])?)?;
+    for (number, (client, _)) in clients.iter_mut().enumerate() {
+        servers[number].write_all(b"answer")?;
+        servers[number].shutdown(Shutdown::Write)?;
+        same("the answer", &b"answer".to_vec(), &all(client)?)?;
+    }
+    Ok(())
+}
+
+/// Their order, what they have sent and what has become of them.
+pub(crate) fn pending(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    listener.set_nonblocking(true)?;
+    let other = listener.try_clone()?;
+    let to = listener.local_addr()?;
+    let mut come_again = Some(come(to)?);
+    Ok(Watch::new(move || {
+        let (clients, last) = come_again.take().context("nobody has come")?;
+        serve(&listener, clients, last)?;
+        come_again = Some(come(to)?);
+        Ok(())
+    })
+    .spoiled_by(move || accept(&other).map(drop)))
+}
+
+/// Both sides have finished, and one has not read everything: its socket knows no peer any more.
+pub(crate) fn over(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    // SAFETY: a signal that would end the subject is ignored.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let come = move || -> Result<TcpStream> {
+        let client = TcpStream::connect(listener.local_addr()?)?;
+        let (mut server, _) = listener.accept()?;
+        server.write_all(b"farewell")?;
+        drop(server);
+        until("it is told", SOON / 4, || {
+            crate::kit::files::ready(client.as_raw_fd(), libc::POLLRDHUP).is_ok_and(|e| e != 0)
+        })?;
+        client.shutdown(Shutdown::Write)?;
+        until("it is over", SOON / 4, || client.peer_addr().is_err())?;
+        Ok(client)
+    };
+    let mut client = come()?;
+    let mut address = client.local_addr()?;
+    let fd = client.as_raw_fd();
+    Ok(Watch::new(move || {
+        same("its address", &address, &client.local_addr()?)?;
+        let error = client.peer_addr().err().and_then(|e| e.raw_os_error());
+        same("its peer", &Some(libc::ENOTCONN), &error)?;
+        let events = libc::POLLIN | libc::POLLRDHUP;
+        let now = crate::kit::files::ready(fd, events)?;
+        same("what poll tells", &(events | libc::POLLHUP), &now)?;
+        same("what it has left", &b"farewell".to_vec(), &all(&client)?)?;
+        let error = client.write_all(b"x").err().and_then(|e| e.raw_os_error());
+        same("writing", &Some(libc::EPIPE), &error)?;
+        let fresh = come()?;
+        address = fresh.local_addr()?;
+        // SAFETY: both are open.
+        crate::kit::sys("dup2", unsafe { libc::dup2(fresh.as_raw_fd(), fd) }).map(drop)
+    })
+    .spoiled_by(move || crate::kit::files::read(fd, 3).map(drop)))
+}
+
+/// A server that only wants to hear of clients that have sent something.
+pub(crate) fn deferred(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    listener.set_nonblocking(true)?;
+    set_option(
+        listener.as_raw_fd(),
+        libc::IPPROTO_TCP,
+        libc::TCP_DEFER_ACCEPT,
+        300,
+    )?;
+    let to = listener.local_addr()?;
+    let mut client = TcpStream::connect(to)?;
+    let fd = client.as_raw_fd();
+    Ok(Watch::new(move || {
+        same("a silent client", &true, &listener.accept().is_err())?;
+        client.write_all(b"now")?;
+        let mut found = None;
+        until("it is let in", SOON / 4, || {
+            found = listener.accept().ok();
+            found.is_some()
+        })?;
+        let (server, from) = found.context("nobody has come")?;
+        same("the client", &client.local_addr()?, &from)?;
+        client.shutdown(Shutdown::Write)?;
+        server.set_nonblocking(false)?;
+        same("what it says", &b"now".to_vec(), &all(&server)?)?;
+        let fresh = TcpStream::connect(to)?;
+        // SAFETY: both are open.
+        crate::kit::sys("dup2", unsafe { libc::dup2(fresh.as_raw_fd(), fd) }).map(drop)
+    })
+    .spoiled_by(move || crate::kit::files::write(fd, b"too early")))
+}
+
+/// Has a classic program choose the socket with this place among those of the port.
+fn choose(socket: i32, place: u32) -> Result<()> {
+    // BPF_RET | BPF_K, and the struct sock_fprog that it is told with.
+    let program = [6 | u64::from(place) << 32];
+    let mut value = [0; 16];
+    value[0] = 1;
+    value[8..].copy_from_slice(&(program.as_ptr() as u64).to_ne_bytes());
+    set_option_bytes(socket, SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &value)
+}
+
+/// Sockets of one port, in their order.
+fn group(kind: i32, count: usize) -> Result<(Vec<i32>, u16)> {
+    let (mut sockets, mut port) = (Vec::new(), 0);
+    for _ in 0..count {
+        let one = socket(AF_INET, kind | libc::SOCK_NONBLOCK, 0)?;
+        set_option(
+            one,
+            SOL_SOCKET,
+            SO_REUSEADDR,
+            i32::from(kind == SOCK_STREAM),
+        )?;
+        set_option(one, SOL_SOCKET, SO_REUSEPORT, 1)?;
+        bind(one, &address(AF_INET, false, port))?;
+        let name = crate::kit::net::name(one, false)?;
+        port = u16::from_be_bytes([name[2], name[3]]);
+        if kind == SOCK_STREAM {
+            listen(one, 20)?;
+        }
+        sockets.push(one);
+    }
+    Ok((sockets, port))
+}
+
+/// Which of the sockets gets a message that is sent now.
+fn who_hears(sockets: &[i32], port: u16) -> Result<usize> {
+    let sender = UdpSocket::bind("127.0.0.1:0")?;
+    sender.send_to(b"x", ("127.0.0.1", port))?;
+    for (place, socket) in sockets.iter().enumerate() {
+        if crate::kit::files::read(*socket, 9).is_ok() {
+            return Ok(place);
+        }
+    }
+    bail!("nobody has heard it")
+}
+
+/// A program chooses among the listeners; those that wait already stay with theirs.
+pub(crate) fn chosen(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let (listeners, port) = group(SOCK_STREAM, 3)?;
+    let (datagrams, heard_at) = group(SOCK_DGRAM, 4)?;
+    choose(datagrams[0], 2)?;
+    let come = {
+        let listeners = listeners.clone();
+        move || -> Result<Vec<TcpStream>> {
+            let mut clients = Vec::new();
+            for place in [1, 0, 2, 1] {
+                choose(listeners[2], place)?;
+                clients.push(TcpStream::connect(("127.0.0.1", port))?);
+            }
+            for (number, client) in clients.iter_mut().enumerate() {
+                client.write_all(&[number as u8])?;
+            }
+            Ok(clients)
+        }
+    };
+    let mut clients = come()?;
+    let (spoiled, first) = (listeners[1], listeners[0]);
+    // Who is asked after the program, does not change it.
+    same(
+        "the group",
+        &1,
+        &option(first, SOL_SOCKET, SO_REUSEPORT)?[0],
+    )?;
+    Ok(Watch::new(move || {
+        let port = ("127.0.0.1", port);
+        clients.push(TcpStream::connect(port)?);
+        clients.last_mut().context("a client")?.write_all(&[4])?;
+        let mut heard = Vec::new();
+        for listener in &listeners {
+            heard.push(Vec::new());
+            while let Ok(server) = accept_raw(*listener) {
+                let mut byte = [9];
+                let mut server = server;
+                server.set_nonblocking(false)?;
+                server.read_exact(&mut byte)?;
+                heard.last_mut().context("a listener")?.push(byte[0]);
+            }
+        }
+        same(
+            "who came where",
+            &vec![vec![1], vec![0, 3, 4], vec![2]],
+            &heard,
+        )?;
+        same("who hears", &2, &who_hears(&datagrams, heard_at)?)?;
+        clients = come()?;
+        Ok(())
+    })
+    .spoiled_by(move || choose(spoiled, 2)))
+}
+
+fn accept_raw(listener: i32) -> Result<TcpStream> {
+    use std::os::fd::FromRawFd;
+    let accepted = crate::kit::raw(libc::SYS_accept4, crate::kit::args([listener as u64]));
+    if accepted < 0 {
+        bail!("accept: error {}", -accepted);
+    }
+    // SAFETY: the kernel has just returned it.
+    Ok(unsafe { TcpStream::from_raw_fd(accepted as i32) })
+}
