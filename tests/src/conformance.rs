@@ -120,9 +120,12 @@ impl Table {
         }
     }
 
-    /// Notes what an upgrade made of a subject.
+    /// Notes what an upgrade made of a subject. That one kernel has not what it needs says nothing about
+    /// another that has.
     pub(crate) fn across(&mut self, name: &str, fate: Fate) {
-        if let Some(row) = self.rows.iter_mut().find(|row| row.name == name) {
+        if let Some(row) = self.rows.iter_mut().find(|row| row.name == name)
+            && !(matches!(fate, Fate::NotHere(_)) && row.across == Some(Fate::Carried))
+        {
             row.across = Some(fate);
         }
     }

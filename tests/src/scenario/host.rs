@@ -17,8 +17,10 @@ pub(crate) enum Kind {
     Busy,
     /// The same with the demonstration's own sizes. Shared.
     Full,
-    /// 6.1 with every subject of some groups. Shared.
+    /// A kernel with every subject of some groups. Shared.
     Subjects {
+        /// The kernel.
+        from: &'static str,
         /// What `subject --list` is asked for.
         parts: &'static str,
     },
@@ -52,12 +54,16 @@ impl Host {
         let (memory, data, parts) = match kind {
             Kind::Busy => (2048, 32, Some(SOME)),
             Kind::Full => (3072, 500, Some(SOME)),
-            Kind::Subjects { parts } => (3072, 0, Some(parts)),
+            Kind::Subjects { parts, .. } => (3072, 0, Some(parts)),
             Kind::Apps { names: "" } => (4096, 0, None),
             Kind::Apps { .. } => (1536, 0, None),
             Kind::Fresh { memory } => (memory, 0, None),
         };
-        let mut spec = rig.spec(&name.replace('/', "-"), "6.1", memory)?;
+        let kernel = match kind {
+            Kind::Subjects { from, .. } => from,
+            _ => "6.1",
+        };
+        let mut spec = rig.spec(&name.replace('/', "-"), kernel, memory)?;
         if let Kind::Apps { names: "" } = kind {
             spec = rig.with_apps(spec)?;
         }

@@ -31,13 +31,22 @@ type Scenario = (&'static str, Kind, Test);
 
 /// The groups of subjects, a machine for some of them.
 const PROCESS: Kind = Kind::Subjects {
+    from: "6.1",
     parts: "=memory =threads =signals",
 };
 const WAITING: Kind = Kind::Subjects {
+    from: "6.1",
     parts: "=calls =time =ancestry",
 };
 const DESCRIPTORS: Kind = Kind::Subjects {
+    from: "6.1",
     parts: "=files =sockets =terminals =ipc",
+};
+
+/// What 6.1 has not: it begins on the newest kernel.
+const RECENT: Kind = Kind::Subjects {
+    from: "backports",
+    parts: "=guard =mseal =droppable =deny-write-exec =slices =leader-exited =tun =tap =tun-idle",
 };
 
 /// All real programs, and those that need nothing but the ordinary root file system.
@@ -110,6 +119,7 @@ const SCENARIOS: &[Scenario] = &[
         DESCRIPTORS,
         chain::to_newest,
     ),
+    ("subjects/recent-newest-to-newest", RECENT, chain::to_newest),
     ("programs/6.1-to-6.12", SOME_APPS, chain::to_trixie),
     ("apps/6.1-to-6.12", APPS, chain::to_trixie),
     ("apps/6.12-to-newest", APPS, chain::to_newest),
