@@ -5,7 +5,7 @@ use crate::image::Image;
 use crate::signals::Held;
 use anyhow::{Context, Result, bail};
 use nix::time::ClockId;
-use persist_mem::manifest::{Host, Manifest};
+use persist_mem::manifest::{DescriptionKind, Host, Manifest};
 use persist_mem::pages_file::PagesFile;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,7 +21,7 @@ pub(crate) fn run(dir: &Path, external: &[External]) -> Result<()> {
     let manifest = Manifest::from_bytes(&bytes).with_context(context)?;
     let pages = PagesFile::open(&image.pages)
         .with_context(|| format!("reading {}", image.pages.display()))?;
-    let externals = own(external)?;
+    let externals = own(external, &manifest)?;
     let options = resurrect::Options {
         elapsed: elapsed(&manifest.host)?,
         externals: Some(&externals),
@@ -34,8 +34,9 @@ pub(crate) fn run(dir: &Path, external: &[External]) -> Result<()> {
     Ok(())
 }
 
-/// Copies of this program's own descriptors.
-fn own(external: &[External]) -> Result<BTreeMap<i32, OwnedFd>> {
+/// Copies of this program's own descriptors: those named on the command line, and others that were
+/// external when the tree was saved, if this program was given them.
+fn own(external: &[External], manifest: &Manifest) -> Result<BTreeMap<i32, OwnedFd>> {
     let me = Pid(nix::unistd::getpid().as_raw());
     let pidfd = sys::process::pidfd_open(me).context("opening a pidfd")?;
     let copy = |number: i32| {
@@ -43,8 +44,26 @@ fn own(external: &[External]) -> Result<BTreeMap<i32, OwnedFd>> {
             .with_context(|| format!("--external fd[{number}]: it is not open here"))?;
         Ok((number, copy))
     };
-    let (numbers, _) = External::split(external);
+    let (mut numbers, _) = External::split(external);
+    for description in &manifest.descriptions {
+        if let DescriptionKind::External { number } = description.kind
+            && !numbers.contains(&number)
+            && given(number)
+        {
+            numbers.push(number);
+        }
+    }
     numbers.into_iter().map(copy).collect()
+}
+
+/// Whether a descriptor was handed to this program: what it opens itself is close-on-exec.
+fn given(number: i32) -> bool {
+    let me = Pid(nix::unistd::getpid().as_raw());
+    let told = sys::procdir::read(me, &format!("fdinfo/{number}")).unwrap_or_default();
+    let told = String::from_utf8_lossy(&told);
+    let flags = told.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & nix::libc::O_CLOEXEC.cast_unsigned() == 0)
 }
 
 /// Time since the tree was saved, on the clock that its time-outs run by.

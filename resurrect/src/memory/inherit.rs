@@ -133,7 +133,16 @@ fn overlaps(range: &PageRange, others: &[PageRange]) -> bool {
 fn difference(parent: &AddressSpace, child: &AddressSpace, objects: &[SharedObject]) -> Difference {
     let mut found = Difference::default();
     for vma in child.vmas.iter().filter(|vma| !kernels(vma)) {
-        compare(vma, &parent.vmas, objects, &mut found);
+        let mut parts = Difference::default();
+        compare(vma, &parent.vmas, objects, &mut parts);
+        // What is inherited in part comes back as several mappings (mm/vma.c, is_mergeable_anon_vma): worth it
+        // only for pages in common.
+        if parts.kept.len() + parts.map.len() > 1 && !have_common(parent, child, &parts.kept) {
+            parts.kept.clear();
+            parts.map = vec![vma.clone()];
+        }
+        found.kept.append(&mut parts.kept);
+        found.map.append(&mut parts.map);
     }
     // Kept parts are in ascending order, and so are the mappings they are parts of.
     let mut kept = found.kept.iter().peekable();
@@ -230,14 +239,7 @@ fn moved(backing: &Backing, by: u64) -> Backing {
 }
 
 fn compare_pages(parent: &AddressSpace, child: &AddressSpace, found: &mut Difference) {
-    let kept: Vec<PageRange> = found
-        .kept
-        .iter()
-        .map(|kept| PageRange {
-            va: kept.start,
-            pages: (kept.end - kept.start) / PAGE_SIZE_U64,
-        })
-        .collect();
+    let kept: Vec<PageRange> = found.kept.iter().map(range_of).collect();
     let (theirs, _) = split(&parent.extents, &kept);
     found.same = common(&theirs, &child.extents, &kept);
     (_, found.write) = split(&child.extents, &found.same);
@@ -250,6 +252,20 @@ fn compare_pages(parent: &AddressSpace, child: &AddressSpace, found: &mut Differ
     };
     let (_, dropped) = split(&theirs, &ranges(&child.extents));
     found.drop = ranges(&dropped);
+}
+
+/// Whether both have any page in common in these parts.
+fn have_common(parent: &AddressSpace, child: &AddressSpace, kept: &[Kept]) -> bool {
+    let kept: Vec<PageRange> = kept.iter().map(range_of).collect();
+    let (theirs, _) = split(&parent.extents, &kept);
+    !common(&theirs, &child.extents, &kept).is_empty()
+}
+
+fn range_of(kept: &Kept) -> PageRange {
+    PageRange {
+        va: kept.start,
+        pages: (kept.end - kept.start) / PAGE_SIZE_U64,
+    }
 }
 
 /// Where both have the same page at the same address, inside of `kept`.

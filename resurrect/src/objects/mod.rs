@@ -31,7 +31,12 @@ const O_PATH: u32 = 0o10_000_000;
 /// Whether a description with these flags (F_GETFL) is to be the one that makes its file again: it can be
 /// opened with them in no other way.
 pub(crate) fn made_it(flags: u32) -> bool {
-    flags & (TMPFILE | O_NOFOLLOW) != 0 && flags & (O_ACCMODE | O_PATH) == O_RDWR
+    flags & (TMPFILE | O_NOFOLLOW) != 0 && reads_and_writes(flags)
+}
+
+/// Whether a description with these flags is open for reading and writing.
+pub(crate) fn reads_and_writes(flags: u32) -> bool {
+    flags & (O_ACCMODE | O_PATH) == O_RDWR
 }
 
 /// An object that is there.
@@ -42,7 +47,7 @@ enum Made {
     File {
         read: OwnedFd,
         write: Option<OwnedFd>,
-        /// The description that made it ([`made_it`]), for the one that made it before.
+        /// The description that made it ([`made_it`], [`program`]), for the one that made it before.
         first: Option<OwnedFd>,
     },
     /// A System V segment, attached by its id.
@@ -75,7 +80,7 @@ impl Objects {
         }
     }
 
-    /// The description that a file was made by ([`made_it`]), once.
+    /// The description that a file was made by ([`made_it`], [`program`]), once.
     pub(crate) fn take_first(&mut self, object: u32) -> Option<OwnedFd> {
         match self.made.get_mut(&object)? {
             Made::File { first, .. } => first.take(),
@@ -128,9 +133,13 @@ pub(crate) fn make_segments(restore: &mut Restore<'_>) -> Result<(), ResurrectEr
 /// Makes every object that is a file, before there is a process.
 pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let (manifest, store) = (restore.manifest, restore.store);
+    let programs = programs(restore);
     for object in &manifest.shared_objects {
         let made = match &object.kind {
             SharedKind::Anonymous => file(object, store, anonymous::make(object)?)?,
+            SharedKind::Memfd { seals, .. } if programs.contains(&object.id) => {
+                program(object, store, *seals)?
+            }
             SharedKind::Memfd { .. } => file(object, store, memfd::make(object)?)?,
             SharedKind::Deleted { .. } => deleted_file(manifest, object, store)?,
             SharedKind::SystemV(_) => continue,
@@ -161,6 +170,28 @@ pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
     }
     Ok(())
+}
+
+/// The objects that somebody executes.
+fn programs(restore: &Restore<'_>) -> Vec<u32> {
+    let lives = restore.lives();
+    lives.filter_map(|(_, live)| live.mm.exe_object).collect()
+}
+
+/// A memfd that is executed (fexecve(3)). Nobody can open it for writing then, so it is sealed here, and who
+/// has it open for writing has the description of memfd_create(2), which does not count
+/// (mm/memfd.c, `deny_write_access`).
+fn program(
+    object: &SharedObject,
+    store: &dyn PageStore,
+    seals: u32,
+) -> Result<Made, ResurrectError> {
+    let mut made = file(object, store, memfd::make(object)?)?;
+    if let Made::File { read, write, first } = &mut made {
+        memfd::seal(object, read.as_fd(), seals)?;
+        *first = write.take();
+    }
+    Ok(made)
 }
 
 /// Takes over a new file that is open for reading and writing, with its contents.
@@ -280,9 +311,12 @@ pub(crate) fn finish(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             *write = None;
         }
     }
+    let programs = programs(restore);
     for object in &restore.manifest.shared_objects {
         match (&object.kind, restore.objects.made.get(&object.id)) {
-            (SharedKind::Memfd { seals, .. }, Some(Made::File { read, .. })) => {
+            (SharedKind::Memfd { seals, .. }, Some(Made::File { read, .. }))
+                if !programs.contains(&object.id) =>
+            {
                 memfd::seal(object, read.as_fd(), *seals)?;
             }
             (SharedKind::SystemV(shm), Some(Made::Segment(id))) => {

@@ -16,6 +16,9 @@ const SOL_NETLINK: i32 = 270;
 const SOL_PACKET: i32 = 263;
 const SOL_RAW: i32 = 255;
 
+/// An extension header of IPv6 is not longer: its length is a byte, in units of eight bytes without the first.
+const EXTENSION: usize = 2048;
+
 /// include/uapi/asm-generic/socket.h, for all families. Buffers come behind what resizes them.
 const GENERAL: &[Line] = &[
     (c::SOL_SOCKET, c::SO_DEBUG, 4),
@@ -46,6 +49,7 @@ const GENERAL: &[Line] = &[
     (c::SOL_SOCKET, 69 /* SO_PREFER_BUSY_POLL */, 4),
     (c::SOL_SOCKET, 47 /* SO_MAX_PACING_RATE */, 8),
     (c::SOL_SOCKET, 60 /* SO_ZEROCOPY */, 4),
+    (c::SOL_SOCKET, 74 /* SO_TXREHASH */, 4),
     (c::SOL_SOCKET, 61 /* SO_TXTIME */, 8),
     (c::SOL_SOCKET, 75 /* SO_RCVMARK */, 4),
     (c::SOL_SOCKET, 82 /* SO_RCVPRIORITY */, 4),
@@ -101,6 +105,10 @@ const IPV6: &[Line] = &[
     (c::SOL_IPV6, 2 /* IPV6_2292PKTINFO */, 4),
     (c::SOL_IPV6, 8 /* IPV6_2292HOPLIMIT */, 4),
     (c::SOL_IPV6, 11 /* IPV6_FLOWINFO */, 4),
+    (c::SOL_IPV6, c::IPV6_HOPOPTS, EXTENSION),
+    (c::SOL_IPV6, c::IPV6_RTHDRDSTOPTS, EXTENSION),
+    (c::SOL_IPV6, c::IPV6_RTHDR, EXTENSION),
+    (c::SOL_IPV6, c::IPV6_DSTOPTS, EXTENSION),
     (c::SOL_IPV6, c::IPV6_UNICAST_HOPS, 4),
     (c::SOL_IPV6, c::IPV6_MULTICAST_IF, 4),
     (c::SOL_IPV6, c::IPV6_MULTICAST_HOPS, 4),
@@ -140,6 +148,7 @@ const TCP: &[Line] = &[
     (c::SOL_TCP, c::TCP_SYNCNT, 4),
     (c::SOL_TCP, c::TCP_LINGER2, 4),
     (c::SOL_TCP, c::TCP_DEFER_ACCEPT, 4),
+    (c::SOL_TCP, c::TCP_QUICKACK, 4),
     (c::SOL_TCP, c::TCP_WINDOW_CLAMP, 4),
     (c::SOL_TCP, c::TCP_CONGESTION, 16),
     (c::SOL_TCP, c::TCP_THIN_LINEAR_TIMEOUTS, 4),
@@ -197,6 +206,7 @@ const PACKET: &[Line] = &[
     (SOL_PACKET, 14 /* PACKET_LOSS */, 4),
     (SOL_PACKET, 15 /* PACKET_VNET_HDR */, 4),
     (SOL_PACKET, 17 /* PACKET_TIMESTAMP */, 4),
+    (SOL_PACKET, 19 /* PACKET_TX_HAS_OFF */, 4),
     (SOL_PACKET, 20 /* PACKET_QDISC_BYPASS */, 4),
     (SOL_PACKET, 23 /* PACKET_IGNORE_OUTGOING */, 4),
 ];

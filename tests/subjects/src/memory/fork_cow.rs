@@ -1,6 +1,7 @@
 //! Pages that a family shares since fork(2).
 
 use anyhow::{Context, Result, bail};
+use libc::{MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE};
 
 use crate::kit::{Area, Kin, Setting, Watch, procfs};
 
@@ -44,4 +45,51 @@ pub(crate) fn start(setting: &Setting) -> Result<Watch> {
         Ok(())
     })
     .spoiled_by(move || other.borrow()[2].spoil()))
+}
+
+/// A child has one mapping where its parent has three others: it is one afterwards.
+pub(crate) fn mapped_anew(setting: &Setting) -> Result<Watch> {
+    let shared = Area::anonymous(PAGES)?;
+    shared.fill(16);
+    let place = Area::map(48, 0, MAP_PRIVATE | MAP_ANONYMOUS, -1)?;
+    let fixed = |first: usize, pages: usize| {
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+        Area::map_at(
+            place.page(first),
+            pages,
+            PROT_READ | PROT_WRITE,
+            flags,
+            -1,
+            0,
+        )
+    };
+    let child = Kin::start(setting, "child", move |_| {
+        let own = fixed(1, 46)?;
+        own.fill(17);
+        let lines = move || procfs::smaps("self", own.page(0)).map(|record| record[0].clone());
+        let whole = format!("{:x}-{:x} ", own.page(0) as u64, own.page(46) as u64);
+        if !lines()?.starts_with(&whole) {
+            bail!(
+                "the kernel merges other mappings than thought: {}",
+                lines()?
+            );
+        }
+        let watch = Watch::keep(lines)?.and(Watch::new(move || {
+            shared.check(16)?;
+            own.check(17)
+        }));
+        Ok(watch.spoiled_by(move || own.part(20, 1).protect(PROT_READ)))
+    })?;
+    for (first, seed) in [(4, 18), (20, 19), (40, 20)] {
+        fixed(first, 4)?.fill(seed);
+    }
+    let child = std::rc::Rc::new(std::cell::RefCell::new(child));
+    let other = child.clone();
+    Ok(Watch::new(move || {
+        for (first, seed) in [(4, 18), (20, 19), (40, 20)] {
+            place.part(first, 4).check(seed)?;
+        }
+        child.borrow_mut().check()
+    })
+    .spoiled_by(move || other.borrow().spoil()))
 }

@@ -1,6 +1,8 @@
 //! memfd_create(2)
 
 use std::ffi::CStr;
+use std::io::Write;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 
 use anyhow::Result;
 use libc::{
@@ -8,7 +10,8 @@ use libc::{
     PROT_WRITE,
 };
 
-use crate::kit::{Area, PAGE, Setting, Watch, errno, fd, same, sys};
+use crate::kit::files::close;
+use crate::kit::{Area, PAGE, SOON, Setting, Watch, errno, fd, fork, same, sys, until};
 
 fn create(name: &CStr, pages: usize) -> Result<i32> {
     // SAFETY: the name is a C string; the descriptor is ours.
@@ -115,4 +118,70 @@ pub(crate) fn seals(_: &Setting) -> Result<Watch> {
         }
         Ok(())
     }))
+}
+
+/// Two programs that run from memfds: one that lost it, one that has it open for writing, with seals.
+pub(crate) fn program(_: &Setting) -> Result<Watch> {
+    let one = run(false, 0)?;
+    let other = run(
+        true,
+        F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | libc::F_SEAL_SEAL,
+    )?;
+    let look = |(pid, file): (i32, i32)| {
+        let text = |what: &str| std::fs::read(format!("/proc/{pid}/{what}"));
+        let link = |what: String| std::fs::read_link(format!("/proc/{pid}/{what}")).ok();
+        let program = std::fs::File::open(format!("/proc/{pid}/exe"))?;
+        // SAFETY: a call on a descriptor of ours.
+        let seals = unsafe { libc::fcntl(program.as_raw_fd(), F_GET_SEALS) };
+        let opened = text(&format!("fdinfo/{file}")).unwrap_or_default();
+        let flags = String::from_utf8_lossy(&opened);
+        let flags = flags.lines().find(|line| line.starts_with("flags:"));
+        anyhow::Ok((
+            (text("exe")?.len(), seals, text("cmdline")?),
+            (link("exe".into()), link(format!("fd/{file}"))),
+            flags.map(str::to_owned),
+        ))
+    };
+    Ok(
+        Watch::keep(move || Ok((look(one)?, look(other)?)))?.spoiled_by(move || {
+            // SAFETY: a child of ours that nobody has waited for.
+            sys("kill", unsafe { libc::kill(other.0, libc::SIGKILL) }).map(drop)
+        }),
+    )
+}
+
+/// Starts sleep(1) from a memfd.
+fn run(kept: bool, seals: i32) -> Result<(i32, i32)> {
+    let flags = if seals == 0 {
+        0
+    } else {
+        libc::MFD_ALLOW_SEALING
+    };
+    let flags = if kept {
+        flags
+    } else {
+        flags | libc::MFD_CLOEXEC
+    };
+    // SAFETY: the name is a C string; the descriptor is ours.
+    let file = fd("memfd_create", unsafe {
+        libc::memfd_create(c"program".as_ptr(), flags)
+    })?;
+    // SAFETY: the descriptor is ours alone.
+    let mut writer = unsafe { std::fs::File::from_raw_fd(file) };
+    writer.write_all(&std::fs::read("/bin/sleep")?)?;
+    let file = writer.into_raw_fd();
+    if seals != 0 {
+        // SAFETY: a call on a descriptor of ours.
+        sys("seals", unsafe { libc::fcntl(file, F_ADD_SEALS, seals) })?;
+    }
+    let pid = fork(|| {
+        let arguments = [c"a name".as_ptr(), c"1000000".as_ptr(), std::ptr::null()];
+        let environment = [std::ptr::null()];
+        // SAFETY: both end with a null pointer; nothing of this program is used afterwards.
+        unsafe { libc::fexecve(file, arguments.as_ptr(), environment.as_ptr()) };
+    })?;
+    let runs = || std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.starts_with(b"a"));
+    until("it runs", SOON, runs)?;
+    close(file);
+    Ok((pid, file))
 }

@@ -90,11 +90,21 @@ pub(crate) const GROUP: Group = Group {
             fork_cow::start,
         ),
         subject(
+            "fork-remap",
+            "a mapping of a child where its parent has others",
+            fork_cow::mapped_anew,
+        ),
+        subject(
             "memfd",
             "memfd with contents, offset and mapping",
             memfd::start,
         ),
         subject("memfd-seals", "seals of a memfd", memfd::seals),
+        subject(
+            "memfd-program",
+            "programs that run from a memfd (fexecve), sealed and not",
+            memfd::program,
+        ),
         subject(
             "sysv-shm",
             "attached System V shared memory",

@@ -110,6 +110,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("udp-options", "options of UDP sockets", udp::options),
         subject(
+            "udp-v6-headers",
+            "IPv6 extension headers of UDP sockets",
+            udp::extension_headers,
+        ),
+        subject(
             "udp-shutdown",
             "UDP sockets with halves shut down",
             udp::shutdown,

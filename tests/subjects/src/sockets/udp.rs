@@ -9,7 +9,7 @@ use libc::{
     IPPROTO_IP, SO_BROADCAST, SO_PRIORITY, SO_RCVBUF, SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET,
 };
 
-use crate::kit::net::{option, set_option};
+use crate::kit::net::{option, set_option, set_option_bytes};
 use crate::kit::{Setting, Watch, loopback, not_here, same, sys};
 
 fn bound(to: &str) -> Result<Rc<UdpSocket>> {
@@ -159,6 +159,30 @@ pub(crate) fn options(_: &Setting) -> Result<Watch> {
             .collect::<Result<Vec<_>>>()
     };
     Ok(Watch::keep(observe)?.spoiled_by(move || set_option(fd, IPPROTO_IP, libc::IP_TTL, 34)))
+}
+
+/// IPv6 extension headers that every datagram gets (RFC 3542).
+pub(crate) fn extension_headers(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let Ok(socket) = UdpSocket::bind("[::1]:0") else {
+        return not_here("no IPv6");
+    };
+    let fd = socket.as_raw_fd();
+    // Next header, length beyond 8 bytes, padding of six bytes.
+    let padding = [0, 0, 1, 4, 0, 0, 0, 0];
+    let names = [libc::IPV6_HOPOPTS, libc::IPV6_DSTOPTS];
+    for name in names {
+        set_option_bytes(fd, libc::IPPROTO_IPV6, name, &padding)?;
+    }
+    let observe = move || {
+        let _held = &socket;
+        names
+            .map(|name| option(fd, libc::IPPROTO_IPV6, name))
+            .into_iter()
+            .collect::<Result<Vec<_>>>()
+    };
+    Ok(Watch::keep(observe)?
+        .spoiled_by(move || set_option_bytes(fd, libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, &[])))
 }
 
 /// Two sockets of one port that have joined a group on the loopback interface.
