@@ -27,6 +27,8 @@ start)
     shift
     rm -rf $dir
     mkdir -p $dir
+    # Nobody loads it for the program that opens its device: there is no udev.
+    modprobe tun
     for part in "$@"; do $subject --list "$part"; done | sort -u > $dir/names
     while read -r name; do
         setsid $subject "$name" "$dir/$name" < /dev/null > "$dir/$name.log" 2>&1 &
