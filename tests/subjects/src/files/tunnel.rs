@@ -66,13 +66,19 @@ fn attached(name: &str, flags: u16) -> Result<i32> {
 /// The interface, through ioctls on any socket (netdevice(7)).
 struct Interface {
     name: &'static str,
+    /// How the addresses and routes begin that lead through it.
+    networks: &'static [&'static str],
     socket: i32,
 }
 
 impl Interface {
-    fn new(name: &'static str) -> Result<Self> {
+    fn new(name: &'static str, networks: &'static [&'static str]) -> Result<Self> {
         let socket = crate::kit::net::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
-        Ok(Self { name, socket })
+        Ok(Self {
+            name,
+            networks,
+            socket,
+        })
     }
 
     fn set(&self, what: u64, value: &[u8]) -> Result<()> {
@@ -110,16 +116,9 @@ impl Interface {
         ] {
             seen.push(format!("{what:#x}: {:?}", self.get(what)?));
         }
-        for file in [
-            "/proc/net/route",
-            "/proc/net/if_inet6",
-            "/proc/net/fib_trie",
-        ] {
+        for file in ["/proc/net/route", "/proc/net/if_inet6"] {
             let text = fs::read_to_string(file).unwrap_or_default();
-            let whole = file.ends_with("trie");
-            let ours = text
-                .lines()
-                .filter(|line| whole || line.contains(self.name));
+            let ours = text.lines().filter(|line| line.contains(self.name));
             // Flags of an IPv6 address tell whether it is looked for elsewhere at present.
             let shown = |line: &str| match file {
                 "/proc/net/if_inet6" => line.split_whitespace().take(4).collect(),
@@ -127,12 +126,25 @@ impl Interface {
             };
             seen.extend(ours.map(shown));
         }
+        seen.extend(leaves(self.networks)?);
         for setting in ["rp_filter", "forwarding", "proxy_arp"] {
             let path = format!("/proc/sys/net/ipv4/conf/{}/{setting}", self.name);
             seen.push(fs::read_to_string(&path).context(path)?);
         }
         Ok(seen)
     }
+}
+
+/// Routes of the kernel's table that begin so, local ones too, with what they are.
+fn leaves(networks: &[&str]) -> Result<Vec<String>> {
+    let text = fs::read_to_string("/proc/net/fib_trie").context("/proc/net/fib_trie")?;
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let leaf = |pair: &[&str]| {
+        let address = pair[0].strip_prefix("|-- ")?;
+        let ours = networks.iter().any(|start| address.starts_with(start));
+        ours.then(|| format!("{address} {}", pair[1]))
+    };
+    Ok(lines.windows(2).filter_map(leaf).collect())
 }
 
 /// Whether rtnetlink(7) tells of an interface that it belongs to [`OWNER`] and [`GROUP`].
@@ -191,7 +203,7 @@ fn packets(tun: i32, port: u16) -> Result<Vec<Vec<u8>>> {
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
     const PORT: u16 = 4711;
     let tun = attached("kuptun", IFF_TUN | IFF_NO_PI)?;
-    let interface = std::rc::Rc::new(Interface::new("kuptun")?);
+    let interface = std::rc::Rc::new(Interface::new("kuptun", &["10.98.", "10.99."])?);
     let shown = interface.clone();
     sys("TUNSETOWNER", ioctl(tun, TUNSETOWNER, OWNER))?;
     sys("TUNSETGROUP", ioctl(tun, TUNSETGROUP, GROUP))?;
@@ -284,7 +296,7 @@ pub(crate) fn tap(_: &Setting) -> Result<Watch> {
         "TUNSETVNETHDRSZ",
         ioctl(queues[0], TUNSETVNETHDRSZ, &raw const size as u64),
     )?;
-    let interface = Interface::new("kuptap")?;
+    let interface = Interface::new("kuptap", &[])?;
     // sa_family ARPHRD_ETHER, then the address.
     interface.set(libc::SIOCSIFHWADDR, &[1, 0, 2, 0x5e, 1, 2, 3, 4])?;
     interface.up()?;
