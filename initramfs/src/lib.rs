@@ -9,6 +9,7 @@
 //! | [`mounts`] | the host's mounts, recorded and made again |
 //! | [`network`] | the host's interfaces, addresses, routes, recorded and set up again |
 //! | [`huge_pages`] | pools of huge pages, likewise |
+//! | [`swaps`] | swap areas, likewise |
 //! | [`settings`] | settings of the kernel, likewise |
 //! | [`init`] | `/init`: from the new kernel's first process to the running world |
 //! | [`tree`] | contents of file systems in memory |
@@ -25,6 +26,7 @@ pub mod mounts;
 pub mod network;
 pub mod settings;
 pub mod superblock;
+pub mod swaps;
 #[cfg(test)]
 mod testdir;
 pub mod tree;

@@ -27,6 +27,7 @@
 //! | [`physmap`] | physical memory through `/dev/mem` |
 //! | [`kernel_memory`], [`known_page`] | the kernel's own memory, to look at |
 //! | [`kexec`] | loading another kernel and jumping into it |
+//! | [`swap`] | swap areas |
 //! | [`rtnetlink`] | interfaces, addresses and routes |
 //! | [`tun`] | tunnels: interfaces whose packets a process reads and writes |
 //! | [`socket`] | sockets with addresses and options as bytes |
@@ -68,6 +69,7 @@ pub mod scratch;
 mod sigframe;
 pub mod socket;
 pub mod socket_wait;
+pub mod swap;
 pub mod tracee;
 #[cfg(test)]
 mod tracer_death;

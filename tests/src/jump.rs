@@ -11,7 +11,7 @@ use crate::setup::kernels::Kernel;
 use crate::vm::Vm;
 
 /// How long an upgrade may take from the command to its end.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// How often the console is looked at meanwhile.
 const GLANCE: Duration = Duration::from_secs(5);

@@ -9,7 +9,7 @@ use super::restorer::{self, Outcome};
 use super::saved::Saved;
 use super::{InitError, Result, memory, release};
 use crate::early::switch::detach_proc;
-use crate::{huge_pages, network, settings};
+use crate::{huge_pages, network, settings, swaps};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use persist_mem::handback::mem_total;
@@ -96,6 +96,7 @@ fn finish(saved: &Saved, allowed: Option<Allowed>, report: &mut Report, mut span
     // What lay in old pages before could not be had earlier.
     let short = huge_pages::restore(Path::new(SYS), &saved.upgrade.huge_pools);
     report.warnings.extend(short);
+    report.warnings.extend(swaps::restore(&saved.upgrade.swaps));
     time.done("hand-back");
     spans.extend(time.spans().iter().cloned());
     report.set_phases(&spans, saved.tsc_hz());

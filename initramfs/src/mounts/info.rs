@@ -92,7 +92,7 @@ fn flags(options: &[u8]) -> u64 {
 }
 
 /// Undoes `\040` and the like.
-fn unescape(word: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(word: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(word.len());
     let mut rest = word;
     while let [first, tail @ ..] = rest {

@@ -108,7 +108,7 @@ pub fn means(table: &MountTable, mount: &Mount) -> Result<Means, Problem> {
 }
 
 /// What a block device is made of, when it is not a plain disk.
-fn stacked(name: &str) -> Option<&'static str> {
+pub(crate) fn stacked(name: &str) -> Option<&'static str> {
     [
         ("dm-", "a device-mapper device"),
         ("md", "a RAID"),

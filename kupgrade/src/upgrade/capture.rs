@@ -36,6 +36,7 @@ pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
         mounts: initramfs::mounts::capture(MEMORY_FILES).context("recording the mounts")?,
         settings: host.settings.clone(),
         huge_pools: host.huge_pools.clone(),
+        swaps: host.swaps.clone(),
         network: initramfs::network::capture().context("recording the network")?,
         mem_total: host.mem_total,
         ..Upgrade::default()

@@ -5,11 +5,11 @@ use crate::patience::{NotCarried, patiently};
 use anyhow::{Context, Result, bail};
 use freezer::proc;
 use initramfs::modules::{self, HostUse, ModulePlan, ModuleTree};
-use initramfs::{huge_pages, mounts, network, settings};
+use initramfs::{huge_pages, mounts, network, settings, swaps};
 use kexec_loader::KernelImage;
 use kexec_loader::boot_params::OldParams;
 use persist_mem::firmware::FirmwareMap;
-use persist_mem::manifest::HugePool;
+use persist_mem::manifest::{HugePool, Swap};
 use persist_mem::mounts::MountTable;
 use std::path::Path;
 use sys::Pid;
@@ -25,6 +25,8 @@ pub(super) struct Host {
     pub(super) settings: Vec<(String, String)>,
     /// Pools of huge pages.
     pub(super) huge_pools: Vec<HugePool>,
+    /// Swap areas.
+    pub(super) swaps: Vec<Swap>,
     pub(super) mem_total: u64,
     /// `root=` by identity, for an ordinary boot should the processes not be carried.
     pub(super) root: Option<String>,
@@ -56,11 +58,12 @@ pub(super) fn check(kernel: &Path) -> Result<Host> {
         cmdline: std::fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?,
         settings: settings::capture(Path::new("/")),
         huge_pools: huge_pages::capture(sys),
+        swaps: swaps::capture(Path::new("/proc")),
         mem_total: persist_mem::handback::mem_total().unwrap_or(0),
         root: None,
     };
     let mounts = mounts::capture::survey()?;
-    patiently(|| refuse_what_is_not_carried(&mounts))?;
+    patiently(|| refuse_what_is_not_carried(&mounts, &host.swaps))?;
     Ok(Host {
         root: root_word(&mounts),
         ..host
@@ -68,7 +71,7 @@ pub(super) fn check(kernel: &Path) -> Result<Host> {
 }
 
 /// Processes, mounts, network: everything that stands in the way, at once.
-fn refuse_what_is_not_carried(table: &MountTable) -> Result<()> {
+fn refuse_what_is_not_carried(table: &MountTable, swap_areas: &[Swap]) -> Result<()> {
     let mut found = Vec::new();
     let me = Pid(nix::unistd::getpid().as_raw());
     let mut pids = proc::everyone()?;
@@ -81,6 +84,7 @@ fn refuse_what_is_not_carried(table: &MountTable) -> Result<()> {
     found.extend(shared.iter().map(ToString::to_string));
     found.extend(mounts::check(table).iter().map(ToString::to_string));
     found.extend(network::check());
+    found.extend(swaps::check(swap_areas));
     found.extend(room::Held::read().and_then(room::Held::too_much));
     Ok(NotCarried::unless_empty(found)?)
 }

@@ -14,7 +14,7 @@ const BESIDE: u64 = 176 * MIB;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
     total: u64,
-    /// Pages without a file, and those of files in memory.
+    /// Pages without a file, and those of files in memory; what lies in swap is read back for the capture.
     carried: u64,
 }
 
@@ -35,9 +35,12 @@ impl Held {
                 .ok()?;
             Some(kib << 10)
         };
+        let swapped = value("SwapTotal")
+            .zip(value("SwapFree"))
+            .map(|(total, free)| total.saturating_sub(free));
         Some(Held {
             total: value("MemTotal")?,
-            carried: value("AnonPages")? + value("Shmem")?,
+            carried: value("AnonPages")? + value("Shmem")? + swapped.unwrap_or(0),
         })
     }
 

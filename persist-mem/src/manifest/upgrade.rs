@@ -26,6 +26,8 @@ pub struct Upgrade {
     pub settings: Vec<(String, String)>,
     /// Pools of huge pages (hugetlbfs).
     pub huge_pools: Vec<HugePool>,
+    /// Swap areas.
+    pub swaps: Vec<Swap>,
     /// Network interfaces, addresses and routes.
     pub network: Network,
     /// MemTotal of the old kernel, in bytes.
@@ -47,6 +49,17 @@ pub struct HugePool {
     pub taken: u64,
     /// Pages that processes have not touched yet and were promised (`resv_hugepages`).
     pub promised: u64,
+}
+
+/// A swap area in use (`/proc/swaps`). What lay in it is carried as pages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Swap {
+    /// Its file, or the device's node.
+    pub path: Vec<u8>,
+    /// UUID in the area's header, when it is a device.
+    pub uuid: Option<String>,
+    /// Below 0: chosen by the kernel.
+    pub priority: i32,
 }
 
 /// The network of the host's namespace.

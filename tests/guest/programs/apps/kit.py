@@ -47,7 +47,7 @@ def same(what, before, now):
         raise Wrong(f"{what} was {before!r} and is {now!r}")
 
 
-def until(what, test, limit=120):
+def until(what, test, limit=300):
     """Waits until a function returns something true, and returns that."""
     end = time.time() + limit
     while True:
@@ -151,7 +151,7 @@ def connect(where, limit=30):
     return stream
 
 
-def ask(where, line, limit=60):
+def ask(where, line, limit=300):
     """Sends a line over a connection of its own and returns the line that comes back."""
     with connect(where, limit) as stream:
         stream.sendall(line.encode() + b"\n")
@@ -183,7 +183,7 @@ def beat(word, step, pause=0.2):
         time.sleep(pause)
 
 
-def beats(word, limit=60):
+def beats(word, limit=300):
     """How often a client made its step; it must still be at it."""
     def count():
         found = load(f"{word}.beats")

@@ -118,7 +118,7 @@ def verify(blackout):
     workers = [m for m in note["family"] if m["parent"] == note["family"][0]["pid"]]
     kit.same("the number of workers", 2, len(workers))
     for n in range(50):
-        connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=300)
         kit.same(f"file {n}", content(n), get(connection, f"/{n}", Connection="close"))
         connection.close()
     count = kit.beats("keepalive")

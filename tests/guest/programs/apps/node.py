@@ -24,7 +24,7 @@ def get(connection, target):
 
 
 def talker():
-    connection = Unix("node", timeout=120)
+    connection = Unix("node", timeout=300)
     connection.connect()
     first = connection.sock
 
@@ -53,7 +53,7 @@ def start():
 
 
 def facts():
-    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=300)
     found = json.loads(get(connection, "/facts"))
     connection.close()
     return found
