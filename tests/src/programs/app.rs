@@ -23,7 +23,7 @@ pub(crate) const ALL: &[&str] = &[
 ];
 
 /// How long a script may take: a translated machine is ten times slower than a real one.
-const PATIENCE: Duration = Duration::from_secs(900);
+const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// One of them.
 pub(crate) struct App {

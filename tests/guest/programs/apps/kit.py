@@ -140,7 +140,7 @@ def same_family(before):
         same(f"process {member['pid']}", member, now)
 
 
-def connect(where, limit=30):
+def connect(where, limit=300):
     """A stream to a unix socket (a name) or a TCP port of this host (a number)."""
     if isinstance(where, int):
         stream = socket.create_connection(("127.0.0.1", where), timeout=limit)

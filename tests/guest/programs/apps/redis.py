@@ -1,14 +1,16 @@
 """Redis with a child that saves, a client that blocks, one in a transaction, one that writes without pause."""
 import os
 import random
+import subprocess
 import time
 
 import kit
 
 SOCKET = kit.path("redis.sock")
 KEYS = 12000
-# Microseconds for each key: the child is at work for three minutes at least, since a translated machine takes long to get ready.
-DELAY = 15_000
+# Seconds that the child is at work at least, since a translated machine takes long to get ready for the upgrade; and
+# how many times a look at all processes it takes, where the machine is busy with others.
+SAVE, LOOKS = 180, 15
 
 
 class Redis:
@@ -122,7 +124,7 @@ def note():
     if queued and not queued["queued"]:
         open("again", "w").close()
     kit.until("a transaction is open", lambda: (kit.load("transaction.state") or {}).get("queued"))
-    redis("CONFIG", "SET", "rdb-key-save-delay", DELAY)
+    redis("CONFIG", "SET", "rdb-key-save-delay", int(save_time() / KEYS * 1_000_000))
     # No write between the digest and the fork.
     redis("CLIENT", "PAUSE", 60_000, "WRITE")
     digest = redis("DEBUG", "DIGEST")
@@ -136,6 +138,13 @@ def note():
     saves = int(redis.info("stats")["total_forks"])
     kit.save("note", {"run_id": server["run_id"], "digest": digest, "family": [kit.stat(pid)], "child": child, "saves": saves,
                       "sum": int(redis("GET", "sum") or 0), "ttl": [redis("PTTL", "short"), time.time()], "done": (queued or {}).get("done", 0)})
+
+
+def save_time():
+    """How long the child shall be at work, in seconds."""
+    begin = time.time()
+    subprocess.run(["/opt/kupgrade/kupgrade", "check"], capture_output=True, check=False)
+    return max(SAVE, LOOKS * (time.time() - begin))
 
 
 def verify(blackout):
@@ -173,7 +182,7 @@ def check_clients(redis, note):
 
 def check_dump(redis, note):
     """The child ends well, and a second server with its dump has what the first had at the fork."""
-    kit.until("the child is done", lambda: redis.info("persistence")["rdb_bgsave_in_progress"] == "0", 900)
+    kit.until("the child is done", lambda: redis.info("persistence")["rdb_bgsave_in_progress"] == "0", 1200)
     kit.lasted("the save", note["ttl"][1], redis("LASTSAVE"))
     kit.same("the state of the save", "ok", redis.info("persistence")["rdb_last_bgsave_status"])
     kit.same("the number of forks", note["saves"], int(redis.info("stats")["total_forks"]))
