@@ -49,6 +49,7 @@ pub mod files;
 pub mod gate;
 pub mod handle;
 pub mod held;
+pub mod held_receive;
 pub mod ids;
 pub mod ipc;
 pub mod kernel_memory;

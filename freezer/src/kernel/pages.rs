@@ -30,7 +30,9 @@ impl Places {
     fn find(kernel: &mut Kernel, page: u64) -> Result<Places, Unreadable> {
         let field = |structure, path| Ok(kernel.btf.field(structure, path)?.offset);
         let (mm, pgd) = (field("task_struct", "mm")?, field("mm_struct", "pgd")?);
-        let (mapping, of_page) = (field("file", "f_mapping")?, field("page", "mapping")?);
+        let mapping = field("file", "f_mapping")?;
+        // The two lie on each other.
+        let of_page = field("page", "mapping").or_else(|_| field("folio", "mapping"))?;
         let size = kernel.btf.size_of("page")?;
         let known = KnownPage::make().map_err(Unreadable::NotAllowed)?;
         // The tables of this process's pages lie in memory, so they are mapped with it.

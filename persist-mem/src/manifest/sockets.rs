@@ -247,6 +247,8 @@ pub struct NetlinkSocket {
     pub groups: Vec<u32>,
     /// Port and group mask it is connected to.
     pub peer: Option<(u32, u32)>,
+    /// Messages to its groups were lost, and it has not been told (`ENOBUFS`).
+    pub lost: bool,
     /// Messages about devices that were not read yet (NETLINK_KOBJECT_UEVENT), the oldest first.
     pub unread: Vec<NetlinkMessage>,
 }

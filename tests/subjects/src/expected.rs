@@ -34,13 +34,6 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         "netlink-queue",
         both(Refused("netlink messages that were not read")),
     ),
-    (
-        "uevent-queue",
-        Expected {
-            here: Refused("netlink messages that were not read"),
-            across: Carried,
-        },
-    ),
 ];
 
 /// What is expected of a subject.

@@ -3,6 +3,7 @@
 use super::{Common, Facts};
 use crate::FreezerError;
 use crate::files::Open;
+use crate::kernel;
 use crate::proc;
 use nix::libc as c;
 use persist_mem::manifest::{
@@ -26,20 +27,20 @@ pub(super) fn examine(
     facts: &Facts,
 ) -> Result<NetlinkSocket, FreezerError> {
     let fd = open.copy.as_fd();
-    if common.has(c::POLLERR) {
-        return Err(open.refuse("an error waits on it that was not read yet"));
-    }
     // On this kernel whoever listens for devices would hear of them again.
     let taken_later = facts.whole_host && common.protocol == c::NETLINK_KOBJECT_UEVENT;
-    if common.has(c::POLLIN) && !taken_later {
-        return Err(open.refuse("netlink messages that were not read yet are not carried"));
-    }
+    let unread = common.has(c::POLLIN) && !taken_later;
+    let lost = loses(open, common.has(c::POLLERR), unread)?;
     let name = socket::name(fd).map_err(open.call("asking for its address"))?;
     let peer = socket::peer_name(fd).map_err(open.call("asking for its peer's address"))?;
     let port = word(&name, 4);
     let groups = groups(open)?;
-    if common.protocol == c::NETLINK_GENERIC && groups.iter().any(|group| *group != GENL_ID_CTRL) {
-        let why = "groups of generic netlink, whose numbers change, are not carried";
+    if facts.whole_host
+        && common.protocol == c::NETLINK_GENERIC
+        && groups.iter().any(|group| *group != GENL_ID_CTRL)
+    {
+        let why =
+            "groups of generic netlink, whose numbers change with the kernel, are not carried";
         return Err(open.refuse(why));
     }
     if common.protocol == c::NETLINK_NETFILTER {
@@ -50,8 +51,42 @@ pub(super) fn examine(
         port: (port != 0).then_some(port),
         groups,
         peer: (peer != (0, 0)).then_some(peer),
+        lost,
         unread: Vec::new(),
     })
+}
+
+/// Whether it is to be told that messages are lost: it was not told yet, or has not read some. Those to groups
+/// may be lost (netlink(7)); an answer may not, and is refused.
+fn loses(open: &Open<'_>, error: bool, unread: bool) -> Result<bool, FreezerError> {
+    if !error && !unread {
+        return Ok(false);
+    }
+    let found = kernel::look(|kernel| {
+        let sk = kernel.own_sock(open.copy.as_fd())?;
+        let error = kernel.fields(sk, "sock", &["sk_err"])?[0];
+        let mut groups = Vec::new();
+        for buffer in kernel.queue(sk)? {
+            groups.push(kernel.of_family(&buffer, "netlink_skb_parms", "dst_group")?);
+        }
+        Ok((error, groups))
+    });
+    match found {
+        Ok((0, groups)) if !groups.contains(&0) => {
+            // Who does not want to hear of that is not told.
+            let untold = super::int(open, SOL_NETLINK, c::NETLINK_NO_ENOBUFS)? != 0;
+            Ok(!groups.is_empty() && !untold)
+        }
+        Ok((error, groups)) if error == c::ENOBUFS as u64 && !groups.contains(&0) => Ok(true),
+        _ if error => Err(open.refuse("an error waits on it that was not read yet")),
+        found => {
+            let why = found
+                .err()
+                .map_or_else(String::new, |why| format!(" ({why})"));
+            let text = "netlink messages that were not read yet are not carried";
+            Err(open.refuse(format!("{text}{why}")))
+        }
+    }
 }
 
 /// Takes the messages about devices that nobody has read. From here on the processes must not go on: those
@@ -71,11 +106,12 @@ pub fn take(manifest: &mut Manifest) -> Result<(), FreezerError> {
         let failed = |doing| FreezerError::call(pid, format!("fd {fd}: {doing}"));
         let pidfd = proc::pidfd(pid).map_err(failed("opening a pidfd"))?;
         let copy = process::pidfd_getfd(pidfd.as_fd(), fd).map_err(failed("copying it"))?;
-        let found = receive_all(copy.as_fd()).map_err(failed("taking its messages"))?;
+        let (found, lost) = receive_all(copy.as_fd()).map_err(failed("taking its messages"))?;
         if let DescriptionKind::Socket(socket) = &mut manifest.descriptions[at].kind
             && let SocketState::Netlink(state) = &mut socket.state
         {
             state.unread = found;
+            state.lost |= lost;
         }
     }
     Ok(())
@@ -88,8 +124,9 @@ fn is_about_devices(kind: &DescriptionKind) -> bool {
     ))
 }
 
-fn receive_all(fd: BorrowedFd<'_>) -> sys::Result<Vec<NetlinkMessage>> {
-    let mut found = Vec::new();
+/// The messages, and whether some were lost before.
+fn receive_all(fd: BorrowedFd<'_>) -> sys::Result<(Vec<NetlinkMessage>, bool)> {
+    let (mut found, mut lost) = (Vec::new(), false);
     loop {
         match socket::receive(fd, c::MSG_DONTWAIT, MESSAGE) {
             Ok(message) => found.push(NetlinkMessage {
@@ -97,7 +134,8 @@ fn receive_all(fd: BorrowedFd<'_>) -> sys::Result<Vec<NetlinkMessage>> {
                 groups: word(&message.source, 8),
                 data: message.data,
             }),
-            Err(Errno::EAGAIN) => return Ok(found),
+            Err(Errno::ENOBUFS) => lost = true,
+            Err(Errno::EAGAIN) => return Ok((found, lost)),
             Err(errno) => return Err(errno),
         }
     }

@@ -7,6 +7,7 @@ mod inet;
 mod names;
 mod netlink;
 mod options;
+mod overrun;
 mod packet;
 mod peer;
 mod queue;

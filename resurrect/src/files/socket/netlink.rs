@@ -1,20 +1,23 @@
 //! Netlink sockets (netlink(7)).
 
 use super::options::{self, When};
-use super::{Making, Sockets, attach_filter};
+use super::{Making, Sockets, attach_filter, overrun};
 use crate::ResurrectError;
 use nix::libc as c;
 use persist_mem::manifest::{NetlinkMessage, NetlinkSocket, SocketState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use sys::socket::{self, Outgoing};
 
-const SOL_NETLINK: i32 = 270;
+pub(super) const SOL_NETLINK: i32 = 270;
 const NETLINK_ADD_MEMBERSHIP: i32 = 1;
 const NETLINK_DROP_MEMBERSHIP: i32 = 2;
 
 /// Made, bound, a member of its groups.
 pub(super) fn make(making: &Making<'_>, state: &NetlinkSocket) -> Result<OwnedFd, ResurrectError> {
     let fd = making.new_socket()?;
+    if state.lost {
+        overrun::tell(making, fd.as_fd())?;
+    }
     // Messages come as soon as it is a member, and shall pass the filter then.
     attach_filter(making, fd.as_fd())?;
     options::set(making, fd.as_fd(), When::Early)?;
@@ -107,7 +110,7 @@ fn for_the_kernel(data: &[u8]) -> Vec<u8> {
 }
 
 /// `struct sockaddr_nl`.
-fn address(port: u32, groups: u32) -> Vec<u8> {
+pub(super) fn address(port: u32, groups: u32) -> Vec<u8> {
     let mut bytes = (c::AF_NETLINK as u32).to_ne_bytes().to_vec();
     bytes.extend_from_slice(&port.to_ne_bytes());
     bytes.extend_from_slice(&groups.to_ne_bytes());

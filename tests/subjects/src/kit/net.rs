@@ -27,6 +27,22 @@ pub(crate) fn loopback() -> Result<()> {
     Ok(())
 }
 
+/// Sets the largest packet of an interface, which tells of it.
+pub(crate) fn set_mtu(interface: &str, size: i32) -> Result<()> {
+    // SAFETY: zeros are a valid structure; the name fits.
+    unsafe {
+        let socket = fd("socket", libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0))?;
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_mtu = size;
+        let done = libc::ioctl(socket, libc::SIOCSIFMTU, &raw mut request);
+        libc::close(socket);
+        sys("SIOCSIFMTU", done).map(drop)
+    }
+}
+
 /// Room for a control message with one descriptor.
 #[repr(C, align(8))]
 struct Control([u8; 24]);

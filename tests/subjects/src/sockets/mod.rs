@@ -176,10 +176,15 @@ pub(crate) const GROUP: Group = Group {
             "netlink sockets with an answer that nobody has read",
             netlink::queue,
         ),
+        subject(
+            "netlink-group-queue",
+            "messages to groups of netlink that nobody has read are there, or said to be lost",
+            netlink::group_queue,
+        ),
         subject("netlink-uevent", "uevent netlink sockets", netlink::uevent),
         subject(
             "uevent-queue",
-            "uevents that nobody has read",
+            "uevents that nobody has read are there, or said to be lost",
             netlink::uevent_queue,
         ),
     ],

@@ -136,42 +136,102 @@ pub(crate) fn uevent_queue(_: &Setting) -> Result<Watch> {
     if tell().is_err() {
         return not_here("no device to be asked to tell of itself");
     }
-    // What others tell of themselves does not matter.
+    // What others tell of themselves does not matter. None when it is told that messages are lost.
     let heard = move || {
-        let mut found = Vec::new();
-        while let Ok(message) = read(socket, 8192) {
-            let text = String::from_utf8_lossy(&message).into_owned();
-            found.extend(text.contains(DEVICE).then_some(text));
+        let mut found = Some(Vec::new());
+        loop {
+            match receive(socket) {
+                Ok(message) => {
+                    let text = String::from_utf8_lossy(&message).into_owned();
+                    let found = found.iter_mut().filter(|_| text.contains(DEVICE));
+                    found.for_each(|found| found.push(text.clone()));
+                }
+                Err(libc::ENOBUFS) => found = None,
+                Err(_) => return found,
+            }
         }
-        found
     };
     Ok(Watch::new(move || {
-        let [message] = &heard()[..] else {
-            bail!("one message was sent");
-        };
-        let mut parts: Vec<&str> = message
-            .split('\0')
-            .filter(|part| !part.is_empty())
-            .collect();
-        // Every kernel counts from the start.
-        let number = parts.pop().unwrap_or("");
-        same("a number", &true, &number.starts_with("SEQNUM="))?;
-        let head = format!("change@{DEVICE}");
-        let expected = [
-            head.as_str(),
-            "ACTION=change",
-            "SUBSYSTEM=mem",
-            "DEVNAME=null",
-        ];
-        for part in expected {
-            if !parts.contains(&part) {
-                bail!("{part} is not in {parts:?}");
-            }
+        match heard().as_deref() {
+            Some([message]) => complete(message, DEVICE)?,
+            // On one kernel it is not told again.
+            None => {}
+            found => bail!("one message was sent, not {found:?}"),
         }
         Ok(tell()?)
     })
     .spoiled_by(move || {
         heard();
+        Ok(())
+    }))
+}
+
+/// The message about a device that was asked to tell of itself.
+fn complete(message: &str, device: &str) -> Result<()> {
+    let mut parts: Vec<&str> = message
+        .split('\0')
+        .filter(|part| !part.is_empty())
+        .collect();
+    // Every kernel counts from the start.
+    let number = parts.pop().unwrap_or("");
+    same("a number", &true, &number.starts_with("SEQNUM="))?;
+    let head = format!("change@{device}");
+    let expected = [
+        head.as_str(),
+        "ACTION=change",
+        "SUBSYSTEM=mem",
+        "DEVNAME=null",
+    ];
+    for part in expected {
+        if !parts.contains(&part) {
+            bail!("{part} is not in {parts:?}");
+        }
+    }
+    Ok(())
+}
+
+/// The next message, or the error number.
+fn receive(socket: i32) -> Result<Vec<u8>, i32> {
+    let mut bytes = vec![0; 8192];
+    let at = bytes.as_mut_ptr() as u64;
+    let got = raw(libc::SYS_recvfrom, args([socket as u64, at, 8192]));
+    bytes.truncate(usize::try_from(got).map_err(|_| -got as i32)?);
+    Ok(bytes)
+}
+
+/// Of interfaces, and one has changed: whoever has not read it has it, or is told that it is lost.
+pub(crate) fn group_queue(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let socket = bound(NETLINK_ROUTE, 0, 1)?;
+    let mut size = 30_000;
+    let mut change = move || -> Result<()> {
+        size += 1;
+        crate::kit::net::set_mtu("lo", size)
+    };
+    // RTM_NEWLINK
+    let heard = move || match receive(socket) {
+        Ok(message) => same("its type", &16, &message[4]),
+        Err(error) => bail!("receiving: error {error}"),
+    };
+    let drain = move || while read(socket, 65536).is_ok() {};
+    drain();
+    change()?;
+    Ok(Watch::new(move || {
+        match receive(socket) {
+            Ok(message) => same("its type", &16, &message[4])?,
+            Err(libc::ENOBUFS) => {}
+            Err(error) => bail!("receiving: error {error}"),
+        }
+        drain();
+        change()?;
+        heard()?;
+        drain();
+        change()
+    })
+    .spoiled_by(move || {
+        // The error, if there is one, comes first.
+        let _ = receive(socket);
+        drain();
         Ok(())
     }))
 }
