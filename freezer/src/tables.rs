@@ -1,7 +1,8 @@
 //! Tables that threads and processes share (clone(2)). They are carried when processes share them with
 //! their parents, which make them so again.
 
-use crate::{FreezerError, Refusal, proc};
+use crate::freeze::vfork::{self, waiting_thread};
+use crate::{FreezerError, Refusal, capture, proc};
 use core::cmp::Ordering;
 use nix::sched::CloneFlags;
 use persist_mem::manifest::Thread;
@@ -167,17 +168,7 @@ fn undo_apart(pid: Pid, representative: Tid, threads: &[Tid]) -> Option<Refusal>
 }
 
 fn in_vfork(family: &[Pid]) -> bool {
-    family.iter().any(|pid| waits_in_vfork(*pid).is_some())
-}
-
-/// A thread that waits in vfork(2): an uninterruptible sleep in clone, vfork or clone3.
-fn waits_in_vfork(pid: Pid) -> Option<Tid> {
-    proc::threads(pid).ok()?.into_iter().find(|tid| {
-        let state = proc::Stat::read(pid, &format!("task/{tid}/stat"));
-        state.is_ok_and(|stat| stat.state() == 'D')
-            && proc::read_text(pid, &format!("task/{tid}/syscall"))
-                .is_ok_and(|call| matches!(call.split(' ').next(), Some("56" | "58" | "435")))
-    })
+    family.iter().any(|pid| waiting_thread(*pid).is_some())
 }
 
 /// What threads of a process do not share with each other, and a vfork(2) that lasts.
@@ -205,19 +196,30 @@ pub(crate) fn of_threads(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, 
             }
         }
     }
-    // Usually it is over at once.
+    found.extend(in_vfork_for_long(pid)?);
+    Ok(found)
+}
+
+/// Why a process whose thread waits in vfork(2) is refused. Usually that is over at once.
+fn in_vfork_for_long(pid: Pid) -> Result<Option<Refusal>, FreezerError> {
     for _ in 0..20 {
-        let Some(tid) = waits_in_vfork(pid) else {
-            return Ok(found);
+        let Some(tid) = waiting_thread(pid) else {
+            return Ok(None);
         };
         std::thread::sleep(std::time::Duration::from_millis(25));
-        if waits_in_vfork(pid) != Some(tid) {
-            return Ok(found);
+        if waiting_thread(pid) != Some(tid) {
+            return Ok(None);
         }
     }
-    // No signal and no tracer stops it there (kernel/fork.c, wait_for_vfork_done): nothing can be asked inside
-    // of it, and with one thread there is nobody else to ask.
-    let reason = "it waits in vfork(2) until its child ends or runs another program";
-    found.push(refusal(pid, "thread", reason.into()));
-    Ok(found)
+    // Nothing can be asked inside of it, and with one thread there is nobody else to ask.
+    let mut why = "the child has other memory, the process other threads, or the kernel does not let its memory be read".to_owned();
+    if let Some(child) = vfork::child_of(pid) {
+        match capture::vfork_obstacle(pid, child)? {
+            Some(obstacle) => why = obstacle,
+            None => return Ok(None),
+        }
+    }
+    let reason =
+        format!("it waits in vfork(2) until its child ends or runs another program: {why}");
+    Ok(Some(refusal(pid, "thread", reason)))
 }

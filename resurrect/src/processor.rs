@@ -7,6 +7,7 @@ use crate::ResurrectError;
 use crate::restore::Restore;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid as This;
+use persist_mem::manifest::Thread;
 use sys::{Pid, Tid};
 
 /// While it lives, this thread and what it forks run on the processor it is on.
@@ -68,13 +69,24 @@ fn effective() -> Option<u64> {
 /// Gives every thread the processors it had.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     crate::thread::each(restore, |pid, tracee, thread| {
-        let mask = &thread.scheduling.affinity;
-        if mask.is_empty() {
-            return Ok(());
+        give(pid, tracee.tid(), thread)
+    })?;
+    for (pid, live) in restore.lives() {
+        let waiting = restore.task(pid)?.in_vfork.as_ref();
+        if let (Some(tracee), Some(thread)) = (waiting, live.threads.first()) {
+            give(pid, tracee.tid(), thread)?;
         }
-        sys::process::set_affinity(tracee.tid(), mask)
-            .map_err(ResurrectError::call(pid, "setting its processors"))
-    })
+    }
+    Ok(())
+}
+
+fn give(pid: Pid, tid: Tid, thread: &Thread) -> Result<(), ResurrectError> {
+    let mask = &thread.scheduling.affinity;
+    if mask.is_empty() {
+        return Ok(());
+    }
+    sys::process::set_affinity(tid, mask)
+        .map_err(ResurrectError::call(pid, "setting its processors"))
 }
 
 #[cfg(test)]

@@ -153,7 +153,9 @@ impl<'a> Restore<'a> {
             // The leader can be waited for when the others are gone.
             let rest = task.threads.values().map(|thread| thread.tid());
             let ending = task.ending.as_ref().map(|leader| leader.tid());
-            for tid in rest.chain([task.first.tid()]).chain(ending) {
+            let waiting = task.in_vfork.as_ref().map(|thread| thread.tid());
+            let last = ending.into_iter().chain(waiting);
+            for tid in rest.chain([task.first.tid()]).chain(last) {
                 let _ = wait::wait_for_at_most(tid, Duration::from_secs(2));
             }
         }
@@ -255,6 +257,10 @@ impl World {
         let waiting: BTreeSet<Tid> = self.waits.iter().map(Wait::tid).collect();
         for (pid, task) in &mut self.tasks {
             for thread in task.all().filter(|thread| !waiting.contains(&thread.tid())) {
+                let_go(*pid, thread.tid());
+            }
+            // It waits for its child then.
+            if let Some(thread) = &task.in_vfork {
                 let_go(*pid, thread.tid());
             }
         }

@@ -41,6 +41,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("seccomp", thread::seccomp::set),
     ("made-up files", files::pseudo::seek),
     ("leaders that have ended", thread::leader::end),
+    ("parents in vfork", tree::vfork::end_helpers),
     ("credentials", thread::credentials::set),
     ("queued signals", thread::signals::queue),
     ("registers", thread::registers::set),

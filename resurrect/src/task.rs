@@ -28,6 +28,8 @@ pub(crate) struct Task {
     pub(crate) threads: BTreeMap<Tid, Tracee>,
     /// Its leader, when it shall end before the others go on.
     pub(crate) ending: Option<Tracee>,
+    /// Its only thread, when that waits in vfork(2) for a child: `first` is a helper then.
+    pub(crate) in_vfork: Option<Tracee>,
     /// What its memory is.
     pub(crate) memory: Memory,
 }
@@ -46,8 +48,9 @@ impl Task {
             .chain(&mut self.ending)
     }
 
-    /// All its threads that go on, the one that acts for it first.
+    /// All its threads that go on and can be worked in, the one that acts for it first.
     pub(crate) fn all(&mut self) -> impl Iterator<Item = &mut Tracee> {
-        core::iter::once(&mut self.first).chain(self.threads.values_mut())
+        let first = self.in_vfork.is_none().then_some(&mut self.first);
+        first.into_iter().chain(self.threads.values_mut())
     }
 }

@@ -80,6 +80,7 @@ pub mod urgent;
 pub mod vm;
 pub mod wait;
 pub mod xattr;
+pub mod xstate;
 
 pub use ids::{Pid, Tid};
 pub use nix::errno::Errno;

@@ -532,6 +532,40 @@ impl Tracee {
         self.read_batch(batch, table)
     }
 
+    /// Runs a batch that ends with a clone(2) under `CLONE_VFORK`, up to the stop that tells of the birth
+    /// (`PTRACE_O_TRACEVFORK`). Registers may be set there; when the thread is let go it waits for the child.
+    /// The child's id, or what the calls returned when there is no child.
+    ///
+    /// # Errors
+    /// As [`Tracee::run_raw`].
+    pub fn run_to_vfork(
+        &mut self,
+        batch: &Batch,
+    ) -> Result<core::result::Result<Tid, Output>, TraceeError> {
+        const DOING: &str = "making a child to wait for";
+        let scratch = self.room_for(batch, 0)?;
+        let table = scratch.address + PAGE_SIZE_U64;
+        self.write_batch(batch, table)?;
+        let regs = Regs {
+            r14: 0,
+            ..self.regs()?
+        };
+        self.at_rest = None;
+        self.start(batch, scratch, table, &regs)?;
+        self.go(|_, status| {
+            matches!(
+                status,
+                Status::Event(libc::PTRACE_EVENT_VFORK) | Status::Signal(libc::SIGTRAP)
+            )
+        })?;
+        // The message tells only in the stop of an event.
+        if self.regs()?.rip == scratch.address + batch::mark() {
+            return self.read_batch(batch, table).map(Err);
+        }
+        let born = ptrace::event_message(self.tid).map_err(self.failed(DOING))?;
+        Ok(Ok(Tid(i32::try_from(born).unwrap_or(0))))
+    }
+
     fn room_for(&self, batch: &Batch, more: usize) -> Result<Scratch, TraceeError> {
         let (need, tid) = (batch.size() + more, self.tid);
         let scratch = self

@@ -22,10 +22,12 @@ mod signals;
 mod sleep;
 mod thread;
 mod timers;
+mod vfork;
 
 pub(crate) use leader::refusal as leader_refusal;
 pub(crate) use memory::refusals as memory_refusals;
 pub use pages::capture_pages;
+pub(crate) use vfork::obstacle as vfork_obstacle;
 
 use crate::files::Table;
 use crate::files::outsiders::Outsiders;

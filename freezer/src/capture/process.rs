@@ -3,7 +3,9 @@
 use super::foothold::{Finder, Grown};
 use super::inside::{self, Inside};
 use super::timers::TimersAt;
-use super::{attributes, leader, membarrier, memory, policy, reports, signals, thread, timers};
+use super::{
+    attributes, leader, membarrier, memory, policy, reports, signals, thread, timers, vfork,
+};
 use crate::files::Table;
 use crate::proc::{self, Stat};
 use crate::{FreezerError, Frozen};
@@ -13,7 +15,7 @@ use sys::tracee::Foothold;
 use sys::{PAGE_SIZE, Pid, ptrace};
 
 /// Room for the largest batch: 64 signal actions, the timers, the rest.
-const SCRATCH: usize = 64 << 10;
+pub(super) const SCRATCH: usize = 64 << 10;
 /// A signal frame without the extended state, and room to align it.
 const FRAME: usize = 1024;
 
@@ -34,34 +36,23 @@ pub(super) fn capture(
     table.session(pid, stat);
     let (cwd, cwd_removed) = table.directory(pid)?;
     let files = table.capture(pid)?;
-    let mut threads = inside::threads(frozen, pid)?;
-    let room = map_scratch(pid, &mut threads, &maps, finder)?;
-    let described = describe(pid, &mut threads, children, &maps, &mut mm);
-    let unmapped = threads[room.maker]
-        .tracee
-        .unmap_scratch(room.gate)
-        .map_err(FreezerError::tracee(pid));
-    let shrunk = room.grown.map_or(Ok(()), |(grown, foothold)| {
-        grown
-            .give_back(foothold, &mut threads)
-            .map_err(FreezerError::tracee(pid))
-    });
-    let put_back = threads.iter().try_for_each(Inside::put_back);
-    for thread in &mut threads {
-        for signal in thread.tracee.take_deferred() {
-            let sent = sys::process::tgkill(pid, thread.tracee.tid(), signal);
-            sent.map_err(FreezerError::call(pid, "sending on a signal"))?;
+    let place = Place {
+        maps: &maps,
+        finder,
+    };
+    let (mut live, timers_at) = match frozen.in_vfork(pid) {
+        Some(child) => vfork::describe(frozen, (pid, child), place, &mut mm)?,
+        None => {
+            let mut threads = inside::threads(frozen, pid)?;
+            in_scratch(pid, &mut threads, place, &mut mm, |threads, mm| {
+                describe(pid, threads, children, &maps, mm)
+            })?
         }
-    }
-    let (mut live, timers_at) = described?;
+    };
     let leader = ended_leader.as_ref();
     let exit_signal = leader.map_or(stat.exit_signal(), |leader| leader.exit_signal);
     live.ended_leader = ended_leader;
     (live.cwd, live.cwd_removed) = (cwd, cwd_removed);
-    unmapped?;
-    shrunk?;
-    put_back?;
-    mm.lock_future = room.lock_future?;
     let states = frozen.threads(pid);
     live.stopped = states.iter().find_map(|(_, thread)| thread.group_stop);
     live.mm = mm;
@@ -75,6 +66,77 @@ pub(super) fn capture(
         state: State::Live(Box::new(live)),
     };
     Ok((process, timers_at))
+}
+
+/// Where a way into a process is looked for.
+pub(super) struct Place<'a> {
+    pub(super) maps: &'a [proc::Mapping],
+    pub(super) finder: &'a mut Finder,
+}
+
+/// Does something with a process's threads while there is room for batches, and leaves everything as it was.
+pub(super) fn in_scratch<T>(
+    pid: Pid,
+    threads: &mut [Inside],
+    place: Place<'_>,
+    mm: &mut AddressSpace,
+    work: impl FnOnce(&mut [Inside], &mut AddressSpace) -> Result<T, FreezerError>,
+) -> Result<T, FreezerError> {
+    let room = map_scratch(pid, threads, place.maps, place.finder)?;
+    let done = work(threads, mm);
+    let unmapped = threads[room.maker]
+        .tracee
+        .unmap_scratch(room.gate)
+        .map_err(FreezerError::tracee(pid));
+    let shrunk = room.grown.map_or(Ok(()), |(grown, foothold)| {
+        grown
+            .give_back(foothold, threads)
+            .map_err(FreezerError::tracee(pid))
+    });
+    let put_back = threads.iter().try_for_each(Inside::put_back);
+    for thread in threads {
+        for signal in thread.tracee.take_deferred() {
+            let sent = sys::process::tgkill(pid, thread.tracee.tid(), signal);
+            sent.map_err(FreezerError::call(pid, "sending on a signal"))?;
+        }
+    }
+    let done = done?;
+    unmapped?;
+    shrunk?;
+    put_back?;
+    mm.lock_future = room.lock_future?;
+    Ok(done)
+}
+
+/// A process that has nothing yet.
+pub(super) fn nothing() -> Live {
+    Live {
+        threads: Vec::new(),
+        ended_leader: None,
+        in_vfork: None,
+        mm: AddressSpace::default(),
+        files: Vec::new(),
+        mm_of: None,
+        actions_of: None,
+        files_of: None,
+        fs_of: None,
+        undo_of: None,
+        cwd: FileRef::default(),
+        cwd_removed: None,
+        root: FileRef::default(),
+        umask: 0o22,
+        actions: Vec::new(),
+        pending: Vec::new(),
+        stopped: None,
+        reports: Vec::new(),
+        limits: Vec::new(),
+        itimers: Default::default(),
+        timers: Vec::new(),
+        filters: Vec::new(),
+        oom_score_adj: 0,
+        child_subreaper: false,
+        dumpable: 1,
+    }
 }
 
 /// Room for batches in a process.
@@ -181,21 +243,10 @@ fn describe(
     let mut filters = Vec::new();
     let live = Live {
         threads: thread::capture(inside, SCRATCH, &mut filters)?,
-        ended_leader: None,
-        mm: AddressSpace::default(),
-        files: Vec::new(),
-        mm_of: None,
-        actions_of: None,
-        files_of: None,
-        fs_of: None,
-        undo_of: None,
-        cwd: FileRef::default(),
-        cwd_removed: None,
         root: crate::files::reference(pid, "root")?,
         umask: umask.unwrap_or(0o22),
         actions: signals::actions(asked.actions, &out),
         pending: signals::pending(pid, first_tid, true)?,
-        stopped: None,
         reports,
         limits: attributes::limits(pid)?,
         itimers: timers::itimers(&asked.itimers, &out),
@@ -204,6 +255,7 @@ fn describe(
         oom_score_adj: attributes::number(pid, "oom_score_adj", 10)? as i32,
         child_subreaper: more.child_subreaper,
         dumpable: more.dumpable,
+        ..nothing()
     };
     Ok((live, timers_at))
 }

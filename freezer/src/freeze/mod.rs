@@ -9,6 +9,7 @@ mod position;
 mod scope;
 mod sleepers;
 mod stop;
+pub(crate) mod vfork;
 
 use crate::{FreezerError, proc};
 use calls::Repeated;
@@ -35,6 +36,8 @@ pub struct FrozenThread {
     pub asleep_since_ns: Option<u64>,
     /// The sleep it was in when it was looked at last before it was stopped.
     asleep: Option<Asleep>,
+    /// The child it waits for in vfork(2): it is not stopped, and cannot run before that one does.
+    pub in_vfork: Option<Pid>,
 }
 
 /// Processes whose threads are all stopped. They go on when this is dropped, also when the
@@ -82,6 +85,12 @@ impl Frozen {
             leader.or_else(|| threads.keys().next().copied())
         });
         first.ok_or_else(|| FreezerError::refuse(pid, "threads", "it has none"))
+    }
+
+    /// The child that a process waits for in vfork(2).
+    pub(crate) fn in_vfork(&self, pid: Pid) -> Option<Pid> {
+        let threads = self.threads(pid);
+        threads.iter().find_map(|(_, thread)| thread.in_vfork)
     }
 
     /// What a thread waits for on a socket with a time-out: descriptor, whether it sends, and the
@@ -205,8 +214,11 @@ fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
             news |= stop::begin(&mut frozen, pid, scope.must_exist(pid), &mut started)?;
         }
         if !news {
-            frozen.sort();
-            return Ok(frozen);
+            started = stop::no_longer_in_vfork(&mut frozen);
+            if started.is_empty() {
+                frozen.sort();
+                return Ok(frozen);
+            }
         }
         stop::finish(&mut frozen, &started)?;
         frozen.processes.retain(|(_, threads)| !threads.is_empty());

@@ -1,6 +1,6 @@
 //! Seizing threads, and waiting until they stop.
 
-use super::{Frozen, FrozenThread, STOP_WITHIN, calls, position, sleepers};
+use super::{Frozen, FrozenThread, STOP_WITHIN, calls, position, sleepers, vfork};
 use crate::{FreezerError, proc};
 use std::time::{Duration, Instant};
 use sys::wait::{self, Status};
@@ -8,6 +8,9 @@ use sys::{Errno, Pid, Tid, ptrace};
 
 /// How long everybody may take before the slow ones are looked at more closely.
 const SOON: Duration = Duration::from_millis(50);
+
+/// A child that has not let go of its vfork parent by then is stopped instead of the parent.
+const VFORK_LASTS: Duration = Duration::from_millis(500);
 
 /// Seizes the threads of one process that are not stopped yet and asks them to stop; adds them to
 /// `started` unless they have stopped already. `root` makes it an error when the process is gone. True when
@@ -60,6 +63,7 @@ pub(super) fn begin(
             group_stop: None,
             asleep_since_ns: None,
             asleep: sleeper.and_then(|sleeper| sleeper.asleep),
+            in_vfork: None,
         };
         frozen.process(pid).insert(tid, thread);
         news = true;
@@ -139,6 +143,9 @@ pub(super) fn finish(frozen: &mut Frozen, started: &[(Pid, Tid)]) -> Result<(), 
         }
     }
     while !slow.is_empty() {
+        if begun.elapsed() > VFORK_LASTS {
+            slow.retain(|(pid, tid)| !note_vfork(frozen, *pid, *tid));
+        }
         // A vfork parent stops once its child has let go, so the child must run.
         for (pid, tid) in &slow {
             if state(*pid, *tid) == 'D' {
@@ -164,6 +171,30 @@ pub(super) fn finish(frozen: &mut Frozen, started: &[(Pid, Tid)]) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// Whether a thread waits in vfork(2), so that its child is to be stopped in its place.
+fn note_vfork(frozen: &mut Frozen, pid: Pid, tid: Tid) -> bool {
+    let child = vfork::child_of(pid).filter(|_| tid == pid.leader());
+    let Some(thread) = frozen.process(pid).get_mut(&tid) else {
+        return false;
+    };
+    thread.in_vfork = child;
+    child.is_some()
+}
+
+/// Those whose child let go before it was stopped: they are about to stop themselves.
+pub(super) fn no_longer_in_vfork(frozen: &mut Frozen) -> Vec<(Pid, Tid)> {
+    let mut found = Vec::new();
+    for (pid, threads) in &mut frozen.processes {
+        for (tid, thread) in threads {
+            if thread.in_vfork.is_some() && vfork::child_of(*pid) != thread.in_vfork {
+                thread.in_vfork = None;
+                found.push((*pid, *tid));
+            }
+        }
+    }
+    found
 }
 
 /// Notes how a thread has stopped, and moves it to where it can be described.

@@ -153,8 +153,25 @@ impl Btf {
         }
     }
 
+    /// A bit field of one bit that a structure has: the byte it is in, and its place there.
+    pub(crate) fn flag(&self, structure: &str, name: &str) -> Result<(u64, u8), Unreadable> {
+        let missing = || Unreadable::NoField(format!("{structure}.{name}"));
+        let id = self.structure(structure).ok_or_else(missing)?;
+        match self.member_bits(id, name, DEPTH) {
+            Some((at, 1, _)) => Ok((at / 8, 1 << (at % 8))),
+            _ => Err(missing()),
+        }
+    }
+
     /// Offset in bytes and type of a member, also of one in a member without a name.
     fn member(&self, id: u32, name: &str, depth: usize) -> Option<(u64, u32)> {
+        let (at, width, of) = self.member_bits(id, name, depth)?;
+        // A bit field has no address.
+        (width == 0).then_some((at / 8, of))
+    }
+
+    /// Offset in bits, width of a bit field or 0, and type of a member.
+    fn member_bits(&self, id: u32, name: &str, depth: usize) -> Option<(u64, u32, u32)> {
         let holder = self.resolve(id)?;
         if !matches!(holder.kind, kind::STRUCT | kind::UNION) || depth == 0 {
             return None;
@@ -162,20 +179,17 @@ impl Btf {
         for index in 0..holder.count as usize {
             let at = holder.rest + index * 12;
             let (called, of) = (self.word(at)?, self.word(at + 4)?);
-            let mut bits = u64::from(self.word(at + 8)?);
-            if holder.bits {
-                if bits >> 24 != 0 && self.is_named(called, name) {
-                    // A bit field has no address.
-                    return None;
-                }
-                bits &= 0xff_ffff;
-            }
+            let bits = self.word(at + 8)?;
+            let (width, bits) = match holder.bits {
+                true => (bits >> 24, bits & 0xff_ffff),
+                false => (0, bits),
+            };
             if called == 0 {
-                if let Some((inner, of)) = self.member(of, name, depth - 1) {
-                    return Some((bits / 8 + inner, of));
+                if let Some((inner, width, of)) = self.member_bits(of, name, depth - 1) {
+                    return Some((u64::from(bits) + inner, width, of));
                 }
             } else if self.is_named(called, name) {
-                return Some((bits / 8, of));
+                return Some((bits.into(), width, of));
             }
         }
         None

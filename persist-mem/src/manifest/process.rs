@@ -62,6 +62,8 @@ pub struct Live {
     pub mm: AddressSpace,
     /// Its descriptors in ascending order.
     pub files: Vec<Descriptor>,
+    /// The child with its memory that its only thread waits for in vfork(2).
+    pub in_vfork: Option<Pid>,
     /// The process whose memory it has, if that is not its own (CLONE_VM); [`Live::mm`] names no pages then.
     pub mm_of: Option<Pid>,
     /// The process whose signal actions it has, if those are not its own (CLONE_SIGHAND).

@@ -5,7 +5,9 @@ use crate::calls::{nr, run};
 use crate::memory::numa;
 use crate::restore::Restore;
 use persist_mem::manifest::{Scheduling, Thread};
+use sys::Pid;
 use sys::batch::{Arg, Batch};
+use sys::tracee::Tracee;
 
 const PR_SET_NAME: i32 = 15;
 const PR_SET_TIMERSLACK: i32 = 29;
@@ -29,22 +31,29 @@ const SS_ONSTACK: u32 = 1;
 
 /// Sets them.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    super::each(restore, |pid, tracee, thread| {
-        // The kernel looks at the stack pointer when the signal stack is set.
-        let mut regs = tracee
-            .regs()
-            .map_err(ResurrectError::tracee(pid, "reading its registers"))?;
-        regs.rsp = 0;
-        tracee
-            .set_regs(&regs)
-            .map_err(ResurrectError::tracee(pid, "setting its registers"))?;
-        let mut batch = Batch::new();
-        registrations(&mut batch, thread);
-        scheduling(&mut batch, &thread.scheduling);
-        policies(&mut batch, thread);
-        processor(&mut batch, thread);
-        run(pid, "setting a thread's attributes", tracee, &batch).map(drop)
-    })
+    super::each(restore, of_thread)
+}
+
+/// Those of one thread.
+pub(crate) fn of_thread(
+    pid: Pid,
+    tracee: &mut Tracee,
+    thread: &Thread,
+) -> Result<(), ResurrectError> {
+    // The kernel looks at the stack pointer when the signal stack is set.
+    let mut regs = tracee
+        .regs()
+        .map_err(ResurrectError::tracee(pid, "reading its registers"))?;
+    regs.rsp = 0;
+    tracee
+        .set_regs(&regs)
+        .map_err(ResurrectError::tracee(pid, "setting its registers"))?;
+    let mut batch = Batch::new();
+    registrations(&mut batch, thread);
+    scheduling(&mut batch, &thread.scheduling);
+    policies(&mut batch, thread);
+    processor(&mut batch, thread);
+    run(pid, "setting a thread's attributes", tracee, &batch).map(drop)
 }
 
 pub(super) fn name(batch: &mut Batch, comm: &[u8]) {

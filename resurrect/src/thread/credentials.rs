@@ -40,7 +40,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     })
 }
 
-pub(super) fn become_user(batch: &mut Batch, c: &Credentials) {
+pub(crate) fn become_user(batch: &mut Batch, c: &Credentials) {
     let last = last_capability();
     let fixup = (c.securebits | NO_SETUID_FIXUP).into();
     batch.call(
@@ -124,7 +124,7 @@ fn capset(batch: &mut Batch, c: &Credentials) {
     );
 }
 
-fn afterwards(batch: &mut Batch, thread: &Thread) {
+pub(crate) fn afterwards(batch: &mut Batch, thread: &Thread) {
     if thread.pdeathsig != 0 {
         let args = [PR_SET_PDEATHSIG.into(), thread.pdeathsig.into()];
         batch.call("setting its parent death signal", nr::PRCTL, args);

@@ -55,6 +55,10 @@ pub(super) fn each_in(
 ) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives() {
         let task = restore.task(pid)?;
+        // The only thread of such a process has all it needs.
+        if task.in_vfork.is_some() {
+            continue;
+        }
         for (tracee, thread) in task.all().zip(in_order(&live.threads)) {
             work(pid, tracee, live, thread)?;
         }

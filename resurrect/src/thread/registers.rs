@@ -42,8 +42,11 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         Ok(())
     })?;
     for (pid, live) in restore.lives().filter(|(_, live)| live.mm_of.is_none()) {
-        remove_scratch(pid, &mut restore.task(pid)?.first, live)?;
+        // A child with the same memory acts for who waits for it.
+        let actor = live.in_vfork.unwrap_or(pid);
+        remove_scratch(pid, &mut restore.task(actor)?.first, live)?;
     }
+    in_vfork(restore)?;
     super::each(restore, |pid, tracee, thread| {
         let mut regs = thread.regs;
         if let Some(result) = returned.get(&thread.tid) {
@@ -65,6 +68,24 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             _ => Ok(()),
         }
     })
+}
+
+/// Threads that wait in vfork(2): they are in the call, and return from it with these registers.
+fn in_vfork(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    for (pid, live) in restore.lives() {
+        let waiting = restore.task(pid)?.in_vfork.as_mut();
+        let (Some(tracee), Some(thread)) = (waiting, live.threads.first()) else {
+            continue;
+        };
+        xstate(pid, tracee, &thread.xstate)?;
+        tracee
+            .set_regs(&thread.regs)
+            .map_err(ResurrectError::tracee(pid, "setting its registers"))?;
+        tracee
+            .set_sigmask(thread.sigmask)
+            .map_err(ResurrectError::tracee(pid, "setting its signal mask"))?;
+    }
+    Ok(())
 }
 
 /// Syscall user dispatch where only the thread itself can switch it on (before Linux 6.4). Its selector lets

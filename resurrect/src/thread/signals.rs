@@ -17,10 +17,10 @@ fn signal(queued: &QueuedSignal) -> i32 {
 
 /// Queues them again, in order.
 pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    // Leaders that end have done it.
+    // Leaders that end have done it; for who waits in vfork(2) there are none.
     for (pid, live) in restore
         .lives()
-        .filter(|(_, live)| live.ended_leader.is_none())
+        .filter(|(_, live)| live.ended_leader.is_none() && live.in_vfork.is_none())
     {
         let mut batch = Batch::new();
         of_process(&mut batch, pid, live);

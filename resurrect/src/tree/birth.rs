@@ -60,6 +60,7 @@ pub(super) fn fork(
                     first: leader,
                     threads: BTreeMap::new(),
                     ending: None,
+                    in_vfork: None,
                     memory: Memory::Empty,
                 };
                 restore.tasks.insert(INTERMEDIATE, task);
@@ -72,6 +73,7 @@ pub(super) fn fork(
         first: leader,
         threads: BTreeMap::new(),
         ending: None,
+        in_vfork: None,
         memory: memory.unwrap_or_default(),
     };
     let host = task.host_pid();
@@ -103,7 +105,7 @@ pub(crate) fn clone_args(
     [args.into(), SIZE.into()]
 }
 
-fn taken(pid: Pid) -> ResurrectError {
+pub(super) fn taken(pid: Pid) -> ResurrectError {
     let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
     let comm = comm.map_or_else(|_| String::new(), |comm| format!(" ({})", comm.trim_end()));
     ResurrectError::Taken { pid, comm }
@@ -134,6 +136,11 @@ fn descendant(
     }
     // A sibling's exit signal is that of the caller.
     let signal = if sibling { 0 } else { exit_signal };
+    if super::vfork::waits(restore, by, pid) {
+        let host = super::vfork::make(restore, pid, by, (flags, signal))?;
+        wait_until_stopped(pid, host)?;
+        return adopt(pid, host, scratch);
+    }
     let args = clone_args(&mut batch, flags, signal, pid.0);
     batch.call("making a child", nr::CLONE3, args);
     let parent = restore.task(by)?;

@@ -3,6 +3,7 @@
 mod birth;
 pub(crate) mod ids;
 mod plan;
+pub(crate) mod vfork;
 
 use crate::ResurrectError;
 use crate::calls::{nr, run};

@@ -2,6 +2,7 @@
 
 mod family;
 mod groups;
+mod vfork;
 mod zombies;
 
 use crate::registry::{Group, subject};
@@ -55,6 +56,16 @@ pub(crate) const GROUP: Group = Group {
             "exit-signal",
             "children that end with another signal than SIGCHLD",
             zombies::exit_signal,
+        ),
+        subject(
+            "vfork",
+            "a parent in vfork(2) whose child ends",
+            vfork::exit,
+        ),
+        subject(
+            "vfork-exec",
+            "a parent in vfork(2) whose child starts another program",
+            vfork::exec,
         ),
     ],
 };

@@ -1,0 +1,117 @@
+//! Parents that wait in vfork(2) for a child.
+//!
+//! Only the thread that makes such a child waits for it, and does nothing else from then on. So it gets all
+//! it has of its own before; the stop that tells of the birth holds it until the thaw, and another thread, made
+//! for this, acts for its process meanwhile. That one ends before the signals at the parent's death are set:
+//! children get those when the thread ends that has made them.
+
+use super::birth;
+use crate::ResurrectError;
+use crate::process::signals::forget_children;
+use crate::restore::Restore;
+use crate::thread::{attributes, credentials};
+use persist_mem::manifest::{Live, Process};
+use std::collections::BTreeSet;
+use sys::batch::Batch;
+use sys::tracee::{Tracee, TraceeError};
+use sys::{Errno, Pid, Tid};
+
+const CLONE_VFORK: u64 = 0x4000;
+/// A thread that shares everything with the one that makes it: CLONE_VM, _FS, _FILES, _SIGHAND, _THREAD, _SYSVSEM.
+const HELPER: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
+/// Ids that are tried for a helper.
+const TRIES: usize = 1000;
+const EXIT: i64 = crate::calls::nr::EXIT;
+
+/// Whether `by` waits in vfork(2) for `pid`.
+pub(super) fn waits(restore: &Restore<'_>, by: Pid, pid: Pid) -> bool {
+    let mut lives = restore.lives();
+    lives.any(|(parent, live)| parent == by && live.in_vfork == Some(pid))
+}
+
+/// Makes the child `pid` of `by`, which waits for it from then on. Returns the child's id as this process
+/// sees it.
+pub(super) fn make(
+    restore: &mut Restore<'_>,
+    pid: Pid,
+    by: Pid,
+    (flags, exit_signal): (u64, u64),
+) -> Result<Tid, ResurrectError> {
+    let doing = format!("making its child {pid}, for which it waits");
+    let helper = helper(restore, by)?;
+    let lives = restore.lives().find(|(found, _)| *found == by);
+    let task = restore.task(by)?;
+    if let Some((_, live)) = lives {
+        its_own(by, live, &mut task.first)?;
+    }
+    let mut batch = Batch::new();
+    let args = birth::clone_args(&mut batch, flags | CLONE_VFORK, exit_signal, pid.0);
+    batch.call("making a child", crate::calls::nr::CLONE3, args);
+    let born = task.first.run_to_vfork(&batch);
+    let host = match born.map_err(ResurrectError::tracee(by, doing.as_str()))? {
+        Ok(host) => host,
+        Err(output) => {
+            let failure = batch.failure(&output);
+            if failure.as_ref().is_some_and(|f| f.errno == Errno::EEXIST) {
+                return Err(birth::taken(pid));
+            }
+            let why = failure.map_or_else(|| "it did not wait".into(), |f| f.to_string());
+            return Err(ResurrectError::Impossible { pid, why });
+        }
+    };
+    task.in_vfork = Some(core::mem::replace(&mut task.first, helper));
+    Ok(host)
+}
+
+/// A thread under an id that nobody has or will have.
+fn helper(restore: &mut Restore<'_>, by: Pid) -> Result<Tracee, ResurrectError> {
+    let wanted: BTreeSet<i32> = restore.manifest.processes.iter().flat_map(ids).collect();
+    let first = &mut restore.task(by)?.first;
+    let mut free = (by.0 + 1..).filter(|id| !wanted.contains(id)).take(TRIES);
+    loop {
+        let id = free.next().ok_or_else(|| ResurrectError::Impossible {
+            pid: by,
+            why: "there is no id for a helper".into(),
+        })?;
+        match birth::thread(by, first, Tid(id), HELPER) {
+            Err(ResurrectError::Taken { .. }) => {}
+            made => return made,
+        }
+    }
+}
+
+/// Ids that a process has or names.
+fn ids(process: &Process) -> Vec<i32> {
+    let threads = process.live().map(|live| live.threads.as_slice());
+    let threads = threads.unwrap_or_default().iter().map(|t| t.tid.0);
+    let own = [process.pid, process.pgid, process.sid].map(|pid| pid.0);
+    threads.chain(own).collect()
+}
+
+/// What the waiting thread has of its own.
+fn its_own(pid: Pid, live: &Live, tracee: &mut Tracee) -> Result<(), ResurrectError> {
+    let Some(thread) = live.threads.first() else {
+        return Ok(());
+    };
+    attributes::of_thread(pid, tracee, thread)?;
+    let mut batch = Batch::new();
+    credentials::become_user(&mut batch, &thread.credentials);
+    credentials::afterwards(&mut batch, thread);
+    crate::calls::run(pid, "setting a thread's credentials", tracee, &batch).map(drop)
+}
+
+/// Ends the threads that have acted for parents that wait.
+pub(crate) fn end_helpers(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    const DOING: &str = "ending a helper";
+    for (pid, live) in restore.lives().filter(|(_, live)| live.in_vfork.is_some()) {
+        let mut batch = Batch::new();
+        forget_children(live, &mut batch);
+        batch.call(DOING, EXIT, [0.into()]);
+        match restore.task(pid)?.first.run_raw(&batch) {
+            Err(TraceeError::Ended { .. }) => {}
+            Err(cause) => return Err(ResurrectError::tracee(pid, DOING)(cause)),
+            Ok(_) => return Err(ResurrectError::call(pid, DOING)(Errno::EBUSY)),
+        }
+    }
+    Ok(())
+}
