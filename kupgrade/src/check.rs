@@ -1,5 +1,6 @@
 //! `kupgrade check`.
 
+use crate::limits::allow_descriptors;
 use anyhow::{Context, Result};
 use freezer::proc;
 use serde::Serialize;
@@ -16,6 +17,7 @@ struct Verdict {
 
 /// Prints a verdict for every process, or those below `root`.
 pub(crate) fn run(root: Option<Pid>, json: bool) -> Result<ExitCode> {
+    allow_descriptors();
     let (pids, mut refusals) = match root {
         Some(root) => {
             let context = || format!("process {root}");

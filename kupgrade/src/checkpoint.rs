@@ -2,6 +2,7 @@
 
 use crate::external::External;
 use crate::image::Image;
+use crate::limits::allow_descriptors;
 use crate::patience::{NotCarried, patiently};
 use crate::signals::Held;
 use anyhow::{Context, Result, bail};
@@ -16,6 +17,7 @@ use sys::Pid;
 /// Saves the tree below `pid`. On any failure the tree runs on and the image is removed.
 pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> Result<()> {
     refuse_ourselves(pid)?;
+    allow_descriptors();
     patiently(|| attempt(pid, dir, leave_running, external))
 }
 

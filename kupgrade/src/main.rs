@@ -14,6 +14,7 @@ mod check;
 mod checkpoint;
 mod external;
 mod image;
+mod limits;
 mod log;
 mod patience;
 mod report;

@@ -17,6 +17,7 @@ mod quiet;
 mod room;
 mod stage;
 
+use crate::limits::allow_descriptors;
 use crate::patience::patiently;
 use anyhow::{Context, Result};
 use course::Course;
@@ -38,6 +39,7 @@ fn run(kernel: &Path, verify: bool) -> Result<Infallible> {
     let release = nix::sys::utsname::uname().context("asking for the kernel's release")?;
     let name = format!("upgrade-from-{}.log", release.release().display());
     crate::log::keep(&Path::new(initramfs::init::LOGS).join(name));
+    allow_descriptors();
     let mut course = Course::begin()?;
     course.enter(Phase::Check)?;
     let host = check::check(kernel)?;
