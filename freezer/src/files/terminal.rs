@@ -276,7 +276,11 @@ fn one(id: TerminalId, met: &Met, master: Option<&OwnedFd>) -> Result<Terminal, 
         node: (node.uid(), node.gid(), node.mode() & 0o7777),
         termios: tty::termios(any).map_err(call("asking for its settings"))?,
         winsize: tty::winsize(any).map_err(call("asking for its size"))?,
-        exclusive: tty::exclusive(any).map_err(call("asking for exclusive mode"))?,
+        // A master says it of itself.
+        exclusive: match &own {
+            Some(own) => tty::exclusive(own).map_err(call("asking for exclusive mode"))?,
+            None => false,
+        },
         pty: pty.map_err(call("asking its master"))?,
         queues: match own {
             Some(slave) => copy_queues(&slave, master).map_err(call("reading its queues"))?,
@@ -298,6 +302,7 @@ fn pty(met: &Met, master: &OwnedFd) -> sys::Result<Pty> {
         index: tty::pty_index(master)?,
         locked: tty::locked(master)?,
         packet: tty::packet_mode(master)?,
+        exclusive: tty::exclusive(master)?,
         slave_closed: !met.slave && !never_opened(met, master),
     })
 }

@@ -1,7 +1,7 @@
 //! Seizing threads, and waiting until they stop.
 
 use super::{Frozen, FrozenThread, STOP_WITHIN, calls, position, sleepers, vfork};
-use crate::{FreezerError, proc};
+use crate::{FreezerError, capture, proc};
 use std::time::{Duration, Instant};
 use sys::wait::{self, Status};
 use sys::{Errno, Pid, Tid, ptrace};
@@ -10,7 +10,7 @@ use sys::{Errno, Pid, Tid, ptrace};
 const SOON: Duration = Duration::from_millis(50);
 
 /// A child that has not let go of its vfork parent by then is stopped instead of the parent.
-const VFORK_LASTS: Duration = Duration::from_millis(500);
+const VFORK_LASTS: Duration = Duration::from_millis(100);
 
 /// Seizes the threads of one process that are not stopped yet and asks them to stop; adds them to
 /// `started` unless they have stopped already. `root` makes it an error when the process is gone. True when
@@ -176,6 +176,8 @@ pub(super) fn finish(frozen: &mut Frozen, started: &[(Pid, Tid)]) -> Result<(), 
 /// Whether a thread waits in vfork(2), so that its child is to be stopped in its place.
 fn note_vfork(frozen: &mut Frozen, pid: Pid, tid: Tid) -> bool {
     let child = vfork::child_of(pid).filter(|_| tid == pid.leader());
+    // What is not carried may be over in a moment.
+    let child = child.filter(|child| matches!(capture::vfork_obstacle(pid, *child), Ok(None)));
     let Some(thread) = frozen.process(pid).get_mut(&tid) else {
         return false;
     };

@@ -285,6 +285,8 @@ pub struct Pty {
     pub locked: bool,
     /// `TIOCPKT`.
     pub packet: bool,
+    /// Exclusive mode of the master (`TIOCGEXCL`), which its slave has apart.
+    pub exclusive: bool,
     /// Whether the slave was open before and is not now: the master's reads give `EIO`.
     pub slave_closed: bool,
 }

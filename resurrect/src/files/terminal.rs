@@ -325,6 +325,10 @@ pub(super) fn close(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
         let locked = terminal.pty.is_some_and(|pty| pty.locked);
         let master = made.master.and_then(|id| restore.files.opened.get(&id));
+        let exclusive = terminal.pty.is_some_and(|pty| pty.exclusive);
+        if let Some(master) = master.filter(|_| exclusive) {
+            tty::set_exclusive(master).map_err(failed(terminal, "setting exclusive mode"))?;
+        }
         if let Some(master) = master.filter(|_| locked) {
             tty::set_locked(master, true).map_err(failed(terminal, "locking it"))?;
         }

@@ -258,13 +258,24 @@ pub(crate) fn stopped(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || flow(by_call[1], TCOON)))
 }
 
-/// A master whose slave nobody may open, and a slave that nobody else may.
+/// A master whose slave nobody may open, a slave that nobody else may, and masters in the same mode.
 pub(crate) fn exclusive(_: &Setting) -> Result<Watch> {
     let locked = open("/dev/ptmx", O_RDWR | O_NOCTTY)?;
     let [_, slave] = pty()?;
     // SAFETY: takes no argument.
     sys("TIOCEXCL", unsafe { libc::ioctl(slave, libc::TIOCEXCL) })?;
-    let observe = move || Ok((get(locked, 0x8004_5439)?, get(slave, 0x8004_5440)?)); // TIOCGPTLCK, TIOCGEXCL
+    let [master, apart] = pty()?;
+    let [alone, closed] = pty()?;
+    close(closed);
+    for master in [master, alone] {
+        // SAFETY: takes no argument.
+        sys("TIOCEXCL", unsafe { libc::ioctl(master, libc::TIOCEXCL) })?;
+    }
+    let observe = move || {
+        let exclusive = [slave, master, apart, alone].map(|side| get(side, 0x8004_5440)); // TIOCGEXCL
+        let exclusive = exclusive.into_iter().collect::<Result<Vec<_>>>()?;
+        Ok((get(locked, 0x8004_5439)?, exclusive)) // TIOCGPTLCK
+    };
     Ok(Watch::keep(observe)?.spoiled_by(move || set(locked, libc::TIOCSPTLCK, 0)))
 }
 
