@@ -41,6 +41,15 @@ pub(super) fn make(
     let helper = helper(restore, by)?;
     let lives = restore.lives().find(|(found, _)| *found == by);
     let task = restore.task(by)?;
+    // The kernel writes there as soon as it is registered, and again when the thread goes on: until then the
+    // pages are as they were saved.
+    let rseq = lives.and_then(|(_, live)| live.threads.first()?.rseq);
+    let failed = || ResurrectError::call(by, "keeping its rseq area as it is");
+    let area = rseq.map(|rseq| {
+        let bytes = task.first.mem().read_vec(rseq.pointer, rseq.size as usize);
+        bytes.map(|bytes| (rseq.pointer, bytes))
+    });
+    let area = area.transpose().map_err(failed())?;
     if let Some((_, live)) = lives {
         its_own(by, live, &mut task.first)?;
     }
@@ -59,6 +68,10 @@ pub(super) fn make(
             return Err(ResurrectError::Impossible { pid, why });
         }
     };
+    if let Some((address, bytes)) = area {
+        let written = task.first.mem().write(address, &bytes);
+        written.map_err(failed())?;
+    }
     task.in_vfork = Some(core::mem::replace(&mut task.first, helper));
     Ok(host)
 }
