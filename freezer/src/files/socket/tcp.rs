@@ -70,6 +70,10 @@ pub(super) fn examine(
             return Ok(());
         }
         Some(&state::CLOSE) if common.has(c::POLLRDHUP) => {
+            // A connection that could not be made has its first packet there for ever.
+            if socket::unsent(fd).map_err(open.call("asking for unsent data"))? != 0 {
+                return Err(open.refuse("a TCP connection that has failed is not carried"));
+            }
             found.connection = Some(Connection {
                 finished: true,
                 ended: true,
