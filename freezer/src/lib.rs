@@ -27,6 +27,8 @@ pub mod files;
 pub mod freeze;
 mod ipc;
 mod kernel;
+mod keyrings;
+mod landlock;
 mod nettcp;
 mod objects;
 pub mod proc;

@@ -56,6 +56,7 @@ pub mod kernel_memory;
 pub mod kexec;
 pub mod kmsg;
 pub mod known_page;
+pub mod landlock;
 pub mod mountapi;
 pub mod mqueue;
 pub mod pagemap;

@@ -7,6 +7,7 @@
 //! [`Unreadable`], and the caller does without.
 
 mod btf;
+mod credentials;
 mod files;
 mod pages;
 pub(crate) mod sockets;

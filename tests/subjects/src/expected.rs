@@ -30,6 +30,8 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         "inotify-queue",
         both(Refused("events have not been read yet")),
     ),
+    ("landlock", both(Refused("restricted itself with Landlock"))),
+    ("keys", both(Refused("keys in its process keyring"))),
     (
         "netlink-queue",
         both(Refused("netlink messages that were not read")),

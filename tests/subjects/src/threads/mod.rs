@@ -3,6 +3,7 @@
 mod altstack;
 mod attributes;
 mod capabilities;
+mod confined;
 mod credentials;
 mod directory;
 mod dispatch;
@@ -122,6 +123,8 @@ pub(crate) const GROUP: Group = Group {
             "seccomp filter stacks that differ between threads",
             seccomp::threads,
         ),
+        subject("landlock", "a domain of Landlock", confined::landlock),
+        subject("keys", "keys in a process keyring", confined::keys),
         subject("syscall-dispatch", "syscall user dispatch", dispatch::start),
         subject(
             "leader-exited",
