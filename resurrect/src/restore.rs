@@ -250,8 +250,12 @@ impl World {
     pub fn thaw(mut self) -> Result<(), ResurrectError> {
         let mut failed = None;
         let mut let_go = |pid: Pid, tid: Tid| {
-            if let Err(errno) = ptrace::detach(tid, 0) {
-                failed.get_or_insert(ResurrectError::call(pid, "letting it go")(errno));
+            match ptrace::detach(tid, 0) {
+                // One that goes on already has killed it: nothing else ends a stopped thread.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => {
+                    failed.get_or_insert(ResurrectError::call(pid, "letting it go")(errno));
+                }
             }
         };
         let waiting: BTreeSet<Tid> = self.waits.iter().map(Wait::tid).collect();
