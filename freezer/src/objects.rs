@@ -1,6 +1,7 @@
 //! Memory objects that have no path: found by the mappings and descriptors that lead to them, each
 //! saved once.
 
+use crate::files::outsiders::lives_outside;
 use crate::{FreezerError, PageRun, PageSink, PageSource, Refusal};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::unistd::{Whence, lseek64};
@@ -110,11 +111,14 @@ impl Objects {
             theirs.extend(open_files(other));
             theirs.sort_unstable();
             theirs.dedup();
-            refused.extend(
-                theirs
-                    .iter()
-                    .filter_map(|key| Some(ours.get(key)?.shared_with(other))),
-            );
+            let shared = theirs
+                .iter()
+                .filter_map(|key| Some(ours.get(key)?.shared_with(other)));
+            let shared: Vec<Refusal> = shared.collect();
+            // One that was born since the tree was listed is no stranger.
+            if !shared.is_empty() && lives_outside(other, inside) {
+                refused.extend(shared);
+            }
         }
         refused
     }

@@ -2,6 +2,7 @@
 
 mod family;
 mod groups;
+mod killed;
 mod vfork;
 mod zombies;
 
@@ -17,6 +18,11 @@ pub(crate) const GROUP: Group = Group {
             family::start,
         ),
         subject("wide-family", "a hundred children", family::wide),
+        subject(
+            "killed-at-once",
+            "children that are killed as soon as their parent runs",
+            killed::start,
+        ),
         subject(
             "orphans",
             "orphans taken over by a subreaper",
