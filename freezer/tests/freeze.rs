@@ -179,3 +179,22 @@ fn everybody_but_the_skipped_is_stopped() {
         String::from_utf8_lossy(&out.stdout)
     );
 }
+
+#[test]
+fn a_call_that_is_partly_done_returns_the_whole() {
+    // A read of this device is short for a signal only; it ends when one is.
+    let mut subject = Subject::start(
+        "import os,sys\n\
+         f=os.open('/dev/zero',os.O_RDONLY); b=bytearray(1<<28); os.write(1,b'x')\n\
+         import ctypes\n\
+         read=ctypes.CDLL(None).read; read.restype=ctypes.c_ssize_t\n\
+         at=(ctypes.c_char*len(b)).from_buffer(b)\n\
+         while read(f,at,ctypes.c_size_t(len(b)))==len(b): pass\n",
+    );
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(50));
+        drop(freeze(subject.pid()).unwrap());
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(subject.0.try_wait().unwrap(), None, "a read was short");
+}

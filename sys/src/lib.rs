@@ -17,6 +17,7 @@
 //! | [`scratch`] | the memory that batches run from |
 //! | [`gate`] | system call instructions with a way back |
 //! | `sigframe` | the frame a thread goes on from by itself |
+//! | [`remainder`] | code that makes the rest of a call that was partly done |
 //! | [`socket_wait`] | waits whose time-out is an option of the socket |
 //! | [`tracee`] | one stopped thread: registers, memory, batches |
 //! | [`vm`] | memory of other processes |
@@ -66,6 +67,7 @@ pub mod process;
 pub mod ptrace;
 mod raw;
 pub mod regs;
+pub mod remainder;
 pub mod rtnetlink;
 pub mod scratch;
 mod sigframe;

@@ -3,7 +3,7 @@
 //! The thread is told to make such a call again unless a handler runs, with what remains of its
 //! time-out. Setting the registers is one step, so the thread goes on well whenever it is let go.
 
-use super::{FrozenThread, sleepers};
+use super::{FrozenThread, rest, sleepers};
 use crate::{FreezerError, proc};
 use std::os::fd::{AsFd, OwnedFd};
 use sys::regs::{Regs, restart};
@@ -52,8 +52,8 @@ fn repeated(nr: i64) -> Option<TimeOut> {
         0 | 1 | 19 | 20
         // semop, msgsnd, msgrcv, wait4, fcntl, flock, futex, mq_timedsend, mq_timedreceive
         | 65 | 69 | 70 | 61 | 72 | 73 | 202 | 242 | 243
-        // waitid, recvmmsg, sendmmsg, futex_waitv
-        | 247 | 299 | 307 | 449 => TimeOut::None,
+        // waitid, fallocate, recvmmsg, sendmmsg, futex_waitv
+        | 247 | 285 | 299 | 307 | 449 => TimeOut::None,
         _ => return None,
     })
 }
@@ -75,7 +75,7 @@ pub(super) fn is_interrupted_by_stops(nr: i64) -> bool {
 pub(super) struct Repeated {
     pid: Pid,
     tid: Tid,
-    /// The registers it was stopped with.
+    /// The registers it was stopped with, or those that the rest of its call is made with.
     regs: Regs,
     timeout: TimeOut,
     /// Nanoseconds it was to wait, None for ever or when it is not known since when it waits.
@@ -95,9 +95,14 @@ impl Repeated {
         let Some((nr, result)) = regs.interrupted_syscall() else {
             return Ok(None);
         };
-        let Some(timeout) = repeated(nr).filter(|_| result == -EINTR) else {
-            return Ok(None);
+        let rest = rest::of(pid, regs, thread);
+        let timeout = match (repeated(nr), &rest) {
+            (Some(timeout), Some(_)) => timeout,
+            (None, Some(_)) => TimeOut::None,
+            (Some(timeout), None) if result == -EINTR => timeout,
+            _ => return Ok(None),
         };
+        let regs = rest.as_ref().unwrap_or(regs);
         let whole_ns = match thread.asleep_since_ns {
             Some(_) => whole_ns(pid, regs, timeout)?,
             None => None,

@@ -6,6 +6,7 @@
 
 mod calls;
 mod position;
+mod rest;
 mod scope;
 mod sleepers;
 mod stop;

@@ -68,7 +68,7 @@ fn leave_vdso(pid: Pid, tid: Tid, mut regs: Regs) -> Result<Regs, FreezerError> 
     ))
 }
 
-fn vdso(pid: Pid) -> Result<Option<Range<u64>>, FreezerError> {
+pub(super) fn vdso(pid: Pid) -> Result<Option<Range<u64>>, FreezerError> {
     let maps = proc::read_text(pid, "maps")?;
     Ok(maps
         .lines()

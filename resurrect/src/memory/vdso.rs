@@ -12,7 +12,7 @@ use object::{Object, ObjectSymbol};
 use persist_mem::manifest::{AddressSpace, Backing, Vma};
 use sys::batch::Batch;
 use sys::tracee::Tracee;
-use sys::{Errno, Pid};
+use sys::{Errno, Pid, remainder};
 
 const MAP_PRIVATE_ANONYMOUS_FIXED: u64 = 0x2 | 0x20 | 0x10_0000;
 const PROT_READ_WRITE: u64 = 3;
@@ -71,7 +71,9 @@ pub(super) fn place(
         }
         return run(pid, "removing the vdso", leader, &batch).map(drop);
     }
-    if parked.image == mm.vdso && same_shape(&old, &parked.ranges) {
+    let mut image = mm.vdso.clone();
+    let makes_rests = remainder::take_out(&mut image);
+    if parked.image == image && same_shape(&old, &parked.ranges) {
         for (vma, (start, _, _)) in old.iter().zip(&parked.ranges) {
             let len = vma.len();
             let move_to = MREMAP_MOVE_TO;
@@ -84,7 +86,12 @@ pub(super) fn place(
             ];
             batch.call("moving the vdso", nr::MREMAP, args);
         }
-        return run(pid, "moving the vdso", leader, &batch).map(drop);
+        run(pid, "moving the vdso", leader, &batch)?;
+        return if makes_rests {
+            make_rests(pid, leader, &old, &image)
+        } else {
+            Ok(())
+        };
     }
     keep_old_image(pid, leader, &old, mm, parked)
 }
@@ -95,6 +102,18 @@ fn same_shape(old: &[&Vma], new: &[(u64, u64, String)]) -> bool {
         && old.iter().zip(new).all(|(vma, (start, end, _))| {
             vma.len() == end - start && vma.start - old[0].start == start - base(0)
         })
+}
+
+/// A thread of it makes the rest of a call from its vdso, or has done so before.
+fn make_rests(pid: Pid, leader: &Tracee, old: &[&Vma], image: &[u8]) -> Result<(), ResurrectError> {
+    let vdso = old.iter().find(|vma| vma.backing == Backing::Vdso);
+    let (Some(vdso), Some(at)) = (vdso, remainder::place(image)) else {
+        return Ok(());
+    };
+    let written = leader
+        .mem()
+        .write(vdso.start + at as u64, remainder::code());
+    written.map_err(ResurrectError::call(pid, "going on with a call"))
 }
 
 fn keep_old_image(

@@ -4,6 +4,7 @@
 mod futexes;
 mod ipc;
 mod locks;
+mod partly;
 mod polling;
 mod reading;
 mod signals;
@@ -106,6 +107,33 @@ pub(crate) const GROUP: Group = Group {
         subject("sigtimedwait", "sigtimedwait", signals::timedwait),
         subject("read-pipe", "read on an empty pipe", reading::empty_pipe),
         subject("write-pipe", "write on a full pipe", reading::full_pipe),
+        subject("write-part", "write to a pipe, partly done", partly::write),
+        subject(
+            "writev-part",
+            "writev to a pipe, partly done",
+            partly::writev,
+        ),
+        subject(
+            "send-part",
+            "send to a unix stream, partly done",
+            partly::send,
+        ),
+        subject(
+            "sendmsg-part",
+            "sendmsg to a unix stream, partly done",
+            partly::sendmsg,
+        ),
+        subject(
+            "recv-part",
+            "recv with MSG_WAITALL, partly done",
+            partly::recv,
+        ),
+        subject(
+            "recvmsg-part",
+            "recvmsg with MSG_WAITALL, partly done",
+            partly::recvmsg,
+        ),
+        subject("recvmmsg-part", "recvmmsg, partly done", partly::recvmmsg),
         subject("read-eventfd", "read on an eventfd", reading::eventfd),
         subject("read-timerfd", "read on a timerfd", reading::timerfd),
         subject(

@@ -1,0 +1,143 @@
+//! Code with which a thread makes the rest of a system call, and returns what both parts came to.
+//!
+//! A stop makes a write(2) that has been partly done return what it has done so far. No register setting
+//! alone makes up for that: the call for the rest returns the rest. So the thread makes that call from
+//! [`code`], which adds what was done before, and goes back to where the first one was made. It finds
+//! what it needs on its own stack ([`Frame`]), and nobody has to be there when it returns.
+//!
+//! The code lies where the vdso's image ends: its last page is filled up with zeros.
+
+use crate::regs::Regs;
+
+/// Bytes at the end of a vdso's image that the code is put into.
+const ROOM: usize = 128;
+
+// rsp: the frame. All registers but rax, rcx and r11 come back as they were; those are what a system call
+// leaves in them. A call that fails after the first part did not is told of by the next one.
+core::arch::global_asm!(
+    ".pushsection .rodata.kupgrade_remainder,\"a\",@progbits",
+    ".globl kupgrade_remainder_start",
+    ".globl kupgrade_remainder_end",
+    "kupgrade_remainder_start:",
+    "  syscall",
+    "  mov rcx, [rsp]",
+    "  test rax, rax",
+    "  js 2f",
+    "  add rcx, rax",
+    "2:",
+    "  mov rax, rcx",
+    "  mov rdi, [rsp + 8]",
+    "  mov rsi, [rsp + 16]",
+    "  mov rdx, [rsp + 24]",
+    "  mov r10, [rsp + 32]",
+    "  mov r8, [rsp + 40]",
+    "  mov r9, [rsp + 48]",
+    "  mov r11, [rsp + 56]",
+    // A signal that comes between here and the end finds everything above rsp that is still needed.
+    "  lea rsp, [rsp + 56]",
+    "  popfq",
+    "  pop rcx",
+    "  pop rsp",
+    "  jmp rcx",
+    "kupgrade_remainder_end:",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    static kupgrade_remainder_start: u8;
+    static kupgrade_remainder_end: u8;
+}
+
+/// The machine code, which begins with its `syscall` instruction.
+#[must_use]
+pub fn code() -> &'static [u8] {
+    let start = &raw const kupgrade_remainder_start;
+    let len = (&raw const kupgrade_remainder_end) as usize - start as usize;
+    // SAFETY: both symbols bound one read-only block of this program's image.
+    unsafe { core::slice::from_raw_parts(start, len) }
+}
+
+/// Offset in a vdso's image at which [`code`] is, or can be put. None when the image has no room.
+#[must_use]
+pub fn place(image: &[u8]) -> Option<usize> {
+    let at = image.len().checked_sub(ROOM)?;
+    let (code, room) = (code(), &image[at..]);
+    let nothing = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    // The last code or data of the image may end in zeros of its own.
+    let before = image.get(at.checked_sub(ROOM)?..at)?;
+    let free = nothing(room) || room.starts_with(code) && nothing(&room[code.len()..]);
+    (free && nothing(before)).then_some(at)
+}
+
+/// Takes the code out of an image. True when it was there.
+pub fn take_out(image: &mut [u8]) -> bool {
+    let Some(room) = place(image).and_then(|at| image.get_mut(at..)) else {
+        return false;
+    };
+    let there = room.starts_with(code());
+    room.fill(0);
+    there
+}
+
+/// What [`code`] goes on with, at the stack pointer it is begun with.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    /// What the first part came to.
+    pub done: u64,
+    /// The registers behind the first part.
+    pub regs: &'a Regs,
+}
+
+/// Bytes of a [`Frame`].
+pub const FRAME: usize = 80;
+
+impl Frame<'_> {
+    /// The frame as [`code`] reads it.
+    #[must_use]
+    pub fn bytes(&self) -> [u8; FRAME] {
+        let Regs {
+            rdi,
+            rsi,
+            rdx,
+            r10,
+            r8,
+            r9,
+            eflags,
+            rip,
+            rsp,
+            ..
+        } = *self.regs;
+        let words = [self.done, rdi, rsi, rdx, r10, r8, r9, eflags, rip, rsp];
+        let mut bytes = [0; FRAME];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_code_begins_with_its_call_and_fits() {
+        assert!(code().starts_with(&[0x0f, 0x05]));
+        assert!(code().ends_with(&[0xff, 0xe1]));
+        assert!(code().len() <= ROOM);
+    }
+
+    #[test]
+    fn room_is_where_nothing_was() {
+        let mut image = vec![7; 4096];
+        assert_eq!(place(&image), None);
+        image[3000..].fill(0);
+        let at = place(&image).unwrap();
+        let plain = image.clone();
+        image[at..at + code().len()].copy_from_slice(code());
+        assert_eq!(place(&image), Some(at));
+        assert!(take_out(&mut image) && !take_out(&mut image.clone()));
+        assert_eq!(image, plain);
+        assert_eq!(place(&[0; 100]), None);
+    }
+}
