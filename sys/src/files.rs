@@ -199,6 +199,15 @@ pub fn add_watch(fd: &impl AsFd, path: &CStr, mask: u32) -> Result<i32> {
     Errno::result(unsafe { libc::inotify_add_watch(fd_of(fd), path.as_ptr(), mask) })
 }
 
+/// inotify_rm_watch(2).
+///
+/// # Errors
+/// `EINVAL` when there is no such watch.
+pub fn remove_watch(fd: &impl AsFd, watch: i32) -> Result<()> {
+    // SAFETY: no pointers.
+    Errno::result(unsafe { libc::inotify_rm_watch(fd_of(fd), watch) }).map(drop)
+}
+
 /// fanotify_init(2), then close-on-exec: a flag for that would be kept with the group.
 ///
 /// # Errors

@@ -42,3 +42,27 @@ pub fn clone_tree(directory: BorrowedFd<'_>) -> Result<OwnedFd> {
     // SAFETY: the kernel has just returned this descriptor; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap_or(-1)) })
 }
+
+/// A tmpfs of its own, attached nowhere: its root. It lasts as long as something in it is open.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN.
+pub fn detached_tmpfs() -> Result<OwnedFd> {
+    const FSOPEN_CLOEXEC: u64 = 1;
+    const FSMOUNT_CLOEXEC: u64 = 1;
+    const FSCONFIG_CMD_CREATE: u64 = 6;
+    let owned = |fd: u64| {
+        // SAFETY: the kernel has just returned this descriptor; nobody else owns it.
+        unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap_or(-1)) }
+    };
+    let number = |fd: &OwnedFd| i64::from(fd.as_raw_fd()).cast_unsigned();
+    let args = [c"tmpfs".as_ptr() as u64, FSOPEN_CLOEXEC, 0, 0, 0, 0];
+    // SAFETY: a terminated string; no memory is written.
+    let context = owned(unsafe { raw::syscall(libc::SYS_fsopen, args) }?);
+    let args = [number(&context), FSCONFIG_CMD_CREATE, 0, 0, 0, 0];
+    // SAFETY: no pointers.
+    unsafe { raw::syscall(libc::SYS_fsconfig, args) }?;
+    let args = [number(&context), FSMOUNT_CLOEXEC, 0, 0, 0, 0];
+    // SAFETY: no pointers.
+    Ok(owned(unsafe { raw::syscall(libc::SYS_fsmount, args) }?))
+}

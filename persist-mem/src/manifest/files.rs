@@ -171,6 +171,10 @@ pub enum DescriptionKind {
     Inotify {
         /// What it watches, in ascending order of their numbers.
         watches: Vec<Watch>,
+        /// From which number on the next watch's is looked for, where that is known.
+        next: Option<i32>,
+        /// Events that were not read, the oldest first.
+        unread: Vec<WatchEvent>,
     },
     /// fanotify_init(2), for notification only.
     Fanotify {
@@ -319,6 +323,20 @@ pub struct Watch {
     pub mask: u32,
     /// What it watches.
     pub place: Place,
+}
+
+/// An event of inotify(7).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchEvent {
+    /// Number of its watch, which may have ended since.
+    pub number: i32,
+    /// `IN_*` bits.
+    pub mask: u32,
+    /// What the two events of a move have in common.
+    pub cookie: u32,
+    /// Name in the directory that is watched, or nothing.
+    #[serde(with = "serde_bytes")]
+    pub name: Vec<u8>,
 }
 
 /// A mark of fanotify(7) on a file or directory.

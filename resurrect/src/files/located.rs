@@ -41,7 +41,10 @@ pub(super) fn with_path<T>(
 
 /// Calls `body` with a path to what a descriptor of this process refers to: from the directory of its descriptors,
 /// since the `/proc` of the processes need not know this one.
-fn through<T>(fd: &impl AsRawFd, body: impl FnOnce(&CStr) -> sys::Result<T>) -> sys::Result<T> {
+pub(super) fn through<T>(
+    fd: &impl AsRawFd,
+    body: impl FnOnce(&CStr) -> sys::Result<T>,
+) -> sys::Result<T> {
     let me = Pid(nix::unistd::getpid().as_raw());
     let before = File::open(".").map_err(|_| Errno::ENOENT)?;
     let descriptors = sys::procdir::open(me, "fd", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;

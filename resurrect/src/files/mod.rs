@@ -190,7 +190,11 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
             event_flags,
             marks,
         } => fanotify::open(opening, *flags, *event_flags, marks),
-        DescriptionKind::Inotify { watches } => inotify::open(opening, watches),
+        DescriptionKind::Inotify {
+            watches,
+            next,
+            unread,
+        } => inotify::open(opening, watches, *next, unread),
         DescriptionKind::PidFd {
             target: Some(target),
             ..

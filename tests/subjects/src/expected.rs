@@ -26,10 +26,6 @@ use Fate::{Carried, Refused, Wrong};
 
 /// Subjects that are not carried in both ways.
 const EXCEPTIONS: &[(&str, Expected)] = &[
-    (
-        "inotify-queue",
-        both(Refused("events have not been read yet")),
-    ),
     ("landlock", both(Refused("restricted itself with Landlock"))),
     ("keys", both(Refused("keys in its process keyring"))),
     (

@@ -113,7 +113,7 @@ pub(crate) fn start(setting: &Setting) -> Result<Watch> {
     ))
 }
 
-/// Three events wait.
+/// Four events wait.
 pub(crate) fn queue(setting: &Setting) -> Result<Watch> {
     let dir = setting.fresh("dir");
     fs::create_dir(&dir)?;
@@ -139,6 +139,113 @@ pub(crate) fn queue(setting: &Setting) -> Result<Watch> {
         events(notify);
         Ok(())
     }))
+}
+
+/// An event: watch, mask, name, and how many moves there were up to the one that it is a half of.
+type Event = (i32, u32, String, usize);
+
+/// Every event that waits.
+fn whole_events(notify: i32) -> Vec<Event> {
+    let bytes = read(notify, 1 << 20).unwrap_or_default();
+    let word = |at: usize| {
+        let word = bytes[at..].first_chunk().copied();
+        u32::from_ne_bytes(word.unwrap_or_default())
+    };
+    let (mut found, mut cookies, mut at) = (Vec::new(), Vec::new(), 0);
+    while at < bytes.len() {
+        let (cookie, end) = (word(at + 8), at + 16 + word(at + 12) as usize);
+        if cookie != 0 && !cookies.contains(&cookie) {
+            cookies.push(cookie);
+        }
+        let moves = cookies.iter().position(|known| *known == cookie);
+        let name = String::from_utf8_lossy(&bytes[at + 16..end]);
+        let name = name.trim_end_matches('\0').to_owned();
+        found.push((
+            word(at) as i32,
+            word(at + 4),
+            name,
+            moves.map_or(0, |n| n + 1),
+        ));
+        at = end;
+    }
+    found
+}
+
+/// Causes events of every kind on watches 1 (a directory), 2 (another), 3 and 4 (files), of which 3 ends
+/// with its file and 2 is removed. Returns what came to one descriptor; the same waits on the other.
+fn cause_all(dir: &Path, [one, other]: [i32; 2]) -> Result<Vec<Event>> {
+    let (first, second) = (dir.join("first"), dir.join("second"));
+    for made in [dir, &first, &second] {
+        fs::create_dir(made)?;
+    }
+    for name in ["file", "lasting"] {
+        fs::write(dir.join(name), "text")?;
+    }
+    for notify in [one, other] {
+        for path in [&first, &second, &dir.join("file"), &dir.join("lasting")] {
+            watch(notify, path, libc::IN_ALL_EVENTS)?;
+        }
+    }
+    let long = "n".repeat(255);
+    fs::write(first.join("a"), "text")?;
+    fs::read(first.join("a"))?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o640);
+    fs::set_permissions(first.join("a"), mode)?;
+    fs::rename(first.join("a"), first.join("b"))?;
+    fs::rename(first.join("b"), second.join(&long))?;
+    fs::rename(second.join(&long), dir.join("out"))?;
+    fs::rename(dir.join("out"), first.join("in"))?;
+    fs::create_dir(first.join("a"))?;
+    fs::read_dir(first.join("a"))?.for_each(drop);
+    fs::remove_dir(first.join("a"))?;
+    fs::read_dir(&second)?.for_each(drop);
+    fs::write(dir.join("file"), "longer text")?;
+    fs::rename(dir.join("file"), dir.join("renamed"))?;
+    fs::remove_file(dir.join("renamed"))?;
+    fs::read(dir.join("lasting"))?;
+    for notify in [one, other] {
+        // SAFETY: takes numbers.
+        sys("inotify_rm_watch", unsafe {
+            libc::inotify_rm_watch(notify, 2)
+        })?;
+    }
+    fs::rename(&first, dir.join("third"))?;
+    fs::write(dir.join("lasting"), "")?;
+    Ok(whole_events(one))
+}
+
+/// Events of every kind wait: with names, with both halves of moves, of watches that have ended.
+pub(crate) fn every_kind(setting: &Setting) -> Result<Watch> {
+    let dir = setting.fresh("dir");
+    let again = move || -> Result<(i32, Vec<Event>)> {
+        let _ = fs::remove_dir_all(&dir);
+        let (one, other) = (init()?, init()?);
+        let expected = cause_all(&dir, [one, other])?;
+        crate::kit::files::close(one);
+        Ok((other, expected))
+    };
+    let state = std::rc::Rc::new(std::cell::RefCell::new(again()?));
+    let spoiled = state.clone();
+    let elsewhere = setting.fresh("elsewhere");
+    fs::create_dir(&elsewhere)?;
+    Ok(Watch::new(move || {
+        let (notify, expected) = state.borrow().clone();
+        same("the first events", &true, &(expected.len() > 30))?;
+        same("events", &expected, &whole_events(notify))?;
+        same(
+            "the next number",
+            &5,
+            &watch(notify, &elsewhere, IN_CREATE)?,
+        )?;
+        fs::write(elsewhere.join("new"), "")?;
+        let new = vec![(5, IN_CREATE, "new".to_owned(), 0)];
+        same("a new event", &new, &whole_events(notify))?;
+        fs::remove_file(elsewhere.join("new"))?;
+        crate::kit::files::close(notify);
+        *state.borrow_mut() = again()?;
+        Ok(())
+    })
+    .spoiled_by(move || read(spoiled.borrow().0, 64).map(drop)))
 }
 
 /// A mark on a directory.

@@ -168,6 +168,11 @@ pub(crate) const GROUP: Group = Group {
             "inotify events that nobody has read",
             inotify::queue,
         ),
+        subject(
+            "inotify-kinds",
+            "inotify events of every kind that nobody has read",
+            inotify::every_kind,
+        ),
         subject("fanotify", "fanotify", inotify::fanotify),
         subject("flock", "flock", locks::flock),
         subject("posix-locks", "POSIX locks of ranges", locks::posix),

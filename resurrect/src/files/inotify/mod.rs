@@ -1,8 +1,11 @@
-//! inotify(7): watches under their old numbers.
+//! inotify(7): watches under their old numbers, and events that were not read.
+
+mod queue;
+mod stand_ins;
 
 use super::{Opening, located};
 use crate::ResurrectError;
-use persist_mem::manifest::Watch;
+use persist_mem::manifest::{Watch, WatchEvent};
 use std::os::fd::OwnedFd;
 use sys::Errno;
 
@@ -13,11 +16,20 @@ const IN_DONT_FOLLOW: u32 = 0x0200_0000;
 pub(super) fn open(
     opening: &Opening<'_, '_>,
     watches: &[Watch],
+    next: Option<i32>,
+    unread: &[WatchEvent],
 ) -> Result<OwnedFd, ResurrectError> {
     let fd = sys::files::inotify(0).map_err(opening.failed("making it"))?;
+    if !unread.is_empty() {
+        queue::fill(&fd, unread).map_err(opening.failed("queueing its events"))?;
+    }
     for watch in watches {
         add(opening, &fd, watch).map_err(|errno| located::changed(&watch.place, errno))?;
     }
+    // The kernel looks for a free number from here on.
+    let last = watches.last().map_or(0, |watch| watch.number);
+    let next = next.unwrap_or(last.saturating_add(1)).max(1);
+    sys::files::next_watch(&fd, next).map_err(opening.failed("numbering its next watch"))?;
     Ok(fd)
 }
 
@@ -28,6 +40,17 @@ fn add(opening: &Opening<'_, '_>, fd: &OwnedFd, watch: &Watch) -> sys::Result<()
         sys::files::add_watch(fd, path, watch.mask & MASK | follow)
     })?;
     if number == watch.number {
+        Ok(())
+    } else {
+        Err(Errno::EEXIST)
+    }
+}
+
+/// Watches what a descriptor of this process refers to under a number, or changes the mask of that watch.
+fn watch_as(notify: &OwnedFd, file: &OwnedFd, number: i32, mask: u32) -> sys::Result<()> {
+    sys::files::next_watch(notify, number)?;
+    let got = located::through(file, |link| sys::files::add_watch(notify, link, mask))?;
+    if got == number {
         Ok(())
     } else {
         Err(Errno::EEXIST)

@@ -1,27 +1,52 @@
 //! inotify(7).
 
+mod queue;
+
 use super::Open;
 use super::located::{self, Fields, Located};
-use crate::FreezerError;
+use crate::{FreezerError, kernel};
 use persist_mem::manifest::{DescriptionKind, Watch};
+use queue::Kept;
+
+/// Tries to read a queue that others add to meanwhile.
+const TRIES: usize = 20;
 
 pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
-    let queued = sys::files::readable(open.copy).map_err(open.call("asking for its events"))?;
-    // An event has the number of the watch of an inode, and only what is done to that inode makes one: files
-    // would have to be made, renamed and removed again. A watch of that number on a directory of ours would
-    // leave IN_IGNORED behind its events when it makes room.
-    if queued > 0 {
-        return Err(open.refuse(format!(
-            "{queued} bytes of events have not been read yet; they cannot be queued again"
-        )));
-    }
     let mut watches = Vec::new();
     for line in open.info.values("inotify wd") {
         let found = Line::parse(line).ok_or_else(|| open.format())?;
         watches.push(watch(open, found)?);
     }
     watches.sort_by_key(|watch| watch.number);
-    Ok(DescriptionKind::Inotify { watches })
+    let kept = kept(open)?;
+    let (next, unread) = kept.map_or((None, Vec::new()), |kept| (Some(kept.next), kept.events));
+    Ok(DescriptionKind::Inotify {
+        watches,
+        next,
+        unread,
+    })
+}
+
+/// What only the kernel's memory shows. None when it cannot be read and is not needed.
+fn kept(open: &Open<'_>) -> Result<Option<Kept>, FreezerError> {
+    let size = || sys::files::readable(open.copy).map_err(open.call("asking for its events"));
+    let mut last = None;
+    for _ in 0..TRIES {
+        let before = size()?;
+        match kernel::look(|kernel| queue::read(kernel, open.copy)) {
+            Ok(kept) if kept.size() == before && size()? == before => {
+                return match kept.obstacle() {
+                    Some(why) => Err(open.refuse(format!("{why}, which cannot be queued again"))),
+                    None => Ok(Some(kept)),
+                };
+            }
+            Ok(_) => {}
+            Err(_) if before == 0 => return Ok(None),
+            Err(why) => last = Some(why),
+        }
+    }
+    let why = last.map_or_else(|| "they come too fast".into(), |why| why.to_string());
+    Err(open.refuse(format!("events have not been read yet: {why}")))
 }
 
 fn watch(open: &Open<'_>, line: Line) -> Result<Watch, FreezerError> {
