@@ -447,7 +447,7 @@ fn anonymous(link: &[u8]) -> String {
 /// What has a path is told by the type of the file.
 fn by_type(open: &Open<'_>) -> Result<Class, FreezerError> {
     if open.flags()? & O_PATH != 0 {
-        return path::reference_only(open).map(Class::Plain);
+        return path::reference_only(open);
     }
     match open.file_type() {
         SFlag::S_IFCHR if terminal::is(open) => {

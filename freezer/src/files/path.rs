@@ -33,18 +33,19 @@ pub(super) fn capture(open: &Open<'_>) -> Result<Class, FreezerError> {
 }
 
 /// `O_PATH`: the file itself is not opened, so its kind does not matter.
-pub(super) fn reference_only(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
+pub(super) fn reference_only(open: &Open<'_>) -> Result<Class, FreezerError> {
     if let Some(kind) = pseudo::capture(open)? {
-        return Ok(kind);
+        return Ok(Class::Plain(kind));
     }
     let path = Path::new(OsStr::from_bytes(open.link));
     if place::leads_to(path, identity(open)) {
-        return Ok(DescriptionKind::Path(file(open)));
+        return Ok(Class::Plain(DescriptionKind::Path(file(open))));
     }
-    if open.stat.st_nlink == 0 {
-        return Err(open.refuse("what it refers to (O_PATH) has been removed"));
+    match (open.stat.st_nlink, open.file_type()) {
+        (0, SFlag::S_IFDIR) => Ok(Class::Removed),
+        (0, _) => Err(open.refuse("what it refers to (O_PATH) has been removed")),
+        _ => by_handle(open).map(Class::Plain),
     }
-    by_handle(open)
 }
 
 /// Another file is where it was, and it still has a name.

@@ -33,6 +33,7 @@ mod tunnel;
 
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
+use crate::objects::TMPFILE;
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
 use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, Live, PipeId, RemovedId};
@@ -48,6 +49,8 @@ const ONCE: u32 = 0o100 | 0o200 | 0o1000;
 /// Set by open(2), and not by what makes descriptors otherwise; F_GETFL shows it.
 const O_LARGEFILE: u32 = 0o100_000;
 const O_ASYNC: u32 = 0o20_000;
+const O_DIRECTORY: u32 = 0o200_000;
+const O_PATH: u32 = 0o10_000_000;
 const O_CLOEXEC: i32 = 0o2_000_000;
 
 /// What this process has opened for the others.
@@ -72,7 +75,12 @@ impl Opening<'_, '_> {
     /// Flags to open it with: without those that are for the first open only, and without `O_ASYNC`,
     /// which must be set by a call of its own to take effect.
     pub(crate) fn flags(&self) -> OFlag {
-        let flags = self.description.flags & !(ONCE | O_ASYNC);
+        let once = match self.description.flags & TMPFILE {
+            0 => ONCE,
+            // It made a file that has been given a name since.
+            _ => ONCE | TMPFILE | O_DIRECTORY,
+        };
+        let flags = self.description.flags & !(once | O_ASYNC);
         OFlag::from_bits_retain(flags.cast_signed()) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC
     }
     /// Names the description in errors.
@@ -143,16 +151,17 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 /// Status flags come when everything is open and filled: a call that would wait is an error till then.
 fn set_flags(restore: &Restore<'_>) -> Result<(), ResurrectError> {
     for description in &restore.manifest.descriptions {
-        let made_with_flags = matches!(
-            description.kind,
-            DescriptionKind::Path(_)
-                | DescriptionKind::External { .. }
-                | DescriptionKind::Deleted { .. }
-                | DescriptionKind::Device { .. }
-                | DescriptionKind::Handle { .. }
-                | DescriptionKind::Pseudo { .. }
-                | DescriptionKind::Terminal { hung_up: true, .. }
-        );
+        let made_with_flags = description.flags & O_PATH != 0
+            || matches!(
+                description.kind,
+                DescriptionKind::Path(_)
+                    | DescriptionKind::External { .. }
+                    | DescriptionKind::Deleted { .. }
+                    | DescriptionKind::Device { .. }
+                    | DescriptionKind::Handle { .. }
+                    | DescriptionKind::Pseudo { .. }
+                    | DescriptionKind::Terminal { hung_up: true, .. }
+            );
         let Some(fd) = restore.files.opened.get(&description.id) else {
             continue;
         };

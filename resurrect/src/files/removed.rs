@@ -3,16 +3,16 @@
 use super::{Opening, path};
 use crate::ResurrectError;
 use crate::restore::Restore;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fchmod, futimens};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown};
 use persist_mem::manifest::{RemovedDirectory, RemovedId};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use sys::Errno;
 
 /// A description of each, until every description is open.
@@ -39,7 +39,7 @@ fn make_one(directory: &RemovedDirectory) -> sys::Result<OwnedFd> {
         Err(Errno::EEXIST | Errno::ENOTDIR) => {
             let hidden = format!(".kupgrade-{}-{}", std::process::id(), directory.id.0);
             let above = own.ancestors().skip(1).find(|dir| dir.is_dir());
-            brief(&above.unwrap_or(Path::new("/")).join(hidden))?
+            under_its_name(&above.unwrap_or(Path::new("/")).join(hidden), own)?
         }
         made => made?,
     };
@@ -72,6 +72,30 @@ fn with_parents(own: &Path) -> sys::Result<OwnedFd> {
         let _ = std::fs::remove_dir(dir);
     }
     fd
+}
+
+/// The same below a directory `root` that is made for it, opened through a mount of that alone, so that it shows the
+/// path it had.
+fn under_its_name(root: &Path, own: &Path) -> sys::Result<OwnedFd> {
+    let inside = own.strip_prefix("/").unwrap_or(own);
+    let mut dirs: Vec<PathBuf> = inside.ancestors().map(|dir| root.join(dir)).collect();
+    dirs.reverse();
+    let mut made = Vec::new();
+    let opened = (|| {
+        for dir in &dirs {
+            nix::unistd::mkdir(dir, Mode::S_IRWXU)?;
+            made.push(dir);
+        }
+        let directory = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = nix::fcntl::open(root, directory | OFlag::O_PATH, Mode::empty())?;
+        let mount = sys::mountapi::clone_tree(root.as_fd())?;
+        openat(&mount, inside, directory, Mode::empty())
+    })();
+    for dir in made.iter().rev() {
+        // They were made here.
+        let _ = std::fs::remove_dir(dir);
+    }
+    opened
 }
 
 /// A directory that is there just long enough to be opened.

@@ -17,8 +17,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use sys::Errno;
 
-/// `flags` are those of the description that made it before, where that can be told: `O_TMPFILE`,
-/// `O_NOFOLLOW`.
+/// `flags` are those of the description that made it before, where that can be told: `O_WRONLY`,
+/// `O_TMPFILE`, `O_NOFOLLOW`.
 pub(super) fn make(object: &SharedObject, flags: u32) -> Result<OwnedFd, ResurrectError> {
     let SharedKind::Deleted {
         path,
@@ -31,7 +31,12 @@ pub(super) fn make(object: &SharedObject, flags: u32) -> Result<OwnedFd, Resurre
         return Err(failed(object, "making it")(Errno::EINVAL));
     };
     let path = Path::new(OsStr::from_bytes(path));
-    let kept = OFlag::from_bits_retain(flags.cast_signed()) & OFlag::O_NOFOLLOW;
+    let given = OFlag::from_bits_retain(flags.cast_signed());
+    let access = match given & OFlag::O_ACCMODE {
+        OFlag::O_WRONLY => OFlag::O_WRONLY,
+        _ => OFlag::O_RDWR,
+    };
+    let kept = given & OFlag::O_NOFOLLOW | access;
     let fd = if flags & TMPFILE == 0 {
         unlinked(path, object.id, kept)
     } else {
@@ -62,11 +67,11 @@ pub(super) fn set_times(object: &SharedObject, fd: &OwnedFd) -> Result<(), Resur
     futimens(fd, &time(access), &time(change)).map_err(failed(object, "setting its times"))
 }
 
-/// `O_TMPFILE` where it was made: such a file can be given a name later (linkat(2)).
+/// `O_TMPFILE` where it was made: such a file can be given a name later (linkat(2)). `kept` has its access mode.
 fn without_name(path: &Path, kept: OFlag) -> sys::Result<OwnedFd> {
     let mut above = path.ancestors().skip(1);
     let directory = above.find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
-    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC | kept;
+    let flags = OFlag::O_TMPFILE | OFlag::O_CLOEXEC | kept;
     open(directory, flags, Mode::S_IRUSR | Mode::S_IWUSR)
 }
 
@@ -102,7 +107,7 @@ fn below(root: &Path, inside: &Path, kept: OFlag) -> sys::Result<OwnedFd> {
         let directory = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
         let root = open(root, directory, Mode::empty())?;
         let mount = sys::mountapi::clone_tree(root.as_fd())?;
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | kept;
+        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | kept;
         openat(&mount, inside, flags, Mode::S_IRUSR | Mode::S_IWUSR)
     })();
     // Those that were made are ours alone, whatever has failed.
@@ -123,7 +128,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("deleted-{}", std::process::id()));
         std::fs::create_dir(&dir).unwrap();
         let path = dir.join("gone/a file");
-        let fd = unlinked(&path, 7, OFlag::empty()).unwrap();
+        let fd = unlinked(&path, 7, OFlag::O_RDWR).unwrap();
         let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
         assert_eq!(link, Path::new(&format!("{} (deleted)", path.display())));
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);

@@ -24,6 +24,7 @@ use sys::{Errno, PAGE_SIZE_U64, Pid};
 pub(crate) const TMPFILE: u32 = 0o20_000_000;
 
 const O_ACCMODE: u32 = 3;
+const O_WRONLY: u32 = 1;
 const O_RDWR: u32 = 2;
 const O_NOFOLLOW: u32 = 0o400_000;
 const O_PATH: u32 = 0o10_000_000;
@@ -31,7 +32,7 @@ const O_PATH: u32 = 0o10_000_000;
 /// Whether a description with these flags (F_GETFL) is to be the one that makes its file again: it can be
 /// opened with them in no other way.
 pub(crate) fn made_it(flags: u32) -> bool {
-    flags & (TMPFILE | O_NOFOLLOW) != 0 && reads_and_writes(flags)
+    flags & (TMPFILE | O_NOFOLLOW) != 0 && matches!(flags & (O_ACCMODE | O_PATH), O_WRONLY | O_RDWR)
 }
 
 /// Whether a description with these flags is open for reading and writing.
@@ -232,6 +233,12 @@ fn deleted_file(
         Some(kept.map_err(failed(object, "duplicating it"))?)
     } else {
         None
+    };
+    // Mappings are to be made through it, which takes reading.
+    let fd = match maker.map(|flags| flags & O_ACCMODE) {
+        Some(O_WRONLY) => sys::fds::reopen(&fd, OFlag::O_RDWR)
+            .map_err(failed(object, "opening it for writing"))?,
+        _ => fd,
     };
     let mut made = file(object, store, fd)?;
     if let Made::File { read, first, .. } = &mut made {

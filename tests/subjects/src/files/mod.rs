@@ -69,6 +69,21 @@ pub(crate) const GROUP: Group = Group {
             removed::directory,
         ),
         subject("tmpfile", "O_TMPFILE", removed::tmpfile),
+        subject(
+            "tmpfile-written",
+            "O_TMPFILE with O_WRONLY",
+            removed::tmpfile_written,
+        ),
+        subject(
+            "tmpfile-named",
+            "O_TMPFILE, given a name since",
+            removed::tmpfile_named,
+        ),
+        subject(
+            "removed-directory-replaced",
+            "a removed directory whose name is another one's, also with O_PATH",
+            removed::directory_replaced,
+        ),
         subject("tmpfs-removed", "a removed file on tmpfs", removed::tmpfs),
         subject(
             "dup",

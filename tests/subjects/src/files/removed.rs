@@ -118,6 +118,71 @@ pub(crate) fn tmpfile(setting: &Setting) -> Result<Watch> {
     nameless(one, other)
 }
 
+/// It had no name when it was opened, and has one now.
+pub(crate) fn tmpfile_named(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("named");
+    let dir = path.parent().context("no folder")?;
+    let Ok(file) = open(dir, O_RDWR | O_TMPFILE) else {
+        return not_here("the file system knows no O_TMPFILE");
+    };
+    write(file, b"contents")?;
+    place(file, Some(3))?;
+    let link = std::ffi::CString::new(format!("/proc/self/fd/{file}"))?;
+    let name = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
+    let (name, here) = (std::ffi::CString::new(name)?, libc::AT_FDCWD);
+    // SAFETY: terminated strings.
+    crate::kit::sys("linkat", unsafe {
+        let (from, to, follow) = (link.as_ptr(), name.as_ptr(), libc::AT_SYMLINK_FOLLOW);
+        libc::linkat(here, from, here, to, follow)
+    })?;
+    Ok(
+        Watch::keep(move || Ok((stat(file)?, place(file, None)?, fs::metadata(&path)?.ino())))?
+            .spoiled_by(move || write(file, b"x")),
+    )
+}
+
+/// Another directory has the name of a removed one.
+pub(crate) fn directory_replaced(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("dir");
+    fs::create_dir(&path)?;
+    let dir = open(&path, O_RDONLY | O_DIRECTORY)?;
+    let reference = open(&path, libc::O_PATH)?;
+    fs::remove_dir(&path)?;
+    fs::create_dir(&path)?;
+    fs::write(path.join("file"), "")?;
+    let both = [dir, reference];
+    Ok(Watch::keep(move || {
+        let each = both.map(|fd| anyhow::Ok((stat(fd)?, seen(fd)?)));
+        let [dir, reference] = each;
+        let (dir, reference): (_, _) = (dir?, reference?);
+        let entries = fs::read_dir(format!("/proc/self/fd/{}", both[1]))?.count();
+        anyhow::Ok((dir, reference, entries, fs::exists(path.join("file"))?))
+    })?
+    .spoiled_by(move || {
+        crate::kit::files::close(dir);
+        open("/", O_RDONLY | O_DIRECTORY).map(drop)
+    }))
+}
+
+/// Open for writing only.
+pub(crate) fn tmpfile_written(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("named");
+    let dir = path.parent().context("no folder")?;
+    let Ok(file) = open(dir, libc::O_WRONLY | O_TMPFILE) else {
+        return not_here("the file system knows no O_TMPFILE");
+    };
+    write(file, b"contents")?;
+    place(file, Some(3))?;
+    Ok(
+        Watch::keep(move || Ok((seen(file)?.0, stat(file)?, place(file, None)?)))?
+            .spoiled_by(move || write(file, b"x"))
+            .and(Watch::new(move || {
+                let found = fs::read_to_string(format!("/proc/self/fd/{file}"));
+                same("the contents", "contents", &found?)
+            })),
+    )
+}
+
 /// The other name is the same file still.
 pub(crate) fn linked(setting: &Setting) -> Result<Watch> {
     let (path, other) = (setting.fresh("one"), setting.fresh("other"));
