@@ -210,13 +210,30 @@ fn set_up(
     any: &OwnedFd,
     master: Option<&OwnedFd>,
 ) -> Result<(), ResurrectError> {
-    tty::set_winsize(any, terminal.winsize).map_err(failed(terminal, "setting its size"))?;
+    set_size(terminal, any)?;
     tty::set_termios(any, &terminal.termios).map_err(failed(terminal, "setting it up"))?;
     if terminal.queues != Queues::default() {
         let ends = Ends { slave: any, master };
         queues::put(ends, &terminal.queues).map_err(failed(terminal, "filling its queues"))?;
     }
     Ok(())
+}
+
+/// A pair has the size it is told; a console has that of its screen, which may be another one for this kernel
+/// (without a display, say): programs see it then.
+fn set_size(terminal: &Terminal, any: &OwnedFd) -> Result<(), ResurrectError> {
+    let now = tty::winsize(any).map_err(failed(terminal, "asking for its size"))?;
+    if now == terminal.winsize {
+        return Ok(());
+    }
+    match tty::set_winsize(any, terminal.winsize) {
+        Err(Errno::EINVAL) if terminal.pty.is_none() => {
+            let name = String::from_utf8_lossy(&terminal.path);
+            log::warn!("{name} was {:?} and is {now:?}", terminal.winsize);
+            Ok(())
+        }
+        done => done.map_err(failed(terminal, "setting its size")),
+    }
 }
 
 fn is_hung_up(manifest: &Manifest, id: TerminalId) -> bool {
