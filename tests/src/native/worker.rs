@@ -241,7 +241,9 @@ impl<'a> Life<'a> {
 
     /// Runs kupgrade on an image; returns whether it was successful, and what it printed.
     fn kupgrade(&self, image: &str, args: &[&str], more: &[&str]) -> Result<(bool, String)> {
-        let mut command = Command::new(&self.args.kupgrade);
+        // With the limit of an ordinary shell, whatever that of the lab is.
+        let mut command = Command::new("prlimit");
+        command.arg("--nofile=1024:").arg(&self.args.kupgrade);
         command.args(args).arg("--dir").arg(self.image(image));
         command.args(more);
         self.run(command, &format!("{image}-{}", args[0]))
