@@ -182,6 +182,15 @@ fn run(kept: bool, seals: i32) -> Result<(i32, i32)> {
     })?;
     let runs = || std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.starts_with(b"a"));
     until("it runs", SOON, runs)?;
+    // Until then its loader opens libraries, with the number that the memfd had.
+    let sleeps = || {
+        let now = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+        let number = now.split(' ').next().and_then(|word| word.parse().ok());
+        [libc::SYS_clock_nanosleep, libc::SYS_nanosleep]
+            .map(Some)
+            .contains(&number)
+    };
+    until("it sleeps", SOON, sleeps)?;
     close(file);
     Ok((pid, file))
 }
