@@ -2,7 +2,7 @@
 
 use super::{dispatch, sleep};
 use crate::FreezerError;
-use crate::freeze::{Frozen, FrozenThread};
+use crate::freeze::Frozen;
 use crate::proc::Status;
 use persist_mem::manifest::{Dispatch, Sleep, SocketTimeout};
 use sys::regs::Regs;
@@ -33,12 +33,19 @@ pub(super) fn threads(frozen: &Frozen, pid: Pid) -> Result<Vec<Inside>, FreezerE
     let stopped = frozen.threads(pid);
     let tids: Vec<Tid> = stopped.iter().map(|(tid, _)| *tid).collect();
     let dispatches = dispatch::of_threads(&tids);
-    for (tid, state) in stopped {
-        let tracee = match threads.first() {
-            Some(first) => first.tracee.sibling(tid),
-            None => Tracee::new(pid, tid).map_err(FreezerError::tracee(pid))?,
+    let mut tracees: Vec<(Tracee, Regs)> = Vec::new();
+    for tid in &tids {
+        let tracee = match tracees.first() {
+            Some((first, _)) => first.sibling(*tid),
+            None => Tracee::new(pid, *tid).map_err(FreezerError::tracee(pid))?,
         };
-        let mut thread = ready(tracee, state, dispatches.get(&tid).copied())?;
+        let regs = tracee.regs().map_err(FreezerError::tracee(pid))?;
+        tracees.push((tracee, regs));
+    }
+    let kept = sleep::kept(tracees.iter().map(|(tracee, regs)| (tracee.tid(), regs)));
+    for ((tid, state), (tracee, regs)) in stopped.into_iter().zip(tracees) {
+        let (regs, asleep) = sleep::settle(&tracee, regs, state, kept.get(&tid))?;
+        let mut thread = ready(tracee, (regs, asleep), dispatches.get(&tid).copied())?;
         thread.socket_wait = frozen
             .socket_wait(tid)
             .map(|(fd, sends, remaining)| SocketTimeout {
@@ -53,14 +60,12 @@ pub(super) fn threads(frozen: &Frozen, pid: Pid) -> Result<Vec<Inside>, FreezerE
 
 fn ready(
     mut tracee: Tracee,
-    state: FrozenThread,
+    (regs, sleep): (Regs, Option<Sleep>),
     dispatch: Option<Dispatch>,
 ) -> Result<Inside, FreezerError> {
     let (pid, tid) = (tracee.pid(), tracee.tid());
     let status = Status::read(pid, &format!("task/{tid}/status"))?;
     tracee.set_marker(marker(&status));
-    let regs = tracee.regs().map_err(FreezerError::tracee(pid))?;
-    let (regs, sleep) = sleep::settle(&tracee, regs, state)?;
     tracee.set_remaining(sleep.map(|sleep| Remaining {
         nr: sleep.nr,
         ns: sleep.remaining,

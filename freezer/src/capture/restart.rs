@@ -5,6 +5,7 @@
 
 use crate::kernel::{self, Kernel, Unreadable, half, word};
 use nix::time::ClockId;
+use std::collections::BTreeMap;
 use sys::regs::Regs;
 use sys::{Pid, Tid};
 
@@ -95,23 +96,32 @@ pub(super) enum Left {
 }
 
 impl Block {
-    /// Of a thread that was interrupted, and has done nothing since.
-    pub(super) fn read(tid: Tid) -> Result<Block, Unreadable> {
-        const WHAT: &str = "what is kept of a call";
+    /// Of threads that were interrupted, and have done nothing since; of all of them in one go.
+    pub(super) fn read(tids: &[Tid]) -> Result<BTreeMap<Tid, Block>, Unreadable> {
+        if tids.is_empty() {
+            return Ok(BTreeMap::new());
+        }
         kernel::look(|kernel| {
             let layout = Layout::of(kernel)?;
-            let task = kernel.tasks(&[tid])?.pop().flatten();
-            let at = task.ok_or(Unreadable::Inconsistent(WHAT))?;
-            let read = kernel.read(&[(at.wrapping_add(layout.block), layout.size as usize)])?;
-            Ok(Block {
-                layout,
-                bytes: read
-                    .into_iter()
-                    .flatten()
-                    .next()
-                    .ok_or(Unreadable::Inconsistent(WHAT))?,
-                offsets: kernel.clock_offsets()?,
-            })
+            let offsets = kernel.clock_offsets()?;
+            let tasks = kernel.tasks(tids)?;
+            let place = |task: u64| (task.wrapping_add(layout.block), layout.size as usize);
+            let places: Vec<_> = tasks
+                .iter()
+                .map(|task| task.map_or((0, 0), place))
+                .collect();
+            let read = kernel.read(&places)?;
+            let found = tids.iter().zip(tasks).zip(read);
+            let block = |((tid, task), bytes): ((&Tid, Option<u64>), Option<Vec<u8>>)| {
+                let bytes = bytes.filter(|_| task.is_some())?;
+                let block = Block {
+                    layout,
+                    bytes,
+                    offsets,
+                };
+                Some((*tid, block))
+            };
+            Ok(found.filter_map(block).collect())
         })
     }
 
@@ -282,12 +292,12 @@ mod tests {
         }
         let frozen = crate::freeze(child).unwrap();
         let regs = sys::ptrace::get_regs(child.leader()).unwrap();
-        let block = Block::read(child.leader());
+        let block = Block::read(&[child.leader()]);
         frozen.kill();
         match block {
             Err(Unreadable::NotAllowed(_) | Unreadable::NoTypes(_)) => {}
             block => {
-                let block = block.unwrap();
+                let block = block.unwrap().remove(&child.leader()).unwrap();
                 let nr = regs.orig_rax.cast_signed();
                 let (mut again, mut other) = (regs, regs);
                 again.orig_rax = 219;

@@ -12,6 +12,8 @@ use crate::FreezerError;
 use crate::freeze::{FrozenThread, monotonic_ns};
 use nix::time::ClockId;
 use persist_mem::manifest::Sleep;
+use std::collections::BTreeMap;
+use sys::Tid;
 use sys::regs::{NO_SYSCALL, Regs, restart};
 use sys::tracee::Tracee;
 
@@ -25,26 +27,35 @@ const FUTEX_WAIT: u64 = 0;
 const FUTEX_CMD_MASK: u64 = 0x7f;
 const FUTEX_CLOCK_REALTIME: u64 = 256;
 
+/// The call whose rest the kernel keeps for a thread, by its number, where there is one.
+fn interrupted(regs: &Regs) -> Option<i64> {
+    let (nr, result) = regs.interrupted_syscall()?;
+    (result == -restart::ERESTART_RESTARTBLOCK).then_some(nr)
+}
+
+/// What is kept of the calls of threads that are interrupted in one that needs it.
+pub(super) fn kept<'a>(threads: impl Iterator<Item = (Tid, &'a Regs)>) -> BTreeMap<Tid, Block> {
+    let interrupted = threads.filter(|(_, regs)| interrupted(regs).is_some());
+    let tids: Vec<Tid> = interrupted.map(|(tid, _)| tid).collect();
+    Block::read(&tids).unwrap_or_else(|why| {
+        log::debug!("threads {tids:?}: {why}");
+        BTreeMap::new()
+    })
+}
+
 /// The registers the thread shall go on with, and the sleep it goes on with.
 pub(super) fn settle(
     tracee: &Tracee,
     regs: Regs,
     frozen: FrozenThread,
+    kept: Option<&Block>,
 ) -> Result<(Regs, Option<Sleep>), FreezerError> {
-    let Some((nr, result)) = regs.interrupted_syscall() else {
+    let Some(nr) = interrupted(&regs) else {
         return Ok((regs, None));
     };
-    if result != -restart::ERESTART_RESTARTBLOCK {
-        return Ok((regs, None));
-    }
-    let kept = Block::read(tracee.tid());
-    if let Err(why) = &kept {
-        log::debug!("thread {}: {why}", tracee.tid());
-    }
-    let kept = kept.ok();
     // An earlier stop has already turned the call into restart_syscall(2).
     let nr = if nr == RESTART_SYSCALL {
-        let known = kept.as_ref().and_then(|kept| kept.call(&regs));
+        let known = kept.and_then(|kept| kept.call(&regs));
         known.or_else(|| call_before(tracee, &regs)).unwrap_or(nr)
     } else {
         nr

@@ -11,6 +11,7 @@ mod fanotify;
 mod fifo;
 mod inotify;
 mod kmsg;
+mod known;
 mod located;
 mod lock;
 mod memfd;
@@ -30,6 +31,7 @@ mod terminal;
 mod timerfd;
 mod tunnel;
 
+use crate::kernel::OpenFile;
 use crate::objects::Objects;
 use crate::proc::{self, FdInfo};
 use crate::{Externals, FreezerError, Refusal};
@@ -38,11 +40,10 @@ use persist_mem::manifest::{
     Description, DescriptionId, DescriptionKind, Descriptor, FileRef, Lock, Pipe, PosixQueue,
     RemovedDirectory, RemovedId, Terminal, Tunnel,
 };
-use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use sys::process::{self, KcmpKind};
-use sys::{Errno, Pid, Tid};
+use sys::process;
+use sys::{Errno, Pid};
 
 pub use path::reference;
 pub(crate) use place::lasting;
@@ -59,6 +60,19 @@ pub(crate) struct Open<'a> {
     /// A copy of it: the same open file description.
     copy: &'a OwnedFd,
     stat: FileStat,
+    /// It is known that nobody gets its signals.
+    ownerless: bool,
+}
+
+/// What tells of a descriptor.
+struct Told<'a> {
+    /// Where `/proc/PID/fd/FD` leads.
+    link: &'a [u8],
+    info: &'a FdInfo,
+    /// The open file, where the kernel's memory can be read.
+    file: Option<OpenFile>,
+    /// Where the kernel has it.
+    address: Option<u64>,
 }
 
 impl<'a> Open<'a> {
@@ -88,6 +102,7 @@ impl<'a> Open<'a> {
             info,
             copy,
             stat,
+            ownerless: false,
         })
     }
     /// Whether the file may lie on a file system of the kernel's own: those have no device.
@@ -128,9 +143,9 @@ pub(crate) struct Table {
     /// Objects that descriptions and mappings lead to.
     pub(crate) objects: Objects,
     /// A copy of one descriptor of each.
-    copies: BTreeMap<DescriptionId, OwnedFd>,
-    /// Those of each file, by device and inode, in the order kcmp(2) gives them.
-    sorted: HashMap<(u64, u64), Vec<DescriptionId>>,
+    copies: known::Copies,
+    /// How they are found again.
+    known: known::Known,
     /// What every descriptor is open on.
     numbers: BTreeMap<(Pid, i32), DescriptionId>,
     pipes: pipe::Pipes,
@@ -213,12 +228,28 @@ impl Table {
         let pidfd = proc::pidfd(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
         let mut found = Vec::new();
         let links = proc::Links::open(pid)?;
+        let files = known::open_files(pid);
         for &fd in links.numbers() {
-            let copy = process::pidfd_getfd(pidfd.as_fd(), fd)
-                .map_err(FreezerError::call(pid, format!("copying descriptor {fd}")))?;
-            let info = links.info(fd)?;
+            let copy = process::pidfd_getfd(pidfd.as_fd(), fd).map_err(|errno| {
+                FreezerError::call(pid, format!("copying descriptor {fd}"))(errno)
+            })?;
+            let file = files.get(&fd).copied();
+            let info = match file.filter(|file| file.plain) {
+                Some(file) => plain_info(&file),
+                None => links.info(fd)?,
+            };
             let cloexec = info.number("flags", 8).unwrap_or(0) & O_CLOEXEC != 0;
-            let description = self.description(pid, fd, (&links.read(fd)?, &info), copy)?;
+            let link = match file.as_ref().and_then(|file| self.known.link(file)) {
+                Some(link) => link.to_vec(),
+                None => links.read(fd)?,
+            };
+            let told = Told {
+                link: &link,
+                info: &info,
+                file,
+                address: file.map(|file| file.address),
+            };
+            let description = self.description(pid, fd, told, copy)?;
             found.push(Descriptor {
                 fd,
                 cloexec,
@@ -232,12 +263,15 @@ impl Table {
         &mut self,
         pid: Pid,
         fd: i32,
-        (link, info): (&[u8], &FdInfo),
+        told: Told<'_>,
         copy: OwnedFd,
     ) -> Result<DescriptionId, FreezerError> {
-        let open = Open::new(pid, fd, link, info, &copy)?;
+        let open = Open {
+            ownerless: told.file.is_some_and(|file| file.ownerless),
+            ..Open::new(pid, fd, told.link, told.info, &copy)?
+        };
         let file = (open.stat.st_dev, open.stat.st_ino);
-        let place = self.find(file, &copy);
+        let place = self.known.find(told.address, file, &copy, &self.copies);
         let place = place.map_err(FreezerError::call(pid, "kcmp"))?;
         let known = place.as_ref().ok().copied();
         let id = known.unwrap_or_else(|| self.next());
@@ -255,21 +289,21 @@ impl Table {
         let Err(place) = place else { return Ok(id) };
         let kind = match external {
             Some(number) => DescriptionKind::External { number },
-            None if self.externals.touches(link) => {
+            None if self.externals.touches(told.link) => {
                 return Err(
                     open.refuse("its other end is handed over (--external), so must be this one")
                 );
             }
-            None => self.kind(&open, id)?,
+            None => self.kind_by_path(&open, id, &told)?,
         };
         self.descriptions.push(Description {
             id,
             flags: open.flags()?,
-            pos: info.number("pos", 10).unwrap_or(0),
+            pos: told.info.number("pos", 10).unwrap_or(0),
             owner: owner::capture(&open)?,
             kind,
         });
-        self.sorted.entry(file).or_default().insert(place, id);
+        self.known.add(told.address, file, place, id);
         self.copies.insert(id, copy);
         Ok(id)
     }
@@ -278,24 +312,31 @@ impl Table {
         DescriptionId(u32::try_from(self.descriptions.len()).unwrap_or(u32::MAX))
     }
 
-    /// The description, or its place among those of its file: binary search by the order kcmp(2) defines.
-    fn find(&self, file: (u64, u64), copy: &OwnedFd) -> sys::Result<Result<DescriptionId, usize>> {
-        let Some(sorted) = self.sorted.get(&file) else {
-            return Ok(Err(0));
+    /// As [`Table::kind`]; of a regular file that was met by the same path before all is known already.
+    fn kind_by_path(
+        &mut self,
+        open: &Open<'_>,
+        id: DescriptionId,
+        told: &Told<'_>,
+    ) -> Result<DescriptionKind, FreezerError> {
+        let Some(seen) = &told.file else {
+            return self.kind(open, id);
         };
-        let me = self.this.map_or(Tid(0), Pid::leader);
-        let (mut low, mut high) = (0, sorted.len());
-        while low < high {
-            let middle = usize::midpoint(low, high);
-            let other = self.copies.get(&sorted[middle]);
-            let other = other.map_or(-1, AsRawFd::as_raw_fd);
-            match process::kcmp(me, me, KcmpKind::File, other, copy.as_raw_fd())? {
-                Ordering::Equal => return Ok(Ok(sorted[middle])),
-                Ordering::Less => low = middle + 1,
-                Ordering::Greater => high = middle,
-            }
+        let file = (open.stat.st_dev, open.stat.st_ino);
+        let ordinary = open.file_type() == SFlag::S_IFREG && open.flags()? & O_PATH == 0;
+        if ordinary && let Some(known) = self.known.file(seen, file) {
+            return Ok(DescriptionKind::Path(FileRef {
+                size: open.stat.st_size.cast_unsigned(),
+                ..known.clone()
+            }));
         }
-        Ok(Err(low))
+        let kind = self.kind(open, id)?;
+        let reference = match &kind {
+            DescriptionKind::Path(reference) if ordinary => Some((file, reference)),
+            _ => None,
+        };
+        self.known.note(seen, told.link, reference);
+        Ok(kind)
     }
 
     fn kind(
@@ -357,7 +398,13 @@ impl Table {
         // It is looked at as a descriptor of this process, and reported as its holder's.
         let number = copy.as_raw_fd();
         let link = proc::link(me, &format!("fd/{number}"))?;
-        self.description(me, number, (&link, &info), copy)
+        let told = Told {
+            link: &link,
+            info: &info,
+            file: None,
+            address: known::address(&copy),
+        };
+        self.description(me, number, told, copy)
             .map_err(|error| match error {
                 FreezerError::Refused(found) => {
                     let what = found
@@ -370,6 +417,13 @@ impl Table {
                 error => error,
             })
     }
+}
+
+/// What fdinfo would tell.
+fn plain_info(file: &OpenFile) -> FdInfo {
+    let flags = u64::from(file.flags) & !O_CLOEXEC;
+    let more = if file.closes_on_exec { O_CLOEXEC } else { 0 };
+    FdInfo::plain(file.pos, flags | more)
 }
 
 const O_CLOEXEC: u64 = 0o2_000_000;

@@ -6,7 +6,7 @@ use persist_mem::manifest::SignalOwner;
 
 /// None when nobody does.
 pub(super) fn capture(open: &Open<'_>) -> Result<Option<SignalOwner>, FreezerError> {
-    if open.flags()? & O_PATH != 0 {
+    if open.ownerless || open.flags()? & O_PATH != 0 {
         return Ok(None);
     }
     let owner = sys::files::owner(open.copy).map_err(open.call("asking who gets its signals"))?;

@@ -51,7 +51,7 @@ pub(crate) struct Btf {
     names: usize,
     /// Where each type is, by id; type 0 is void.
     types: Vec<usize>,
-    /// Hashes of the names of structures that have one, and their ids.
+    /// Hashes of the names of structures that have one, and their ids; in ascending order.
     structures: Vec<(u32, u32)>,
 }
 
@@ -104,6 +104,7 @@ impl Btf {
             }
             at = found.rest.checked_add(found.len()?)?;
         }
+        btf.structures.sort_unstable();
         Some(btf)
     }
 
@@ -142,8 +143,9 @@ impl Btf {
 
     fn structure(&self, name: &str) -> Option<u32> {
         let hash = hash(name.as_bytes());
-        let alike = self.structures.iter().filter(|(its, _)| *its == hash);
-        let mut found = alike.filter(|(_, id)| {
+        let first = self.structures.partition_point(|(its, _)| *its < hash);
+        let alike = self.structures[first..].iter();
+        let mut found = alike.take_while(|(its, _)| *its == hash).filter(|(_, id)| {
             let structure = self.get(*id);
             structure.is_some_and(|structure| self.is_named(structure.name, name))
         });

@@ -14,6 +14,7 @@ pub(crate) mod sockets;
 mod tasks;
 
 pub(crate) use btf::Btf;
+pub(crate) use files::OpenFile;
 
 use core::cell::RefCell;
 use std::collections::BTreeMap;
@@ -46,6 +47,8 @@ pub(crate) struct Kernel {
     places: Option<pages::Places>,
     /// Addresses of symbols that were looked up.
     symbols: BTreeMap<&'static str, Option<u64>>,
+    /// What [`Kernel::clock_offsets`] has found.
+    offsets: Option<[i64; 2]>,
 }
 
 thread_local! {
@@ -89,6 +92,7 @@ impl Kernel {
             tasks: None,
             places: None,
             symbols: BTreeMap::new(),
+            offsets: None,
         })
     }
 
@@ -117,6 +121,15 @@ impl Kernel {
     /// What to add to this process's CLOCK_MONOTONIC and CLOCK_BOOTTIME to have those of the first time
     /// namespace (time_namespaces(7)), in nanoseconds.
     pub(crate) fn clock_offsets(&mut self) -> Result<[i64; 2], Unreadable> {
+        let found = match self.offsets {
+            Some(found) => found,
+            None => self.find_clock_offsets()?,
+        };
+        self.offsets = Some(found);
+        Ok(found)
+    }
+
+    fn find_clock_offsets(&mut self) -> Result<[i64; 2], Unreadable> {
         const WHAT: &str = "the own time namespace";
         let field = |structure, path| Ok(self.btf.field(structure, path)?.offset);
         let (proxy, space) = (

@@ -19,6 +19,16 @@ impl FdInfo {
         read_text(pid, &format!("fdinfo/{fd}")).map(|text| FdInfo { text })
     }
 
+    /// That of a file of which there is nothing more to tell, with `O_CLOEXEC` among its flags when its
+    /// descriptor has that.
+    #[must_use]
+    pub(crate) fn plain(pos: u64, flags: u64) -> FdInfo {
+        let pos = pos.cast_signed();
+        FdInfo {
+            text: format!("pos:\t{pos}\nflags:\t0{flags:o}\n"),
+        }
+    }
+
     /// From its text, for tests.
     #[must_use]
     pub fn from_text(text: &str) -> FdInfo {

@@ -216,6 +216,10 @@ pub(super) fn link(
             by_pair.insert((plain(&state.local), plain(&state.remote)), id);
         }
     }
+    // The host's tables may be large.
+    if !descriptions.iter().any(is_inet) {
+        return Ok(());
+    }
     let refuse = |id: DescriptionId, why: &str| {
         let (pid, fd) = holders.get(&id).copied().unwrap_or((Pid(0), -1));
         FreezerError::refuse(pid, format!("fd {fd}"), why)
@@ -296,6 +300,10 @@ fn accepting(description: &mut Description) -> Option<&mut InetSocket> {
         SocketState::Inet(state) if state.backlog.is_some() => Some(state),
         _ => None,
     }
+}
+
+fn is_inet(description: &Description) -> bool {
+    matches!(&description.kind, DescriptionKind::Socket(socket) if matches!(socket.state, SocketState::Inet(_)))
 }
 
 fn connected(description: &mut Description) -> Option<&mut InetSocket> {
