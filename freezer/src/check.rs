@@ -1,5 +1,6 @@
 //! What could not be carried, found without stopping anything.
 
+use crate::capture::{Finder, Prepared};
 use crate::files::outsiders::Outsiders;
 use crate::objects::Objects;
 use crate::proc::{self, Status};
@@ -70,20 +71,22 @@ pub fn check_tree(root: Pid) -> Result<Vec<Refusal>, FreezerError> {
     check_tree_with(root, &Externals::default()).map(|(found, _)| found)
 }
 
-/// As [`check_tree`], for a tree of which something is external. What was seen outside of the tree is
-/// for [`crate::capture_with`].
+/// As [`check_tree`], for a tree of which something is external. What is prepared is for
+/// [`crate::capture_with`].
 ///
 /// # Errors
 /// As [`check`].
 pub fn check_tree_with(
     root: Pid,
     externals: &Externals,
-) -> Result<(Vec<Refusal>, Outsiders), FreezerError> {
+) -> Result<(Vec<Refusal>, Prepared), FreezerError> {
     let pids = proc::tree(root)?;
     let mut found = Vec::new();
     let mut objects = Objects::default();
+    let mut finder = Finder::default();
     for pid in &pids {
         found.extend(check_one(*pid, &mut objects, externals, false)?);
+        finder.learn(*pid);
     }
     found.extend(tables::shared(&pids)?);
     found.extend(crate::ipc::undo::cut_off(&pids));
@@ -91,7 +94,7 @@ pub fn check_tree_with(
     let outsiders = Outsiders::look(&pids);
     let ours = files::ends::of_tree(&pids);
     found.extend(files::reaching_out(&ours, &outsiders, &pids, externals));
-    Ok((found, outsiders))
+    Ok((found, Prepared { outsiders, finder }))
 }
 
 fn examine(

@@ -35,10 +35,9 @@ pub mod proc;
 mod sink;
 pub mod tables;
 
-pub use capture::{capture, capture_host, capture_pages, capture_with};
+pub use capture::{Prepared, capture, capture_host, capture_pages, capture_with};
 pub use error::{FreezerError, Refusal};
 pub use external::Externals;
-pub use files::outsiders::Outsiders;
 pub use files::{
     silence_connections, take_backlogs, take_device_messages, take_packets, untaken_backlogs,
 };

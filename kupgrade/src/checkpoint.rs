@@ -6,7 +6,7 @@ use crate::limits::allow_descriptors;
 use crate::patience::{NotCarried, patiently};
 use crate::signals::Held;
 use anyhow::{Context, Result, bail};
-use freezer::{Externals, FreezerError, Frozen, Outsiders, PageRun, PageSink};
+use freezer::{Externals, FreezerError, Frozen, PageRun, PageSink, Prepared};
 use persist_mem::manifest::{Extent, Manifest};
 use persist_mem::pages_file::PagesWriter;
 use std::io::Write;
@@ -24,7 +24,7 @@ pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[Externa
 fn attempt(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> Result<()> {
     let (numbers, names) = External::split(external);
     let externals = Externals::of(pid, &numbers, names)?;
-    let (mut refusals, outsiders) = freezer::check::check_tree_with(pid, &externals)?;
+    let (mut refusals, mut prepared) = freezer::check::check_tree_with(pid, &externals)?;
     if leave_running {
         refusals.extend(freezer::untaken_backlogs(&freezer::proc::tree(pid)?)?);
     }
@@ -32,7 +32,7 @@ fn attempt(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> 
     let image = place(dir)?;
     let held = Held::hold()?;
     let frozen = freezer::freeze(pid)?;
-    let saved = save(&frozen, &image, leave_running, (externals, outsiders));
+    let saved = save(&frozen, &image, leave_running, (externals, &mut prepared));
     let saved = match saved.and_then(|saved| held.check().map(|()| saved)) {
         Ok(saved) => saved,
         Err(error) => {
@@ -120,13 +120,13 @@ fn save(
     frozen: &Frozen,
     image: &Image,
     leave_running: bool,
-    (externals, outsiders): (Externals, Outsiders),
+    (externals, prepared): (Externals, &mut Prepared),
 ) -> Result<Saved> {
     let mut sink = FileSink {
         writer: PagesWriter::create(&image.pages)
             .with_context(|| format!("making {}", image.pages.display()))?,
     };
-    let (mut manifest, objects) = freezer::capture_with(frozen, externals, outsiders)?;
+    let (mut manifest, objects) = freezer::capture_with(frozen, externals, prepared)?;
     freezer::capture_pages(&mut manifest, &objects, &mut sink)?;
     let pages = sink
         .writer

@@ -4,6 +4,7 @@
 use crate::regs::Regs;
 use crate::{Errno, Pid, Result, Tid};
 use core::arch::x86_64::__cpuid_count;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 const GETREGSET: u32 = 0x4204;
 const SETREGSET: u32 = 0x4205;
@@ -225,10 +226,21 @@ pub fn set_regs(tid: Tid, regs: &Regs) -> Result<()> {
 /// `ENODEV` without XSAVE.
 pub fn get_xstate(tid: Tid) -> Result<Vec<u8>> {
     // AMX tile data makes it 11 KiB; the kernel's own bound is a few pages.
-    let mut buffer = vec![0u8; 64 << 10];
-    let len = get_regset(tid, NT_X86_XSTATE, buffer.as_mut_ptr(), buffer.len())?;
-    buffer.truncate(len);
-    Ok(buffer)
+    const MOST: usize = 64 << 10;
+    /// A little more than it was the last time, which is what it is on this kernel.
+    static ROOM: AtomicUsize = AtomicUsize::new(MOST);
+    loop {
+        let room = ROOM.load(Ordering::Relaxed);
+        let mut buffer = vec![0u8; room];
+        let len = get_regset(tid, NT_X86_XSTATE, buffer.as_mut_ptr(), room)?;
+        if len == room && room < MOST {
+            ROOM.store(MOST, Ordering::Relaxed);
+            continue;
+        }
+        ROOM.store(MOST.min(len + 64), Ordering::Relaxed);
+        buffer.truncate(len);
+        return Ok(buffer);
+    }
 }
 
 /// The register with the rights of protection keys (pkeys(7)) in an extended state; None when the processor

@@ -145,10 +145,16 @@ impl Tracee {
             doing: "opening its memory",
             errno,
         })?;
-        Ok(Tracee {
+        Ok(Tracee::with_memory(pid, tid, Arc::new(mem)))
+    }
+
+    /// Takes hold of a stopped thread whose memory has been opened already.
+    #[must_use]
+    pub fn with_memory(pid: Pid, tid: Tid, mem: Arc<ProcMem>) -> Tracee {
+        Tracee {
             pid,
             tid,
-            mem: Arc::new(mem),
+            mem,
             scratch: None,
             deferred: Vec::new(),
             born: Vec::new(),
@@ -156,7 +162,7 @@ impl Tracee {
             marker: libc::SIGTRAP,
             remaining: None,
             at_rest: None,
-        })
+        }
     }
 
     /// Another stopped thread of the same process, with the same memory and scratch mapping.
@@ -382,11 +388,18 @@ impl Tracee {
         let len = (len + EXIT_ROOM + RESUME_ROOM + 64).next_multiple_of(PAGE_SIZE) + PAGE_SIZE;
         let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-        let args = [0, len as u64, rw, flags, u64::MAX, 0];
+        let map = |prot| [0, len as u64, prot, flags, u64::MAX, 0];
+        let all = rw | libc::PROT_EXEC as u64;
+        if let Ok(address) = self.single_call(gate, libc::SYS_mmap, map(all))? {
+            let scratch = Scratch { address, len };
+            self.adopt_scratch(scratch, false)?;
+            return Ok(scratch);
+        }
+        // PR_SET_MDWE, or a security module, forbids memory that can be written and run.
         let address = self
-            .single_call(gate, libc::SYS_mmap, args)?
+            .single_call(gate, libc::SYS_mmap, map(rw))?
             .map_err(self.failed("mapping scratch space"))?;
-        // Mapped so, not made so: PR_SET_MDWE forbids a mapping to become executable.
+        // Mapped so, not made so: nor may a mapping become executable.
         let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
         let fixed = flags | libc::MAP_FIXED as u64;
         self.single_call(
@@ -658,12 +671,17 @@ impl Tracee {
         }
     }
 
-    /// Registers and signal mask.
-    fn rest(&self) -> Result<(Regs, u64), TraceeError> {
-        match self.at_rest {
-            Some(known) => Ok(known),
-            None => Ok((self.regs()?, self.sigmask()?)),
-        }
+    /// Registers and signal mask as they are while nothing is being done in it.
+    ///
+    /// # Errors
+    /// When it is not stopped.
+    pub fn rest(&mut self) -> Result<(Regs, u64), TraceeError> {
+        let known = match self.at_rest {
+            Some(known) => known,
+            None => (self.regs()?, self.sigmask()?),
+        };
+        self.at_rest = Some(known);
+        Ok(known)
     }
 
     fn xstate(&self) -> Result<Vec<u8>, TraceeError> {

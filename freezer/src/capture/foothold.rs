@@ -2,8 +2,9 @@
 
 use super::inside::Inside;
 use crate::freeze::USED_BELOW_STACK;
-use crate::proc::Mapping;
+use crate::proc::{self, Mapping};
 use std::collections::HashMap;
+use sys::Pid;
 use sys::gate::{self, Gate};
 use sys::tracee::{Foothold, Tracee, TraceeError, find_gate};
 use sys::vm::ProcMem;
@@ -14,7 +15,7 @@ const LOOK_AT: usize = 16 << 20;
 const MAGIC: [u8; 16] = *b"kupgrade's frame";
 
 /// What is known of a mapped file's code, relative to the mapping's start.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Code {
     gate: Option<Gate>,
     restorer: Option<u64>,
@@ -22,7 +23,7 @@ struct Code {
 }
 
 /// Finds footholds; remembers the files it has looked through.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Finder {
     known: HashMap<(Vec<u8>, u64, u64), Code>,
 }
@@ -78,20 +79,11 @@ impl Finder {
         maps: &[Mapping],
         frame: u64,
     ) -> Option<Way> {
-        let mem = first.mem();
-        let mut code: Vec<_> = maps.iter().filter(|map| map.perms[2] == b'x').collect();
-        // The vdso has gates; the C library has both, the program itself when it is static.
-        code.sort_by_key(|map| (map.name != b"[vdso]", !is_libc(&map.name)));
-        let (mut gate, mut restorer, mut syscall) = (None, None, None);
-        for map in code {
-            let found = self.code(mem, map);
-            gate = gate.or(found.gate);
-            restorer = restorer.or(found.restorer);
-            syscall = syscall.or(found.syscall);
-            if gate.is_some() && restorer.is_some() {
-                break;
-            }
-        }
+        let Code {
+            gate,
+            restorer,
+            syscall,
+        } = self.search(first.mem(), maps);
         let mut grown = None;
         let foothold = gate.zip(restorer).and_then(|(gate, restorer)| {
             let free_below;
@@ -113,6 +105,34 @@ impl Finder {
             foothold,
             grown,
         })
+    }
+
+    /// Looks through the code of a process that runs, so that it is known when it stands still. What has changed
+    /// by then is looked for again.
+    pub(crate) fn learn(&mut self, pid: Pid) {
+        let maps = proc::read(pid, "maps").ok();
+        let maps = maps.and_then(|text| proc::parse_smaps(&text));
+        if let (Some(maps), Ok(mem)) = (maps, proc::memory(pid)) {
+            self.search(&mem, &maps);
+        }
+    }
+
+    /// The first of everything.
+    fn search(&mut self, mem: &ProcMem, maps: &[Mapping]) -> Code {
+        let mut code: Vec<_> = maps.iter().filter(|map| map.perms[2] == b'x').collect();
+        // The vdso has gates; the C library has both, the program itself when it is static.
+        code.sort_by_key(|map| (map.name != b"[vdso]", !is_libc(&map.name)));
+        let mut all = Code::default();
+        for map in code {
+            let found = self.code(mem, map);
+            all.gate = all.gate.or(found.gate);
+            all.restorer = all.restorer.or(found.restorer);
+            all.syscall = all.syscall.or(found.syscall);
+            if all.gate.is_some() && all.restorer.is_some() {
+                break;
+            }
+        }
+        all
     }
 
     /// What a mapping's code holds, with the addresses it has here.

@@ -5,8 +5,10 @@ use crate::FreezerError;
 use crate::freeze::Frozen;
 use crate::proc::Status;
 use persist_mem::manifest::{Dispatch, Sleep, SocketTimeout};
+use std::sync::Arc;
 use sys::regs::Regs;
 use sys::tracee::Tracee;
+use sys::vm::ProcMem;
 use sys::{Pid, Remaining, Tid};
 
 const SIGCHLD: i32 = 17;
@@ -28,18 +30,20 @@ pub(super) struct Inside {
 }
 
 /// All threads of a process that live, the leader first, if it does.
-pub(super) fn threads(frozen: &Frozen, pid: Pid) -> Result<Vec<Inside>, FreezerError> {
+pub(super) fn threads(
+    frozen: &Frozen,
+    pid: Pid,
+    mem: ProcMem,
+) -> Result<Vec<Inside>, FreezerError> {
+    let mem = Arc::new(mem);
     let mut threads: Vec<Inside> = Vec::new();
     let stopped = frozen.threads(pid);
     let tids: Vec<Tid> = stopped.iter().map(|(tid, _)| *tid).collect();
     let dispatches = dispatch::of_threads(&tids);
     let mut tracees: Vec<(Tracee, Regs)> = Vec::new();
     for tid in &tids {
-        let tracee = match tracees.first() {
-            Some((first, _)) => first.sibling(*tid),
-            None => Tracee::new(pid, *tid).map_err(FreezerError::tracee(pid))?,
-        };
-        let regs = tracee.regs().map_err(FreezerError::tracee(pid))?;
+        let mut tracee = Tracee::with_memory(pid, *tid, Arc::clone(&mem));
+        let (regs, _) = tracee.rest().map_err(FreezerError::tracee(pid))?;
         tracees.push((tracee, regs));
     }
     let kept = sleep::kept(tracees.iter().map(|(tracee, regs)| (tracee.tid(), regs)));

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use sys::Pid;
+use sys::vm::ProcMem;
 
 /// The mappings of a process but for `[vsyscall]`, which is the kernel's.
 pub(super) fn mappings(pid: Pid) -> Result<Vec<Mapping>, FreezerError> {
@@ -24,8 +25,8 @@ pub(super) fn mappings(pid: Pid) -> Result<Vec<Mapping>, FreezerError> {
 }
 
 pub(super) fn capture(
-    pid: Pid,
     stat: &Stat,
+    (pid, mem): (Pid, &ProcMem),
     maps: &[Mapping],
     objects: &mut Objects,
 ) -> Result<AddressSpace, FreezerError> {
@@ -42,7 +43,6 @@ pub(super) fn capture(
             .map_err(|e| FreezerError::refuse(pid, place(map), e.reason()))?;
         if vma.backing == Backing::Vdso {
             let len = usize::try_from(vma.len()).unwrap_or(0);
-            let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
             vdso = mem
                 .read_vec(vma.start, len)
                 .map_err(FreezerError::call(pid, "reading its vdso"))?;

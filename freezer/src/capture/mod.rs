@@ -24,9 +24,11 @@ mod thread;
 mod timers;
 mod vfork;
 
+pub(crate) use foothold::Finder;
 pub(crate) use leader::refusal as leader_refusal;
 pub(crate) use memory::refusals as memory_refusals;
 pub use pages::capture_pages;
+pub(crate) use restart::is_readable as rest_is_readable;
 pub(crate) use vfork::obstacle as vfork_obstacle;
 
 use crate::files::Table;
@@ -48,20 +50,32 @@ use sys::process::KcmpKind;
 /// When anything is met that is not carried, or cannot be read.
 pub fn capture(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError> {
     let inside = members(frozen);
-    capture_with(frozen, Externals::default(), Outsiders::look(&inside))
+    let mut prepared = Prepared {
+        outsiders: Outsiders::look(&inside),
+        ..Prepared::default()
+    };
+    capture_with(frozen, Externals::default(), &mut prepared)
 }
 
-/// As [`capture`]; what is external is named, not described. `outsiders` are those that the check has
-/// seen.
+/// What was found out about a tree before it was stopped, so that less is to be done while it stands still.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// Who holds what outside of the tree.
+    pub(crate) outsiders: Outsiders,
+    /// Where calls can be made.
+    pub(crate) finder: Finder,
+}
+
+/// As [`capture`]; what is external is named, not described. `prepared` is what the check has seen.
 ///
 /// # Errors
 /// As [`capture`].
 pub fn capture_with(
     frozen: &Frozen,
     externals: Externals,
-    outsiders: Outsiders,
+    prepared: &mut Prepared,
 ) -> Result<(Manifest, Objects), FreezerError> {
-    describe(frozen, None, externals, outsiders)
+    describe(frozen, None, externals, prepared)
 }
 
 /// Everybody of a tree, ended ones too.
@@ -78,8 +92,12 @@ fn members(frozen: &Frozen) -> Vec<Pid> {
 pub fn capture_host(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError> {
     let this = Pid(nix::unistd::getpid().as_raw());
     let inside: Vec<Pid> = members(frozen).into_iter().chain([this]).collect();
-    let outsiders = Outsiders::look(&inside);
-    let (mut manifest, objects) = describe(frozen, Some(this), Externals::default(), outsiders)?;
+    let mut prepared = Prepared {
+        outsiders: Outsiders::look(&inside),
+        ..Prepared::default()
+    };
+    let (mut manifest, objects) =
+        describe(frozen, Some(this), Externals::default(), &mut prepared)?;
     lasting::forget_inodes(&mut manifest);
     Ok((manifest, objects))
 }
@@ -88,11 +106,11 @@ fn describe(
     frozen: &Frozen,
     ours: Option<Pid>,
     externals: Externals,
-    outsiders: Outsiders,
+    prepared: &mut Prepared,
 ) -> Result<(Manifest, Objects), FreezerError> {
     let undo = crate::ipc::undo::capture(frozen, ours.is_none())?;
     let mut table = Table::new(externals, ours.is_some());
-    let mut finder = foothold::Finder::default();
+    let Prepared { outsiders, finder } = prepared;
     let pids: Vec<Pid> = frozen.pids().collect();
     let [memory, actions, files, directories, undone] = [
         KcmpKind::Vm,
@@ -108,7 +126,7 @@ fn describe(
         let pid = *pid;
         let children = children.get(&pid).map_or(&[][..], Vec::as_slice);
         let (mut process, at) =
-            process::capture(frozen, (pid, stat), children, &mut table, &mut finder)?;
+            process::capture(frozen, (pid, stat), children, &mut table, finder)?;
         timers_at.push(at);
         if let State::Live(live) = &mut process.state {
             live.mm_of = memory.of(pid);

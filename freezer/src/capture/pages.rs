@@ -51,6 +51,8 @@ struct Saver<'a> {
     /// Pages mapped in more than one place, by their page frame number.
     seen: HashMap<u64, Seen>,
     counts: MapCounts,
+    /// The page table of another process that was looked into last.
+    other: Option<Pagemap>,
 }
 
 /// Where a shared page was seen first, and where the store has it.
@@ -68,6 +70,7 @@ impl<'a> Saver<'a> {
             several: processes > 1,
             seen: HashMap::new(),
             counts: MapCounts::open(),
+            other: None,
         }
     }
 
@@ -194,7 +197,7 @@ impl<'a> Saver<'a> {
     /// frames at any time, so the process where it was seen must still have it in the same one:
     /// then both had it at the time this process's page table was read.
     fn known(
-        &self,
+        &mut self,
         process: &Process<'_>,
         states: &[PageState],
     ) -> Result<Vec<Option<u64>>, FreezerError> {
@@ -215,7 +218,12 @@ impl<'a> Saver<'a> {
             let now = if first.pid == process.pid {
                 process.pagemap.states(first.va, there)?
             } else {
-                Pagemap::open(first.pid)?.states(first.va, there)?
+                let known = self.other.take().filter(|other| other.pid() == first.pid);
+                let other = match known {
+                    Some(other) => other,
+                    None => Pagemap::open(first.pid)?,
+                };
+                self.other.insert(other).states(first.va, there)?
             };
             for (i, now) in (at..end).zip(now) {
                 if now.pfn() == states[i].pfn() {

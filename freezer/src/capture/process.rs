@@ -32,7 +32,8 @@ pub(super) fn capture(
     };
     let maps = memory::mappings(pid)?;
     // Everything that looks at memory comes before the scratch mapping is made.
-    let mut mm = memory::capture(pid, stat, &maps, &mut table.objects)?;
+    let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
+    let mut mm = memory::capture(stat, (pid, &mem), &maps, &mut table.objects)?;
     table.session(pid, stat);
     let (cwd, cwd_removed) = table.directory(pid)?;
     let files = table.capture(pid)?;
@@ -43,7 +44,7 @@ pub(super) fn capture(
     let (mut live, timers_at) = match frozen.in_vfork(pid) {
         Some(child) => vfork::describe(frozen, (pid, child), place, &mut mm)?,
         None => {
-            let mut threads = inside::threads(frozen, pid)?;
+            let mut threads = inside::threads(frozen, pid, mem)?;
             in_scratch(pid, &mut threads, place, &mut mm, |threads, mm| {
                 describe(pid, threads, children, &maps, mm)
             })?

@@ -95,6 +95,16 @@ pub(super) enum Left {
     Forever,
 }
 
+/// Whether what is kept can be read at all.
+pub(crate) fn is_readable() -> bool {
+    kernel::look(|kernel| {
+        kernel.tasks(&[])?;
+        kernel.clock_offsets()?;
+        Layout::of(kernel)
+    })
+    .is_ok()
+}
+
 impl Block {
     /// Of threads that were interrupted, and have done nothing since; of all of them in one go.
     pub(super) fn read(tids: &[Tid]) -> Result<BTreeMap<Tid, Block>, Unreadable> {

@@ -67,6 +67,12 @@ pub(super) fn settle(
         Some(kept) => kept.left(tracee.pid(), nr, &regs),
         None => None,
     };
+    if kept.is_none() && frozen.rest_is_kept {
+        // It was there before the freeze.
+        let (pid, thread) = (tracee.pid(), format!("thread {}", tracee.tid()));
+        let why = "what remains of the call it sleeps in can no longer be read from the kernel";
+        return Err(FreezerError::refuse(pid, thread, why));
+    }
     let left = match left {
         None => remaining(tracee, nr, &regs, asleep)?.map(|left| (left, false)),
         Some(Left::Time(left)) => Some((left, false)),

@@ -64,14 +64,14 @@ pub(super) fn capture(
 }
 
 fn describe(
-    inside: &Inside,
+    inside: &mut Inside,
     asked: Asked,
     filters: &mut Vec<Filter>,
 ) -> Result<Thread, FreezerError> {
     let (pid, tid) = (inside.tracee.pid(), inside.tracee.tid());
     let call = |doing: &'static str| FreezerError::call(pid, format!("thread {tid}: {doing}"));
     let xstate = ptrace::get_xstate(tid).map_err(call("reading its extended state"))?;
-    let sigmask = ptrace::get_sigmask(tid).map_err(call("reading its signal mask"))?;
+    let (_, sigmask) = inside.tracee.rest().map_err(FreezerError::tracee(pid))?;
     let rseq = ptrace::rseq_configuration(tid).map_err(call("reading its rseq"))?;
     let robust_list = process::get_robust_list(tid).map_err(call("reading its robust list"))?;
     let pending = signals::pending(pid, tid, false)?;

@@ -65,7 +65,9 @@ pub(super) fn describe(
         return Err(FreezerError::refuse(pid, "thread", why));
     }
     let kept = look(pid, child).map_err(|e| unreadable(pid, &e))?;
-    let mut inside = inside::threads(frozen, child)?;
+    let mem = crate::proc::memory(child);
+    let mem = mem.map_err(FreezerError::call(child, "opening its memory"))?;
+    let mut inside = inside::threads(frozen, child, mem)?;
     let maps = place.maps;
     let (thread, attributes) = process::in_scratch(child, &mut inside, place, mm, |inside, mm| {
         memory(child, inside, maps, mm)

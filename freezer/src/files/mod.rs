@@ -209,13 +209,13 @@ impl Table {
     pub(crate) fn refuse_outside(
         &self,
         inside: &[Pid],
-        mut outsiders: outsiders::Outsiders,
+        outsiders: &mut outsiders::Outsiders,
     ) -> Result<(), FreezerError> {
         if self.ends.is_empty() {
             return Ok(());
         }
         outsiders.look_again(inside);
-        let found = reaching_out(&self.ends, &outsiders, inside, &self.externals);
+        let found = reaching_out(&self.ends, outsiders, inside, &self.externals);
         if found.is_empty() {
             Ok(())
         } else {

@@ -17,7 +17,7 @@ const MOST: usize = 4096;
 
 /// What processes outside of a tree hold.
 #[derive(Debug, Default)]
-pub struct Outsiders {
+pub(crate) struct Outsiders {
     all: BTreeMap<Pid, Outsider>,
 }
 
@@ -32,7 +32,7 @@ impl Outsiders {
     /// Looks at everybody but the processes of the tree. To be called before descriptors are copied:
     /// afterwards this process has them, too.
     #[must_use]
-    pub fn look(inside: &[Pid]) -> Outsiders {
+    pub(crate) fn look(inside: &[Pid]) -> Outsiders {
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
         let mut room = MOST.min(usize::try_from(limit / 4).unwrap_or(MOST));
         let one = |pid: Pid| {

@@ -39,6 +39,8 @@ pub struct FrozenThread {
     asleep: Option<Asleep>,
     /// The child it waits for in vfork(2): it is not stopped, and cannot run before that one does.
     pub in_vfork: Option<Pid>,
+    /// It slept in a call whose rest is to be read from the kernel's memory.
+    pub rest_is_kept: bool,
 }
 
 /// Processes whose threads are all stopped. They go on when this is dropped, also when the
@@ -103,6 +105,7 @@ impl Frozen {
     /// Ends every process (SIGKILL), children first, instead of letting it go on.
     pub fn kill(mut self) {
         let processes = core::mem::take(&mut self.processes);
+        proc::forget_stopped(processes.iter().map(|(pid, _)| *pid));
         for (pid, _) in processes.iter().rev() {
             // A process that is gone already is what is wanted.
             let _ = sys::process::kill(*pid, nix::sys::signal::Signal::SIGKILL as i32);
@@ -168,6 +171,7 @@ impl Frozen {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
+        proc::forget_stopped(self.pids());
         for (_, threads) in core::mem::take(&mut self.processes) {
             for tid in threads.into_keys() {
                 self.let_go(tid);
@@ -218,6 +222,8 @@ fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
             started = stop::no_longer_in_vfork(&mut frozen);
             if started.is_empty() {
                 frozen.sort();
+                let first = |pid| Some((pid, frozen.first(pid).ok()?));
+                proc::note_stopped(frozen.pids().filter_map(first));
                 return Ok(frozen);
             }
         }

@@ -24,6 +24,8 @@ const SOON_NS: u64 = 20_000;
 pub(super) struct SchedulerClocks {
     /// CPU, and its clock minus CLOCK_MONOTONIC.
     offsets: BTreeMap<i64, i64>,
+    /// They are not needed for calls whose rest the kernel keeps: that can be read.
+    rest_is_readable: bool,
 }
 
 impl SchedulerClocks {
@@ -31,8 +33,12 @@ impl SchedulerClocks {
     pub(super) fn measure() -> SchedulerClocks {
         let this = nix::unistd::Pid::from_raw(0);
         let mut offsets = BTreeMap::new();
+        let rest_is_readable = crate::capture::rest_is_readable();
         let Ok(before) = sched_getaffinity(this) else {
-            return SchedulerClocks { offsets };
+            return SchedulerClocks {
+                offsets,
+                rest_is_readable,
+            };
         };
         for (cpu, number) in (0..CpuSet::count()).zip(0..) {
             let mut one = CpuSet::new();
@@ -49,7 +55,10 @@ impl SchedulerClocks {
         }
         // Fails only when those CPUs have gone meanwhile.
         let _ = sched_setaffinity(this, &before);
-        SchedulerClocks { offsets }
+        SchedulerClocks {
+            offsets,
+            rest_is_readable,
+        }
     }
 
     /// The sleep that a thread is in.
@@ -97,6 +106,8 @@ pub(super) struct Sleeper {
     pub(super) nr: i64,
     /// Where it has a relative time-out and the kernel tells.
     pub(super) asleep: Option<Asleep>,
+    /// It has one whose rest is read from the kernel, so that nobody needs to know since when it sleeps.
+    pub(super) rest_is_kept: bool,
 }
 
 /// One sleep of a thread.
@@ -121,24 +132,49 @@ impl Asleep {
     }
 }
 
+/// What is to be found out about the time-out of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TimeOut {
+    /// None, or an absolute one.
+    Nothing,
+    /// Since when the thread sleeps.
+    Since,
+    /// Nothing where the rest that the kernel keeps can be read (`capture/restart.rs`).
+    Kept,
+}
+
 /// Looks at a thread that sleeps in a call. To be asked before it is stopped, which wakes it.
 pub(super) fn look(clocks: &SchedulerClocks, pid: Pid, tid: Tid) -> Option<Sleeper> {
     let text = proc::read_text(pid, &format!("task/{tid}/syscall")).ok()?;
     let (nr, timeout) = parse(&text)?;
-    let asleep = timeout.then(|| clocks.sleep(pid, tid)).flatten();
-    Some(Sleeper { nr, asleep })
+    let rest_is_kept = timeout == TimeOut::Kept && clocks.rest_is_readable;
+    let look = timeout != TimeOut::Nothing && !rest_is_kept;
+    let asleep = look.then(|| clocks.sleep(pid, tid)).flatten();
+    Some(Sleeper {
+        nr,
+        asleep,
+        rest_is_kept,
+    })
 }
 
 /// `/proc/PID/syscall` (proc(5)): the number, six arguments, stack and instruction pointer; `running`
-/// for a thread that runs. Returns the number and whether there is a relative time-out.
-fn parse(text: &str) -> Option<(i64, bool)> {
+/// for a thread that runs. Returns the number and what there is to find out.
+fn parse(text: &str) -> Option<(i64, TimeOut)> {
     let mut words = text.split_ascii_whitespace();
     let nr = words.next()?.parse().ok()?;
     let timeout = match nr {
-        POLL | NANOSLEEP | CLOCK_NANOSLEEP | RESTART_SYSCALL => true,
+        POLL | NANOSLEEP => TimeOut::Kept,
+        // CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI: others end in ways of their own.
+        CLOCK_NANOSLEEP if matches!(words.next(), Some("0x0" | "0x1" | "0x7" | "0xb")) => {
+            TimeOut::Kept
+        }
+        // Which call it was shows only later.
+        CLOCK_NANOSLEEP | RESTART_SYSCALL => TimeOut::Since,
         // The fourth argument is the time-out.
-        FUTEX => words.nth(3).is_some_and(|timeout| timeout != "0x0"),
-        other => calls::has_timeout(other),
+        FUTEX if words.nth(3).is_some_and(|timeout| timeout != "0x0") => TimeOut::Kept,
+        FUTEX => TimeOut::Nothing,
+        other if calls::has_timeout(other) => TimeOut::Since,
+        _ => TimeOut::Nothing,
     };
     Some((nr, timeout))
 }
@@ -154,7 +190,8 @@ struct Record {
 
 impl Record {
     fn read(path: &str) -> Option<Record> {
-        Record::parse(&std::fs::read_to_string(path).ok()?)
+        let text = proc::read_path(path).ok()?;
+        Record::parse(&String::from_utf8_lossy(&text))
     }
 
     /// Times are in milliseconds with six decimals.
@@ -179,10 +216,16 @@ mod tests {
     #[test]
     fn only_calls_with_a_relative_timeout_are_looked_at() {
         let parse = |text: &str| parse(&format!("{text} 0x0 0x0 0x7ffc 0x7f11\n"));
-        assert_eq!(parse("35 0x7ffd 0x0 0x0 0x0"), Some((35, true)));
-        assert_eq!(parse("202 0x7ffd 0x80 0x0 0x7ff0"), Some((202, true)));
-        assert_eq!(parse("202 0x7ffd 0x80 0x0 0x0"), Some((202, false)));
-        assert_eq!(parse("0 0x3 0x0 0x0 0x0"), Some((0, false)));
+        assert_eq!(parse("35 0x7ffd 0x0 0x0 0x0"), Some((35, TimeOut::Kept)));
+        assert_eq!(parse("230 0x1 0x0 0x0 0x0"), Some((230, TimeOut::Kept)));
+        assert_eq!(parse("230 0x9 0x0 0x0 0x0"), Some((230, TimeOut::Since)));
+        assert_eq!(parse("219 0x1 0x0 0x0 0x0"), Some((219, TimeOut::Since)));
+        assert_eq!(parse("232 0x3 0x0 0x1 0x9"), Some((232, TimeOut::Since)));
+        let futex = parse("202 0x7ffd 0x80 0x0 0x7ff0");
+        assert_eq!(futex, Some((202, TimeOut::Kept)));
+        let forever = parse("202 0x7ffd 0x80 0x0 0x0");
+        assert_eq!(forever, Some((202, TimeOut::Nothing)));
+        assert_eq!(parse("0 0x3 0x0 0x0 0x0"), Some((0, TimeOut::Nothing)));
         assert_eq!(parse("running"), None);
     }
 

@@ -64,6 +64,7 @@ pub(super) fn begin(
             asleep_since_ns: None,
             asleep: sleeper.and_then(|sleeper| sleeper.asleep),
             in_vfork: None,
+            rest_is_kept: sleeper.is_some_and(|sleeper| sleeper.rest_is_kept),
         };
         frozen.process(pid).insert(tid, thread);
         news = true;

@@ -6,16 +6,41 @@
 
 use super::{Stat, numbers};
 use crate::FreezerError;
+use core::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use sys::vm::ProcMem;
 use sys::{Pid, Tid, process};
 
+thread_local! {
+    /// Processes that this thread keeps stopped, and a thread of each that lives: asked for all the time, and
+    /// the same until they go on.
+    static STOPPED: RefCell<BTreeMap<Pid, Tid>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Processes that stand still from now on, each with the thread that answers for it.
+pub(crate) fn note_stopped(processes: impl Iterator<Item = (Pid, Tid)>) {
+    STOPPED.with_borrow_mut(|stopped| stopped.extend(processes));
+}
+
+/// They go on or end.
+pub(crate) fn forget_stopped(processes: impl Iterator<Item = Pid>) {
+    STOPPED.with_borrow_mut(|stopped| {
+        for pid in processes {
+            stopped.remove(&pid);
+        }
+    });
+}
+
 /// The thread through which a process is looked at and worked in: its leader, or the first of the others
 /// when that has ended. None when all have ended.
 #[must_use]
 pub fn representative(pid: Pid) -> Option<Tid> {
+    if let Some(tid) = STOPPED.with_borrow(|stopped| stopped.get(&pid).copied()) {
+        return Some(tid);
+    }
     if lives(pid, pid.leader())? {
         return Some(pid.leader());
     }

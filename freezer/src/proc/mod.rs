@@ -13,7 +13,7 @@ mod zero;
 
 pub use fdinfo::FdInfo;
 pub(crate) use links::Links;
-pub(crate) use look::{is_ending, memory, path, pidfd};
+pub(crate) use look::{forget_stopped, is_ending, memory, note_stopped, path, pidfd};
 pub use look::{metadata, open, representative};
 pub(crate) use mapcount::MapCounts;
 pub use maps::{Mapping, parse_smaps};
@@ -32,6 +32,11 @@ use sys::{Pid, Tid};
 pub fn read(pid: Pid, what: &str) -> Result<Vec<u8>, FreezerError> {
     let read = |path: &str| read_file(std::fs::File::open(path)?, in_one_piece(what));
     look::through(pid, what, read, Vec::is_empty)
+}
+
+/// Reads a file of `/proc` by its whole path.
+pub(crate) fn read_path(path: &str) -> std::io::Result<Vec<u8>> {
+    read_file(std::fs::File::open(path)?, in_one_piece(path))
 }
 
 /// Files that the kernel writes in one go (single_open() of fs/seq_file.c): what a read does not fill is

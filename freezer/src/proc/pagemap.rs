@@ -117,6 +117,11 @@ impl Pagemap {
         super::open(pid, "pagemap").map(|file| Pagemap { pid, file })
     }
 
+    /// The process it is of.
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// The state of every page of a range. Costs eight bytes of copying a page, also where nothing
     /// is mapped.
     ///
