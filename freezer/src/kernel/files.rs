@@ -124,8 +124,7 @@ impl Kernel {
         let more: Option<Vec<[u64; 2]>> = read.iter().map(more).collect();
         let more = more.ok_or(Unreadable::Inconsistent(WHAT))?.concat();
         let more = self.words(&more)?;
-        let found = files.iter().zip(&read).zip(more.chunks(2));
-        let one = |(((fd, address), bytes), more): (((i32, u64), &Vec<u8>), &[Option<u64>])| {
+        let one = |fd: i32, address: u64, bytes: &Vec<u8>, more: &[Option<u64>]| {
             let number = usize::try_from(fd).ok()?;
             let file = OpenFile {
                 address,
@@ -138,8 +137,9 @@ impl Kernel {
             };
             Some((fd, file))
         };
+        let found = files.iter().zip(&read).zip(more.chunks(2));
         let found: Option<_> = found
-            .map(|((file, bytes), more)| one(((*file, bytes), more)))
+            .map(|(((fd, address), bytes), more)| one(*fd, *address, bytes, more))
             .collect();
         found.ok_or(Unreadable::Inconsistent(WHAT))
     }
