@@ -27,6 +27,9 @@ use sys::{Pid, Tid, ptrace, wait};
 /// whose child does not let go.
 pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long those may take that are let go at the end; our own end detaches everybody.
+const SOON: Duration = Duration::from_secs(1);
+
 /// A stopped thread.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FrozenThread {
@@ -53,6 +56,8 @@ pub struct Frozen {
     /// Calls that threads repeat.
     repeating: BTreeMap<Tid, Repeated>,
     begun: Instant,
+    /// Threads that were let go before they had stopped: they are detached when they have.
+    leaving: Vec<Tid>,
 }
 
 impl Frozen {
@@ -147,10 +152,36 @@ impl Frozen {
         });
         if ptrace::detach(tid, 0).is_err() {
             let _ = wait::wait_for_at_most(tid, Duration::from_millis(50));
-            let _ = ptrace::detach(tid, 0);
+            if ptrace::detach(tid, 0).is_err() {
+                self.leaving.push(tid);
+            }
         }
         if let Some((pid, wait)) = wait {
             let _ = wait.end(pid, tid);
+        }
+    }
+
+    /// Detaches those that have stopped after they were let go.
+    fn see_off(&mut self) {
+        self.leaving.retain(|tid| {
+            let signal = match wait::wait_for_at_most(*tid, Duration::ZERO) {
+                Ok(Some(wait::Status::Signal(signal))) => signal,
+                Ok(Some(wait::Status::Exited(_) | wait::Status::Killed(_))) | Err(_) => {
+                    return false;
+                }
+                Ok(_) => 0,
+            };
+            ptrace::detach(*tid, signal).is_err()
+        });
+    }
+
+    /// Waits until nobody is left who was let go before they had stopped.
+    fn see_all_off(&mut self, limit: Duration) {
+        let begun = Instant::now();
+        self.see_off();
+        while !self.leaving.is_empty() && begun.elapsed() < limit {
+            std::thread::sleep(Duration::from_micros(200));
+            self.see_off();
         }
     }
 
@@ -177,6 +208,7 @@ impl Drop for Frozen {
                 self.let_go(tid);
             }
         }
+        self.see_all_off(SOON);
     }
 }
 
@@ -209,10 +241,13 @@ fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
         clocks,
         repeating: BTreeMap::new(),
         begun: Instant::now(),
+        leaving: Vec::new(),
     };
     // New threads and children appear as long as one of them runs; a round without news ends it.
     loop {
         let (mut started, mut news) = (Vec::new(), false);
+        // They are seized again now.
+        frozen.see_all_off(STOP_WITHIN);
         // Whoever was one when its parent still ran may be gone.
         frozen.zombies.clear();
         for pid in scope.pids()? {

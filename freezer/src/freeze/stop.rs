@@ -147,6 +147,7 @@ pub(super) fn finish(frozen: &mut Frozen, started: &[(Pid, Tid)]) -> Result<(), 
         if begun.elapsed() > VFORK_LASTS {
             slow.retain(|(pid, tid)| !note_vfork(frozen, *pid, *tid));
         }
+        frozen.see_off();
         // A vfork parent stops once its child has let go, so the child must run.
         for (pid, tid) in &slow {
             if state(*pid, *tid) == 'D' {
