@@ -201,6 +201,21 @@ pub fn get_robust_list(tid: Tid) -> Result<(u64, u64)> {
     Ok((head, len))
 }
 
+/// Gives all user and group ids of the calling thread up for these: setresgid(2), setresuid(2).
+///
+/// The C library's functions change all threads it knows of, and in a child made by [`spawn`] it may wait
+/// for one that only the parent has.
+///
+/// # Errors
+/// `EPERM`.
+pub fn become_user(uid: u32, gid: u32) -> Result<()> {
+    let [uid, gid] = [u64::from(uid), u64::from(gid)];
+    // SAFETY: no pointers.
+    unsafe { syscall(libc::SYS_setresgid, [gid, gid, gid, 0, 0, 0]) }?;
+    // SAFETY: no pointers.
+    unsafe { syscall(libc::SYS_setresuid, [uid, uid, uid, 0, 0, 0]) }.map(drop)
+}
+
 /// Makes a child that runs `body` and exits with its result: clone3(2) with the given flags and,
 /// when not empty, the ids it shall have, innermost PID namespace first (`set_tid`).
 ///

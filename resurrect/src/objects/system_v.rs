@@ -107,8 +107,7 @@ pub(crate) fn as_user(
         return body();
     }
     let child = sys::process::spawn(0, &[], || {
-        let became = nix::unistd::setresgid(gid, gid, gid)
-            .and_then(|()| nix::unistd::setresuid(uid, uid, uid));
+        let became = sys::process::become_user(uid.as_raw(), gid.as_raw());
         let made = became.and_then(|()| body());
         made.map_or_else(|errno| errno as i32, |_| 0)
     })?;
