@@ -3,20 +3,30 @@
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::Result;
 use libc::{
     IPPROTO_IP, SO_BROADCAST, SO_PRIORITY, SO_RCVBUF, SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET,
 };
 
+use crate::kit::files::ready;
 use crate::kit::net::{option, set_option, set_option_bytes};
-use crate::kit::{Setting, Watch, loopback, not_here, same, sys};
+use crate::kit::{Setting, Watch, loopback, not_here, same, sys, until};
 
 fn bound(to: &str) -> Result<Rc<UdpSocket>> {
     loopback()?;
     let socket = UdpSocket::bind(to)?;
     socket.set_nonblocking(true)?;
     Ok(Rc::new(socket))
+}
+
+/// Waits for a datagram: on a busy machine the loopback device takes a moment.
+fn comes(socket: &UdpSocket) -> Result<()> {
+    let patience = Duration::from_secs(3);
+    until("a datagram", patience, || {
+        ready(socket.as_raw_fd(), libc::POLLIN).is_ok_and(|events| events != 0)
+    })
 }
 
 /// Its own address, its peer's.
@@ -44,9 +54,11 @@ fn connected(to: &str) -> Result<Watch> {
         .and(Watch::new(move || {
             client.send(b"question")?;
             let mut bytes = [0; 100];
+            comes(&server)?;
             let (len, from) = server.recv_from(&mut bytes)?;
             same("the question", b"question".as_slice(), &bytes[..len])?;
             server.send_to(b"answer", from)?;
+            comes(&client)?;
             let len = client.recv(&mut bytes)?;
             same("the answer", b"answer".as_slice(), &bytes[..len])?;
             // Others are not heard by one that is connected.
@@ -69,6 +81,7 @@ pub(crate) fn shutdown(_: &Setting) -> Result<Watch> {
         let error = client.send(b"x").err().and_then(|e| e.raw_os_error());
         same("sending", &Some(libc::EPIPE), &error)?;
         server.send_to(b"still heard", client.local_addr()?)?;
+        comes(&client)?;
         same("receiving", &11, &client.recv(&mut [0; 100])?)
     })
     .spoiled_by(move || {
@@ -214,6 +227,7 @@ pub(crate) fn multicast(_: &Setting) -> Result<Watch> {
         )?;
         sender.send_to(b"to all", (group, port))?;
         let mut bytes = [0; 100];
+        comes(&receiver)?;
         let len = receiver.recv(&mut bytes)?;
         same("what came", b"to all".as_slice(), &bytes[..len])
     })
