@@ -1,5 +1,6 @@
 //! Processes to stop and describe.
 #![allow(dead_code, reason = "each test file uses some of it")]
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use freezer::{PageRun, PageSink, capture, capture_pages, freeze};
 use persist_mem::manifest::{Extent, Manifest};
