@@ -1,4 +1,5 @@
 //! A running tree is stopped, described and let go, and does not notice.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

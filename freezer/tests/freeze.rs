@@ -120,6 +120,38 @@ fn a_vfork_parent_is_waited_for() {
 }
 
 #[test]
+fn a_parent_in_vfork_is_let_go_and_stopped_again() {
+    let fifo = std::env::temp_dir().join(format!("freezer-vfork-{}", std::process::id()));
+    let _ = std::fs::remove_file(&fifo);
+    // Its child waits for a writer before it runs another program.
+    let subject = Subject::start(&format!(
+        "import os\n\
+         f='{}'\n\
+         os.mkfifo(f)\n\
+         os.write(1,b'x')\n\
+         os.posix_spawn('/bin/true',['true'],{{}},file_actions=[(os.POSIX_SPAWN_OPEN,5,f,0,0)])\n\
+         while 1: os.wait() and os._exit(3)\n",
+        fifo.display()
+    ));
+    until("it waits for its child", || state(subject.pid()) == 'D');
+    for _ in 0..2 {
+        let frozen = match freeze(subject.pid()) {
+            Ok(frozen) => frozen,
+            // Which child it waits for is told by the kernel's memory only.
+            Err(freezer::FreezerError::WontStop { .. }) => return,
+            Err(error) => panic!("{error}"),
+        };
+        let child = frozen.threads(subject.pid())[0].1.in_vfork;
+        assert!(child.is_some_and(|child| state(child) == 't'));
+    }
+    std::fs::File::options().write(true).open(&fifo).unwrap();
+    let _ = std::fs::remove_file(&fifo);
+    // What could not be detached while it waited is so by a tracer's end, or now that it has stopped.
+    drop(freeze(subject.pid()).unwrap());
+    until("both end", || state(subject.pid()) == 'Z');
+}
+
+#[test]
 fn a_stopped_job_stays_stopped() {
     let subject = Subject::start("import os,time\nos.write(1,b'x')\nwhile 1: time.sleep(0.01)\n");
     sys::process::kill(subject.pid(), 19).unwrap();

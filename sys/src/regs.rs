@@ -56,6 +56,18 @@ pub mod restart {
 }
 
 impl Regs {
+    /// From the words of `struct user_regs_struct`; `struct pt_regs`, as it lies on a kernel stack, is those up to
+    /// `ss`. What is missing is 0.
+    #[must_use]
+    pub fn from_words(words: &[u64]) -> Regs {
+        let mut all = [0; size_of::<Regs>() / 8];
+        for (place, word) in all.iter_mut().zip(words) {
+            *place = *word;
+        }
+        // SAFETY: the structure is as many words, of which any value is valid.
+        unsafe { core::mem::transmute::<[u64; size_of::<Regs>() / 8], Regs>(all) }
+    }
+
     /// The system call the thread was interrupted in: its number and negative result so far.
     /// None when it runs user code.
     #[must_use]
@@ -68,5 +80,18 @@ impl Regs {
     #[must_use]
     pub fn syscall_args(&self) -> [u64; 6] {
         [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_in_the_kernels_order() {
+        let words: Vec<u64> = (1..=21).collect();
+        let regs = Regs::from_words(&words);
+        assert_eq!((regs.r15, regs.orig_rax, regs.rip), (1, 16, 17));
+        assert_eq!((regs.ss, regs.fs_base, regs.gs), (21, 0, 0));
     }
 }

@@ -5,14 +5,12 @@
 //! more. So a tracer may die at any moment.
 
 use crate::regs::{Regs, restart};
+use crate::xstate::{HEADER_END, SW_BYTES, XSTATE_BV, standard_size};
 
 /// Bytes of `struct rt_sigframe` (arch/x86/include/asm/sigframe.h).
 const FRAME: usize = 440;
 /// From the frame to its extended state, which the kernel wants on a multiple of 64.
 const XSTATE_AT: usize = 448;
-const SW_BYTES: usize = 464;
-const XSTATE_BV: usize = 512;
-const LEGACY_AND_HEADER: usize = 576;
 /// `FP_XSTATE_MAGIC1`, `FP_XSTATE_MAGIC2` (arch/x86/include/uapi/asm/sigcontext.h).
 const MAGIC1: u32 = 0x4650_5853;
 const MAGIC2: u32 = 0x4650_5845;
@@ -153,7 +151,7 @@ fn signal_xstate(state: &[u8]) -> Vec<u8> {
             .and_then(|bytes| bytes.try_into().ok())
             .map_or(0, u64::from_le_bytes)
     };
-    if state.len() < LEGACY_AND_HEADER {
+    if state.len() < HEADER_END {
         return Vec::new();
     }
     let mut features = word(SW_BYTES);
@@ -170,19 +168,6 @@ fn signal_xstate(state: &[u8]) -> Vec<u8> {
     out[SW_BYTES + 16..SW_BYTES + 20].copy_from_slice(&size32.to_le_bytes());
     out.extend_from_slice(&MAGIC2.to_le_bytes());
     out
-}
-
-/// Bytes of the standard format with these features (Intel SDM, CPUID leaf 0xD).
-fn standard_size(features: u64) -> usize {
-    (2..63)
-        .filter(|bit| features >> bit & 1 == 1)
-        .map(|bit| {
-            let leaf = core::arch::x86_64::__cpuid_count(0xd, bit);
-            leaf.eax as usize + leaf.ebx as usize
-        })
-        .max()
-        .unwrap_or(0)
-        .max(LEGACY_AND_HEADER)
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@ const X87_REGISTERS: usize = 32;
 const XMM: usize = 160;
 const XMM_END: usize = 416;
 /// What the kernel tells of the format (`struct _fpx_sw_bytes`).
-const SW_BYTES: usize = 464;
-const XSTATE_BV: usize = 512;
+pub(crate) const SW_BYTES: usize = 464;
+pub(crate) const XSTATE_BV: usize = 512;
 const XCOMP_BV: usize = 520;
-const HEADER_END: usize = 576;
+pub(crate) const HEADER_END: usize = 576;
 
 const X87: u64 = 1;
 const SSE: u64 = 2;
@@ -44,6 +44,19 @@ impl Component {
             supervisor: leaf.ecx & 1 != 0,
         }
     }
+}
+
+/// Bytes of the standard format with these features.
+pub(crate) fn standard_size(features: u64) -> usize {
+    (2..63)
+        .filter(|bit| features >> bit & 1 == 1)
+        .map(|bit| {
+            let component = Component::of(bit);
+            component.offset + component.size
+        })
+        .max()
+        .unwrap_or(0)
+        .max(HEADER_END)
 }
 
 /// The standard format of a state that the kernel keeps. `like` is the state of any thread as

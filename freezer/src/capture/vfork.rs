@@ -293,8 +293,12 @@ impl Reader<'_> {
             let words: Vec<u64> = (0..PT_REGS / 8)
                 .filter_map(|n| word(&bytes, n * 8))
                 .collect();
-            let Some(found) = from_stack(&words) else {
-                continue;
+            let found = Regs::from_words(&words);
+            // What else is in the words of cs and ss is the processor's (FRED).
+            let found = Regs {
+                cs: found.cs & 0xffff,
+                ss: found.ss & 0xffff,
+                ..found
             };
             if shown(&found) == system_call.trim() {
                 return Ok(Regs {
@@ -432,62 +436,6 @@ impl Reader<'_> {
         }
         Ok(None)
     }
-}
-
-/// `struct pt_regs` in the order of its fields.
-fn from_stack(words: &[u64]) -> Option<Regs> {
-    let &[
-        r15,
-        r14,
-        r13,
-        r12,
-        rbp,
-        rbx,
-        r11,
-        r10,
-        r9,
-        r8,
-        rax,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        orig_rax,
-        rip,
-        cs,
-        eflags,
-        rsp,
-        ss,
-    ] = words
-    else {
-        return None;
-    };
-    // What else is in the words of cs and ss is the processor's (FRED).
-    let (cs, ss) = (cs & 0xffff, ss & 0xffff);
-    Some(Regs {
-        r15,
-        r14,
-        r13,
-        r12,
-        rbp,
-        rbx,
-        r11,
-        r10,
-        r9,
-        r8,
-        rax,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        orig_rax,
-        rip,
-        cs,
-        eflags,
-        rsp,
-        ss,
-        ..Regs::default()
-    })
 }
 
 /// As `/proc/PID/syscall` shows them: number, arguments, stack pointer, instruction pointer.

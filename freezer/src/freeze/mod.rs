@@ -56,7 +56,7 @@ pub struct Frozen {
     /// Calls that threads repeat.
     repeating: BTreeMap<Tid, Repeated>,
     begun: Instant,
-    /// Threads that were let go before they had stopped: they are detached when they have.
+    /// Threads that were let go before they had stopped: they are detached when they have, or held again.
     leaving: Vec<Tid>,
 }
 
@@ -135,22 +135,24 @@ impl Frozen {
 
     /// Lets one process go on again.
     fn release(&mut self, pid: Pid) {
-        for tid in core::mem::take(self.process(pid)).into_keys() {
-            self.let_go(tid);
+        for (tid, thread) in core::mem::take(self.process(pid)) {
+            self.let_go(tid, thread);
         }
         self.processes.retain(|(found, _)| *found != pid);
     }
 
-    /// Detaches a thread. One that has not stopped yet gets a moment; one that has ended is reaped, so
-    /// that its parent hears of it.
-    fn let_go(&mut self, tid: Tid) {
+    /// Detaches a thread. One that has not stopped yet gets a moment, unless it waits for its child; one that has
+    /// ended is reaped, so that its parent hears of it.
+    fn let_go(&mut self, tid: Tid, thread: FrozenThread) {
         let call = self.repeating.remove(&tid);
         // The time it was stopped has passed, too. A failure leaves it as it was at the stop.
         let wait = call.and_then(|call| {
             let _ = call.repeat();
             Some((call.pid(), call.begin_socket_wait()?))
         });
-        if ptrace::detach(tid, 0).is_err() {
+        if thread.in_vfork.is_some() {
+            self.leaving.push(tid);
+        } else if ptrace::detach(tid, 0).is_err() {
             let _ = wait::wait_for_at_most(tid, Duration::from_millis(50));
             if ptrace::detach(tid, 0).is_err() {
                 self.leaving.push(tid);
@@ -175,16 +177,6 @@ impl Frozen {
         });
     }
 
-    /// Waits until nobody is left who was let go before they had stopped.
-    fn see_all_off(&mut self, limit: Duration) {
-        let begun = Instant::now();
-        self.see_off();
-        while !self.leaving.is_empty() && begun.elapsed() < limit {
-            std::thread::sleep(Duration::from_micros(200));
-            self.see_off();
-        }
-    }
-
     /// Puts parents before their children, whatever their numbers.
     fn sort(&mut self) {
         let parents: BTreeMap<Pid, Pid> = self
@@ -204,11 +196,16 @@ impl Drop for Frozen {
     fn drop(&mut self) {
         proc::forget_stopped(self.pids());
         for (_, threads) in core::mem::take(&mut self.processes) {
-            for tid in threads.into_keys() {
-                self.let_go(tid);
+            for (tid, thread) in threads {
+                self.let_go(tid, thread);
             }
         }
-        self.see_all_off(SOON);
+        let begun = Instant::now();
+        self.see_off();
+        while !self.leaving.is_empty() && begun.elapsed() < SOON {
+            std::thread::sleep(Duration::from_micros(200));
+            self.see_off();
+        }
     }
 }
 
@@ -246,8 +243,6 @@ fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
     // New threads and children appear as long as one of them runs; a round without news ends it.
     loop {
         let (mut started, mut news) = (Vec::new(), false);
-        // They are seized again now.
-        frozen.see_all_off(STOP_WITHIN);
         // Whoever was one when its parent still ran may be gone.
         frozen.zombies.clear();
         for pid in scope.pids()? {

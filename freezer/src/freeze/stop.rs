@@ -59,6 +59,7 @@ pub(super) fn begin(
             }
             Err(e) => return Err(e),
         }
+        frozen.leaving.retain(|left| *left != tid);
         let thread = FrozenThread {
             group_stop: None,
             asleep_since_ns: None,
@@ -128,8 +129,22 @@ fn seize(pid: Pid, tid: Tid) -> Result<(), FreezerError> {
                 ptrace::seize(tid, TRACESYSGOOD)
             }
         })
+        .or_else(|errno| match errno {
+            // It was let go and has not stopped since.
+            Errno::EPERM if is_held(pid, tid) => Ok(()),
+            errno => Err(errno),
+        })
         .map_err(failed)?;
     ptrace::interrupt(tid).map_err(failed)
+}
+
+/// Whether a thread is traced by this one.
+fn is_held(pid: Pid, tid: Tid) -> bool {
+    let status = proc::Status::read(pid, &format!("task/{tid}/status"));
+    let tracer = status
+        .ok()
+        .and_then(|status| status.value("TracerPid")?.parse().ok());
+    tracer == Some(nix::unistd::gettid().as_raw())
 }
 
 /// Waits until all of `started` have stopped or ended.
