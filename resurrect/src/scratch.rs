@@ -21,8 +21,13 @@ pub(crate) fn find(manifest: &Manifest, own: &[(u64, u64)]) -> Option<u64> {
         used.extend(live.mm.vmas.iter().map(|vma| (vma.start, vma.end)));
         used.extend(live.mm.aio.iter().map(|ring| (ring.start, ring.end)));
     }
+    gap(used, BATCH_LEN + PARKING_LEN)
+}
+
+/// So many bytes that no range uses, some way off all of them.
+pub(crate) fn gap(mut used: Vec<(u64, u64)>, len: u64) -> Option<u64> {
     used.sort_unstable();
-    let need = BATCH_LEN + PARKING_LEN + 2 * APART;
+    let need = len.checked_add(2 * APART)?;
     let mut at = LOWEST;
     for (start, end) in used {
         if start > at && start - at >= need {

@@ -4,6 +4,7 @@
 //! children have pages in common with it gets its memory before they are made, and a child is built by the
 //! difference: what it maps otherwise, and the pages it has of its own.
 
+use super::apart::accounted;
 use super::map::{PROT_WRITE, has_pages, made_with};
 use super::pages::split;
 use super::{Builder, map, pages};
@@ -42,6 +43,8 @@ struct Kept {
     end: u64,
     /// Index of the parent's mapping.
     parent: usize,
+    /// The child's counts as memory that may be needed.
+    accounted: bool,
 }
 
 /// Whether `child` has enough in common with `parent` to be forked from its memory.
@@ -102,7 +105,8 @@ pub(super) fn adapt(
             ..theirs.clone()
         };
         let prot = made_with(theirs, parent, builder);
-        if prot & PROT_WRITE == 0 && has_pages(&part, &written) {
+        let writable = kept.accounted || has_pages(&part, &written);
+        if prot & PROT_WRITE == 0 && writable {
             let args = [
                 part.start.into(),
                 part.len().into(),
@@ -190,6 +194,7 @@ fn compare(vma: &Vma, parent: &[Vma], objects: &[SharedObject], found: &mut Diff
             start,
             end,
             parent: index,
+            accounted: accounted(vma),
         });
         at = end;
     }
@@ -204,7 +209,9 @@ fn same_kind(one: &Vma, two: &Vma) -> bool {
     const FLAGS: [&[u8; 2]; 4] = [b"gd", b"nr", b"hg", b"mw"];
     // What does not survive a fork, or only as a whole.
     let odd = |vma: &Vma| vma.has(b"dp") || vma.page_size > PAGE_SIZE_U64;
-    if odd(one) || odd(two) || FLAGS.iter().any(|flag| one.has(flag) != two.has(flag)) {
+    // Once it counts as memory that may be needed, it always does.
+    let counts = accounted(two) && !accounted(one);
+    if odd(one) || odd(two) || counts || FLAGS.iter().any(|flag| one.has(flag) != two.has(flag)) {
         return false;
     }
     match (&one.backing, &two.backing) {
@@ -227,7 +234,7 @@ pub(super) fn is_segment(vma: &Vma, objects: &[SharedObject]) -> bool {
 }
 
 /// What a part of a mapping shows that begins `by` bytes after it.
-fn moved(backing: &Backing, by: u64) -> Backing {
+pub(super) fn moved(backing: &Backing, by: u64) -> Backing {
     let mut backing = backing.clone();
     match &mut backing {
         Backing::File { offset, .. }

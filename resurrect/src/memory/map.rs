@@ -1,10 +1,12 @@
 //! Making the mappings, writable as long as pages are still to come.
 
 use super::inherit::is_segment;
-use super::{Builder, segments};
+use super::{Builder, apart, segments};
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
+use nix::fcntl::OFlag;
 use persist_mem::manifest::{AddressSpace, Backing, FileRef, Vma};
+use std::os::fd::{AsRawFd, OwnedFd};
 use sys::PAGE_SIZE_U64;
 use sys::batch::{Arg, CallIndex};
 
@@ -43,6 +45,10 @@ struct Mapper<'a, 'b> {
     calls: Calls<'a>,
     builder: &'a Builder<'b>,
     open: Option<OpenFile<'a>>,
+    /// The next mapping is one of its own beside the one before it.
+    apart: bool,
+    /// Further descriptions of objects, until the calls are made that take them.
+    further: Vec<OwnedFd>,
 }
 
 /// Makes mappings of an address space, all but those of System V segments ([`segments`]).
@@ -52,20 +58,39 @@ pub(super) fn make(
     vmas: &[Vma],
     mm: &AddressSpace,
 ) -> Result<(), ResurrectError> {
+    let plan = apart::plan(vmas, mm, |len| apart::free(builder, mm, len));
+    for (group, aside) in plan.aside.iter().enumerate() {
+        let aside: Vec<&Vma> = aside.iter().map(|(vma, _)| *vma).collect();
+        make_some(builder, leader, &aside, mm)?;
+        plan.move_aside(group, builder, leader)?;
+    }
+    make_some(builder, leader, &plan.rest, mm)?;
+    plan.move_back(builder, leader)
+}
+
+fn make_some(
+    builder: &Builder<'_>,
+    leader: &mut sys::tracee::Tracee,
+    vmas: &[&Vma],
+    mm: &AddressSpace,
+) -> Result<(), ResurrectError> {
     let mut mapper = Mapper {
         calls: Calls::new(builder.pid, "making its mappings", leader),
         builder,
         open: None,
+        apart: false,
+        further: Vec::new(),
     };
+    let mut before: Option<&Vma> = None;
     for vma in vmas {
+        mapper.apart = before.is_some_and(|before| apart::would_merge(before, vma));
         mapper.map(vma, mm)?;
+        before = Some(vma);
         if mapper.calls.full() {
-            mapper.close();
-            mapper.calls.flush()?;
+            mapper.flush()?;
         }
     }
-    mapper.close();
-    mapper.calls.flush()
+    mapper.flush()
 }
 
 impl<'a> Mapper<'a, '_> {
@@ -113,7 +138,7 @@ impl<'a> Mapper<'a, '_> {
         let writable = shared && vma.has(b"mw");
         let same = |o: &OpenFile<'_>| o.source == source && o.writable == writable;
         let fd = match &self.open {
-            Some(open) if same(open) => open.fd,
+            Some(open) if same(open) && !self.apart => open.fd,
             _ => self.open(source, writable)?,
         };
         let kind = if shared { MAP_SHARED } else { MAP_PRIVATE };
@@ -169,17 +194,34 @@ impl<'a> Mapper<'a, '_> {
     /// A copy of this process's descriptor of an object.
     fn take(&mut self, object: u32, writable: bool) -> Result<CallIndex, ResurrectError> {
         let pid = self.builder.pid;
-        let theirs = self
-            .builder
-            .objects
-            .descriptor(object, writable)
-            .ok_or_else(|| ResurrectError::Impossible {
-                pid,
-                why: format!("memory object {object} is not there"),
-            })?;
+        let objects = self.builder.objects;
+        let theirs = objects.descriptor(object, writable);
+        let mut theirs = theirs.ok_or_else(|| ResurrectError::Impossible {
+            pid,
+            why: format!("memory object {object} is not there"),
+        })?;
+        if self.apart {
+            let mode = if writable {
+                OFlag::O_RDWR
+            } else {
+                OFlag::O_RDONLY
+            };
+            let further = objects.open(object, mode | OFlag::O_CLOEXEC);
+            let doing = "opening a memory object again";
+            let further = further.map_err(ResurrectError::call(pid, doing))?;
+            theirs = further.as_raw_fd();
+            self.further.push(further);
+        }
         let args = [self.builder.pidfd.into(), theirs.into(), 0.into()];
         let batch = self.calls.batch();
         Ok(batch.call("taking a memory object", nr::PIDFD_GETFD, args))
+    }
+
+    fn flush(&mut self) -> Result<(), ResurrectError> {
+        self.close();
+        self.calls.flush()?;
+        self.further.clear();
+        Ok(())
     }
 
     /// No other descriptor shall be there but the one through which the others will come.
@@ -204,7 +246,8 @@ pub(super) fn made_with(vma: &Vma, mm: &AddressSpace, builder: &Builder<'_>) -> 
     if is_segment(vma, builder.saved_objects) {
         return segments::attached_with(vma);
     }
-    vma.prot | if has_pages(vma, mm) { PROT_WRITE } else { 0 }
+    let writable = has_pages(vma, mm) || apart::accounted(vma);
+    vma.prot | if writable { PROT_WRITE } else { 0 }
 }
 
 fn extra_flags(vma: &Vma) -> u64 {

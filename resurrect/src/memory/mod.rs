@@ -5,6 +5,7 @@
 //! | [`empty`] | takes a new process's own memory away |
 //! | [`inherit`] | what a process takes over from the one that forked it |
 //! | [`map`] | makes the mappings |
+//! | [`apart`] | keeps neighbours apart that the kernel would make one mapping of |
 //! | [`segments`] | attaches System V shared memory |
 //! | [`pages`] | fills in saved pages |
 //! | [`protect`] | protections, advice and locks, once the pages are there |
@@ -15,6 +16,7 @@
 //! | [`policy`] | what holds for mappings to come |
 
 pub(crate) mod aio;
+mod apart;
 pub(crate) mod empty;
 mod inherit;
 mod layout;
@@ -60,6 +62,8 @@ struct Builder<'a> {
     pidfd: i32,
     kernel: Rc<Kernel>,
     processor: Option<&'a OneProcessor>,
+    /// The range for batches with the parking behind it.
+    scratch: (u64, u64),
 }
 
 /// What matters of the kernel that runs, found once.
@@ -176,6 +180,10 @@ fn builder<'a>(
         pidfd: restore.self_pidfd.as_raw_fd(),
         kernel,
         processor: restore.processor.as_ref(),
+        scratch: (
+            restore.scratch.place().address,
+            restore.scratch.end() + crate::scratch::PARKING_LEN,
+        ),
     };
     Ok((builder, task))
 }

@@ -16,6 +16,7 @@ mod maps;
 mod memfd;
 mod mseal;
 mod named;
+mod neighbours;
 mod numa;
 mod pkey;
 mod posix_shm;
@@ -57,6 +58,11 @@ pub(crate) const GROUP: Group = Group {
             "maps",
             "/proc/PID/maps, exe, cmdline, environ and auxv",
             maps::start,
+        ),
+        subject(
+            "neighbours",
+            "mappings side by side that could be one and are not",
+            neighbours::start,
         ),
         subject(
             "changes",
