@@ -4,7 +4,7 @@
 //! children have pages in common with it gets its memory before they are made, and a child is built by the
 //! difference: what it maps otherwise, and the pages it has of its own.
 
-use super::apart::accounted;
+use super::apart::{accounted, would_merge};
 use super::map::{PROT_WRITE, has_pages, made_with};
 use super::pages::split;
 use super::{Builder, map, pages};
@@ -136,18 +136,29 @@ fn overlaps(range: &PageRange, others: &[PageRange]) -> bool {
 
 fn difference(parent: &AddressSpace, child: &AddressSpace, objects: &[SharedObject]) -> Difference {
     let mut found = Difference::default();
+    let mut before: Option<(&Vma, Difference)> = None;
     for vma in child.vmas.iter().filter(|vma| !kernels(vma)) {
         let mut parts = Difference::default();
         compare(vma, &parent.vmas, objects, &mut parts);
         // What is inherited in part comes back as several mappings (mm/vma.c, is_mergeable_anon_vma): worth it
         // only for pages in common.
-        if parts.kept.len() + parts.map.len() > 1 && !have_common(parent, child, &parts.kept) {
-            parts.kept.clear();
-            parts.map = vec![vma.clone()];
+        if parts.kept.len() + parts.map.len() > 1 && in_common(parent, child, &parts.kept) == 0 {
+            parts = all_new(vma);
         }
-        found.kept.append(&mut parts.kept);
-        found.map.append(&mut parts.map);
+        if let Some((neighbour, theirs)) = &mut before
+            && are_one(&theirs.kept, &parts.kept)
+            && would_merge(neighbour, vma)
+        {
+            let pages = |parts: &Difference| in_common(parent, child, &parts.kept);
+            if pages(theirs) < pages(&parts) {
+                *theirs = all_new(neighbour);
+            } else {
+                parts = all_new(vma);
+            }
+        }
+        found.take(before.replace((vma, parts)));
     }
+    found.take(before);
     // Kept parts are in ascending order, and so are the mappings they are parts of.
     let mut kept = found.kept.iter().peekable();
     for (index, vma) in parent.vmas.iter().enumerate() {
@@ -167,6 +178,29 @@ fn difference(parent: &AddressSpace, child: &AddressSpace, objects: &[SharedObje
     }
     compare_pages(parent, child, &mut found);
     found
+}
+
+impl Difference {
+    /// Adds what was found of a mapping.
+    fn take(&mut self, of: Option<(&Vma, Difference)>) {
+        let Some((_, mut parts)) = of else { return };
+        self.kept.append(&mut parts.kept);
+        self.map.append(&mut parts.map);
+    }
+}
+
+/// A mapping of which nothing is taken over.
+fn all_new(vma: &Vma) -> Difference {
+    Difference {
+        map: vec![vma.clone()],
+        ..Difference::default()
+    }
+}
+
+/// Whether parts of neighbours touch within one mapping of the parent.
+fn are_one(one: &[Kept], two: &[Kept]) -> bool {
+    let touch = one.last().zip(two.first());
+    touch.is_some_and(|(one, two)| one.end == two.start && one.parent == two.parent)
 }
 
 /// Cuts a mapping of the child into parts that the parent maps as well, and others.
@@ -261,11 +295,12 @@ fn compare_pages(parent: &AddressSpace, child: &AddressSpace, found: &mut Differ
     found.drop = ranges(&dropped);
 }
 
-/// Whether both have any page in common in these parts.
-fn have_common(parent: &AddressSpace, child: &AddressSpace, kept: &[Kept]) -> bool {
+/// How many pages both have in common in these parts.
+fn in_common(parent: &AddressSpace, child: &AddressSpace, kept: &[Kept]) -> u64 {
     let kept: Vec<PageRange> = kept.iter().map(range_of).collect();
     let (theirs, _) = split(&parent.extents, &kept);
-    !common(&theirs, &child.extents, &kept).is_empty()
+    let common = common(&theirs, &child.extents, &kept);
+    common.iter().map(|range| range.pages).sum()
 }
 
 fn range_of(kept: &Kept) -> PageRange {
@@ -356,6 +391,27 @@ mod tests {
             ]
         );
         assert_eq!(found.drop, [range(0x1_4000, 1), range(0x1_6000, 2)]);
+    }
+
+    #[test]
+    fn two_that_were_one_in_the_parent() {
+        let parent = AddressSpace {
+            vmas: vec![vma(0x1_0000, 0x2_0000)],
+            extents: vec![extent(0x1_0000, 16, 100)],
+            ..AddressSpace::default()
+        };
+        let mut child = AddressSpace {
+            vmas: vec![vma(0x1_0000, 0x1_8000), vma(0x1_8000, 0x2_0000)],
+            extents: vec![extent(0x1_0000, 8, 300), extent(0x1_8000, 8, 108)],
+            ..AddressSpace::default()
+        };
+        let found = difference(&parent, &child, &[]);
+        assert_eq!(found.map, [vma(0x1_0000, 0x1_8000)], "the one of its own");
+        assert_eq!(found.unmap, [(0x1_0000, 0x1_8000)]);
+        child.extents = vec![extent(0x1_0000, 8, 100), extent(0x1_8000, 8, 300)];
+        let found = difference(&parent, &child, &[]);
+        assert_eq!(found.map, [vma(0x1_8000, 0x2_0000)], "the other one");
+        assert_eq!(found.kept.len(), 1);
     }
 
     #[test]
