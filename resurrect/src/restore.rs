@@ -202,6 +202,9 @@ fn own_ranges(me: Pid) -> Result<Vec<(u64, u64)>, ResurrectError> {
     Ok(crate::memory::ranges(&text))
 }
 
+/// From this time on whoever looks at the console may ask what takes so long.
+const LONG: Duration = Duration::from_millis(500);
+
 /// Rebuilds every process of `manifest`, stopped.
 ///
 /// Must be called by a process with one thread, which stays the tracer until the thaw.
@@ -221,7 +224,11 @@ pub fn restore(
             restore.end_all();
             return Err(error);
         }
-        log::debug!("stage `{name}`: {:?}", begun.elapsed());
+        let level = match begun.elapsed() {
+            long if long >= LONG => log::Level::Info,
+            _ => log::Level::Debug,
+        };
+        log::log!(level, "stage `{name}`: {:?}", begun.elapsed());
     }
     Ok(World {
         waits: crate::thread::waits::find(&mut restore)?,

@@ -32,12 +32,26 @@ pub(crate) struct Report {
     pub(crate) threads: u64,
     /// Bytes whose page stayed where it was.
     pub(crate) bytes_in_place: u64,
-    /// Bytes that were copied out of the boot window.
+    /// Bytes that were copied.
     pub(crate) bytes_moved: u64,
+    /// Where these had been.
+    pub(crate) moved: Moved,
     /// From the freeze to the thaw.
     pub(crate) blackout_ms: f64,
     /// The time line.
     pub(crate) phases: Vec<Phase>,
+}
+
+/// Bytes that were copied, by the place they were copied out of.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Moved {
+    /// The boot window's main part: kupgrade chose it.
+    pub(crate) window: u64,
+    /// The first memory block: RAM of the new kernel on every host.
+    pub(crate) first_block: u64,
+    /// Those at the end of RAM: likewise.
+    pub(crate) last_blocks: u64,
 }
 
 /// One phase of an upgrade, on one clock across the jump.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use freezer::{PageRun, PageSink};
 use persist_mem::firmware::kind;
 use persist_mem::frames::{Frames, ManifestPlace};
-use persist_mem::manifest::{ChecksumRun, Extent, MemoryPlan, PageChecksums};
+use persist_mem::manifest::{ChecksumRun, Extent, MemoryPlan, Moved, PageChecksums};
 use persist_mem::ranges::RangeSet;
 use persist_mem::superblock::Superblock;
 use persist_mem::window::Window;
@@ -50,17 +50,17 @@ pub(super) fn pin_down(
     let promised = initramfs::huge_pages::promised_bytes(&upgrade.huge_pools);
     room::enough(&kept, promised, &plan.window.all, &ram, plan.block_size)
         .map_err(anyhow::Error::msg)?;
-    upgrade.carried.bytes_moved = pages.moved.len() as u64 * PAGE_SIZE_U64;
-    upgrade.carried.bytes_in_place = kept.total() - upgrade.carried.bytes_moved;
-    upgrade.carried.moved_why = reasons(pages.moved.keys(), &plan.window, plan.block_size);
-    for (why, bytes) in &upgrade.carried.moved_why {
-        log::info!("copied: {} KiB {why}", bytes >> 10);
-    }
+    let moved = places(pages.moved.keys(), &plan.window, plan.block_size);
+    upgrade.carried.bytes_in_place = kept.total() - moved.bytes();
+    upgrade.carried.moved = moved;
     upgrade.checksums = pages.checksums.take().map(checksums);
     log::info!(
-        "{} KiB stay in place, {} KiB are copied",
+        "{} KiB stay in place; copied: {} KiB of the boot window's main part, {} KiB of the first memory \
+         block, {} KiB of those at the end of RAM",
         upgrade.carried.bytes_in_place >> 10,
-        upgrade.carried.bytes_moved >> 10
+        moved.window >> 10,
+        moved.first_block >> 10,
+        moved.last_blocks >> 10
     );
     let pairs = |set: &RangeSet| set.iter().map(|run| (run.start, run.end)).collect();
     upgrade.stamps = course.stamps();
@@ -85,27 +85,21 @@ pub(super) fn pin_down(
     Ok(Pinned { block })
 }
 
-/// Why pages were copied, with bytes: `frames` are where they were.
-fn reasons<'a>(
-    frames: impl Iterator<Item = &'a u64>,
-    window: &Window<'_>,
-    block: u64,
-) -> Vec<(String, u64)> {
-    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+/// Sums up where pages that were copied had been: in `frames`.
+fn places<'a>(frames: impl Iterator<Item = &'a u64>, window: &Window<'_>, block: u64) -> Moved {
+    let mut moved = Moved::default();
     for frame in frames {
         let at = frame * PAGE_SIZE_U64;
-        let why = if window.main.contains(&at) {
-            "in the boot window's main part"
+        let place = if window.main.contains(&at) {
+            &mut moved.window
         } else if at < block {
-            "in the first memory block, RAM of the new kernel from the start"
+            &mut moved.first_block
         } else {
-            "in a memory block at the end of RAM, RAM of the new kernel from the start"
+            &mut moved.last_blocks
         };
-        *sums.entry(why).or_default() += PAGE_SIZE_U64;
+        *place += PAGE_SIZE_U64;
     }
-    sums.into_iter()
-        .map(|(why, bytes)| (why.to_owned(), bytes))
-        .collect()
+    moved
 }
 
 /// Leaves pages where they are.

@@ -132,9 +132,27 @@ pub struct Carried {
     /// Bytes whose page stays where it is.
     pub bytes_in_place: u64,
     /// Bytes copied to other pages.
-    pub bytes_moved: u64,
-    /// Why they were, with bytes.
-    pub moved_why: Vec<(String, u64)>,
+    pub moved: Moved,
+}
+
+/// Bytes that could not stay where they were, by the place they were copied out of: all of it is RAM of the new
+/// kernel from the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Moved {
+    /// The boot window's main part, which was chosen because it held little.
+    pub window: u64,
+    /// The first memory block, where there is no choice.
+    pub first_block: u64,
+    /// The memory blocks at the end of RAM, where there is none either.
+    pub last_blocks: u64,
+}
+
+impl Moved {
+    /// All of them.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.window + self.first_block + self.last_blocks
+    }
 }
 
 /// The phases of an upgrade, in order.

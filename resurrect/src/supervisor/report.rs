@@ -2,6 +2,7 @@
 
 use super::clock::between;
 use super::{Result, SupervisorError};
+use persist_mem::manifest::Moved;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::path::Path;
@@ -92,8 +93,10 @@ pub struct Report {
     pub threads: u64,
     /// Bytes whose page stayed where it was.
     pub bytes_in_place: u64,
-    /// Bytes that were copied out of the boot window before the jump.
+    /// Bytes that were copied before the jump.
     pub bytes_moved: u64,
+    /// Where these had been.
+    pub moved: Moved,
     /// From the freeze to the thaw.
     pub blackout_ms: f64,
     /// The time line.
@@ -190,6 +193,14 @@ impl Report {
                 self.pages_verified
             ),
         );
+        let places = [
+            ("out of the boot window", self.moved.window),
+            ("out of the first memory block", self.moved.first_block),
+            ("out of the last memory blocks", self.moved.last_blocks),
+        ];
+        for (place, bytes) in places.iter().filter(|(_, bytes)| *bytes > 0) {
+            row("  moved", format!("{:.1} MiB {place}", mib(*bytes)));
+        }
         row(
             "MemTotal",
             format!(
