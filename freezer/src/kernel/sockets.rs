@@ -12,6 +12,8 @@ const LARGEST: usize = 1 << 26;
 /// One buffer of a queue: a message, or a run of a stream's bytes.
 #[derive(Debug)]
 pub(crate) struct Buffer {
+    /// Where it is.
+    pub(crate) address: u64,
     /// `struct sk_buff`.
     bytes: Vec<u8>,
 }
@@ -49,8 +51,9 @@ impl Kernel {
         let mut at = first;
         while at != end {
             let bytes = self.read(&[(at, len)])?.pop().flatten().ok_or(WRONG)?;
+            let address = at;
             at = word(&bytes, next).ok_or(WRONG)?;
-            found.push(Buffer { bytes });
+            found.push(Buffer { address, bytes });
             if found.len() > MOST {
                 return Err(WRONG);
             }

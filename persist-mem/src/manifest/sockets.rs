@@ -65,7 +65,7 @@ pub struct UnixSocket {
     pub peer_credentials: Option<PeerCredentials>,
     /// `SHUT_RD` as 1, `SHUT_WR` as 2.
     pub shutdown: u8,
-    /// Messages received and not read; one element for a run of stream bytes sent alike.
+    /// Messages received and not read; one element for each piece that a stream's bytes were sent in.
     pub queue: Vec<SocketMessage>,
 }
 
@@ -154,6 +154,10 @@ pub struct SocketMessage {
     /// Where it was sent to, where the receiver asks for it (IP_PKTINFO); else empty.
     #[serde(with = "serde_bytes")]
     pub destination: Vec<u8>,
+    /// Bytes before `data` that were sent with it and have been read. They count for its sender's room.
+    pub consumed: u32,
+    /// It is urgent (`MSG_OOB`): a byte, or a mark where that byte was when it has been read.
+    pub urgent: bool,
 }
 
 /// A socket of IP: TCP, UDP, ICMP, raw.
@@ -236,6 +240,8 @@ pub struct MulticastGroup {
     pub mode: u32,
     /// Sources in or out, bytes of their `struct sockaddr`.
     pub sources: Vec<Vec<u8>>,
+    /// Its place among all groups of the host, the last one that was joined first.
+    pub place: u32,
 }
 
 /// A netlink socket (netlink(7)).

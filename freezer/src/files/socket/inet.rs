@@ -114,20 +114,16 @@ fn groups(open: &Open<'_>, common: &Common) -> Result<Vec<MulticastGroup>, Freez
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
-    for (index, interface, group) in joined_v4() {
+    for (place, (index, interface, group)) in (0..).zip(joined_v4()) {
         let address = [&[2, 0, 0, 0], &group[..]].concat();
-        found.extend(group_filter(open, c::SOL_IP, index, &interface, &address)?);
+        let joined = group_filter(open, c::SOL_IP, index, &interface, &address)?;
+        found.extend(joined.map(|group| MulticastGroup { place, ..group }));
     }
     if common.domain == c::AF_INET6 {
-        for (index, interface, group) in joined_v6() {
+        for (place, (index, interface, group)) in (0..).zip(joined_v6()) {
             let address = [&[10, 0, 0, 0, 0, 0, 0, 0], &group[..], &[0; 4]].concat();
-            found.extend(group_filter(
-                open,
-                c::SOL_IPV6,
-                index,
-                &interface,
-                &address,
-            )?);
+            let joined = group_filter(open, c::SOL_IPV6, index, &interface, &address)?;
+            found.extend(joined.map(|group| MulticastGroup { place, ..group }));
         }
     }
     Ok(found)
@@ -170,10 +166,11 @@ fn group_filter(
             .take(count as usize)
             .map(|source| source[..group.len()].to_vec())
             .collect(),
+        place: 0,
     }))
 }
 
-/// Index and name of the interface and the group, from `/proc/net/igmp`.
+/// Index and name of the interface and the group, the last one first, from `/proc/net/igmp`.
 fn joined_v4() -> Vec<(u32, String, [u8; 4])> {
     let text = std::fs::read_to_string("/proc/self/net/igmp").unwrap_or_default();
     let mut found = Vec::new();
@@ -193,7 +190,7 @@ fn joined_v4() -> Vec<(u32, String, [u8; 4])> {
     found
 }
 
-/// Index and name of the interface and the group, from `/proc/net/igmp6`.
+/// Index and name of the interface and the group, the last one first, from `/proc/net/igmp6`.
 fn joined_v6() -> Vec<(u32, String, [u8; 16])> {
     let text = std::fs::read_to_string("/proc/self/net/igmp6").unwrap_or_default();
     let line = |line: &str| {

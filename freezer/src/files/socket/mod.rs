@@ -1,10 +1,12 @@
 //! Sockets: what all families have in common, and the families' modules.
 
 mod backlog;
+mod hidden;
 mod inet;
 mod netlink;
 mod options;
 mod packet;
+mod pieces;
 mod queue;
 mod raw;
 mod reuseport;
@@ -147,6 +149,13 @@ pub(crate) fn examine(open: &Open<'_>, facts: &mut Facts) -> Result<Socket, Free
     if matches!(&state, SocketState::Inet(state) if state.connection.is_some()) {
         options.retain(|option| !tcp::not_of_a_connection(option.level, option.name));
     }
+    let hidden = hidden::examine(open, &common)?;
+    if matches!(&state, SocketState::Inet(state) if state.connection.is_some())
+        && hidden.iter().any(hidden::is_signature)
+    {
+        return Err(open.refuse("connections with signatures (TCP_MD5SIG) are not carried"));
+    }
+    options.extend(hidden);
     Ok(Socket {
         domain: common.domain,
         kind: common.kind,
@@ -220,6 +229,8 @@ impl Sockets {
                 fds: Vec::new(),
                 credentials: message.credentials,
                 destination: message.destination,
+                consumed: message.consumed,
+                urgent: message.urgent,
             });
         }
         match &mut socket.state {

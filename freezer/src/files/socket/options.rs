@@ -49,6 +49,7 @@ const GENERAL: &[Line] = &[
     (c::SOL_SOCKET, 69 /* SO_PREFER_BUSY_POLL */, 4),
     (c::SOL_SOCKET, 47 /* SO_MAX_PACING_RATE */, 8),
     (c::SOL_SOCKET, 60 /* SO_ZEROCOPY */, 4),
+    (c::SOL_SOCKET, 73 /* SO_RESERVE_MEM */, 4),
     (c::SOL_SOCKET, 74 /* SO_TXREHASH */, 4),
     (c::SOL_SOCKET, 61 /* SO_TXTIME */, 8),
     (c::SOL_SOCKET, 75 /* SO_RCVMARK */, 4),
@@ -114,6 +115,7 @@ const IPV6: &[Line] = &[
     (c::SOL_IPV6, c::IPV6_MULTICAST_HOPS, 4),
     (c::SOL_IPV6, c::IPV6_MULTICAST_LOOP, 4),
     (c::SOL_IPV6, 29 /* IPV6_MULTICAST_ALL */, 4),
+    (c::SOL_IPV6, 30 /* IPV6_ROUTER_ALERT_ISOLATE */, 4),
     (c::SOL_IPV6, c::IPV6_MTU_DISCOVER, 4),
     (c::SOL_IPV6, c::IPV6_RECVERR, 4),
     (c::SOL_IPV6, 31 /* IPV6_RECVERR_RFC4884 */, 4),
@@ -163,6 +165,8 @@ const TCP: &[Line] = &[
     (c::SOL_TCP, 36 /* TCP_INQ */, 4),
     (c::SOL_TCP, 37 /* TCP_TX_DELAY */, 4),
     (c::SOL_TCP, 44 /* TCP_RTO_MAX_MS */, 4),
+    (c::SOL_TCP, 45 /* TCP_RTO_MIN_US */, 4),
+    (c::SOL_TCP, 46 /* TCP_DELACK_MAX_US */, 4),
 ];
 
 /// include/uapi/linux/udp.h
@@ -177,11 +181,13 @@ const UDP: &[Line] = &[
 
 const RAW: &[Line] = &[
     (c::SOL_IP, c::IP_HDRINCL, 4),
+    (c::SOL_IP, 5 /* IP_ROUTER_ALERT */, 4),
     (SOL_RAW, 1 /* ICMP_FILTER */, 4),
 ];
 
 const RAW6: &[Line] = &[
     (c::SOL_IPV6, 36 /* IPV6_HDRINCL */, 4),
+    (c::SOL_IPV6, 22 /* IPV6_ROUTER_ALERT */, 4),
     (SOL_RAW, 7 /* IPV6_CHECKSUM */, 4),
     (58 /* SOL_ICMPV6 */, 1 /* ICMPV6_FILTER */, 32),
 ];
@@ -199,12 +205,14 @@ const NETLINK: &[Line] = &[
 
 /// include/uapi/linux/if_packet.h
 const PACKET: &[Line] = &[
+    (SOL_PACKET, 7 /* PACKET_COPY_THRESH */, 4),
     (SOL_PACKET, 8 /* PACKET_AUXDATA */, 4),
     (SOL_PACKET, 9 /* PACKET_ORIGDEV */, 4),
     (SOL_PACKET, 10 /* PACKET_VERSION */, 4),
     (SOL_PACKET, 12 /* PACKET_RESERVE */, 4),
     (SOL_PACKET, 14 /* PACKET_LOSS */, 4),
     (SOL_PACKET, 15 /* PACKET_VNET_HDR */, 4),
+    (SOL_PACKET, 24 /* PACKET_VNET_HDR_SZ */, 4),
     (SOL_PACKET, 17 /* PACKET_TIMESTAMP */, 4),
     (SOL_PACKET, 19 /* PACKET_TX_HAS_OFF */, 4),
     (SOL_PACKET, 20 /* PACKET_QDISC_BYPASS */, 4),
@@ -215,10 +223,8 @@ const PACKET: &[Line] = &[
 const MULTICAST: &[(i32, i32)] = &[
     (c::SOL_IP, c::IP_MULTICAST_IF),
     (c::SOL_IP, c::IP_MULTICAST_TTL),
-    (c::SOL_IP, c::IP_MULTICAST_LOOP),
     (c::SOL_IPV6, c::IPV6_MULTICAST_IF),
     (c::SOL_IPV6, c::IPV6_MULTICAST_HOPS),
-    (c::SOL_IPV6, c::IPV6_MULTICAST_LOOP),
 ];
 
 /// The tables that apply to a socket.

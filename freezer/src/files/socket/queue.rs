@@ -1,5 +1,6 @@
 //! What is in a receive queue, without taking it out.
 
+use super::pieces::{self, Piece};
 use crate::FreezerError;
 use crate::files::Open;
 use nix::libc as c;
@@ -20,6 +21,8 @@ pub(super) struct Message {
     pub(super) fds: Vec<OwnedFd>,
     pub(super) credentials: Option<(i32, u32, u32)>,
     pub(super) destination: Vec<u8>,
+    pub(super) consumed: u32,
+    pub(super) urgent: bool,
 }
 
 /// Moves the place where `MSG_PEEK` looks (`SO_PEEK_OFF`, socket(7)), and puts it back.
@@ -103,12 +106,69 @@ pub(super) fn datagrams(
     }
 }
 
-/// The bytes of a stream, `total` of them, in runs that were sent alike: descriptors come with the
-/// first byte of a run.
+/// The bytes of a stream, `total` of them, in the pieces that they were sent in: each takes some of the
+/// sender's room. Where the kernel's memory does not tell, in [`runs`].
 pub(super) fn stream(
     open: &Open<'_>,
     total: usize,
 ) -> core::result::Result<Vec<Message>, FreezerError> {
+    match pieces::of(open.copy.as_fd()) {
+        Ok(pieces) if pieces.iter().any(|piece| piece.urgent) => with_urgent(open, pieces),
+        // Linux 6.17 and later count an urgent byte that was skipped for unread.
+        Ok(pieces) => in_pieces(open, &pieces),
+        Err(why) => {
+            log::debug!("fd {}: the pieces of its stream: {why}", open.fd);
+            runs(open, total)
+        }
+    }
+}
+
+/// What is peeked at piece by piece comes with the descriptors of each.
+fn in_pieces(
+    open: &Open<'_>,
+    pieces: &[Piece],
+) -> core::result::Result<Vec<Message>, FreezerError> {
+    let reading = "reading what is in its queue";
+    let place = Place::take(open)?;
+    let mut found = Vec::new();
+    let mut at = 0;
+    for piece in pieces.iter().filter(|piece| piece.unread() != 0) {
+        place.set(at).map_err(open.call(reading))?;
+        let received = place.peek(piece.unread()).map_err(open.call(reading))?;
+        let len = received.data.len();
+        if len != piece.unread() {
+            let text = format!("{len} of {} bytes of a piece could be read", piece.unread());
+            return Err(open.refuse(text));
+        }
+        found.push(Message {
+            consumed: piece.consumed,
+            ..message(open, received)?
+        });
+        at += len;
+    }
+    Ok(found)
+}
+
+/// Nobody can peek past an urgent byte: all of it is what the kernel's memory says.
+fn with_urgent(
+    open: &Open<'_>,
+    pieces: Vec<Piece>,
+) -> core::result::Result<Vec<Message>, FreezerError> {
+    if pieces.iter().any(|piece| piece.descriptors) {
+        return Err(open.refuse(pieces::URGENT_AND_DESCRIPTORS));
+    }
+    let message = |piece: Piece| Message {
+        data: piece.data,
+        credentials: piece.credentials,
+        consumed: piece.consumed,
+        urgent: piece.urgent,
+        ..Message::default()
+    };
+    Ok(pieces.into_iter().map(message).collect())
+}
+
+/// The bytes of a stream in runs that were sent alike: descriptors come with the first byte of a run.
+fn runs(open: &Open<'_>, total: usize) -> core::result::Result<Vec<Message>, FreezerError> {
     let reading = "reading what is in its queue";
     let place = Place::take(open)?;
     let mut found: Vec<Message> = Vec::new();
@@ -176,5 +236,6 @@ fn message(open: &Open<'_>, received: Received) -> core::result::Result<Message,
         fds: received.fds,
         credentials: received.credentials.map(|c| (c.pid, c.uid, c.gid)),
         destination: destination.unwrap_or_default(),
+        ..Message::default()
     })
 }

@@ -318,14 +318,7 @@ fn connected(description: &mut Description) -> Option<&mut InetSocket> {
 
 /// Options that a connection shows otherwise than they were set, or cannot be given any more.
 pub(super) fn not_of_a_connection(level: i32, name: i32) -> bool {
-    const TCP_SAVE_SYN: i32 = 27;
-    let names = [
-        c::TCP_MAXSEG,
-        c::TCP_FASTOPEN,
-        c::TCP_FASTOPEN_CONNECT,
-        c::TCP_DEFER_ACCEPT,
-        TCP_SAVE_SYN,
-    ];
+    let names = [c::TCP_MAXSEG, c::TCP_FASTOPEN, c::TCP_FASTOPEN_CONNECT];
     level == c::SOL_TCP && names.contains(&name)
 }
 

@@ -1,6 +1,7 @@
 //! Connections that nobody has accepted, read from the kernel's memory: the sockets that accept(2) would give
 //! are in no process's table, but the listening socket leads to them.
 
+use super::pieces::{self, Piece};
 use crate::kernel::sockets::Buffer;
 use crate::kernel::{Kernel, Unreadable, half};
 use nix::libc as c;
@@ -16,8 +17,8 @@ const MOST: usize = 1 << 16;
 pub(super) struct Unix {
     /// What the client has sent.
     pub(super) sent: Vec<SocketMessage>,
-    /// It has sent descriptors, or urgent data.
-    pub(super) more: bool,
+    /// It has sent descriptors.
+    pub(super) descriptors: bool,
     /// Whom the server will see.
     pub(super) credentials: Option<PeerCredentials>,
 }
@@ -50,30 +51,17 @@ pub(super) fn unix(fd: BorrowedFd<'_>) -> Result<Vec<Unix>, Unreadable> {
 }
 
 fn unix_connection(kernel: &mut Kernel, sk: u64) -> Result<Unix, Unreadable> {
-    // Kernels without urgent data of unix sockets lack the field.
-    let urgent = match kernel.fields(sk, "unix_sock", &["oob_skb"]) {
-        Ok(found) => found != [0],
-        Err(Unreadable::NoField(_)) => false,
-        Err(why) => return Err(why),
+    let pieces = pieces::in_queue(kernel, sk)?;
+    let descriptors = pieces.iter().any(|piece| piece.descriptors);
+    let message = |piece: Piece| SocketMessage {
+        data: piece.data,
+        credentials: piece.credentials,
+        urgent: piece.urgent,
+        ..SocketMessage::default()
     };
-    let (mut sent, mut more) = (Vec::new(), urgent);
-    for buffer in kernel.queue(sk)? {
-        let [pid, uid, gid, fds] = ["pid", "uid", "gid", "fp"]
-            .map(|field| kernel.of_family(&buffer, "unix_skb_parms", field));
-        more |= fds? != 0;
-        let pid = pid?;
-        sent.push(SocketMessage {
-            data: kernel.contents(&buffer)?,
-            credentials: match pid {
-                0 => None,
-                pid => Some((kernel.number_of(pid)?, uid? as u32, gid? as u32)),
-            },
-            ..SocketMessage::default()
-        });
-    }
     Ok(Unix {
-        sent,
-        more,
+        sent: pieces.into_iter().map(message).collect(),
+        descriptors,
         credentials: peer(kernel, sk)?,
     })
 }
@@ -230,7 +218,7 @@ mod tests {
         assert_eq!(data, [[&b"one"[..], &[7; 70_000]].concat(), vec![]]);
         for one in &found {
             assert_eq!(one.credentials.as_ref().map(|c| c.pid), Some(me));
-            assert!(!one.more);
+            assert!(!one.descriptors);
         }
         assert_eq!(found[0].sent[0].credentials.map(|c| c.0), Some(me));
     }

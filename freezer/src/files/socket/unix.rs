@@ -1,7 +1,7 @@
 //! Unix sockets (unix(7)).
 
 use super::queue::{self, Message};
-use super::{Common, Facts, unaccepted};
+use super::{Common, Facts, pieces, unaccepted};
 use crate::diag::UnixInfo;
 use crate::files::Open;
 use crate::{Externals, FreezerError};
@@ -120,17 +120,16 @@ pub(super) fn examine(
             return Err(open.refuse("an error waits on it that was not read yet"));
         }
     }
-    let urgent = socket::receive(fd, c::MSG_OOB | c::MSG_PEEK | c::MSG_DONTWAIT, 1);
-    if common.kind == c::SOCK_STREAM && !info.listens() && urgent.is_ok() {
-        return Err(open.refuse("out-of-band data in its queue is not carried yet"));
+    if common.kind == c::SOCK_STREAM && !info.listens() && common.has(c::POLLIN) {
+        refuse_urgent(open)?;
     }
     // Of a listening socket the kernel counts those that its clients have sent (Linux 6.7).
     if info.listens() && open.info.number("scm_fds", 10).unwrap_or(0) != 0 {
         return Err(open.refuse("a client that waits to be accepted has sent descriptors"));
     }
     let waiting = look_at_waiting(open, &info);
-    if waiting.is_some_and(|all| all.iter().any(|one| one.more)) {
-        let why = "a client that waits to be accepted has sent descriptors or urgent data";
+    if waiting.is_some_and(|all| all.iter().any(|one| one.descriptors)) {
+        let why = "a client that waits to be accepted has sent descriptors";
         return Err(open.refuse(why));
     }
     Ok(UnixSocket {
@@ -144,6 +143,23 @@ pub(super) fn examine(
         shutdown: info.shutdown,
         ..UnixSocket::default()
     })
+}
+
+/// Urgent data is carried as far as the kernel's memory shows it.
+fn refuse_urgent(open: &Open<'_>) -> Result<(), FreezerError> {
+    match pieces::urgent_beside_descriptors(open.copy.as_fd()) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(open.refuse(pieces::URGENT_AND_DESCRIPTORS)),
+        Err(why) => {
+            let flags = c::MSG_OOB | c::MSG_PEEK | c::MSG_DONTWAIT;
+            match socket::receive(open.copy.as_fd(), flags, 1) {
+                Ok(_) => {
+                    Err(open.refuse(format!("urgent data in its queue is not carried: {why}")))
+                }
+                Err(_) => Ok(()),
+            }
+        }
+    }
 }
 
 /// Where the file is that it is bound to; None when it was removed.

@@ -26,9 +26,6 @@ pub(super) fn make(making: &Making<'_>, state: &InetSocket) -> Result<OwnedFd, R
             .map_err(making.failed("setting SO_REUSEADDR"))?;
     }
     let forced = bind(making, state, fd.as_fd())?;
-    for group in &state.groups {
-        join(making, fd.as_fd(), group)?;
-    }
     if let Some(backlog) = state.backlog {
         socket::listen(fd.as_fd(), backlog).map_err(making.failed("listening"))?;
     }
@@ -147,7 +144,7 @@ pub(super) fn shut_down(
 }
 
 /// The address with the same port and no host.
-fn wildcard(address: &[u8]) -> Vec<u8> {
+pub(super) fn wildcard(address: &[u8]) -> Vec<u8> {
     let mut bytes = address.to_vec();
     let host = if bytes.first() == Some(&2) {
         4..8
@@ -179,6 +176,9 @@ pub(super) fn connect(
     let unbound = [0u8; 16];
     socket::connect(fd, &unbound).map_err(making.failed("disconnecting it"))?;
     let again = make(making, state_bound_only(state).as_ref().unwrap_or(state))?;
+    for group in &state.groups {
+        join(making, again.as_fd(), group)?;
+    }
     socket::connect(again.as_fd(), &state.remote).map_err(making.failed("connecting it"))?;
     sockets.fds.insert(making.id(), again);
     Ok(())
@@ -191,6 +191,20 @@ fn state_bound_only(state: &InetSocket) -> Option<InetSocket> {
         remote: Vec::new(),
         ..state.clone()
     })
+}
+
+/// Has sockets join their multicast groups, in the order in which they were joined.
+pub(super) fn join_all(all: &[Making<'_>], sockets: &Sockets) -> Result<(), ResurrectError> {
+    let mut groups: Vec<(&MulticastGroup, &Making<'_>)> = Vec::new();
+    for making in all {
+        if let SocketState::Inet(state) = &making.socket.state {
+            groups.extend(state.groups.iter().map(|group| (group, making)));
+        }
+    }
+    groups.sort_by_key(|(group, _)| std::cmp::Reverse(group.place));
+    groups
+        .into_iter()
+        .try_for_each(|(group, making)| join(making, sockets.get(making)?, group))
 }
 
 /// Joins a multicast group (`struct group_req`, `struct group_filter`).

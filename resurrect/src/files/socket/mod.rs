@@ -119,6 +119,7 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
     for fd in sockets.fds.values() {
         options::enlarge(fd);
     }
+    inet::join_all(&all, &sockets)?;
     netlink::hear_of_devices(&all, &sockets)?;
     unix.fill(restore, &all, &sockets)?;
     inet::fill(&all, &sockets)?;

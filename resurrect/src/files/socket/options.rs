@@ -3,7 +3,7 @@
 use super::Making;
 use crate::ResurrectError;
 use nix::libc as c;
-use persist_mem::manifest::SocketOption;
+use persist_mem::manifest::{Socket, SocketOption, SocketState};
 use std::os::fd::{AsFd, BorrowedFd};
 use sys::{Errno, Result, socket};
 
@@ -20,10 +20,30 @@ pub(super) enum When {
     Late,
 }
 
-/// Options that change how a socket is connected or its queue filled.
-fn when(domain: i32, option: &SocketOption) -> When {
+/// Options without which a connection is not made as it was.
+const OF_CONNECTING: &[(i32, i32)] = &[
+    (c::SOL_SOCKET, c::SO_REUSEADDR),
+    (c::SOL_SOCKET, c::SO_REUSEPORT),
+    (c::SOL_SOCKET, c::SO_BINDTODEVICE),
+    (c::SOL_SOCKET, c::SO_MARK),
+    (c::SOL_IP, c::IP_FREEBIND),
+    (c::SOL_IP, c::IP_TRANSPARENT),
+    (c::SOL_IP, c::IP_UNICAST_IF),
+    (c::SOL_IPV6, c::IPV6_V6ONLY),
+    (c::SOL_IPV6, 78 /* IPV6_FREEBIND */),
+    (c::SOL_IPV6, 75 /* IPV6_TRANSPARENT */),
+    (c::SOL_IPV6, 76 /* IPV6_UNICAST_IF */),
+    (c::SOL_TCP, c::TCP_MAXSEG),
+];
+
+/// Options that change how a socket is connected or its queue filled. Those of a connection come late: packets
+/// of the other end would change them, and some change the other end.
+fn when(socket: &Socket, option: &SocketOption) -> When {
+    let connection =
+        matches!(&socket.state, SocketState::Inet(state) if state.connection.is_some());
     let late = match (option.level, option.name) {
-        _ if domain == c::AF_UNIX => true,
+        _ if socket.domain == c::AF_UNIX => true,
+        line if connection => !OF_CONNECTING.contains(&line),
         (c::SOL_SOCKET, name) => [
             c::SO_PASSCRED,
             c::SO_PASSSEC,
@@ -39,6 +59,8 @@ fn when(domain: i32, option: &SocketOption) -> When {
         // Connections change their window's bound by themselves.
         (c::SOL_TCP, name) => [c::TCP_CORK, c::TCP_WINDOW_CLAMP].contains(&name),
         (c::SOL_UDP, name) => name == c::UDP_CORK,
+        // It is the own address from then on.
+        (c::SOL_IPV6, name) => name == c::IPV6_PKTINFO,
         _ => false,
     };
     if late { When::Late } else { When::Early }
@@ -50,10 +72,9 @@ pub(super) fn set(
     fd: BorrowedFd<'_>,
     time: When,
 ) -> core::result::Result<(), ResurrectError> {
-    let domain = making.socket.domain;
     let wanted = || {
         let options = making.socket.options.iter();
-        options.filter(|option| time == When::Late || when(domain, option) == time)
+        options.filter(|option| time == When::Late || when(making.socket, option) == time)
     };
     // Some options change others (IP_TOS the priority, buffers their lock), so twice.
     for _ in 0..2 {
@@ -115,6 +136,7 @@ pub(super) fn enlarge(fd: impl AsFd) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use persist_mem::manifest::{Connection, InetSocket};
 
     fn int(level: i32, name: i32, value: i32) -> SocketOption {
         SocketOption {
@@ -147,9 +169,32 @@ mod tests {
 
     #[test]
     fn buffers_of_internet_sockets_come_late() {
+        let mut socket = internet(None);
         let rcvbuf = int(c::SOL_SOCKET, c::SO_RCVBUF, 0);
-        assert_eq!(when(c::AF_INET, &rcvbuf), When::Late);
+        assert_eq!(when(&socket, &rcvbuf), When::Late);
         let v6only = int(c::SOL_IPV6, c::IPV6_V6ONLY, 1);
-        assert_eq!(when(c::AF_INET6, &v6only), When::Early);
+        assert_eq!(when(&socket, &v6only), When::Early);
+        let ttl = int(c::SOL_IP, c::IP_TTL, 7);
+        assert_eq!(when(&socket, &ttl), When::Early);
+        socket = internet(Some(Connection::default()));
+        assert_eq!(when(&socket, &ttl), When::Late);
+        assert_eq!(when(&socket, &v6only), When::Early);
+    }
+
+    fn internet(connection: Option<Connection>) -> Socket {
+        Socket {
+            domain: c::AF_INET6,
+            kind: c::SOCK_STREAM,
+            protocol: 0,
+            owner: (0, 0),
+            mode: 0,
+            options: Vec::new(),
+            filter: Vec::new(),
+            filter_locked: false,
+            state: SocketState::Inet(InetSocket {
+                connection,
+                ..InetSocket::default()
+            }),
+        }
     }
 }

@@ -20,6 +20,13 @@ pub(super) fn send_unix(
     to: &[u8],
 ) -> Result<(), ResurrectError> {
     let (credentials, helper) = credentials(restore, message)?;
+    let whole;
+    let message = if message.consumed == 0 {
+        message
+    } else {
+        whole = with_consumed(message);
+        &whole
+    };
     let mut fds = Vec::new();
     for id in &message.fds {
         let opened = restore.files.opened.get(id).or_else(|| sockets.fds.get(id));
@@ -31,6 +38,36 @@ pub(super) fn send_unix(
         tree::end_helper(restore, pid)?;
     }
     sent
+}
+
+/// A message with bytes before it in place of those that have been read.
+fn with_consumed(message: &SocketMessage) -> SocketMessage {
+    let mut data = vec![0; message.consumed as usize];
+    data.extend_from_slice(&message.data);
+    SocketMessage {
+        data,
+        ..message.clone()
+    }
+}
+
+/// Reads what had been read of a message that was just sent: of a stream's first piece, or its urgent byte.
+pub(super) fn consume(
+    making: &Making<'_>,
+    receiver: BorrowedFd<'_>,
+    message: &SocketMessage,
+) -> Result<(), ResurrectError> {
+    let doing = "reading what had been read of its queue";
+    let urgent = if message.urgent { c::MSG_OOB } else { 0 };
+    let mut left = message.consumed as usize;
+    while left > 0 {
+        let got = socket::receive(receiver, c::MSG_DONTWAIT | urgent, left)
+            .map_err(making.failed(doing))?;
+        if got.data.is_empty() {
+            return Err(making.failed(doing)(Errno::EPIPE));
+        }
+        left -= got.data.len();
+    }
+    Ok(())
 }
 
 /// The sender as this process names it, and the helper that has its id when it is gone.
@@ -72,8 +109,9 @@ fn send(
         credentials,
         control: &[],
     };
+    let urgent = if message.urgent { c::MSG_OOB } else { 0 };
     loop {
-        let sent = socket::send(sender, &outgoing, c::MSG_DONTWAIT)
+        let sent = socket::send(sender, &outgoing, c::MSG_DONTWAIT | urgent)
             .map_err(making.failed("filling its queue"))?;
         if sent >= outgoing.data.len() {
             return Ok(());

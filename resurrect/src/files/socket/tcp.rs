@@ -83,7 +83,7 @@ fn meet(
 ) -> Result<(OwnedFd, OwnedFd), ResurrectError> {
     let making = &client.making;
     let socket = open(making)?;
-    bind(making, socket.as_fd(), &client.state.local)?;
+    bind_client(making, socket.as_fd(), &client.state.local, address)?;
     socket::connect(socket.as_fd(), address).map_err(making.failed("connecting it"))?;
     let accepted = socket::accept(listener.as_fd()).map_err(making.failed("accepting it"))?;
     Ok((socket, accepted))
@@ -166,7 +166,7 @@ fn queue_up(
             Some(one) => open(&one.making)?,
             None => listener.new_socket()?,
         };
-        bind(&making, client.as_fd(), &waiting.remote)?;
+        bind_client(&making, client.as_fd(), &waiting.remote, &waiting.local)?;
         socket::connect(client.as_fd(), &waiting.local)
             .map_err(making.failed("connecting a client that waits"))?;
         let begun = Instant::now();
@@ -198,7 +198,8 @@ fn ask(
             continue;
         }
         let client = open(&one.making)?;
-        bind(&one.making, client.as_fd(), &one.state.local)?;
+        let (own, peer) = (&one.state.local, &one.state.remote);
+        bind_client(&one.making, client.as_fd(), own, peer)?;
         socket::connect(client.as_fd(), &one.state.remote)
             .map_err(one.making.failed("connecting a client that waits"))?;
         made.push((one.making.id(), client));
@@ -277,10 +278,49 @@ fn listen(making: &Making<'_>, state: &InetSocket, gone: bool) -> Result<OwnedFd
     } else {
         open(making)?
     };
-    let address = if gone { &state.remote } else { &state.local };
-    bind(making, fd.as_fd(), address)?;
+    if gone {
+        bind(making, fd.as_fd(), &state.remote)?;
+    } else if takes_both(making) && !is_v4_in_v6(&state.local) {
+        bind(making, fd.as_fd(), &inet::wildcard(&state.local))?;
+    } else {
+        bind(making, fd.as_fd(), &state.local)?;
+    }
     socket::listen(fd.as_fd(), 1).map_err(making.failed("listening for it"))?;
     Ok(fd)
+}
+
+/// Binds the address of a socket that will be connected to `peer`. One of IPv6 that is bound to a host takes no
+/// IPv4 from then on (`IPV6_V6ONLY`): one that did was bound to none, and routing has chosen.
+fn bind_client(
+    making: &Making<'_>,
+    fd: BorrowedFd<'_>,
+    own: &[u8],
+    peer: &[u8],
+) -> Result<(), ResurrectError> {
+    if takes_both(making) && routing_chooses(own, peer) {
+        bind(making, fd, &inet::wildcard(own))
+    } else {
+        bind(making, fd, own)
+    }
+}
+
+/// Whether it is of IPv6 and takes IPv4 as well.
+fn takes_both(making: &Making<'_>) -> bool {
+    const V6ONLY: (i32, i32) = (c::SOL_IPV6, c::IPV6_V6ONLY);
+    let mut options = making.socket.options.iter();
+    let only = options.find(|option| (option.level, option.name) == V6ONLY);
+    making.socket.domain == c::AF_INET6
+        && only.is_some_and(|option| option.value.iter().all(|byte| *byte == 0))
+}
+
+/// Whether a socket that is connected to `peer` gets the host of `own`.
+fn routing_chooses(own: &[u8], peer: &[u8]) -> bool {
+    const HOST: core::ops::Range<usize> = 8..24;
+    let probe = socket::socket(c::AF_INET6, c::SOCK_DGRAM, 0);
+    probe.is_ok_and(|fd| {
+        socket::connect(fd.as_fd(), peer).is_ok()
+            && socket::name(fd.as_fd()).is_ok_and(|name| name.get(HOST) == own.get(HOST))
+    })
 }
 
 /// Binds past whatever other connections have the port.

@@ -319,6 +319,7 @@ impl Unix {
                 if let Some(peer) = paired {
                     let peer = peer.as_fd();
                     queue::send_unix(restore, &one.making, sockets, peer, message, &[])?;
+                    queue::consume(&one.making, sockets.get(&one.making)?, message)?;
                 } else {
                     self.send_to(restore, all, one, sockets, message)?;
                 }

@@ -1,12 +1,15 @@
 //! Sockets.
 
+mod every_option;
 mod listening;
 mod netlink;
 mod packet;
+mod signed;
 mod udp;
 mod unix_control;
 mod unix_named;
 mod unix_pair;
+mod unix_room;
 mod waiting;
 
 use crate::registry::{Group, subject};
@@ -44,6 +47,16 @@ pub(crate) const GROUP: Group = Group {
             "unix-family",
             "unix pairs between parent and child",
             unix_pair::family,
+        ),
+        subject(
+            "unix-room",
+            "full unix streams in small pieces, read in part",
+            unix_room::small_pieces,
+        ),
+        subject(
+            "unix-urgent",
+            "urgent data of unix streams, unread and read",
+            unix_room::urgent,
         ),
         subject(
             "unix-options",
@@ -121,6 +134,36 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("udp6", "UDP over IPv6", udp::v6),
         subject("multicast", "multicast memberships", udp::multicast),
+        subject(
+            "multicast-order",
+            "multicast groups, in the order in which they were joined",
+            udp::multicast_order,
+        ),
+        subject(
+            "every-option-udp",
+            "every option of UDP, raw and ICMP sockets",
+            every_option::datagrams,
+        ),
+        subject(
+            "every-option-tcp",
+            "every option of TCP sockets without a connection",
+            every_option::streams,
+        ),
+        subject(
+            "every-option-connection",
+            "every option of TCP connections",
+            every_option::connections,
+        ),
+        subject(
+            "every-option-others",
+            "every option of unix, netlink and packet sockets",
+            every_option::others,
+        ),
+        subject(
+            "tcp-signed",
+            "listening TCP sockets with keys (TCP_MD5SIG)",
+            signed::listening,
+        ),
         subject("tcp-listening", "listening TCP sockets", listening::v4),
         subject(
             "mptcp-listening",

@@ -233,3 +233,38 @@ pub(crate) fn multicast(_: &Setting) -> Result<Watch> {
     })
     .spoiled_by(move || Ok(other.leave_multicast_v4(&group, &Ipv4Addr::LOCALHOST)?)))
 }
+
+/// Groups of two sockets that were joined in turn, as `/proc/net/igmp` and `igmp6` list them.
+pub(crate) fn multicast_order(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let sockets = [bound("127.0.0.1:0")?, bound("127.0.0.1:0")?];
+    for at in 0..5_u8 {
+        let group = Ipv4Addr::new(239, 7, 7, 100 - at * 7 % 5);
+        let joined = sockets[usize::from(at % 2)].join_multicast_v4(&group, &Ipv4Addr::LOCALHOST);
+        if joined.is_err() && at == 0 {
+            return not_here("no multicast on the loopback interface");
+        }
+    }
+    let v6 = bound("[::1]:0").ok();
+    if let Some(v6) = &v6 {
+        for group in ["ff15::7", "ff15::9", "ff15::8"] {
+            v6.join_multicast_v6(&group.parse()?, 1)?;
+        }
+    }
+    let last = sockets[0].clone();
+    let observe = move || {
+        let _held = (&sockets, &v6);
+        let mut groups = Vec::new();
+        for table in ["igmp", "igmp6"] {
+            let text = std::fs::read_to_string(format!("/proc/self/net/{table}"))?;
+            let ours = text.split_whitespace().map(str::to_lowercase);
+            groups.extend(ours.filter(|w| w.ends_with("0707ef") || w.starts_with("ff15")));
+        }
+        Ok(groups)
+    };
+    Ok(Watch::keep(observe)?.spoiled_by(move || {
+        let group = Ipv4Addr::new(239, 7, 7, 100);
+        last.leave_multicast_v4(&group, &Ipv4Addr::LOCALHOST)?;
+        Ok(last.join_multicast_v4(&group, &Ipv4Addr::LOCALHOST)?)
+    }))
+}

@@ -1,0 +1,129 @@
+//! The pieces that the bytes of a unix stream were sent in, read from the kernel's memory (net/unix/af_unix.c):
+//! nobody else tells where one ends, how much of it has been read, and which one is urgent.
+
+use crate::kernel::sockets::Buffer;
+use crate::kernel::{self, Kernel, Unreadable};
+use std::os::fd::BorrowedFd;
+
+const WRONG: Unreadable = Unreadable::Inconsistent("a piece of a unix stream");
+/// Why such a queue is refused.
+pub(super) const URGENT_AND_DESCRIPTORS: &str =
+    "urgent data beside descriptors in its queue is not carried";
+
+/// A piece: one buffer of the queue.
+#[derive(Debug)]
+pub(super) struct Piece {
+    /// What has not been read of it.
+    pub(super) data: Vec<u8>,
+    /// Bytes that have.
+    pub(super) consumed: u32,
+    /// It is the urgent byte, or the mark where one was that has been read.
+    pub(super) urgent: bool,
+    /// Descriptors are in flight in it.
+    pub(super) descriptors: bool,
+    /// pid, uid, gid of the sender, where the kernel noted them.
+    pub(super) credentials: Option<(i32, u32, u32)>,
+}
+
+impl Piece {
+    /// Bytes that have not been read.
+    pub(super) fn unread(&self) -> usize {
+        self.data.len()
+    }
+}
+
+/// The pieces in a stream's queue, in order.
+pub(super) fn of(fd: BorrowedFd<'_>) -> Result<Vec<Piece>, Unreadable> {
+    kernel::look(|kernel| {
+        let sk = kernel.own_sock(fd)?;
+        in_queue(kernel, sk)
+    })
+}
+
+/// The pieces in the queue of a `struct sock`.
+pub(super) fn in_queue(kernel: &mut Kernel, sk: u64) -> Result<Vec<Piece>, Unreadable> {
+    let urgent = urgent(kernel, sk)?;
+    let buffers = kernel.queue(sk)?;
+    let piece = |buffer: &Buffer| piece(kernel, buffer, urgent);
+    buffers.iter().map(piece).collect()
+}
+
+/// Whether a stream has urgent data, or a mark where it was, beside descriptors.
+pub(super) fn urgent_beside_descriptors(fd: BorrowedFd<'_>) -> Result<bool, Unreadable> {
+    let pieces = of(fd)?;
+    Ok(pieces.iter().any(|piece| piece.urgent) && pieces.iter().any(|piece| piece.descriptors))
+}
+
+/// The buffer of the urgent byte, 0 when there is none. Kernels without urgent data of unix sockets lack the
+/// field.
+fn urgent(kernel: &mut Kernel, sk: u64) -> Result<u64, Unreadable> {
+    match kernel.fields(sk, "unix_sock", &["oob_skb"]) {
+        Ok(found) => found.first().copied().ok_or(WRONG),
+        Err(Unreadable::NoField(_)) => Ok(0),
+        Err(why) => Err(why),
+    }
+}
+
+fn piece(kernel: &mut Kernel, buffer: &Buffer, urgent: u64) -> Result<Piece, Unreadable> {
+    let of = |field| kernel.of_family(buffer, "unix_skb_parms", field);
+    let (pid, uid, gid) = (of("pid")?, of("uid")?, of("gid")?);
+    let (descriptors, consumed) = (of("fp")? != 0, of("consumed")? as u32);
+    let mut data = kernel.contents(buffer)?;
+    if consumed as usize > data.len() {
+        return Err(WRONG);
+    }
+    data.drain(..consumed as usize);
+    Ok(Piece {
+        urgent: buffer.address == urgent || (consumed != 0 && data.is_empty()),
+        data,
+        consumed,
+        descriptors,
+        credentials: match pid {
+            0 => None,
+            pid => Some((kernel.number_of(pid)?, uid as u32, gid as u32)),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::libc as c;
+    use std::os::fd::AsFd;
+    use sys::socket::{self, Outgoing};
+
+    #[test]
+    fn pieces_are_told_apart_and_what_was_read_of_them() {
+        let (a, b) = socket::pair(c::AF_UNIX, c::SOCK_STREAM, 0).unwrap();
+        let send = |data, flags| {
+            let message = Outgoing {
+                data,
+                ..Outgoing::default()
+            };
+            socket::send(a.as_fd(), &message, flags).unwrap();
+        };
+        send(&b"one"[..], 0);
+        send(b"two", 0);
+        send(b"!", c::MSG_OOB);
+        send(b"three", 0);
+        socket::receive(b.as_fd(), 0, 4).unwrap();
+        let look = || match of(b.as_fd()) {
+            Err(Unreadable::NotAllowed(_) | Unreadable::NoTypes(_)) => None,
+            found => Some(found.unwrap()),
+        };
+        let Some(found) = look() else { return };
+        let seen = |pieces: &[Piece]| {
+            let one = |piece: &Piece| (piece.data.clone(), piece.consumed, piece.urgent);
+            pieces.iter().map(one).collect::<Vec<_>>()
+        };
+        let rest = (b"wo".to_vec(), 1, false);
+        let last = (b"three".to_vec(), 0, false);
+        assert_eq!(
+            seen(&found),
+            [rest.clone(), (b"!".to_vec(), 0, true), last.clone()]
+        );
+        socket::receive(b.as_fd(), c::MSG_OOB, 1).unwrap();
+        let found = look().unwrap();
+        assert_eq!(seen(&found), [rest, (vec![], 1, true), last]);
+    }
+}
