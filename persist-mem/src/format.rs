@@ -49,6 +49,8 @@ pub enum Kind {
     Undo = 14,
     /// [`crate::manifest::Tunnel`], one each.
     Tunnel = 15,
+    /// [`crate::manifest::Cgroup`], one each.
+    Cgroup = 16,
 }
 
 impl Kind {
@@ -69,6 +71,7 @@ impl Kind {
             Kind::PosixQueue,
             Kind::Undo,
             Kind::Tunnel,
+            Kind::Cgroup,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == number)

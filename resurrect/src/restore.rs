@@ -4,6 +4,7 @@ use crate::ResurrectError;
 use crate::files::Files;
 use crate::memory::Kernel;
 use crate::objects::Objects;
+use crate::process::cgroups::Hierarchies;
 use crate::processor::OneProcessor;
 use crate::scratch::{self, BATCH_LEN};
 use crate::stages::STAGES;
@@ -64,6 +65,7 @@ pub(crate) struct Restore<'a> {
     pub(crate) tasks: BTreeMap<Pid, Task>,
     pub(crate) files: Files,
     pub(crate) objects: Objects,
+    pub(crate) hierarchies: Hierarchies,
     pub(crate) kernel: Option<Rc<Kernel>>,
     /// A pidfd of this process; every process under construction has it under the same number.
     pub(crate) self_pidfd: OwnedFd,
@@ -97,6 +99,7 @@ impl<'a> Restore<'a> {
             tasks: BTreeMap::new(),
             files: Files::default(),
             objects: Objects::default(),
+            hierarchies: Hierarchies::default(),
             kernel: None,
             self_pidfd: above_all(manifest, &pidfd)?,
             processor: OneProcessor::hold(),

@@ -137,6 +137,8 @@ pub(super) fn nothing() -> Live {
         oom_score_adj: 0,
         child_subreaper: false,
         dumpable: 1,
+        cgroups: Vec::new(),
+        autogroup_nice: 0,
     }
 }
 

@@ -3,6 +3,7 @@
 //! A type that derives `Serialize` here is part of the format: any change of one raises
 //! [`crate::format::VERSION`].
 
+mod cgroups;
 mod files;
 mod host;
 mod ipc;
@@ -12,6 +13,7 @@ mod sockets;
 mod tunnel;
 mod upgrade;
 
+pub use cgroups::*;
 pub use files::*;
 pub use host::*;
 pub use ipc::*;
@@ -53,6 +55,8 @@ pub struct Manifest {
     pub posix_queues: Vec<PosixQueue>,
     /// Interfaces that descriptors of `/dev/net/tun` are open on.
     pub tunnels: Vec<Tunnel>,
+    /// Control groups that processes are in, and those above them, these first.
+    pub cgroups: Vec<Cgroup>,
     /// The upgrade under way; None in an image of `kupgrade checkpoint`.
     pub upgrade: Option<Box<Upgrade>>,
 }
@@ -95,6 +99,9 @@ impl Manifest {
         for tunnel in &self.tunnels {
             writer.record(Kind::Tunnel, tunnel)?;
         }
+        for group in &self.cgroups {
+            writer.record(Kind::Cgroup, group)?;
+        }
         for object in &self.shared_objects {
             writer.record(Kind::SharedObject, object)?;
         }
@@ -135,6 +142,7 @@ impl Manifest {
                 Kind::Undo => manifest.undo.push(record.decode()?),
                 Kind::Messages => manifest.message_queues.push(record.decode()?),
                 Kind::PosixQueue => manifest.posix_queues.push(record.decode()?),
+                Kind::Cgroup => manifest.cgroups.push(record.decode()?),
                 Kind::Tunnel => manifest.tunnels.push(record.decode()?),
                 Kind::SharedObject => manifest.shared_objects.push(record.decode()?),
                 Kind::Upgrade => manifest.upgrade = Some(record.decode()?),

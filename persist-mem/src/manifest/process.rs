@@ -1,6 +1,6 @@
 //! Processes and threads.
 
-use super::{AddressSpace, DescriptionId, FileRef, RemovedId};
+use super::{AddressSpace, DescriptionId, FileRef, Membership, RemovedId};
 use serde::{Deserialize, Serialize};
 use sys::regs::Regs;
 use sys::{Pid, Tid};
@@ -104,6 +104,10 @@ pub struct Live {
     pub child_subreaper: bool,
     /// PR_GET_DUMPABLE: 0, 1 or 2.
     pub dumpable: u8,
+    /// Its control groups, one in each hierarchy.
+    pub cgroups: Vec<Membership>,
+    /// The nice value of its session's autogroup.
+    pub autogroup_nice: i32,
 }
 
 /// What a wait(2) would tell of a child that has not ended.
@@ -246,6 +250,8 @@ pub struct Thread {
     pub memory_policy: Option<super::MemoryPolicy>,
     /// It does not share its leader's semaphore undo list (CLONE_SYSVSEM).
     pub own_undo: bool,
+    /// Its control groups, where they are others than its process's.
+    pub cgroups: Option<Vec<Membership>>,
     /// The wait on a socket with a time-out that it repeats.
     pub socket_wait: Option<SocketTimeout>,
     /// The call it sleeps in with a relative time-out that only the kernel knew the rest of.

@@ -1,6 +1,8 @@
 //! What a process has as a whole.
 
 pub(crate) mod attributes;
+pub(crate) mod autogroup;
+pub(crate) mod cgroups;
 pub(crate) mod directories;
 pub(crate) mod jobs;
 pub(crate) mod limits;

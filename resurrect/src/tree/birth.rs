@@ -79,6 +79,7 @@ pub(super) fn fork(
     let host = task.host_pid();
     let first = by.is_none();
     restore.tasks.insert(pid, task);
+    crate::process::cgroups::enter(restore, pid, by);
     match restore.options.born {
         Some(born) if first => born(host).map_err(|why| ResurrectError::Impossible { pid, why }),
         _ => Ok(()),

@@ -3,6 +3,7 @@
 mod altstack;
 mod attributes;
 mod capabilities;
+mod cgroups;
 mod confined;
 mod credentials;
 mod directory;
@@ -74,6 +75,16 @@ pub(crate) const GROUP: Group = Group {
         subject("affinity", "affinity per thread", scheduling::affinity),
         subject("ioprio", "I/O priorities per thread", scheduling::ioprio),
         subject("timer-slack", "timer slack per thread", scheduling::slack),
+        subject(
+            "cgroups",
+            "control groups of processes and threads",
+            cgroups::start,
+        ),
+        subject(
+            "autogroup",
+            "nice value of the session's autogroup",
+            cgroups::autogroup,
+        ),
         subject("robust-list", "robust futex lists", lists::robust),
         subject(
             "tid-address",

@@ -1,0 +1,249 @@
+//! Control groups of processes and threads (cgroups(7)), and their settings.
+//!
+//! Threads with the same `css_set` are in the same groups of all hierarchies: one file is read for each of
+//! them. Where the kernel's memory cannot be read, one for each thread.
+
+use crate::kernel;
+use crate::{FreezerError, Frozen, proc};
+use persist_mem::manifest::{Cgroup, Membership};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use sys::{Pid, Tid};
+
+/// Files that are no settings, or are handled by name.
+const NO_SETTINGS: [&str; 10] = [
+    "cgroup.procs",
+    "cgroup.threads",
+    "cgroup.kill",
+    "cgroup.freeze",
+    "cgroup.type",
+    "cgroup.subtree_control",
+    "cpu.weight.nice",
+    "memory.reclaim",
+    "memory.peak",
+    "memory.swap.peak",
+];
+/// Triggers of pressure stall information, which belong to descriptors.
+const TRIGGERS: [&str; 4] = [
+    "cpu.pressure",
+    "io.pressure",
+    "irq.pressure",
+    "memory.pressure",
+];
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Groups of every thread.
+    of: BTreeMap<Tid, Vec<Membership>>,
+    /// The groups themselves and those above them, these first.
+    pub(super) groups: Vec<Cgroup>,
+}
+
+impl Found {
+    /// The groups of a thread.
+    pub(super) fn of(&self, tid: Tid) -> Vec<Membership> {
+        self.of.get(&tid).cloned().unwrap_or_default()
+    }
+}
+
+/// Looks at everybody who is stopped.
+pub(super) fn capture(frozen: &Frozen) -> Result<Found, FreezerError> {
+    let threads: Vec<(Pid, Tid)> = frozen
+        .pids()
+        .flat_map(|pid| {
+            frozen
+                .threads(pid)
+                .into_iter()
+                .map(move |(tid, _)| (pid, tid))
+        })
+        .collect();
+    let sets = sets(&threads);
+    let mut known: BTreeMap<u64, Vec<Membership>> = BTreeMap::new();
+    let mut found = Found::default();
+    for (n, (pid, tid)) in threads.into_iter().enumerate() {
+        let set = sets.get(n).copied().flatten();
+        let groups = match set.and_then(|set| known.get(&set)) {
+            Some(groups) => groups.clone(),
+            None => memberships(pid, tid)?,
+        };
+        if let Some(set) = set {
+            known.entry(set).or_insert_with(|| groups.clone());
+        }
+        found.of.insert(tid, groups);
+    }
+    let all: BTreeSet<&Membership> = found.of.values().flatten().collect();
+    found.groups = with_those_above(all).into_iter().map(group).collect();
+    Ok(found)
+}
+
+/// `task_struct.cgroups` of threads, None where it is not known.
+fn sets(threads: &[(Pid, Tid)]) -> Vec<Option<u64>> {
+    let tids: Vec<Tid> = threads.iter().map(|(_, tid)| *tid).collect();
+    let found = kernel::look(|kernel| {
+        let field = kernel.btf().field("task_struct", "cgroups")?.offset;
+        let tasks = kernel.tasks(&tids)?;
+        kernel.words_within(&tasks, field)
+    });
+    found.unwrap_or_default()
+}
+
+fn memberships(pid: Pid, tid: Tid) -> Result<Vec<Membership>, FreezerError> {
+    let what = format!("task/{tid}/cgroup");
+    match proc::read(pid, &what) {
+        Ok(text) => Ok(parse(&text)),
+        // A kernel without control groups.
+        Err(FreezerError::Proc { cause, .. }) if cause.kind() == std::io::ErrorKind::NotFound => {
+            Ok(Vec::new())
+        }
+        Err(other) => Err(other),
+    }
+}
+
+/// Lines `number:controllers:path`.
+fn parse(text: &[u8]) -> Vec<Membership> {
+    let line = |line: &[u8]| {
+        let mut parts = line.splitn(3, |byte| *byte == b':').skip(1);
+        Some(Membership {
+            hierarchy: parts.next()?.to_vec(),
+            path: parts.next()?.to_vec(),
+        })
+    };
+    text.split(|byte| *byte == b'\n').filter_map(line).collect()
+}
+
+/// Groups and all above them but the roots of version 1, upper ones first.
+fn with_those_above(groups: BTreeSet<&Membership>) -> BTreeSet<Membership> {
+    let mut all = BTreeSet::new();
+    for group in groups.into_iter().filter(|group| group.path != b"/") {
+        for (at, _) in group.path.iter().enumerate().filter(|(_, b)| **b == b'/') {
+            let above = if at == 0 { 1 } else { at };
+            all.insert(Membership {
+                hierarchy: group.hierarchy.clone(),
+                path: group.path[..above].to_vec(),
+            });
+        }
+        all.insert(group.clone());
+    }
+    all.retain(|group| group.path != b"/" || group.hierarchy.is_empty());
+    all
+}
+
+fn group(place: Membership) -> Cgroup {
+    let settings = match place.hierarchy.is_empty() {
+        true => unified().map(|root| settings(&root, &place.path)),
+        false => None,
+    };
+    Cgroup {
+        place,
+        settings: settings.unwrap_or_default(),
+    }
+}
+
+/// Where the hierarchy of version 2 is mounted.
+fn unified() -> Option<PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mount = |line: &str| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut fields = before.split(' ').skip(3);
+        let whole = fields.next()? == "/" && after.starts_with("cgroup2 ");
+        whole.then(|| PathBuf::from(fields.next().unwrap_or_default()))
+    };
+    text.lines().find_map(mount)
+}
+
+/// What a group's files hold that can be written; of the root only which controllers are on below it.
+fn settings(root: &Path, path: &[u8]) -> Vec<(String, String)> {
+    let below = path.strip_prefix(b"/").unwrap_or(path);
+    let directory = root.join(OsStr::from_bytes(below));
+    let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap_or_default();
+    let mut found = Vec::new();
+    if read("cgroup.type").trim() == "threaded" {
+        found.push(("cgroup.type".to_owned(), "threaded".to_owned()));
+    }
+    let on: Vec<String> = read("cgroup.subtree_control")
+        .split_whitespace()
+        .map(|controller| format!("+{controller}"))
+        .collect();
+    if !on.is_empty() {
+        found.push(("cgroup.subtree_control".to_owned(), on.join(" ")));
+    }
+    if path == b"/" {
+        return found;
+    }
+    for entry in std::fs::read_dir(&directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let writable = entry
+            .metadata()
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o200 != 0);
+        if writable && !NO_SETTINGS.contains(&&*name) && !TRIGGERS.contains(&&*name) {
+            let text = read(&name);
+            found.push((name, text));
+        }
+    }
+    found
+}
+
+/// What autogroups (sched(7)) of sessions are set to, by one process of each.
+pub(super) fn autogroup_nice(pid: Pid) -> i32 {
+    // Empty where a process is in none, not there on a kernel without them.
+    let text = proc::read_text(pid, "autogroup").unwrap_or_default();
+    let nice = text
+        .rsplit(' ')
+        .next()
+        .and_then(|word| word.trim().parse().ok());
+    nice.unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(hierarchy: &[u8], path: &[u8]) -> Membership {
+        Membership {
+            hierarchy: hierarchy.to_vec(),
+            path: path.to_vec(),
+        }
+    }
+
+    #[test]
+    fn lines_with_colons_in_paths() {
+        let found = parse(b"4:cpu,cpuacct:/a:b\n1:name=systemd:/\n0::/x/y\n");
+        assert_eq!(
+            found,
+            [
+                place(b"cpu,cpuacct", b"/a:b"),
+                place(b"name=systemd", b"/"),
+                place(b"", b"/x/y")
+            ]
+        );
+    }
+
+    #[test]
+    fn upper_groups_come_first() {
+        let groups = [place(b"", b"/a/b"), place(b"", b"/"), place(b"cpu", b"/c")];
+        let all: Vec<_> = with_those_above(groups.iter().collect())
+            .into_iter()
+            .collect();
+        assert_eq!(
+            all,
+            [
+                place(b"", b"/"),
+                place(b"", b"/a"),
+                place(b"", b"/a/b"),
+                place(b"cpu", b"/c")
+            ]
+        );
+        let nothing = [place(b"", b"/"), place(b"cpu", b"/")];
+        assert!(with_those_above(nothing.iter().collect()).is_empty());
+    }
+}
