@@ -5,7 +5,7 @@
 
 use crate::kernel;
 use crate::{FreezerError, Frozen, proc};
-use persist_mem::manifest::{Cgroup, Membership};
+use persist_mem::manifest::{Cgroup, Live, Membership};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -39,14 +39,26 @@ const TRIGGERS: [&str; 4] = [
 pub(super) struct Found {
     /// Groups of every thread.
     of: BTreeMap<Tid, Vec<Membership>>,
+    /// Nice values of the autogroups of sessions.
+    autogroups: BTreeMap<Pid, i32>,
     /// The groups themselves and those above them, these first.
     pub(super) groups: Vec<Cgroup>,
 }
 
 impl Found {
-    /// The groups of a thread.
-    pub(super) fn of(&self, tid: Tid) -> Vec<Membership> {
-        self.of.get(&tid).cloned().unwrap_or_default()
+    /// Says of a process and its threads where they were.
+    pub(super) fn tell(&mut self, pid: Pid, sid: Pid, live: &mut Live) {
+        let of = |tid| self.of.get(&tid).cloned().unwrap_or_default();
+        live.cgroups = live
+            .threads
+            .first()
+            .map_or_else(Vec::new, |thread| of(thread.tid));
+        for thread in live.threads.iter_mut().skip(1) {
+            let its = of(thread.tid);
+            thread.cgroups = (its != live.cgroups).then_some(its);
+        }
+        let nice = || autogroup_nice(pid);
+        live.autogroup_nice = *self.autogroups.entry(sid).or_insert_with(nice);
     }
 }
 
@@ -193,8 +205,8 @@ fn settings(root: &Path, path: &[u8]) -> Vec<(String, String)> {
     found
 }
 
-/// What autogroups (sched(7)) of sessions are set to, by one process of each.
-pub(super) fn autogroup_nice(pid: Pid) -> i32 {
+/// The nice value of the autogroup (sched(7)) that a process is in, which is its session's.
+fn autogroup_nice(pid: Pid) -> i32 {
     // Empty where a process is in none, not there on a kernel without them.
     let text = proc::read_text(pid, "autogroup").unwrap_or_default();
     let nice = text

@@ -123,8 +123,7 @@ fn describe(
     .map(|kind| Sharing::find(&pids, kind));
     let (mut processes, mut timers_at) = (Vec::new(), Vec::new());
     let (stats, children) = relatives(frozen)?;
-    let groups = cgroups::capture(frozen)?;
-    let mut autogroups = BTreeMap::new();
+    let mut groups = cgroups::capture(frozen)?;
     for (pid, stat) in &stats {
         let pid = *pid;
         let children = children.get(&pid).map_or(&[][..], Vec::as_slice);
@@ -138,13 +137,7 @@ fn describe(
             live.fs_of = directories.of(pid);
             live.undo_of = undone.of(pid);
             crate::tables::note_own_undo(&mut live.threads);
-            live.cgroups = groups.of(frozen.first(pid)?);
-            for thread in &mut live.threads {
-                let its = groups.of(thread.tid);
-                thread.cgroups = (its != live.cgroups).then_some(its);
-            }
-            let nice = || cgroups::autogroup_nice(pid);
-            live.autogroup_nice = *autogroups.entry(process.sid).or_insert_with(nice);
+            groups.tell(pid, process.sid, live);
         }
         processes.push(process);
     }
