@@ -2,15 +2,18 @@
 //! saved once.
 
 use crate::files::outsiders::lives_outside;
-use crate::{FreezerError, PageRun, PageSink, PageSource, Refusal};
+use crate::{FreezerError, PageRun, PageSink, PageSource, Refusal, kernel};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::unistd::{Whence, lseek64};
 use persist_mem::manifest::{Extent, SharedKind, SharedObject, SystemVShm};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use sys::{Errno, PAGE_SIZE, PAGE_SIZE_U64, Pid};
 
 /// What tells objects apart. The inode number of a System V segment is its id, which may be the
@@ -300,7 +303,21 @@ pub(crate) fn deleted(file: &File, link: &[u8]) -> Result<SharedKind, String> {
             meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
         ),
         attributes: sys::xattr::all_of(file).map_err(|e| format!("its attributes: {e}"))?,
+        nameable: nameable(file, Path::new(OsStr::from_bytes(path)), meta.ino()),
     })
+}
+
+/// Whether a file without a name can be given one. Where the kernel's memory cannot be read every one can that
+/// never had a name.
+fn nameable(file: &File, path: &Path, inode: u64) -> bool {
+    // What `O_TMPFILE` makes is called by its number (fs/dcache.c, d_mark_tmpfile).
+    let of_its_own = format!("#{inode}");
+    if path.file_name() != Some(OsStr::new(&of_its_own)) {
+        return false;
+    }
+    let mut above = path.ancestors().skip(1);
+    let directory = above.find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+    kernel::look(|kernel| kernel.can_be_named(file.as_fd(), directory)).unwrap_or(true)
 }
 
 /// What a segment of System V shared memory is beside its contents. The inode number of its

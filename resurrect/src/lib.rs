@@ -12,6 +12,7 @@
 //! | `ipc` | System V semaphores and messages |
 //! | `objects` | memory without a path: shared memory, memfds, removed files |
 //! | [`files`] | one module for each kind of open file description |
+//! | `gone_path` | files that read as removed under the path they had |
 //! | `processor` | on which processor the work is done
 //! | [`process`] | what a process has as a whole |
 //! | [`thread`] | what each thread has of its own |
@@ -21,6 +22,7 @@
 mod calls;
 mod error;
 pub mod files;
+mod gone_path;
 mod ipc;
 pub mod memory;
 mod objects;

@@ -3,6 +3,7 @@
 use super::Open;
 use crate::FreezerError;
 use persist_mem::manifest::{DescriptionId, Lock, LockHolder};
+use sys::Pid;
 
 /// Those that are held through a descriptor. What belongs to the description is taken when it is seen
 /// first, what belongs to the process with every one of its descriptors.
@@ -31,6 +32,7 @@ pub(super) fn capture(
             holder,
             write: found.write,
             range: found.range,
+            taker: found.taker,
         };
         let of_process = matches!(holder, LockHolder::Process { .. });
         if of_process || first {
@@ -45,6 +47,7 @@ struct Line<'a> {
     state: &'a str,
     write: bool,
     range: (u64, Option<u64>),
+    taker: Pid,
 }
 
 impl Line<'_> {
@@ -57,7 +60,8 @@ impl Line<'_> {
             "READ" => false,
             _ => return None,
         };
-        let mut words = words.skip(2);
+        let taker = Pid(words.next()?.parse().ok()?);
+        let mut words = words.skip(1);
         let start = words.next()?.parse().ok()?;
         let end = match words.next()? {
             "EOF" => None,
@@ -69,6 +73,7 @@ impl Line<'_> {
             state,
             write,
             range: (start, end),
+            taker,
         })
     }
 }
@@ -81,8 +86,8 @@ mod tests {
     fn lines() {
         let line = Line::parse("1: POSIX  ADVISORY  WRITE 123 08:01:456 5 14").unwrap();
         assert_eq!(
-            (line.interface, line.write, line.range),
-            ("POSIX", true, (5, Some(15)))
+            (line.interface, line.write, line.range, line.taker.0),
+            ("POSIX", true, (5, Some(15)), 123)
         );
         let line = Line::parse("1: FLOCK  ADVISORY  READ  123 00:15:456 0 EOF").unwrap();
         assert_eq!(

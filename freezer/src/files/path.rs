@@ -75,6 +75,7 @@ fn by_handle(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
         link: link.map(|path| path.into_os_string().into_vec()),
         handle,
         mount: mount.into_os_string().into_vec(),
+        unlinked: old != open.link,
     })
 }
 

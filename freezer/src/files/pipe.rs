@@ -1,11 +1,11 @@
 //! Pipes: two descriptions, one buffer.
 
 use super::Open;
-use crate::FreezerError;
+use crate::{FreezerError, kernel};
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, tee};
-use persist_mem::manifest::{Pipe, PipeId};
+use persist_mem::manifest::{Pipe, PipeBuffer, PipeId};
 use std::fs::OpenOptions;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use sys::Errno;
 
@@ -25,20 +25,20 @@ impl Pipes {
         let packets = flags & O_DIRECT != 0 && flags & O_ACCMODE != 0;
         let known = self.0.iter_mut().find(|(_, found)| *found == identity);
         if let Some((pipe, _)) = known {
-            if packets && pipe.packets.is_empty() {
-                (pipe.data, pipe.packets) = contents(open, pipe.capacity.cast_signed(), true)?;
+            if packets && pipe.buffers.is_empty() {
+                (pipe.data, pipe.buffers) = contents(open, pipe.capacity.cast_signed(), true)?;
             }
             return Ok(pipe.id);
         }
         let size =
             fcntl(open.copy, FcntlArg::F_GETPIPE_SZ).map_err(open.call("asking for its size"))?;
         let id = PipeId(u32::try_from(self.0.len()).unwrap_or(u32::MAX));
-        let (data, packets) = contents(open, size, packets)?;
+        let (data, buffers) = contents(open, size, packets)?;
         let pipe = Pipe {
             id,
             capacity: size.cast_unsigned(),
             data,
-            packets,
+            buffers,
             owner: (open.stat.st_uid, open.stat.st_gid),
         };
         self.0.push((pipe, identity));
@@ -50,13 +50,47 @@ impl Pipes {
     }
 }
 
-/// What is in the pipe, without taking it out: tee(2) doubles it into a pipe of ours. With `packets`,
-/// also the lengths of the packets it is made of.
+/// What is in the pipe, with the buffers that it is in. Where the kernel's memory cannot be read these are known
+/// with `packets` only.
 fn contents(
     open: &Open<'_>,
     size: i32,
     packets: bool,
-) -> Result<(Vec<u8>, Vec<u32>), FreezerError> {
+) -> Result<(Vec<u8>, Vec<PipeBuffer>), FreezerError> {
+    let (data, reads) = copy(open, size)?;
+    let read = kernel::look(|kernel| kernel.own_pipe(open.copy.as_fd())).unwrap_or_default();
+    // An empty one takes a place until somebody reads, which is nothing that a writer could rely on.
+    let known: Vec<PipeBuffer> = read
+        .into_iter()
+        .filter(|buffer| buffer.len > 0)
+        .map(|buffer| PipeBuffer {
+            offset: buffer.offset,
+            len: buffer.len,
+            packet: buffer.is_packet(),
+            grows: buffer.can_merge(),
+        })
+        .collect();
+    let together: u64 = known.iter().map(|buffer| u64::from(buffer.len)).sum();
+    if together == data.len() as u64 {
+        return Ok((data, known));
+    }
+    let as_read = reads.into_iter().map(|len| PipeBuffer {
+        offset: 0,
+        len,
+        packet: true,
+        grows: false,
+    });
+    let buffers = if packets {
+        as_read.collect()
+    } else {
+        Vec::new()
+    };
+    Ok((data, buffers))
+}
+
+/// What is in the pipe, without taking it out: tee(2) doubles it into a pipe of ours. Also how much each read
+/// gave, which of packets is one.
+fn copy(open: &Open<'_>, size: i32) -> Result<(Vec<u8>, Vec<u32>), FreezerError> {
     // Through /proc the write end gives a read end as well.
     let path = format!("/proc/self/fd/{}", open.copy.as_raw_fd());
     let source = OpenOptions::new()
@@ -91,5 +125,5 @@ fn contents(
         lengths.push(u32::try_from(read).unwrap_or(u32::MAX));
     }
     data.truncate(at);
-    Ok((data, if packets { lengths } else { Vec::new() }))
+    Ok((data, lengths))
 }

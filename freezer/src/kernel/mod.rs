@@ -2,14 +2,17 @@
 //!
 //! Here is how things are found: structures by the kernel's own description of its types ([`btf`]), threads
 //! from the numbers of this PID namespace ([`mod@tasks`]), open files from their tables ([`mod@files`]), messages in
-//! the queues of sockets ([`mod@sockets`]), pages ([`mod@pages`]). What they mean is with the kind of resource:
+//! the queues of sockets ([`mod@sockets`]), buffers of pipes ([`mod@pipes`]), inodes
+//! ([`mod@inodes`]), pages ([`mod@pages`]). What they mean is with the kind of resource:
 //! `ipc/undo.rs`, `capture/restart.rs`, `files/mqueue`. Whatever is not as expected is
 //! [`Unreadable`], and the caller does without.
 
 mod btf;
 mod credentials;
 mod files;
+mod inodes;
 mod pages;
+mod pipes;
 pub(crate) mod sockets;
 mod tasks;
 
@@ -45,6 +48,8 @@ pub(crate) struct Kernel {
     btf: Btf,
     tasks: Option<tasks::Tasks>,
     places: Option<pages::Places>,
+    /// The bit of an inode's state that tells that it can be named.
+    linkable: Option<u32>,
     /// Addresses of symbols that were looked up.
     symbols: BTreeMap<&'static str, Option<u64>>,
     /// What [`Kernel::clock_offsets`] has found.
@@ -91,6 +96,7 @@ impl Kernel {
             btf: Btf::load()?,
             tasks: None,
             places: None,
+            linkable: None,
             symbols: BTreeMap::new(),
             offsets: None,
         })

@@ -72,6 +72,8 @@ pub enum DescriptionKind {
         handle: Option<Handle>,
         /// A directory on the same mount.
         mount: Vec<u8>,
+        /// The path is a name that was removed: `/proc/PID/fd/FD` says so.
+        unlinked: bool,
     },
     /// A directory that has been removed.
     Removed(RemovedId),
@@ -241,10 +243,23 @@ pub struct Pipe {
     /// What is in it and not read yet.
     #[serde(with = "serde_bytes")]
     pub data: Vec<u8>,
-    /// Lengths of the packets the data is made of (`O_DIRECT`), empty for a stream of bytes.
-    pub packets: Vec<u32>,
+    /// The buffers that the data is in; none for a stream of bytes in buffers that are not known.
+    pub buffers: Vec<PipeBuffer>,
     /// User and group that own it.
     pub owner: (u32, u32),
+}
+
+/// A buffer of a pipe. How many there are, and what the last one has room for, decides what can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PipeBuffer {
+    /// Where in its page its bytes begin.
+    pub offset: u32,
+    /// Number of its bytes.
+    pub len: u32,
+    /// It is read alone (`O_DIRECT`).
+    pub packet: bool,
+    /// What is written next is added to it while its page has room.
+    pub grows: bool,
 }
 
 /// Names a terminal within a manifest.
@@ -384,6 +399,8 @@ pub struct Lock {
     pub write: bool,
     /// First byte and first byte behind it (None: the end of the file, wherever that is).
     pub range: (u64, Option<u64>),
+    /// The process that took it, which may have let go of the file or ended since.
+    pub taker: Pid,
 }
 
 /// Who holds a lock: the interfaces differ in that.

@@ -2,8 +2,10 @@
 
 use super::{Opening, path};
 use crate::ResurrectError;
-use nix::fcntl::OFlag;
+use crate::gone_path::Naming;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::Mode;
+use nix::unistd::linkat;
 use persist_mem::manifest::FileRef;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -14,29 +16,65 @@ use std::path::Path;
 use sys::Errno;
 use sys::handle::Handle;
 
+/// What tells of such a file.
+pub(super) struct Elsewhere<'a> {
+    /// The path it was opened by, and whether that was removed.
+    pub(super) file: &'a FileRef,
+    pub(super) unlinked: bool,
+    /// Another path.
+    pub(super) link: Option<&'a [u8]>,
+    pub(super) handle: Option<&'a Handle>,
+    /// A directory on the same mount.
+    pub(super) mount: &'a [u8],
+}
+
 pub(super) fn open(
     opening: &Opening<'_, '_>,
-    file: &FileRef,
-    link: Option<&[u8]>,
-    handle: Option<&Handle>,
-    mount: &[u8],
+    elsewhere: &Elsewhere<'_>,
 ) -> Result<OwnedFd, ResurrectError> {
     let flags = opening.flags();
-    let by_path = |path: &[u8]| {
-        let path = Path::new(OsStr::from_bytes(path));
-        nix::fcntl::open(path, flags, Mode::empty())
+    let under_its_name = if elsewhere.unlinked {
+        by_removed_name(opening, elsewhere).ok()
+    } else {
+        None
     };
-    let fd = match (link, handle) {
-        (_, Some(handle)) => by_handle(mount, handle, flags),
-        (Some(link), None) => by_path(link),
-        (None, None) => Err(Errno::ENOENT),
+    let fd = match under_its_name {
+        Some(fd) => Ok(fd),
+        None => by_other_name(elsewhere, flags),
     };
     let fd = fd.map_err(|errno| ResurrectError::Changed {
-        path: file.to_string(),
+        path: elsewhere.file.to_string(),
         why: format!("its other name is gone: {errno}"),
     })?;
     path::seek(opening, &fd)?;
     Ok(fd)
+}
+
+fn by_other_name(elsewhere: &Elsewhere<'_>, flags: OFlag) -> sys::Result<OwnedFd> {
+    match (elsewhere.link, elsewhere.handle) {
+        (_, Some(handle)) => by_handle(elsewhere.mount, handle, flags),
+        (Some(link), None) => nix::fcntl::open(at(link), flags, Mode::empty()),
+        (None, None) => Err(Errno::ENOENT),
+    }
+}
+
+/// By a name that reads as the one that was removed, which the file has no longer than it takes.
+fn by_removed_name(opening: &Opening<'_, '_>, elsewhere: &Elsewhere<'_>) -> sys::Result<OwnedFd> {
+    let reference = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = by_other_name(elsewhere, reference)?;
+    let flags = opening.flags();
+    let naming = Naming {
+        place: |name: &Path| {
+            linkat(&file, "", AT_FDCWD, name, AtFlags::AT_EMPTY_PATH).map(|()| true)
+        },
+        open: |near: &OwnedFd, inside: &Path| openat(near, inside, flags, Mode::empty()),
+    };
+    let mark = format!("d{}", opening.description.id.0);
+    naming.open_by(at(&elsewhere.file.path), &mark)
+}
+
+fn at(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
 }
 
 fn by_handle(mount: &[u8], handle: &Handle, flags: OFlag) -> sys::Result<OwnedFd> {

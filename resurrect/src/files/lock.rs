@@ -1,96 +1,125 @@
-//! Locks and leases, taken by a process that has the file: the kernel notes who.
+//! Locks and leases. The kernel notes who takes one: the process that did, or who stands for it.
 
+use super::first_holder;
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use crate::restore::Restore;
 use persist_mem::manifest::{DescriptionId, Live, Lock, LockHolder, Manifest};
-use sys::Pid;
+use std::os::fd::{AsRawFd, OwnedFd};
 use sys::files::Range;
+use sys::wait::Status;
+use sys::{Errno, Pid};
 
 const F_SETLK: i32 = 6;
-const F_OFD_SETLK: i32 = 37;
 const F_SETLEASE: i32 = 1024;
 const LOCK_SH_NB: i32 = 1 | 4;
 const LOCK_EX_NB: i32 = 2 | 4;
 
-/// Takes those that fall to this process, when its table is whole: to close any descriptor of a file
-/// drops the process's locks of it.
+/// Takes those of a process's own, when its table is whole: to close any descriptor of a file drops the process's
+/// locks of it.
 pub(super) fn take(
     manifest: &Manifest,
     pid: Pid,
     live: &Live,
     calls: &mut Calls<'_>,
 ) -> Result<(), ResurrectError> {
-    // The number to use when this process is the first that has the description.
-    let first = |id: DescriptionId| {
-        let holder = super::first_holder(manifest, id);
-        holder
-            .filter(|(holder, _)| *holder == pid)
-            .map(|(_, fd)| fd)
-    };
     for lock in &manifest.locks {
-        let flock = range(lock).bytes();
-        match lock.holder {
-            LockHolder::Process { pid: holder, fd } if holder == pid => {
-                if !live.files.iter().any(|entry| entry.fd == fd) {
-                    continue;
-                }
-                let flock = calls.batch().data(&flock);
-                let args = [fd.into(), F_SETLK.into(), flock.into()];
-                calls
-                    .batch()
-                    .call("locking a range of a file", nr::FCNTL, args);
-            }
-            LockHolder::Process { .. } => {}
-            LockHolder::Ofd(id) => {
-                let Some(fd) = first(id) else { continue };
-                let flock = calls.batch().data(&flock);
-                let args = [fd.into(), F_OFD_SETLK.into(), flock.into()];
-                calls
-                    .batch()
-                    .call("locking a range of a file", nr::FCNTL, args);
-            }
-            LockHolder::Whole(id) => {
-                let Some(fd) = first(id) else { continue };
-                let kind = if lock.write { LOCK_EX_NB } else { LOCK_SH_NB };
-                calls
-                    .batch()
-                    .call("locking a file", nr::FLOCK, [fd.into(), kind.into()]);
-            }
-            LockHolder::Lease(id) => {
-                let Some(fd) = first(id) else { continue };
-                let kind = i32::from(lock.write);
-                let args = [fd.into(), F_SETLEASE.into(), kind.into()];
-                calls
-                    .batch()
-                    .call("taking a lease of a file", nr::FCNTL, args);
-            }
+        let LockHolder::Process { pid: holder, fd } = lock.holder else {
+            continue;
+        };
+        if holder != pid || !live.files.iter().any(|entry| entry.fd == fd) {
+            continue;
         }
+        let flock = calls.batch().data(&range(lock).bytes());
+        let args = [fd.into(), F_SETLK.into(), flock.into()];
+        calls
+            .batch()
+            .call("locking a range of a file", nr::FCNTL, args);
         calls.breathe()?;
     }
     Ok(())
 }
 
-/// Takes those of descriptions that no process has, since they are in flight.
-pub(super) fn take_in_flight(restore: &Restore<'_>) -> Result<(), ResurrectError> {
+/// Takes those of descriptions, before any process has locks of its own.
+pub(super) fn take_of_descriptions(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let manifest = restore.manifest;
     for lock in &manifest.locks {
         let (LockHolder::Whole(id) | LockHolder::Ofd(id) | LockHolder::Lease(id)) = lock.holder
         else {
             continue;
         };
-        let held = super::first_holder(manifest, id).is_some();
-        let Some(fd) = restore.files.opened.get(&id).filter(|_| !held) else {
+        if !restore.files.opened.contains_key(&id) {
             continue;
-        };
-        let taken = match lock.holder {
-            LockHolder::Whole(_) => sys::files::lock_whole(fd, lock.write),
-            LockHolder::Ofd(_) => sys::files::lock_range(fd, &range(lock)),
-            _ => sys::files::lease(fd, i32::from(lock.write)),
-        };
-        taken.map_err(ResurrectError::own("locking a file that is in flight"))?;
+        }
+        // Of the others nobody is noted.
+        if matches!(lock.holder, LockHolder::Ofd(_)) {
+            take_here(restore, id, lock)?;
+        } else if restore.tasks.contains_key(&lock.taker) {
+            take_by(restore, lock.taker, id, lock)?;
+        } else if !take_for_ended(restore, id, lock) {
+            match first_holder(manifest, id) {
+                Some((holder, _)) => take_by(restore, holder, id, lock)?,
+                None => take_here(restore, id, lock)?,
+            }
+        }
     }
     Ok(())
+}
+
+/// By a process, which need not have the file.
+fn take_by(
+    restore: &mut Restore<'_>,
+    pid: Pid,
+    id: DescriptionId,
+    lock: &Lock,
+) -> Result<(), ResurrectError> {
+    let pidfd = restore.self_pidfd.as_raw_fd();
+    let Some(fd) = restore.files.opened.get(&id).map(AsRawFd::as_raw_fd) else {
+        return Ok(());
+    };
+    let mut calls = Calls::new(pid, "locking a file", &mut restore.task(pid)?.first);
+    let batch = calls.batch();
+    let args = [pidfd.into(), fd.into(), 0.into()];
+    let fd = batch.call("taking a descriptor", nr::PIDFD_GETFD, args);
+    if matches!(lock.holder, LockHolder::Lease(_)) {
+        let args = [fd.into(), F_SETLEASE.into(), i32::from(lock.write).into()];
+        batch.call("taking a lease of a file", nr::FCNTL, args);
+    } else {
+        let kind = if lock.write { LOCK_EX_NB } else { LOCK_SH_NB };
+        batch.call("locking a file", nr::FLOCK, [fd.into(), kind.into()]);
+    }
+    batch.call("closing a copy", nr::CLOSE, [fd.into()]);
+    calls.flush()
+}
+
+/// By a child with the id of a process that has ended, where that leads to nobody else. Whether it could: in
+/// another PID namespace the kernel forgets it with the child.
+fn take_for_ended(restore: &Restore<'_>, id: DescriptionId, lock: &Lock) -> bool {
+    let Some(fd) = restore.files.opened.get(&id) else {
+        return false;
+    };
+    if restore.options.root_flags != 0 || lock.taker.0 <= 0 {
+        return false;
+    }
+    let body = || take_own(fd, lock).map_or_else(|errno| errno as i32, |()| 0);
+    let done = restore
+        .spawn_among(Some(lock.taker), body)
+        .and_then(|child| sys::wait::wait_for(child.leader()));
+    done == Ok(Status::Exited(0))
+}
+
+fn take_here(restore: &Restore<'_>, id: DescriptionId, lock: &Lock) -> Result<(), ResurrectError> {
+    let fd = restore.files.opened.get(&id).ok_or(Errno::ENOENT);
+    let taken = fd.and_then(|fd| take_own(fd, lock));
+    taken.map_err(ResurrectError::own("locking a file"))
+}
+
+fn take_own(fd: &OwnedFd, lock: &Lock) -> sys::Result<()> {
+    match lock.holder {
+        LockHolder::Whole(_) => sys::files::lock_whole(fd, lock.write),
+        LockHolder::Lease(_) => sys::files::lease(fd, i32::from(lock.write)),
+        LockHolder::Ofd(_) | LockHolder::Process { .. } => sys::files::lock_range(fd, &range(lock)),
+    }
 }
 
 fn range(lock: &Lock) -> Range {
@@ -114,6 +143,7 @@ mod tests {
             holder,
             write: true,
             range: (5, Some(15)),
+            taker: Pid(1),
         };
         assert_eq!(
             range(&lock),

@@ -187,7 +187,17 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
             link,
             handle,
             mount,
-        } => handle::open(opening, file, link.as_deref(), handle.as_ref(), mount),
+            unlinked,
+        } => {
+            let elsewhere = handle::Elsewhere {
+                file,
+                unlinked: *unlinked,
+                link: link.as_deref(),
+                handle: handle.as_ref(),
+                mount,
+            };
+            handle::open(opening, &elsewhere)
+        }
         DescriptionKind::Pseudo { path } => pseudo::open(opening, path),
         DescriptionKind::Removed(id) => removed::open(opening, *id),
         DescriptionKind::Terminal { terminal, path, .. } => {
@@ -285,7 +295,7 @@ pub(crate) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError>
 
 /// What each process does itself with its table; then the way back to this process is closed.
 pub(crate) fn inside(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    lock::take_in_flight(restore)?;
+    lock::take_of_descriptions(restore)?;
     epoll::watch_all(restore)?;
     for (pid, live) in restore.lives().filter(|(_, live)| live.files_of.is_none()) {
         inside_one(restore, pid, live)?;

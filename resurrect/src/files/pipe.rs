@@ -2,12 +2,12 @@
 
 use super::{Opening, fifo};
 use crate::ResurrectError;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::{Gid, Uid, pipe2, write};
-use persist_mem::manifest::{Manifest, Pipe, PipeId};
+use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+use nix::unistd::{Gid, Uid, pipe2, read, write};
+use persist_mem::manifest::{Manifest, Pipe, PipeBuffer, PipeId};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use sys::Errno;
+use sys::{Errno, PAGE_SIZE};
 
 /// Both ends of a pipe.
 #[derive(Debug)]
@@ -56,13 +56,9 @@ pub(super) fn fill(pipe: &Pipe, write_end: &OwnedFd) -> Result<(), ResurrectErro
         fcntl(write_end, FcntlArg::F_SETPIPE_SZ(wanted)).map_err(failed("setting its size"))?;
     }
     let mut rest = pipe.data.as_slice();
-    if !pipe.packets.is_empty() {
-        let packets = OFlag::O_DIRECT | OFlag::O_NONBLOCK;
-        fcntl(write_end, FcntlArg::F_SETFL(packets)).map_err(failed("setting packet mode"))?;
-    }
-    for &len in &pipe.packets {
-        let (packet, more) = rest.split_at((len as usize).min(rest.len()));
-        write(write_end, packet).map_err(failed("filling it"))?;
+    for buffer in &pipe.buffers {
+        let (bytes, more) = rest.split_at((buffer.len as usize).min(rest.len()));
+        put(buffer, bytes, write_end).map_err(failed("filling it"))?;
         rest = more;
     }
     while !rest.is_empty() {
@@ -70,6 +66,44 @@ pub(super) fn fill(pipe: &Pipe, write_end: &OwnedFd) -> Result<(), ResurrectErro
         rest = &rest[done..];
     }
     Ok(())
+}
+
+/// Appends one buffer. It is made in another pipe, and splice(2) moves it as it is; of a part of one the moved
+/// part can no longer grow (fs/splice.c, splice_pipe_to_pipe).
+fn put(buffer: &PipeBuffer, bytes: &[u8], to: &OwnedFd) -> sys::Result<()> {
+    let (from, own) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    let (before, behind) = match (buffer.packet, buffer.grows) {
+        (true, _) => {
+            fcntl(&own, FcntlArg::F_SETFL(OFlag::O_DIRECT | OFlag::O_NONBLOCK))?;
+            (0, 0)
+        }
+        (false, true) => (buffer.offset as usize, 0),
+        // A full page cannot grow anyway.
+        (false, false) => (0, usize::from(bytes.len() < PAGE_SIZE)),
+    };
+    let whole = [&vec![0; before][..], bytes, &vec![0; behind]].concat();
+    write_all(&own, &whole)?;
+    read(&from, &mut vec![0; before])?;
+    let moved = splice(
+        &from,
+        None,
+        to,
+        None,
+        bytes.len(),
+        SpliceFFlags::SPLICE_F_NONBLOCK,
+    )?;
+    if moved == bytes.len() {
+        Ok(())
+    } else {
+        Err(Errno::EAGAIN)
+    }
+}
+
+fn write_all(to: &OwnedFd, bytes: &[u8]) -> sys::Result<()> {
+    match write(to, bytes)? {
+        all if all == bytes.len() => Ok(()),
+        _ => Err(Errno::EAGAIN),
+    }
 }
 
 pub(super) fn open(opening: &Opening<'_, '_>, id: PipeId) -> Result<OwnedFd, ResurrectError> {

@@ -2,6 +2,7 @@
 
 use super::{Opening, path};
 use crate::ResurrectError;
+use crate::gone_path::Times;
 use crate::restore::Restore;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fchmod, futimens};
@@ -33,6 +34,8 @@ pub(super) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 
 fn make_one(directory: &RemovedDirectory) -> sys::Result<OwnedFd> {
     let own = Path::new(OsStr::from_bytes(&directory.path));
+    let near = own.ancestors().skip(1).find(|dir| dir.is_dir());
+    let times = near.map(|near| (near, Times::of(near)));
     let fd = match brief(own) {
         // The name is another one's by now, or what it was in is gone too: a hidden one will do.
         Err(Errno::ENOENT) => with_parents(own)?,
@@ -43,6 +46,9 @@ fn make_one(directory: &RemovedDirectory) -> sys::Result<OwnedFd> {
         }
         made => made?,
     };
+    if let Some((near, Ok(times))) = times {
+        times.put_back(near);
+    }
     // Owner, then mode (which chown cuts), then times, which all the rest changes.
     let (uid, gid) = directory.owner;
     fchown(&fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;

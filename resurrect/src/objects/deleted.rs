@@ -1,20 +1,17 @@
 //! Files that have been removed: their contents, under a path that reads as before.
-//!
-//! The kernel shows a removed file's path from the root of its mount. So the file is made in a mount of
-//! its own whose root is a new directory next to where the file was, below the whole old path, and all of
-//! it is removed again. Whatever has the path today is not touched.
 
 use super::{TMPFILE, failed};
 use crate::ResurrectError;
+use crate::gone_path::Naming;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, fchmod, futimens};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown, ftruncate};
 use persist_mem::manifest::{SharedKind, SharedObject};
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use sys::Errno;
 
 /// `flags` are those of the description that made it before, where that can be told: `O_WRONLY`,
@@ -25,6 +22,7 @@ pub(super) fn make(object: &SharedObject, flags: u32) -> Result<OwnedFd, Resurre
         mode,
         owner,
         attributes,
+        nameable,
         ..
     } = &object.kind
     else {
@@ -37,10 +35,12 @@ pub(super) fn make(object: &SharedObject, flags: u32) -> Result<OwnedFd, Resurre
         _ => OFlag::O_RDWR,
     };
     let kept = given & OFlag::O_NOFOLLOW | access;
-    let fd = if flags & TMPFILE == 0 {
+    let fd = if *nameable {
+        without_name(path, kept)
+    } else if flags & TMPFILE == 0 {
         unlinked(path, object.id, kept)
     } else {
-        without_name(path, kept)
+        without_name(path, kept | OFlag::O_EXCL)
     };
     let fd = fd.map_err(failed(object, "making it"))?;
     let size = i64::try_from(object.size).map_err(|_| failed(object, "sizing it")(Errno::EFBIG))?;
@@ -67,7 +67,8 @@ pub(super) fn set_times(object: &SharedObject, fd: &OwnedFd) -> Result<(), Resur
     futimens(fd, &time(access), &time(change)).map_err(failed(object, "setting its times"))
 }
 
-/// `O_TMPFILE` where it was made: such a file can be given a name later (linkat(2)). `kept` has its access mode.
+/// `O_TMPFILE` where it was made: such a file can be given a name later (linkat(2)), without `O_EXCL`. `kept` has its
+/// access mode.
 fn without_name(path: &Path, kept: OFlag) -> sys::Result<OwnedFd> {
     let mut above = path.ancestors().skip(1);
     let directory = above.find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
@@ -77,45 +78,14 @@ fn without_name(path: &Path, kept: OFlag) -> sys::Result<OwnedFd> {
 
 /// A new file without a name, on the file system that the path is on.
 fn unlinked(path: &Path, id: u32, kept: OFlag) -> sys::Result<OwnedFd> {
-    let inside = path.strip_prefix("/").unwrap_or(path);
-    let mut last = Err(Errno::ENOENT);
-    // From the nearest directory that still is there upwards: one may be read-only.
-    for near in path.ancestors().skip(1).filter(|dir| dir.is_dir()) {
-        let root = near.join(format!(".kupgrade-{}-{id}", std::process::id()));
-        last = below(&root, inside, kept);
-        if last.is_ok() {
-            return last;
-        }
-    }
-    last
-}
-
-/// Makes the directory `root` and the file in it, opens that through a mount of its own, and removes
-/// both.
-fn below(root: &Path, inside: &Path, kept: OFlag) -> sys::Result<OwnedFd> {
-    let dirs: Vec<PathBuf> = inside
-        .ancestors()
-        .skip(1)
-        .map(|dir| root.join(dir))
-        .collect();
-    let mut made = Vec::new();
-    let opened = (|| {
-        for dir in dirs.iter().rev() {
-            nix::unistd::mkdir(dir, Mode::S_IRWXU)?;
-            made.push(dir);
-        }
-        let directory = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
-        let root = open(root, directory, Mode::empty())?;
-        let mount = sys::mountapi::clone_tree(root.as_fd())?;
-        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | kept;
-        openat(&mount, inside, flags, Mode::S_IRUSR | Mode::S_IWUSR)
-    })();
-    // Those that were made are ours alone, whatever has failed.
-    let _ = nix::unistd::unlink(&root.join(inside));
-    for dir in made.iter().rev() {
-        let _ = std::fs::remove_dir(dir);
-    }
-    opened
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | kept;
+    let naming = Naming {
+        place: |_: &Path| Ok(false),
+        open: |near: &OwnedFd, inside: &Path| {
+            openat(near, inside, flags, Mode::S_IRUSR | Mode::S_IWUSR)
+        },
+    };
+    naming.open_by(path, &id.to_string())
 }
 
 #[cfg(test)]
@@ -127,11 +97,19 @@ mod tests {
     fn the_path_reads_as_before_and_nothing_is_left() {
         let dir = std::env::temp_dir().join(format!("deleted-{}", std::process::id()));
         std::fs::create_dir(&dir).unwrap();
-        let path = dir.join("gone/a file");
-        let fd = unlinked(&path, 7, OFlag::O_RDWR).unwrap();
-        let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
-        assert_eq!(link, Path::new(&format!("{} (deleted)", path.display())));
-        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+        std::fs::write(dir.join("taken"), "another").unwrap();
+        let times = std::fs::metadata(&dir).unwrap().modified().unwrap();
+        for name in ["gone/a file", "taken", "free"] {
+            let path = dir.join(name);
+            let fd = unlinked(&path, 7, OFlag::O_RDWR).unwrap();
+            let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
+            assert_eq!(link, Path::new(&format!("{} (deleted)", path.display())));
+            assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+        }
+        assert_eq!(std::fs::read(dir.join("taken")).unwrap(), b"another");
+        let after = std::fs::metadata(&dir).unwrap().modified().unwrap();
+        assert_eq!(after, times);
+        std::fs::remove_file(dir.join("taken")).unwrap();
         std::fs::remove_dir(&dir).unwrap();
     }
 }

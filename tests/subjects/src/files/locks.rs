@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use libc::{
     F_GETLK, F_OFD_SETLK, F_RDLCK, F_SETLK, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN,
     O_RDWR,
@@ -206,4 +206,61 @@ pub(crate) fn lease(setting: &Setting) -> Result<Watch> {
         lease().map(drop)
     })
     .spoiled_by(move || fcntl(reading, libc::F_SETLEASE, F_UNLCK).map(drop)))
+}
+
+/// The process that the kernel has noted for the lock of a whole file (fdinfo).
+fn noted(file: i32) -> Result<i32> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{file}"))?;
+    let lock = info.lines().find(|line| line.starts_with("lock:"));
+    let lock = lock.context("it is not locked")?;
+    let pid = lock.split_whitespace().nth(5).context("no process")?;
+    Ok(pid.parse()?)
+}
+
+fn lock(file: i32) -> Result<()> {
+    // SAFETY: takes numbers.
+    sys("flock", unsafe { libc::flock(file, LOCK_EX) }).map(drop)
+}
+
+/// Three locks: of a child that has the file still, of one that does not, and of one that has ended.
+pub(crate) fn taker(setting: &Setting) -> Result<Watch> {
+    let files = ["one", "two", "three"].map(|name| open(&file(setting, name)?, O_RDWR));
+    let [one, two, three] = files;
+    let (one, two, three) = (one?, two?, three?);
+    let mut child = Kin::start(setting, "child", move |_| {
+        lock(one)?;
+        lock(two)?;
+        close(two);
+        Ok(Watch::new(move || {
+            same("the child's lock", &true, &(noted(one)? > 0))
+        }))
+    })?;
+    // SAFETY: the child makes system calls only.
+    let ended = unsafe { libc::fork() };
+    if ended == 0 {
+        // SAFETY: takes numbers.
+        unsafe { libc::_exit(libc::flock(three, LOCK_EX)) }
+    }
+    // SAFETY: the status is not asked for.
+    sys("waitpid", unsafe {
+        libc::waitpid(ended, core::ptr::null_mut(), 0)
+    })?;
+    let pid = child.pid;
+    // Who has ended is known in the first PID namespace only.
+    let first = noted(three)? == ended;
+    Ok(Watch::new(move || {
+        child.check()?;
+        same("who took the first", &pid, &noted(one)?)?;
+        same("who took the second", &pid, &noted(two)?)?;
+        let third = noted(three)?;
+        if first {
+            same("who took the third", &ended, &third)?;
+        }
+        Ok(())
+    })
+    .spoiled_by(move || {
+        // SAFETY: takes numbers.
+        sys("flock", unsafe { libc::flock(two, LOCK_UN) })?;
+        lock(two)
+    }))
 }

@@ -70,6 +70,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("tmpfile", "O_TMPFILE", removed::tmpfile),
         subject(
+            "tmpfile-exclusive",
+            "O_TMPFILE that can or cannot be given a name",
+            removed::tmpfile_exclusive,
+        ),
+        subject(
             "tmpfile-written",
             "O_TMPFILE with O_WRONLY",
             removed::tmpfile_written,
@@ -113,6 +118,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("pipe", "pipes with data", pipe::start),
         subject("pipe-size", "pipes of other sizes, full", pipe::size),
+        subject(
+            "pipe-room",
+            "room in pipes after writes of odd sizes, reads, splice, vmsplice and tee",
+            pipe::room,
+        ),
         subject(
             "pipe-packets",
             "pipes in packet mode keep boundaries",
@@ -190,6 +200,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("fanotify", "fanotify", inotify::fanotify),
         subject("flock", "flock", locks::flock),
+        subject(
+            "flock-taker",
+            "who took a lock: a child, one who let go of the file, one who has ended",
+            locks::taker,
+        ),
         subject("posix-locks", "POSIX locks of ranges", locks::posix),
         subject("ofd-locks", "locks of open file descriptions", locks::ofd),
         subject("lease", "leases", locks::lease),

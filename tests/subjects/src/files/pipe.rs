@@ -189,3 +189,105 @@ pub(crate) fn tee(_: &Setting) -> Result<Watch> {
     })
     .spoiled_by(move || read(from, 1).map(drop)))
 }
+
+/// A pipe that is filled in some way.
+fn filled(fill: impl Fn(i32, i32) -> Result<()>) -> Result<[i32; 2]> {
+    let ends = pipe(O_NONBLOCK)?;
+    fill(ends[0], ends[1])?;
+    Ok(ends)
+}
+
+/// Pipes whose buffers are full to different parts.
+fn uneven() -> Result<Vec<[i32; 2]>> {
+    let text = &text;
+    let several = |sizes: &'static [usize]| {
+        filled(move |_, to| sizes.iter().try_for_each(|size| write(to, &text(*size))))
+    };
+    let mut pipes = vec![
+        several(&[1])?,
+        several(&[100, 5000, 5000])?,
+        several(&[3000; 15])?,
+        several(&[3000; 16])?,
+    ];
+    pipes.push(filled(|from, to| {
+        write(to, &text(65_536))?;
+        read(from, 100).map(drop)
+    })?);
+    pipes.push(filled(|from, to| {
+        (0..5).try_for_each(|_| write(to, &text(5000)))?;
+        read(from, 4999).map(drop)
+    })?);
+    // Pages of this process.
+    let page = text(9000);
+    let page: &'static [u8] = Box::leak(page.into_boxed_slice());
+    pipes.push(filled(|_, to| {
+        let part = libc::iovec {
+            iov_base: page.as_ptr().cast_mut().cast(),
+            iov_len: page.len(),
+        };
+        // SAFETY: the bytes stay for ever.
+        sys("vmsplice", unsafe {
+            libc::vmsplice(to, &raw const part, 1, 0)
+        })?;
+        write(to, b"more")
+    })?);
+    // Of another pipe, and of a file.
+    let [from, _] = pipes[1];
+    pipes.push(filled(|_, to| {
+        write(to, b"before")?;
+        // SAFETY: takes numbers.
+        sys("tee", unsafe { libc::tee(from, to, 6000, 0) })?;
+        Ok(())
+    })?);
+    let file = crate::kit::files::open("/proc/self/exe", libc::O_RDONLY)?;
+    pipes.push(filled(|_, to| {
+        for at in 0..8 {
+            let mut offset = at * 500;
+            // SAFETY: the offset is alive.
+            sys("splice", unsafe {
+                libc::splice(file, &raw mut offset, to, core::ptr::null_mut(), 1000, 0)
+            })?;
+        }
+        Ok(())
+    })?);
+    close(file);
+    Ok(pipes)
+}
+
+/// What a writer of single bytes can still put in, and whether poll(2) says so.
+fn left(end: i32) -> Result<(usize, i16)> {
+    let ready = ready(end, POLLOUT)?;
+    let mut more = 0;
+    while write(end, b"+").is_ok() {
+        more += 1;
+    }
+    Ok((more, ready))
+}
+
+/// Every pipe has the same room as a like one that was made later, and is filled the same way again.
+pub(crate) fn room(_: &Setting) -> Result<Watch> {
+    let pipes = uneven()?;
+    let spoiled = pipes[2];
+    Ok(Watch::new(move || {
+        let fresh = uneven()?;
+        for ([from, to], [other, other_to]) in pipes.iter().zip(&fresh) {
+            same("bytes in it", &held(*other)?, &held(*from)?)?;
+            same("room for more", &left(*other_to)?, &left(*to)?)?;
+            same("the data", &read(*other, 1 << 17)?, &read(*from, 1 << 17)?)?;
+        }
+        // The next ones get the same numbers.
+        for end in fresh.iter().flatten() {
+            close(*end);
+        }
+        for (end, next) in pipes.iter().flatten().zip(uneven()?.iter().flatten()) {
+            // SAFETY: both are descriptors of ours.
+            sys("dup2", unsafe { libc::dup2(*next, *end) })?;
+            close(*next);
+        }
+        Ok(())
+    })
+    .spoiled_by(move || {
+        let all = read(spoiled[0], 1 << 17)?;
+        write(spoiled[1], &all)
+    }))
+}

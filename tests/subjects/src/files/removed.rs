@@ -135,10 +135,11 @@ pub(crate) fn tmpfile_named(setting: &Setting) -> Result<Watch> {
         let (from, to, follow) = (link.as_ptr(), name.as_ptr(), libc::AT_SYMLINK_FOLLOW);
         libc::linkat(here, from, here, to, follow)
     })?;
-    Ok(
-        Watch::keep(move || Ok((stat(file)?, place(file, None)?, fs::metadata(&path)?.ino())))?
-            .spoiled_by(move || write(file, b"x")),
-    )
+    Ok(Watch::keep(move || {
+        let (inode, link) = (fs::metadata(&path)?.ino(), seen(file)?.2);
+        Ok((stat(file)?, place(file, None)?, inode, link))
+    })?
+    .spoiled_by(move || write(file, b"x")))
 }
 
 /// Another directory has the name of a removed one.
@@ -191,7 +192,7 @@ pub(crate) fn linked(setting: &Setting) -> Result<Watch> {
     let file = open(&path, O_RDWR)?;
     place(file, Some(3))?;
     fs::remove_file(&path)?;
-    let inode = fs::metadata(&other)?.ino();
+    let (inode, link) = (fs::metadata(&other)?.ino(), seen(file)?.2);
     Ok(Watch::new(move || {
         let same_file = fs::metadata(format!("/proc/self/fd/{file}"))?.ino();
         same(
@@ -201,6 +202,8 @@ pub(crate) fn linked(setting: &Setting) -> Result<Watch> {
         )?;
         same("the inode", &inode, &same_file)?;
         same("the place", &3, &place(file, None)?)?;
+        same("the link", &link, &seen(file)?.2)?;
+        same("links", &1, &stat(file)?.3)?;
         same("the removed name", &false, &fs::exists(&path)?)
     })
     .spoiled_by(move || place(file, Some(0)).map(drop)))
@@ -212,16 +215,32 @@ pub(crate) fn replaced(setting: &Setting) -> Result<Watch> {
     fs::write(&path, "old contents")?;
     let file = open(&path, O_RDWR)?;
     place(file, Some(4))?;
-    let next = setting.fresh("next");
+    let (next, kept) = (setting.fresh("next"), setting.fresh("kept"));
     fs::write(&next, "new contents!")?;
     fs::rename(&next, &path)?;
+    let linked = setting.fresh("linked");
+    fs::write(&linked, "of two names")?;
+    fs::hard_link(&linked, &kept)?;
+    let other = open(&linked, O_RDWR)?;
+    fs::write(&next, "of another file")?;
+    fs::rename(&next, &linked)?;
+    let observe = move || {
+        Ok((
+            seen(file)?.2,
+            seen(other)?.2,
+            stat(other)?,
+            fs::metadata(&kept)?.ino(),
+        ))
+    };
+    let links = Watch::keep(observe)?;
     Ok(Watch::new(move || {
         same("the place", &4, &place(file, None)?)?;
         same("the old file", b"contents".as_slice(), &read(file, 100)?)?;
         place(file, Some(4))?;
         same("the new file", "new contents!", &fs::read_to_string(&path)?)
     })
-    .spoiled_by(move || place(file, Some(0)).map(drop)))
+    .spoiled_by(move || place(file, Some(0)).map(drop))
+    .and(links))
 }
 
 /// Nothing can be made in it.
@@ -247,5 +266,51 @@ pub(crate) fn directory(setting: &Setting) -> Result<Watch> {
     .spoiled_by(move || {
         crate::kit::files::close(dir);
         open("/", O_RDONLY | O_DIRECTORY).map(drop)
+    }))
+}
+
+/// Gives a file without a name one, and takes it away again.
+fn name_it(file: i32, path: &std::path::Path) -> Result<bool> {
+    let link = std::ffi::CString::new(format!("/proc/self/fd/{file}"))?;
+    let name = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
+    let (name, here) = (std::ffi::CString::new(name)?, libc::AT_FDCWD);
+    // SAFETY: terminated strings.
+    let done = unsafe {
+        let (from, to, follow) = (link.as_ptr(), name.as_ptr(), libc::AT_SYMLINK_FOLLOW);
+        libc::linkat(here, from, here, to, follow)
+    };
+    if done == 0 {
+        fs::remove_file(path)?;
+    }
+    Ok(done == 0)
+}
+
+/// One that was made with `O_EXCL`, one that had a name for a moment, and at each check one that is given a name.
+pub(crate) fn tmpfile_exclusive(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("named");
+    let dir = path.parent().context("no folder")?.to_owned();
+    let make = move |more: i32| open(&dir, O_RDWR | O_TMPFILE | more);
+    let Ok(exclusive) = make(libc::O_EXCL) else {
+        return not_here("the file system knows no O_TMPFILE");
+    };
+    let once = make(0)?;
+    if !name_it(once, &path)? {
+        bail!("it cannot be given a name");
+    }
+    let mut free = make(0)?;
+    let again = path.clone();
+    Ok(Watch::new(move || {
+        for file in [exclusive, once] {
+            same("it can be given a name", &false, &name_it(file, &path)?)?;
+        }
+        same("it can be given a name", &true, &name_it(free, &path)?)?;
+        crate::kit::files::close(free);
+        free = make(0)?;
+        Ok(())
+    })
+    .spoiled_by(move || {
+        crate::kit::files::close(exclusive);
+        let dir = again.parent().context("no folder")?;
+        same("the number", &exclusive, &open(dir, O_RDWR | O_TMPFILE)?)
     }))
 }
