@@ -14,6 +14,7 @@ mod membarrier;
 mod memory;
 mod numa;
 mod pages;
+mod parents;
 mod policy;
 mod process;
 mod reports;
@@ -123,6 +124,10 @@ fn describe(
     .map(|kind| Sharing::find(&pids, kind));
     let (mut processes, mut timers_at) = (Vec::new(), Vec::new());
     let (stats, children) = relatives(frozen)?;
+    let pairs = children
+        .iter()
+        .flat_map(|(parent, all)| all.iter().map(|child| (*child, *parent)));
+    let made_by = parents::threads(frozen, &pairs.collect::<Vec<_>>());
     let mut groups = cgroups::capture(frozen)?;
     for (pid, stat) in &stats {
         let pid = *pid;
@@ -145,6 +150,9 @@ fn describe(
         processes.push(zombie(pid)?);
     }
     let inside: Vec<Pid> = members(frozen).into_iter().chain(ours).collect();
+    for process in &mut processes {
+        process.parent_thread = made_by.get(&process.pid).copied();
+    }
     table.refuse_outside(&inside, outsiders)?;
     let found = table.finish()?;
     let mut objects = found.objects;
@@ -222,6 +230,7 @@ fn zombie(pid: Pid) -> Result<Process, FreezerError> {
     Ok(Process {
         pid,
         ppid: stat.pid(4),
+        parent_thread: None,
         pgid: stat.pid(5),
         sid: stat.pid(6),
         exit_signal: stat.exit_signal(),

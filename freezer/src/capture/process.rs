@@ -61,6 +61,7 @@ pub(super) fn capture(
     let process = Process {
         pid,
         ppid: stat.pid(4),
+        parent_thread: None,
         pgid: stat.pid(5),
         sid: stat.pid(6),
         exit_signal,

@@ -12,6 +12,8 @@ pub struct Process {
     pub pid: Pid,
     /// Its parent.
     pub ppid: Pid,
+    /// The thread of its parent that is its parent, None for the leader.
+    pub parent_thread: Option<Tid>,
     /// Its process group.
     pub pgid: Pid,
     /// Its session.

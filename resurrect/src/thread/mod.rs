@@ -10,6 +10,7 @@ pub(crate) mod waits;
 
 use crate::ResurrectError;
 use crate::restore::Restore;
+use crate::task::Task;
 use crate::tree::thread as birth;
 use persist_mem::manifest::{Live, Thread};
 use sys::Pid;
@@ -29,13 +30,21 @@ pub(crate) fn create(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let task = restore.task(pid)?;
         let led = usize::from(live.ended_leader.is_none());
         for thread in live.threads.iter().skip(led) {
-            let undo = if thread.own_undo { 0 } else { CLONE_SYSVSEM };
-            let made = birth(pid, &mut task.first, thread.tid, FLAGS | undo)?;
-            task.threads.insert(thread.tid, made);
+            one(pid, task, thread)?;
         }
         if led == 0 {
             leader::step_back(live, task);
         }
+    }
+    Ok(())
+}
+
+/// Makes one thread, unless it is there: it may have been needed to make a child.
+pub(crate) fn one(pid: Pid, task: &mut Task, thread: &Thread) -> Result<(), ResurrectError> {
+    if !task.threads.contains_key(&thread.tid) {
+        let undo = if thread.own_undo { 0 } else { CLONE_SYSVSEM };
+        let made = birth(pid, &mut task.first, thread.tid, FLAGS | undo)?;
+        task.threads.insert(thread.tid, made);
     }
     Ok(())
 }

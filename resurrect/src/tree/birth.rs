@@ -144,20 +144,22 @@ fn descendant(
     }
     let args = clone_args(&mut batch, flags, signal, pid.0);
     batch.call("making a child", nr::CLONE3, args);
-    let parent = restore.task(by)?;
-    let output = parent
-        .first
-        .run_raw(&batch)
-        .map_err(ResurrectError::tracee(
-            by,
-            format!("making its child {pid}"),
-        ))?;
-    let born = parent.first.take_born();
+    let thread = recorded.filter(|process| process.ppid == by && !sibling);
+    let parent = parent(
+        restore,
+        by,
+        thread.and_then(|process| process.parent_thread),
+    )?;
+    let output = parent.run_raw(&batch).map_err(ResurrectError::tracee(
+        by,
+        format!("making its child {pid}"),
+    ))?;
+    let born = parent.take_born();
     if let Some(failure) = batch.failure(&output) {
         if failure.errno == Errno::EEXIST {
             return Err(taken(pid));
         }
-        let tid = parent.first.tid();
+        let tid = parent.tid();
         let cause = sys::tracee::TraceeError::Call {
             tid,
             failure: Box::new(failure),
@@ -176,6 +178,23 @@ fn descendant(
         })?;
     wait_until_stopped(pid, host)?;
     adopt(pid, host, scratch)
+}
+
+/// The thread of `by` that makes a child: its leader, or another one that is made for it already.
+fn parent<'a>(
+    restore: &'a mut Restore<'_>,
+    by: Pid,
+    thread: Option<Tid>,
+) -> Result<&'a mut Tracee, ResurrectError> {
+    let live = restore.lives().find(|(pid, _)| *pid == by);
+    let threads = live.map_or(&[][..], |(_, live)| live.threads.as_slice());
+    let thread = threads.iter().find(|known| Some(known.tid) == thread);
+    let task = restore.task(by)?;
+    let Some(thread) = thread.filter(|thread| thread.tid != by.leader()) else {
+        return Ok(&mut task.first);
+    };
+    crate::thread::one(by, task, thread)?;
+    Ok(task.threads.get_mut(&thread.tid).unwrap_or(&mut task.first))
 }
 
 /// Whose tables a process has where they are not its own, and the flags that make it so.

@@ -325,6 +325,7 @@ mod tests {
         Process {
             pid: Pid(pid),
             ppid: Pid(ppid),
+            parent_thread: None,
             pgid: Pid(pgid),
             sid: Pid(sid),
             exit_signal: 17,

@@ -3,6 +3,7 @@
 mod family;
 mod groups;
 mod killed;
+mod threads;
 mod vfork;
 mod zombies;
 
@@ -22,6 +23,11 @@ pub(crate) const GROUP: Group = Group {
             "killed-at-once",
             "children that are killed as soon as their parent runs",
             killed::start,
+        ),
+        subject(
+            "children-of-threads",
+            "children of threads, killed with the thread that made them",
+            threads::start,
         ),
         subject(
             "orphans",

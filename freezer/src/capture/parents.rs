@@ -1,0 +1,71 @@
+//! Which threads of their parents have made children: wait4(2) with `__WNOTHREAD` finds those of the calling thread
+//! only, and the signal at the parent's death (`PR_SET_PDEATHSIG`) comes when that thread ends.
+
+use crate::kernel::{self, Kernel, Unreadable};
+use crate::{Frozen, proc};
+use std::collections::{BTreeMap, BTreeSet};
+use sys::{Pid, Tid};
+
+/// The threads that are parents of children and not the leaders of their processes. `children`: each child and its
+/// parent.
+pub(super) fn threads(frozen: &Frozen, children: &[(Pid, Pid)]) -> BTreeMap<Pid, Tid> {
+    let threaded = |pid: Pid| frozen.threads(pid).into_iter().map(|(tid, _)| tid);
+    let parents: BTreeSet<Pid> = children.iter().map(|(_, parent)| *parent).collect();
+    let parents: BTreeMap<Pid, Vec<Tid>> = parents
+        .into_iter()
+        .map(|pid| {
+            (
+                pid,
+                threaded(pid).filter(|tid| *tid != pid.leader()).collect(),
+            )
+        })
+        .filter(|(_, others): &(Pid, Vec<Tid>)| !others.is_empty())
+        .collect();
+    let children: Vec<(Pid, Pid)> = children
+        .iter()
+        .filter(|(_, parent)| parents.contains_key(parent))
+        .copied()
+        .collect();
+    if children.is_empty() {
+        return BTreeMap::new();
+    }
+    let found = kernel::look(|kernel| of_tasks(kernel, &parents, &children));
+    found.unwrap_or_else(|_| of_lists(&parents))
+}
+
+/// By `task_struct.real_parent`.
+fn of_tasks(
+    kernel: &mut Kernel,
+    parents: &BTreeMap<Pid, Vec<Tid>>,
+    children: &[(Pid, Pid)],
+) -> Result<BTreeMap<Pid, Tid>, Unreadable> {
+    let field = kernel.btf().field("task_struct", "real_parent")?.offset;
+    let ids: Vec<Tid> = children.iter().map(|(child, _)| child.leader()).collect();
+    let tasks = kernel.tasks(&ids)?;
+    let made_by = kernel.words_within(&tasks, field)?;
+    let threads: Vec<Tid> = parents.values().flatten().copied().collect();
+    let at = kernel.tasks(&threads)?;
+    let known: BTreeMap<u64, Tid> = at
+        .into_iter()
+        .zip(&threads)
+        .filter_map(|(task, tid)| Some((task?, *tid)))
+        .collect();
+    let found = children.iter().zip(made_by);
+    Ok(found
+        .filter_map(|((child, _), by)| Some((*child, *known.get(&by?)?)))
+        .collect())
+}
+
+/// By `/proc/PID/task/TID/children`.
+fn of_lists(parents: &BTreeMap<Pid, Vec<Tid>>) -> BTreeMap<Pid, Tid> {
+    let mut found = BTreeMap::new();
+    for (pid, threads) in parents {
+        for tid in threads {
+            let text = proc::read_text(*pid, &format!("task/{tid}/children"));
+            let text = text.unwrap_or_default();
+            let children = text.split_whitespace().filter_map(|n| n.parse().ok());
+            found.extend(children.map(|child| (Pid(child), *tid)));
+        }
+    }
+    found
+}
