@@ -114,20 +114,10 @@ fn describe(
     let mut table = Table::new(externals, ours.is_some());
     let Prepared { outsiders, finder } = prepared;
     let pids: Vec<Pid> = frozen.pids().collect();
-    let [memory, actions, files, directories, undone] = [
-        KcmpKind::Vm,
-        KcmpKind::Sighand,
-        KcmpKind::Files,
-        KcmpKind::Fs,
-        KcmpKind::Sysvsem,
-    ]
-    .map(|kind| Sharing::find(&pids, kind));
+    let [memory, actions, files, directories, undone] = sharing(&pids);
     let (mut processes, mut timers_at) = (Vec::new(), Vec::new());
     let (stats, children) = relatives(frozen)?;
-    let pairs = children
-        .iter()
-        .flat_map(|(parent, all)| all.iter().map(|child| (*child, *parent)));
-    let made_by = parents::threads(frozen, &pairs.collect::<Vec<_>>());
+    let made_by = parents::threads(frozen, &children);
     let mut groups = cgroups::capture(frozen)?;
     for (pid, stat) in &stats {
         let pid = *pid;
@@ -149,10 +139,10 @@ fn describe(
     for &pid in frozen.zombies() {
         processes.push(zombie(pid)?);
     }
-    let inside: Vec<Pid> = members(frozen).into_iter().chain(ours).collect();
     for process in &mut processes {
         process.parent_thread = made_by.get(&process.pid).copied();
     }
+    let inside: Vec<Pid> = members(frozen).into_iter().chain(ours).collect();
     table.refuse_outside(&inside, outsiders)?;
     let found = table.finish()?;
     let mut objects = found.objects;
@@ -185,6 +175,18 @@ fn describe(
         crate::ipc::capture(&mut manifest, &mut objects)?;
     }
     Ok((manifest, objects))
+}
+
+/// Who shares memory, signal actions, descriptors, directories, and undo lists.
+fn sharing(pids: &[Pid]) -> [Sharing; 5] {
+    [
+        KcmpKind::Vm,
+        KcmpKind::Sighand,
+        KcmpKind::Files,
+        KcmpKind::Fs,
+        KcmpKind::Sysvsem,
+    ]
+    .map(|kind| Sharing::find(pids, kind))
 }
 
 /// Everybody's children, in ascending order.

@@ -1,31 +1,25 @@
 //! Which threads of their parents have made children: wait4(2) with `__WNOTHREAD` finds those of the calling thread
 //! only, and the signal at the parent's death (`PR_SET_PDEATHSIG`) comes when that thread ends.
 
+use super::Children;
 use crate::kernel::{self, Kernel, Unreadable};
 use crate::{Frozen, proc};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use sys::{Pid, Tid};
 
-/// The threads that are parents of children and not the leaders of their processes. `children`: each child and its
-/// parent.
-pub(super) fn threads(frozen: &Frozen, children: &[(Pid, Pid)]) -> BTreeMap<Pid, Tid> {
-    let threaded = |pid: Pid| frozen.threads(pid).into_iter().map(|(tid, _)| tid);
-    let parents: BTreeSet<Pid> = children.iter().map(|(_, parent)| *parent).collect();
-    let parents: BTreeMap<Pid, Vec<Tid>> = parents
-        .into_iter()
-        .map(|pid| {
-            (
-                pid,
-                threaded(pid).filter(|tid| *tid != pid.leader()).collect(),
-            )
-        })
-        .filter(|(_, others): &(Pid, Vec<Tid>)| !others.is_empty())
-        .collect();
-    let children: Vec<(Pid, Pid)> = children
-        .iter()
-        .filter(|(_, parent)| parents.contains_key(parent))
-        .copied()
-        .collect();
+/// The threads that are parents of children and not the leaders of their processes.
+pub(super) fn threads(frozen: &Frozen, children: &Children) -> BTreeMap<Pid, Tid> {
+    let mut parents = BTreeMap::new();
+    let mut pairs = Vec::new();
+    for (&parent, its) in children {
+        let threads = frozen.threads(parent).into_iter().map(|(tid, _)| tid);
+        let others: Vec<Tid> = threads.filter(|tid| *tid != parent.leader()).collect();
+        if !others.is_empty() {
+            parents.insert(parent, others);
+            pairs.extend_from_slice(its);
+        }
+    }
+    let children = pairs;
     if children.is_empty() {
         return BTreeMap::new();
     }
@@ -37,10 +31,10 @@ pub(super) fn threads(frozen: &Frozen, children: &[(Pid, Pid)]) -> BTreeMap<Pid,
 fn of_tasks(
     kernel: &mut Kernel,
     parents: &BTreeMap<Pid, Vec<Tid>>,
-    children: &[(Pid, Pid)],
+    children: &[Pid],
 ) -> Result<BTreeMap<Pid, Tid>, Unreadable> {
     let field = kernel.btf().field("task_struct", "real_parent")?.offset;
-    let ids: Vec<Tid> = children.iter().map(|(child, _)| child.leader()).collect();
+    let ids: Vec<Tid> = children.iter().map(|child| child.leader()).collect();
     let tasks = kernel.tasks(&ids)?;
     let made_by = kernel.words_within(&tasks, field)?;
     let threads: Vec<Tid> = parents.values().flatten().copied().collect();
@@ -52,7 +46,7 @@ fn of_tasks(
         .collect();
     let found = children.iter().zip(made_by);
     Ok(found
-        .filter_map(|((child, _), by)| Some((*child, *known.get(&by?)?)))
+        .filter_map(|(child, by)| Some((*child, *known.get(&by?)?)))
         .collect())
 }
 
