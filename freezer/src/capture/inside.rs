@@ -101,15 +101,25 @@ impl Inside {
     }
 }
 
-/// A signal that does nothing to the thread: one that is ignored unless there is a handler, which has
-/// none and is not queued.
+/// A signal that does nothing to the thread: one that is ignored, and is not queued. Where there is none, one
+/// that is not queued.
 fn marker(status: &Status) -> i32 {
-    let taken = ["SigCgt", "SigPnd", "ShdPnd"]
-        .iter()
-        .fold(0, |taken, key| taken | status.mask(key));
+    /// What only a stopped job is left by, and what cannot be blocked.
+    const NEVER: [i32; 6] = [9, SIGCONT, 19, 20, 21, 22];
+    let mask = |keys: &[&str]| keys.iter().fold(0, |all, key| all | status.mask(key));
+    let has = |mask: u64, signal: &i32| mask >> (signal - 1) & 1 != 0;
+    let queued = mask(&["SigPnd", "ShdPnd"]);
+    let caught = mask(&["SigCgt"]) | queued;
+    let ignored = mask(&["SigIgn"]) & !queued;
+    let plain = || (1..32).filter(|signal| !NEVER.contains(signal));
     [SIGURG, SIGWINCH, SIGCONT, SIGCHLD]
         .into_iter()
-        .find(|signal| taken >> (signal - 1) & 1 == 0)
+        .find(|signal| !has(caught, signal))
+        .or_else(|| plain().find(|signal| has(ignored, signal)))
+        .or_else(|| {
+            let mut all = [SIGTRAP].into_iter().chain(plain());
+            all.find(|signal| !has(queued, signal))
+        })
         .unwrap_or(SIGTRAP)
 }
 
@@ -125,5 +135,19 @@ mod tests {
         assert_eq!(marker(&status(1 << 22)), SIGWINCH);
         assert_eq!(marker(&status(1 << 22 | 1 << 27)), SIGCONT);
         assert_eq!(marker(&status(u64::MAX)), SIGTRAP);
+        let ignoring = format!(
+            "{none}SigCgt:\t{:016x}\nSigIgn:\t{:016x}\n",
+            u64::MAX,
+            1 << 12
+        );
+        assert_eq!(marker(&Status::from_text(&ignoring)), 13);
+        let full = "SigPnd:\t0000000008420010\nShdPnd:\t0000000000010000\n";
+        assert_eq!(
+            marker(&Status::from_text(&format!(
+                "{full}SigCgt:\t{:016x}\n",
+                u64::MAX
+            ))),
+            1
+        );
     }
 }

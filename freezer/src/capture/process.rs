@@ -245,12 +245,13 @@ fn describe(
     let umask = inside[0].status.value("Umask");
     let umask = umask.and_then(|text| u32::from_str_radix(text, 8).ok());
     let mut filters = Vec::new();
+    let pending = signals::pending((pid, first_tid), &inside[0].status, true)?;
     let live = Live {
         threads: thread::capture(inside, SCRATCH, &mut filters)?,
         root: crate::files::reference(pid, "root")?,
         umask: umask.unwrap_or(0o22),
         actions: signals::actions(asked.actions, &out),
-        pending: signals::pending(pid, first_tid, true)?,
+        pending,
         reports,
         limits: attributes::limits(pid)?,
         itimers: timers::itimers(&asked.itimers, &out),

@@ -74,8 +74,8 @@ fn describe(
     let (_, sigmask) = inside.tracee.rest().map_err(FreezerError::tracee(pid))?;
     let rseq = ptrace::rseq_configuration(tid).map_err(call("reading its rseq"))?;
     let robust_list = process::get_robust_list(tid).map_err(call("reading its robust list"))?;
-    let pending = signals::pending(pid, tid, false)?;
     let status = &inside.status;
+    let pending = signals::pending((pid, tid), status, false)?;
     let stat = Stat::read(pid, &format!("task/{tid}/stat"))?;
     Ok(Thread {
         tid,

@@ -3,7 +3,11 @@
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
+use persist_mem::manifest::Live;
 use sys::batch::Batch;
+
+/// `RLIMIT_SIGPENDING`
+const SIGPENDING: usize = 11;
 
 /// Sets those that differ from what a new process has.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
@@ -21,16 +25,32 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let output = run(pid, "asking for its limits", first, &batch)?;
         let mut batch = Batch::new();
         for (which, ((soft, hard), now)) in live.limits.iter().zip(asked).enumerate() {
-            if (output.u64(now, 0), output.u64(now, 1)) == (*soft, *hard) {
-                continue;
+            let now = (output.u64(now, 0), output.u64(now, 1));
+            let wanted = match which {
+                // What is queued may be more than its process may queue by now.
+                SIGPENDING => (now.0.max(*soft), now.1.max(*hard)),
+                _ => (*soft, *hard),
+            };
+            if now != wanted {
+                put(&mut batch, which, wanted);
             }
-            let mut bytes = soft.to_le_bytes().to_vec();
-            bytes.extend_from_slice(&hard.to_le_bytes());
-            let new = batch.data(&bytes);
-            let args = [0.into(), which.into(), new.into(), 0.into()];
-            batch.call("setting a limit", nr::PRLIMIT64, args);
         }
         run(pid, "setting its limits", first, &batch)?;
     }
     Ok(())
+}
+
+/// Sets the limit that is left when signals are queued.
+pub(crate) fn lower_queued_signals(batch: &mut Batch, live: &Live) {
+    if let Some(limit) = live.limits.get(SIGPENDING) {
+        put(batch, SIGPENDING, *limit);
+    }
+}
+
+fn put(batch: &mut Batch, which: usize, (soft, hard): (u64, u64)) {
+    let mut bytes = soft.to_le_bytes().to_vec();
+    bytes.extend_from_slice(&hard.to_le_bytes());
+    let new = batch.data(&bytes);
+    let args = [0.into(), which.into(), new.into(), 0.into()];
+    batch.call("setting a limit", nr::PRLIMIT64, args);
 }

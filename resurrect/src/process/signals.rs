@@ -19,7 +19,7 @@ pub(crate) fn set_actions(restore: &mut Restore<'_>) -> Result<(), ResurrectErro
         for (index, action) in live.actions.iter().enumerate() {
             let signal = index + 1;
             if signal != SIGKILL && signal != SIGSTOP {
-                put(&mut batch, signal, action);
+                put_action(&mut batch, signal, action);
             }
         }
         let first = &mut restore.task(pid)?.first;
@@ -35,14 +35,15 @@ pub(crate) fn forget_children(live: &persist_mem::manifest::Live, batch: &mut Ba
         ..SigAction::default()
     };
     for signal in [SIGCHLD, SIGCONT] {
-        put(batch, signal, &ignore);
+        put_action(batch, signal, &ignore);
         if let Some(action) = live.actions.get(signal - 1) {
-            put(batch, signal, action);
+            put_action(batch, signal, action);
         }
     }
 }
 
-fn put(batch: &mut Batch, signal: usize, action: &SigAction) {
+/// Sets one of them.
+pub(crate) fn put_action(batch: &mut Batch, signal: usize, action: &SigAction) {
     let words = [action.handler, action.flags, action.restorer, action.mask];
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     let action = batch.data(&bytes);

@@ -39,10 +39,13 @@ pub(crate) fn end(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         else {
             continue;
         };
+        const DOING: &str = "preparing the end of its leader";
+        for batch in signals::of_process(pid, live) {
+            run(pid, DOING, tracee, &batch)?;
+        }
         let mut batch = Batch::new();
-        signals::of_process(&mut batch, pid, live);
         appearance(&mut batch, leader);
-        run(pid, "preparing the end of its leader", tracee, &batch)?;
+        run(pid, DOING, tracee, &batch)?;
         exit(pid, tracee, leader)?;
     }
     Ok(())

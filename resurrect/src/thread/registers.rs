@@ -1,7 +1,8 @@
 //! Registers, signal masks, and sleeps that go on. The last stage: batches run on the registers.
 
+use super::signals::settled;
 use crate::ResurrectError;
-use crate::calls::{nr, run};
+use crate::calls::nr;
 use crate::restore::Restore;
 use persist_mem::manifest::{Dispatch, Live, Sleep, Thread};
 use std::collections::{BTreeMap, BTreeSet};
@@ -108,7 +109,7 @@ fn dispatch_from_inside(restore: &mut Restore<'_>) -> Result<BTreeSet<Tid>, Resu
             wanted.selector.into(),
         ];
         batch.call("dispatching its calls", nr::PRCTL, args);
-        run(pid, "dispatching its calls", tracee, &batch)?;
+        settled(pid, "dispatching its calls", tracee, &batch)?;
         done.insert(thread.tid);
         Ok(())
     })?;

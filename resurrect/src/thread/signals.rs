@@ -1,12 +1,30 @@
 //! Queued signals of threads and processes.
+//!
+//! From here on breakpoints end no batches any more: they would take a SIGTRAP that is queued, and make the
+//! kernel forget that it is ignored (kernel/signal.c, force_sig_info_to_task).
 
 use crate::ResurrectError;
-use crate::calls::{nr, run};
-use crate::process::signals::forget_children;
+use crate::calls::nr;
+use crate::process::limits;
+use crate::process::signals::{forget_children, put_action};
 use crate::restore::Restore;
 use persist_mem::manifest::{Live, QueuedSignal};
+use std::collections::BTreeSet;
 use sys::Pid;
 use sys::batch::{Batch, Buffer};
+use sys::tracee::Tracee;
+
+const SIGTRAP: usize = 5;
+const SIGKILL: i32 = 9;
+const SIGCONT: i32 = 18;
+const SIGTSTP: i32 = 20;
+const SIGTTOU: i32 = 22;
+const SIGURG: i32 = 23;
+const REAL_TIME: i32 = 32;
+const SIGNALS: i32 = 64;
+const EVERY: u64 = u64::MAX;
+/// Signals that one batch queues.
+const AT_ONCE: usize = 400;
 
 fn signal(queued: &QueuedSignal) -> i32 {
     queued
@@ -17,51 +35,121 @@ fn signal(queued: &QueuedSignal) -> i32 {
 
 /// Queues them again, in order.
 pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    // Leaders that end have done it; for who waits in vfork(2) there are none.
-    for (pid, live) in restore
-        .lives()
-        .filter(|(_, live)| live.ended_leader.is_none() && live.in_vfork.is_none())
-    {
+    super::each_in(restore, |pid, tracee, live, _| {
+        tracee.set_marker(marker(&queued(live)));
+        tracee
+            .set_sigmask(EVERY)
+            .map_err(ResurrectError::tracee(pid, "blocking its signals"))
+    })?;
+    // For who waits in vfork(2) there are none.
+    for (pid, live) in restore.lives().filter(|(_, live)| live.in_vfork.is_none()) {
+        let first = &mut restore.task(pid)?.first;
         let mut batch = Batch::new();
-        of_process(&mut batch, pid, live);
-        run(
-            pid,
-            "queueing its signals",
-            &mut restore.task(pid)?.first,
-            &batch,
-        )?;
+        if let Some(action) = live.actions.get(SIGTRAP - 1) {
+            put_action(&mut batch, SIGTRAP, action);
+        }
+        settled(pid, "setting its action for SIGTRAP", first, &batch)?;
+        // Leaders that end have done it.
+        if live.ended_leader.is_none() {
+            for batch in of_process(pid, live) {
+                settled(pid, "queueing its signals", first, &batch)?;
+            }
+        }
     }
     super::each(restore, |pid, tracee, thread| {
+        for some in thread.pending.chunks(AT_ONCE) {
+            let mut batch = Batch::new();
+            for queued in some {
+                let info = put(&mut batch, queued);
+                let (tgid, tid) = (pid.0.into(), thread.tid.0.into());
+                let args = [tgid, tid, signal(queued).into(), info.into()];
+                batch.call("queueing a signal", nr::RT_TGSIGQUEUEINFO, args);
+            }
+            settled(pid, "queueing a thread's signals", tracee, &batch)?;
+        }
+        Ok(())
+    })?;
+    for (pid, live) in restore.lives().filter(|(_, live)| live.in_vfork.is_none()) {
+        let first = &mut restore.task(pid)?.first;
         let mut batch = Batch::new();
-        for queued in &thread.pending {
-            let info = put(&mut batch, queued);
-            let args = [
-                pid.0.into(),
-                thread.tid.0.into(),
-                signal(queued).into(),
-                info.into(),
-            ];
-            batch.call("queueing a signal", nr::RT_TGSIGQUEUEINFO, args);
-        }
-        if batch.is_empty() {
-            return Ok(());
-        }
-        run(pid, "queueing a thread's signals", tracee, &batch).map(drop)
-    })
+        limits::lower_queued_signals(&mut batch, live);
+        settled(pid, "limiting its queued signals", first, &batch)?;
+    }
+    Ok(())
 }
 
-/// Those of a process as a whole, by its leader.
-pub(super) fn of_process(batch: &mut Batch, pid: Pid, live: &Live) {
-    forget_children(live, batch);
-    for queued in &live.pending {
-        let info = put(batch, queued);
-        let args = [pid.0.into(), signal(queued).into(), info.into()];
-        batch.call("queueing a signal", nr::RT_SIGQUEUEINFO, args);
+/// Those of a process as a whole, for its leader.
+pub(super) fn of_process(pid: Pid, live: &Live) -> Vec<Batch> {
+    let mut forget = Batch::new();
+    forget_children(live, &mut forget);
+    let queue = live.pending.chunks(AT_ONCE).map(|some| {
+        let mut batch = Batch::new();
+        for queued in some {
+            let info = put(&mut batch, queued);
+            let args = [pid.0.into(), signal(queued).into(), info.into()];
+            batch.call("queueing a signal", nr::RT_SIGQUEUEINFO, args);
+        }
+        batch
+    });
+    std::iter::once(forget).chain(queue).collect()
+}
+
+/// The signals that wait in a process or its threads.
+fn queued(live: &Live) -> BTreeSet<i32> {
+    let threads = live.threads.iter().flat_map(|thread| &thread.pending);
+    live.pending.iter().chain(threads).map(signal).collect()
+}
+
+/// A signal that ends batches and is not queued. The real-time ones come last: they need room in the queue.
+fn marker(queued: &BTreeSet<i32>) -> i32 {
+    // Stop signals take a SIGCONT away (kernel/signal.c, prepare_signal).
+    let stops = if queued.contains(&SIGCONT) {
+        0..0
+    } else {
+        SIGTSTP..REAL_TIME
+    };
+    let plain = (1..REAL_TIME).filter(|signal| !(SIGCONT..=SIGTTOU).contains(signal));
+    let all = [SIGURG].into_iter().chain(plain).chain(stops);
+    all.chain(REAL_TIME..=SIGNALS)
+        .find(|signal| *signal != SIGKILL && !queued.contains(signal))
+        .unwrap_or(SIGURG)
+}
+
+/// Makes a batch in a thread for which signals may be queued: it is ended by its marker.
+pub(super) fn settled(
+    pid: Pid,
+    doing: &'static str,
+    tracee: &mut Tracee,
+    batch: &Batch,
+) -> Result<(), ResurrectError> {
+    if batch.is_empty() {
+        return Ok(());
     }
+    tracee
+        .run(batch)
+        .map_err(ResurrectError::tracee(pid, doing))
+        .map(drop)
 }
 
 fn put(batch: &mut Batch, queued: &QueuedSignal) -> Buffer {
     let mut bytes = queued.0.clone();
     bytes.resize(sys::ptrace::SIGINFO_SIZE, 0);
     batch.data(&bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_marker_is_not_queued() {
+        let marker = |queued: &[i32]| super::marker(&queued.iter().copied().collect());
+        assert_eq!(marker(&[]), SIGURG);
+        assert_eq!(marker(&[SIGURG]), 1);
+        assert_eq!(marker(&[SIGURG, 1, 2, 3]), 4);
+        let most: Vec<i32> = (1..32).filter(|s| !(18..=22).contains(s)).collect();
+        assert_eq!(marker(&most), SIGTSTP);
+        let all: Vec<i32> = (1..33).collect();
+        assert_eq!(marker(&all), 33);
+    }
 }

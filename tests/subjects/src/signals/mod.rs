@@ -32,6 +32,17 @@ pub(crate) const GROUP: Group = Group {
             "real-time signals queued in order",
             pending::queue,
         ),
+        subject("pending-many", "thousands of signals queued", pending::many),
+        subject(
+            "pending-limited",
+            "more signals queued than RLIMIT_SIGPENDING allows by now",
+            pending::limited,
+        ),
+        subject(
+            "pending-trap",
+            "SIGTRAP ignored, and pending",
+            pending::trap,
+        ),
         subject(
             "pending-kinds",
             "pending SIGCHLD and timer signals",

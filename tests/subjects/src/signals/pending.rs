@@ -123,6 +123,53 @@ pub(crate) fn queue(_: &Setting) -> Result<Watch> {
     Where::Process.watch((0..50).map(|number| info(40, number * number)).collect())
 }
 
+/// More than one batch of calls queues.
+pub(crate) fn many(_: &Setting) -> Result<Watch> {
+    Where::Process.watch((0..2000).map(|number| info(40, number)).collect())
+}
+
+/// More than may be queued by now.
+pub(crate) fn limited(_: &Setting) -> Result<Watch> {
+    let limit = |soft: Option<u64>| -> Result<libc::rlimit> {
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        let at = &raw mut limit as u64;
+        let which = u64::from(libc::RLIMIT_SIGPENDING);
+        sys("getrlimit", raw(libc::SYS_getrlimit, args([which, at])))?;
+        if let Some(soft) = soft {
+            limit.rlim_cur = soft;
+            sys("setrlimit", raw(libc::SYS_setrlimit, args([which, at])))?;
+        }
+        Ok(limit)
+    };
+    let before = limit(None)?.rlim_cur;
+    block_all()?;
+    let put = move || -> Result<()> {
+        limit(Some(before))?;
+        (0..5).try_for_each(|number| Where::Process.put(&info(40, number)))?;
+        limit(Some(1)).map(drop)
+    };
+    put()?;
+    Ok(Watch::new(move || {
+        same("the limit", &1, &limit(None)?.rlim_cur)?;
+        let came = std::iter::from_fn(|| take(1 << 39).map(|info| info[3]));
+        same("what came", &vec![0, 1, 2, 3, 4], &came.collect())?;
+        put()
+    })
+    .spoiled_by(move || limit(Some(2)).map(drop)))
+}
+
+/// The signal of breakpoints, ignored, and queued for a thread while it is blocked.
+pub(crate) fn trap(_: &Setting) -> Result<Watch> {
+    // SAFETY: no handler.
+    unsafe { libc::signal(libc::SIGTRAP, libc::SIG_IGN) };
+    let queued = Where::Thread.watch(vec![info(libc::SIGTRAP, 11)])?;
+    let ignored = || crate::kit::procfs::status("self", "SigIgn");
+    Ok(Watch::keep(ignored)?.and(queued))
+}
+
 /// A timer with a value; the call returned sets it to run out once.
 fn timer() -> Result<impl Fn() -> Result<()> + Copy> {
     // SAFETY: zeros are a valid structure.
