@@ -30,7 +30,12 @@ impl Kernel {
 
     /// The buffers in the receive queue of a `struct sock`.
     pub(crate) fn queue(&mut self, sk: u64) -> Result<Vec<Buffer>, Unreadable> {
-        let queue = self.btf.field("sock", "sk_receive_queue")?.offset;
+        self.queue_of(sk, "sk_receive_queue")
+    }
+
+    /// The buffers in a queue of a `struct sock`.
+    pub(crate) fn queue_of(&mut self, sk: u64, name: &str) -> Result<Vec<Buffer>, Unreadable> {
+        let queue = self.btf.field("sock", name)?.offset;
         let next = self.btf.field("sk_buff_head", "next")?.offset;
         let count = self.btf.field("sk_buff_head", "qlen")?.offset;
         let head = sk.wrapping_add(queue);
@@ -43,17 +48,23 @@ impl Kernel {
         Ok(found)
     }
 
+    /// The buffer at an address.
+    pub(crate) fn buffer(&mut self, address: u64) -> Result<Buffer, Unreadable> {
+        let len = usize::try_from(self.btf.size_of("sk_buff")?).map_err(|_| WRONG)?;
+        let bytes = self.read(&[(address, len)])?.pop().flatten();
+        let bytes = bytes.ok_or(WRONG)?;
+        Ok(Buffer { address, bytes })
+    }
+
     /// The buffers from one on up to `end`.
     fn chain(&mut self, first: u64, end: u64) -> Result<Vec<Buffer>, Unreadable> {
         let next = self.btf.field("sk_buff", "next")?.offset;
-        let len = usize::try_from(self.btf.size_of("sk_buff")?).map_err(|_| WRONG)?;
         let mut found: Vec<Buffer> = Vec::new();
         let mut at = first;
         while at != end {
-            let bytes = self.read(&[(at, len)])?.pop().flatten().ok_or(WRONG)?;
-            let address = at;
-            at = word(&bytes, next).ok_or(WRONG)?;
-            found.push(Buffer { address, bytes });
+            let buffer = self.buffer(at)?;
+            at = word(&buffer.bytes, next).ok_or(WRONG)?;
+            found.push(buffer);
             if found.len() > MOST {
                 return Err(WRONG);
             }

@@ -177,6 +177,8 @@ pub struct InetSocket {
     pub waiting: Vec<WaitingConnection>,
     /// What it has to do with the other sockets of its port (`SO_REUSEPORT`).
     pub group: Option<PortGroup>,
+    /// The error that the next call will be told (`SO_ERROR`), 0 for none.
+    pub error: i32,
     /// The TCP connection, when it has or had one.
     pub connection: Option<Connection>,
     /// Multicast groups it joined.
@@ -199,6 +201,19 @@ pub struct WaitingConnection {
     /// What the client has sent.
     #[serde(with = "serde_bytes")]
     pub sent: Vec<u8>,
+    /// The urgent byte in it.
+    pub urgent: Option<Urgent>,
+    /// Sequence number of the byte behind it.
+    pub next: u32,
+}
+
+/// The last urgent byte (`MSG_OOB`, tcp(7)) of what was received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Urgent {
+    /// Its place in what has not been read.
+    pub at: u32,
+    /// It has been read by itself: only the mark is there.
+    pub read: bool,
 }
 
 /// Sockets that share a port (`SO_REUSEPORT`).
@@ -226,6 +241,17 @@ pub struct Connection {
     pub deaf: bool,
     /// It is over (TCP_CLOSE): nothing is left of it but what nobody has read.
     pub over: bool,
+    /// It was never made: connect(2) failed.
+    pub failed: bool,
+    /// The urgent byte in what was received.
+    pub urgent: Option<Urgent>,
+    /// Sequence number of the byte behind what was received.
+    pub next: u32,
+    /// What it has sent and the other end has not got.
+    #[serde(with = "serde_bytes")]
+    pub unsent: Vec<u8>,
+    /// Sequence number of the first byte of that.
+    pub first: u32,
 }
 
 /// Membership in a multicast group, `struct group_filter` as `MCAST_MSFILTER` gives it.

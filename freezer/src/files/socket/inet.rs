@@ -1,7 +1,7 @@
 //! Sockets of IP: TCP, UDP, ICMP, raw (ip(7), ipv6(7), tcp(7), udp(7), raw(7), icmp(7)).
 
 use super::queue::{self, Message};
-use super::{Common, Facts, raw, reuseport, tcp};
+use super::{Common, Facts, errors, raw, reuseport, tcp};
 use crate::FreezerError;
 use crate::files::Open;
 use nix::libc as c;
@@ -36,9 +36,7 @@ pub(super) fn examine(
         );
         return Err(open.refuse(text));
     }
-    if common.has(c::POLLERR) {
-        return Err(open.refuse("an error waits on it that was not read yet"));
-    }
+    let error = errors::examine(open, common)?;
     let local = socket::name(fd).map_err(open.call("asking for its address"))?;
     let remote = match socket::peer_name(fd) {
         Ok(address) => address,
@@ -57,6 +55,7 @@ pub(super) fn examine(
         remote,
         groups: groups(open, common)?,
         group: reuseport::examine(open)?,
+        error,
         shutdown: if protocol == c::IPPROTO_UDP && common.kind == c::SOCK_DGRAM {
             facts.udp_shutdown(open, common.inode)?
         } else {
@@ -96,8 +95,8 @@ pub(super) fn queue(
     common: &Common,
     state: &InetSocket,
 ) -> Result<Vec<Message>, FreezerError> {
-    if state.connection.is_some() {
-        return tcp::queue(open);
+    if let Some(connection) = &state.connection {
+        return tcp::queue(open, connection);
     }
     let udp = common.kind == c::SOCK_DGRAM && common.protocol == c::IPPROTO_UDP;
     if udp && common.has(c::POLLIN) {

@@ -1,6 +1,7 @@
 //! Sockets: what all families have in common, and the families' modules.
 
 mod backlog;
+mod errors;
 mod hidden;
 mod inet;
 mod netlink;
@@ -11,6 +12,7 @@ mod queue;
 mod raw;
 mod reuseport;
 mod tcp;
+mod tcp_queue;
 mod unaccepted;
 mod unix;
 

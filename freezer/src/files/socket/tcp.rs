@@ -4,9 +4,10 @@
 //! counts is what was received and not read, and what is finished.
 
 use super::queue::Message;
-use super::{Common, int, unaccepted};
+use super::{Common, int, tcp_queue, unaccepted};
 use crate::FreezerError;
 use crate::files::Open;
+use crate::kernel;
 use crate::nettcp::{self, Ends};
 use nix::libc as c;
 use persist_mem::manifest::{
@@ -31,7 +32,10 @@ mod state {
 /// How long the other end's kernel side may take to say what it has got (delayed acknowledgements).
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(400);
 
-const MORE_THAN_FITS: &str = "it has sent more than its peer can take; that is not carried yet";
+/// Nothing is under way any more that has not moved for so long: packets take no time on this host.
+const CALM: Duration = Duration::from_millis(20);
+
+const MORE_THAN_FITS: &str = "it has sent more than its peer can take";
 
 /// What a TCP socket adds to `found`: its backlog or its connection.
 pub(super) fn examine(
@@ -70,44 +74,80 @@ pub(super) fn examine(
             return Ok(());
         }
         Some(&state::CLOSE) if common.has(c::POLLRDHUP) => {
-            // A connection that could not be made has its first packet there for ever.
-            if socket::unsent(fd).map_err(open.call("asking for unsent data"))? != 0 {
-                return Err(open.refuse("a TCP connection that has failed is not carried"));
-            }
-            found.connection = Some(Connection {
-                finished: true,
-                ended: true,
-                over: true,
-                ..Connection::default()
-            });
+            found.connection = Some(ended(open, found.error)?);
             return Ok(());
         }
-        Some(&state::CLOSE) => return Ok(()),
+        Some(&state::CLOSE) if found.error == 0 => return Ok(()),
         // A listening one takes TCP, too, and what it accepts then is TCP.
         _ if multipath => return Err(open.refuse("connections of multipath TCP are not carried")),
         Some(&(state::ESTABLISHED | state::CLOSE_WAIT)) => false,
         Some(&(state::FIN_WAIT1 | state::FIN_WAIT2)) => true,
         _ => return Err(open.refuse("a TCP connection that is being made or ended is not carried")),
     };
-    if common.has(c::POLLPRI) {
-        return Err(open.refuse("urgent data of TCP is not carried"));
+    if found.error != 0 {
+        return Err(open.refuse("an error waits on a TCP connection that goes on"));
     }
     if !is_local(&found.remote) {
         return Err(open.refuse("live TCP connections to other hosts are not carried yet"));
     }
-    if stalled(open)? {
-        return Err(open.refuse(MORE_THAN_FITS));
-    }
     let got_all = info.first() == Some(&state::CLOSE_WAIT);
     found.connection = Some(Connection {
-        peer: None,
-        waits_for: None,
         finished,
         ended: got_all,
         deaf: common.has(c::POLLRDHUP) && !got_all && !finished,
-        over: false,
+        ..numbers(open)?
     });
     Ok(())
+}
+
+/// A connection that is over, or could not be made.
+fn ended(open: &Open<'_>, error: i32) -> Result<Connection, FreezerError> {
+    let fd = open.copy.as_fd();
+    // One that could not be made has its first packet there for ever.
+    let failed = socket::unsent(fd).map_err(open.call("asking for unsent data"))? != 0;
+    if failed && ![0, c::ECONNREFUSED].contains(&error) || !failed && error == c::ECONNREFUSED {
+        let text = format!("a TCP connection that has failed is not carried (error {error})");
+        return Err(open.refuse(text));
+    }
+    Ok(Connection {
+        finished: true,
+        ended: true,
+        over: true,
+        failed,
+        ..Connection::default()
+    })
+}
+
+/// How far a live connection has received, and what it has to send.
+fn numbers(open: &Open<'_>) -> Result<Connection, FreezerError> {
+    let stalled = stalled(open)?;
+    let found = kernel::look(|kernel| {
+        let sk = kernel.own_sock(open.copy.as_fd())?;
+        let received = tcp_queue::received(kernel, sk)?;
+        let unsent = tcp_queue::unsent(kernel, sk)?;
+        Ok((received, unsent))
+    });
+    match found {
+        Ok((received, unsent)) => Ok(Connection {
+            urgent: received.urgent,
+            next: received.next,
+            first: unsent.first,
+            unsent: unsent.bytes,
+            ..Connection::default()
+        }),
+        Err(why) if stalled => Err(open.refuse(format!("{MORE_THAN_FITS} ({why})"))),
+        Err(why) if common_events(open)? & c::POLLPRI != 0 => {
+            Err(open.refuse(format!("urgent data of TCP is not carried ({why})")))
+        }
+        Err(why) => {
+            log::debug!("fd {}: what it has received and sent: {why}", open.fd);
+            Ok(Connection::default())
+        }
+    }
+}
+
+fn common_events(open: &Open<'_>) -> Result<i16, FreezerError> {
+    socket::events(open.copy.as_fd()).map_err(open.call("polling"))
 }
 
 /// The connections that wait to be accepted by a listening socket. Who their clients are is found later.
@@ -135,6 +175,8 @@ fn waiting(open: &Open<'_>) -> Result<Vec<WaitingConnection>, FreezerError> {
             local: one.local,
             remote: one.remote,
             sent: one.sent,
+            urgent: one.received.urgent,
+            next: one.received.next,
         });
     }
     Ok(waiting)
@@ -146,7 +188,14 @@ fn stalled(open: &Open<'_>) -> Result<bool, FreezerError> {
     let unsent = || socket::unsent(fd).map_err(open.call("asking for unsent data"));
     let (begun, before) = (Instant::now(), unsent()?);
     while before != 0 && unsent()? == before {
-        if begun.elapsed() > ACKNOWLEDGED_WITHIN {
+        let patience = match kernel::look(|kernel| {
+            let sk = kernel.own_sock(fd)?;
+            tcp_queue::waits_for_more(kernel, sk)
+        }) {
+            Ok(false) => CALM,
+            _ => ACKNOWLEDGED_WITHIN,
+        };
+        if begun.elapsed() > patience {
             return Ok(true);
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -166,22 +215,30 @@ fn is_local(address: &[u8]) -> bool {
 }
 
 /// What a connection received and nobody has read.
-pub(super) fn queue(open: &Open<'_>) -> Result<Vec<Message>, FreezerError> {
+pub(super) fn queue(
+    open: &Open<'_>,
+    connection: &Connection,
+) -> Result<Vec<Message>, FreezerError> {
     let fd = open.copy.as_fd();
-    let begun = Instant::now();
-    while socket::unsent(fd).map_err(open.call("asking for unsent data"))? != 0 {
-        if begun.elapsed() > ACKNOWLEDGED_WITHIN {
-            return Err(open.refuse(MORE_THAN_FITS));
-        }
-        std::thread::sleep(Duration::from_millis(5));
+    let reading = "reading what is in its queue";
+    if connection.urgent.is_some() {
+        // A read ends at the urgent byte, or leaves it out.
+        let bytes = kernel::look(|kernel| {
+            let sk = kernel.own_sock(fd)?;
+            tcp_queue::bytes(kernel, sk)
+        });
+        let data = bytes.map_err(|why| open.refuse(format!("{reading}: {why}")))?;
+        return Ok(vec![Message {
+            data,
+            ..Message::default()
+        }]);
     }
     let total = socket::unread(fd).map_err(open.call("asking for unread data"))? as usize;
     if total == 0 {
         return Ok(Vec::new());
     }
     let flags = c::MSG_PEEK | c::MSG_DONTWAIT;
-    let received =
-        socket::receive(fd, flags, total).map_err(open.call("reading what is in its queue"))?;
+    let received = socket::receive(fd, flags, total).map_err(open.call(reading))?;
     if received.data.len() != total {
         let text = format!("{} of {total} bytes could be read", received.data.len());
         return Err(open.refuse(text));
@@ -245,6 +302,7 @@ pub(super) fn link(
         }
     }
     link_requests(&everyone, &by_pair, descriptions, &mut waits);
+    let received = received(descriptions);
     for description in descriptions {
         let id = description.id;
         let Some(state) = connected(description) else {
@@ -261,8 +319,50 @@ pub(super) fn link(
         if let Some(connection) = &mut state.connection {
             connection.peer = peer;
             connection.waits_for = waits_for;
+            leave_out_received(connection, received.get(&reversed).copied())
+                .map_err(|why| refuse(id, why))?;
         }
     }
+    Ok(())
+}
+
+/// Sequence numbers behind what was received, by the receiver's ends.
+fn received(descriptions: &mut [Description]) -> HashMap<Ends, u32> {
+    let mut found = HashMap::new();
+    for description in descriptions {
+        if let Some(state) = connected(description)
+            && let Some(connection) = &state.connection
+        {
+            found.insert((plain(&state.local), plain(&state.remote)), connection.next);
+        } else if let Some(state) = accepting(description) {
+            let one = |one: &WaitingConnection| ((plain(&one.local), plain(&one.remote)), one.next);
+            found.extend(state.waiting.iter().map(one));
+        }
+    }
+    found
+}
+
+/// What the other end has received is not sent again, though it has not been acknowledged.
+fn leave_out_received(
+    connection: &mut Connection,
+    received: Option<u32>,
+) -> Result<(), &'static str> {
+    if connection.unsent.is_empty() {
+        return Ok(());
+    }
+    let Some(next) = received else {
+        return Err("it has sent what nobody will receive");
+    };
+    let known = next.wrapping_sub(connection.first) as usize;
+    // An end that was received counts as a byte.
+    let known = known.min(connection.unsent.len() + 1);
+    if next.wrapping_sub(connection.first) >= 1 << 31 {
+        return Err("it was sending while it was looked at");
+    }
+    connection
+        .unsent
+        .drain(..known.min(connection.unsent.len()));
+    connection.first = next;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //! are in no process's table, but the listening socket leads to them.
 
 use super::pieces::{self, Piece};
-use crate::kernel::sockets::Buffer;
+use super::tcp_queue::{self, Received};
 use crate::kernel::{Kernel, Unreadable, half};
 use nix::libc as c;
 use persist_mem::manifest::{PeerCredentials, SocketMessage};
@@ -34,6 +34,8 @@ pub(super) struct Tcp {
     pub(super) remote: Vec<u8>,
     /// What the client has sent.
     pub(super) sent: Vec<u8>,
+    /// How far.
+    pub(super) received: Received,
 }
 
 /// The connections of a listening unix socket, in order: a buffer in its queue stands for each
@@ -149,38 +151,9 @@ fn tcp_connection(kernel: &mut Kernel, sk: u64) -> Result<Tcp, Unreadable> {
         state: state as u8,
         local: addresses.pop().ok_or(WRONG)?,
         remote,
-        sent: stream(kernel, sk)?,
+        sent: tcp_queue::bytes(kernel, sk)?,
+        received: tcp_queue::received(kernel, sk)?,
     })
-}
-
-/// What a TCP socket has received: every byte has a number, and those that came twice count once.
-fn stream(kernel: &mut Kernel, sk: u64) -> Result<Vec<u8>, Unreadable> {
-    const FIN: u8 = 1;
-    const SYN: u8 = 2;
-    let read = kernel.fields(sk, "tcp_sock", &["copied_seq", "rcv_nxt"])?;
-    let [first, next] = read[..] else {
-        return Err(WRONG);
-    };
-    let (mut at, next) = (first as u32, next as u32);
-    let mut bytes = Vec::new();
-    for buffer in kernel.queue(sk)? {
-        let (seq, flags) = numbers(kernel, &buffer)?;
-        let contents = kernel.contents(&buffer)?;
-        let seq = seq.wrapping_add(u32::from(flags & SYN != 0));
-        let known = at.wrapping_sub(seq) as usize;
-        if let Some(new) = contents.get(known..) {
-            bytes.extend_from_slice(new);
-            at = at.wrapping_add(new.len() as u32);
-        }
-        at = at.wrapping_add(u32::from(flags & FIN != 0));
-    }
-    if at == next { Ok(bytes) } else { Err(WRONG) }
-}
-
-/// Number of its first byte, and flags.
-fn numbers(kernel: &Kernel, buffer: &Buffer) -> Result<(u32, u8), Unreadable> {
-    let of = |field| kernel.of_family(buffer, "tcp_skb_cb", field);
-    Ok((of("seq")? as u32, of("tcp_flags")? as u8))
 }
 
 #[cfg(test)]

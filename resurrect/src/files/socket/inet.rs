@@ -7,8 +7,11 @@ use nix::libc as c;
 use persist_mem::manifest::{InetSocket, MulticastGroup, SocketMessage, SocketState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
+use sys::socket::Outgoing;
 use sys::{Errno, Pid, socket};
 
+/// How long the answer to a datagram to this host may take.
+const REFUSED_WITHIN: Duration = Duration::from_secs(5);
 /// include/uapi/linux/in.h
 const MCAST_JOIN_GROUP: i32 = 42;
 const MCAST_MSFILTER: i32 = 48;
@@ -167,7 +170,7 @@ pub(super) fn connect(
         return Ok(());
     }
     let fd = sockets.get(making)?;
-    socket::connect(fd, &state.remote).map_err(making.failed("connecting it"))?;
+    connect_one(making, state, fd)?;
     let raw = making.socket.kind == c::SOCK_RAW;
     if raw || state.local.is_empty() || socket::name(fd).is_ok_and(|name| name == state.local) {
         return Ok(());
@@ -179,8 +182,44 @@ pub(super) fn connect(
     for group in &state.groups {
         join(making, again.as_fd(), group)?;
     }
-    socket::connect(again.as_fd(), &state.remote).map_err(making.failed("connecting it"))?;
+    connect_one(making, state, again.as_fd())?;
     sockets.fds.insert(making.id(), again);
+    Ok(())
+}
+
+fn connect_one(
+    making: &Making<'_>,
+    state: &InetSocket,
+    fd: BorrowedFd<'_>,
+) -> Result<(), ResurrectError> {
+    if state.error != 0 {
+        fail_to_send(fd, &state.local).map_err(making.failed("having its error wait"))?;
+    }
+    socket::connect(fd, &state.remote).map_err(making.failed("connecting it"))
+}
+
+/// Has a datagram refused (`ECONNREFUSED`): it is sent to a port of its own host where nobody is.
+fn fail_to_send(fd: BorrowedFd<'_>, local: &[u8]) -> sys::Result<()> {
+    let mut address = local.to_vec();
+    address.get_mut(2..4).ok_or(Errno::EINVAL)?.fill(0);
+    let domain = i32::from(local.first().copied().unwrap_or(0));
+    let taken = socket::socket(domain, c::SOCK_DGRAM, 0)?;
+    socket::bind(taken.as_fd(), &address)?;
+    let nobody = socket::name(taken.as_fd())?;
+    drop(taken);
+    socket::connect(fd, &nobody)?;
+    let message = Outgoing {
+        data: b"?",
+        ..Outgoing::default()
+    };
+    socket::send(fd, &message, c::MSG_DONTWAIT)?;
+    let begun = Instant::now();
+    while socket::events(fd)? & c::POLLERR == 0 {
+        if begun.elapsed() > REFUSED_WITHIN {
+            return Err(Errno::ETIMEDOUT);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
     Ok(())
 }
 

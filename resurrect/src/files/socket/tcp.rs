@@ -5,8 +5,9 @@ use super::inet::{self, SO_REUSEPORT, set_int};
 use super::options::{self, When};
 use super::{Making, Sockets};
 use crate::ResurrectError;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc as c;
-use persist_mem::manifest::{Connection, DescriptionId, InetSocket, SocketState};
+use persist_mem::manifest::{Connection, DescriptionId, InetSocket, SocketState, Urgent};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -45,6 +46,10 @@ pub(super) fn connect(all: &[Making<'_>], sockets: &mut Sockets) -> Result<Gone,
     for one in connected(all) {
         let id = one.making.id();
         if sockets.fds.contains_key(&id) || one.connection.waits_for.is_some() {
+            continue;
+        }
+        if one.connection.failed {
+            sockets.fds.insert(id, failed(&one)?);
             continue;
         }
         if one.connection.over {
@@ -94,19 +99,78 @@ fn over(one: &One<'_>) -> Result<(OwnedFd, OwnedFd), ResurrectError> {
     let making = &one.making;
     let doing = "making the other end of a connection that is over";
     let listener = making.new_socket()?;
-    let mut address = vec![0; one.state.local.len()];
-    let family = one.state.local.get(..2).unwrap_or(&[]);
-    address[..family.len()].copy_from_slice(family);
-    match (address.len(), is_v4_in_v6(&one.state.local)) {
-        (16, _) => address[4..8].copy_from_slice(&[127, 0, 0, 1]),
-        (28, true) => address[18..24].copy_from_slice(&[0xff, 0xff, 127, 0, 0, 1]),
-        (28, false) => address[23] = 1,
-        _ => return Err(making.failed(doing)(Errno::EAFNOSUPPORT)),
-    }
+    let address = on_this_host(one, doing)?;
     socket::bind(listener.as_fd(), &address).map_err(making.failed(doing))?;
     socket::listen(listener.as_fd(), 1).map_err(making.failed(doing))?;
     let address = socket::name(listener.as_fd()).map_err(making.failed(doing))?;
     meet(*one, &listener, &address)
+}
+
+/// The loopback address of its family, without a port.
+fn on_this_host(one: &One<'_>, doing: &'static str) -> Result<Vec<u8>, ResurrectError> {
+    let domain = one.making.socket.domain;
+    let mut address = if domain == c::AF_INET {
+        vec![0; 16]
+    } else {
+        vec![0; 28]
+    };
+    address[0] = u8::try_from(domain).unwrap_or(0);
+    match (domain, is_v4_in_v6(&one.state.local)) {
+        (c::AF_INET, _) => address[4..8].copy_from_slice(&[127, 0, 0, 1]),
+        (c::AF_INET6, true) => address[18..24].copy_from_slice(&[0xff, 0xff, 127, 0, 0, 1]),
+        (c::AF_INET6, false) => address[23] = 1,
+        _ => return Err(one.making.failed(doing)(Errno::EAFNOSUPPORT)),
+    }
+    Ok(address)
+}
+
+/// A connection that could not be made: nobody listens where it asks.
+fn failed(one: &One<'_>) -> Result<OwnedFd, ResurrectError> {
+    let making = &one.making;
+    let doing = "having a connection fail";
+    let local = &one.state.local;
+    let deaf = making.new_socket()?;
+    let address = if local.is_empty() || inet::wildcard(local) == *local {
+        on_this_host(one, doing)?
+    } else {
+        let mut address = local.clone();
+        address[2..4].fill(0);
+        address
+    };
+    socket::bind(deaf.as_fd(), &address).map_err(making.failed(doing))?;
+    let address = socket::name(deaf.as_fd()).map_err(making.failed(doing))?;
+    let fd = open(making)?;
+    if local.get(2..4).is_some_and(|port| port != [0, 0]) {
+        bind(making, fd.as_fd(), local)?;
+    }
+    // Whoever waits for the answer is told of it.
+    let blocks = fcntl(&fd, FcntlArg::F_GETFL).map_err(making.failed(doing))?;
+    fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(making.failed(doing))?;
+    match socket::connect(fd.as_fd(), &address) {
+        Err(Errno::EINPROGRESS) => told(making, fd.as_fd())?,
+        other => return Err(making.failed(doing)(other.err().unwrap_or(Errno::EISCONN))),
+    }
+    let before = FcntlArg::F_SETFL(OFlag::from_bits_truncate(blocks));
+    fcntl(&fd, before).map_err(making.failed(doing))?;
+    if one.state.error == 0 {
+        // To ask takes it off.
+        let asked = socket::int_option(fd.as_fd(), c::SOL_SOCKET, c::SO_ERROR);
+        asked.map_err(making.failed(doing))?;
+    }
+    Ok(fd)
+}
+
+/// Waits until an error waits on it.
+fn told(making: &Making<'_>, fd: BorrowedFd<'_>) -> Result<(), ResurrectError> {
+    let doing = "waiting for its error";
+    let begun = Instant::now();
+    while socket::events(fd).map_err(making.failed(doing))? & c::POLLERR == 0 {
+        if begun.elapsed() > QUEUED_WITHIN {
+            return Err(making.failed(doing)(Errno::ETIMEDOUT));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// `::ffff:a.b.c.d`
@@ -177,7 +241,7 @@ fn queue_up(
             std::thread::sleep(Duration::from_millis(1));
         }
         options::enlarge(&client);
-        send(&making, client.as_fd(), &waiting.sent)?;
+        send(&making, client.as_fd(), &waiting.sent, waiting.urgent)?;
         made.extend(one.map(|one| (one.making.id(), client)));
     }
     defer(deferred)?;
@@ -356,37 +420,117 @@ impl Gone {
             let sender = peer.or_else(|| self.0.get(&id));
             let missing = || one.making.failed("looking up its peer")(Errno::ENOTCONN);
             let sender = sender.ok_or_else(missing)?.as_fd();
+            let urgent = one.connection.urgent;
             for message in &one.state.queue {
-                send(&one.making, sender, &message.data)?;
+                send(&one.making, sender, &message.data, urgent)?;
+            }
+            if urgent.is_some_and(|urgent| urgent.read) {
+                read_urgent(&one.making, sockets.get(&one.making)?)?;
             }
         }
+        for one in connected(all).filter(|one| !one.connection.unsent.is_empty()) {
+            send_more(all, sockets, &one)?;
+        }
         for one in connected(all) {
-            if one.connection.over {
-                // The other end first, so that it is the one that is remembered (TIME_WAIT).
-                self.0.remove(&one.making.id());
-            }
-            let fd = sockets.get(&one.making)?;
-            let how = match (one.connection.finished, one.connection.deaf) {
-                (true, true) => c::SHUT_RDWR,
-                (true, false) => c::SHUT_WR,
-                (false, true) => c::SHUT_RD,
-                (false, false) => continue,
-            };
-            socket::shutdown(fd, how).map_err(one.making.failed("shutting it down"))?;
+            self.finish(&one, sockets.get(&one.making)?)?;
         }
         self.0.clear();
         Ok(())
     }
+
+    /// Finishes what was finished, at this end or the other.
+    fn finish(&mut self, one: &One<'_>, fd: BorrowedFd<'_>) -> Result<(), ResurrectError> {
+        if one.connection.over {
+            // The other end first, so that it is the one that is remembered (TIME_WAIT).
+            let other = self.0.remove(&one.making.id());
+            if one.state.error != 0
+                && let Some(other) = other
+            {
+                return reset(one, fd, other);
+            }
+        }
+        let how = match (one.connection.finished, one.connection.deaf) {
+            _ if one.connection.failed => return Ok(()),
+            (true, true) => c::SHUT_RDWR,
+            (true, false) => c::SHUT_WR,
+            (false, true) => c::SHUT_RD,
+            (false, false) => return Ok(()),
+        };
+        socket::shutdown(fd, how).map_err(one.making.failed("shutting it down"))
+    }
 }
 
-fn send(making: &Making<'_>, sender: BorrowedFd<'_>, data: &[u8]) -> Result<(), ResurrectError> {
+/// Has the other end break the connection: what it is told depends on whether that had finished.
+fn reset(one: &One<'_>, fd: BorrowedFd<'_>, other: OwnedFd) -> Result<(), ResurrectError> {
+    let doing = "breaking a connection";
+    if one.state.error == c::EPIPE {
+        socket::shutdown(other.as_fd(), c::SHUT_WR).map_err(one.making.failed(doing))?;
+    }
+    // struct linger: on, no seconds.
+    let linger = [1i32, 0].map(i32::to_ne_bytes).concat();
+    socket::set_option(other.as_fd(), c::SOL_SOCKET, c::SO_LINGER, &linger)
+        .map_err(one.making.failed(doing))?;
+    drop(other);
+    told(&one.making, fd)
+}
+
+/// Sends what the other end had no room for: it has as little now.
+fn send_more(all: &[Making<'_>], sockets: &Sockets, one: &One<'_>) -> Result<(), ResurrectError> {
+    let peer = one.connection.peer;
+    if let Some(peer) = connected(all).find(|other| Some(other.making.id()) == peer) {
+        options::set(&peer.making, sockets.get(&peer.making)?, When::Late)?;
+    }
+    let fd = sockets.get(&one.making)?;
+    send(&one.making, fd, &one.connection.unsent, None)
+}
+
+/// Reads the urgent byte, so that only its mark is left.
+fn read_urgent(making: &Making<'_>, fd: BorrowedFd<'_>) -> Result<(), ResurrectError> {
+    let begun = Instant::now();
+    loop {
+        match socket::receive(fd, c::MSG_OOB | c::MSG_DONTWAIT, 1) {
+            // It is on its way.
+            Err(Errno::EAGAIN | Errno::EINVAL) if begun.elapsed() < QUEUED_WITHIN => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            done => {
+                return done
+                    .map(drop)
+                    .map_err(making.failed("reading the urgent byte of its queue"));
+            }
+        }
+    }
+}
+
+fn send(
+    making: &Making<'_>,
+    sender: BorrowedFd<'_>,
+    data: &[u8],
+    urgent: Option<Urgent>,
+) -> Result<(), ResurrectError> {
+    let Some(urgent) = urgent else {
+        return send_plain(making, sender, data, 0);
+    };
+    let (before, rest) = data.split_at(data.len().min(urgent.at as usize));
+    let (byte, after) = rest.split_at(rest.len().min(1));
+    send_plain(making, sender, before, 0)?;
+    send_plain(making, sender, byte, c::MSG_OOB)?;
+    send_plain(making, sender, after, 0)
+}
+
+fn send_plain(
+    making: &Making<'_>,
+    sender: BorrowedFd<'_>,
+    data: &[u8],
+    flags: i32,
+) -> Result<(), ResurrectError> {
     let mut rest = data;
     while !rest.is_empty() {
         let outgoing = Outgoing {
             data: rest,
             ..Outgoing::default()
         };
-        let sent = socket::send(sender, &outgoing, c::MSG_DONTWAIT)
+        let sent = socket::send(sender, &outgoing, c::MSG_DONTWAIT | flags)
             .map_err(making.failed("filling its queue"))?;
         rest = &rest[sent..];
     }

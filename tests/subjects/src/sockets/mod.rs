@@ -5,6 +5,7 @@ mod listening;
 mod netlink;
 mod packet;
 mod signed;
+mod tcp_queues;
 mod udp;
 mod unix_control;
 mod unix_named;
@@ -158,6 +159,31 @@ pub(crate) const GROUP: Group = Group {
             "every-option-others",
             "every option of unix, netlink and packet sockets",
             every_option::others,
+        ),
+        subject(
+            "tcp-urgent",
+            "urgent data of TCP, unread, read and in line",
+            tcp_queues::urgent,
+        ),
+        subject(
+            "tcp-full",
+            "TCP connections with more sent than the other end has room for",
+            tcp_queues::full,
+        ),
+        subject(
+            "tcp-large",
+            "a TCP connection with much that nobody has read",
+            tcp_queues::large,
+        ),
+        subject(
+            "tcp-broken",
+            "TCP connections that were broken or refused, and nobody was told",
+            tcp_queues::broken,
+        ),
+        subject(
+            "udp-refused",
+            "UDP sockets whose datagram was refused, and nobody was told",
+            udp::refused,
         ),
         subject(
             "tcp-signed",

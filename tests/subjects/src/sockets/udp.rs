@@ -268,3 +268,36 @@ pub(crate) fn multicast_order(_: &Setting) -> Result<Watch> {
         Ok(last.join_multicast_v4(&group, &Ipv4Addr::LOCALHOST)?)
     }))
 }
+
+/// A datagram was refused: the next call will be told.
+pub(crate) fn refused(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let mut sockets = Vec::new();
+    for host in ["127.0.0.1:0", "[::1]:0"] {
+        if UdpSocket::bind(host).is_err() {
+            continue;
+        }
+        let socket = bound(host)?;
+        let nobody = UdpSocket::bind(host)?.local_addr()?;
+        socket.connect(nobody)?;
+        socket.send(b"is anybody there?")?;
+        let told = || {
+            ready(socket.as_raw_fd(), libc::POLLIN).is_ok_and(|events| events & libc::POLLERR != 0)
+        };
+        until("a refusal", Duration::from_secs(3), told)?;
+        sockets.push(socket);
+    }
+    let other = sockets[0].clone();
+    let observe = move || {
+        let one = |socket: &Rc<UdpSocket>| {
+            let events = ready(socket.as_raw_fd(), libc::POLLIN | libc::POLLOUT)?;
+            Ok((events, addresses(socket)?))
+        };
+        sockets.iter().map(one).collect::<Result<Vec<_>>>()
+    };
+    // A call is told: so it is the last thing that is done.
+    Ok(Watch::keep(observe)?.spoiled_by(move || {
+        let error = other.send(b"x").err().and_then(|e| e.raw_os_error());
+        same("the error", &Some(libc::ECONNREFUSED), &error)
+    }))
+}
