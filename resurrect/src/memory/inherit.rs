@@ -241,11 +241,11 @@ fn compare(vma: &Vma, parent: &[Vma], objects: &[SharedObject], found: &mut Diff
 fn same_kind(one: &Vma, two: &Vma) -> bool {
     /// Fixed when a mapping is made, but for `hg`, which cannot be taken back.
     const FLAGS: [&[u8; 2]; 4] = [b"gd", b"nr", b"hg", b"mw"];
-    // What does not survive a fork, or only as a whole.
-    let odd = |vma: &Vma| vma.has(b"dp") || vma.page_size > PAGE_SIZE_U64;
+    // Droppable memory does not survive a fork.
+    let other = one.has(b"dp") || two.has(b"dp") || one.page_size != two.page_size;
     // Once it counts as memory that may be needed, it always does.
     let counts = accounted(two) && !accounted(one);
-    if odd(one) || odd(two) || counts || FLAGS.iter().any(|flag| one.has(flag) != two.has(flag)) {
+    if other || counts || FLAGS.iter().any(|flag| one.has(flag) != two.has(flag)) {
         return false;
     }
     match (&one.backing, &two.backing) {

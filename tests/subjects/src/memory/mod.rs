@@ -140,6 +140,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("hugetlb", "huge pages of hugetlbfs", hugetlb::start),
         subject(
+            "hugetlb-family",
+            "huge pages of hugetlbfs shared by fork stay shared",
+            hugetlb::family,
+        ),
+        subject(
             "deny-write-exec",
             "prctl(PR_SET_MDWE)",
             protections::deny_write_exec,
