@@ -303,6 +303,7 @@ pub(crate) fn deleted(file: &File, link: &[u8]) -> Result<SharedKind, String> {
             meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
         ),
         attributes: sys::xattr::all_of(file).map_err(|e| format!("its attributes: {e}"))?,
+        inode_flags: sys::files::inode_flags(file).unwrap_or(0),
         nameable: nameable(file, Path::new(OsStr::from_bytes(path)), meta.ino()),
     })
 }

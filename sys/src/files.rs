@@ -168,6 +168,44 @@ pub fn readable(fd: &impl AsFd) -> Result<usize> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
+/// Flags of an inode (chattr(1), ioctl_iflags(2)).
+///
+/// # Errors
+/// `ENOTTY` on file systems without any.
+pub fn inode_flags(fd: &impl AsFd) -> Result<u32> {
+    let mut flags = 0u32;
+    // SAFETY: the request fills an int, whatever its number says.
+    Errno::result(unsafe { libc::ioctl(fd_of(fd), libc::FS_IOC_GETFLAGS, &raw mut flags) })?;
+    Ok(flags)
+}
+
+/// Sets them.
+///
+/// # Errors
+/// `EPERM`; `EOPNOTSUPP` for flags that the file system does not have.
+pub fn set_inode_flags(fd: &impl AsFd, flags: u32) -> Result<()> {
+    // SAFETY: the request reads an int, whatever its number says.
+    let done = unsafe { libc::ioctl(fd_of(fd), libc::FS_IOC_SETFLAGS, &raw const flags) };
+    Errno::result(done).map(drop)
+}
+
+/// Whether it is the root of a mount (statx(2), `STATX_ATTR_MOUNT_ROOT`).
+///
+/// # Errors
+/// As statx(2).
+pub fn is_mount_root(fd: &impl AsFd) -> Result<bool> {
+    let mut found = core::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: a terminated string, and room for the structure.
+    let done = unsafe {
+        let empty = libc::AT_EMPTY_PATH;
+        libc::statx(fd_of(fd), c"".as_ptr(), empty, 0, found.as_mut_ptr())
+    };
+    Errno::result(done)?;
+    // SAFETY: the kernel has filled it, and zeros are valid too.
+    let found = unsafe { found.assume_init() };
+    Ok(found.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0)
+}
+
 /// `inotify_init1(2)`; close-on-exec.
 ///
 /// # Errors

@@ -88,7 +88,10 @@ fn parse(text: &str) -> Option<End> {
 
 fn by_info(told: &Told, info: &FdInfo) -> Option<End> {
     match told {
-        Told::Pidfd => pidfd::target(info)?.map(End::Process),
+        Told::Pidfd => {
+            let target = pidfd::target(info)?;
+            target.map(|target| End::Process(pidfd::process_of(info, target)))
+        }
         Told::Tunnel => tunnel(info),
         _ => info.number("tty-index", 10).map(End::Master),
     }

@@ -70,7 +70,10 @@ pub(super) fn find(open: &Open<'_>, what: &str, located: Located) -> Result<Plac
     let mount =
         place::directory_on(dev, None).ok_or_else(|| refuse("its file system is not in reach"))?;
     let lasting = place::lasting(&mount);
-    let handle = located.handle.filter(|handle| !handle.bytes.is_empty());
+    // Some tell an inode, and lead to nothing.
+    let handle = located
+        .handle
+        .filter(|handle| !handle.bytes.is_empty() && opens(&mount, handle));
     if handle
         .as_ref()
         .is_some_and(|handle| removed(&mount, handle))
@@ -108,6 +111,12 @@ pub(super) fn find(open: &Open<'_>, what: &str, located: Located) -> Result<Plac
         mount: mount.into_os_string().into_vec(),
         open: None,
     })
+}
+
+/// Whether a handle leads to its inode.
+fn opens(mount: &Path, handle: &Handle) -> bool {
+    const O_PATH: i32 = super::O_PATH as i32;
+    std::fs::File::open(mount).is_ok_and(|mount| sys::handle::open(&mount, handle, O_PATH).is_ok())
 }
 
 /// Whether an inode has no name any more.

@@ -57,7 +57,8 @@ impl Line<'_> {
         let (interface, state) = (words.next()?, words.next()?);
         let write = match words.next()? {
             "WRITE" => true,
-            "READ" => false,
+            // A lease that is being broken shows what it will be.
+            "READ" | "UNLCK" => false,
             _ => return None,
         };
         let taker = Pid(words.next()?.parse().ok()?);
@@ -94,6 +95,8 @@ mod tests {
             (line.interface, line.write, line.range),
             ("FLOCK", false, (0, None))
         );
+        let line = Line::parse("1: LEASE  BREAKING  UNLCK 123 00:15:456 0 EOF").unwrap();
+        assert_eq!((line.interface, line.state), ("LEASE", "BREAKING"));
         assert!(Line::parse("1: FLOCK  MSNFS").is_none());
     }
 }

@@ -23,7 +23,11 @@ pub(super) fn capture(open: &Open<'_>) -> Result<Class, FreezerError> {
         // Only this makes somebody the owner of a directory, and nothing tells of what.
         return Err(open.refuse("a directory that is watched by F_NOTIFY is not carried"));
     }
-    if place::leads_to(Path::new(OsStr::from_bytes(open.link)), identity(open)) {
+    let path = Path::new(OsStr::from_bytes(open.link));
+    if place::leads_to(path, identity(open)) {
+        if writes(open)? && place::read_only(path) {
+            return by_handle(open).map(Class::Plain);
+        }
         return Ok(Class::Plain(DescriptionKind::Path(file(open))));
     }
     if open.stat.st_nlink == 0 && open.file_type() == SFlag::S_IFDIR {
@@ -43,17 +47,35 @@ pub(super) fn reference_only(open: &Open<'_>) -> Result<Class, FreezerError> {
     }
     match (open.stat.st_nlink, open.file_type()) {
         (0, SFlag::S_IFDIR) => Ok(Class::Removed),
+        (_, SFlag::S_IFDIR) if sys::files::is_mount_root(open.copy).unwrap_or(false) => {
+            // The file system may be another mount's as well, but not the mount.
+            Err(open.refuse("it stands for a mount (open_tree(2), fsmount(2)) that is nowhere"))
+        }
         (0, _) => Err(open.refuse("what it refers to (O_PATH) has been removed")),
         _ => by_handle(open).map(Class::Plain),
     }
 }
 
-/// Another file is where it was, and it still has a name.
+/// Whether a description is open for writing.
+fn writes(open: &Open<'_>) -> Result<bool, FreezerError> {
+    const O_ACCMODE: u32 = 3;
+    let flags = open.flags()?;
+    let file = open.file_type() == SFlag::S_IFREG && flags & super::O_PATH == 0;
+    Ok(file && flags & O_ACCMODE != 0)
+}
+
+/// Another file is where it was, or it cannot be opened there as it is; and it still has a name.
 fn by_handle(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
     let old = open.link.strip_suffix(DELETED).unwrap_or(open.link);
     let near = place::parent(old).filter(|dir| dir.is_dir());
-    let mount = place::directory_on(open.stat.st_dev, near).ok_or_else(|| {
-        open.refuse("its path leads elsewhere and its file system is not in reach")
+    let find = match writes(open)? {
+        true => place::writable_directory_on,
+        false => place::directory_on,
+    };
+    let mount = find(open.stat.st_dev, near).ok_or_else(|| {
+        let why = "its path leads elsewhere or to a read-only mount, and its file system is not in \
+                   reach otherwise";
+        open.refuse(why)
     })?;
     let handle = sys::handle::of(open.copy)
         .ok()
@@ -63,6 +85,8 @@ fn by_handle(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
         None => {
             let top = place::directory_on(open.stat.st_dev, None);
             let found = place::search(identity(open), near, top.as_deref().unwrap_or(&mount));
+            let found =
+                found.filter(|path| !writes(open).unwrap_or(false) || !place::read_only(path));
             let why = "another file has taken its place on disk, and no other name of it was found";
             Some(found.ok_or_else(|| open.refuse(why))?)
         }

@@ -1,6 +1,9 @@
 //! Where a file is, when its path does not tell.
 
-use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, statfs};
+use nix::sys::statfs::{
+    FsType, HUGETLBFS_MAGIC, OVERLAYFS_SUPER_MAGIC, PROC_SUPER_MAGIC, TMPFS_MAGIC, statfs,
+};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
@@ -27,7 +30,23 @@ pub(super) fn leads_to(path: &Path, file: Identity) -> bool {
 
 /// A directory on the file system with this device number, best a given one.
 pub(super) fn directory_on(dev: u64, best: Option<&Path>) -> Option<PathBuf> {
-    let there = |path: &Path| std::fs::metadata(path).is_ok_and(|m| m.dev() == dev && m.is_dir());
+    directory(dev, best, |_| true)
+}
+
+/// The same on a mount that can be written to.
+pub(super) fn writable_directory_on(dev: u64, best: Option<&Path>) -> Option<PathBuf> {
+    directory(dev, best, |path| !read_only(path))
+}
+
+/// Whether what a path leads to lies on a mount that is read-only, or on a file system that is.
+pub(super) fn read_only(path: &Path) -> bool {
+    let none = FsFlags::ST_RDONLY;
+    statvfs(path).is_ok_and(|found| found.flags().contains(none))
+}
+
+fn directory(dev: u64, best: Option<&Path>, suits: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let is = |path: &Path| std::fs::metadata(path).is_ok_and(|m| m.dev() == dev && m.is_dir());
+    let there = |path: &Path| is(path) && suits(path);
     if let Some(best) = best.filter(|best| there(best)) {
         return Some(best.to_owned());
     }
@@ -67,6 +86,7 @@ pub(crate) fn lasting(directory: &Path) -> bool {
         RAMFS_MAGIC,
         HUGETLBFS_MAGIC,
         OVERLAYFS_SUPER_MAGIC,
+        PROC_SUPER_MAGIC,
     ];
     statfs(directory).is_ok_and(|found| !volatile.contains(&found.filesystem_type()))
 }

@@ -281,6 +281,8 @@ pub enum SharedKind {
         times: (i64, i64),
         /// Names and values of its extended attributes (xattr(7)).
         attributes: Vec<(Vec<u8>, Vec<u8>)>,
+        /// Flags of its inode (chattr(1)), 0 on file systems without any.
+        inode_flags: u32,
         /// It can be given a name (linkat(2)): it was made by `O_TMPFILE` without `O_EXCL`, and has had none.
         nameable: bool,
     },

@@ -116,8 +116,11 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     fifo::open_all(restore)?;
     removed::make(restore)?;
     pidfd::open_gone(restore)?;
+    let (late, mut all): (Vec<_>, Vec<_>) = manifest
+        .descriptions
+        .iter()
+        .partition(|description| path::of_socket(description));
     // Those that watch others come last.
-    let mut all: Vec<&Description> = manifest.descriptions.iter().collect();
     all.sort_by_key(|description| {
         let kind = &description.kind;
         matches!(
@@ -125,7 +128,23 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             DescriptionKind::Inotify { .. } | DescriptionKind::Fanotify { .. }
         )
     });
-    for description in all {
+    open_each(restore, all)?;
+    // An end that nobody has must not stay open here.
+    restore.files.pipes.clear();
+    mqueue::finish(restore)?;
+    terminal::close(restore)?;
+    tunnel::queue_packets(restore)?;
+    socket::open_all(restore)?;
+    open_each(restore, late)?;
+    set_flags(restore)
+}
+
+/// Opens those that are not open yet.
+fn open_each(
+    restore: &mut Restore<'_>,
+    descriptions: Vec<&Description>,
+) -> Result<(), ResurrectError> {
+    for description in descriptions {
         // Sockets are made together.
         if restore.files.opened.contains_key(&description.id)
             || matches!(description.kind, DescriptionKind::Socket(_))
@@ -139,13 +158,7 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let fd = open_one(&opening)?;
         restore.files.opened.insert(description.id, fd);
     }
-    // An end that nobody has must not stay open here.
-    restore.files.pipes.clear();
-    mqueue::finish(restore)?;
-    terminal::close(restore)?;
-    tunnel::queue_packets(restore)?;
-    socket::open_all(restore)?;
-    set_flags(restore)
+    Ok(())
 }
 
 /// Status flags come when everything is open and filled: a call that would wait is an error till then.
@@ -295,6 +308,7 @@ pub(crate) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError>
 
 /// What each process does itself with its table; then the way back to this process is closed.
 pub(crate) fn inside(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    pidfd::of_threads(restore)?;
     lock::take_of_descriptions(restore)?;
     epoll::watch_all(restore)?;
     for (pid, live) in restore.lives().filter(|(_, live)| live.files_of.is_none()) {

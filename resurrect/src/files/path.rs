@@ -4,12 +4,13 @@ use super::Opening;
 use crate::ResurrectError;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use persist_mem::manifest::FileRef;
+use persist_mem::manifest::{Description, DescriptionKind, FileRef};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use sys::Errno;
 
 pub(super) fn open(opening: &Opening<'_, '_>, file: &FileRef) -> Result<OwnedFd, ResurrectError> {
     check_same(file)?;
@@ -17,9 +18,29 @@ pub(super) fn open(opening: &Opening<'_, '_>, file: &FileRef) -> Result<OwnedFd,
     let inert = OFlag::from_bits_retain(opening.description.flags.cast_signed()) & OFlag::O_ASYNC;
     let flags = opening.flags() | inert;
     let path = Path::new(OsStr::from_bytes(&file.path));
-    let fd = nix::fcntl::open(path, flags, Mode::empty()).map_err(opening.failed("opening it"))?;
+    let fd = match nix::fcntl::open(path, flags, Mode::empty()) {
+        Err(Errno::EPERM) => in_spite_of_attributes(path, flags),
+        opened => opened,
+    };
+    let fd = fd.map_err(opening.failed("opening it"))?;
     seek(opening, &fd)?;
     Ok(fd)
+}
+
+/// A file that must not be changed any more, or only grow (chattr(1)), since it was opened: it may for a moment.
+fn in_spite_of_attributes(path: &Path, flags: OFlag) -> sys::Result<OwnedFd> {
+    /// `FS_IMMUTABLE_FL`, `FS_APPEND_FL` (include/uapi/linux/fs.h).
+    const KEPT_AS_IT_IS: u32 = 0x10 | 0x20;
+    let reading = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = nix::fcntl::open(path, reading, Mode::empty())?;
+    let own = sys::files::inode_flags(&file)?;
+    if own & KEPT_AS_IT_IS == 0 {
+        return Err(Errno::EPERM);
+    }
+    sys::files::set_inode_flags(&file, own & !KEPT_AS_IT_IS)?;
+    let opened = nix::fcntl::open(path, flags, Mode::empty());
+    sys::files::set_inode_flags(&file, own)?;
+    opened
 }
 
 /// Sets the offset, where there is one.
@@ -41,11 +62,22 @@ pub(crate) fn check_same(file: &FileRef) -> Result<(), ResurrectError> {
     // The last component may be a link itself (`O_PATH | O_NOFOLLOW`).
     let found = std::fs::symlink_metadata(OsStr::from_bytes(&file.path))
         .map_err(|e| changed(e.to_string()))?;
-    if [0, found.ino()].contains(&file.inode) {
+    // A socket's node was made again with it.
+    if [0, found.ino()].contains(&file.inode) || found.file_type().is_socket() {
         Ok(())
     } else {
         Err(changed(
             "another file has taken the place of the one that was saved".into(),
         ))
     }
+}
+
+/// A reference to a socket's node (`O_PATH`), which is there when the socket is.
+pub(super) fn of_socket(description: &Description) -> bool {
+    let DescriptionKind::Path(file) = &description.kind else {
+        return false;
+    };
+    let found = || std::fs::symlink_metadata(OsStr::from_bytes(&file.path));
+    description.flags & super::O_PATH != 0
+        && !found().is_ok_and(|found| !found.file_type().is_socket())
 }

@@ -14,6 +14,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use sys::Errno;
 
+/// `FS_SYNC_FL`, `FS_NODUMP_FL`, `FS_NOATIME_FL` (include/uapi/linux/fs.h): what means something for a file without a
+/// name, and does not keep it from being filled.
+const INODE_FLAGS: u32 = 0x8 | 0x40 | 0x80;
+
 /// `flags` are those of the description that made it before, where that can be told: `O_WRONLY`,
 /// `O_TMPFILE`, `O_NOFOLLOW`.
 pub(super) fn make(object: &SharedObject, flags: u32) -> Result<OwnedFd, ResurrectError> {
@@ -22,6 +26,7 @@ pub(super) fn make(object: &SharedObject, flags: u32) -> Result<OwnedFd, Resurre
         mode,
         owner,
         attributes,
+        inode_flags,
         nameable,
         ..
     } = &object.kind
@@ -50,6 +55,11 @@ pub(super) fn make(object: &SharedObject, flags: u32) -> Result<OwnedFd, Resurre
     fchmod(&fd, Mode::from_bits_retain(*mode)).map_err(failed(object, "setting its mode"))?;
     for (name, value) in attributes {
         sys::xattr::set_of(&fd, name, value).map_err(failed(object, "setting an attribute"))?;
+    }
+    let own = sys::files::inode_flags(&fd).unwrap_or(0);
+    let wanted = own & !INODE_FLAGS | inode_flags & INODE_FLAGS;
+    if wanted != own {
+        sys::files::set_inode_flags(&fd, wanted).map_err(failed(object, "setting its flags"))?;
     }
     Ok(fd)
 }

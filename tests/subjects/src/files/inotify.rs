@@ -298,3 +298,27 @@ pub(crate) fn fanotify(setting: &Setting) -> Result<Watch> {
         .map(drop)
     }))
 }
+
+/// Files that the kernel makes up: their inodes have numbers that others get in time.
+pub(crate) fn made_up(_: &Setting) -> Result<Watch> {
+    let notify = init()?;
+    watch(notify, Path::new("/proc/self/comm"), IN_MODIFY)?;
+    watch(notify, Path::new("/sys/kernel/mm"), libc::IN_OPEN)?;
+    let comm = fs::read("/proc/self/comm")?;
+    Ok(Watch::new(move || {
+        same("no events", &Vec::new(), &events(notify))?;
+        fs::write("/proc/self/comm", &comm)?;
+        let dir = fs::read_dir("/sys/kernel/mm")?;
+        let expected = vec![(1, IN_MODIFY), (2, libc::IN_OPEN | libc::IN_ISDIR)];
+        same("the events", &expected, &events(notify))?;
+        drop(dir);
+        Ok(())
+    })
+    .spoiled_by(move || {
+        // SAFETY: takes numbers.
+        sys("inotify_rm_watch", unsafe {
+            libc::inotify_rm_watch(notify, 1)
+        })
+        .map(drop)
+    }))
+}

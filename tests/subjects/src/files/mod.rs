@@ -44,6 +44,16 @@ pub(crate) const GROUP: Group = Group {
             regular::mode,
         ),
         subject(
+            "file-protected",
+            "files that may not be changed, or only grow, since they were opened (chattr)",
+            regular::protected,
+        ),
+        subject(
+            "file-path-socket",
+            "O_PATH of a socket's node",
+            regular::socket,
+        ),
+        subject(
             "file-renamed",
             "a file that was renamed since",
             regular::renamed,
@@ -189,6 +199,11 @@ pub(crate) const GROUP: Group = Group {
             inotify::removed,
         ),
         subject(
+            "inotify-made-up",
+            "inotify watches of files of /proc and /sys",
+            inotify::made_up,
+        ),
+        subject(
             "inotify-queue",
             "inotify events that nobody has read",
             inotify::queue,
@@ -214,6 +229,7 @@ pub(crate) const GROUP: Group = Group {
             "a pidfd of a process that has ended",
             pidfd::dead,
         ),
+        subject("pidfd-thread", "pidfds of threads", pidfd::thread),
         subject("owner", "F_SETOWN, F_SETSIG and O_ASYNC", ownership::start),
         subject("proc-files", "files and directories of /proc", proc::start),
         subject("sys-files", "files of /sys", proc::sys),

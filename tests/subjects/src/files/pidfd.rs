@@ -91,3 +91,65 @@ pub(crate) fn dead(_: &Setting) -> Result<Watch> {
         fd("dup2", unsafe { libc::dup2(own, pidfd) }).map(drop)
     }))
 }
+
+/// Of two threads of the subject, one of which has ended; a child has one of them, too.
+pub(crate) fn thread(setting: &Setting) -> Result<Watch> {
+    const PIDFD_THREAD: u64 = 0o200;
+    let of_thread = |tid: i32| {
+        let made = raw(libc::SYS_pidfd_open, args([tid as u64, PIDFD_THREAD]));
+        i32::try_from(made)
+    };
+    let (tell, told) = std::sync::mpsc::channel();
+    let tell_too = tell.clone();
+    std::thread::spawn(move || {
+        // The receiver waits.
+        let _ = tell.send(crate::kit::tid());
+        loop {
+            std::thread::park();
+        }
+    });
+    let living = told.recv()?;
+    let pidfd = of_thread(living)?;
+    if pidfd < 0 {
+        return crate::kit::not_here("the kernel knows no pidfds of threads");
+    }
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let short = std::thread::spawn(move || {
+        let _ = tell_too.send(crate::kit::tid());
+        // It ends when the other end goes.
+        let _ = ended.recv();
+    });
+    let gone = of_thread(told.recv()?)?;
+    drop(end);
+    // It does not panic.
+    let _ = short.join();
+    until("its end is told", SOON, || {
+        pid_of(gone).is_ok_and(|pid| pid == "-1")
+    })?;
+    let flags = crate::kit::files::seen(pidfd)?;
+    let mut child = crate::kit::Kin::start(setting, "child", move |_| {
+        Ok(Watch::new(move || {
+            same("the thread", &living.to_string(), &pid_of(pidfd)?)
+        }))
+    })?;
+    Ok(Watch::new(move || {
+        same("the thread", &living.to_string(), &pid_of(pidfd)?)?;
+        same("its flags", &flags, &crate::kit::files::seen(pidfd)?)?;
+        same("the other one", "-1", &pid_of(gone)?)?;
+        let poll = |pidfd| anyhow::Ok(ready(pidfd, POLLIN)? & POLLIN);
+        same(
+            "which has ended",
+            &(0, POLLIN),
+            &(poll(pidfd)?, poll(gone)?),
+        )?;
+        same("a signal", &0, &signal(pidfd, 0))?;
+        let one = crate::kit::files::share(pidfd, child.pid, pidfd)?;
+        same("one description", &true, &one)?;
+        child.check()
+    })
+    .spoiled_by(move || {
+        let own = open(std::process::id() as i32)?;
+        // SAFETY: both are descriptors of ours.
+        fd("dup2", unsafe { libc::dup2(own, pidfd) }).map(drop)
+    }))
+}

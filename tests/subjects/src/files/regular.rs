@@ -144,3 +144,92 @@ pub(crate) fn renamed(setting: &Setting) -> Result<Watch> {
     fs::rename(&path, setting.fresh("after"))?;
     kept(vec![fd])
 }
+
+/// Sets the flags of an inode; false where the file system has none.
+fn protect(file: i32, flags: i32) -> bool {
+    // SAFETY: the kernel reads an int.
+    unsafe { libc::ioctl(file, libc::FS_IOC_SETFLAGS, &raw const flags) == 0 }
+}
+
+fn protection(file: i32) -> Result<i32> {
+    let mut flags = 0;
+    // SAFETY: the kernel writes an int.
+    crate::kit::sys("FS_IOC_GETFLAGS", unsafe {
+        libc::ioctl(file, libc::FS_IOC_GETFLAGS, &raw mut flags)
+    })?;
+    Ok(flags)
+}
+
+/// Open for writing, and not to be opened so again: but for the moments in which nobody looks.
+pub(crate) fn protected(setting: &Setting) -> Result<Watch> {
+    const APPEND: i32 = 0x20;
+    const IMMUTABLE: i32 = 0x10;
+    let mut files = Vec::new();
+    for (name, flag) in [("append", APPEND), ("immutable", IMMUTABLE)] {
+        let path = file(setting, name)?;
+        let file = open(&path, O_RDWR)?;
+        let Ok(own) = protection(file) else {
+            return not_here("the file system has no attributes");
+        };
+        if !protect(file, own | flag) {
+            return not_here("the file system has no attributes");
+        }
+        // Nobody could remove it otherwise.
+        protect(file, own);
+        files.push((path, file, own, flag));
+    }
+    for (_, file, own, flag) in &files {
+        protect(*file, own | flag);
+    }
+    let all: Vec<(i32, i32)> = files
+        .iter()
+        .map(|(_, file, own, _)| (*file, *own))
+        .collect();
+    let flags = seen(all[0].0)?.0;
+    Ok(Watch::new(move || {
+        for (path, file, own, flag) in &files {
+            same("its flags", &(own | flag), &protection(*file)?)?;
+            same("opening it", &true, &open(path, O_RDWR).is_err())?;
+            same("what it reads", &TEXT[..3], &read(*file, 3)?)?;
+            place(*file, Some(0))?;
+            same("its access mode", &flags, &seen(*file)?.0)?;
+        }
+        Ok(())
+    })
+    .spoiled_by(move || {
+        for (file, own) in &all {
+            protect(*file, *own);
+        }
+        Ok(())
+    }))
+}
+
+/// Of a bound socket, which its node leads to.
+pub(crate) fn socket(setting: &Setting) -> Result<Watch> {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let path = setting.fresh("socket");
+    let listener = UnixListener::bind(&path)?;
+    listener.set_nonblocking(true)?;
+    let node = open(&path, O_PATH)?;
+    let flags = seen(node)?;
+    let observe = {
+        let path = path.clone();
+        move || {
+            let (one, two) = (
+                fs::metadata(format!("/proc/self/fd/{node}"))?,
+                fs::symlink_metadata(&path)?,
+            );
+            use std::os::unix::fs::MetadataExt;
+            Ok((seen(node)?, one.nlink(), one.ino() == two.ino()))
+        }
+    };
+    Ok(Watch::keep(observe)?
+        .and(Watch::new(move || {
+            same("what it is", &flags, &seen(node)?)?;
+            let client = UnixStream::connect(format!("/proc/self/fd/{node}"))?;
+            listener.accept()?;
+            drop(client);
+            Ok(())
+        }))
+        .spoiled_by(move || fs::rename(&path, path.with_extension("moved")).map_err(Into::into)))
+}
