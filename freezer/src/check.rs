@@ -103,9 +103,14 @@ fn examine(
     externals: &Externals,
     whole_host: bool,
 ) -> Result<Vec<Refusal>, FreezerError> {
-    // All its threads have ended: nothing is left that could not be carried.
+    // All its threads have ended: little is left that could not be carried.
     let Some(representative) = proc::representative(pid) else {
-        return Ok(Vec::new());
+        let core = if whole_host {
+            None
+        } else {
+            crate::core_dump::refusal(pid)?
+        };
+        return Ok(core.into_iter().collect());
     };
     let mut found = attributes(pid, representative)?;
     if representative != pid.leader() {

@@ -1,6 +1,7 @@
 //! Making the processes, in the places they had.
 
 mod birth;
+mod core;
 pub(crate) mod ids;
 mod plan;
 pub(crate) mod vfork;
@@ -178,7 +179,7 @@ fn end_by_signal(pid: Pid, task: &crate::task::Task, signal: i32) -> Result<(), 
 
 /// Ends the processes that had ended and were not waited for yet.
 pub(crate) fn end_zombies(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    const CORE: i32 = 0x80;
+    let mut cores = None;
     let zombies = restore.manifest.processes.iter().rev();
     for process in zombies.filter(|p| plan::is_zombie(p)) {
         let State::Zombie {
@@ -191,14 +192,26 @@ pub(crate) fn end_zombies(restore: &mut Restore<'_>) -> Result<(), ResurrectErro
             continue;
         };
         birth::name(restore, process.pid, comm)?;
+        let dumped = status & core::DUMPED != 0;
+        if dumped {
+            let place = match cores.take() {
+                Some(place) => place,
+                None => core::Place::make(restore)?,
+            };
+            place.enter(restore, process.pid)?;
+            cores = Some(place);
+        }
         birth::belong(restore, process.pid, *users, *groups)?;
+        if dumped {
+            core::allow(restore, process.pid)?;
+        }
         let tid = restore.task(process.pid)?.first.tid();
         if let Some(processor) = &restore.processor {
             processor.release(tid);
         }
         let ending = match status & 0x7f {
             0 => Ending::Exit(status >> 8 & 0xff),
-            signal => Ending::Signal(signal & !CORE),
+            signal => Ending::Signal(signal),
         };
         end(restore, process.pid, None, &ending)?;
     }

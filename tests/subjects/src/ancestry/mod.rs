@@ -60,6 +60,11 @@ pub(crate) const GROUP: Group = Group {
             zombies::killed,
         ),
         subject(
+            "zombie-dumped",
+            "a zombie that has dumped its core",
+            zombies::dumped,
+        ),
+        subject(
             "zombie-user",
             "user and group of a zombie",
             zombies::belonging,

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::kit::{SOON, Setting, Watch, args, fork, procfs, raw, same, sys, until};
+use crate::kit::{SOON, Setting, Watch, args, fork, not_here, procfs, raw, same, sys, until};
 
 fn becomes_zombie(pid: i32) -> Result<()> {
     until("it is a zombie", SOON, || {
@@ -84,6 +84,41 @@ pub(crate) fn killed(_: &Setting) -> Result<Watch> {
         (libc::CLD_KILLED, libc::SIGTERM),
         libc::SIGTERM,
     )
+}
+
+/// SIGABRT with a core dump; no other file comes beside it.
+pub(crate) fn dumped(setting: &Setting) -> Result<Watch> {
+    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern")?;
+    if pattern.starts_with(['|', '@', '/']) {
+        return not_here("cores go elsewhere");
+    }
+    let place = setting.fresh("cores");
+    std::fs::create_dir_all(&place)?;
+    let pid = fork(|| {
+        let unlimited = libc::rlimit {
+            rlim_cur: libc::RLIM_INFINITY,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        let moved = std::env::set_current_dir(&place);
+        // SAFETY: the structure is alive.
+        unsafe { libc::setrlimit(libc::RLIMIT_CORE, &unlimited) };
+        if moved.is_ok() {
+            std::process::abort();
+        }
+    })?;
+    becomes_zombie(pid)?;
+    if status(pid)?.0 != libc::CLD_DUMPED {
+        return not_here("no core was dumped");
+    }
+    let files = move || -> Result<usize> { Ok(std::fs::read_dir(&place)?.count()) };
+    let found = Watch::keep(move || Ok((status(pid)?, files()?)))?;
+    Ok(found.spoiled_by(move || {
+        // SAFETY: reaps it.
+        sys("wait", unsafe {
+            libc::waitpid(pid, std::ptr::null_mut(), 0)
+        })
+        .map(drop)
+    }))
 }
 
 /// Its user, as waitid(2) tells it, and its ids in /proc.
