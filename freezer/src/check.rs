@@ -121,7 +121,7 @@ fn examine(
     found.extend(namespaces(pid)?);
     found.extend(crate::ipc::undo::refusal(pid));
     found.extend(crate::landlock::refusal(pid));
-    found.extend(crate::keyrings::refusal(pid));
+    found.extend(crate::keyrings::refusal(pid, whole_host));
     found.extend(capture::memory_refusals(pid, objects)?);
     found.extend(files::refusals(pid, objects, externals, whole_host)?);
     for link in ["cwd", "root"] {

@@ -29,6 +29,10 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
     ("landlock", both(Refused("restricted itself with Landlock"))),
     ("keys", both(Refused("keys in its process keyring"))),
     (
+        "session-keys",
+        both(Refused("keys in its session keyring (user a key)")),
+    ),
+    (
         "netlink-queue",
         both(Refused("netlink messages that were not read")),
     ),

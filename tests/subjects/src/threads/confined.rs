@@ -44,7 +44,32 @@ pub(crate) fn landlock(setting: &Setting) -> Result<Watch> {
 
 /// A key in the process keyring.
 pub(crate) fn keys(_: &Setting) -> Result<Watch> {
-    const PROCESS_KEYRING: u64 = -2_i64 as u64;
+    key_in(-2_i64 as u64)
+}
+
+/// A key in a session keyring that no other process has, beside others.
+pub(crate) fn session_keys(_: &Setting) -> Result<Watch> {
+    let join = args([libc::KEYCTL_JOIN_SESSION_KEYRING.into(), 0]);
+    let keyring = raw(libc::SYS_keyctl, join);
+    if keyring < 0 {
+        return not_here("no keyrings");
+    }
+    for n in 0..40 {
+        let name = std::ffi::CString::new(format!("_uid.test.{n}"))?;
+        let new = [
+            c"keyring".as_ptr() as u64,
+            name.as_ptr() as u64,
+            0,
+            0,
+            -3_i64 as u64,
+        ];
+        sys("add_key", raw(libc::SYS_add_key, args(new)))?;
+    }
+    key_in(-3_i64 as u64)
+}
+
+/// Puts a key into a keyring (`KEY_SPEC_*_KEYRING`).
+fn key_in(keyring: u64) -> Result<Watch> {
     let (kind, name, secret) = (c"user", c"a key", b"secret");
     let key = raw(
         libc::SYS_add_key,
@@ -53,7 +78,7 @@ pub(crate) fn keys(_: &Setting) -> Result<Watch> {
             name.as_ptr() as u64,
             secret.as_ptr() as u64,
             secret.len() as u64,
-            PROCESS_KEYRING,
+            keyring,
         ]),
     );
     if [-libc::ENOSYS, -libc::EPERM].map(i64::from).contains(&key) {
@@ -68,12 +93,12 @@ pub(crate) fn keys(_: &Setting) -> Result<Watch> {
             libc::SYS_keyctl,
             args([
                 libc::KEYCTL_SEARCH.into(),
-                PROCESS_KEYRING,
+                keyring,
                 kind.as_ptr() as u64,
                 name.as_ptr() as u64,
             ]),
         );
         Ok((found, call(libc::KEYCTL_READ, [key as u64, 0])))
     })?
-    .spoiled_by(move || sys("keyctl", call(libc::KEYCTL_CLEAR, [PROCESS_KEYRING, 0])).map(drop)))
+    .spoiled_by(move || sys("keyctl", call(libc::KEYCTL_CLEAR, [keyring, 0])).map(drop)))
 }

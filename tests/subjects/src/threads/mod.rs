@@ -136,6 +136,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("landlock", "a domain of Landlock", confined::landlock),
         subject("keys", "keys in a process keyring", confined::keys),
+        subject(
+            "session-keys",
+            "keys in a keyring of the session",
+            confined::session_keys,
+        ),
         subject("syscall-dispatch", "syscall user dispatch", dispatch::start),
         subject(
             "leader-exited",
