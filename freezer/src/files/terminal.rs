@@ -4,7 +4,7 @@
 //! master. So a terminal is described when all descriptions are known ([`finish`]).
 
 use super::{Open, elsewhere, path};
-use crate::{FreezerError, proc};
+use crate::{FreezerError, kernel, proc};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use sys::tty::packet::Raised;
 use sys::tty::queues::{self, Ends, Queues};
 use sys::tty::{self, Termios, Winsize};
 use sys::{Errno, Pid};
@@ -65,11 +66,20 @@ pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
 
 fn check_master(open: &Open<'_>) -> Result<(), FreezerError> {
     tty::pty_index(open.copy).map_err(open.call("asking for the pair's index"))?;
-    let status = PollFlags::POLLPRI;
-    if tty::packet_mode(open.copy).unwrap_or(false) && polled(open.copy, status).contains(status) {
-        return Err(open.refuse("status of packet mode has not been read yet"));
+    if unread_status(open.copy).is_none() {
+        let why = "status of packet mode has not been read yet, and what it is cannot be known";
+        return Err(open.refuse(why));
     }
     Ok(())
+}
+
+/// Status of packet mode that was not read yet; None when there is some that cannot be known.
+fn unread_status(master: &OwnedFd) -> Option<u8> {
+    let some = PollFlags::POLLPRI;
+    if !tty::packet_mode(master).unwrap_or(false) || !polled(master, some).contains(some) {
+        return Some(0);
+    }
+    kernel::look(|kernel| kernel.packet_status(master.as_fd())).ok()
 }
 
 fn polled(fd: &OwnedFd, what: PollFlags) -> PollFlags {
@@ -258,6 +268,7 @@ fn one(id: TerminalId, met: &Met, master: Option<&OwnedFd>) -> Result<Terminal, 
     })?;
     // Before a slave is opened here, which the master would show.
     let pty = master.map(|master| pty(met, master)).transpose();
+    let pty = pty.map_err(call("asking its master"))?;
     let own = match master {
         // To open a slave that nobody has opened yet would be noticed by its master.
         Some(master) if never_opened(met, master) => None,
@@ -281,9 +292,12 @@ fn one(id: TerminalId, met: &Met, master: Option<&OwnedFd>) -> Result<Terminal, 
             Some(own) => tty::exclusive(own).map_err(call("asking for exclusive mode"))?,
             None => false,
         },
-        pty: pty.map_err(call("asking its master"))?,
+        pty,
         queues: match own {
-            Some(slave) => copy_queues(&slave, master).map_err(call("reading its queues"))?,
+            Some(slave) => {
+                let status = pty.as_ref().map_or(0, |pty| pty.status);
+                copy_queues(&slave, master, status).map_err(call("reading its queues"))?
+            }
             None => Queues::default(),
         },
         session: None,
@@ -302,6 +316,7 @@ fn pty(met: &Met, master: &OwnedFd) -> sys::Result<Pty> {
         index: tty::pty_index(master)?,
         locked: tty::locked(master)?,
         packet: tty::packet_mode(master)?,
+        status: unread_status(master).ok_or(Errno::EAGAIN)?,
         exclusive: tty::exclusive(master)?,
         slave_closed: !met.slave && !never_opened(met, master),
     })
@@ -338,14 +353,14 @@ fn node_path(rdev: u64) -> Option<PathBuf> {
 
 /// Reads what is queued and puts it back at once. A child does it, in a session without a terminal, and
 /// would bring it to its end if this process were killed meanwhile.
-fn copy_queues(slave: &OwnedFd, master: Option<&OwnedFd>) -> sys::Result<Queues> {
+fn copy_queues(slave: &OwnedFd, master: Option<&OwnedFd>, status: u8) -> sys::Result<Queues> {
     let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     fcntl(&writer, FcntlArg::F_SETPIPE_SZ(1 << 20))?;
     let child = sys::process::spawn(0, &[], || {
         let sent = SigSet::all()
             .thread_block()
             .and_then(|()| nix::unistd::setsid())
-            .and_then(|_| take_and_put_back(slave, master));
+            .and_then(|_| take_and_put_back(slave, master, status));
         let sent = sent.and_then(|found| encode(&found, &writer));
         sent.map_or_else(|errno| errno as i32, |()| 0)
     })?;
@@ -361,15 +376,21 @@ fn copy_queues(slave: &OwnedFd, master: Option<&OwnedFd>) -> sys::Result<Queues>
     decode_queues(&bytes).ok_or(Errno::EIO)
 }
 
-fn take_and_put_back(slave: &OwnedFd, master: Option<&OwnedFd>) -> sys::Result<Queues> {
+fn take_and_put_back(slave: &OwnedFd, master: Option<&OwnedFd>, status: u8) -> sys::Result<Queues> {
     // In packet mode what is read begins with a byte of status, and changes of settings are status.
     let packet = master.filter(|master| tty::packet_mode(*master).unwrap_or(false));
-    if let Some(master) = packet {
-        tty::set_packet_mode(master, false)?;
-    }
     let ends = Ends { slave, master };
-    let done = queues::take(ends).and_then(|found| queues::put(ends, &found).map(|()| found));
-    if let Some(master) = packet {
+    let Some(master) = packet else {
+        let found = queues::take(ends)?;
+        return queues::put(ends, &found).map(|()| found);
+    };
+    tty::set_packet_mode(master, false)?;
+    let done = queues::take(ends).and_then(|found| {
+        let raised = Raised::before(ends, status, &found)?;
+        queues::put(ends, &found)?;
+        raised.after(&tty::termios(slave)?).map(|()| found)
+    });
+    if done.is_err() {
         tty::set_packet_mode(master, true)?;
     }
     done

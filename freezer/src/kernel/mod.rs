@@ -3,7 +3,7 @@
 //! Here is how things are found: structures by the kernel's own description of its types ([`btf`]), threads
 //! from the numbers of this PID namespace ([`mod@tasks`]), open files from their tables ([`mod@files`]), messages in
 //! the queues of sockets ([`mod@sockets`]), buffers of pipes ([`mod@pipes`]), inodes
-//! ([`mod@inodes`]), pages ([`mod@pages`]). What they mean is with the kind of resource:
+//! ([`mod@inodes`]), terminals ([`mod@terminals`]), pages ([`mod@pages`]). What they mean is with the kind of resource:
 //! `ipc/undo.rs`, `capture/restart.rs`, `files/mqueue`. Whatever is not as expected is
 //! [`Unreadable`], and the caller does without.
 
@@ -15,6 +15,7 @@ mod pages;
 mod pipes;
 pub(crate) mod sockets;
 mod tasks;
+mod terminals;
 
 pub(crate) use btf::Btf;
 pub(crate) use files::OpenFile;

@@ -304,6 +304,8 @@ pub struct Pty {
     pub locked: bool,
     /// `TIOCPKT`.
     pub packet: bool,
+    /// Status of packet mode that was not read yet (`TIOCPKT_*`).
+    pub status: u8,
     /// Exclusive mode of the master (`TIOCGEXCL`), which its slave has apart.
     pub exclusive: bool,
     /// Whether the slave was open before and is not now: the master's reads give `EIO`.

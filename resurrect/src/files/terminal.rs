@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use sys::batch::Batch;
+use sys::tty::packet::Raised;
 use sys::tty::queues::{self, Ends, Queues};
 use sys::{Errno, Pid, tty};
 
@@ -161,12 +162,9 @@ fn pair(
             .map_err(failed(terminal, "setting its owner"))?;
         Some(slave)
     } else {
-        set_up(terminal, &master, None)?;
+        set_up(terminal, &master, Some(&master))?;
         None
     };
-    if pty.packet {
-        tty::set_packet_mode(&master, true).map_err(failed(terminal, "setting packet mode"))?;
-    }
     let made = Made {
         slave,
         master: Some(description.id),
@@ -212,9 +210,18 @@ fn set_up(
 ) -> Result<(), ResurrectError> {
     set_size(terminal, any)?;
     tty::set_termios(any, &terminal.termios).map_err(failed(terminal, "setting it up"))?;
+    let ends = Ends { slave: any, master };
+    let packet = terminal.pty.filter(|pty| pty.packet);
+    let raised = packet.map(|pty| Raised::before(ends, pty.status, &terminal.queues));
+    let raised = raised.transpose();
+    let raised = raised.map_err(failed(terminal, "setting packet mode"))?;
     if terminal.queues != Queues::default() {
-        let ends = Ends { slave: any, master };
         queues::put(ends, &terminal.queues).map_err(failed(terminal, "filling its queues"))?;
+    }
+    if let Some(raised) = raised {
+        raised
+            .after(&terminal.termios)
+            .map_err(failed(terminal, "setting packet mode"))?;
     }
     Ok(())
 }

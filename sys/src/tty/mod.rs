@@ -1,5 +1,6 @@
 //! Terminals: what nix lacks of `ioctl_tty(2)`.
 
+pub mod packet;
 pub mod queues;
 
 use crate::{Errno, Pid, Result};

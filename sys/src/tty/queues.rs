@@ -130,7 +130,7 @@ fn put_quietly(ends: Ends<'_>, queues: &Queues, own: &Termios) -> Result<()> {
 }
 
 /// `TCXONC` (ioctl_tty(2)).
-fn flow(slave: &OwnedFd, action: i32) -> Result<()> {
+pub(super) fn flow(slave: &OwnedFd, action: i32) -> Result<()> {
     // SAFETY: takes a number.
     Errno::result(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TCXONC, action) }).map(drop)
 }
@@ -197,13 +197,13 @@ fn write_all(fd: &OwnedFd, mut data: &[u8]) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::tty::{peer, set_locked};
     use std::fs::File;
     use std::os::unix::fs::OpenOptionsExt;
 
-    fn pair() -> (OwnedFd, OwnedFd) {
+    pub(crate) fn pair() -> (OwnedFd, OwnedFd) {
         let mut options = File::options();
         options
             .read(true)

@@ -31,6 +31,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("pty-packet", "packet mode of a pty", pair::packet),
         subject(
+            "pty-packet-status",
+            "status of packet mode that nobody has read",
+            pair::packet_status,
+        ),
+        subject(
             "pty-exclusive",
             "exclusive mode and a locked pty",
             pair::exclusive,
