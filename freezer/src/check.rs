@@ -22,11 +22,6 @@ pub fn check(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
 const LOOKS: u32 = 50;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
-/// What was to be read is not there any more.
-fn vanished(cause: &std::io::Error) -> bool {
-    cause.kind() == std::io::ErrorKind::NotFound || cause.raw_os_error() == Some(nix::libc::ESRCH)
-}
-
 fn check_one(
     pid: Pid,
     objects: &mut Objects,
@@ -41,7 +36,7 @@ fn check_one(
         }
         looks -= 1;
         match found {
-            Err(FreezerError::Proc { cause, .. }) if looks > 0 && vanished(&cause) => {
+            Err(FreezerError::Proc { cause, .. }) if looks > 0 && proc::gone(&cause) => {
                 std::thread::sleep(BETWEEN_LOOKS);
             }
             found => break found,

@@ -40,6 +40,14 @@ pub enum FreezerError {
         /// Why.
         cause: std::io::Error,
     },
+    /// A number that stands for no process of user space.
+    #[error("there is no process {pid}{hint}")]
+    NoProcess {
+        /// The number.
+        pid: Pid,
+        /// What it is instead, if anything.
+        hint: String,
+    },
     /// A file of `/proc` does not say what it should.
     #[error("process {pid}: {what} is not understood: {text}")]
     Format {

@@ -1,7 +1,7 @@
 //! `kupgrade check`.
 
 use crate::limits::allow_descriptors;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use freezer::proc;
 use serde::Serialize;
 use std::process::ExitCode;
@@ -20,12 +20,8 @@ pub(crate) fn run(root: Option<Pid>, json: bool) -> Result<ExitCode> {
     allow_descriptors();
     let (pids, mut refusals) = match root {
         Some(root) => {
-            let context = || format!("process {root}");
-            let pids = proc::tree(root).with_context(context)?;
-            (
-                pids,
-                freezer::check::check_tree(root).with_context(context)?,
-            )
+            let pids = proc::tree(root)?;
+            (pids, freezer::check::check_tree(root)?)
         }
         None => {
             let me = Pid(nix::unistd::getpid().as_raw());

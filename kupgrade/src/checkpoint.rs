@@ -16,6 +16,7 @@ use sys::Pid;
 
 /// Saves the tree below `pid`. On any failure the tree runs on and the image is removed.
 pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> Result<()> {
+    freezer::proc::must_be_a_process(pid)?;
     refuse_ourselves(pid)?;
     allow_descriptors();
     patiently(|| attempt(pid, dir, leave_running, external))

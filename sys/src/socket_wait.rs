@@ -70,11 +70,18 @@ impl SocketWait {
     /// As setsockopt(2), ptrace(2).
     pub fn begin(&self, tid: Tid, left_ns: u64) -> Result<bool> {
         let left = Duration::from_nanos(left_ns);
-        let over = !self.sends && left < NEAR;
-        if self.ready(if over { left } else { Duration::ZERO })? {
+        let near = left < NEAR;
+        let over = near && !self.sends;
+        let found = self.ready(if over { left } else { Duration::ZERO })?;
+        // One that is to be connected could be written to, but for that (net/unix/af_unix.c, unix_poll).
+        let connects = self.sends && found.contains(PollFlags::POLLHUP);
+        if !found.is_empty() && !connects {
             return Ok(false);
         }
-        if over {
+        if near && connects {
+            std::thread::sleep(left);
+        }
+        if over || near && connects {
             let mut regs = ptrace::get_regs(tid)?;
             regs.rax = (-(Errno::EAGAIN as i64)).cast_unsigned();
             regs.orig_rax = NO_SYSCALL;
@@ -86,15 +93,16 @@ impl SocketWait {
         Ok(true)
     }
 
-    /// Whether the call finds something to do within some time.
-    fn ready(&self, within: Duration) -> Result<bool> {
+    /// What the call finds within some time; nothing when it would wait.
+    fn ready(&self, within: Duration) -> Result<PollFlags> {
         let event = if self.sends {
             PollFlags::POLLOUT
         } else {
             PollFlags::POLLIN
         };
         let mut asked = [PollFd::new(self.socket.as_fd(), event)];
-        Ok(ppoll(&mut asked, Some(TimeSpec::from_duration(within)), None)? > 0)
+        ppoll(&mut asked, Some(TimeSpec::from_duration(within)), None)?;
+        Ok(asked[0].revents().unwrap_or(PollFlags::empty()))
     }
 
     /// Waits until the thread sleeps, and puts the option back.

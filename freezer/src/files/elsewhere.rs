@@ -1,4 +1,4 @@
-//! Terminals, FIFOs and tunnels that processes outside of the tree hold an end of, and processes outside that
+//! Terminals, FIFOs, eventfds and tunnels that processes outside of the tree hold an end of, and processes outside that
 //! pidfds stand for.
 
 use super::ends::{End, Ours, resource};
@@ -28,9 +28,11 @@ pub(crate) fn refusals(ours: &Ours, outsiders: &Outsiders, inside: &[Pid]) -> Ve
     for (end, &(pid, fd)) in ours {
         let reason = match end {
             End::Fifo(..) | End::Tunnel(_) => theirs.get(end).map(|other| held_by(*other)),
-            End::Master(index) => theirs
-                .get(&End::Slave(*index))
-                .map(|other| format!("{}: its slave, /dev/pts/{index}", held_by(*other))),
+            End::Master(index) => theirs.get(end).map(|other| held_by(*other)).or_else(|| {
+                let other = theirs.get(&End::Slave(*index))?;
+                Some(format!("{}: its slave, /dev/pts/{index}", held_by(*other)))
+            }),
+            End::Event(_) => theirs.get(end).map(|other| held_by(*other)),
             End::Slave(index) if !ours.contains_key(&End::Master(*index)) => {
                 let other = theirs.get(&End::Master(*index)).copied();
                 let FreezerError::Refused(more) = master_elsewhere(pid, fd, *index, other) else {
@@ -58,9 +60,9 @@ pub(crate) fn refusals(ours: &Ours, outsiders: &Outsiders, inside: &[Pid]) -> Ve
 /// Whether somebody else's end has to do with the tree.
 fn meets(ours: &Ours, end: &End) -> bool {
     match end {
-        End::Master(index) => ours.contains_key(&End::Slave(*index)),
+        End::Master(index) => ours.contains_key(end) || ours.contains_key(&End::Slave(*index)),
         End::Slave(index) => ours.contains_key(&End::Master(*index)),
-        End::Fifo(..) | End::Tunnel(_) => ours.contains_key(end),
+        End::Fifo(..) | End::Tunnel(_) | End::Event(_) => ours.contains_key(end),
         // Pipes and sockets: see `outside`. A pidfd of theirs stands for whoever has its number.
         End::Pipe(_) | End::Socket(_) | End::Process(_) => false,
     }
@@ -82,4 +84,52 @@ pub(super) fn master_elsewhere(pid: Pid, fd: i32, index: u64, other: Option<Pid>
     );
     let reason = format!("a terminal, /dev/pts/{index}, whose other end lies outside: {whose}");
     FreezerError::refuse(pid, resource(pid, fd), reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::OwnedFd;
+
+    fn sleeper(stdin: &OwnedFd) -> std::process::Child {
+        std::process::Command::new("sleep")
+            .arg("1000")
+            .stdin(stdin.try_clone().unwrap())
+            .spawn()
+            .unwrap()
+    }
+
+    fn refused(shared: &OwnedFd) -> Vec<Refusal> {
+        let mut children = [sleeper(shared), sleeper(shared)];
+        let [one, other] = [0, 1].map(|index| Pid(children[index].id().cast_signed()));
+        let found = refusals(
+            &crate::files::ends::of_tree(&[one]),
+            &Outsiders::look(&[one]),
+            &[one],
+        );
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        let text = format!("process {other} (");
+        found
+            .into_iter()
+            .filter(|refusal| refusal.resource.starts_with("fd 0 "))
+            .filter(|refusal| refusal.reason.starts_with(&text))
+            .collect()
+    }
+
+    #[test]
+    fn an_eventfd_or_a_master_that_somebody_else_holds_is_named() {
+        let eventfd = OwnedFd::from(nix::sys::eventfd::EventFd::new().unwrap());
+        assert_eq!(refused(&eventfd).len(), 1);
+        let master = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/ptmx")
+            .unwrap();
+        assert_eq!(refused(&OwnedFd::from(master)).len(), 1);
+        let file = std::fs::File::open("/dev/zero").unwrap();
+        assert_eq!(refused(&OwnedFd::from(file)).len(), 0);
+    }
 }

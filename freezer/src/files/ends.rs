@@ -24,6 +24,8 @@ pub(crate) enum End {
     Process(Pid),
     /// An interface of `/dev/net/tun`, by its name.
     Tunnel([u8; 16]),
+    /// An eventfd, by the id that its fdinfo tells.
+    Event(u64),
 }
 
 /// The ends that a tree holds, each with one process and descriptor that has it.
@@ -39,6 +41,7 @@ impl core::fmt::Display for End {
             End::Master(index) => write!(f, "the master of /dev/pts/{index}"),
             End::Slave(index) => write!(f, "/dev/pts/{index}"),
             End::Process(pid) => write!(f, "process {pid}"),
+            End::Event(id) => write!(f, "the eventfd {id}"),
             End::Tunnel(name) => write!(f, "the tunnel {}", String::from_utf8_lossy(name)),
         }
     }
@@ -47,8 +50,9 @@ impl core::fmt::Display for End {
 /// What a link of `/proc/PID/fd` tells.
 enum Told {
     End(End),
-    /// A pidfd, a master or a tunnel: fdinfo tells which.
+    /// A pidfd, a master, a tunnel or an eventfd: fdinfo tells which.
     Pidfd,
+    Event,
     Master,
     Tunnel,
     /// A file, which may be a FIFO.
@@ -61,6 +65,9 @@ impl Told {
         let text = String::from_utf8_lossy(link);
         if text.starts_with("pidfd:") || text == "anon_inode:[pidfd]" {
             return Told::Pidfd;
+        }
+        if text == "anon_inode:[eventfd]" {
+            return Told::Event;
         }
         if !text.starts_with('/') {
             return parse(&text).map_or(Told::Nothing, Told::End);
@@ -93,6 +100,7 @@ fn by_info(told: &Told, info: &FdInfo) -> Option<End> {
             target.map(|target| End::Process(pidfd::process_of(info, target)))
         }
         Told::Tunnel => tunnel(info),
+        Told::Event => info.number("eventfd-id", 10).map(End::Event),
         _ => info.number("tty-index", 10).map(End::Master),
     }
 }
@@ -118,7 +126,9 @@ pub(super) fn of_open(open: &Open<'_>) -> Option<End> {
     match Told::by(open.link) {
         Told::End(end) => Some(end),
         Told::Nothing => None,
-        told @ (Told::Pidfd | Told::Master | Told::Tunnel) => by_info(&told, open.info),
+        told @ (Told::Pidfd | Told::Master | Told::Tunnel | Told::Event) => {
+            by_info(&told, open.info)
+        }
         Told::File => {
             let path = open.info.number("flags", 8)? & u64::from(O_PATH) != 0;
             let fifo = open.file_type() == SFlag::S_IFIFO && !path;
@@ -137,7 +147,7 @@ pub(crate) fn of(pid: Pid) -> Vec<(i32, End)> {
         match Told::by(&link) {
             Told::End(end) => Some((fd, end)),
             Told::Nothing => None,
-            told @ (Told::Pidfd | Told::Master | Told::Tunnel) => {
+            told @ (Told::Pidfd | Told::Master | Told::Tunnel | Told::Event) => {
                 Some((fd, by_info(&told, &FdInfo::read(pid, fd).ok()?)?))
             }
             Told::File => Some((fd, fifo(pid, fd, &link)?)),

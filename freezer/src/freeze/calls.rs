@@ -44,16 +44,14 @@ fn repeated(nr: i64) -> Option<TimeOut> {
         441 | 220 => TimeOut::R10,
         // io_getevents, io_pgetevents
         208 | 333 => TimeOut::R8,
-        // accept, recvfrom, recvmsg, accept4
-        43 | 45 | 47 | 288 => TimeOut::Receive,
-        // connect, sendto, sendmsg
-        42 | 44 | 46 => TimeOut::Send,
-        // read, write, readv, writev
-        0 | 1 | 19 | 20
+        // accept, recvfrom, recvmsg, accept4, recvmmsg; read, readv
+        43 | 45 | 47 | 288 | 299 | 0 | 19 => TimeOut::Receive,
+        // connect, sendto, sendmsg, sendmmsg; write, writev
+        42 | 44 | 46 | 307 | 1 | 20 => TimeOut::Send,
         // semop, msgsnd, msgrcv, wait4, fcntl, flock, futex, mq_timedsend, mq_timedreceive
-        | 65 | 69 | 70 | 61 | 72 | 73 | 202 | 242 | 243
-        // waitid, fallocate, recvmmsg, sendmmsg, futex_waitv
-        | 247 | 285 | 299 | 307 | 449 => TimeOut::None,
+        65 | 69 | 70 | 61 | 72 | 73 | 202 | 242 | 243
+        // waitid, fallocate, futex_waitv
+        | 247 | 285 | 449 => TimeOut::None,
         _ => return None,
     })
 }
@@ -61,6 +59,16 @@ fn repeated(nr: i64) -> Option<TimeOut> {
 /// Whether a call needs to know since when its thread sleeps.
 pub(super) fn has_timeout(nr: i64) -> bool {
     repeated(nr).is_some_and(|timeout| timeout != TimeOut::None)
+}
+
+/// Whether a call may be on a file as well, which has no time-out: read, write, readv, writev.
+pub(super) fn is_for_files(nr: i64) -> bool {
+    matches!(nr, 0 | 1 | 19 | 20)
+}
+
+/// Whether the kernel would make the call again with its whole time-out: io_pgetevents.
+fn begins_anew(nr: i64, result: i64) -> bool {
+    nr == 333 && result == -restart::ERESTARTNOHAND
 }
 
 /// Whether a stop makes a call that has waited fail with EINTR: epoll_wait, epoll_pwait,
@@ -99,7 +107,7 @@ impl Repeated {
         let timeout = match (repeated(nr), &rest) {
             (Some(timeout), Some(_)) => timeout,
             (None, Some(_)) => TimeOut::None,
-            (Some(timeout), None) if result == -EINTR => timeout,
+            (Some(timeout), None) if result == -EINTR || begins_anew(nr, result) => timeout,
             _ => return Ok(None),
         };
         let regs = rest.as_ref().unwrap_or(regs);
@@ -249,6 +257,6 @@ mod tests {
     #[test]
     fn a_closed_descriptor_is_not_closed_twice() {
         assert_eq!(repeated(3), None);
-        assert!(has_timeout(232) && !has_timeout(0));
+        assert!(has_timeout(232) && has_timeout(0) && !has_timeout(61));
     }
 }

@@ -148,12 +148,23 @@ pub(super) fn look(clocks: &SchedulerClocks, pid: Pid, tid: Tid) -> Option<Sleep
     let text = proc::read_text(pid, &format!("task/{tid}/syscall")).ok()?;
     let (nr, timeout) = parse(&text)?;
     let rest_is_kept = timeout == TimeOut::Kept && clocks.rest_is_readable;
-    let look = timeout != TimeOut::Nothing && !rest_is_kept;
+    let look = timeout != TimeOut::Nothing
+        && !rest_is_kept
+        && (!calls::is_for_files(nr) || is_on_socket(pid, &text));
     let asleep = look.then(|| clocks.sleep(pid, tid)).flatten();
     Some(Sleeper {
         nr,
         asleep,
         rest_is_kept,
+    })
+}
+
+/// Whether the first argument of a call is the number of a socket.
+fn is_on_socket(pid: Pid, text: &str) -> bool {
+    let fd = text.split_ascii_whitespace().nth(1);
+    let fd = fd.and_then(|fd| u64::from_str_radix(fd.trim_start_matches("0x"), 16).ok());
+    fd.is_some_and(|fd| {
+        proc::link(pid, &format!("fd/{fd}")).is_ok_and(|file| file.starts_with(b"socket:"))
     })
 }
 
@@ -225,7 +236,8 @@ mod tests {
         assert_eq!(futex, Some((202, TimeOut::Kept)));
         let forever = parse("202 0x7ffd 0x80 0x0 0x0");
         assert_eq!(forever, Some((202, TimeOut::Nothing)));
-        assert_eq!(parse("0 0x3 0x0 0x0 0x0"), Some((0, TimeOut::Nothing)));
+        assert_eq!(parse("0 0x3 0x0 0x0 0x0"), Some((0, TimeOut::Since)));
+        assert_eq!(parse("61 0x3 0x0 0x0 0x0"), Some((61, TimeOut::Nothing)));
         assert_eq!(parse("running"), None);
     }
 

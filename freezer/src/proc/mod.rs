@@ -25,6 +25,10 @@ pub(crate) use zero::ZeroPages;
 use crate::FreezerError;
 use sys::{Pid, Tid};
 
+/// `flags` in `stat`, and one of them (include/linux/sched.h).
+const FLAGS: usize = 9;
+const PF_KTHREAD: i64 = 0x0020_0000;
+
 /// Reads `/proc/PID/what`.
 ///
 /// # Errors
@@ -150,20 +154,46 @@ pub fn children(pid: Pid) -> Result<Vec<Pid>, FreezerError> {
 /// The process and all its descendants, parents before children.
 ///
 /// # Errors
-/// [`FreezerError::Proc`] when the root is gone.
+/// [`FreezerError::NoProcess`].
 pub fn tree(root: Pid) -> Result<Vec<Pid>, FreezerError> {
+    must_be_a_process(root)?;
     let mut found = vec![root];
     let mut next = 0;
     while let Some(&pid) = found.get(next) {
         next += 1;
         match children(pid) {
             Ok(more) => found.extend(more),
-            Err(e) if pid == root => return Err(e),
+            Err(e) if pid == root => return must_be_a_process(root).and(Err(e)),
             // It ended while the tree was walked.
             Err(_) => {}
         }
     }
     Ok(found)
+}
+
+/// Looks whether a number stands for a process of user space, which may be a zombie.
+///
+/// # Errors
+/// [`FreezerError::NoProcess`].
+pub fn must_be_a_process(pid: Pid) -> Result<(), FreezerError> {
+    let not = |hint: String| Err(FreezerError::NoProcess { pid, hint });
+    let status = match Status::read(pid, "status") {
+        Err(FreezerError::Proc { cause, .. }) if gone(&cause) => return not(String::new()),
+        status => status?,
+    };
+    let own = pid.to_string();
+    match status.value("Tgid") {
+        Some(tgid) if tgid != own => not(format!("; it is a thread of process {tgid}")),
+        _ if Stat::read(pid, "stat").is_ok_and(|stat| stat.field(FLAGS) & PF_KTHREAD != 0) => {
+            not("; it is a thread of the kernel".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What was to be read is not there any more.
+pub(crate) fn gone(cause: &std::io::Error) -> bool {
+    cause.kind() == std::io::ErrorKind::NotFound || cause.raw_os_error() == Some(nix::libc::ESRCH)
 }
 
 /// Every process of user space in this PID namespace, in ascending order: kernel threads are left
@@ -172,8 +202,6 @@ pub fn tree(root: Pid) -> Result<Vec<Pid>, FreezerError> {
 /// # Errors
 /// [`FreezerError::Proc`] when `/proc` cannot be listed.
 pub fn everyone() -> Result<Vec<Pid>, FreezerError> {
-    // include/linux/sched.h
-    const PF_KTHREAD: i64 = 0x0020_0000;
     let failed = |cause| FreezerError::Proc {
         pid: Pid(0),
         what: "the list of processes".into(),
@@ -186,7 +214,7 @@ pub fn everyone() -> Result<Vec<Pid>, FreezerError> {
             continue;
         };
         // One that has just ended needs no mention.
-        if Stat::read(pid, "stat").is_ok_and(|stat| stat.field(9) & PF_KTHREAD == 0) {
+        if Stat::read(pid, "stat").is_ok_and(|stat| stat.field(FLAGS) & PF_KTHREAD == 0) {
             pids.push(pid);
         }
     }
@@ -198,4 +226,25 @@ pub fn everyone() -> Result<Vec<Pid>, FreezerError> {
 #[must_use]
 pub fn comm(pid: Pid) -> String {
     read_text(pid, "comm").map_or_else(|_| "?".into(), |text| text.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_processes_of_user_space_have_trees() {
+        let said = |pid: i32| tree(Pid(pid)).unwrap_err().to_string();
+        assert_eq!(said(i32::MAX), format!("there is no process {}", i32::MAX));
+        let me = std::process::id();
+        let thread = std::thread::spawn(|| nix::unistd::gettid().as_raw());
+        // Whether it has ended by now or not.
+        let text = said(thread.join().unwrap());
+        assert!(text.starts_with("there is no process"), "{text}");
+        let tid = nix::unistd::gettid().as_raw();
+        if tid.cast_unsigned() != me {
+            assert!(said(tid).ends_with(&format!("; it is a thread of process {me}")));
+        }
+        assert!(tree(Pid(me.cast_signed())).is_ok());
+    }
 }

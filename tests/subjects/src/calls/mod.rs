@@ -152,6 +152,21 @@ pub(crate) const GROUP: Group = Group {
             "recvmsg on a unix datagram socket",
             sockets::recvmsg,
         ),
+        subject(
+            "io-pgetevents-timed",
+            "io_pgetevents with a time-out",
+            waiting::timed_events,
+        ),
+        subject(
+            "read-timed",
+            "read on a socket with SO_RCVTIMEO",
+            sockets::timed_read,
+        ),
+        subject(
+            "connect-timed",
+            "connect to a unix socket with a full backlog and SO_SNDTIMEO",
+            sockets::timed_connect,
+        ),
         subject("recv-timed", "recv with SO_RCVTIMEO", sockets::timed_recv),
         subject(
             "accept-unix",

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
 use anyhow::Result;
@@ -59,6 +60,53 @@ pub(crate) fn timed_recv(_: &Setting) -> Result<Watch> {
             raw(
                 libc::SYS_recvfrom,
                 args([ours.as_raw_fd() as u64, &raw mut byte as u64, 1]),
+            )
+        },
+        -i64::from(libc::EAGAIN),
+    )
+}
+
+/// The same with read(2), which is for files as well.
+pub(crate) fn timed_read(_: &Setting) -> Result<Watch> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(TERM))?;
+    let _held = theirs.into_raw_fd();
+    timed(
+        libc::SYS_read,
+        move || pull(ours.as_raw_fd()),
+        -i64::from(libc::EAGAIN),
+    )
+}
+
+/// A listener that takes nobody, and SO_SNDTIMEO.
+pub(crate) fn timed_connect(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("timed");
+    let listener = UnixListener::bind(&path)?;
+    // SAFETY: takes numbers.
+    sys("listen", unsafe { libc::listen(listener.as_raw_fd(), 0) })?;
+    let _held = (
+        UnixStream::connect(&path)?.into_raw_fd(),
+        listener.into_raw_fd(),
+    );
+    // SAFETY: zeros are a valid address.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as u16;
+    for (to, from) in address.sun_path.iter_mut().zip(path.as_os_str().as_bytes()) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: takes numbers.
+    let ours = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0) };
+    let term = [TERM.as_secs(), TERM.subsec_micros().into()];
+    let (level, option) = (libc::SOL_SOCKET as u64, libc::SO_SNDTIMEO as u64);
+    let arguments = [ours as u64, level, option, term.as_ptr() as u64, 16];
+    sys("setsockopt", raw(libc::SYS_setsockopt, args(arguments)))?;
+    timed(
+        libc::SYS_connect,
+        move || {
+            let len = size_of_val(&address) as u64;
+            raw(
+                libc::SYS_connect,
+                args([ours as u64, &raw const address as u64, len]),
             )
         },
         -i64::from(libc::EAGAIN),

@@ -1,10 +1,13 @@
-//! Waiting for children.
+//! Waiting for children and completions.
 
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use anyhow::Result;
 
-use crate::kit::{Setting, Watch, args, blocked, raw, sys};
+use crate::kit::{Setting, TERM, Watch, args, blocked, raw, sys, timed};
+
+/// Not in the `libc` crate.
+const IO_PGETEVENTS: i64 = 333;
 
 /// The child that is waited for.
 static CHILD: AtomicI32 = AtomicI32::new(0);
@@ -62,5 +65,22 @@ pub(crate) fn waitid(_: &Setting) -> Result<Watch> {
         },
         109,
         end,
+    )
+}
+
+/// Completed requests, of which there are none.
+pub(crate) fn timed_events(_: &Setting) -> Result<Watch> {
+    let mut context = 0_u64;
+    let made = raw(libc::SYS_io_setup, args([16, &raw mut context as u64]));
+    sys("io_setup", made)?;
+    timed(
+        IO_PGETEVENTS,
+        move || {
+            let term = [TERM.as_secs(), TERM.subsec_nanos().into()];
+            let mut event = [0_u64; 4];
+            let (at, term) = (event.as_mut_ptr() as u64, term.as_ptr() as u64);
+            raw(IO_PGETEVENTS, args([context, 1, 1, at, term, 0]))
+        },
+        0,
     )
 }
