@@ -447,6 +447,11 @@ enum Class {
 /// The kind of a description, by its link in `/proc` and its file type. Everything that is not carried
 /// is refused here.
 fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<Class, FreezerError> {
+    let nameless = !open.link.starts_with(b"/") && !open.link.starts_with(b"pipe:");
+    let reference = open.flags()? & O_PATH != 0;
+    if reference && (nameless && pseudo::namespace(open).is_none() || mqueue::is_one(open)) {
+        return Err(open.refuse("a reference (O_PATH) to what has no path is not carried"));
+    }
     let kind = match open.link {
         b"anon_inode:[eventfd]" => return Ok(Class::EventFd),
         b"anon_inode:[signalfd]" => signalfd::capture(open)?,

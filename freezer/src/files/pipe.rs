@@ -4,7 +4,7 @@ use super::Open;
 use crate::{FreezerError, kernel};
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, tee};
 use persist_mem::manifest::{Pipe, PipeBuffer, PipeId};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use sys::Errno;
@@ -30,8 +30,8 @@ impl Pipes {
             }
             return Ok(pipe.id);
         }
-        let size =
-            fcntl(open.copy, FcntlArg::F_GETPIPE_SZ).map_err(open.call("asking for its size"))?;
+        let size = fcntl(reader(open)?, FcntlArg::F_GETPIPE_SZ);
+        let size = size.map_err(open.call("asking for its size"))?;
         let id = PipeId(u32::try_from(self.0.len()).unwrap_or(u32::MAX));
         let (data, buffers) = contents(open, size, packets)?;
         let pipe = Pipe {
@@ -58,7 +58,8 @@ fn contents(
     packets: bool,
 ) -> Result<(Vec<u8>, Vec<PipeBuffer>), FreezerError> {
     let (data, reads) = copy(open, size)?;
-    let read = kernel::look(|kernel| kernel.own_pipe(open.copy.as_fd())).unwrap_or_default();
+    let reader = reader(open)?;
+    let read = kernel::look(|kernel| kernel.own_pipe(reader.as_fd())).unwrap_or_default();
     // An empty one takes a place until somebody reads, which is nothing that a writer could rely on.
     let known: Vec<PipeBuffer> = read
         .into_iter()
@@ -88,12 +89,10 @@ fn contents(
     Ok((data, buffers))
 }
 
-/// What is in the pipe, without taking it out: tee(2) doubles it into a pipe of ours. Also how much each read
-/// gave, which of packets is one.
-fn copy(open: &Open<'_>, size: i32) -> Result<(Vec<u8>, Vec<u32>), FreezerError> {
-    // Through /proc the write end gives a read end as well.
+/// An end to read from. Through /proc the write end gives one as well, and so does a reference (`O_PATH`).
+fn reader(open: &Open<'_>) -> Result<File, FreezerError> {
     let path = format!("/proc/self/fd/{}", open.copy.as_raw_fd());
-    let source = OpenOptions::new()
+    OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
         .open(path)
@@ -101,7 +100,13 @@ fn copy(open: &Open<'_>, size: i32) -> Result<(Vec<u8>, Vec<u32>), FreezerError>
             pid: open.pid,
             what: format!("fd/{}", open.fd),
             cause,
-        })?;
+        })
+}
+
+/// What is in the pipe, without taking it out: tee(2) doubles it into a pipe of ours. Also how much each read
+/// gave, which of packets is one.
+fn copy(open: &Open<'_>, size: i32) -> Result<(Vec<u8>, Vec<u32>), FreezerError> {
+    let source = reader(open)?;
     let (read, write) =
         nix::unistd::pipe2(OFlag::O_NONBLOCK).map_err(open.call("making a pipe"))?;
     fcntl(&write, FcntlArg::F_SETPIPE_SZ(size)).map_err(open.call("sizing a pipe"))?;

@@ -41,6 +41,7 @@ pub(super) fn is(open: &Open<'_>) -> bool {
 
 /// Whether it can be carried, as far as one description tells.
 pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
+    check_instance(open)?;
     if open.stat.st_rdev == MULTIPLEXER {
         return check_master(open);
     }
@@ -62,6 +63,34 @@ pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
         return Err(open.refuse("its input is full: what waits behind it cannot be told"));
     }
     Ok(())
+}
+
+/// A pseudo terminal must be one of those in `/dev/pts`, since it is looked at there.
+fn check_instance(open: &Open<'_>) -> Result<(), FreezerError> {
+    let link = Path::new(OsStr::from_bytes(open.link));
+    let device = |path: &Path| std::fs::metadata(path).ok().map(|found| found.dev());
+    let own = if open.stat.st_rdev == MULTIPLEXER {
+        // The multiplexer is in the instance itself, or beside a directory with it.
+        let beside = link.with_file_name("pts");
+        match on_devpts(open) {
+            true => Some(open.stat.st_dev),
+            false => device(&beside),
+        }
+    } else {
+        on_devpts(open).then_some(open.stat.st_dev)
+    };
+    match (own, device(Path::new("/dev/pts"))) {
+        (Some(own), Some(usual)) if own != usual => {
+            Err(open.refuse("it is of another instance of devpts than that of /dev/pts"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn on_devpts(open: &Open<'_>) -> bool {
+    const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
+    nix::sys::statfs::fstatfs(open.copy)
+        .is_ok_and(|found| found.filesystem_type().0 == DEVPTS_SUPER_MAGIC)
 }
 
 fn check_master(open: &Open<'_>) -> Result<(), FreezerError> {

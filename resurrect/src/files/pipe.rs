@@ -116,8 +116,9 @@ pub(super) fn open(opening: &Opening<'_, '_>, id: PipeId) -> Result<OwnedFd, Res
         OFlag::O_RDONLY => &ends.read,
         _ => &ends.write,
     };
-    // The ends that pipe2(2) makes are told by the lack of this flag, which open(2) sets.
-    if opening.description.flags & super::O_LARGEFILE == 0 {
+    // The ends that pipe2(2) makes are told by the lack of this flag, which open(2) sets but for a reference.
+    let opened = super::O_LARGEFILE | super::O_PATH;
+    if opening.description.flags & opened == 0 {
         let copy = sys::fds::duplicate(end, 3);
         return copy.map_err(opening.failed("duplicating it"));
     }

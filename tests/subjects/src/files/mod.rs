@@ -133,6 +133,7 @@ pub(crate) const GROUP: Group = Group {
             "room in pipes after writes of odd sizes, reads, splice, vmsplice and tee",
             pipe::room,
         ),
+        subject("pipe-reference", "O_PATH of a pipe", pipe::reference),
         subject(
             "pipe-packets",
             "pipes in packet mode keep boundaries",

@@ -291,3 +291,24 @@ pub(crate) fn room(_: &Setting) -> Result<Watch> {
         write(spoiled[1], &all)
     }))
 }
+
+/// A reference (`O_PATH`) to a pipe, through which others can open it.
+pub(crate) fn reference(_: &Setting) -> Result<Watch> {
+    let [from, to] = pipe(O_NONBLOCK)?;
+    write(to, b"abc")?;
+    let reference = crate::kit::files::open(format!("/proc/self/fd/{from}"), libc::O_PATH)?;
+    let flags = seen(reference)?.0;
+    Ok(Watch::new(move || {
+        same("its flags", &flags, &seen(reference)?.0)?;
+        same("reading from it", &true, &read(reference, 1).is_err())?;
+        let path = format!("/proc/self/fd/{reference}");
+        let end = crate::kit::files::open(path, libc::O_RDONLY | O_NONBLOCK)?;
+        same("what is in it", b"abc".as_slice(), &read(end, 10)?)?;
+        close(end);
+        write(to, b"abc")
+    })
+    .spoiled_by(move || {
+        // SAFETY: both are descriptors of ours.
+        fd("dup2", unsafe { libc::dup2(from, reference) }).map(drop)
+    }))
+}
