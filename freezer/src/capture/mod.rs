@@ -7,6 +7,7 @@ mod credentials;
 mod dispatch;
 mod foothold;
 mod inside;
+mod io_contexts;
 mod lasting;
 mod ldt;
 mod leader;
@@ -139,7 +140,9 @@ fn describe(
     for &pid in frozen.zombies() {
         processes.push(zombie(pid)?);
     }
+    let contexts = io_contexts::Contexts::find(frozen);
     for process in &mut processes {
+        contexts.tell(process);
         process.parent_thread = made_by.get(&process.pid).copied();
     }
     let inside: Vec<Pid> = members(frozen).into_iter().chain(ours).collect();

@@ -138,6 +138,7 @@ pub(super) fn nothing() -> Live {
         oom_score_adj: 0,
         child_subreaper: false,
         dumpable: 1,
+        shares_io: false,
         cgroups: Vec::new(),
         autogroup_nice: 0,
     }

@@ -116,6 +116,7 @@ fn describe(
         dispatch: inside.dispatch,
         memory_policy: asked.memory_policy,
         own_undo: false,
+        shares_io: false,
         cgroups: None,
         socket_wait: inside.socket_wait,
         sleep: inside.sleep,

@@ -106,6 +106,8 @@ pub struct Live {
     pub child_subreaper: bool,
     /// PR_GET_DUMPABLE: 0, 1 or 2.
     pub dumpable: u8,
+    /// It shares its parent's I/O context (CLONE_IO).
+    pub shares_io: bool,
     /// Its control groups, one in each hierarchy.
     pub cgroups: Vec<Membership>,
     /// The nice value of its session's autogroup.
@@ -252,6 +254,8 @@ pub struct Thread {
     pub memory_policy: Option<super::MemoryPolicy>,
     /// It does not share its leader's semaphore undo list (CLONE_SYSVSEM).
     pub own_undo: bool,
+    /// It shares its leader's I/O context (CLONE_IO).
+    pub shares_io: bool,
     /// Its control groups, where they are others than its process's.
     pub cgroups: Option<Vec<Membership>>,
     /// The wait on a socket with a time-out that it repeats.

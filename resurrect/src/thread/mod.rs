@@ -9,11 +9,13 @@ pub(crate) mod signals;
 pub(crate) mod waits;
 
 use crate::ResurrectError;
+use crate::calls::{nr, run};
 use crate::restore::Restore;
 use crate::task::Task;
 use crate::tree::thread as birth;
 use persist_mem::manifest::{Live, Thread};
 use sys::Pid;
+use sys::batch::Batch;
 use sys::tracee::Tracee;
 
 const CLONE_VM: u64 = 0x100;
@@ -22,6 +24,8 @@ const CLONE_FILES: u64 = 0x400;
 const CLONE_SIGHAND: u64 = 0x800;
 const CLONE_THREAD: u64 = 0x1_0000;
 const CLONE_SYSVSEM: u64 = 0x4_0000;
+/// The I/O context (ioprio_set(2)).
+pub(crate) const CLONE_IO: u64 = 0x8000_0000;
 const FLAGS: u64 = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD;
 
 /// Makes every thread beside the leaders.
@@ -43,10 +47,33 @@ pub(crate) fn create(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 pub(crate) fn one(pid: Pid, task: &mut Task, thread: &Thread) -> Result<(), ResurrectError> {
     if !task.threads.contains_key(&thread.tid) {
         let undo = if thread.own_undo { 0 } else { CLONE_SYSVSEM };
-        let made = birth(pid, &mut task.first, thread.tid, FLAGS | undo)?;
+        let mut flags = FLAGS | undo;
+        if thread.shares_io {
+            have_io_context(pid, &mut task.first, thread)?;
+            flags |= CLONE_IO;
+        }
+        let made = birth(pid, &mut task.first, thread.tid, flags)?;
         task.threads.insert(thread.tid, made);
     }
     Ok(())
+}
+
+/// Has a thread set the I/O priority that `like` had: from then on it has a context that others can share.
+pub(crate) fn have_io_context(
+    pid: Pid,
+    tracee: &mut Tracee,
+    like: &Thread,
+) -> Result<(), ResurrectError> {
+    const DOING: &str = "making an I/O context";
+    const WHO_PROCESS: i32 = 1;
+    let mut batch = Batch::new();
+    let priority = like.scheduling.ioprio.into();
+    batch.call(
+        DOING,
+        nr::IOPRIO_SET,
+        [WHO_PROCESS.into(), 0.into(), priority],
+    );
+    run(pid, DOING, tracee, &batch).map(drop)
 }
 
 /// Does something with every thread.

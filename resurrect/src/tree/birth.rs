@@ -5,7 +5,7 @@ use crate::calls::{nr, run};
 use crate::memory;
 use crate::restore::Restore;
 use crate::task::{Memory, Task};
-use persist_mem::manifest::Live;
+use persist_mem::manifest::{Live, Thread};
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -135,6 +135,10 @@ fn descendant(
             flags |= flag;
         }
     }
+    if let Some(thread) = shares_io(restore, pid, by, sibling) {
+        crate::thread::have_io_context(by, &mut restore.task(by)?.first, thread)?;
+        flags |= crate::thread::CLONE_IO;
+    }
     // A sibling's exit signal is that of the caller.
     let signal = if sibling { 0 } else { exit_signal };
     if super::vfork::waits(restore, by, pid) {
@@ -178,6 +182,14 @@ fn descendant(
         })?;
     wait_until_stopped(pid, host)?;
     adopt(pid, host, scratch)
+}
+
+/// The first thread of a process that shares the I/O context of `by`, which makes it.
+fn shares_io<'a>(restore: &Restore<'a>, pid: Pid, by: Pid, sibling: bool) -> Option<&'a Thread> {
+    let process = restore.manifest.processes.iter().find(|p| p.pid == pid)?;
+    let made = process.ppid == by && process.parent_thread.is_none() && !sibling;
+    let live = process.live().filter(|live| live.shares_io && made)?;
+    live.threads.first()
 }
 
 /// The thread of `by` that makes a child: its leader, or another one that is made for it already.

@@ -153,6 +153,11 @@ pub(crate) const GROUP: Group = Group {
             shared_tables::files,
         ),
         subject(
+            "clone-io",
+            "an I/O context shared by processes",
+            shared_tables::io,
+        ),
+        subject(
             "clone-fs",
             "a working directory shared by processes",
             shared_tables::fs,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Result, bail};
 
-use crate::kit::{Area, Kin, PAGE, SOON, Setting, Watch, same, sys, until};
+use crate::kit::{Area, Kin, PAGE, SOON, Setting, Watch, args, raw, same, sys, until};
 
 /// One descriptor table: what either opens, the other has.
 pub(crate) fn files(setting: &Setting) -> Result<Watch> {
@@ -50,6 +50,38 @@ pub(crate) fn fs(setting: &Setting) -> Result<Watch> {
         Ok(std::env::set_current_dir("/")?)
     })
     .spoiled_by(|| Ok(std::env::set_current_dir("/usr")?)))
+}
+
+/// One I/O context: the priority that the parent sets is the child's.
+pub(crate) fn io(setting: &Setting) -> Result<Watch> {
+    const PROCESS: u64 = 1;
+    const BEST_EFFORT: u64 = 2 << 13;
+    const IDLE: u64 = 3 << 13;
+    let set = |priority: u64| {
+        let own = args([PROCESS, 0, priority]);
+        sys("ioprio_set", raw(libc::SYS_ioprio_set, own)).map(drop)
+    };
+    // Whoever has set one has a context.
+    let mut level = 3;
+    set(BEST_EFFORT | level)?;
+    let nothing = |_: &Setting| Ok(Watch::new(|| Ok(())));
+    let mut child = Kin::start_with(setting, "child", libc::CLONE_IO, nothing)?;
+    let pid = child.pid as u64;
+    let seen = move |what: &str, priority: u64| {
+        let found = raw(libc::SYS_ioprio_get, args([PROCESS, pid]));
+        same(what, &(priority as i64), &found)
+    };
+    level += 1;
+    set(BEST_EFFORT | level)?;
+    seen("the child's priority", BEST_EFFORT | level)?;
+    Ok(Watch::new(move || {
+        child.check()?;
+        seen("the child's priority", BEST_EFFORT | level)?;
+        level = (level + 1) % 8;
+        set(BEST_EFFORT | level)?;
+        seen("the priority set since", BEST_EFFORT | level)
+    })
+    .spoiled_by(move || set(IDLE)))
 }
 
 static QUESTION: AtomicU32 = AtomicU32::new(0);
