@@ -14,6 +14,7 @@ mod leader;
 mod membarrier;
 mod memory;
 mod numa;
+mod overruns;
 mod pages;
 mod parents;
 mod policy;

@@ -236,7 +236,7 @@ fn describe(
     let first_tid = first.tid();
     let timers_at = TimersAt::now();
     let out = first.run(&batch).map_err(failed())?;
-    let posix = timers::posix(pid, first)?;
+    let posix = timers::posix(pid, first, timers_at)?;
     let reports = reports::capture(first, children).map_err(failed())?;
     mm.membarrier = membarrier::read(asked.barriers, &out, first).map_err(failed())?;
     policy::read(&asked.policy, &out, first, maps, mm).map_err(failed())?;

@@ -1,16 +1,18 @@
 //! Interval timers and POSIX timers.
 
+use super::overruns;
 use crate::FreezerError;
 use crate::freeze::monotonic_ns;
 use crate::proc;
-use persist_mem::manifest::{Itimer, Live, PosixTimer};
+use persist_mem::manifest::{Itimer, Live, PosixTimer, QueuedSignal};
+use std::collections::BTreeMap;
 use sys::batch::{Batch, Buffer, Output};
 use sys::tracee::Tracee;
 use sys::{Pid, Tid};
 
 const GETITIMER: i64 = 36;
 const TIMER_GETTIME: i64 = 224;
-const TIMER_GETOVERRUN: i64 = 225;
+const SIGEV_NONE: i32 = 1;
 
 /// CLOCK_MONOTONIC when a process was asked how long its timers and sleeps still last.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +33,15 @@ impl TimersAt {
         };
         let real = &mut live.itimers[0];
         real.value_us = left(real.value_us, passed / 1000);
+        let threads = live.threads.iter().flat_map(|thread| &thread.pending);
+        let queued: Vec<&QueuedSignal> = live.pending.iter().chain(threads).collect();
+        for timer in &mut live.timers {
+            if !queued.iter().any(|signal| timer.has_queued(signal)) {
+                timer.missed = 0;
+            }
+        }
         for timer in live.timers.iter_mut().filter(|t| !counts_cpu(t.clock)) {
+            keep_phase(timer, passed);
             timer.remaining = left(timer.remaining, passed);
         }
         let sleeps = live.threads.iter_mut().filter_map(|t| t.sleep.as_mut());
@@ -46,6 +56,17 @@ impl TimersAt {
             wait.remaining = wait.remaining.saturating_sub(passed);
         }
     }
+}
+
+/// A periodic timer that would have expired within `passed` is asked for its next time after that.
+fn keep_phase(timer: &mut PosixTimer, passed: u64) {
+    if timer.remaining == 0 || timer.interval == 0 || timer.remaining > passed {
+        return;
+    }
+    let periods = (passed - timer.remaining) / timer.interval + 1;
+    timer.remaining += periods * timer.interval;
+    let notifies = timer.notify & SIGEV_NONE == 0;
+    timer.missed += if notifies { periods } else { 0 };
 }
 
 /// Clocks that stand still with their process: CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID, and
@@ -78,7 +99,12 @@ pub(super) fn itimers(Asked(buffers): &Asked, out: &Output) -> [Itimer; 3] {
 }
 
 /// Timers made by timer_create(2): `/proc/PID/timers` lists them, their state is asked inside.
-pub(super) fn posix(pid: Pid, first: &mut Tracee) -> Result<Vec<PosixTimer>, FreezerError> {
+/// How long they still last is told for `at`.
+pub(super) fn posix(
+    pid: Pid,
+    first: &mut Tracee,
+    at: TimersAt,
+) -> Result<Vec<PosixTimer>, FreezerError> {
     let text = proc::read_text(pid, "timers")?;
     let format = || FreezerError::Format {
         pid,
@@ -98,14 +124,23 @@ pub(super) fn posix(pid: Pid, first: &mut Tracee) -> Result<Vec<PosixTimer>, Fre
             TIMER_GETTIME,
             [timer.id.into(), buffer.into()],
         );
-        let overrun = batch.call("asking for overruns", TIMER_GETOVERRUN, [timer.id.into()]);
-        asked.push((buffer, overrun));
+        asked.push(buffer);
     }
     let out = first.run(&batch).map_err(FreezerError::tracee(pid))?;
-    for (timer, (buffer, overrun)) in timers.iter_mut().zip(asked) {
+    let kept = overruns::kept(first.tid()).unwrap_or_else(|why| {
+        log::debug!("timers of process {pid}: {why}");
+        BTreeMap::new()
+    });
+    for (timer, buffer) in timers.iter_mut().zip(asked) {
         timer.interval = out.u64(buffer, 0) * 1_000_000_000 + out.u64(buffer, 1);
         timer.remaining = out.u64(buffer, 2) * 1_000_000_000 + out.u64(buffer, 3);
-        timer.overrun = out.result(overrun).map_or(0, |n| n as i32);
+        let periodic = timer.interval > 0 && !counts_cpu(timer.clock);
+        let Some(kept) = kept.get(&timer.id).filter(|_| timer.remaining > 0) else {
+            continue;
+        };
+        timer.missed = if periodic { kept.periods } else { 0 };
+        let exactly = kept.remaining(timer.clock, at.0);
+        timer.remaining = exactly.unwrap_or(timer.remaining);
     }
     timers.sort_by_key(|timer| timer.id);
     Ok(timers)
@@ -128,7 +163,7 @@ fn parse(text: &str) -> Option<Vec<PosixTimer>> {
                 tid: Tid(0),
                 remaining: 0,
                 interval: 0,
-                overrun: 0,
+                missed: 0,
             });
             continue;
         }
@@ -164,6 +199,19 @@ fn parse(text: &str) -> Option<Vec<PosixTimer>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_periodic_timer_keeps_its_phase() {
+        let mut timer = parse("ID: 1\nnotify: signal/pid.1\n").unwrap().remove(0);
+        (timer.remaining, timer.interval) = (30, 100);
+        keep_phase(&mut timer, 20);
+        assert_eq!((timer.remaining, timer.missed), (30, 0));
+        keep_phase(&mut timer, 250);
+        assert_eq!((timer.remaining, timer.missed), (330, 3));
+        timer.remaining = 0;
+        keep_phase(&mut timer, 250);
+        assert_eq!((timer.remaining, timer.missed), (0, 3), "it is not armed");
+    }
 
     #[test]
     fn two_timers() {

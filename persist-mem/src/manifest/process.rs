@@ -179,8 +179,22 @@ pub struct PosixTimer {
     pub remaining: u64,
     /// Period in nanoseconds.
     pub interval: u64,
-    /// Overruns counted.
-    pub overrun: i32,
+    /// Periods that have passed since it expired, while its signal waits; 0 when none does.
+    pub missed: u64,
+}
+
+impl PosixTimer {
+    /// Whether a queued signal is its.
+    #[must_use]
+    pub fn has_queued(&self, queued: &QueuedSignal) -> bool {
+        const SI_TIMER: i32 = -2;
+        let number = |at: usize| {
+            let bytes = queued.0.get(at..at + 4)?;
+            Some(i32::from_le_bytes(bytes.try_into().ok()?))
+        };
+        // si_signo, si_code, si_timerid.
+        [number(0), number(8), number(16)] == [self.signal, SI_TIMER, self.id].map(Some)
+    }
 }
 
 /// A leader that has ended while other threads run: what is seen of it from outside.

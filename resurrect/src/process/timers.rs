@@ -3,10 +3,12 @@
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
-use persist_mem::manifest::{Live, PosixTimer};
+use nix::time::ClockId;
+use persist_mem::manifest::{Live, PosixTimer, QueuedSignal};
 use sys::Pid;
 use sys::batch::Batch;
 
+const CLOCK_REALTIME: i32 = 0;
 const CLOCK_MONOTONIC: i32 = 1;
 const CLOCK_BOOTTIME: i32 = 7;
 const TIMER_ABSTIME: i32 = 1;
@@ -125,6 +127,33 @@ fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurr
     Ok(())
 }
 
+/// When a timer expired whose signal is queued: armed for that moment it queues its signal itself, and counts the
+/// periods since when that is taken. None when it is not so.
+fn expiry_of_queued(
+    timer: &PosixTimer,
+    elapsed: u64,
+    even: impl Fn(i32) -> Option<u64>,
+) -> Option<u64> {
+    let then = match timer.clock {
+        CLOCK_REALTIME => {
+            let now = sys::clock::read_ns(ClockId::CLOCK_REALTIME).ok()?;
+            u64::try_from(now).ok()?.saturating_sub(elapsed)
+        }
+        clock => even(clock)?,
+    };
+    let since = timer.missed.saturating_mul(timer.interval);
+    let expiry = then.saturating_add(timer.remaining).saturating_sub(since);
+    (timer.missed > 0).then_some(expiry.max(1))
+}
+
+/// Whether a queued signal comes from a timer that queues it again when it is armed.
+pub(crate) fn comes_again(live: &Live, queued: &QueuedSignal) -> bool {
+    const CLOCKS: [i32; 3] = [CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME];
+    let armed = |timer: &&PosixTimer| timer.missed > 0 && CLOCKS.contains(&timer.clock);
+    let mut timers = live.timers.iter().filter(armed);
+    timers.any(|timer| timer.has_queued(queued))
+}
+
 fn arm(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
     /// CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID, and those of other tasks (negative).
     fn counts_cpu(clock: i32) -> bool {
@@ -140,13 +169,16 @@ fn arm(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurrect
     };
     let mut batch = Batch::new();
     for timer in live.timers.iter().filter(|timer| timer.remaining > 0) {
-        let (flags, value) = if let Some(then) = even(timer.clock) {
-            (TIMER_ABSTIME, then.saturating_add(timer.remaining))
-        } else {
-            let elapsed = elapsed_ns(restore);
-            let passed = if counts_cpu(timer.clock) { 0 } else { elapsed };
-            (0, timer.remaining.saturating_sub(passed).max(1))
-        };
+        let (flags, value) =
+            if let Some(expiry) = expiry_of_queued(timer, elapsed_ns(restore), even) {
+                (TIMER_ABSTIME, expiry)
+            } else if let Some(then) = even(timer.clock) {
+                (TIMER_ABSTIME, then.saturating_add(timer.remaining))
+            } else {
+                let elapsed = elapsed_ns(restore);
+                let passed = if counts_cpu(timer.clock) { 0 } else { elapsed };
+                (0, timer.remaining.saturating_sub(passed).max(1))
+            };
         let parts = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
         let words = [parts(timer.interval), parts(value)];
         let bytes: Vec<u8> = words

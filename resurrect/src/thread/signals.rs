@@ -5,8 +5,8 @@
 
 use crate::ResurrectError;
 use crate::calls::nr;
-use crate::process::limits;
 use crate::process::signals::{forget_children, put_action};
+use crate::process::{limits, timers};
 use crate::restore::Restore;
 use persist_mem::manifest::{Live, QueuedSignal};
 use std::collections::BTreeSet;
@@ -56,8 +56,10 @@ pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             }
         }
     }
-    super::each(restore, |pid, tracee, thread| {
-        for some in thread.pending.chunks(AT_ONCE) {
+    super::each_in(restore, |pid, tracee, live, thread| {
+        let queued = |queued: &&QueuedSignal| !timers::comes_again(live, queued);
+        let pending: Vec<_> = thread.pending.iter().filter(queued).collect();
+        for some in pending.chunks(AT_ONCE) {
             let mut batch = Batch::new();
             for queued in some {
                 let info = put(&mut batch, queued);
@@ -82,7 +84,9 @@ pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 pub(super) fn of_process(pid: Pid, live: &Live) -> Vec<Batch> {
     let mut forget = Batch::new();
     forget_children(live, &mut forget);
-    let queue = live.pending.chunks(AT_ONCE).map(|some| {
+    let queued = |queued: &&QueuedSignal| !timers::comes_again(live, queued);
+    let pending: Vec<_> = live.pending.iter().filter(queued).collect();
+    let queue = pending.chunks(AT_ONCE).map(|some| {
         let mut batch = Batch::new();
         for queued in some {
             let info = put(&mut batch, queued);

@@ -28,7 +28,10 @@ pub(super) fn under_way(pid: Pid, ring: u64) -> Result<UnderWay, Unreadable> {
     let lives = proc::representative(pid).ok_or(WRONG)?;
     kernel::look(|kernel| {
         let task = kernel.tasks(&[lives])?.pop().flatten().ok_or(WRONG)?;
-        let context = find(kernel, task, ring)?;
+        // A child has its parent's ring from fork(2), and no context for it.
+        let Some(context) = find(kernel, task, ring)? else {
+            return Ok(UnderWay::default());
+        };
         let (polls, unknown) = polls(kernel, task, context)?;
         let others =
             count(kernel, context)?.map_or(0, |all| all.saturating_sub(polls.len() as u64));
@@ -40,8 +43,8 @@ pub(super) fn under_way(pid: Pid, ring: u64) -> Result<UnderWay, Unreadable> {
     })
 }
 
-/// `struct kioctx` of a ring.
-fn find(kernel: &mut Kernel, task: u64, ring: u64) -> Result<u64, Unreadable> {
+/// `struct kioctx` of a ring, if it has one.
+fn find(kernel: &mut Kernel, task: u64, ring: u64) -> Result<Option<u64>, Unreadable> {
     const WHAT: &str = "the contexts of asynchronous I/O";
     let btf = kernel.btf();
     let field = |structure, path| Ok(btf.field(structure, path)?.offset);
@@ -56,6 +59,9 @@ fn find(kernel: &mut Kernel, task: u64, ring: u64) -> Result<u64, Unreadable> {
     let id = field("kioctx", "user_id")?;
     let mm = kernel.word(task.wrapping_add(mm), WHAT)?;
     let table = kernel.word(mm.wrapping_add(table), WHAT)?;
+    if table == 0 {
+        return Ok(None);
+    }
     let count = kernel.word(table.wrapping_add(count), WHAT)? & 0xffff_ffff;
     if count as usize > MOST {
         return Err(WRONG);
@@ -70,8 +76,8 @@ fn find(kernel: &mut Kernel, task: u64, ring: u64) -> Result<u64, Unreadable> {
         .collect();
     let ids: Vec<u64> = contexts.iter().map(|at| at.wrapping_add(id)).collect();
     let ids = kernel.words(&ids)?;
-    let at = ids.iter().position(|id| *id == Some(ring)).ok_or(WRONG)?;
-    Ok(contexts[at])
+    let at = ids.iter().position(|id| *id == Some(ring));
+    Ok(at.map(|at| contexts[at]))
 }
 
 /// Where things are in `struct aio_kiocb`.

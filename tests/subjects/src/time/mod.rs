@@ -41,6 +41,11 @@ pub(crate) const GROUP: Group = Group {
             posix::thread,
         ),
         subject(
+            "posix-timers-overruns",
+            "overruns of a POSIX timer whose signal waits",
+            posix::overruns,
+        ),
+        subject(
             "posix-timers-periodic",
             "a periodic POSIX timer and its overruns",
             posix::periodic,

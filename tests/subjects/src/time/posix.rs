@@ -215,6 +215,44 @@ pub(crate) fn periodic(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || set(id, 0, Duration::ZERO, Duration::ZERO)))
 }
 
+/// Its signal stays pending for long: all periods are counted in it, those that nobody saw among them.
+pub(crate) fn overruns(_: &Setting) -> Result<Watch> {
+    let mask = 1_u64 << 45;
+    raw(
+        libc::SYS_rt_sigprocmask,
+        args([0, &raw const mask as u64, 0, 8]),
+    );
+    let id = create(libc::CLOCK_MONOTONIC, libc::SIGEV_SIGNAL, 46, 89)?;
+    let every = Duration::from_millis(5);
+    let begun = now(libc::CLOCK_MONOTONIC);
+    set(id, 0, every, every)?;
+    std::thread::sleep(every * 10);
+    let mut all = 0;
+    Ok(Watch::new(move || {
+        let (none, mut info) = ([0_u64; 2], [0_u64; 16]);
+        let arguments = [
+            &raw const mask as u64,
+            info.as_mut_ptr() as u64,
+            none.as_ptr() as u64,
+            8,
+        ];
+        let taken = raw(libc::SYS_rt_sigtimedwait, args(arguments));
+        let periods = (now(libc::CLOCK_MONOTONIC) - begun) / every.as_nanos() as u64;
+        same("the signal", &(46, 89), &(taken, info[3]))?;
+        let told = info[2] >> 32;
+        let counted = raw(libc::SYS_timer_getoverrun, args([id as u64]));
+        same("its overruns", &(counted as u64), &told)?;
+        all += 1 + told;
+        if all > periods || all + 1 < periods {
+            bail!("{all} expiries of {periods} were told");
+        }
+        // Pending again, for the next time.
+        std::thread::sleep(every * 10);
+        Ok(())
+    })
+    .spoiled_by(move || set(id, 0, every * 4, every * 4)))
+}
+
 /// They end at their moment, however long anybody stood still.
 pub(crate) fn absolute(_: &Setting) -> Result<Watch> {
     let mut timers = Vec::new();

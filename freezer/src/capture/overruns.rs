@@ -1,0 +1,85 @@
+//! When a timer expires next, and how often a periodic one has expired since its signal was queued
+//! (`struct k_itimer`, kernel/time/posix-timers.c). The kernel keeps the count until the signal is taken, and
+//! shows it to nobody before; how long a timer still lasts is past when it is told.
+
+use crate::freeze::monotonic_ns;
+use crate::kernel::{self, Unreadable, half, word};
+use nix::time::ClockId;
+use std::collections::BTreeMap;
+use sys::Tid;
+
+const WRONG: Unreadable = Unreadable::Inconsistent("a list of timers");
+/// More timers than anybody has.
+const MOST: usize = 1 << 20;
+
+/// What is kept of a timer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kept {
+    /// Periods counted by now, those that timer_gettime(2) has just counted among them.
+    pub(super) periods: u64,
+    /// On the clock of the first time namespace.
+    expires: Option<i64>,
+    /// What to add to this process's reading of CLOCK_MONOTONIC and CLOCK_BOOTTIME to have that.
+    offsets: [i64; 2],
+}
+
+impl Kept {
+    /// Nanoseconds until it expires, seen from the moment when CLOCK_MONOTONIC showed `then`. None for clocks
+    /// that count otherwise, and when it should have expired by now.
+    pub(super) fn remaining(&self, clock: i32, then: u64) -> Option<u64> {
+        let offset = match clock {
+            0 => 0,
+            1 => self.offsets[0],
+            7 => self.offsets[1],
+            _ => return None,
+        };
+        let here = sys::clock::read_ns(ClockId::from_raw(clock)).ok()?;
+        let passed = monotonic_ns().checked_sub(then)?;
+        let left = self.expires?.checked_sub(here.checked_add(offset)?)?;
+        let left = left.checked_add(passed.cast_signed())?;
+        u64::try_from(left).ok().filter(|left| *left > 0)
+    }
+}
+
+/// By timer id.
+pub(super) fn kept(tid: Tid) -> Result<BTreeMap<i32, Kept>, Unreadable> {
+    const WHAT: &str = "the timers of a process";
+    kernel::look(|kernel| {
+        let btf = kernel.btf();
+        let field = |structure, path| Ok(btf.field(structure, path)?.offset);
+        let signal = field("task_struct", "signal")?;
+        let timers = field("signal_struct", "posix_timers")?;
+        let link = field("k_itimer", "list")?;
+        let (id, count) = (
+            field("k_itimer", "it_id")?,
+            field("k_itimer", "it_overrun")?,
+        );
+        let expires = field("k_itimer", "it.real.timer.node.expires").ok();
+        let size = btf.size_of("k_itimer")?;
+        let offsets = kernel.clock_offsets()?;
+        let task = kernel.tasks(&[tid])?.pop().flatten().ok_or(WRONG)?;
+        let signal = kernel.word(task.wrapping_add(signal), WHAT)?;
+        let head = signal.wrapping_add(timers);
+        // A list that ends where it begins, or one that just ends (since Linux 6.11).
+        let mut at = kernel.word(head, WHAT)?;
+        let mut found = BTreeMap::new();
+        while at != 0 && at != head {
+            let place = (at.wrapping_sub(link), size as usize);
+            let bytes = kernel.read(&[place])?.pop().flatten().ok_or(WRONG)?;
+            let id = half(&bytes, id).ok_or(WRONG)?.cast_signed();
+            // -1 when nothing is counted: the first expiry is no overrun.
+            let count = word(&bytes, count).ok_or(WRONG)?.cast_signed();
+            let kept = Kept {
+                periods: u64::try_from(count.saturating_add(1)).unwrap_or(0),
+                expires: expires.and_then(|at| word(&bytes, at).map(u64::cast_signed)),
+                offsets,
+            };
+            found.insert(id, kept);
+            at = word(&bytes, link).ok_or(WRONG)?;
+            if found.len() > MOST {
+                return Err(WRONG);
+            }
+        }
+        Ok(found)
+    })
+}
