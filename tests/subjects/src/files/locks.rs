@@ -246,14 +246,15 @@ pub(crate) fn taker(setting: &Setting) -> Result<Watch> {
         libc::waitpid(ended, core::ptr::null_mut(), 0)
     })?;
     let pid = child.pid;
-    // Who has ended is known in the first PID namespace only.
-    let first = noted(three)? == ended;
+    // Who has ended is known in the first PID namespace only, and after an upgrade this is another one.
+    let boot = || fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let (first, same_boot) = (noted(three)? == ended, boot()?);
     Ok(Watch::new(move || {
         child.check()?;
         same("who took the first", &pid, &noted(one)?)?;
         same("who took the second", &pid, &noted(two)?)?;
         let third = noted(three)?;
-        if first {
+        if first && boot()? == same_boot {
             same("who took the third", &ended, &third)?;
         }
         Ok(())
