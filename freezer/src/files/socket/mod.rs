@@ -32,6 +32,8 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use sys::{Errno, socket};
 
+const UNLISTED: &str = "the kernel does not list it (another network namespace?)";
+
 /// The sockets found so far, until it is known who talks to whom.
 #[derive(Default)]
 pub(crate) struct Sockets {
@@ -61,12 +63,13 @@ impl Facts {
     }
 
     fn unix(&mut self, open: &Open<'_>, inode: u64) -> Result<UnixInfo, FreezerError> {
-        let all = match &mut self.unix {
-            Some(all) => all,
-            none => none.insert(diag::unix().map_err(|errno| missing(open, "unix_diag", errno))?),
-        };
-        let unlisted = || open.refuse("the kernel does not list it (another network namespace?)");
-        all.get(&inode).cloned().ok_or_else(unlisted)
+        if let Some(found) = self.unix.as_ref().and_then(|all| all.get(&inode)) {
+            return Ok(found.clone());
+        }
+        // Processes that run make sockets after the list was read.
+        let now = diag::unix().map_err(|errno| missing(open, "unix_diag", errno))?;
+        let found = self.unix.insert(now).get(&inode).cloned();
+        found.ok_or_else(|| open.refuse(UNLISTED))
     }
 
     fn udp_shutdown(&mut self, open: &Open<'_>, inode: u64) -> Result<u8, FreezerError> {
@@ -82,14 +85,12 @@ impl Facts {
     }
 
     fn packet(&mut self, open: &Open<'_>, inode: u64) -> Result<PacketInfo, FreezerError> {
-        let all = match &mut self.packet {
-            Some(all) => all,
-            none => {
-                none.insert(diag::packet().map_err(|errno| missing(open, "af_packet_diag", errno))?)
-            }
-        };
-        let unlisted = || open.refuse("the kernel does not list it (another network namespace?)");
-        all.get(&inode).cloned().ok_or_else(unlisted)
+        if let Some(found) = self.packet.as_ref().and_then(|all| all.get(&inode)) {
+            return Ok(found.clone());
+        }
+        let now = diag::packet().map_err(|errno| missing(open, "af_packet_diag", errno))?;
+        let found = self.packet.insert(now).get(&inode).cloned();
+        found.ok_or_else(|| open.refuse(UNLISTED))
     }
 }
 

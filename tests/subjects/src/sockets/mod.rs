@@ -1,5 +1,6 @@
 //! Sockets.
 
+mod churn;
 mod every_option;
 mod listening;
 mod netlink;
@@ -58,6 +59,11 @@ pub(crate) const GROUP: Group = Group {
             "unix-urgent",
             "urgent data of unix streams, unread and read",
             unix_room::urgent,
+        ),
+        subject(
+            "unix-churn",
+            "unix pairs that come and go without a pause",
+            churn::unix,
         ),
         subject(
             "unix-options",
