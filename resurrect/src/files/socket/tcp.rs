@@ -230,8 +230,13 @@ fn queue_up(
             Some(one) => open(&one.making)?,
             None => listener.new_socket()?,
         };
-        bind_client(&making, client.as_fd(), &waiting.remote, &waiting.local)?;
-        socket::connect(client.as_fd(), &waiting.local)
+        // To a listener of IPv6 both look like addresses of IPv6, whatever the client's are.
+        let (name, to) = match one {
+            Some(one) => (&one.state.local, &one.state.remote),
+            None => (&waiting.remote, &waiting.local),
+        };
+        bind_client(&making, client.as_fd(), name, to)?;
+        socket::connect(client.as_fd(), to)
             .map_err(making.failed("connecting a client that waits"))?;
         let begun = Instant::now();
         while unaccepted(fd) != Some(number) {

@@ -228,6 +228,11 @@ pub(crate) const GROUP: Group = Group {
             waiting::pending,
         ),
         subject(
+            "tcp-pending-mapped",
+            "TCP clients of IPv4 that wait at a listener of IPv6",
+            waiting::pending_mapped,
+        ),
+        subject(
             "tcp-deferred",
             "clients of a listening TCP socket that waits for their first data",
             waiting::deferred,

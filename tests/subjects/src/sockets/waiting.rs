@@ -9,11 +9,13 @@ use libc::{AF_INET, SO_REUSEADDR, SO_REUSEPORT, SOCK_DGRAM, SOCK_STREAM, SOL_SOC
 
 use super::listening::{address, bind, listen};
 use crate::kit::net::{option, set_option, set_option_bytes, socket};
-use crate::kit::{SOON, Setting, Watch, loopback, same, until};
+use crate::kit::{SOON, Setting, Watch, loopback, not_here, same, until};
 
 /// Accepts what must be there.
 fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
-    listener.accept().context("a connection that has waited")
+    let (stream, mut from) = listener.accept().context("a connection that has waited")?;
+    from.set_ip(from.ip().to_canonical());
+    Ok((stream, from))
 }
 
 /// All that comes until the other side has finished.
@@ -77,9 +79,23 @@ fn serve(listener: &TcpListener, mut clients: Clients, last: SocketAddr) -> Resu
 pub(crate) fn pending(_: &Setting) -> Result<Watch> {
     loopback()?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
+    let to = listener.local_addr()?;
+    waited_for(listener, to)
+}
+
+/// Clients of IPv4 that wait at a listener for IPv6 and IPv4, as programs open without asking for either.
+pub(crate) fn pending_mapped(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let Ok(listener) = TcpListener::bind("[::]:0") else {
+        return not_here("no IPv6");
+    };
+    let to = SocketAddr::from(([127, 0, 0, 1], listener.local_addr()?.port()));
+    waited_for(listener, to)
+}
+
+fn waited_for(listener: TcpListener, to: SocketAddr) -> Result<Watch> {
     listener.set_nonblocking(true)?;
     let other = listener.try_clone()?;
-    let to = listener.local_addr()?;
     let mut come_again = Some(come(to)?);
     Ok(Watch::new(move || {
         let (clients, last) = come_again.take().context("nobody has come")?;
