@@ -7,7 +7,7 @@ use crate::{FreezerError, Refusal, files};
 use persist_mem::manifest::{AddressSpace, Backing, FileRef, Layout, SharedKind, Vma};
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use sys::Pid;
 use sys::vm::ProcMem;
@@ -159,6 +159,13 @@ fn backing(pid: Pid, map: &Mapping, objects: &mut Objects) -> Result<Backing, Ob
             OnDisk::Zero => Backing::Zero { offset: map.offset },
         });
     }
+    if let Some(file) = renamed(pid, map) {
+        return Ok(Backing::File {
+            file,
+            offset: map.offset,
+            shared: true,
+        });
+    }
     let kind = |file: &File| kind(map, file);
     let link = proc::path(pid, &map.map_file());
     let object = objects.find(pid, &link, kind)?;
@@ -204,9 +211,31 @@ fn kind(map: &Mapping, file: &File) -> Result<SharedKind, String> {
     }
     let linked = file.metadata().is_ok_and(|meta| meta.nlink() > 0);
     if linked && map.shared() {
-        return Err("the file has lost this name but has others, and is mapped shared".into());
+        return Err(
+            "the file has lost this name, is mapped shared, and none of its others is found".into(),
+        );
     }
     objects::deleted(file, name)
+}
+
+/// The file of a shared mapping that has lost the name it was mapped by and has another one, as the semaphores
+/// of sem_open(3) do.
+fn renamed(pid: Pid, map: &Mapping) -> Option<FileRef> {
+    let gone = map.name.strip_suffix(DELETED)?;
+    if !map.shared() || !gone.starts_with(b"/") || map.page_size > sys::PAGE_SIZE_U64 {
+        return None;
+    }
+    let meta = proc::metadata(pid, &map.map_file()).ok()?;
+    if meta.nlink() == 0 || !meta.is_file() {
+        return None;
+    }
+    let (dev, inode) = (meta.dev(), meta.ino());
+    let path = files::other_name(files::Identity { dev, inode }, gone)?;
+    Some(FileRef {
+        path: path.into_os_string().into_vec(),
+        inode,
+        size: meta.size(),
+    })
 }
 
 enum OnDisk {

@@ -46,7 +46,7 @@ use sys::process;
 use sys::{Errno, Pid};
 
 pub use path::reference;
-pub(crate) use place::lasting;
+pub(crate) use place::{Identity, lasting, other_name};
 pub use socket::{silence_connections, take_backlogs, take_device_messages, untaken_backlogs};
 pub use tunnel::take_packets;
 

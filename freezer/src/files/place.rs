@@ -17,9 +17,9 @@ const SEARCH_MAX: usize = 200_000;
 
 /// A file by device and inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Identity {
-    pub(super) dev: u64,
-    pub(super) inode: u64,
+pub(crate) struct Identity {
+    pub(crate) dev: u64,
+    pub(crate) inode: u64,
 }
 
 /// Whether a path leads to the file; the last component is not followed when it is a link.
@@ -98,6 +98,13 @@ pub(super) fn search(file: Identity, near: Option<&Path>, below: &Path) -> Optio
         .or_else(|| walk(file, below, &mut left))
 }
 
+/// Another name of a file whose name is gone.
+pub(crate) fn other_name(file: Identity, gone: &[u8]) -> Option<PathBuf> {
+    let near = parent(gone).filter(|dir| dir.is_dir());
+    let below = directory_on(file.dev, None).or_else(|| near.map(Path::to_owned))?;
+    search(file, near, &below)
+}
+
 fn walk(file: Identity, top: &Path, left: &mut usize) -> Option<PathBuf> {
     if leads_to(top, file) {
         return Some(top.to_owned());
@@ -147,6 +154,11 @@ mod tests {
             inode: found.ino(),
         };
         std::fs::remove_file(dir.join("one")).unwrap();
+        let gone = dir.join("one");
+        assert_eq!(
+            other_name(file, gone.as_os_str().as_bytes()),
+            Some(dir.join("deep/er/two"))
+        );
         assert_eq!(
             search(file, Some(&dir), &dir),
             Some(dir.join("deep/er/two"))

@@ -1,6 +1,7 @@
 //! System V and POSIX IPC, apart from shared memory.
 
 mod msg;
+mod named_sem;
 mod posix;
 mod sem;
 
@@ -25,6 +26,11 @@ pub(crate) const GROUP: Group = Group {
             "sem-undo-shared",
             "undo shared by processes (CLONE_SYSVSEM)",
             sem::undo_shared,
+        ),
+        subject(
+            "sem-named",
+            "POSIX semaphores with a name, one of them removed since, with a waiter",
+            named_sem::start,
         ),
         subject(
             "msg",
