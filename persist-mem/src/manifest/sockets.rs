@@ -158,6 +158,9 @@ pub struct SocketMessage {
     pub consumed: u32,
     /// It is urgent (`MSG_OOB`): a byte, or a mark where that byte was when it has been read.
     pub urgent: bool,
+    /// The header of IP that it came with, of raw and ICMP sockets; else empty.
+    #[serde(with = "serde_bytes")]
+    pub header: Vec<u8>,
 }
 
 /// A socket of IP: TCP, UDP, ICMP, raw.
@@ -185,6 +188,19 @@ pub struct InetSocket {
     pub groups: Vec<MulticastGroup>,
     /// Datagrams, or bytes of a connection, received and not read.
     pub queue: Vec<SocketMessage>,
+    /// A datagram that it has begun to send.
+    pub pending: Option<PendingDatagram>,
+}
+
+/// A datagram that is not complete (`UDP_CORK`, `MSG_MORE`; udp(7)).
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PendingDatagram {
+    /// What there is of it.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
+    /// Where it will go, bytes of the `struct sockaddr`.
+    #[serde(with = "serde_bytes")]
+    pub to: Vec<u8>,
 }
 
 /// A TCP connection that nobody has accepted yet.
@@ -281,7 +297,8 @@ pub struct NetlinkSocket {
     pub peer: Option<(u32, u32)>,
     /// Messages to its groups were lost, and it has not been told (`ENOBUFS`).
     pub lost: bool,
-    /// Messages about devices that were not read yet (NETLINK_KOBJECT_UEVENT), the oldest first.
+    /// Messages that were not read yet, the oldest first: those about devices (NETLINK_KOBJECT_UEVENT), and those
+    /// that another process has sent to it alone.
     pub unread: Vec<NetlinkMessage>,
 }
 
@@ -306,4 +323,15 @@ pub struct PacketSocket {
     pub interface: Option<String>,
     /// Memberships: name of the interface, `PACKET_MR_*`, address.
     pub memberships: Vec<(String, u16, Vec<u8>)>,
+    /// The group that it shares its packets with (`PACKET_FANOUT`).
+    pub fanout: Option<Fanout>,
+}
+
+/// A packet socket's place in a fan-out group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Fanout {
+    /// The value of `PACKET_FANOUT`: the group's number, its type, flags.
+    pub value: u32,
+    /// Its place among the members.
+    pub place: u32,
 }

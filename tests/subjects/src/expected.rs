@@ -33,6 +33,14 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         both(Refused("keys in its session keyring (user a key)")),
     ),
     (
+        "udp-lite",
+        Expected {
+            here: Carried,
+            // Newer kernels do not have it.
+            across: Refused("protocol 136"),
+        },
+    ),
+    (
         "netlink-queue",
         both(Refused("netlink messages that were not read")),
     ),

@@ -34,7 +34,7 @@ pub(super) fn examine(open: &Open<'_>, common: &Common) -> Result<i32, FreezerEr
         [c::ECONNRESET, c::EPIPE, c::ECONNREFUSED].contains(&error)
     } else {
         // To look at its queue would take the error off.
-        error == c::ECONNREFUSED && common.protocol == c::IPPROTO_UDP && !common.has(c::POLLIN)
+        error == c::ECONNREFUSED && super::inet::is_udp(common) && !common.has(c::POLLIN)
     };
     if carried || error == 0 {
         Ok(error)

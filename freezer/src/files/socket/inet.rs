@@ -1,9 +1,10 @@
 //! Sockets of IP: TCP, UDP, ICMP, raw (ip(7), ipv6(7), tcp(7), udp(7), raw(7), icmp(7)).
 
 use super::queue::{self, Message};
-use super::{Common, Facts, errors, raw, reuseport, tcp};
+use super::{Common, Facts, errors, packets, pending, raw, reuseport, tcp};
 use crate::FreezerError;
 use crate::files::Open;
+use crate::kernel;
 use nix::libc as c;
 use persist_mem::manifest::{InetSocket, MulticastGroup};
 use std::os::fd::AsFd;
@@ -25,6 +26,8 @@ pub(super) fn examine(
     let protocol = common.protocol;
     let carried = match common.kind {
         c::SOCK_STREAM => [c::IPPROTO_TCP, c::IPPROTO_MPTCP].contains(&protocol),
+        // Newer kernels do not have UDP-Lite.
+        c::SOCK_DGRAM if protocol == c::IPPROTO_UDPLITE => !facts.whole_host,
         c::SOCK_DGRAM => [c::IPPROTO_UDP, c::IPPROTO_ICMP, c::IPPROTO_ICMPV6].contains(&protocol),
         c::SOCK_RAW => true,
         _ => false,
@@ -40,9 +43,7 @@ pub(super) fn examine(
     let local = socket::name(fd).map_err(open.call("asking for its address"))?;
     let remote = match socket::peer_name(fd) {
         Ok(address) => address,
-        Err(Errno::ENOTCONN) if common.kind == c::SOCK_STREAM || protocol == c::IPPROTO_UDP => {
-            Vec::new()
-        }
+        Err(Errno::ENOTCONN) if common.kind == c::SOCK_STREAM || is_udp(common) => Vec::new(),
         Err(Errno::ENOTCONN) => raw::peer(common),
         Err(errno) => return Err(open.call("asking for its peer's address")(errno)),
     };
@@ -56,26 +57,40 @@ pub(super) fn examine(
         groups: groups(open, common)?,
         group: reuseport::examine(open)?,
         error,
-        shutdown: if protocol == c::IPPROTO_UDP && common.kind == c::SOCK_DGRAM {
-            facts.udp_shutdown(open, common.inode)?
-        } else {
-            0
-        },
+        shutdown: shutdown(open, common, facts)?,
         ..InetSocket::default()
     };
     if common.kind == c::SOCK_STREAM {
         tcp::examine(open, common, &mut found)?;
-    } else if common.has(c::POLLIN) && protocol != c::IPPROTO_UDP {
-        return Err(open.refuse("messages that were not read yet are not carried for its protocol"));
+        return Ok(found);
     }
-    if common.kind == c::SOCK_DGRAM
-        && protocol == c::IPPROTO_UDP
-        && super::int(open, c::SOL_UDP, c::UDP_CORK)? != 0
-        && socket::unsent(fd).map_err(open.call("asking for unsent data"))? != 0
-    {
-        return Err(open.refuse("a datagram that is corked (UDP_CORK) is not carried"));
+    found.pending = pending::examine(open, common)?;
+    if !is_udp(common) {
+        packets::queue(open, common)?;
     }
     Ok(found)
+}
+
+/// Whether it is of UDP or UDP-Lite.
+pub(super) fn is_udp(common: &Common) -> bool {
+    common.kind == c::SOCK_DGRAM && [c::IPPROTO_UDP, c::IPPROTO_UDPLITE].contains(&common.protocol)
+}
+
+/// The halves that are shut down of a socket without a connection.
+fn shutdown(open: &Open<'_>, common: &Common, facts: &mut Facts) -> Result<u8, FreezerError> {
+    if common.protocol == c::IPPROTO_UDPLITE && is_udp(common) {
+        // Of UDP-Lite nobody else tells.
+        let found = kernel::look(|kernel| {
+            let sk = kernel.own_sock(open.copy.as_fd())?;
+            kernel.fields(sk, "sock", &["sk_shutdown"])
+        });
+        return Ok(found.map_or(0, |found| found.first().map_or(0, |how| *how as u8)));
+    }
+    if is_udp(common) {
+        facts.udp_shutdown(open, common.inode)
+    } else {
+        Ok(0)
+    }
 }
 
 /// Whether an address is not the one of a new socket. Of a raw socket the port is the protocol.
@@ -89,7 +104,7 @@ fn bound(address: &[u8], kind: i32) -> bool {
     set(ip) || (kind != c::SOCK_RAW && set(port))
 }
 
-/// What a UDP socket or a TCP connection received and nobody has read.
+/// What a socket received and nobody has read.
 pub(super) fn queue(
     open: &Open<'_>,
     common: &Common,
@@ -98,8 +113,11 @@ pub(super) fn queue(
     if let Some(connection) = &state.connection {
         return tcp::queue(open, connection);
     }
-    let udp = common.kind == c::SOCK_DGRAM && common.protocol == c::IPPROTO_UDP;
-    if udp && common.has(c::POLLIN) {
+    if common.kind == c::SOCK_STREAM {
+        Ok(Vec::new())
+    } else if !is_udp(common) {
+        packets::queue(open, common)
+    } else if common.has(c::POLLIN) {
         queue::datagrams(open, false)
     } else {
         Ok(Vec::new())

@@ -7,6 +7,8 @@ mod inet;
 mod netlink;
 mod options;
 mod packet;
+mod packets;
+mod pending;
 mod pieces;
 mod queue;
 mod raw;
@@ -234,6 +236,7 @@ impl Sockets {
                 destination: message.destination,
                 consumed: message.consumed,
                 urgent: message.urgent,
+                header: message.header,
             });
         }
         match &mut socket.state {

@@ -29,7 +29,14 @@ pub(super) fn examine(
     let fd = open.copy.as_fd();
     // On this kernel whoever listens for devices would hear of them again.
     let taken_later = facts.whole_host && common.protocol == c::NETLINK_KOBJECT_UEVENT;
-    let unread = common.has(c::POLLIN) && !taken_later;
+    let mut unread = common.has(c::POLLIN) && !taken_later;
+    let mut sent_to_it = Vec::new();
+    if unread
+        && !common.has(c::POLLERR)
+        && let Some(found) = from_processes(open)?
+    {
+        (sent_to_it, unread) = (found, false);
+    }
     let lost = loses(open, common.has(c::POLLERR), unread)?;
     let name = socket::name(fd).map_err(open.call("asking for its address"))?;
     let peer = socket::peer_name(fd).map_err(open.call("asking for its peer's address"))?;
@@ -52,8 +59,34 @@ pub(super) fn examine(
         groups,
         peer: (peer != (0, 0)).then_some(peer),
         lost,
-        unread: Vec::new(),
+        unread: sent_to_it,
     })
+}
+
+/// What it has not read, when all of that was sent to it alone by processes: they can send it again.
+fn from_processes(open: &Open<'_>) -> Result<Option<Vec<NetlinkMessage>>, FreezerError> {
+    // Whoever asks is told who sent it, which cannot be another process.
+    if super::int(open, c::SOL_SOCKET, c::SO_PASSCRED)? != 0 {
+        return Ok(None);
+    }
+    let found = kernel::look(|kernel| {
+        let sk = kernel.own_sock(open.copy.as_fd())?;
+        let mut found = Vec::new();
+        for buffer in kernel.queue(sk)? {
+            let of = |field| kernel.of_family(&buffer, "netlink_skb_parms", field);
+            let (port, group) = (of("portid")?, of("dst_group")?);
+            if port == 0 || group != 0 {
+                return Ok(None);
+            }
+            found.push(NetlinkMessage {
+                port: port as u32,
+                groups: 0,
+                data: kernel.contents(&buffer)?,
+            });
+        }
+        Ok(Some(found))
+    });
+    Ok(found.unwrap_or(None))
 }
 
 /// Whether it is to be told that messages are lost: it was not told yet, or has not read some. Those to groups

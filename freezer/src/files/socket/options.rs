@@ -179,6 +179,12 @@ const UDP: &[Line] = &[
     (c::SOL_UDP, c::UDP_GRO, 4),
 ];
 
+/// include/net/udplite.h
+const UDP_LITE: &[Line] = &[
+    (c::IPPROTO_UDPLITE, 10 /* UDPLITE_SEND_CSCOV */, 4),
+    (c::IPPROTO_UDPLITE, 11 /* UDPLITE_RECV_CSCOV */, 4),
+];
+
 const RAW: &[Line] = &[
     (c::SOL_IP, c::IP_HDRINCL, 4),
     (c::SOL_IP, 5 /* IP_ROUTER_ALERT */, 4),
@@ -241,6 +247,7 @@ fn tables(domain: i32, kind: i32, protocol: i32) -> Vec<&'static [Line]> {
         match (kind, protocol) {
             (c::SOCK_STREAM, _) => found.push(TCP),
             (c::SOCK_DGRAM, c::IPPROTO_UDP) => found.push(UDP),
+            (c::SOCK_DGRAM, c::IPPROTO_UDPLITE) => found.extend([UDP, UDP_LITE]),
             (c::SOCK_RAW, _) if domain == c::AF_INET => found.push(RAW),
             (c::SOCK_RAW, _) => found.push(RAW6),
             _ => {}

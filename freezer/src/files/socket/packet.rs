@@ -3,11 +3,15 @@
 use super::{Common, Facts};
 use crate::FreezerError;
 use crate::files::Open;
+use crate::kernel::{self, Kernel, Unreadable};
 use nix::libc as c;
 use nix::net::if_::if_indextoname;
-use persist_mem::manifest::PacketSocket;
+use persist_mem::manifest::{Fanout, PacketSocket};
 use std::os::fd::AsFd;
 use sys::socket;
+
+const SOL_PACKET: i32 = 263;
+const PACKET_FANOUT: i32 = 18;
 
 pub(super) fn examine(
     open: &Open<'_>,
@@ -18,9 +22,11 @@ pub(super) fn examine(
     if info.ring {
         return Err(open.refuse("packet sockets with a ring (PACKET_RX_RING) are not carried"));
     }
-    if info.fanout {
-        return Err(open.refuse("packet sockets in a fan-out group are not carried"));
-    }
+    let fanout = if info.fanout {
+        Some(fanout(open)?)
+    } else {
+        None
+    };
     if common.has(c::POLLERR) {
         return Err(open.refuse("an error waits on it that was not read yet"));
     }
@@ -42,7 +48,45 @@ pub(super) fn examine(
             index => Some(interface(open, index)?),
         },
         memberships,
+        fanout,
     })
+}
+
+/// Its place in its fan-out group.
+fn fanout(open: &Open<'_>) -> Result<Fanout, FreezerError> {
+    /// It was only asked for a number that is free.
+    const UNIQUE: u32 = 0x2000 << 16;
+    /// `PACKET_FANOUT_CBPF`, `PACKET_FANOUT_EBPF`
+    const PROGRAMS: [u32; 2] = [6, 7];
+    let value = super::int(open, SOL_PACKET, PACKET_FANOUT)?.cast_unsigned();
+    if PROGRAMS.contains(&(value >> 16 & 0xff)) {
+        return Err(open.refuse("a fan-out group with a program that chooses is not carried"));
+    }
+    let place = kernel::look(|kernel| {
+        let sk = kernel.own_sock(open.copy.as_fd())?;
+        place(kernel, sk)
+    });
+    if let Err(why) = &place {
+        log::debug!("fd {}: its place in its fan-out group: {why}", open.fd);
+    }
+    Ok(Fanout {
+        value: value & !UNIQUE,
+        place: place.unwrap_or(0),
+    })
+}
+
+fn place(kernel: &mut Kernel, sk: u64) -> Result<u32, Unreadable> {
+    const WRONG: Unreadable = Unreadable::Inconsistent("a fan-out group");
+    let fanout = kernel.fields(sk, "packet_sock", &["fanout"])?[0];
+    let count = kernel.fields(fanout, "packet_fanout", &["num_members"])?[0];
+    let first = kernel.btf().field("packet_fanout", "arr")?.offset;
+    // No group is larger (`PACKET_FANOUT_MAX`).
+    let places: Vec<u64> = (0..count.min(1 << 16))
+        .map(|at| fanout.wrapping_add(first + at * 8))
+        .collect();
+    let found = kernel.words(&places)?;
+    let place = found.iter().position(|one| *one == Some(sk)).ok_or(WRONG)?;
+    Ok(place as u32)
 }
 
 fn interface(open: &Open<'_>, index: u32) -> Result<String, FreezerError> {

@@ -23,6 +23,7 @@ pub(super) struct Message {
     pub(super) destination: Vec<u8>,
     pub(super) consumed: u32,
     pub(super) urgent: bool,
+    pub(super) header: Vec<u8>,
 }
 
 /// Moves the place where `MSG_PEEK` looks (`SO_PEEK_OFF`, socket(7)), and puts it back.

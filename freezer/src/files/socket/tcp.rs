@@ -204,7 +204,7 @@ fn stalled(open: &Open<'_>) -> Result<bool, FreezerError> {
 }
 
 /// Whether an address is one of this host's.
-fn is_local(address: &[u8]) -> bool {
+pub(super) fn is_local(address: &[u8]) -> bool {
     let mut any_port = address.to_vec();
     if let Some(port) = any_port.get_mut(2..4) {
         port.fill(0);

@@ -1,7 +1,7 @@
 //! Sockets of IP: TCP, UDP, ICMP, raw.
 
 use super::options::{self, When};
-use super::{Making, Sockets, interface, queue};
+use super::{Making, Sockets, interface, packets, queue};
 use crate::ResurrectError;
 use nix::libc as c;
 use persist_mem::manifest::{InetSocket, MulticastGroup, SocketMessage, SocketState};
@@ -55,11 +55,12 @@ fn bind(
     if state.local.is_empty() {
         return Ok(false);
     }
-    if !state.remote.is_empty() {
-        // The own address of a connected socket is usually what connect(2) chose, and goes with it.
-        if socket::bind(fd, &wildcard(&state.local)).is_ok() {
-            return Ok(false);
-        }
+    // The own address of a connected socket is usually what connect(2) chose, and goes with it.
+    if !state.remote.is_empty()
+        && routing_chooses(&state.local, &state.remote)
+        && socket::bind(fd, &wildcard(&state.local)).is_ok()
+    {
+        return Ok(false);
     }
     match socket::bind(fd, &state.local) {
         Err(Errno::EADDRINUSE) if making.socket.protocol == c::IPPROTO_MPTCP => {
@@ -144,6 +145,42 @@ pub(super) fn shut_down(
         Ok(()) | Err(Errno::ENOTCONN) => Ok(()),
         Err(errno) => Err(making.failed("shutting it down")(errno)),
     }
+}
+
+/// Whether a socket that is connected to `peer` gets the host of `own`.
+pub(super) fn routing_chooses(own: &[u8], peer: &[u8]) -> bool {
+    let host = if own.first() == Some(&2) { 4..8 } else { 8..24 };
+    let domain = i32::from(own.first().copied().unwrap_or(0));
+    let probe = socket::socket(domain, c::SOCK_DGRAM, 0);
+    probe.is_ok_and(|fd| {
+        socket::connect(fd.as_fd(), peer).is_ok()
+            && socket::name(fd.as_fd())
+                .is_ok_and(|name| name.get(host.clone()) == own.get(host.clone()))
+    })
+}
+
+/// Begins a datagram that is not complete.
+pub(super) fn begin_to_send(
+    making: &Making<'_>,
+    state: &InetSocket,
+    fd: BorrowedFd<'_>,
+) -> Result<(), ResurrectError> {
+    let Some(pending) = &state.pending else {
+        return Ok(());
+    };
+    let to = if state.remote.is_empty() {
+        &pending.to[..]
+    } else {
+        &[]
+    };
+    let message = Outgoing {
+        data: &pending.data,
+        to,
+        ..Outgoing::default()
+    };
+    socket::send(fd, &message, c::MSG_DONTWAIT | c::MSG_MORE)
+        .map(drop)
+        .map_err(making.failed("beginning a datagram"))
 }
 
 /// The address with the same port and no host.
@@ -285,13 +322,31 @@ fn join(
 pub(super) fn fill(all: &[Making<'_>], sockets: &Sockets) -> Result<(), ResurrectError> {
     for making in all {
         if let SocketState::Inet(state) = &making.socket.state {
-            let queue = state.connection.is_none().then_some(&state.queue);
-            for message in queue.into_iter().flatten() {
+            if state.connection.is_some() || packets::gets_packets(making) {
+                continue;
+            }
+            if !state.queue.is_empty() {
+                unbind_device(making, sockets.get(making)?)?;
+            }
+            for message in &state.queue {
                 send(all, sockets, making, state, message)?;
             }
         }
     }
     Ok(())
+}
+
+/// What is sent on this host comes from the loopback interface; the device comes back with the options.
+fn unbind_device(making: &Making<'_>, fd: BorrowedFd<'_>) -> Result<(), ResurrectError> {
+    let options = &making.socket.options;
+    let bound = options
+        .iter()
+        .any(|option| (option.level, option.name) == (c::SOL_SOCKET, c::SO_BINDTODEVICE));
+    if !bound {
+        return Ok(());
+    }
+    socket::set_option(fd, c::SOL_SOCKET, c::SO_BINDTODEVICE, &[0])
+        .map_err(making.failed("letting go of its device"))
 }
 
 fn send(
@@ -308,6 +363,7 @@ fn send(
     let mut senders = all.iter().filter(|sender| {
         sender.socket.kind == c::SOCK_DGRAM
             && sender.socket.domain == domain
+            && sender.socket.protocol == making.socket.protocol
             && sender.id() != making.id()
     });
     let known = senders.find(|sender| match &sender.socket.state {
@@ -320,8 +376,8 @@ fn send(
         return queue::send_inet(making, sockets.get(sender)?, message, &to);
     }
     let doing = "making a sender for what is in its queue";
-    let stranger =
-        socket::socket(domain, c::SOCK_DGRAM, c::IPPROTO_UDP).map_err(making.failed(doing))?;
+    let stranger = socket::socket(domain, c::SOCK_DGRAM, making.socket.protocol)
+        .map_err(making.failed(doing))?;
     let fd = stranger.as_fd();
     let transparent = if domain == c::AF_INET {
         (c::SOL_IP, c::IP_TRANSPARENT)

@@ -9,6 +9,7 @@ mod netlink;
 mod options;
 mod overrun;
 mod packet;
+mod packets;
 mod peer;
 mod queue;
 mod tcp;
@@ -120,15 +121,19 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
         options::enlarge(fd);
     }
     inet::join_all(&all, &sockets)?;
+    packet::share(&all, &sockets)?;
     netlink::hear_of_devices(&all, &sockets)?;
+    netlink::deliver(&all, &sockets)?;
     unix.fill(restore, &all, &sockets)?;
     inet::fill(&all, &sockets)?;
+    packets::fill(&all, &sockets)?;
     tcp.fill(&all, &sockets)?;
     unix.connect(restore, &all, &mut sockets)?;
     for making in &all {
         if let SocketState::Inet(state) = &making.socket.state {
             inet::connect(making, state, &mut sockets)?;
             inet::shut_down(making, state, sockets.get(making)?)?;
+            inet::begin_to_send(making, state, sockets.get(making)?)?;
             if state.connection.is_some() {
                 tcp::settle(making, sockets.get(making)?)?;
             }

@@ -71,6 +71,48 @@ pub(super) fn hear_of_devices(all: &[Making<'_>], sockets: &Sockets) -> Result<(
     Ok(())
 }
 
+/// Sends what processes had sent to sockets alone: from the sender's socket, or one of its port.
+pub(super) fn deliver(all: &[Making<'_>], sockets: &Sockets) -> Result<(), ResurrectError> {
+    for making in all.iter().filter(|making| !is_about_devices(making)) {
+        let SocketState::Netlink(state) = &making.socket.state else {
+            continue;
+        };
+        for message in &state.unread {
+            let sender = all.iter().find(|sender| {
+                matches!(&sender.socket.state, SocketState::Netlink(of) if of.port == Some(message.port))
+                    && sender.socket.protocol == making.socket.protocol
+            });
+            let sender = sender.map(|sender| sockets.get(sender)).transpose()?;
+            send_alone(making, sender, state.port.unwrap_or(0), message)
+                .map_err(making.failed("filling its queue"))?;
+        }
+    }
+    Ok(())
+}
+
+fn send_alone(
+    making: &Making<'_>,
+    sender: Option<BorrowedFd<'_>>,
+    to: u32,
+    message: &NetlinkMessage,
+) -> sys::Result<()> {
+    let stranger;
+    let sender = match sender {
+        Some(sender) => sender,
+        None => {
+            stranger = socket::socket(c::AF_NETLINK, c::SOCK_RAW, making.socket.protocol)?;
+            socket::bind(stranger.as_fd(), &address(message.port, 0))?;
+            stranger.as_fd()
+        }
+    };
+    let outgoing = Outgoing {
+        data: &message.data,
+        to: &address(to, 0),
+        ..Outgoing::default()
+    };
+    socket::send(sender, &outgoing, c::MSG_DONTWAIT).map(drop)
+}
+
 /// Sends a message to its groups again: those of the kernel through the kernel, which gives them a number of
 /// its own (lib/kobject_uevent.c, uevent_net_broadcast).
 fn queue_again(message: &NetlinkMessage) -> sys::Result<()> {

@@ -59,6 +59,8 @@ fn when(socket: &Socket, option: &SocketOption) -> When {
         // Connections change their window's bound by themselves.
         (c::SOL_TCP, name) => [c::TCP_CORK, c::TCP_WINDOW_CLAMP].contains(&name),
         (c::SOL_UDP, name) => name == c::UDP_CORK,
+        // What is in its queue may not pass them any more.
+        (255 | 58, _) => true,
         // It is the own address from then on.
         (c::SOL_IPV6, name) => name == c::IPV6_PKTINFO,
         _ => false,

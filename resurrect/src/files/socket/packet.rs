@@ -1,15 +1,16 @@
 //! Packet sockets (packet(7)).
 
 use super::options::{self, When};
-use super::{Making, attach_filter, interface};
+use super::{Making, Sockets, attach_filter, interface};
 use crate::ResurrectError;
 use nix::libc as c;
-use persist_mem::manifest::PacketSocket;
+use persist_mem::manifest::{Fanout, PacketSocket, SocketState};
 use std::os::fd::{AsFd, OwnedFd};
 use sys::{Errno, socket};
 
 const SOL_PACKET: i32 = 263;
 const PACKET_ADD_MEMBERSHIP: i32 = 1;
+const PACKET_FANOUT: i32 = 18;
 /// Room for an address in `struct packet_mreq`.
 const ADDRESS: usize = 8;
 
@@ -44,4 +45,21 @@ pub(super) fn make(making: &Making<'_>, state: &PacketSocket) -> Result<OwnedFd,
             .map_err(making.failed("joining a group"))?;
     }
     Ok(fd)
+}
+
+/// Has sockets share their packets, in the order of their places.
+pub(super) fn share(all: &[Making<'_>], sockets: &Sockets) -> Result<(), ResurrectError> {
+    let mut members: Vec<(Fanout, &Making<'_>)> = Vec::new();
+    for making in all {
+        if let SocketState::Packet(state) = &making.socket.state {
+            members.extend(state.fanout.map(|fanout| (fanout, making)));
+        }
+    }
+    members.sort_by_key(|(fanout, _)| fanout.place);
+    for (fanout, making) in members {
+        let value = fanout.value.to_ne_bytes();
+        socket::set_option(sockets.get(making)?, SOL_PACKET, PACKET_FANOUT, &value)
+            .map_err(making.failed("joining its fan-out group"))?;
+    }
+    Ok(())
 }

@@ -366,7 +366,7 @@ fn bind_client(
     own: &[u8],
     peer: &[u8],
 ) -> Result<(), ResurrectError> {
-    if takes_both(making) && routing_chooses(own, peer) {
+    if takes_both(making) && inet::routing_chooses(own, peer) {
         bind(making, fd, &inet::wildcard(own))
     } else {
         bind(making, fd, own)
@@ -380,16 +380,6 @@ fn takes_both(making: &Making<'_>) -> bool {
     let only = options.find(|option| (option.level, option.name) == V6ONLY);
     making.socket.domain == c::AF_INET6
         && only.is_some_and(|option| option.value.iter().all(|byte| *byte == 0))
-}
-
-/// Whether a socket that is connected to `peer` gets the host of `own`.
-fn routing_chooses(own: &[u8], peer: &[u8]) -> bool {
-    const HOST: core::ops::Range<usize> = 8..24;
-    let probe = socket::socket(c::AF_INET6, c::SOCK_DGRAM, 0);
-    probe.is_ok_and(|fd| {
-        socket::connect(fd.as_fd(), peer).is_ok()
-            && socket::name(fd.as_fd()).is_ok_and(|name| name.get(HOST) == own.get(HOST))
-    })
 }
 
 /// Binds past whatever other connections have the port.

@@ -5,8 +5,8 @@ use std::os::fd::RawFd;
 
 use anyhow::Result;
 use libc::{
-    AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_UNIX, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_UDP,
-    SO_PRIORITY, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, SOL_UDP,
+    AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_UNIX, IPPROTO_ICMP, IPPROTO_ICMPV6, SO_PRIORITY,
+    SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, SOL_UDP,
 };
 
 use crate::kit::files::close;
@@ -16,6 +16,8 @@ use crate::kit::{Setting, Watch, errno, loopback, same, sys};
 const SOL_NETLINK: i32 = 270;
 const SOL_PACKET: i32 = 263;
 const SOL_RAW: i32 = 255;
+/// A protocol for trying things out.
+const OF_NOBODY: i32 = 253;
 
 /// Numbers beyond the last option of a level.
 const NUMBERS: i32 = 110;
@@ -253,6 +255,27 @@ fn keep(sockets: Vec<RawFd>, set: &[RawFd], left_out: &'static [(i32, i32)]) -> 
     .spoiled_by(move || set_option(first, SOL_SOCKET, SO_PRIORITY, 5)))
 }
 
+/// Lets nothing come to it: a raw socket gets what others send.
+fn deafen(fd: RawFd) -> Result<()> {
+    // ret #0
+    let program = libc::sock_filter {
+        code: 6,
+        jt: 0,
+        jf: 0,
+        k: 0,
+    };
+    let filter = libc::sock_fprog {
+        len: 1,
+        filter: (&raw const program).cast_mut(),
+    };
+    // SAFETY: the program is alive and as long as it says.
+    let done = unsafe {
+        let (at, len) = ((&raw const filter).cast(), size_of_val(&filter) as u32);
+        libc::setsockopt(fd, SOL_SOCKET, libc::SO_ATTACH_FILTER, at, len)
+    };
+    sys("SO_ATTACH_FILTER", done).map(drop)
+}
+
 /// Sockets of these kinds, as far as this machine has them; every one is set, and one of each is left as it is.
 fn of_kinds(kinds: &[(i32, i32, i32)]) -> Result<Watch> {
     loopback()?;
@@ -262,6 +285,10 @@ fn of_kinds(kinds: &[(i32, i32, i32)]) -> Result<Watch> {
             socket(*family, *kind, *protocol),
             socket(*family, *kind, *protocol),
         ) {
+            if *kind == SOCK_RAW {
+                deafen(one)?;
+                deafen(new)?;
+            }
             all.extend([one, new]);
             set.push(one);
         }
@@ -274,8 +301,8 @@ pub(crate) fn datagrams(_: &Setting) -> Result<Watch> {
     of_kinds(&[
         (AF_INET, SOCK_DGRAM, 0),
         (AF_INET6, SOCK_DGRAM, 0),
-        (AF_INET, SOCK_RAW, IPPROTO_UDP),
-        (AF_INET6, SOCK_RAW, IPPROTO_UDP),
+        (AF_INET, SOCK_RAW, OF_NOBODY),
+        (AF_INET6, SOCK_RAW, OF_NOBODY),
         (AF_INET, SOCK_RAW, IPPROTO_ICMP),
         (AF_INET6, SOCK_RAW, IPPROTO_ICMPV6),
         (AF_INET, SOCK_DGRAM, IPPROTO_ICMP),
@@ -346,6 +373,10 @@ pub(crate) fn connections(_: &Setting) -> Result<Watch> {
             set.push(made[end]);
         }
     }
-    // Their window's bound changes with what comes.
-    keep(all, &set, &[(SOL_TCP, libc::TCP_WINDOW_CLAMP)])
+    // Their window's bound changes with what comes, and with it their segments.
+    const LEFT_OUT: &[(i32, i32)] = &[
+        (SOL_TCP, libc::TCP_WINDOW_CLAMP),
+        (SOL_TCP, libc::TCP_MAXSEG),
+    ];
+    keep(all, &set, LEFT_OUT)
 }

@@ -5,6 +5,7 @@ mod every_option;
 mod listening;
 mod netlink;
 mod packet;
+mod packet_queues;
 mod signed;
 mod tcp_queues;
 mod udp;
@@ -246,6 +247,37 @@ pub(crate) const GROUP: Group = Group {
             "reuseport",
             "sockets of one port with a classic BPF program that chooses",
             waiting::chosen,
+        ),
+        subject(
+            "udp-corked",
+            "UDP datagrams that are not complete (UDP_CORK, MSG_MORE)",
+            udp::corked,
+        ),
+        subject(
+            "udp-own-address",
+            "connected UDP sockets bound to an address, with queued datagrams",
+            udp::own_address,
+        ),
+        subject("udp-lite", "UDP-Lite with queued datagrams", udp::lite),
+        subject(
+            "raw-queue",
+            "packets of raw sockets that nobody has read",
+            packet_queues::raw_sockets,
+        ),
+        subject(
+            "icmp-queue",
+            "answers to ICMP sockets that nobody has read",
+            packet_queues::icmp,
+        ),
+        subject(
+            "packet-fanout",
+            "packet sockets of a fan-out group",
+            packet_queues::fanout,
+        ),
+        subject(
+            "netlink-process",
+            "netlink messages of processes that nobody has read",
+            netlink::from_process,
         ),
         subject("raw", "raw sockets", packet::raw_socket),
         subject("icmp", "ICMP sockets", packet::icmp),

@@ -7,7 +7,7 @@ use libc::{
     AF_NETLINK, NETLINK_KOBJECT_UEVENT, NETLINK_ROUTE, SOCK_NONBLOCK, SOCK_RAW, SOL_NETLINK,
 };
 
-use crate::kit::files::{read, write};
+use crate::kit::files::{close, read, write};
 use crate::kit::net::{name, option, set_option, socket};
 use crate::kit::{SOON, Setting, Watch, args, loopback, not_here, raw, same, sys, until};
 
@@ -234,4 +234,40 @@ pub(crate) fn group_queue(_: &Setting) -> Result<Watch> {
         drain();
         Ok(())
     }))
+}
+
+/// A process has sent to it alone: from a socket that is still there, and from one that is not.
+pub(crate) fn from_process(_: &Setting) -> Result<Watch> {
+    const NETLINK_USERSOCK: i32 = 2;
+    let (socket, sender) = (
+        bound(NETLINK_USERSOCK, 0, 0)?,
+        bound(NETLINK_USERSOCK, 0, 0)?,
+    );
+    let to = name(socket, false)?;
+    let send = move |from: i32, text: &[u8]| {
+        // SAFETY: the buffers have the lengths that are given.
+        let sent = unsafe {
+            let (at, len) = (to.as_ptr().cast(), to.len() as u32);
+            libc::sendto(from, text.as_ptr().cast(), text.len(), 0, at, len)
+        };
+        sys("sendto", sent).map(drop)
+    };
+    let fill = move || {
+        send(sender, b"one")?;
+        let other = bound(NETLINK_USERSOCK, 0, 0)?;
+        send(other, b"two")?;
+        close(other);
+        anyhow::Ok(())
+    };
+    fill()?;
+    let ports = Watch::keep(move || Ok([name(socket, false)?, name(sender, false)?]))?;
+    Ok(ports.and(
+        Watch::new(move || {
+            for text in [b"one", b"two"] {
+                same("a message", text.as_slice(), &read(socket, 100)?)?;
+            }
+            fill()
+        })
+        .spoiled_by(move || read(socket, 100).map(drop)),
+    ))
 }

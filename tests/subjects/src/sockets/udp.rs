@@ -301,3 +301,132 @@ pub(crate) fn refused(_: &Setting) -> Result<Watch> {
         same("the error", &Some(libc::ECONNREFUSED), &error)
     }))
 }
+
+/// Begins a datagram, or goes on with it.
+fn send_part(from: &UdpSocket, text: &[u8], flags: i32) -> Result<()> {
+    // SAFETY: the buffer has the length that is given.
+    let sent = unsafe { libc::send(from.as_raw_fd(), text.as_ptr().cast(), text.len(), flags) };
+    sys("send", sent).map(drop)
+}
+
+/// One is held back by an option, one waits for its rest.
+pub(crate) fn corked(_: &Setting) -> Result<Watch> {
+    let server = bound("127.0.0.1:0")?;
+    let clients = [bound("127.0.0.1:0")?, bound("127.0.0.1:0")?];
+    for client in &clients {
+        client.connect(server.local_addr()?)?;
+    }
+    let [corked, more] = &clients;
+    let (corked, more) = (corked.clone(), more.clone());
+    let begin = {
+        let (corked, more) = (corked.clone(), more.clone());
+        move || {
+            set_option(corked.as_raw_fd(), libc::SOL_UDP, libc::UDP_CORK, 1)?;
+            send_part(&corked, b"held ", 0)?;
+            send_part(&corked, &[7; 3000], 0)?;
+            send_part(&more, b"begun ", libc::MSG_MORE)
+        }
+    };
+    begin()?;
+    let fd = corked.as_raw_fd();
+    Ok(Watch::new(move || {
+        same(
+            "nothing came yet",
+            &true,
+            &server.recv(&mut [0; 9]).is_err(),
+        )?;
+        send_part(&corked, b" back", 0)?;
+        set_option(corked.as_raw_fd(), libc::SOL_UDP, libc::UDP_CORK, 0)?;
+        let mut bytes = [0; 5000];
+        comes(&server)?;
+        let (len, from) = server.recv_from(&mut bytes)?;
+        let whole = [&b"held "[..], &[7; 3000], b" back"].concat();
+        same("the first", &whole[..], &bytes[..len])?;
+        same("who sent it", &corked.local_addr()?, &from)?;
+        send_part(&more, b"and ended", 0)?;
+        comes(&server)?;
+        let len = server.recv(&mut bytes)?;
+        same("the second", b"begun and ended".as_slice(), &bytes[..len])?;
+        begin()
+    })
+    .spoiled_by(move || {
+        set_option(fd, libc::SOL_UDP, libc::UDP_CORK, 0)?;
+        set_option(fd, libc::SOL_UDP, libc::UDP_CORK, 1)
+    }))
+}
+
+/// Its own address is not the one that routing would choose.
+pub(crate) fn own_address(_: &Setting) -> Result<Watch> {
+    let (server, client) = (bound("127.0.0.7:0")?, bound("127.0.0.1:0")?);
+    server.connect(client.local_addr()?)?;
+    let to = server.local_addr()?;
+    let (seen, receiver) = (server.clone(), server.clone());
+    let fill = move || {
+        client.send_to(b"one", to)?;
+        client.send_to(b"two", to)?;
+        anyhow::Ok(())
+    };
+    fill()?;
+    Ok(Watch::keep(move || addresses(&seen))?.and(
+        Watch::new(move || {
+            for text in [b"one", b"two"] {
+                let mut bytes = [0; 9];
+                comes(&server)?;
+                let len = server.recv(&mut bytes)?;
+                same("a datagram", text.as_slice(), &bytes[..len])?;
+            }
+            fill()
+        })
+        .spoiled_by(move || Ok(receiver.recv(&mut [0; 9]).map(drop)?)),
+    ))
+}
+
+/// UDP-Lite with its coverage.
+pub(crate) fn lite(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    const RECV_CSCOV: i32 = 11;
+    let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK;
+    let new = || crate::kit::net::socket(libc::AF_INET, kind, libc::IPPROTO_UDPLITE);
+    let Ok(server) = new() else {
+        return not_here("no UDP-Lite");
+    };
+    let client = new()?;
+    let mut address = vec![2, 0, 0, 0, 127, 0, 0, 1];
+    address.resize(16, 0);
+    // SAFETY: the addresses have the lengths that are given.
+    unsafe {
+        sys("bind", libc::bind(server, address.as_ptr().cast(), 16))?;
+        let address = crate::kit::net::name(server, false)?;
+        sys(
+            "connect",
+            libc::connect(client, address.as_ptr().cast(), 16),
+        )?;
+    }
+    set_option(server, libc::IPPROTO_UDPLITE, RECV_CSCOV, 8)?;
+    let fill = move || {
+        for text in [b"one", b"two"] {
+            crate::kit::files::write(client, text)?;
+        }
+        until("datagrams", Duration::from_secs(3), || {
+            ready(server, libc::POLLIN).is_ok_and(|events| events != 0)
+        })
+    };
+    fill()?;
+    let names = Watch::keep(move || {
+        let [a, b] = [server, client].map(|fd| crate::kit::net::name(fd, false));
+        Ok((a?, b?, option(server, libc::IPPROTO_UDPLITE, RECV_CSCOV)?))
+    })?;
+    Ok(names.and(
+        Watch::new(move || {
+            for text in [b"one", b"two"] {
+                same(
+                    "a datagram",
+                    text.as_slice(),
+                    &crate::kit::files::read(server, 9)?,
+                )?;
+            }
+            fill()
+        })
+        .spoiled_by(move || crate::kit::files::read(server, 9).map(drop)),
+    ))
+}

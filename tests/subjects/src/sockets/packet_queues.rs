@@ -1,0 +1,210 @@
+//! Packets that nobody has read, and packet sockets that share theirs.
+
+use anyhow::Result;
+use libc::{
+    AF_INET, AF_INET6, AF_PACKET, IPPROTO_ICMP, IPPROTO_ICMPV6, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW,
+};
+
+use crate::kit::files::{close, read, ready};
+use crate::kit::net::{option, set_option, socket};
+use crate::kit::{SOON, Setting, Watch, args, loopback, not_here, raw, same, sys, until};
+
+const SOL_PACKET: i32 = 263;
+const PACKET_FANOUT: i32 = 18;
+/// A protocol that no other subject has.
+const OF_NOBODY: i32 = 251;
+
+fn here(v6: bool) -> Vec<u8> {
+    if v6 {
+        let mut address = vec![AF_INET6 as u8, 0, 0, 0, 0, 0, 0, 0];
+        address.extend([0; 15]);
+        address.extend([1, 0, 0, 0, 0]);
+        address
+    } else {
+        let mut address = vec![AF_INET as u8, 0, 0, 0, 127, 0, 0, 1];
+        address.resize(16, 0);
+        address
+    }
+}
+
+fn send(from: i32, bytes: &[u8], v6: bool) -> Result<()> {
+    send_to(from, bytes, &here(v6))
+}
+
+fn send_to(from: i32, bytes: &[u8], to: &[u8]) -> Result<()> {
+    let arguments = [
+        from as u64,
+        bytes.as_ptr() as u64,
+        bytes.len() as u64,
+        0,
+        to.as_ptr() as u64,
+        to.len() as u64,
+    ];
+    sys("sendto", raw(libc::SYS_sendto, arguments)).map(drop)
+}
+
+/// Everything in a queue.
+fn all(from: i32) -> Vec<Vec<u8>> {
+    std::iter::from_fn(|| read(from, 4000).ok()).collect()
+}
+
+/// Three sockets for one protocol, each of which gets everything, one for ICMP with a question and its answer,
+/// and one of IPv6.
+pub(crate) fn raw_sockets(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let new = |domain, protocol| socket(domain, SOCK_RAW | SOCK_NONBLOCK, protocol);
+    let (one, two, icmp) = (
+        new(AF_INET, 253)?,
+        new(AF_INET, 253)?,
+        new(AF_INET, IPPROTO_ICMP)?,
+    );
+    let v6 = new(AF_INET6, OF_NOBODY).ok();
+    // What others ask and are answered does not come there.
+    let mut own = here(false);
+    own[4..8].copy_from_slice(&[127, 77, 0, 1]);
+    let address = own.clone();
+    let arguments = args([icmp as u64, address.as_ptr() as u64, 16]);
+    sys("bind", raw(libc::SYS_bind, arguments))?;
+    let fill = move || {
+        send(one, b"first", false)?;
+        send(two, &[7; 2000], false)?;
+        // An echo request: its answer comes as well.
+        send_to(icmp, b"\x08\0\xf7\xf9\0\x05\0\x01", &own)?;
+        if let Some(v6) = v6 {
+            send(v6, b"over IPv6", true)?;
+        }
+        let last = v6.unwrap_or(icmp);
+        until("packets", SOON, || {
+            ready(last, libc::POLLIN).is_ok_and(|events| events != 0)
+        })
+    };
+    fill()?;
+    let mut expected: Option<Vec<Vec<Vec<u8>>>> = None;
+    let mut first = true;
+    Ok(Watch::new(move || {
+        let found: Vec<_> = [Some(one), Some(two), Some(icmp), v6]
+            .into_iter()
+            .flatten()
+            .map(all)
+            .collect();
+        let counts: Vec<_> = found.iter().map(Vec::len).collect();
+        let want = [vec![2, 2, 2], vec![1; v6.iter().len()]].concat();
+        same("packets of each", &want, &counts)?;
+        // The number of a packet (its bytes 4 and 5) and so its sum differ each time it is sent.
+        let mut found = found;
+        for packet in found[..3].iter_mut().flatten() {
+            packet[4..6].fill(0);
+            packet[10..12].fill(0);
+        }
+        if std::mem::take(&mut first) {
+            expected = Some(found.clone());
+        }
+        same("the packets", &expected.as_ref(), &Some(&found))?;
+        fill()
+    })
+    .spoiled_by(move || read(one, 4000).map(drop)))
+}
+
+/// Two sockets with answers of their own.
+pub(crate) fn icmp(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let _ = std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+    let kind = SOCK_DGRAM | SOCK_NONBLOCK;
+    let (Ok(one), Ok(two)) = (
+        socket(AF_INET, kind, IPPROTO_ICMP),
+        socket(AF_INET, kind, IPPROTO_ICMP),
+    ) else {
+        return not_here("no ICMP sockets");
+    };
+    let v6 = socket(AF_INET6, kind, IPPROTO_ICMPV6).ok();
+    let fill = move || {
+        send(one, b"\x08\0\0\0\0\0\0\x07to one", false)?;
+        send(two, b"\x08\0\0\0\0\0\0\x07to two", false)?;
+        send(one, b"\x08\0\0\0\0\0\0\x08again", false)?;
+        if let Some(v6) = v6 {
+            send(v6, b"\x80\0\0\0\0\0\0\x08six", true)?;
+        }
+        let last = v6.unwrap_or(one);
+        until("an answer", SOON, || {
+            ready(last, libc::POLLIN).is_ok_and(|events| events != 0)
+        })
+    };
+    fill()?;
+    Ok(Watch::new(move || {
+        let texts = |from| -> Vec<String> {
+            let text = |packet: Vec<u8>| String::from_utf8_lossy(&packet[8..]).into_owned();
+            all(from).into_iter().map(text).collect()
+        };
+        same(
+            "of the one",
+            &["to one", "again"].map(String::from)[..],
+            &texts(one),
+        )?;
+        same(
+            "of the other",
+            &["to two"].map(String::from)[..],
+            &texts(two),
+        )?;
+        if let Some(v6) = v6 {
+            same("of IPv6", &["six"].map(String::from)[..], &texts(v6))?;
+        }
+        fill()
+    })
+    .spoiled_by(move || read(two, 4000).map(drop)))
+}
+
+/// `struct sockaddr_ll` of the loopback interface.
+fn on_loopback(protocol: u16) -> [u8; 20] {
+    let mut address = [0_u8; 20];
+    address[..2].copy_from_slice(&(AF_PACKET as u16).to_ne_bytes());
+    address[2..4].copy_from_slice(&protocol.to_be_bytes());
+    address[4] = 1;
+    address
+}
+
+/// Two sockets share what passes the loopback interface, in turns.
+pub(crate) fn fanout(_: &Setting) -> Result<Watch> {
+    const ROUND_ROBIN: i32 = 1;
+    /// An EtherType that nobody else has.
+    const FOR_TRYING: u16 = 0x88b5;
+    loopback()?;
+    let kind = SOCK_RAW | SOCK_NONBLOCK;
+    let mut members = Vec::new();
+    for _ in 0..2 {
+        let one = socket(AF_PACKET, kind, 0)?;
+        let address = on_loopback(FOR_TRYING);
+        let arguments = args([one as u64, address.as_ptr() as u64, 20]);
+        sys("bind", raw(libc::SYS_bind, arguments))?;
+        set_option(one, SOL_PACKET, PACKET_FANOUT, 4711 | ROUND_ROBIN << 16)?;
+        members.push(one);
+    }
+    let (one, two) = (members[0], members[1]);
+    let groups = Watch::keep(move || {
+        members
+            .iter()
+            .map(|fd| option(*fd, SOL_PACKET, PACKET_FANOUT))
+            .collect::<Result<Vec<_>>>()
+    })?;
+    Ok(groups
+        .and(Watch::new(move || {
+            for fd in [one, two] {
+                all(fd);
+            }
+            let sender = socket(AF_PACKET, kind, 0)?;
+            let mut frame = [0; 60];
+            frame[12..14].copy_from_slice(&FOR_TRYING.to_be_bytes());
+            for _ in 0..10 {
+                let (at, to) = (frame.as_ptr() as u64, on_loopback(FOR_TRYING));
+                let arguments = [sender as u64, at, 60, 0, to.as_ptr() as u64, 20];
+                sys("sendto", raw(libc::SYS_sendto, arguments))?;
+            }
+            close(sender);
+            let count = |fd| all(fd).len();
+            same("packets of each", &(5, 5), &(count(one), count(two)))
+        }))
+        .spoiled_by(move || {
+            let fresh = socket(AF_PACKET, kind, 0)?;
+            // SAFETY: both are open.
+            sys("dup2", unsafe { libc::dup2(fresh, two) }).map(drop)
+        }))
+}
