@@ -140,7 +140,7 @@ fn numbers_from(to: &TcpStream, first: usize) -> usize {
 /// Everything that was sent, in order.
 fn all_numbers(from: &TcpStream, count: usize) -> Result<()> {
     from.set_nonblocking(false)?;
-    from.set_read_timeout(Some(SOON))?;
+    from.set_read_timeout(Some(SOON / 2))?;
     let mut bytes = vec![0; count];
     (&*from).read_exact(&mut bytes)?;
     let wrong = (0_u32..)
