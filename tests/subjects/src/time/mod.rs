@@ -63,6 +63,11 @@ pub(crate) const GROUP: Group = Group {
             timerfd::periodic,
         ),
         subject(
+            "timerfd-short",
+            "timerfds with periods below a millisecond",
+            timerfd::short,
+        ),
+        subject(
             "timerfd-ticks",
             "expirations of a timerfd that nobody has read",
             timerfd::ticks,

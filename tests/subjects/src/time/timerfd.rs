@@ -185,3 +185,25 @@ pub(crate) fn disarmed(_: &Setting) -> Result<Watch> {
     })
     .spoiled_by(move || set(never, 0, Duration::ZERO, LONG)))
 }
+
+/// Many with short periods, some of which expire in the middle of whatever is done with them.
+pub(crate) fn short(_: &Setting) -> Result<Watch> {
+    const MANY: u64 = 100;
+    let mut timers = Vec::new();
+    for number in 0..MANY {
+        let timer = create(libc::CLOCK_MONOTONIC)?;
+        let every = Duration::from_micros(500 + 10 * number);
+        set(timer, 0, every, every)?;
+        timers.push(timer);
+    }
+    let last = timers[timers.len() - 1];
+    Ok(Watch::new(move || {
+        for timer in &timers {
+            read(*timer);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        let silent = timers.iter().filter(|timer| read(**timer).is_none());
+        same("timers that stand still", &0, &silent.count())
+    })
+    .spoiled_by(move || set(last, 0, Duration::ZERO, Duration::ZERO)))
+}
