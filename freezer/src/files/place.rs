@@ -1,8 +1,6 @@
 //! Where a file is, when its path does not tell.
 
-use nix::sys::statfs::{
-    FsType, HUGETLBFS_MAGIC, OVERLAYFS_SUPER_MAGIC, PROC_SUPER_MAGIC, TMPFS_MAGIC, statfs,
-};
+use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -86,7 +84,6 @@ pub(crate) fn lasting(directory: &Path) -> bool {
         RAMFS_MAGIC,
         HUGETLBFS_MAGIC,
         OVERLAYFS_SUPER_MAGIC,
-        PROC_SUPER_MAGIC,
     ];
     statfs(directory).is_ok_and(|found| !volatile.contains(&found.filesystem_type()))
 }

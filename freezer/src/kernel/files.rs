@@ -203,8 +203,10 @@ mod tests {
                 .open(&path)
                 .unwrap()
         };
-        let (mut plain, locked, owned) =
-            (open(), open(), std::fs::File::open("/dev/null").unwrap());
+        // Of a file of its own: who has ever locked one of everybody's leaves a trace in its inode.
+        let other = path.with_extension("owned");
+        let (mut plain, locked, owned) = (open(), open(), std::fs::File::create(&other).unwrap());
+        std::fs::remove_file(&other).unwrap();
         plain.set_len(10).unwrap();
         plain.seek(std::io::SeekFrom::Start(7)).unwrap();
         fcntl(&plain, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
