@@ -405,6 +405,11 @@ impl Gone {
         for fd in self.0.values() {
             options::enlarge(fd);
         }
+        // Where not all fits, no more may be promised to the sender than there was room for: what it sends then
+        // is dropped, and comes again after ever longer times.
+        for one in connected(all).filter(|one| !one.connection.unsent.is_empty()) {
+            keep_small(all, sockets, &one)?;
+        }
         for one in connected(all) {
             let id = one.making.id();
             // Nothing comes from a peer that has not accepted it.
@@ -424,7 +429,8 @@ impl Gone {
             }
         }
         for one in connected(all).filter(|one| !one.connection.unsent.is_empty()) {
-            send_more(all, sockets, &one)?;
+            let fd = sockets.get(&one.making)?;
+            send(&one.making, fd, &one.connection.unsent, None)?;
         }
         for one in connected(all) {
             self.finish(&one, sockets.get(&one.making)?)?;
@@ -469,14 +475,13 @@ fn reset(one: &One<'_>, fd: BorrowedFd<'_>, other: OwnedFd) -> Result<(), Resurr
     told(&one.making, fd)
 }
 
-/// Sends what the other end had no room for: it has as little now.
-fn send_more(all: &[Making<'_>], sockets: &Sockets, one: &One<'_>) -> Result<(), ResurrectError> {
+/// Gives the other end its own buffer's size before anything is sent to it.
+fn keep_small(all: &[Making<'_>], sockets: &Sockets, one: &One<'_>) -> Result<(), ResurrectError> {
     let peer = one.connection.peer;
-    if let Some(peer) = connected(all).find(|other| Some(other.making.id()) == peer) {
-        options::set(&peer.making, sockets.get(&peer.making)?, When::Late)?;
+    match connected(all).find(|other| Some(other.making.id()) == peer) {
+        Some(peer) => options::set(&peer.making, sockets.get(&peer.making)?, When::Late),
+        None => Ok(()),
     }
-    let fd = sockets.get(&one.making)?;
-    send(&one.making, fd, &one.connection.unsent, None)
 }
 
 /// Reads the urgent byte, so that only its mark is left.

@@ -128,7 +128,7 @@ fn numbers(to: &TcpStream) -> usize {
 
 /// As [`numbers`], from a byte of them on.
 fn numbers_from(to: &TcpStream, first: usize) -> usize {
-    let numbers = (0..2_000_000_u32).flat_map(u32::to_ne_bytes);
+    let numbers = (0..200_000_u32).flat_map(u32::to_ne_bytes);
     let bytes: Vec<u8> = numbers.collect();
     let mut sent = first;
     while let Ok(some) = (&*to).write(&bytes[sent..bytes.len().min(sent + 4000)]) {
@@ -155,6 +155,7 @@ fn all_numbers(from: &TcpStream, count: usize) -> Result<()> {
 pub(crate) fn full(_: &Setting) -> Result<Watch> {
     let small = |[from, to]: [TcpStream; 2]| {
         set_option(to.as_raw_fd(), SOL_SOCKET, SO_RCVBUF, 20_000)?;
+        set_option(from.as_raw_fd(), SOL_SOCKET, libc::SO_SNDBUF, 50_000)?;
         anyhow::Ok([from, to])
     };
     let pairs = [small(pair()?)?, small(pair()?)?];
