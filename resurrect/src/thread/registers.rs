@@ -24,7 +24,6 @@ const FUTEX_CMD_MASK: u64 = 0x7f;
 const PROT_EXEC: u32 = 4;
 /// Bytes of code that are searched.
 const LOOK_AT: usize = 4 << 20;
-const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// Room for a time-out at the start of the batch data.
 const TIMEOUT_OFFSET: u64 = PAGE_SIZE_U64;
 
@@ -235,20 +234,19 @@ fn go_to_sleep(
     Ok((!sleeps).then_some(now.rax))
 }
 
-/// Waits for a stop that is expected.
+/// Waits for a stop that is expected: calls that time-outs end can be interrupted.
 fn wait_for(
     pid: Pid,
     tracee: &Tracee,
     expected: impl Fn(Status) -> bool,
 ) -> Result<(), ResurrectError> {
     let failed = || ResurrectError::call(pid, "going on with its sleep");
-    match wait::wait_for_at_most(tracee.tid(), STOP_WITHIN).map_err(failed())? {
-        Some(status) if expected(status) => Ok(()),
-        Some(status) => Err(ResurrectError::Impossible {
+    match wait::wait_for(tracee.tid()).map_err(failed())? {
+        status if expected(status) => Ok(()),
+        status => Err(ResurrectError::Impossible {
             pid,
             why: format!("it stopped with {status:?} while going on with its sleep"),
         }),
-        None => Err(failed()(Errno::ETIMEDOUT)),
     }
 }
 

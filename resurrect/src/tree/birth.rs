@@ -8,7 +8,6 @@ use crate::task::{Memory, Task};
 use persist_mem::manifest::{Live, Thread};
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
-use std::time::Duration;
 use sys::batch::{Arg, Batch};
 use sys::ptrace::{self, options};
 use sys::tracee::Tracee;
@@ -23,7 +22,6 @@ const CLONE_PARENT: u64 = 0x8000;
 const CLONE_SYSVSEM: u64 = 0x4_0000;
 const SIGCHLD: u64 = 17;
 const PR_SET_NAME: i32 = 15;
-const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// How processes under construction are traced.
 pub(crate) const OPTIONS: u64 =
     options::TRACEFORK | options::TRACEVFORK | options::TRACECLONE | options::EXITKILL;
@@ -273,10 +271,10 @@ fn close_all_but(pid: Pid, leader: &mut Tracee, kept: i32) -> Result<(), Resurre
 
 fn wait_until_stopped(pid: Pid, host: Tid) -> Result<(), ResurrectError> {
     let failed = |errno| ResurrectError::call(pid, "waiting for its first stop")(errno);
-    match wait::wait_for_at_most(host, STOP_WITHIN).map_err(failed)? {
-        Some(Status::Trap) => Ok(()),
-        Some(_) => Err(failed(Errno::EPROTO)),
-        None => Err(failed(Errno::ETIMEDOUT)),
+    // It stops before it runs, for which it needs the processor that this process is on.
+    match wait::wait_for(host).map_err(failed)? {
+        Status::Trap => Ok(()),
+        _ => Err(failed(Errno::EPROTO)),
     }
 }
 
