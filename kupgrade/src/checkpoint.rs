@@ -123,11 +123,12 @@ fn save(
     leave_running: bool,
     (externals, prepared): (Externals, &mut Prepared),
 ) -> Result<Saved> {
+    let (mut manifest, objects) = freezer::capture_with(frozen, externals, prepared)?;
+    // From here on this process has a second thread.
     let mut sink = FileSink {
         writer: PagesWriter::create(&image.pages)
             .with_context(|| format!("making {}", image.pages.display()))?,
     };
-    let (mut manifest, objects) = freezer::capture_with(frozen, externals, prepared)?;
     freezer::capture_pages(&mut manifest, &objects, &mut sink)?;
     let pages = sink
         .writer
@@ -163,23 +164,19 @@ struct FileSink {
     writer: PagesWriter,
 }
 
-/// Pages read and written in one go: what stays in the processor's caches between the two.
-const AT_ONCE: usize = 256;
-
 impl PageSink for FileSink {
     fn wants_frames(&self) -> bool {
         false
     }
 
     fn save(&mut self, run: &PageRun<'_>) -> std::io::Result<Vec<Extent>> {
-        let mut first = None;
-        run.copy(AT_ONCE, |bytes| {
-            let frame = self.writer.append(bytes)?;
-            first.get_or_insert(frame);
-            Ok(())
-        })?;
         let (va, pages) = (run.va, run.pages);
-        let extent = first.map(|frame| Extent { va, pages, frame });
-        Ok(extent.into_iter().collect())
+        if pages == 0 {
+            return Ok(Vec::new());
+        }
+        let frame = self
+            .writer
+            .append(pages, |first, buffer| run.read_at(first, buffer))?;
+        Ok(vec![Extent { va, pages, frame }])
     }
 }

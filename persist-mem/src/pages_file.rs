@@ -5,24 +5,76 @@
 use crate::store::PageStore;
 use memmap2::{MmapOptions, MmapRaw};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, Write};
 use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
 use sys::PAGE_SIZE;
+use sys::urgent::Urgent;
 use sys::vm::Source;
 
-/// Writes pages one after the other.
+/// Pages that are written in one go: what stays in the processor's caches meanwhile.
+const AT_ONCE: usize = 128;
+/// Buffers that wait to be written, at most.
+const WAITING: usize = 4;
+
+/// Writes pages one after the other, by a thread of its own: while it writes some the next are read.
 #[derive(Debug)]
 pub struct PagesWriter {
-    file: BufWriter<File>,
+    /// None after a failure.
+    writer: Option<Writer>,
+    /// Pages that are read, and room for more.
+    buffer: Vec<u8>,
+    /// Bytes of it that are in use.
+    used: usize,
     pages: u64,
+}
+
+/// The thread that writes.
+#[derive(Debug)]
+struct Writer {
+    full: SyncSender<Vec<u8>>,
+    /// Buffers that have been written.
+    empty: Receiver<Vec<u8>>,
+    thread: JoinHandle<io::Result<File>>,
+}
+
+impl Writer {
+    fn start(mut file: File) -> io::Result<Writer> {
+        let (full, to_write) = sync_channel::<Vec<u8>>(WAITING);
+        let (written, empty) = channel();
+        let work = move || {
+            // Whoever stands still waits for this thread as much as for the one that reads.
+            let _urgent = Urgent::begin();
+            for buffer in to_write {
+                file.write_all(&buffer)?;
+                // Nobody wants it when all is read.
+                let _ = written.send(buffer);
+            }
+            Ok(file)
+        };
+        Ok(Writer {
+            full,
+            empty,
+            thread: std::thread::Builder::new().spawn(work)?,
+        })
+    }
+
+    /// Waits until everything is written.
+    fn end(self) -> io::Result<File> {
+        drop(self.full);
+        self.thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread that writes has panicked")))
+    }
 }
 
 impl PagesWriter {
     /// Makes the file, readable by its owner only: it holds the memory of processes.
     ///
     /// # Errors
-    /// When it cannot be made, or is there already.
-    pub fn create(path: &Path) -> std::io::Result<PagesWriter> {
+    /// When it cannot be made, or is there already; when no thread can be started.
+    pub fn create(path: &Path) -> io::Result<PagesWriter> {
         use std::os::unix::fs::OpenOptionsExt;
         let file = File::options()
             .write(true)
@@ -30,33 +82,89 @@ impl PagesWriter {
             .mode(0o600)
             .open(path)?;
         Ok(PagesWriter {
-            file: BufWriter::with_capacity(1 << 20, file),
+            writer: Some(Writer::start(file)?),
+            buffer: Vec::new(),
+            used: 0,
             pages: 0,
         })
     }
 
-    /// Adds whole pages and returns the number of the first.
+    /// Adds `pages` whole pages, read by `read`: it is given buffers to fill, each with the number of the page
+    /// that it begins with, counted from the first of these. Returns the number in the store of the first.
     ///
     /// # Errors
-    /// When they cannot be written, or `bytes` is no whole number of pages.
-    pub fn append(&mut self, bytes: &[u8]) -> std::io::Result<u64> {
-        if !bytes.len().is_multiple_of(PAGE_SIZE) {
-            return Err(std::io::ErrorKind::InvalidInput.into());
+    /// What `read` returns, and when pages cannot be written; nothing can be added after that.
+    pub fn append(
+        &mut self,
+        pages: u64,
+        mut read: impl FnMut(u64, &mut [u8]) -> io::Result<()>,
+    ) -> io::Result<u64> {
+        if self.writer.is_none() {
+            return Err(io::ErrorKind::BrokenPipe.into());
         }
-        self.file.write_all(bytes)?;
         let first = self.pages;
-        self.pages += (bytes.len() / PAGE_SIZE) as u64;
+        let mut done = 0;
+        while done < pages {
+            self.make_room()?;
+            let free = &mut self.buffer[self.used..];
+            let left = usize::try_from(pages - done).unwrap_or(usize::MAX);
+            let now = left.min(free.len() / PAGE_SIZE);
+            read(done, &mut free[..now * PAGE_SIZE])?;
+            self.used += now * PAGE_SIZE;
+            self.pages += now as u64;
+            done += now as u64;
+        }
         Ok(first)
+    }
+
+    /// Has a full buffer written.
+    fn make_room(&mut self) -> io::Result<()> {
+        if self.used < self.buffer.len() {
+            return Ok(());
+        }
+        if self.used > 0 {
+            self.hand_over()?;
+        }
+        let empty = self.writer.as_ref().and_then(|w| w.empty.try_recv().ok());
+        self.buffer = empty.unwrap_or_default();
+        self.buffer.resize(AT_ONCE * PAGE_SIZE, 0);
+        self.used = 0;
+        Ok(())
+    }
+
+    fn hand_over(&mut self) -> io::Result<()> {
+        let mut full = core::mem::take(&mut self.buffer);
+        full.truncate(self.used);
+        self.used = 0;
+        let writer = self.writer.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+        if writer.full.send(full).is_ok() {
+            return Ok(());
+        }
+        // It has ended, which only an error makes it do.
+        let ended = self.writer.take().map(Writer::end);
+        Err(match ended {
+            Some(Err(error)) => error,
+            _ => io::ErrorKind::BrokenPipe.into(),
+        })
     }
 
     /// Ends it; the file is whole, but on the disk only when it is synchronised.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn finish(self) -> std::io::Result<File> {
-        self.file
-            .into_inner()
-            .map_err(std::io::IntoInnerError::into_error)
+    pub fn finish(mut self) -> io::Result<File> {
+        if self.used > 0 {
+            self.hand_over()?;
+        }
+        let writer = self.writer.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        writer.end()
+    }
+}
+
+impl Drop for PagesWriter {
+    fn drop(&mut self) {
+        // After a failure nobody wants the file; the thread shall not go on.
+        drop(self.writer.take().map(Writer::end));
     }
 }
 
@@ -101,15 +209,57 @@ mod tests {
     fn pages_are_numbered_and_bounded() {
         let path = std::env::temp_dir().join(format!("pages-file-{}", std::process::id()));
         let mut writer = PagesWriter::create(&path).unwrap();
-        assert_eq!(writer.append(&[1; 2 * PAGE_SIZE]).unwrap(), 0);
-        assert_eq!(writer.append(&[2; PAGE_SIZE]).unwrap(), 2);
-        assert!(writer.append(&[3; 5]).is_err());
+        // Every page begins with its number; some appends end where a buffer does, others in the middle.
+        let read = |from: u64| {
+            move |first: u64, buffer: &mut [u8]| {
+                for (page, number) in buffer.chunks_mut(PAGE_SIZE).zip(from + first..) {
+                    page[..8].copy_from_slice(&number.to_le_bytes());
+                }
+                Ok(())
+            }
+        };
+        let mut next = 0;
+        for pages in [2, AT_ONCE as u64 - 2, 1, 10 * AT_ONCE as u64, 0, 5] {
+            assert_eq!(writer.append(pages, read(next)).unwrap(), next);
+            next += pages;
+        }
         let file = writer.finish().unwrap();
-        assert_eq!(file.metadata().unwrap().len(), 3 * PAGE_SIZE as u64);
+        assert_eq!(file.metadata().unwrap().len(), next * PAGE_SIZE as u64);
+        let bytes = std::fs::read(&path).unwrap();
+        for (page, number) in bytes.chunks(PAGE_SIZE).zip(0_u64..) {
+            assert_eq!(page[..8], number.to_le_bytes());
+        }
         let store = PagesFile::open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(store.source(2, 1).unwrap().len(), PAGE_SIZE);
-        assert!(store.source(2, 2).is_none(), "past the end");
+        assert_eq!(store.source(next - 1, 1).unwrap().len(), PAGE_SIZE);
+        assert!(store.source(next - 1, 2).is_none(), "past the end");
         assert!(store.source(u64::MAX, 2).is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_told() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut writer = PagesWriter {
+            writer: Some(Writer::start(full).unwrap()),
+            buffer: Vec::new(),
+            used: 0,
+            pages: 0,
+        };
+        let appended = writer.append(100 * AT_ONCE as u64, |_, _| Ok(()));
+        assert_eq!(appended.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert!(writer.append(AT_ONCE as u64, |_, _| Ok(())).is_err());
+        assert!(writer.finish().is_err());
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut writer = PagesWriter {
+            writer: Some(Writer::start(full).unwrap()),
+            buffer: Vec::new(),
+            used: 0,
+            pages: 0,
+        };
+        writer.append(1, |_, _| Ok(())).unwrap();
+        assert_eq!(
+            writer.finish().unwrap_err().kind(),
+            io::ErrorKind::StorageFull
+        );
     }
 }
