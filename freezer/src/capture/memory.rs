@@ -1,8 +1,8 @@
 //! An address space's mappings and layout.
 
-use super::{aio, attributes::number};
+use super::{aio, attributes::number, mappings};
 use crate::objects::{self, ObjectError, Objects};
-use crate::proc::{self, Mapping, Stat, parse_smaps};
+use crate::proc::{self, Mapping, Stat};
 use crate::{FreezerError, Refusal, files};
 use persist_mem::manifest::{AddressSpace, Backing, FileRef, Layout, SharedKind, Vma};
 use std::ffi::OsStr;
@@ -11,18 +11,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use sys::Pid;
 use sys::vm::ProcMem;
-
-/// The mappings of a process but for `[vsyscall]`, which is the kernel's.
-pub(super) fn mappings(pid: Pid) -> Result<Vec<Mapping>, FreezerError> {
-    let text = proc::read(pid, "smaps")?;
-    let mut maps = parse_smaps(&text).ok_or_else(|| FreezerError::Format {
-        pid,
-        what: "smaps".into(),
-        text: "a line has an unknown form".into(),
-    })?;
-    maps.retain(|map| map.name != b"[vsyscall]");
-    Ok(maps)
-}
 
 pub(super) fn capture(
     stat: &Stat,
@@ -286,7 +274,7 @@ pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, 
             reason: error.reason(),
         }),
     };
-    let mut found: Vec<Refusal> = mappings(pid)?
+    let mut found: Vec<Refusal> = mappings::of(pid)?
         .iter()
         .filter_map(|map| {
             let error = if aio::is_ring(map) {

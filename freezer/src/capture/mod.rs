@@ -11,6 +11,7 @@ mod io_contexts;
 mod lasting;
 mod ldt;
 mod leader;
+pub(crate) mod mappings;
 mod membarrier;
 mod memory;
 mod numa;

@@ -1,6 +1,6 @@
 //! Which pages a process has of its own, and handing them to the store.
 
-use super::memory;
+use super::mappings;
 use crate::objects::Objects;
 use crate::proc::{Area, Content, MapCounts, PageState, Pagemap, Run, ZeroPages};
 use crate::{FreezerError, PageRun, PageSink, PageSource};
@@ -346,7 +346,7 @@ fn area(vma: &Vma) -> Option<Area> {
 
 /// How many pages each area has in memory or swap, as smaps counts them.
 fn pages_of(pid: Pid, areas: &[Area]) -> Result<Vec<u64>, FreezerError> {
-    let counted: HashMap<u64, u64> = memory::mappings(pid)?
+    let counted: HashMap<u64, u64> = mappings::of(pid)?
         .iter()
         .map(|map| (map.start, (map.resident + map.swapped) / PAGE_SIZE_U64))
         .collect();

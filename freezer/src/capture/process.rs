@@ -4,7 +4,8 @@ use super::foothold::{Finder, Grown};
 use super::inside::{self, Inside};
 use super::timers::TimersAt;
 use super::{
-    attributes, leader, membarrier, memory, policy, reports, signals, thread, timers, vfork,
+    attributes, leader, mappings, membarrier, memory, policy, reports, signals, thread, timers,
+    vfork,
 };
 use crate::files::Table;
 use crate::proc::{self, Stat};
@@ -30,7 +31,7 @@ pub(super) fn capture(
         true => None,
         false => Some(leader::capture(pid)?),
     };
-    let maps = memory::mappings(pid)?;
+    let maps = mappings::of_stopped(pid, frozen.first(pid)?)?;
     // Everything that looks at memory comes before the scratch mapping is made.
     let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
     let mut mm = memory::capture(stat, (pid, &mem), &maps, &mut table.objects)?;

@@ -12,7 +12,7 @@ mod sleepers;
 mod stop;
 pub(crate) mod vfork;
 
-use crate::{FreezerError, proc};
+use crate::{FreezerError, capture, proc};
 use calls::Repeated;
 pub(crate) use calls::USED_BELOW_STACK;
 use scope::Scope;
@@ -229,6 +229,7 @@ pub fn freeze_all(skip: &[Pid]) -> Result<Frozen, FreezerError> {
 fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
     // Before anything stands still: it takes a moment.
     crate::kernel::prepare();
+    capture::mappings::prepare();
     let clocks = SchedulerClocks::measure();
     // Whoever is stopped waits for us, and one whose call is not repaired yet depends on our life.
     let _urgent = Urgent::begin();

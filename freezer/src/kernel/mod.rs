@@ -3,7 +3,8 @@
 //! Here is how things are found: structures by the kernel's own description of its types ([`btf`]), threads
 //! from the numbers of this PID namespace ([`mod@tasks`]), open files from their tables ([`mod@files`]), messages in
 //! the queues of sockets ([`mod@sockets`]), buffers of pipes ([`mod@pipes`]), inodes
-//! ([`mod@inodes`]), terminals ([`mod@terminals`]), pages ([`mod@pages`]). What they mean is with the kind of resource:
+//! ([`mod@inodes`]), terminals ([`mod@terminals`]), pages ([`mod@pages`]), mappings ([`mod@vmas`]). What they
+//! mean is with the kind of resource:
 //! `ipc/undo.rs`, `capture/restart.rs`, `files/mqueue`. Whatever is not as expected is
 //! [`Unreadable`], and the caller does without.
 
@@ -16,9 +17,11 @@ mod pipes;
 pub(crate) mod sockets;
 mod tasks;
 mod terminals;
+mod vmas;
 
 pub(crate) use btf::Btf;
 pub(crate) use files::OpenFile;
+pub(crate) use vmas::Vma;
 
 use core::cell::RefCell;
 use std::collections::BTreeMap;
@@ -101,6 +104,11 @@ impl Kernel {
             symbols: BTreeMap::new(),
             offsets: None,
         })
+    }
+
+    /// Address of the calling thread's `task_struct`.
+    pub(crate) fn own_task(&mut self) -> Result<u64, Unreadable> {
+        self.memory.own_task().map_err(Unreadable::NotAllowed)
     }
 
     /// Where fields are.
