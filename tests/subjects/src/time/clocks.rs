@@ -80,22 +80,27 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
 /// everybody stood still, which may or may not count. In nanoseconds.
 pub(crate) struct Countdown {
     clock: i32,
-    set: u64,
+    /// It was set between these two.
+    set: [u64; 2],
     left: u64,
     gaps: crate::kit::Gaps,
     start: std::time::Instant,
 }
 
 impl Countdown {
-    /// A timer was set to this just now.
-    pub(crate) fn new(clock: i32, left: Duration) -> Self {
-        Self {
+    /// `set` sets a timer to so much of a clock.
+    pub(crate) fn of(clock: i32, left: Duration, set: impl FnOnce() -> Result<()>) -> Result<Self> {
+        let gaps = crate::kit::Gaps::watch();
+        let start = std::time::Instant::now();
+        let before = now(clock);
+        set()?;
+        Ok(Self {
             clock,
-            set: now(clock),
+            set: [before, now(clock)],
             left: left.as_nanos() as u64,
-            gaps: crate::kit::Gaps::watch(),
-            start: std::time::Instant::now(),
-        }
+            gaps,
+            start,
+        })
     }
 
     /// Is this what must be left now?
@@ -118,10 +123,12 @@ impl Countdown {
             }
             return Ok(());
         }
-        let gone = now(self.clock) - self.set;
         let still = self.gaps.between(self.start, std::time::Instant::now());
-        let least = self.left.saturating_sub(gone);
-        let most = least + still.as_nanos() as u64;
+        let [least, most] = self.set.map(|set| {
+            let gone = now(self.clock) - set;
+            self.left.saturating_sub(gone)
+        });
+        let most = most + still.as_nanos() as u64;
         if left + SLACK < least || left > most + SLACK {
             bail!("{what}: {left} ns are left, not {least} to {most}");
         }

@@ -41,8 +41,7 @@ fn get(which: i32) -> Result<[Duration; 2]> {
 
 fn kept(which: i32, clock: i32) -> Result<Watch> {
     let interval = Duration::from_micros(12_345_678);
-    set(which, interval, LONG)?;
-    let countdown = Countdown::new(clock, LONG);
+    let countdown = Countdown::of(clock, LONG, || set(which, interval, LONG))?;
     age();
     Ok(Watch::new(move || {
         let [every, left] = get(which)?;
@@ -124,8 +123,10 @@ pub(crate) fn pending(_: &Setting) -> Result<Watch> {
 pub(crate) fn alarm(_: &Setting) -> Result<Watch> {
     // SAFETY: takes a number.
     let alarm = |seconds: u64| unsafe { libc::alarm(seconds as u32) };
-    alarm(LONG.as_secs());
-    let countdown = Countdown::new(libc::CLOCK_MONOTONIC, LONG);
+    let countdown = Countdown::of(libc::CLOCK_MONOTONIC, LONG, || {
+        alarm(LONG.as_secs());
+        Ok(())
+    })?;
     age();
     Ok(Watch::new(move || {
         let [every, left] = get(libc::ITIMER_REAL)?;

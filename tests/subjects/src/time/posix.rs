@@ -102,14 +102,12 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
         }
         let interval = Duration::new(number as u64, 7);
         // The last one is not set.
-        if number != 8 {
-            set(id, 0, interval, LONG)?;
-        }
-        kept.push((
-            id,
-            interval,
-            Countdown::new(clock, if number == 8 { Duration::ZERO } else { LONG }),
-        ));
+        let countdown = if number == 8 {
+            Countdown::of(clock, Duration::ZERO, || Ok(()))
+        } else {
+            Countdown::of(clock, LONG, || set(id, 0, interval, LONG))
+        };
+        kept.push((id, interval, countdown?));
     }
     age();
     let first = kept[0].0;

@@ -62,14 +62,14 @@ pub(crate) fn clocks(_: &Setting) -> Result<Watch> {
     let mut timers = Vec::new();
     for clock in CLOCKS {
         let timer = create(clock)?;
-        set(timer, 0, Duration::new(3, 4), LONG)?;
         // Where there is no RTC, the alarm clocks cannot be read.
         let read = match clock {
             libc::CLOCK_REALTIME_ALARM => libc::CLOCK_REALTIME,
             libc::CLOCK_BOOTTIME_ALARM => libc::CLOCK_BOOTTIME,
             clock => clock,
         };
-        timers.push((timer, Countdown::new(read, LONG)));
+        let countdown = Countdown::of(read, LONG, || set(timer, 0, Duration::new(3, 4), LONG));
+        timers.push((timer, countdown?));
     }
     age();
     let last = timers[timers.len() - 1].0;
