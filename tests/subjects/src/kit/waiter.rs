@@ -80,6 +80,9 @@ pub(crate) fn blocked(
             Ok(back) => bail!("call {number} returned {} by itself", back.result),
             Err(TryRecvError::Disconnected) => bail!("the thread has ended"),
         }
+        // On a busy machine it may still be on its way back into the call.
+        let again = || waits(tid, number) || waits(tid, libc::SYS_restart_syscall);
+        let _ = until("the thread waits", BACK, again);
         wake.borrow_mut()()?;
         let back = returns.recv_timeout(SOON).context("it is not woken")?;
         if back.result != expected {
@@ -93,6 +96,9 @@ pub(crate) fn blocked(
         Ok(())
     }))
 }
+
+/// How long a thread that was stopped may take until it waits again.
+const BACK: Duration = Duration::from_millis(300);
 
 /// How long timed calls last.
 pub(crate) const TERM: Duration = Duration::from_millis(1500);

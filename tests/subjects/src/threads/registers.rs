@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::kit::{SOON, Setting, Watch, fd, sys};
+use crate::kit::{SOON, Setting, Watch, fd, sys, tid, until};
 
 /// Bytes of an XSAVE area with everything up to AVX-512 and PKRU.
 const AREA: usize = 4096;
@@ -94,6 +94,10 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     // All of them are at it.
     std::thread::sleep(Duration::from_millis(100));
     Ok(Watch::new(move || {
+        // On a busy machine some may still be on their way back into their calls.
+        for thread in threads.iter().filter(|thread| matches!(thread.kind, Futex)) {
+            until("a thread waits", SOON, || thread.waits_on_futex())?;
+        }
         REGISTERS_STOP.store(1, Ordering::SeqCst);
         let stop = REGISTERS_STOP.as_ptr();
         // SAFETY: FUTEX_WAKE on a word of ours.
@@ -122,6 +126,7 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
 
 struct Thread {
     kind: Pastime,
+    tid: i32,
     pipe: i32,
     results: Receiver<Result<()>>,
     again: Sender<()>,
@@ -134,7 +139,9 @@ impl Thread {
         fd("pipe", unsafe { libc::pipe(ends.as_mut_ptr()) })?;
         let (result, results) = channel();
         let (again, wait) = channel();
+        let (send_tid, its_tid) = channel();
         std::thread::spawn(move || {
+            let _ = send_tid.send(tid());
             loop {
                 if result.send(live(number, kind, ends[0])).is_err() || wait.recv().is_err() {
                     return;
@@ -143,10 +150,17 @@ impl Thread {
         });
         Ok(Self {
             kind,
+            tid: its_tid.recv()?,
             pipe: ends[1],
             results,
             again,
         })
+    }
+
+    fn waits_on_futex(&self) -> bool {
+        let path = format!("/proc/self/task/{}/syscall", self.tid);
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.split(' ').next() == Some(&libc::SYS_futex.to_string())
     }
 }
 
