@@ -197,6 +197,18 @@ fn filled(fill: impl Fn(i32, i32) -> Result<()>) -> Result<[i32; 2]> {
     Ok(ends)
 }
 
+/// Bytes from the start of a page on: how many pages they lie in is how many buffers of a pipe they take.
+#[repr(align(4096))]
+struct Aligned([u8; 3 * 4096]);
+
+impl Aligned {
+    fn leak(bytes: &[u8]) -> &'static [u8] {
+        let all = Box::leak(Box::new(Aligned([0; 3 * 4096])));
+        all.0[..bytes.len()].copy_from_slice(bytes);
+        &all.0[..bytes.len()]
+    }
+}
+
 /// Pipes whose buffers are full to different parts.
 fn uneven() -> Result<Vec<[i32; 2]>> {
     let text = &text;
@@ -218,8 +230,7 @@ fn uneven() -> Result<Vec<[i32; 2]>> {
         read(from, 4999).map(drop)
     })?);
     // Pages of this process.
-    let page = text(9000);
-    let page: &'static [u8] = Box::leak(page.into_boxed_slice());
+    let page = Aligned::leak(&text(9000));
     pipes.push(filled(|_, to| {
         let part = libc::iovec {
             iov_base: page.as_ptr().cast_mut().cast(),
