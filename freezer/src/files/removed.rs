@@ -2,8 +2,10 @@
 
 use super::Open;
 use super::path::DELETED;
+use crate::proc;
 use nix::sys::stat::FileStat;
 use persist_mem::manifest::{RemovedDirectory, RemovedId};
+use sys::Pid;
 
 /// Those found so far, each once.
 #[derive(Default)]
@@ -39,4 +41,10 @@ impl Directories {
     pub(super) fn finish(self) -> Vec<RemovedDirectory> {
         self.0.into_iter().map(|(directory, _)| directory).collect()
     }
+}
+
+/// Whether a process's current directory has no name any more.
+pub(crate) fn removed_cwd(pid: Pid) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    proc::metadata(pid, "cwd").is_ok_and(|cwd| cwd.nlink() == 0)
 }

@@ -1,0 +1,89 @@
+//! What of a process's descriptors is not carried, found without stopping it.
+
+use super::class::{Class, classify};
+use super::open::Open;
+use super::{elsewhere, ends, epoll, lock, outside, outsiders, socket};
+use crate::objects::Objects;
+use crate::proc;
+use crate::{Externals, FreezerError, Refusal};
+use persist_mem::manifest::{DescriptionId, DescriptionKind};
+use std::os::fd::AsFd;
+use sys::{Errno, Pid, process};
+
+/// The path of what is open may be longer than the kernel tells.
+fn nameless(pid: Pid, fd: i32, link: &Result<Vec<u8>, FreezerError>) -> Option<Refusal> {
+    let Err(FreezerError::Proc { cause, .. }) = link else {
+        return None;
+    };
+    let too_long = cause.raw_os_error() == Some(Errno::ENAMETOOLONG as i32);
+    too_long.then(|| Refusal {
+        pid,
+        comm: proc::comm(pid),
+        resource: format!("fd {fd}"),
+        reason: "its path is longer than the kernel tells".into(),
+    })
+}
+
+/// What of a tree's descriptors reaches out of it, but for what is external.
+pub(crate) fn reaching_out(
+    ours: &ends::Ours,
+    outsiders: &outsiders::Outsiders,
+    inside: &[Pid],
+    externals: &Externals,
+) -> Vec<Refusal> {
+    let mut found = outside::shared(ours, outsiders, inside, externals);
+    found.extend(elsewhere::refusals(ours, outsiders, inside));
+    externals.excuse(found)
+}
+
+/// What of a process's descriptors is not carried, found without stopping it.
+pub(crate) fn refusals(
+    pid: Pid,
+    objects: &mut Objects,
+    externals: &Externals,
+    whole_host: bool,
+) -> Result<Vec<Refusal>, FreezerError> {
+    let pidfd = proc::pidfd(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
+    let mut found = Vec::new();
+    let mut sockets = socket::Facts::new(whole_host);
+    let links = proc::Links::open(pid)?;
+    for &fd in links.numbers() {
+        let link = links.read(fd);
+        if let Some(refusal) = nameless(pid, fd, &link) {
+            found.push(refusal);
+            continue;
+        }
+        // A running process may close it at any time.
+        let (Ok(copy), Ok(info), Ok(link)) = (
+            process::pidfd_getfd(pidfd.as_fd(), fd),
+            links.info(fd),
+            link,
+        ) else {
+            continue;
+        };
+        if matches!(externals.number(&copy), Ok(Some(_))) {
+            continue;
+        }
+        let open = match Open::new(pid, fd, &link, &info, &copy) {
+            Err(FreezerError::Refused(more)) => {
+                found.extend(more);
+                continue;
+            }
+            open => open?,
+        };
+        let checked = classify(&open, objects).and_then(|class| match class {
+            Class::Plain(DescriptionKind::Epoll { targets, .. }) => epoll::check(&open, &targets),
+            Class::Socket => socket::examine(&open, &mut sockets).map(drop),
+            _ => Ok(()),
+        });
+        let locks = lock::capture(&open, DescriptionId(0), true, &mut Vec::new());
+        for result in [checked, locks] {
+            match result {
+                Ok(()) => {}
+                Err(FreezerError::Refused(more)) => found.extend(more),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,323 @@
+//! The open file descriptions of all processes.
+
+use super::class::{Class, classify};
+use super::open::{O_CLOEXEC, O_PATH, Open};
+use super::{
+    check, ends, epoll, eventfd, fifo, kmsg, known, located, lock, mqueue, outsiders, owner, path,
+    pipe, removed, socket, terminal, tunnel,
+};
+use crate::kernel::OpenFile;
+use crate::objects::Objects;
+use crate::proc::{self, FdInfo};
+use crate::{Externals, FreezerError};
+use nix::sys::stat::SFlag;
+use persist_mem::manifest::{
+    Description, DescriptionId, DescriptionKind, Descriptor, FileRef, Lock, Pipe, PosixQueue,
+    RemovedDirectory, RemovedId, Terminal, Tunnel,
+};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use sys::{Pid, process};
+
+/// What tells of a descriptor.
+struct Told<'a> {
+    /// Where `/proc/PID/fd/FD` leads.
+    link: &'a [u8],
+    info: &'a FdInfo,
+    /// The open file, where the kernel's memory can be read.
+    file: Option<OpenFile>,
+    /// Where the kernel has it.
+    address: Option<u64>,
+}
+
+/// The descriptions found so far, each once however many descriptors share it.
+#[derive(Default)]
+pub(crate) struct Table {
+    /// This process.
+    pub(super) this: Option<Pid>,
+    pub(super) descriptions: Vec<Description>,
+    /// Objects that descriptions and mappings lead to.
+    pub(crate) objects: Objects,
+    /// A copy of one descriptor of each.
+    pub(super) copies: known::Copies,
+    /// How they are found again.
+    pub(super) known: known::Known,
+    /// What every descriptor is open on.
+    pub(super) numbers: BTreeMap<(Pid, i32), DescriptionId>,
+    pub(super) pipes: pipe::Pipes,
+    pub(super) terminals: terminal::Terminals,
+    pub(super) removed: removed::Directories,
+    pub(super) sockets: socket::Sockets,
+    pub(super) locks: Vec<Lock>,
+    pub(super) queues: mqueue::Queues,
+    pub(super) tunnels: tunnel::Tunnels,
+    pub(super) externals: Externals,
+    /// What may reach out of the tree.
+    pub(super) ends: ends::Ours,
+}
+
+/// All that was found.
+pub(crate) struct Found {
+    pub(crate) descriptions: Vec<Description>,
+    pub(crate) pipes: Vec<Pipe>,
+    pub(crate) terminals: Vec<Terminal>,
+    pub(crate) removed: Vec<RemovedDirectory>,
+    pub(crate) locks: Vec<Lock>,
+    pub(crate) objects: Objects,
+    pub(crate) queues: Vec<PosixQueue>,
+    pub(crate) tunnels: Vec<Tunnel>,
+}
+
+impl Table {
+    pub(crate) fn new(externals: Externals, whole_host: bool) -> Table {
+        Table {
+            externals,
+            sockets: socket::Sockets::new(whole_host),
+            this: Some(Pid(nix::unistd::getpid().as_raw())),
+            ..Table::default()
+        }
+    }
+
+    /// Notes a process's session and controlling terminal.
+    pub(crate) fn session(&mut self, pid: Pid, stat: &proc::Stat) {
+        self.terminals.member(pid, stat);
+    }
+
+    /// A process's current directory, which may have been removed.
+    pub(crate) fn directory(
+        &mut self,
+        pid: Pid,
+    ) -> Result<(FileRef, Option<RemovedId>), FreezerError> {
+        if !removed::removed_cwd(pid) {
+            return path::reference(pid, "cwd").map(|cwd| (cwd, None));
+        }
+        let link = proc::link(pid, "cwd")?;
+        let stat = nix::sys::stat::stat(proc::path(pid, "cwd").as_str());
+        let stat = stat.map_err(FreezerError::call(pid, "cwd: stat"))?;
+        let id = self.removed.note(&link, &stat);
+        Ok((FileRef::default(), Some(id)))
+    }
+
+    /// Refuses what a process outside of the tree holds as well, or holds the other end of.
+    ///
+    /// # Errors
+    /// [`FreezerError::Refused`].
+    pub(crate) fn refuse_outside(
+        &self,
+        inside: &[Pid],
+        outsiders: &mut outsiders::Outsiders,
+    ) -> Result<(), FreezerError> {
+        if self.ends.is_empty() {
+            return Ok(());
+        }
+        outsiders.look_again(inside);
+        let found = check::reaching_out(&self.ends, outsiders, inside, &self.externals);
+        if found.is_empty() {
+            Ok(())
+        } else {
+            Err(FreezerError::Refused(found))
+        }
+    }
+
+    /// Every descriptor of a process.
+    pub(crate) fn capture(&mut self, pid: Pid) -> Result<Vec<Descriptor>, FreezerError> {
+        let pidfd = proc::pidfd(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
+        let mut found = Vec::new();
+        let links = proc::Links::open(pid)?;
+        let files = known::open_files(pid);
+        for &fd in links.numbers() {
+            let copy = process::pidfd_getfd(pidfd.as_fd(), fd).map_err(|errno| {
+                FreezerError::call(pid, format!("copying descriptor {fd}"))(errno)
+            })?;
+            let file = files.get(&fd).copied();
+            let info = match file.filter(|file| file.plain) {
+                Some(file) => plain_info(&file),
+                None => links.info(fd)?,
+            };
+            let cloexec = info.number("flags", 8).unwrap_or(0) & O_CLOEXEC != 0;
+            let link = match file.as_ref().and_then(|file| self.known.link(file)) {
+                Some(link) => link.to_vec(),
+                None => links.read(fd)?,
+            };
+            let told = Told {
+                link: &link,
+                info: &info,
+                file,
+                address: file.map(|file| file.address),
+            };
+            let description = self.description(pid, fd, told, copy)?;
+            found.push(Descriptor {
+                fd,
+                cloexec,
+                description,
+            });
+        }
+        Ok(found)
+    }
+
+    fn description(
+        &mut self,
+        pid: Pid,
+        fd: i32,
+        told: Told<'_>,
+        copy: OwnedFd,
+    ) -> Result<DescriptionId, FreezerError> {
+        let open = Open {
+            ownerless: told.file.is_some_and(|file| file.ownerless),
+            ..Open::new(pid, fd, told.link, told.info, &copy)?
+        };
+        let file = (open.stat.st_dev, open.stat.st_ino);
+        let place = self.known.find(told.address, file, &copy, &self.copies);
+        let place = place.map_err(FreezerError::call(pid, "kcmp"))?;
+        let known = place.as_ref().ok().copied();
+        let id = known.unwrap_or_else(|| self.next());
+        let external = self.externals.number(&copy);
+        let external = external.map_err(FreezerError::call(pid, "kcmp"))?;
+        if external.is_none() {
+            lock::capture(&open, id, known.is_none(), &mut self.locks)?;
+        }
+        self.numbers.insert((pid, fd), id);
+        if Some(pid) != self.this
+            && let Some(end) = ends::of_open(&open)
+        {
+            self.ends.entry(end).or_insert((pid, fd));
+        }
+        let Err(place) = place else { return Ok(id) };
+        let kind = match external {
+            Some(number) => DescriptionKind::External { number },
+            None if self.externals.touches(told.link) => {
+                return Err(
+                    open.refuse("its other end is handed over (--external), so must be this one")
+                );
+            }
+            None => self.kind_by_path(&open, id, &told)?,
+        };
+        self.descriptions.push(Description {
+            id,
+            flags: open.flags()?,
+            pos: told.info.number("pos", 10).unwrap_or(0),
+            owner: owner::capture(&open)?,
+            kind,
+        });
+        self.known.add(told.address, file, place, id);
+        self.copies.insert(id, copy);
+        Ok(id)
+    }
+
+    fn next(&self) -> DescriptionId {
+        DescriptionId(u32::try_from(self.descriptions.len()).unwrap_or(u32::MAX))
+    }
+
+    /// As [`Table::kind`]; of a regular file that was met by the same path before all is known already.
+    fn kind_by_path(
+        &mut self,
+        open: &Open<'_>,
+        id: DescriptionId,
+        told: &Told<'_>,
+    ) -> Result<DescriptionKind, FreezerError> {
+        let Some(seen) = &told.file else {
+            return self.kind(open, id);
+        };
+        let file = (open.stat.st_dev, open.stat.st_ino);
+        let ordinary = open.file_type() == SFlag::S_IFREG && open.flags()? & O_PATH == 0;
+        if ordinary && let Some(known) = self.known.file(seen, file) {
+            return Ok(DescriptionKind::Path(FileRef {
+                size: open.stat.st_size.cast_unsigned(),
+                ..known.clone()
+            }));
+        }
+        let kind = self.kind(open, id)?;
+        let reference = match &kind {
+            DescriptionKind::Path(reference) if ordinary => Some((file, reference)),
+            _ => None,
+        };
+        self.known.note(seen, told.link, reference);
+        Ok(kind)
+    }
+
+    fn kind(
+        &mut self,
+        open: &Open<'_>,
+        id: DescriptionId,
+    ) -> Result<DescriptionKind, FreezerError> {
+        Ok(match classify(open, &mut self.objects)? {
+            Class::Pipe => DescriptionKind::Pipe(self.pipes.capture(open)?),
+            Class::Fifo => fifo::capture(open, &mut self.pipes)?,
+            Class::Kmsg => kmsg::capture(open)?,
+            Class::EventFd => eventfd::capture(open)?,
+            Class::Terminal => self.terminals.capture(open, id)?,
+            Class::Removed => DescriptionKind::Removed(self.removed.capture(open)),
+            Class::Socket => self.sockets.capture(open, id)?,
+            Class::Queue => self.queues.capture(open)?,
+            Class::Tunnel => self.tunnels.capture(open)?,
+            Class::Plain(kind) => kind,
+        })
+    }
+
+    /// What takes the whole: descriptors in flight, what epolls watch, and terminals, which have two
+    /// ends.
+    pub(crate) fn finish(mut self) -> Result<Found, FreezerError> {
+        while let Some(sent) = self.sockets.next_in_flight() {
+            let ids = sent.copies.iter().map(|copy| self.in_flight(&sent, copy));
+            let ids = ids.collect::<Result<_, _>>()?;
+            sent.settle(ids, &mut self.descriptions);
+        }
+        let sockets = core::mem::take(&mut self.sockets);
+        sockets.link(&mut self.descriptions, &self.externals)?;
+        epoll::resolve(&mut self)?;
+        located::resolve(&mut self)?;
+        let terminals = terminal::finish(self.terminals, &self.copies)?;
+        Ok(Found {
+            descriptions: self.descriptions,
+            pipes: self.pipes.finish(),
+            terminals,
+            removed: self.removed.finish(),
+            locks: self.locks,
+            objects: self.objects,
+            queues: self.queues.finish(),
+            tunnels: self.tunnels.finish(),
+        })
+    }
+
+    /// The description of a descriptor in flight, of which this process has a copy.
+    fn in_flight(
+        &mut self,
+        sent: &socket::InFlight,
+        copy: &OwnedFd,
+    ) -> Result<DescriptionId, FreezerError> {
+        let me = Pid(nix::unistd::getpid().as_raw());
+        let info = FdInfo::read(me, copy.as_raw_fd())?;
+        let (pid, fd) = sent.holder;
+        let copy = copy
+            .try_clone()
+            .map_err(|e| FreezerError::refuse(pid, format!("fd {fd}"), e.to_string()))?;
+        // It is looked at as a descriptor of this process, and reported as its holder's.
+        let number = copy.as_raw_fd();
+        let link = proc::link(me, &format!("fd/{number}"))?;
+        let told = Told {
+            link: &link,
+            info: &info,
+            file: None,
+            address: known::address(&copy),
+        };
+        self.description(me, number, told, copy)
+            .map_err(|error| match error {
+                FreezerError::Refused(found) => {
+                    let what = found
+                        .iter()
+                        .map(|r| format!("{}: {}", r.resource, r.reason));
+                    let what: Vec<_> = what.collect();
+                    let reason = format!("in flight in its queue: {}", what.join("; "));
+                    FreezerError::refuse(pid, format!("fd {fd}"), reason)
+                }
+                error => error,
+            })
+    }
+}
+
+/// What fdinfo would tell.
+fn plain_info(file: &OpenFile) -> FdInfo {
+    let flags = u64::from(file.flags) & !O_CLOEXEC;
+    let more = if file.closes_on_exec { O_CLOEXEC } else { 0 };
+    FdInfo::plain(file.pos, flags | more)
+}
