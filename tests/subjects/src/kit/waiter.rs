@@ -247,6 +247,13 @@ impl Gaps {
         gaps
     }
 
+    /// When it last went on after it had stood still for so long.
+    pub(crate) fn last(&self, least: Duration) -> Option<Instant> {
+        let gaps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let long = |(from, to): &&(Instant, Instant)| *to - *from >= least;
+        gaps.iter().rev().find(long).map(|(_, to)| *to)
+    }
+
     /// How much of the time between two moments it stood still.
     pub(crate) fn between(&self, start: Instant, end: Instant) -> Duration {
         let gaps = self.0.lock().unwrap_or_else(PoisonError::into_inner);

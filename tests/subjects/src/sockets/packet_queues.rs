@@ -11,8 +11,9 @@ use crate::kit::{SOON, Setting, Watch, args, loopback, not_here, raw, same, sys,
 
 const SOL_PACKET: i32 = 263;
 const PACKET_FANOUT: i32 = 18;
-/// A protocol that no other subject has.
+/// Protocols that no other subject has: raw sockets get what anybody sends.
 const OF_NOBODY: i32 = 251;
+const OF_NOBODY_ELSE: i32 = 252;
 
 fn here(v6: bool) -> Vec<u8> {
     if v6 {
@@ -54,8 +55,8 @@ pub(crate) fn raw_sockets(_: &Setting) -> Result<Watch> {
     loopback()?;
     let new = |domain, protocol| socket(domain, SOCK_RAW | SOCK_NONBLOCK, protocol);
     let (one, two, icmp) = (
-        new(AF_INET, 253)?,
-        new(AF_INET, 253)?,
+        new(AF_INET, OF_NOBODY_ELSE)?,
+        new(AF_INET, OF_NOBODY_ELSE)?,
         new(AF_INET, IPPROTO_ICMP)?,
     );
     let v6 = new(AF_INET6, OF_NOBODY).ok();

@@ -16,8 +16,14 @@ use crate::kit::{SOON, Setting, Watch, loopback, same, sys, until};
 
 /// Both ends of a connection, which do not block.
 fn pair() -> Result<[TcpStream; 2]> {
+    pair_at(|_| Ok(()))
+}
+
+/// The same; the listening socket is prepared before anybody connects.
+fn pair_at(prepare: impl FnOnce(RawFd) -> Result<()>) -> Result<[TcpStream; 2]> {
     loopback()?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
+    prepare(listener.as_raw_fd())?;
     let client = TcpStream::connect(listener.local_addr()?)?;
     let (server, _) = listener.accept()?;
     for end in [&client, &server] {
@@ -151,14 +157,17 @@ fn all_numbers(from: &TcpStream, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// One end has written until nothing fits any more; the same with its last byte sent.
+/// One end has written until nothing fits any more; the same with its last byte sent. A little more may fit
+/// afterwards: how much room bytes take depends on the packets that they came in.
 pub(crate) fn full(_: &Setting) -> Result<Watch> {
-    let small = |[from, to]: [TcpStream; 2]| {
-        set_option(to.as_raw_fd(), SOL_SOCKET, SO_RCVBUF, 20_000)?;
+    // A window that was once larger than the buffer would have the kernel throw away what came, and send it again
+    // ever more slowly.
+    let small = || {
+        let [from, to] = pair_at(|listener| set_option(listener, SOL_SOCKET, SO_RCVBUF, 20_000))?;
         set_option(from.as_raw_fd(), SOL_SOCKET, libc::SO_SNDBUF, 50_000)?;
         anyhow::Ok([from, to])
     };
-    let pairs = [small(pair()?)?, small(pair()?)?];
+    let pairs = [small()?, small()?];
     let fill = |[from, _]: &[TcpStream; 2]| {
         let sent = numbers(from);
         // The kernel needs a moment until nothing moves any more.
@@ -167,33 +176,26 @@ pub(crate) fn full(_: &Setting) -> Result<Watch> {
     };
     let sent = pairs.each_ref().map(fill);
     pairs[1][0].shutdown(Shutdown::Write)?;
-    let writable = pairs.each_ref().map(|[from, _]| from.as_raw_fd());
-    let full = Watch::new(move || {
-        let fits = ready(writable[0], POLLOUT)? & POLLOUT != 0;
-        same("there is room", &false, &fits)
-    });
     let first = pairs[0][1].try_clone()?;
     let mut pairs = Some(pairs);
     let mut count = sent[0];
     let mut kept = None;
-    Ok(full.and(
-        Watch::new(move || {
-            if let Some([one, ended]) = pairs.take() {
-                all_numbers(&ended[1], sent[1])?;
-                same("the end", &0, &(&ended[1]).read(&mut [0])?)?;
-                kept = Some(one);
-            }
-            let pair = kept.as_ref().context("a connection")?;
-            all_numbers(&pair[1], count)?;
-            same("nothing more", &true, &(&pair[1]).read(&mut [0]).is_err())?;
-            count = fill(pair);
-            Ok(())
-        })
-        .spoiled_by(move || {
-            (&first).read_exact(&mut [0; 4])?;
-            Ok(())
-        }),
-    ))
+    Ok(Watch::new(move || {
+        if let Some([one, ended]) = pairs.take() {
+            all_numbers(&ended[1], sent[1])?;
+            same("the end", &0, &(&ended[1]).read(&mut [0])?)?;
+            kept = Some(one);
+        }
+        let pair = kept.as_ref().context("a connection")?;
+        all_numbers(&pair[1], count)?;
+        same("nothing more", &true, &(&pair[1]).read(&mut [0]).is_err())?;
+        count = fill(pair);
+        Ok(())
+    })
+    .spoiled_by(move || {
+        (&first).read_exact(&mut [0; 4])?;
+        Ok(())
+    }))
 }
 
 /// Much has come: as much is to be read as before.
