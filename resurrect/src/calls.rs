@@ -1,9 +1,9 @@
 //! System call numbers (arch/x86/entry/syscalls/syscall_64.tbl), and long lists of calls cut into batches.
 
 use crate::ResurrectError;
-use sys::Pid;
 use sys::batch::Batch;
 use sys::tracee::Tracee;
+use sys::{Pid, Tid};
 
 #[allow(missing_docs, reason = "named as in the kernel's table")]
 pub(crate) mod nr {
@@ -139,10 +139,37 @@ pub(crate) fn run(
     let output = tracee
         .run_raw(batch)
         .map_err(ResurrectError::tracee(pid, doing))?;
-    match batch.failure(&output) {
-        None => Ok(output),
+    succeeded(pid, doing, tracee.tid(), (batch, &output))?;
+    Ok(output)
+}
+
+/// Makes a batch in each of several threads that are being built, side by side.
+pub(crate) fn run_together(
+    doing: &str,
+    work: Vec<(Pid, &mut Tracee, Batch)>,
+) -> Result<(), ResurrectError> {
+    let Some(first) = work.first().map(|(pid, _, _)| *pid) else {
+        return Ok(());
+    };
+    let whose: Vec<(Pid, Tid)> = work.iter().map(|(pid, t, _)| (*pid, t.tid())).collect();
+    let (tracees, batches): (Vec<_>, Vec<_>) = work.into_iter().map(|(_, t, b)| (t, b)).unzip();
+    let outputs = sys::tracee::run_together(tracees.into_iter().zip(&batches))
+        .map_err(ResurrectError::tracee(first, doing))?;
+    for ((pid, tid), work) in whose.into_iter().zip(batches.iter().zip(&outputs)) {
+        succeeded(pid, doing, tid, work)?;
+    }
+    Ok(())
+}
+
+fn succeeded(
+    pid: Pid,
+    doing: &str,
+    tid: Tid,
+    (batch, output): (&Batch, &sys::batch::Output),
+) -> Result<(), ResurrectError> {
+    match batch.failure(output) {
+        None => Ok(()),
         Some(failure) => {
-            let tid = tracee.tid();
             let cause = sys::tracee::TraceeError::Call {
                 tid,
                 failure: Box::new(failure),

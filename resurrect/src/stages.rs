@@ -24,7 +24,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("open files", files::open),
     ("descriptor tables", files::hand_over),
     ("directories", process::directories::set),
-    ("threads", thread::create),
+    ("threads", thread::birth::create),
     ("control groups of threads", process::cgroups::enter_threads),
     ("undo of semaphores", ipc::undo::set),
     ("signal actions", process::signals::set_actions),

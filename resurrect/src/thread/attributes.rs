@@ -1,7 +1,7 @@
 //! Name, scheduling, and what the C library registered for a thread.
 
 use crate::ResurrectError;
-use crate::calls::{nr, run};
+use crate::calls::{nr, run_together};
 use crate::memory::numa;
 use crate::restore::Restore;
 use persist_mem::manifest::{Scheduling, Thread};
@@ -9,6 +9,7 @@ use sys::Pid;
 use sys::batch::{Arg, Batch};
 use sys::tracee::Tracee;
 
+const DOING: &str = "setting a thread's attributes";
 const PR_SET_NAME: i32 = 15;
 const PR_SET_TIMERSLACK: i32 = 29;
 const PR_SET_IO_FLUSHER: i32 = 57;
@@ -31,7 +32,7 @@ const SS_ONSTACK: u32 = 1;
 
 /// Sets them.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    super::each(restore, of_thread)
+    super::together(restore, DOING, |_, _, thread| calls(thread))
 }
 
 /// Those of one thread.
@@ -40,20 +41,17 @@ pub(crate) fn of_thread(
     tracee: &mut Tracee,
     thread: &Thread,
 ) -> Result<(), ResurrectError> {
-    // The kernel looks at the stack pointer when the signal stack is set.
-    let mut regs = tracee
-        .regs()
-        .map_err(ResurrectError::tracee(pid, "reading its registers"))?;
-    regs.rsp = 0;
-    tracee
-        .set_regs(&regs)
-        .map_err(ResurrectError::tracee(pid, "setting its registers"))?;
+    run_together(DOING, vec![(pid, tracee, calls(thread))])
+}
+
+/// They are made without a stack pointer, which the kernel looks at when the signal stack is set.
+fn calls(thread: &Thread) -> Batch {
     let mut batch = Batch::new();
     registrations(&mut batch, thread);
     scheduling(&mut batch, &thread.scheduling);
     policies(&mut batch, thread);
     processor(&mut batch, thread);
-    run(pid, "setting a thread's attributes", tracee, &batch).map(drop)
+    batch
 }
 
 pub(super) fn name(batch: &mut Batch, comm: &[u8]) {

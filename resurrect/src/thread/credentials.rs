@@ -1,9 +1,10 @@
 //! User, groups and capabilities. Nothing that needs privileges can come after.
 
 use crate::ResurrectError;
-use crate::calls::{nr, run};
+use crate::calls::nr;
 use crate::restore::Restore;
 use persist_mem::manifest::{Credentials, Thread};
+use std::sync::LazyLock;
 use sys::batch::Batch;
 
 const PR_SET_PDEATHSIG: i32 = 1;
@@ -21,22 +22,17 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 /// Sets them for every thread.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    let dumpable: Vec<_> = restore
-        .lives()
-        .map(|(pid, live)| (pid, live.dumpable))
-        .collect();
-    super::each(restore, |pid, tracee, thread| {
+    let doing = "setting a thread's credentials";
+    super::together(restore, doing, |_, live, thread| {
         let mut batch = Batch::new();
         become_user(&mut batch, &thread.credentials);
         afterwards(&mut batch, thread);
-        if let Some((_, value)) = dumpable.iter().find(|(of, _)| *of == pid) {
-            // Every change of ids has cleared it; 2 cannot be set, and is what clearing leaves.
-            if *value < 2 {
-                let args = [PR_SET_DUMPABLE.into(), u64::from(*value).into()];
-                batch.call("setting dumpable", nr::PRCTL, args);
-            }
+        // Every change of ids has cleared it; 2 cannot be set, and is what clearing leaves.
+        if live.dumpable < 2 {
+            let args = [PR_SET_DUMPABLE.into(), u64::from(live.dumpable).into()];
+            batch.call("setting dumpable", nr::PRCTL, args);
         }
-        run(pid, "setting a thread's credentials", tracee, &batch).map(drop)
+        batch
     })
 }
 
@@ -95,11 +91,14 @@ pub(crate) fn become_user(batch: &mut Batch, c: &Credentials) {
 
 /// The highest capability this kernel knows.
 fn last_capability() -> u64 {
-    std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(40)
-        .min(CAPABILITIES - 1)
+    static LAST: LazyLock<u64> = LazyLock::new(|| {
+        std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(40)
+            .min(CAPABILITIES - 1)
+    });
+    *LAST
 }
 
 fn capset(batch: &mut Batch, c: &Credentials) {

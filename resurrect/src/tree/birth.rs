@@ -104,7 +104,7 @@ pub(crate) fn clone_args(
     [args.into(), SIZE.into()]
 }
 
-pub(super) fn taken(pid: Pid) -> ResurrectError {
+pub(crate) fn taken(pid: Pid) -> ResurrectError {
     let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
     let comm = comm.map_or_else(|_| String::new(), |comm| format!(" ({})", comm.trim_end()));
     ResurrectError::Taken { pid, comm }
@@ -134,8 +134,8 @@ fn descendant(
         }
     }
     if let Some(thread) = shares_io(restore, pid, by, sibling) {
-        crate::thread::have_io_context(by, &mut restore.task(by)?.first, thread)?;
-        flags |= crate::thread::CLONE_IO;
+        crate::thread::birth::have_io_context(by, &mut restore.task(by)?.first, thread)?;
+        flags |= crate::thread::birth::CLONE_IO;
     }
     // A sibling's exit signal is that of the caller.
     let signal = if sibling { 0 } else { exit_signal };
@@ -203,7 +203,7 @@ fn parent<'a>(
     let Some(thread) = thread.filter(|thread| thread.tid != by.leader()) else {
         return Ok(&mut task.first);
     };
-    crate::thread::one(by, task, thread)?;
+    crate::thread::birth::one(by, task, thread)?;
     Ok(task.threads.get_mut(&thread.tid).unwrap_or(&mut task.first))
 }
 
@@ -269,7 +269,8 @@ fn close_all_but(pid: Pid, leader: &mut Tracee, kept: i32) -> Result<(), Resurre
     run(pid, "closing descriptors", leader, &batch).map(drop)
 }
 
-fn wait_until_stopped(pid: Pid, host: Tid) -> Result<(), ResurrectError> {
+/// Waits for the stop that a new thread begins with.
+pub(crate) fn wait_until_stopped(pid: Pid, host: Tid) -> Result<(), ResurrectError> {
     let failed = |errno| ResurrectError::call(pid, "waiting for its first stop")(errno);
     // It stops before it runs, for which it needs the processor that this process is on.
     match wait::wait_for(host).map_err(failed)? {

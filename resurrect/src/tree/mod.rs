@@ -9,7 +9,7 @@ pub(crate) mod vfork;
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
-pub(crate) use birth::{OPTIONS, thread};
+pub(crate) use birth::{OPTIONS, clone_args, taken, wait_until_stopped};
 use persist_mem::manifest::State;
 use plan::{Outside, Step};
 use sys::batch::Batch;

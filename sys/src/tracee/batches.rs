@@ -174,7 +174,7 @@ impl Tracee {
         Ok(Ok(Tid(i32::try_from(born).unwrap_or(0))))
     }
 
-    fn room_for(&self, batch: &Batch, more: usize) -> Result<Scratch, TraceeError> {
+    pub(super) fn room_for(&self, batch: &Batch, more: usize) -> Result<Scratch, TraceeError> {
         let (need, tid) = (batch.size() + more, self.tid);
         let scratch = self
             .scratch
@@ -186,13 +186,13 @@ impl Tracee {
         Ok(scratch)
     }
 
-    fn write_batch(&self, batch: &Batch, table: u64) -> Result<(), TraceeError> {
+    pub(super) fn write_batch(&self, batch: &Batch, table: u64) -> Result<(), TraceeError> {
         self.mem
             .write(table, &batch.encode(table))
             .map_err(self.failed("writing a batch"))
     }
 
-    fn read_batch(&self, batch: &Batch, table: u64) -> Result<Output, TraceeError> {
+    pub(super) fn read_batch(&self, batch: &Batch, table: u64) -> Result<Output, TraceeError> {
         self.mem
             .read_vec(table, batch.size())
             .map(|bytes| batch.decode(bytes))
@@ -200,7 +200,7 @@ impl Tracee {
     }
 
     /// Aims the registers at the loop.
-    fn start(
+    pub(super) fn start(
         &self,
         batch: &Batch,
         scratch: Scratch,
@@ -229,7 +229,7 @@ mod tests {
     /// A child that waits to be traced, ended when dropped.
     struct Child(Pid);
     impl Child {
-        fn start() -> Child {
+        pub(super) fn start() -> Child {
             Child(
                 process::spawn(0, &[], || {
                     loop {

@@ -2,9 +2,11 @@
 
 mod batches;
 mod single;
+mod together;
 
 pub use batches::{Running, seats};
 pub use single::{Foothold, find_gate};
+pub use together::run_together;
 
 use crate::batch::{self, CallFailure};
 use crate::regs::Regs;

@@ -1,0 +1,144 @@
+//! Making threads, as many as there are in a few batches of the one that acts for their process.
+
+use super::leader;
+use crate::ResurrectError;
+use crate::calls::{nr, run};
+use crate::restore::Restore;
+use crate::task::Task;
+use crate::tree::{OPTIONS, clone_args, taken, wait_until_stopped};
+use persist_mem::manifest::Thread;
+use sys::batch::Batch;
+use sys::ptrace::{self, options};
+use sys::tracee::{Tracee, TraceeError};
+use sys::{Errno, Pid, Tid};
+
+const CLONE_VM: u64 = 0x100;
+const CLONE_FS: u64 = 0x200;
+const CLONE_FILES: u64 = 0x400;
+const CLONE_SIGHAND: u64 = 0x800;
+/// The tracer of who makes it is its tracer from the first moment on.
+const CLONE_PTRACE: u64 = 0x2000;
+const CLONE_THREAD: u64 = 0x1_0000;
+const CLONE_SYSVSEM: u64 = 0x4_0000;
+/// The I/O context (ioprio_set(2)).
+pub(crate) const CLONE_IO: u64 = 0x8000_0000;
+const FLAGS: u64 = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD;
+
+/// Threads that are made in one batch.
+const AT_ONCE: usize = 300;
+
+/// Makes every thread beside the leaders.
+pub(crate) fn create(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    // In a PID namespace of their own only the events tell which thread is which.
+    let told = restore.options.root_flags != 0;
+    for (pid, live) in restore.lives() {
+        let task = restore.task(pid)?;
+        let led = usize::from(live.ended_leader.is_none());
+        let wanted = live.threads.get(led..).unwrap_or_default().iter();
+        // Some may have been needed to make a child.
+        let wanted: Vec<&Thread> = wanted
+            .filter(|thread| !task.threads.contains_key(&thread.tid))
+            .collect();
+        for some in wanted.chunks(AT_ONCE) {
+            if told {
+                make(pid, task, some, 0)?;
+            } else {
+                untold(pid, task, some)?;
+            }
+        }
+        if led == 0 {
+            leader::step_back(live, task);
+        }
+    }
+    Ok(())
+}
+
+/// Makes one thread, unless it is there.
+pub(crate) fn one(pid: Pid, task: &mut Task, thread: &Thread) -> Result<(), ResurrectError> {
+    if task.threads.contains_key(&thread.tid) {
+        return Ok(());
+    }
+    make(pid, task, &[thread], 0)
+}
+
+/// Makes threads without a stop of who makes them at each.
+fn untold(pid: Pid, task: &mut Task, wanted: &[&Thread]) -> Result<(), ResurrectError> {
+    let failed = || ResurrectError::call(pid, "choosing what is told of it");
+    let maker = task.first.tid();
+    ptrace::set_options(maker, OPTIONS & !options::TRACECLONE).map_err(failed())?;
+    make(pid, task, wanted, CLONE_PTRACE)?;
+    // They have the options that it had.
+    let made = wanted.iter().map(|thread| thread.tid);
+    for tid in made.chain([maker]) {
+        ptrace::set_options(tid, OPTIONS).map_err(failed())?;
+    }
+    Ok(())
+}
+
+/// Threads have signals blocked as the one that makes them.
+fn make(pid: Pid, task: &mut Task, wanted: &[&Thread], more: u64) -> Result<(), ResurrectError> {
+    const DOING: &str = "making its threads";
+    let mut batch = Batch::new();
+    let mut calls = Vec::new();
+    for thread in wanted {
+        let undo = if thread.own_undo { 0 } else { CLONE_SYSVSEM };
+        let mut flags = FLAGS | undo | more;
+        if thread.shares_io {
+            io_context(&mut batch, thread);
+            flags |= CLONE_IO;
+        }
+        let args = clone_args(&mut batch, flags, 0, thread.tid.0);
+        calls.push(batch.call("making a thread", nr::CLONE3, args));
+    }
+    let ran = task.first.run_raw(&batch);
+    let told = task.first.take_born();
+    let output = ran.map_err(ResurrectError::tracee(pid, DOING))?;
+    let made = wanted.iter().zip(&calls);
+    let made: Vec<Tid> = made
+        .filter(|(_, call)| output.result(**call).is_ok())
+        .map(|(thread, _)| thread.tid)
+        .collect();
+    let hosts = if more == 0 { &told } else { &made };
+    for (tid, host) in made.iter().zip(hosts) {
+        task.threads.insert(*tid, task.first.sibling(*host));
+        wait_until_stopped(pid, *host)?;
+    }
+    if let Some(failure) = batch.failure(&output) {
+        // The first that was not made.
+        let refused = wanted.get(made.len()).map(|thread| Pid(thread.tid.0));
+        if let (Errno::EEXIST, Some(refused)) = (failure.errno, refused) {
+            return Err(taken(refused));
+        }
+        let (tid, failure) = (task.first.tid(), Box::new(failure));
+        return Err(ResurrectError::tracee(pid, DOING)(TraceeError::Call {
+            tid,
+            failure,
+        }));
+    }
+    if hosts.len() == wanted.len() {
+        return Ok(());
+    }
+    Err(ResurrectError::Impossible {
+        pid,
+        why: "the kernel did not tell of the birth of all its threads".into(),
+    })
+}
+
+/// Sets the I/O priority that `like` had: who has done that has a context that others can share.
+fn io_context(batch: &mut Batch, like: &Thread) {
+    const WHO_PROCESS: i32 = 1;
+    let priority = like.scheduling.ioprio.into();
+    let args = [WHO_PROCESS.into(), 0.into(), priority];
+    batch.call("making an I/O context", nr::IOPRIO_SET, args);
+}
+
+/// Has a thread make such a context.
+pub(crate) fn have_io_context(
+    pid: Pid,
+    tracee: &mut Tracee,
+    like: &Thread,
+) -> Result<(), ResurrectError> {
+    let mut batch = Batch::new();
+    io_context(&mut batch, like);
+    run(pid, "making an I/O context", tracee, &batch).map(drop)
+}

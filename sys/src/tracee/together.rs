@@ -1,0 +1,79 @@
+//! Batches that several threads under construction run side by side.
+
+use super::{Tracee, TraceeError};
+use crate::batch::{Batch, Output};
+use crate::regs::Regs;
+use crate::wait::Status;
+use crate::{PAGE_SIZE_U64, ptrace};
+
+/// A thread that is to run a batch, with the place of the call table.
+type Begun<'a, 'b> = (&'a mut Tracee, &'b Batch, u64);
+
+/// Runs a batch in each of the threads, as [`Tracee::run_raw`] does, but so that they need not wait for each
+/// other, nor this process for every single one. Their tables never lie in the same place: processes may have
+/// the same memory. The stack pointer is 0 meanwhile: what looks whether a thread is on its signal stack finds
+/// that it is not.
+///
+/// # Errors
+/// As [`Tracee::run_raw`]: the first one, when all that were begun have stopped.
+pub fn run_together<'a, 'b>(
+    work: impl IntoIterator<Item = (&'a mut Tracee, &'b Batch)>,
+) -> Result<Vec<Output>, TraceeError> {
+    let mut outputs = Vec::new();
+    let mut begun: Vec<Begun<'a, 'b>> = Vec::new();
+    let mut used = 0;
+    for (tracee, batch) in work {
+        if used > 0 && tracee.room_for(batch, used).is_err() {
+            end(&mut begun, &mut outputs)?;
+            used = 0;
+        }
+        match tracee.begin_raw(batch, used) {
+            Ok(table) => begun.push((tracee, batch, table)),
+            Err(error) => {
+                // Nobody may be left running.
+                end(&mut begun, &mut outputs)?;
+                return Err(error);
+            }
+        }
+        used += batch.size().next_multiple_of(64);
+    }
+    end(&mut begun, &mut outputs)?;
+    Ok(outputs)
+}
+
+/// Waits for all that were begun.
+fn end(begun: &mut Vec<Begun<'_, '_>>, outputs: &mut Vec<Output>) -> Result<(), TraceeError> {
+    let mut failed = None;
+    for (tracee, batch, table) in begun.drain(..) {
+        match tracee.end_raw(batch, table) {
+            Ok(output) => outputs.push(output),
+            Err(error) => drop(failed.get_or_insert(error)),
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+impl Tracee {
+    /// Begins with a batch whose table lies `used` bytes from where tables may lie, and returns its address.
+    fn begin_raw(&mut self, batch: &Batch, used: usize) -> Result<u64, TraceeError> {
+        self.at_rest = None;
+        let scratch = self.room_for(batch, used)?;
+        let table = scratch.address + PAGE_SIZE_U64 + used as u64;
+        self.write_batch(batch, table)?;
+        let regs = Regs {
+            r14: 0,
+            rsp: 0,
+            ..self.regs()?
+        };
+        self.start(batch, scratch, table, &regs)?;
+        ptrace::cont(self.tid, 0).map_err(self.failed("running a batch in it"))?;
+        Ok(table)
+    }
+
+    fn end_raw(&mut self, batch: &Batch, table: u64) -> Result<Output, TraceeError> {
+        self.wait_for("running a batch in it", ptrace::cont, |_, status| {
+            status == Status::Signal(libc::SIGTRAP)
+        })?;
+        self.read_batch(batch, table)
+    }
+}
