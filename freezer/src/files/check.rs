@@ -45,7 +45,7 @@ pub(crate) fn refusals(
 ) -> Result<Vec<Refusal>, FreezerError> {
     let pidfd = proc::pidfd(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
     let mut found = Vec::new();
-    let mut sockets = socket::Facts::new(whole_host);
+    let mut sockets = socket::Facts::of_running(whole_host);
     let links = proc::Links::open(pid)?;
     for &fd in links.numbers() {
         let link = links.read(fd);

@@ -61,7 +61,7 @@ pub(super) fn examine(
         ..InetSocket::default()
     };
     if common.kind == c::SOCK_STREAM {
-        tcp::examine(open, common, &mut found)?;
+        tcp::examine(open, common, facts.running, &mut found)?;
         return Ok(found);
     }
     found.pending = pending::examine(open, common)?;

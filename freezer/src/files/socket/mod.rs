@@ -50,17 +50,27 @@ pub(crate) struct Sockets {
 pub(crate) struct Facts {
     /// Whether a whole host goes to another kernel, where nobody else is told of devices.
     whole_host: bool,
+    /// They may change while they are looked at.
+    running: bool,
     unix: Option<HashMap<u64, UnixInfo>>,
     packet: Option<HashMap<u64, PacketInfo>>,
     udp_shutdown: Option<HashMap<u64, u8>>,
 }
 
 impl Facts {
-    /// For processes of a whole host, or for a tree.
+    /// For processes of a whole host, or for a tree, which stand still.
     pub(crate) fn new(whole_host: bool) -> Facts {
         Facts {
             whole_host,
             ..Facts::default()
+        }
+    }
+
+    /// For processes that run.
+    pub(crate) fn of_running(whole_host: bool) -> Facts {
+        Facts {
+            running: true,
+            ..Facts::new(whole_host)
         }
     }
 

@@ -7,7 +7,7 @@ use super::queue::Message;
 use super::{Common, int, tcp_queue, unaccepted};
 use crate::FreezerError;
 use crate::files::Open;
-use crate::kernel;
+use crate::kernel::{self, Unreadable};
 use crate::nettcp::{self, Ends};
 use nix::libc as c;
 use persist_mem::manifest::{
@@ -41,6 +41,7 @@ const MORE_THAN_FITS: &str = "it has sent more than its peer can take";
 pub(super) fn examine(
     open: &Open<'_>,
     common: &Common,
+    running: bool,
     found: &mut InetSocket,
 ) -> Result<(), FreezerError> {
     let fd = open.copy.as_fd();
@@ -95,7 +96,7 @@ pub(super) fn examine(
         finished,
         ended: got_all,
         deaf: common.has(c::POLLRDHUP) && !got_all && !finished,
-        ..numbers(open)?
+        ..numbers(open, running)?
     });
     Ok(())
 }
@@ -119,7 +120,7 @@ fn ended(open: &Open<'_>, error: i32) -> Result<Connection, FreezerError> {
 }
 
 /// How far a live connection has received, and what it has to send.
-fn numbers(open: &Open<'_>) -> Result<Connection, FreezerError> {
+fn numbers(open: &Open<'_>, running: bool) -> Result<Connection, FreezerError> {
     let stalled = stalled(open)?;
     let found = kernel::look(|kernel| {
         let sk = kernel.own_sock(open.copy.as_fd())?;
@@ -128,6 +129,8 @@ fn numbers(open: &Open<'_>) -> Result<Connection, FreezerError> {
         Ok((received, unsent))
     });
     match found {
+        // It changed while it was read, and will not when its process stands still.
+        Err(Unreadable::Inconsistent(_)) if running => Ok(Connection::default()),
         Ok((received, unsent)) => Ok(Connection {
             urgent: received.urgent,
             next: received.next,
@@ -458,7 +461,38 @@ pub fn silence(manifest: &persist_mem::manifest::Manifest) -> Result<(), Freezer
 
 #[cfg(test)]
 mod tests {
-    use super::plain;
+    use super::{Duration, Open, numbers, plain};
+    use crate::proc::{self, FdInfo};
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use sys::Pid;
+
+    #[test]
+    fn a_queue_that_changes_is_no_reason_yet() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let from = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut to, _) = listener.accept().unwrap();
+        let writer = from.try_clone().unwrap();
+        let writes = std::thread::spawn(move || while (&writer).write(&[7; 3000]).is_ok() {});
+        let reads = std::thread::spawn(move || {
+            while to.read(&mut [0; 100_000]).is_ok_and(|n| n > 0) {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        });
+        let me = Pid(nix::unistd::getpid().as_raw());
+        let copy = OwnedFd::from(from);
+        let fd = copy.as_raw_fd();
+        let (link, info) = (proc::link(me, &format!("fd/{fd}")), FdInfo::read(me, fd));
+        let (link, info) = (link.unwrap(), info.unwrap());
+        let open = Open::new(me, fd, &link, &info, &copy).unwrap();
+        for _ in 0..40 {
+            numbers(&open, true).unwrap();
+        }
+        TcpStream::from(copy).shutdown(Shutdown::Both).unwrap();
+        writes.join().unwrap();
+        reads.join().unwrap();
+    }
 
     #[test]
     fn mapped_addresses_are_the_same() {
