@@ -13,7 +13,7 @@ const SOL_PACKET: i32 = 263;
 const PACKET_FANOUT: i32 = 18;
 /// Protocols that no other subject has: raw sockets get what anybody sends.
 const OF_NOBODY: i32 = 251;
-const OF_NOBODY_ELSE: i32 = 252;
+const OF_NOBODY_ELSE: i32 = 250;
 
 fn here(v6: bool) -> Vec<u8> {
     if v6 {
