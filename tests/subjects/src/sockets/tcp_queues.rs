@@ -137,7 +137,8 @@ fn numbers_from(to: &TcpStream, first: usize) -> usize {
     let numbers = (0..200_000_u32).flat_map(u32::to_ne_bytes);
     let bytes: Vec<u8> = numbers.collect();
     let mut sent = first;
-    while let Ok(some) = (&*to).write(&bytes[sent..bytes.len().min(sent + 4000)]) {
+    // Small packets take more room than was promised: the rest is thrown away, and sent ever more slowly.
+    while let Ok(some) = (&*to).write(&bytes[sent..bytes.len().min(sent + 50_000)]) {
         sent += some;
     }
     sent - first
@@ -163,8 +164,8 @@ pub(crate) fn full(_: &Setting) -> Result<Watch> {
     // A window that was once larger than the buffer would have the kernel throw away what came, and send it again
     // ever more slowly.
     let small = || {
-        let [from, to] = pair_at(|listener| set_option(listener, SOL_SOCKET, SO_RCVBUF, 20_000))?;
-        set_option(from.as_raw_fd(), SOL_SOCKET, libc::SO_SNDBUF, 50_000)?;
+        let [from, to] = pair_at(|listener| set_option(listener, SOL_SOCKET, SO_RCVBUF, 100_000))?;
+        set_option(from.as_raw_fd(), SOL_SOCKET, libc::SO_SNDBUF, 100_000)?;
         anyhow::Ok([from, to])
     };
     let pairs = [small()?, small()?];
