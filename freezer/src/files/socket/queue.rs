@@ -135,7 +135,11 @@ fn in_pieces(
     let mut at = 0;
     for piece in pieces.iter().filter(|piece| piece.unread() != 0) {
         place.set(at).map_err(open.call(reading))?;
-        let received = place.peek(piece.unread()).map_err(open.call(reading))?;
+        let mut received = place.peek(piece.unread()).map_err(open.call(reading))?;
+        // A piece that is read to its end comes with the descriptors of the next one as well.
+        if !piece.descriptors {
+            received.fds.clear();
+        }
         let len = received.data.len();
         if len != piece.unread() {
             let text = format!("{len} of {} bytes of a piece could be read", piece.unread());
