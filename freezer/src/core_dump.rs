@@ -5,7 +5,7 @@
 
 use crate::proc::{self, Stat};
 use crate::{FreezerError, Refusal};
-use sys::Pid;
+use sys::{Pid, core_pattern};
 
 /// Field of `/proc/PID/stat`: the wait status.
 const EXIT_CODE: usize = 52;
@@ -16,39 +16,16 @@ const DUMPED: i64 = 0x80;
 pub(crate) fn refusal(pid: Pid) -> Result<Option<Refusal>, FreezerError> {
     let stat = Stat::read(pid, "stat")?;
     let dumped = stat.state() == 'Z' && stat.field(EXIT_CODE) & DUMPED != 0;
-    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
-    Ok((dumped && !is_file(&pattern)).then(|| Refusal {
-        pid,
-        comm: proc::comm(pid),
-        resource: "core dump".into(),
-        reason: format!(
-            "it has ended with a core dump, which cannot be told again while cores go to {}",
-            pattern.trim_end()
-        ),
-    }))
-}
-
-fn is_file(pattern: &str) -> bool {
-    let pattern = pattern.trim_end();
-    !pattern.is_empty() && !pattern.starts_with(['|', '@']) && !pattern.contains('/')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_file;
-
-    #[test]
-    fn where_cores_go() {
-        assert!(is_file("core\n") && is_file("core.%p"));
-        for other in [
-            "",
-            "\n",
-            "|/usr/bin/handler %p",
-            "/var/crash/%p",
-            "@/socket",
-            "a/core",
-        ] {
-            assert!(!is_file(other), "{other}");
-        }
-    }
+    let pattern = core_pattern::read().unwrap_or_default();
+    Ok(
+        (dumped && !core_pattern::is_file(&pattern)).then(|| Refusal {
+            pid,
+            comm: proc::comm(pid),
+            resource: "core dump".into(),
+            reason: format!(
+                "it has ended with a core dump, which cannot be told again while cores go to {}",
+                pattern.trim_end()
+            ),
+        }),
+    )
 }

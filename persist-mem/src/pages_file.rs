@@ -81,6 +81,10 @@ impl PagesWriter {
             .create_new(true)
             .mode(0o600)
             .open(path)?;
+        PagesWriter::to(file)
+    }
+
+    fn to(file: File) -> io::Result<PagesWriter> {
         Ok(PagesWriter {
             writer: Some(Writer::start(file)?),
             buffer: Vec::new(),
@@ -236,26 +240,19 @@ mod tests {
         assert!(store.source(u64::MAX, 2).is_none());
     }
 
+    fn to_full_device() -> PagesWriter {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        PagesWriter::to(full).unwrap()
+    }
+
     #[test]
     fn what_cannot_be_written_is_told() {
-        let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut writer = PagesWriter {
-            writer: Some(Writer::start(full).unwrap()),
-            buffer: Vec::new(),
-            used: 0,
-            pages: 0,
-        };
+        let mut writer = to_full_device();
         let appended = writer.append(100 * AT_ONCE as u64, |_, _| Ok(()));
         assert_eq!(appended.unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert!(writer.append(AT_ONCE as u64, |_, _| Ok(())).is_err());
         assert!(writer.finish().is_err());
-        let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut writer = PagesWriter {
-            writer: Some(Writer::start(full).unwrap()),
-            buffer: Vec::new(),
-            used: 0,
-            pages: 0,
-        };
+        let mut writer = to_full_device();
         writer.append(1, |_, _| Ok(())).unwrap();
         assert_eq!(
             writer.finish().unwrap_err().kind(),

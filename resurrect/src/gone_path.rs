@@ -5,7 +5,7 @@
 //! kernel shows a removed file's path from the root of its mount. Whatever has the path today is not touched.
 
 use nix::fcntl::{OFlag, open as open_directory};
-use nix::sys::stat::{Mode, UtimensatFlags, stat, utimensat};
+use nix::sys::stat::{FileStat, Mode, UtimensatFlags, fstat, lstat, stat, utimensat};
 use nix::sys::time::TimeSpec;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -60,8 +60,11 @@ where
         }
         let directory = reference(directory)?;
         let placed = (self.place)(path)?;
+        let ours = if placed { identity(lstat(path)) } else { None };
         let opened = (self.open)(&directory, Path::new(name));
-        if placed || opened.is_ok() {
+        let ours = ours.or_else(|| identity(fstat(opened.as_ref().ok()?)));
+        // On a host that runs somebody may have put another file in its place meanwhile.
+        if ours.is_some() && ours == identity(lstat(path)) {
             let _ = nix::unistd::unlink(path);
         }
         opened
@@ -94,6 +97,11 @@ where
     }
 }
 
+/// Device and number of an inode.
+fn identity(found: sys::Result<FileStat>) -> Option<(u64, u64)> {
+    found.ok().map(|file| (file.st_dev, file.st_ino))
+}
+
 fn reference(directory: &Path) -> sys::Result<OwnedFd> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
     open_directory(directory, flags, Mode::empty())
@@ -116,5 +124,33 @@ impl Times {
         let here = nix::fcntl::AT_FDCWD;
         let follow = UtimensatFlags::FollowSymlink;
         let _ = utimensat(here, directory, &self.0, &self.1, follow);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::openat;
+
+    #[test]
+    fn what_somebody_puts_in_its_place_stays() {
+        let dir = std::env::temp_dir().join(format!("gone-path-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let dir = dir.canonicalize().unwrap();
+        let path = dir.join("name");
+        let naming = Naming {
+            place: |_: &Path| Ok(false),
+            open: |near: &OwnedFd, inside: &Path| {
+                let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+                let opened = openat(near, inside, flags, Mode::S_IRWXU)?;
+                // As a server does that writes its file anew.
+                std::fs::write(dir.join("new"), "theirs").unwrap();
+                std::fs::rename(dir.join("new"), &path).unwrap();
+                Ok(opened)
+            },
+        };
+        naming.open_by(&path, "test").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

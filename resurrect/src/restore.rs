@@ -4,7 +4,6 @@ use crate::ResurrectError;
 use crate::files::Files;
 use crate::memory::Kernel;
 use crate::objects::Objects;
-use crate::process::cgroups::Hierarchies;
 use crate::processor::OneProcessor;
 use crate::scratch::{self, BATCH_LEN};
 use crate::stages::STAGES;
@@ -18,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use sys::cgroups::Hierarchies;
 use sys::scratch::OwnScratch;
 use sys::{Errno, Pid, Tid, process, ptrace, wait};
 

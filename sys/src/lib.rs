@@ -42,7 +42,9 @@
 //! | [`deadline`] | a bound for system calls that have none |
 
 pub mod batch;
+pub mod cgroups;
 pub mod clock;
+pub mod core_pattern;
 pub mod deadline;
 pub mod epoll;
 pub mod fds;

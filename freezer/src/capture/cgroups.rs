@@ -7,10 +7,9 @@ use crate::kernel;
 use crate::{FreezerError, Frozen, proc};
 use persist_mem::manifest::{Cgroup, Live, Membership};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use sys::cgroups::Hierarchies;
 use sys::{Pid, Tid};
 
 /// Files that are no settings, or are handled by name.
@@ -88,7 +87,12 @@ pub(super) fn capture(frozen: &Frozen) -> Result<Found, FreezerError> {
         found.of.insert(tid, groups);
     }
     let all: BTreeSet<&Membership> = found.of.values().flatten().collect();
-    found.groups = with_those_above(all).into_iter().map(group).collect();
+    let groups = with_those_above(all);
+    let mounted = Hierarchies::find();
+    found.groups = groups
+        .into_iter()
+        .map(|place| group(&mounted, place))
+        .collect();
     Ok(found)
 }
 
@@ -144,33 +148,21 @@ fn with_those_above(groups: BTreeSet<&Membership>) -> BTreeSet<Membership> {
     all
 }
 
-fn group(place: Membership) -> Cgroup {
-    let settings = match place.hierarchy.is_empty() {
-        true => unified().map(|root| settings(&root, &place.path)),
+/// With the settings of those of version 2.
+fn group(mounted: &Hierarchies, place: Membership) -> Cgroup {
+    let directory = match place.hierarchy.is_empty() {
+        true => mounted.directory(&place.hierarchy, &place.path),
         false => None,
     };
+    let root = place.path == b"/";
     Cgroup {
+        settings: directory.map_or_else(Vec::new, |directory| settings(&directory, root)),
         place,
-        settings: settings.unwrap_or_default(),
     }
 }
 
-/// Where the hierarchy of version 2 is mounted.
-fn unified() -> Option<PathBuf> {
-    let text = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let mount = |line: &str| {
-        let (before, after) = line.split_once(" - ")?;
-        let mut fields = before.split(' ').skip(3);
-        let whole = fields.next()? == "/" && after.starts_with("cgroup2 ");
-        whole.then(|| PathBuf::from(fields.next().unwrap_or_default()))
-    };
-    text.lines().find_map(mount)
-}
-
 /// What a group's files hold that can be written; of the root only which controllers are on below it.
-fn settings(root: &Path, path: &[u8]) -> Vec<(String, String)> {
-    let below = path.strip_prefix(b"/").unwrap_or(path);
-    let directory = root.join(OsStr::from_bytes(below));
+fn settings(directory: &Path, root: bool) -> Vec<(String, String)> {
     let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap_or_default();
     let mut found = Vec::new();
     if read("cgroup.type").trim() == "threaded" {
@@ -183,14 +175,10 @@ fn settings(root: &Path, path: &[u8]) -> Vec<(String, String)> {
     if !on.is_empty() {
         found.push(("cgroup.subtree_control".to_owned(), on.join(" ")));
     }
-    if path == b"/" {
+    if root {
         return found;
     }
-    for entry in std::fs::read_dir(&directory)
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };

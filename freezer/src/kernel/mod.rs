@@ -45,6 +45,15 @@ pub(crate) enum Unreadable {
     Inconsistent(&'static str),
 }
 
+/// What was found; None where the kernel's memory cannot be read at all, so that a test has nothing to look at.
+#[cfg(test)]
+pub(crate) fn readable<T>(found: Result<T, Unreadable>) -> Option<T> {
+    match found {
+        Err(Unreadable::NotAllowed(_) | Unreadable::NoTypes(_)) => None,
+        found => Some(found.unwrap()),
+    }
+}
+
 /// The running kernel.
 #[derive(Debug)]
 pub(crate) struct Kernel {

@@ -77,8 +77,7 @@ impl Kernel {
 
 #[cfg(test)]
 mod tests {
-    use super::super::look;
-    use super::*;
+    use super::super::{look, readable};
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use std::os::fd::AsFd;
 
@@ -90,10 +89,8 @@ mod tests {
         nix::unistd::read(&from, &mut [0; 10]).unwrap();
         fcntl(&to, FcntlArg::F_SETFL(OFlag::O_DIRECT)).unwrap();
         nix::unistd::write(&to, &[3; 4000]).unwrap();
-        let found = match look(|kernel| kernel.own_pipe(from.as_fd())) {
-            Err(Unreadable::NotAllowed(_) | Unreadable::NoTypes(_)) => return,
-            found => found.unwrap(),
-        };
+        let found = readable(look(|kernel| kernel.own_pipe(from.as_fd())));
+        let Some(found) = found else { return };
         let seen: Vec<_> = found
             .iter()
             .map(|one| (one.offset, one.len, one.can_merge(), one.is_packet()))

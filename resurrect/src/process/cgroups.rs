@@ -6,56 +6,16 @@
 use crate::ResurrectError;
 use crate::restore::Restore;
 use persist_mem::manifest::{Cgroup, Live, Membership};
-use std::ffi::OsStr;
 use std::io::Write;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use sys::cgroups::Hierarchies;
 use sys::{Pid, Tid, procdir};
-
-/// Where hierarchies are mounted: type, options of the file system, place.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Hierarchies(Vec<(String, String, PathBuf)>);
-
-impl Hierarchies {
-    fn find() -> Hierarchies {
-        let me = Pid(nix::unistd::getpid().as_raw());
-        let text = procdir::read(me, "mountinfo").unwrap_or_default();
-        Hierarchies::parse(&String::from_utf8_lossy(&text))
-    }
-
-    fn parse(mountinfo: &str) -> Hierarchies {
-        let mount = |line: &str| {
-            let (before, after) = line.split_once(" - ")?;
-            let mut fields = before.split(' ').skip(3);
-            let (root, place) = (fields.next()?, fields.next()?);
-            let mut after = after.split(' ');
-            let (kind, options) = (after.next()?, after.nth(1)?);
-            let whole = root == "/" && kind.starts_with("cgroup");
-            whole.then(|| (kind.to_owned(), options.to_owned(), place.into()))
-        };
-        Hierarchies(mountinfo.lines().filter_map(mount).collect())
-    }
-
-    /// The directory of a group, None when its hierarchy is not mounted.
-    fn directory(&self, of: &Membership) -> Option<PathBuf> {
-        let is = |(kind, options, _): &&(String, String, PathBuf)| {
-            let has = |what: &[u8]| options.split(',').any(|option| option.as_bytes() == what);
-            match of.hierarchy.as_slice() {
-                b"" => kind == "cgroup2",
-                names => kind == "cgroup" && names.split(|byte| *byte == b',').all(has),
-            }
-        };
-        let (_, _, place) = self.0.iter().find(is)?;
-        let below = of.path.strip_prefix(b"/").unwrap_or(&of.path);
-        Some(place.join(OsStr::from_bytes(below)))
-    }
-}
 
 /// Makes the groups that are not there, with their settings.
 pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     restore.hierarchies = Hierarchies::find();
     let groups = &restore.manifest.cgroups;
-    let place = |group: &Cgroup| restore.hierarchies.directory(&group.place);
+    let place = |group: &Cgroup| directory(restore, &group.place);
     if groups.iter().filter_map(place).all(|path| path.is_dir()) {
         return Ok(());
     }
@@ -77,6 +37,10 @@ pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
     }
     Ok(())
+}
+
+fn directory(restore: &Restore<'_>, of: &Membership) -> Option<PathBuf> {
+    restore.hierarchies.directory(&of.hierarchy, &of.path)
 }
 
 /// Writes a file of a group, line by line, unless it says so already. What a kernel or a device does not have is
@@ -145,7 +109,7 @@ fn move_to(restore: &Restore<'_>, host: Tid, wanted: &[Membership], files: [&str
         {
             continue;
         }
-        let Some(directory) = restore.hierarchies.directory(group) else {
+        let Some(directory) = directory(restore, group) else {
             log::warn!(
                 "a control group of the hierarchy {} cannot be entered: it is not mounted",
                 String::from_utf8_lossy(&group.hierarchy)
@@ -161,34 +125,5 @@ fn move_to(restore: &Restore<'_>, host: Tid, wanted: &[Membership], files: [&str
         if let Err(why) = write(&file, &host.to_string()) {
             log::warn!("{} does not take a thread: {why}", file.display());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MOUNTS: &str = "30 23 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
-        31 30 0:27 / /sys/fs/cgroup/unified rw shared:4 - cgroup2 cgroup2 rw\n\
-        32 30 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
-        33 30 0:29 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n";
-
-    #[test]
-    fn groups_have_directories() {
-        let mounts = Hierarchies::parse(MOUNTS);
-        let place = |hierarchy: &str, path: &str| {
-            mounts.directory(&Membership {
-                hierarchy: hierarchy.into(),
-                path: path.into(),
-            })
-        };
-        let found = |path: &str| Some(PathBuf::from(path));
-        assert_eq!(place("", "/a/b"), found("/sys/fs/cgroup/unified/a/b"));
-        assert_eq!(
-            place("cpu,cpuacct", "/a"),
-            found("/sys/fs/cgroup/cpu,cpuacct/a")
-        );
-        assert_eq!(place("name=systemd", "/"), found("/sys/fs/cgroup/systemd/"));
-        assert_eq!(place("memory", "/a"), None);
     }
 }

@@ -10,18 +10,17 @@ use nix::fcntl::OFlag;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use sys::batch::Batch;
-use sys::{Errno, Pid, procdir};
+use sys::{Errno, Pid, core_pattern, procdir};
 
 /// Bit of a wait status: a core was dumped.
 pub(super) const DUMPED: i32 = 0x80;
-const PATTERN: &str = "/proc/sys/kernel/core_pattern";
 const PR_SET_DUMPABLE: i32 = 4;
 const RLIMIT_CORE: i32 = 4;
 
 /// Where cores go meanwhile.
 pub(super) struct Place {
     directory: OwnedFd,
-    /// What [`PATTERN`] held, where it has been changed.
+    /// Where they went before, where that has been changed.
     pattern: Option<String>,
 }
 
@@ -33,9 +32,9 @@ impl Place {
             directory: directory.map_err(ResurrectError::own("making room for cores"))?,
             pattern: None,
         };
-        let pattern = std::fs::read_to_string(PATTERN).unwrap_or_default();
-        if restore.options.root_flags != 0 && !is_file(&pattern) {
-            match std::fs::write(PATTERN, "core") {
+        let pattern = core_pattern::read().unwrap_or_default();
+        if restore.options.root_flags != 0 && !core_pattern::is_file(&pattern) {
+            match core_pattern::write("core") {
                 Ok(()) => place.pattern = Some(pattern),
                 Err(why) => log::warn!("cores do not go to files: {why}"),
             }
@@ -71,9 +70,9 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(pattern) = &self.pattern
-            && let Err(why) = std::fs::write(PATTERN, pattern)
+            && let Err(why) = core_pattern::write(pattern)
         {
-            log::warn!("{PATTERN} is not {pattern} again: {why}");
+            log::warn!("cores do not go to {pattern} again: {why}");
         }
     }
 }
@@ -84,10 +83,4 @@ pub(super) fn allow(restore: &mut Restore<'_>, pid: Pid) -> Result<(), Resurrect
     let mut batch = Batch::new();
     batch.call(DOING, nr::PRCTL, [PR_SET_DUMPABLE.into(), 1.into()]);
     run(pid, DOING, &mut restore.task(pid)?.first, &batch).map(drop)
-}
-
-/// Whether cores go to files in current directories (core(5)).
-fn is_file(pattern: &str) -> bool {
-    let pattern = pattern.trim_end();
-    !pattern.is_empty() && !pattern.starts_with(['|', '@']) && !pattern.contains('/')
 }

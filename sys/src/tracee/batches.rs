@@ -127,17 +127,26 @@ impl Tracee {
     /// # Errors
     /// As [`Tracee::run`], but failed calls are left to the caller ([`Batch::failure`]).
     pub fn run_raw(&mut self, batch: &Batch) -> Result<Output, TraceeError> {
-        self.at_rest = None;
-        let scratch = self.room_for(batch, 0)?;
-        let table = scratch.address + PAGE_SIZE_U64;
-        self.write_batch(batch, table)?;
-        let regs = Regs {
-            r14: 0,
-            ..self.regs()?
-        };
-        self.start(batch, scratch, table, &regs)?;
+        let regs = self.regs()?;
+        let table = self.prepare_raw(batch, 0, regs)?;
         self.go(|_, status| status == Status::Signal(libc::SIGTRAP))?;
         self.read_batch(batch, table)
+    }
+
+    /// Writes a batch with its table `used` bytes from where tables may lie, and aims the registers at it: `regs`
+    /// but for those that the loop uses. Returns the table's address.
+    pub(super) fn prepare_raw(
+        &mut self,
+        batch: &Batch,
+        used: usize,
+        regs: Regs,
+    ) -> Result<u64, TraceeError> {
+        self.at_rest = None;
+        let scratch = self.room_for(batch, used)?;
+        let table = scratch.address + PAGE_SIZE_U64 + used as u64;
+        self.write_batch(batch, table)?;
+        self.start(batch, scratch, table, &Regs { r14: 0, ..regs })?;
+        Ok(table)
     }
 
     /// Runs a batch that ends with a clone(2) under `CLONE_VFORK`, up to the stop that tells of the birth
@@ -151,15 +160,8 @@ impl Tracee {
         batch: &Batch,
     ) -> Result<core::result::Result<Tid, Output>, TraceeError> {
         const DOING: &str = "making a child to wait for";
-        let scratch = self.room_for(batch, 0)?;
-        let table = scratch.address + PAGE_SIZE_U64;
-        self.write_batch(batch, table)?;
-        let regs = Regs {
-            r14: 0,
-            ..self.regs()?
-        };
-        self.at_rest = None;
-        self.start(batch, scratch, table, &regs)?;
+        let regs = self.regs()?;
+        let table = self.prepare_raw(batch, 0, regs)?;
         self.go(|_, status| {
             matches!(
                 status,
@@ -167,7 +169,8 @@ impl Tracee {
             )
         })?;
         // The message tells only in the stop of an event.
-        if self.regs()?.rip == scratch.address + batch::mark() {
+        let mark = table - PAGE_SIZE_U64 + batch::mark();
+        if self.regs()?.rip == mark {
             return self.read_batch(batch, table).map(Err);
         }
         let born = ptrace::event_message(self.tid).map_err(self.failed(DOING))?;
@@ -186,7 +189,7 @@ impl Tracee {
         Ok(scratch)
     }
 
-    pub(super) fn write_batch(&self, batch: &Batch, table: u64) -> Result<(), TraceeError> {
+    fn write_batch(&self, batch: &Batch, table: u64) -> Result<(), TraceeError> {
         self.mem
             .write(table, &batch.encode(table))
             .map_err(self.failed("writing a batch"))
@@ -200,7 +203,7 @@ impl Tracee {
     }
 
     /// Aims the registers at the loop.
-    pub(super) fn start(
+    fn start(
         &self,
         batch: &Batch,
         scratch: Scratch,
@@ -229,7 +232,7 @@ mod tests {
     /// A child that waits to be traced, ended when dropped.
     struct Child(Pid);
     impl Child {
-        pub(super) fn start() -> Child {
+        fn start() -> Child {
             Child(
                 process::spawn(0, &[], || {
                     loop {

@@ -2,9 +2,9 @@
 
 use super::{Tracee, TraceeError};
 use crate::batch::{Batch, Output};
+use crate::ptrace;
 use crate::regs::Regs;
 use crate::wait::Status;
-use crate::{PAGE_SIZE_U64, ptrace};
 
 /// A thread that is to run a batch, with the place of the call table.
 type Begun<'a, 'b> = (&'a mut Tracee, &'b Batch, u64);
@@ -56,16 +56,11 @@ fn end(begun: &mut Vec<Begun<'_, '_>>, outputs: &mut Vec<Output>) -> Result<(), 
 impl Tracee {
     /// Begins with a batch whose table lies `used` bytes from where tables may lie, and returns its address.
     fn begin_raw(&mut self, batch: &Batch, used: usize) -> Result<u64, TraceeError> {
-        self.at_rest = None;
-        let scratch = self.room_for(batch, used)?;
-        let table = scratch.address + PAGE_SIZE_U64 + used as u64;
-        self.write_batch(batch, table)?;
         let regs = Regs {
-            r14: 0,
             rsp: 0,
             ..self.regs()?
         };
-        self.start(batch, scratch, table, &regs)?;
+        let table = self.prepare_raw(batch, used, regs)?;
         ptrace::cont(self.tid, 0).map_err(self.failed("running a batch in it"))?;
         Ok(table)
     }

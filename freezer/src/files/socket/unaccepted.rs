@@ -159,18 +159,12 @@ fn tcp_connection(kernel: &mut Kernel, sk: u64) -> Result<Tcp, Unreadable> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::readable;
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-
-    fn readable<T>(found: Result<T, Unreadable>) -> Option<T> {
-        match found {
-            Err(Unreadable::NotAllowed(_) | Unreadable::NoTypes(_)) => None,
-            found => Some(found.unwrap()),
-        }
-    }
 
     #[test]
     fn what_unix_clients_have_sent() {
