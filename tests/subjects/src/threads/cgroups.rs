@@ -1,6 +1,7 @@
 //! Control groups, and the autogroup of a session.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -14,6 +15,8 @@ pub(crate) fn start(setting: &Setting) -> Result<Watch> {
     let top = root.join(format!("kupgrade-subject-{}", std::process::id()));
     let names = ["main", "main/thread", "child"];
     let groups = names.map(|name| top.join(name));
+    // Groups of a run that was ended are there still.
+    remove(&top)?;
     for group in [&top].into_iter().chain(&groups) {
         fs::create_dir(group).with_context(|| group.display().to_string())?;
     }
@@ -49,8 +52,16 @@ fn leave(root: &Path, top: &Path, child: i32) -> Result<()> {
     for pid in [0, child] {
         fs::write(root.join("cgroup.procs"), pid.to_string())?;
     }
+    remove(top)
+}
+
+/// Nobody may be in them.
+fn remove(top: &Path) -> Result<()> {
     for name in ["main/thread", "main", "child", ""] {
-        fs::remove_dir(top.join(name))?;
+        match fs::remove_dir(top.join(name)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            done => done?,
+        }
     }
     Ok(())
 }
