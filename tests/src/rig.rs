@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::bare::ARCHIVE;
 use crate::paths;
 use crate::setup::kernels::{Kernel, STANDARD};
+use crate::setup::qemu::Qemu;
 use crate::setup::rootfs::Flavour;
 use crate::setup::{Cache, image};
 use crate::ui;
@@ -21,6 +22,7 @@ pub(crate) struct Rig {
     initrds: Vec<PathBuf>,
     disk: image::Disk,
     payload: Option<PathBuf>,
+    qemu: Qemu,
     accel: Accel,
     /// The folder of this run's logs.
     pub(crate) dir: PathBuf,
@@ -63,7 +65,8 @@ impl Rig {
             .map(|kernel| cache.initrd(kernel))
             .collect::<Result<_>>()?;
         let standard = found.last().context("no kernel")?;
-        let accel = vm::decide_accel(&paths::cache()?, standard, &bare)?;
+        let qemu = cache.qemu()?;
+        let accel = vm::decide_accel(&paths::cache()?, &qemu, standard, &bare)?;
         let disk = cache.disk(Flavour::Demo, &found)?;
         let kernels = names.into_iter().zip(found).collect();
         Ok(Self {
@@ -71,6 +74,7 @@ impl Rig {
             initrds,
             disk,
             payload,
+            qemu,
             accel,
             dir,
         })
@@ -102,6 +106,7 @@ impl Rig {
             disk: self.disk.clone(),
             payload: self.payload.clone(),
             memory,
+            qemu: self.qemu.clone(),
             accel: self.accel,
             append: String::new(),
         })

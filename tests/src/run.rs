@@ -64,6 +64,7 @@ pub(crate) fn setup(update: bool) -> Result<ExitCode> {
     cache.disk(Flavour::Demo, &kernels)?;
     crate::vm::decide_accel(
         &crate::paths::cache()?,
+        &cache.qemu()?,
         kernels.last().context("no kernel")?,
         &bare,
     )?;

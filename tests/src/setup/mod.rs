@@ -8,6 +8,7 @@ mod host;
 pub(crate) mod image;
 pub(crate) mod initrd;
 pub(crate) mod kernels;
+pub(crate) mod qemu;
 pub(crate) mod rootfs;
 
 use std::fs::File;
@@ -55,6 +56,11 @@ impl Cache {
             Flavour::Apps => Some(apps::ensure(&self.dir, &root)?),
         };
         image::ensure(&self.dir, &root, built.as_ref(), kernels)
+    }
+
+    /// The program that runs machines.
+    pub(crate) fn qemu(&self) -> Result<qemu::Qemu> {
+        qemu::ensure(&self.dir)
     }
 
     /// CRIU with its own libraries.

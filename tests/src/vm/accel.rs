@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::setup::initrd::BARE_MARKER;
 use crate::setup::kernels::Kernel;
+use crate::setup::qemu::Qemu;
 use crate::ui;
 
 const TRIAL: Duration = Duration::from_secs(20);
@@ -48,7 +49,7 @@ impl Accel {
 }
 
 /// Decides by a trial boot, once for each boot of the host. `KUPGRADE_LAB_ACCEL` overrides.
-pub(crate) fn decide(cache: &Path, kernel: &Kernel, bare: &Path) -> Result<Accel> {
+pub(crate) fn decide(cache: &Path, qemu: &Qemu, kernel: &Kernel, bare: &Path) -> Result<Accel> {
     match std::env::var("KUPGRADE_LAB_ACCEL").as_deref() {
         Ok("kvm") => return Ok(Accel::Kvm),
         Ok("tcg") => return Ok(Accel::Tcg),
@@ -62,7 +63,7 @@ pub(crate) fn decide(cache: &Path, kernel: &Kernel, bare: &Path) -> Result<Accel
             return Ok(accel);
         }
     }
-    let accel = if Path::new("/dev/kvm").exists() && trial(kernel, bare)? {
+    let accel = if Path::new("/dev/kvm").exists() && trial(qemu, kernel, bare)? {
         Accel::Kvm
     } else {
         Accel::Tcg
@@ -76,11 +77,14 @@ pub(crate) fn decide(cache: &Path, kernel: &Kernel, bare: &Path) -> Result<Accel
 }
 
 /// Boots the archive that does nothing under KVM: did its init run?
-fn trial(kernel: &Kernel, bare: &Path) -> Result<bool> {
+fn trial(qemu: &Qemu, kernel: &Kernel, bare: &Path) -> Result<bool> {
     let dir = std::env::temp_dir().join(format!("kupgrade-lab-trial-{}", std::process::id()));
     fs::create_dir_all(&dir)?;
     let console = dir.join("console.log");
-    let mut qemu = Command::new("qemu-system-x86_64")
+    let mut words = qemu.words().into_iter();
+    let program = words.next().context("no QEMU")?;
+    let mut qemu = Command::new(program)
+        .args(words)
         .args([
             "-nodefaults",
             "-display",

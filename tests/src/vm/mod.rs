@@ -17,6 +17,7 @@ pub(crate) use accel::decide as decide_accel;
 use crate::guest::Shell;
 use crate::setup::image::{self, Disk, ROOT_UUID};
 use crate::setup::kernels::Kernel;
+use crate::setup::qemu::Qemu;
 use crate::tool::tail;
 
 /// How long a cold boot may take until the shell answers.
@@ -37,6 +38,8 @@ pub(crate) struct Spec {
     pub(crate) payload: Option<PathBuf>,
     /// MiB of RAM.
     pub(crate) memory: u64,
+    /// What runs it.
+    pub(crate) qemu: Qemu,
     /// How the processors are run.
     pub(crate) accel: Accel,
     /// More words for the kernel's command line.
@@ -204,39 +207,33 @@ fn append(spec: &Spec) -> String {
 fn command(spec: &Spec, dir: &Path, overlay: &Path, socket: &Path) -> Command {
     // setpriv: the machine must not outlive a lab that was killed.
     let mut qemu = Command::new("setpriv");
-    qemu.args([
-        "--pdeathsig",
-        "KILL",
-        "qemu-system-x86_64",
-        "-nodefaults",
-        "-display",
-        "none",
-        "-no-reboot",
-    ])
-    .args(spec.accel.args())
-    .args(["-smp", "2", "-m", &spec.memory.to_string()])
-    .arg("-kernel")
-    .arg(spec.kernel.vmlinuz())
-    .arg("-initrd")
-    .arg(&spec.initrd)
-    .arg("-append")
-    .arg(append(spec))
-    .arg("-drive")
-    .arg(format!(
-        "file={},if=virtio,format=qcow2,cache=unsafe",
-        overlay.display()
-    ))
-    .arg("-chardev")
-    .arg(format!(
-        "file,id=console,path={}",
-        dir.join("console.log").display()
-    ))
-    .args(["-serial", "chardev:console", "-chardev"])
-    .arg(format!(
-        "socket,id=shell,path={},server=on,wait=off",
-        socket.display()
-    ))
-    .args(["-serial", "chardev:shell"]);
+    qemu.args(["--pdeathsig", "KILL"])
+        .args(spec.qemu.words())
+        .args(["-nodefaults", "-display", "none", "-no-reboot"])
+        .args(spec.accel.args())
+        .args(["-smp", "2", "-m", &spec.memory.to_string()])
+        .arg("-kernel")
+        .arg(spec.kernel.vmlinuz())
+        .arg("-initrd")
+        .arg(&spec.initrd)
+        .arg("-append")
+        .arg(append(spec))
+        .arg("-drive")
+        .arg(format!(
+            "file={},if=virtio,format=qcow2,cache=unsafe",
+            overlay.display()
+        ))
+        .arg("-chardev")
+        .arg(format!(
+            "file,id=console,path={}",
+            dir.join("console.log").display()
+        ))
+        .args(["-serial", "chardev:console", "-chardev"])
+        .arg(format!(
+            "socket,id=shell,path={},server=on,wait=off",
+            socket.display()
+        ))
+        .args(["-serial", "chardev:shell"]);
     if let Some(payload) = &spec.payload {
         qemu.arg("-drive").arg(format!(
             "file={},if=virtio,format=raw,readonly=on",
