@@ -42,10 +42,10 @@ use crate::objects::Objects;
 use crate::proc::Stat;
 use crate::tables::Sharing;
 use crate::{Externals, FreezerError, Frozen};
-use nix::time::ClockId;
 use persist_mem::manifest::{Clocks, Host, Manifest, Process, State};
 use std::collections::BTreeMap;
 use sys::Pid;
+use sys::clock::Moment;
 use sys::process::KcmpKind;
 
 /// Describes a stopped tree, all but the contents of its pages ([`capture_pages`]). The processes stay
@@ -247,13 +247,12 @@ fn zombie(pid: Pid) -> Result<Process, FreezerError> {
 
 fn host() -> Result<Host, FreezerError> {
     let this = Pid(nix::unistd::getpid().as_raw());
-    let read =
-        |clock| sys::clock::read_ns(clock).map_err(FreezerError::call(this, "reading the clocks"));
+    let now = Moment::now().map_err(FreezerError::call(this, "reading the clocks"))?;
     let clocks = Clocks {
-        realtime: read(ClockId::CLOCK_REALTIME)?,
-        monotonic: read(ClockId::CLOCK_MONOTONIC)?,
-        boottime: read(ClockId::CLOCK_BOOTTIME)?,
-        tsc: sys::clock::tsc(),
+        realtime: now.realtime,
+        monotonic: now.monotonic,
+        boottime: now.boottime,
+        tsc: now.tsc,
     };
     let uname = nix::sys::utsname::uname()
         .map_err(FreezerError::call(this, "asking for the kernel's release"))?;

@@ -37,7 +37,7 @@ pub(super) fn start(
     let proc = Path::new("/proc");
     let now = clock::now()?;
     let wanted = clock::carried_on(&saved.manifest.host.clocks, &now, saved.tsc_hz());
-    clock::set_realtime(wanted.realtime)?;
+    clock::set_realtime(&wanted, &now)?;
     warnings.extend(settings::restore(Path::new("/"), &saved.upgrade.settings));
     // What is missing now is tried again when all memory is back.
     let _ = huge_pages::begin(Path::new(SYS), &saved.upgrade.huge_pools);

@@ -1,10 +1,8 @@
 //! How much time an upgrade took, by the one clock that runs through it: the time stamp counter.
 
 use super::{Result, call};
-use nix::sys::time::TimeSpec;
-use nix::time::{ClockId, clock_settime};
 use persist_mem::manifest::Clocks;
-use sys::clock::{read_ns, tsc};
+use sys::clock::Moment;
 
 const NS: i64 = 1_000_000_000;
 
@@ -21,12 +19,12 @@ pub fn between(from: u64, to: u64, hz: u64) -> i64 {
 /// # Errors
 /// A clock the kernel does not know.
 pub fn now() -> Result<Clocks> {
-    let read = |clock| read_ns(clock).map_err(call("clock_gettime"));
+    let now = Moment::now().map_err(call("clock_gettime"))?;
     Ok(Clocks {
-        realtime: read(ClockId::CLOCK_REALTIME)?,
-        monotonic: read(ClockId::CLOCK_MONOTONIC)?,
-        boottime: read(ClockId::CLOCK_BOOTTIME)?,
-        tsc: tsc(),
+        realtime: now.realtime,
+        monotonic: now.monotonic,
+        boottime: now.boottime,
+        tsc: now.tsc,
     })
 }
 
@@ -64,13 +62,14 @@ pub fn offsets(wanted: &Clocks, now: &Clocks) -> String {
         + &line("boottime", wanted.boottime, now.boottime)
 }
 
-/// Sets CLOCK_REALTIME: the new kernel has it from the RTC, which counts whole seconds.
+/// Sets CLOCK_REALTIME to what was `wanted` at the moment of `now` and the time that has gone by
+/// since: the new kernel has it from the RTC, which counts whole seconds.
 ///
 /// # Errors
 /// `EPERM` without CAP_SYS_TIME.
-pub fn set_realtime(ns: i64) -> Result<()> {
-    let time = TimeSpec::new(ns.div_euclid(NS), ns.rem_euclid(NS));
-    clock_settime(ClockId::CLOCK_REALTIME, time).map_err(call("clock_settime"))
+pub fn set_realtime(wanted: &Clocks, now: &Clocks) -> Result<()> {
+    sys::clock::set_realtime(|monotonic| wanted.realtime + (monotonic - now.monotonic))
+        .map_err(call("clock_settime"))
 }
 
 #[cfg(test)]
