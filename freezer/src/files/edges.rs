@@ -28,13 +28,32 @@ pub(super) fn pending(
         return vec![true; targets.len()];
     };
     // What cannot be asked may be ready.
-    if !ready(copy.as_raw_fd(), 1) {
+    if !descriptions.iter().any(|id| answers_differ(table, *id)) && !ready(copy.as_raw_fd(), 1) {
         return vec![false; targets.len()];
     }
     let files: Vec<Option<&OwnedFd>> = descriptions.iter().map(|id| table.copies.get(id)).collect();
     kernel::look(|kernel| listed(kernel, copy, targets, &files)).unwrap_or_else(|why| {
         log::debug!("edges of an epoll: {why}");
         polled(table, targets, descriptions)
+    })
+}
+
+/// Whether poll(2) of it, or of an epoll that watches it, must be left to its holder. A signalfd tells
+/// everybody of their own signals, a file of mounts tells once: an epoll that is asked by somebody else
+/// takes them from the list of what is ready, and its holder waits for ever (fs/eventpoll.c,
+/// `__ep_eventpoll_poll`). What another epoll watches may be either.
+fn answers_differ(table: &Table, id: DescriptionId) -> bool {
+    let placed = table.descriptions.get(id.0 as usize);
+    let found = placed
+        .filter(|d| d.id == id)
+        .or_else(|| table.descriptions.iter().find(|d| d.id == id));
+    found.is_some_and(|d| {
+        matches!(
+            d.kind,
+            DescriptionKind::SignalFd { .. }
+                | DescriptionKind::Epoll { .. }
+                | DescriptionKind::Pseudo { .. }
+        )
     })
 }
 
@@ -96,12 +115,7 @@ fn list(kernel: &mut Kernel, epoll: &OwnedFd) -> Result<BTreeSet<(u64, i32)>, Un
 /// doubt.
 fn polled(table: &Table, targets: &[EpollTarget], descriptions: &[DescriptionId]) -> Vec<bool> {
     let ready_now = |(target, id): (&EpollTarget, &DescriptionId)| {
-        // A signalfd tells everybody of their own signals.
-        let signals = table
-            .descriptions
-            .iter()
-            .any(|d| d.id == *id && matches!(d.kind, DescriptionKind::SignalFd { .. }));
-        let copy = table.copies.get(id).filter(|_| !signals);
+        let copy = table.copies.get(id).filter(|_| !answers_differ(table, *id));
         target.events & !MODES != 0
             && copy.is_none_or(|copy| ready(copy.as_raw_fd(), target.events))
     };

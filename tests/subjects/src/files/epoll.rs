@@ -7,7 +7,7 @@ use libc::{
 };
 
 use crate::kit::files::{close, read, seen, write};
-use crate::kit::{Setting, Watch, fd, same, sys};
+use crate::kit::{Setting, Watch, args, fd, raw, same, sys};
 
 fn create() -> Result<c_int> {
     // SAFETY: takes a number.
@@ -115,6 +115,44 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
             .spoiled_by(move || control(epoll, EPOLL_CTL_DEL, edge[0], 0, 0)),
         ),
     )
+}
+
+/// A signal is told by an epoll that watches a signalfd, and by one that watches that epoll: nobody else
+/// may ask them, who would see no signal of his own and take it from their lists.
+pub(crate) fn signals(_: &Setting) -> Result<Watch> {
+    let mask = 1_u64 << 9;
+    raw(
+        libc::SYS_rt_sigprocmask,
+        args([0, &raw const mask as u64, 0, 8]),
+    );
+    let made = raw(
+        libc::SYS_signalfd4,
+        args([
+            u64::MAX,
+            &raw const mask as u64,
+            8,
+            libc::SFD_NONBLOCK as u64,
+        ]),
+    );
+    let signals = fd("signalfd", i32::try_from(made)?)?;
+    let (inner, outer) = (create()?, create()?);
+    control(inner, EPOLL_CTL_ADD, signals, EPOLLIN, 1)?;
+    control(outer, EPOLL_CTL_ADD, inner, EPOLLIN, 2)?;
+    let raise = || {
+        // SAFETY: a signal that is blocked, for this process.
+        sys("kill", unsafe { libc::kill(libc::getpid(), libc::SIGUSR1) }).map(drop)
+    };
+    raise()?;
+    Ok(Watch::new(move || {
+        let on = EPOLLIN as u32;
+        same("the outer epoll", &vec![(2, on)], &ready(outer)?)?;
+        same("the inner epoll", &vec![(1, on)], &ready(inner)?)?;
+        let info = read(signals, 128)?;
+        same("the signal", &(libc::SIGUSR1 as u8), &info[0])?;
+        same("the epoll then", &vec![], &ready(inner)?)?;
+        raise()
+    })
+    .spoiled_by(move || read(signals, 128).map(drop)))
 }
 
 /// Edges: one that was told is not told again though its pipe is full still, one that was not is told once.

@@ -183,6 +183,11 @@ pub(crate) const GROUP: Group = Group {
             "one-shot entries of epoll that have fired",
             epoll::oneshot,
         ),
+        subject(
+            "epoll-signals",
+            "epoll of a signalfd with a pending signal",
+            epoll::signals,
+        ),
         subject("epoll-nested", "nested epoll", epoll::nested),
         subject(
             "epoll-dup",
