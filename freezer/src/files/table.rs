@@ -263,7 +263,7 @@ impl Table {
             sent.settle(ids, &mut self.descriptions);
         }
         let sockets = core::mem::take(&mut self.sockets);
-        sockets.link(&mut self.descriptions, &self.externals)?;
+        sockets.link(&mut self.descriptions, &self.copies, &self.externals)?;
         epoll::resolve(&mut self)?;
         located::resolve(&mut self)?;
         let terminals = terminal::finish(self.terminals, &self.copies)?;

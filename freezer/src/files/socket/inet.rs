@@ -61,7 +61,11 @@ pub(super) fn examine(
         ..InetSocket::default()
     };
     if common.kind == c::SOCK_STREAM {
-        tcp::examine(open, common, facts.running, &mut found)?;
+        let when = match facts.running {
+            true => tcp::When::Running,
+            false => tcp::When::Stopped,
+        };
+        tcp::examine(open, common, when, &mut found)?;
         return Ok(found);
     }
     found.pending = pending::examine(open, common)?;
@@ -105,15 +109,9 @@ fn bound(address: &[u8], kind: i32) -> bool {
 }
 
 /// What a socket received and nobody has read.
-pub(super) fn queue(
-    open: &Open<'_>,
-    common: &Common,
-    state: &InetSocket,
-) -> Result<Vec<Message>, FreezerError> {
-    if let Some(connection) = &state.connection {
-        return tcp::queue(open, connection);
-    }
+pub(super) fn queue(open: &Open<'_>, common: &Common) -> Result<Vec<Message>, FreezerError> {
     if common.kind == c::SOCK_STREAM {
+        // Asked for when nothing is under way any more (`settle.rs`).
         Ok(Vec::new())
     } else if !is_udp(common) {
         packets::queue(open, common)

@@ -13,6 +13,7 @@ mod pieces;
 mod queue;
 mod raw;
 mod reuseport;
+mod settle;
 mod tcp;
 mod tcp_queue;
 mod unaccepted;
@@ -23,6 +24,7 @@ pub use netlink::take as take_device_messages;
 pub use tcp::silence as silence_connections;
 
 use super::Open;
+use super::known::Copies;
 use crate::diag::{self, PacketInfo, UnixInfo};
 use crate::{Externals, FreezerError};
 use nix::libc as c;
@@ -41,6 +43,7 @@ const UNLISTED: &str = "the kernel does not list it (another network namespace?)
 pub(crate) struct Sockets {
     facts: Facts,
     unix: Vec<unix::Found>,
+    tcp: Vec<settle::Met>,
     holders: HashMap<DescriptionId, (sys::Pid, i32)>,
     in_flight: Vec<InFlight>,
 }
@@ -225,7 +228,12 @@ impl Sockets {
                 self.unix.push(found);
                 messages
             }
-            SocketState::Inet(state) => inet::queue(open, &common, state)?,
+            SocketState::Inet(_) => {
+                if common.kind == c::SOCK_STREAM {
+                    self.tcp.push(settle::Met::new(open, id));
+                }
+                inet::queue(open, &common)?
+            }
             SocketState::Netlink(_) | SocketState::Packet(_) => Vec::new(),
         };
         let mut queue = Vec::new();
@@ -266,8 +274,10 @@ impl Sockets {
     pub(super) fn link(
         self,
         descriptions: &mut [Description],
+        copies: &Copies,
         externals: &Externals,
     ) -> Result<(), FreezerError> {
+        settle::settle(&self.tcp, copies, descriptions)?;
         unix::link(&self.unix, descriptions, externals)?;
         tcp::link(&self.holders, descriptions)
     }

@@ -20,13 +20,13 @@ use std::time::{Duration, Instant};
 use sys::{Errno, Pid, socket};
 
 /// include/net/tcp_states.h
-mod state {
+pub(super) mod state {
     pub(super) const ESTABLISHED: u8 = 1;
     pub(super) const FIN_WAIT1: u8 = 4;
     pub(super) const FIN_WAIT2: u8 = 5;
-    pub(super) const CLOSE: u8 = 7;
+    pub(in super::super) const CLOSE: u8 = 7;
     pub(super) const CLOSE_WAIT: u8 = 8;
-    pub(super) const LISTEN: u8 = 10;
+    pub(in super::super) const LISTEN: u8 = 10;
 }
 
 /// How long the other end's kernel side may take to say what it has got (delayed acknowledgements).
@@ -37,11 +37,23 @@ const CALM: Duration = Duration::from_millis(20);
 
 const MORE_THAN_FITS: &str = "it has sent more than its peer can take";
 
+/// When a TCP socket is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum When {
+    /// Its process runs: it may change meanwhile.
+    Running,
+    /// Its process stands still, but what was sent may be under way. What was received and sent is left out
+    /// until all sockets are known (`settle.rs`).
+    Stopped,
+    /// Nothing is under way any more.
+    Settled,
+}
+
 /// What a TCP socket adds to `found`: its backlog or its connection.
 pub(super) fn examine(
     open: &Open<'_>,
     common: &Common,
-    running: bool,
+    when: When,
     found: &mut InetSocket,
 ) -> Result<(), FreezerError> {
     let fd = open.copy.as_fd();
@@ -71,7 +83,9 @@ pub(super) fn examine(
         }
         Some(&state::LISTEN) => {
             found.backlog = Some(word(28));
-            found.waiting = waiting(open)?;
+            if when != When::Stopped {
+                found.waiting = waiting(open)?;
+            }
             return Ok(());
         }
         Some(&state::CLOSE) if common.has(c::POLLRDHUP) => {
@@ -96,7 +110,10 @@ pub(super) fn examine(
         finished,
         ended: got_all,
         deaf: common.has(c::POLLRDHUP) && !got_all && !finished,
-        ..numbers(open, running)?
+        ..match when {
+            When::Stopped => Connection::default(),
+            When::Running | When::Settled => numbers(open, when == When::Running)?,
+        }
     });
     Ok(())
 }
@@ -187,23 +204,31 @@ fn waiting(open: &Open<'_>) -> Result<Vec<WaitingConnection>, FreezerError> {
 
 /// Whether its peer takes nothing of what was sent: its queue is full, and its process does not read.
 fn stalled(open: &Open<'_>) -> Result<bool, FreezerError> {
-    let fd = open.copy.as_fd();
-    let unsent = || socket::unsent(fd).map_err(open.call("asking for unsent data"));
-    let (begun, before) = (Instant::now(), unsent()?);
-    while before != 0 && unsent()? == before {
-        let patience = match kernel::look(|kernel| {
-            let sk = kernel.own_sock(fd)?;
-            tcp_queue::waits_for_more(kernel, sk)
-        }) {
-            Ok(false) => CALM,
-            _ => ACKNOWLEDGED_WITHIN,
-        };
-        if begun.elapsed() > patience {
+    let (begun, before) = (Instant::now(), unsent(open)?);
+    while before != 0 && unsent(open)? == before {
+        if begun.elapsed() > patience(open) {
             return Ok(true);
         }
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(false)
+}
+
+/// How many bytes it has sent that were not acknowledged.
+pub(super) fn unsent(open: &Open<'_>) -> Result<u32, FreezerError> {
+    socket::unsent(open.copy.as_fd()).map_err(open.call("asking for unsent data"))
+}
+
+/// How long what it has sent may stand still before it is known that nothing of it moves.
+pub(super) fn patience(open: &Open<'_>) -> Duration {
+    let more = kernel::look(|kernel| {
+        let sk = kernel.own_sock(open.copy.as_fd())?;
+        tcp_queue::waits_for_more(kernel, sk)
+    });
+    match more {
+        Ok(false) => CALM,
+        _ => ACKNOWLEDGED_WITHIN,
+    }
 }
 
 /// Whether an address is one of this host's.

@@ -7,6 +7,7 @@ mod netlink;
 mod packet;
 mod packet_queues;
 mod signed;
+mod tcp_more;
 mod tcp_queues;
 mod udp;
 mod unix_control;
@@ -181,6 +182,11 @@ pub(crate) const GROUP: Group = Group {
             "tcp-large",
             "a TCP connection with much that nobody has read",
             tcp_queues::large,
+        ),
+        subject(
+            "tcp-more",
+            "TCP data that waits for more to follow (MSG_MORE)",
+            tcp_more::held_back,
         ),
         subject(
             "tcp-broken",

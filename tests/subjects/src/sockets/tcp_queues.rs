@@ -15,7 +15,7 @@ use crate::kit::net::{option, set_option, set_option_bytes, socket};
 use crate::kit::{SOON, Setting, Watch, loopback, same, sys, until};
 
 /// Both ends of a connection, which do not block.
-fn pair() -> Result<[TcpStream; 2]> {
+pub(super) fn pair() -> Result<[TcpStream; 2]> {
     pair_at(|_| Ok(()))
 }
 
