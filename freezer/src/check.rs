@@ -157,6 +157,7 @@ fn attributes(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, FreezerErro
     if is_32_bit(pid) {
         refuse("exe", "32-bit programs are not carried".into());
     }
+    found.extend(capture::room_refusal(pid, &status)?);
     Ok(found)
 }
 

@@ -12,6 +12,7 @@ pub(crate) mod nr {
     pub(crate) const MPROTECT: i64 = 10;
     pub(crate) const MUNMAP: i64 = 11;
     pub(crate) const RT_SIGACTION: i64 = 13;
+    pub(crate) const RT_SIGPROCMASK: i64 = 14;
     pub(crate) const IOCTL: i64 = 16;
     pub(crate) const MREMAP: i64 = 25;
     pub(crate) const MADVISE: i64 = 28;
@@ -42,6 +43,7 @@ pub(crate) mod nr {
     pub(crate) const PERSONALITY: i64 = 135;
     pub(crate) const SETPRIORITY: i64 = 141;
     pub(crate) const SCHED_SETSCHEDULER: i64 = 144;
+    pub(crate) const MUNLOCK: i64 = 150;
     pub(crate) const PRCTL: i64 = 157;
     pub(crate) const MLOCKALL: i64 = 151;
     pub(crate) const MODIFY_LDT: i64 = 154;

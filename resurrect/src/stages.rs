@@ -33,7 +33,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("owners of signals", files::owner::set),
     ("asynchronous I/O", memory::aio::set),
     ("timers", process::timers::set),
-    ("zombies", tree::end_zombies),
+    ("zombies", tree::zombies::end_all),
     ("stopped jobs", process::jobs::stop),
     ("attributes of threads", thread::attributes::set),
     ("attributes of processes", process::attributes::set),

@@ -52,6 +52,27 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd> {
     unsafe { syscall(libc::SYS_pidfd_getfd, args) }.map(owned)
 }
 
+/// prlimit(2): the limit of a process as soft and hard value, and sets another one.
+///
+/// # Errors
+/// `EPERM` for a higher hard limit without CAP_SYS_RESOURCE, `ESRCH` when there is no such process.
+pub fn prlimit(pid: Pid, resource: u32, limit: Option<(u64, u64)>) -> Result<(u64, u64)> {
+    let limit = limit.map(|(soft, hard)| [soft, hard]);
+    let mut old = [0_u64; 2];
+    let new = limit.as_ref().map_or(0, |new| new.as_ptr() as u64);
+    let args = [
+        pid.0 as u64,
+        resource.into(),
+        new,
+        old.as_mut_ptr() as u64,
+        0,
+        0,
+    ];
+    // SAFETY: both are two words, as struct rlimit64 is, or null.
+    unsafe { syscall(libc::SYS_prlimit64, args) }?;
+    Ok((old[0], old[1]))
+}
+
 /// The time slice of the calling thread in nanoseconds (`sched_runtime` of sched_getattr(2)), 0 where the
 /// kernel (before 6.12) or the policy has none.
 ///

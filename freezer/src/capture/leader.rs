@@ -6,7 +6,7 @@
 use super::credentials;
 use crate::proc::{self, Stat, Status};
 use crate::{FreezerError, Refusal};
-use persist_mem::manifest::{EndedLeader, Scheduling};
+use persist_mem::manifest::{EndedLeader, Remains, Scheduling};
 use sys::Pid;
 
 /// SCHED_DEADLINE, whose parameters are gone with the thread.
@@ -19,14 +19,21 @@ pub(super) fn capture(pid: Pid) -> Result<EndedLeader, FreezerError> {
     let stat = Stat::read(pid, &format!("task/{leader}/stat"))?;
     let status = Status::read(pid, &format!("task/{leader}/status"))?;
     let code = exit_code(pid, &stat).map_err(|found| FreezerError::Refused(vec![found]))?;
-    let policy = stat.field(41);
-    let slack = proc::read_text(pid, "timerslack_ns")?;
     Ok(EndedLeader {
         code,
-        comm: stat.comm().to_vec(),
         exit_signal: stat.exit_signal(),
+        remains: remains(pid, &stat, &status)?,
+    })
+}
+
+/// What is seen of a leader that has ended.
+pub(super) fn remains(pid: Pid, stat: &Stat, status: &Status) -> Result<Remains, FreezerError> {
+    let policy = stat.field(41);
+    let slack = proc::read_text(pid, "timerslack_ns")?;
+    Ok(Remains {
+        comm: stat.comm().to_vec(),
         sigmask: status.mask("SigBlk"),
-        credentials: credentials::capture(&status, 0),
+        credentials: credentials::capture(status, 0),
         scheduling: Scheduling {
             policy: if policy == SCHED_DEADLINE {
                 0

@@ -38,6 +38,14 @@ fn read(pid: Pid, what: &str) -> Result<Vec<Mapping>, FreezerError> {
         text: "a line has an unknown form".into(),
     })?;
     maps.retain(|map| map.name != b"[vsyscall]");
+    // A name with `\012` in it looks like one with a newline.
+    for map in maps.iter_mut().filter(|map| map.inode != 0) {
+        if map.name.contains(&b'\n')
+            && let Ok(name) = proc::link(pid, &map.map_file())
+        {
+            map.name = name;
+        }
+    }
     Ok(maps)
 }
 

@@ -22,6 +22,7 @@ mod policy;
 mod process;
 mod reports;
 mod restart;
+mod room;
 mod seccomp;
 mod signals;
 mod sleep;
@@ -34,6 +35,7 @@ pub(crate) use leader::refusal as leader_refusal;
 pub(crate) use memory::refusals as memory_refusals;
 pub use pages::capture_pages;
 pub(crate) use restart::is_readable as rest_is_readable;
+pub(crate) use room::refusal as room_refusal;
 pub(crate) use vfork::obstacle as vfork_obstacle;
 
 use crate::files::Table;
@@ -116,29 +118,11 @@ fn describe(
     let undo = crate::ipc::undo::capture(frozen, ours.is_none())?;
     let mut table = Table::new(externals, ours.is_some());
     let Prepared { outsiders, finder } = prepared;
-    let pids: Vec<Pid> = frozen.pids().collect();
-    let [memory, actions, files, directories, undone] = sharing(&pids);
-    let (mut processes, mut timers_at) = (Vec::new(), Vec::new());
     let (stats, children) = relatives(frozen)?;
     let made_by = parents::threads(frozen, &children);
     let mut groups = cgroups::capture(frozen)?;
-    for (pid, stat) in &stats {
-        let pid = *pid;
-        let children = children.get(&pid).map_or(&[][..], Vec::as_slice);
-        let (mut process, at) =
-            process::capture(frozen, (pid, stat), children, &mut table, finder)?;
-        timers_at.push(at);
-        if let State::Live(live) = &mut process.state {
-            live.mm_of = memory.of(pid);
-            live.actions_of = actions.of(pid);
-            live.files_of = files.of(pid);
-            live.fs_of = directories.of(pid);
-            live.undo_of = undone.of(pid);
-            crate::tables::note_own_undo(&mut live.threads);
-            groups.tell(pid, process.sid, live);
-        }
-        processes.push(process);
-    }
+    let lives = lives(frozen, &mut table, finder, &mut groups, (&stats, &children))?;
+    let (mut processes, timers_at): (Vec<_>, Vec<_>) = lives.into_iter().unzip();
     for &pid in frozen.zombies() {
         processes.push(zombie(pid)?);
     }
@@ -180,6 +164,40 @@ fn describe(
         crate::ipc::capture(&mut manifest, &mut objects)?;
     }
     Ok((manifest, objects))
+}
+
+/// Every live process in the order of `stats`, and when its timers were asked.
+fn lives(
+    frozen: &Frozen,
+    table: &mut Table,
+    finder: &mut Finder,
+    groups: &mut cgroups::Found,
+    (stats, children): (&[(Pid, Stat)], &Children),
+) -> Result<Vec<(Process, timers::TimersAt)>, FreezerError> {
+    let pids: Vec<Pid> = frozen.pids().collect();
+    let [memory, actions, files, directories, undone] = sharing(&pids);
+    let mut captured = Vec::new();
+    // Who has another's memory may leave something on that one's stack, which gives it back then.
+    let mut order: Vec<usize> = (0..stats.len()).collect();
+    order.sort_by_key(|at| memory.of(stats[*at].0).is_none());
+    for at in order {
+        let (pid, stat) = &stats[at];
+        let pid = *pid;
+        let children = children.get(&pid).map_or(&[][..], Vec::as_slice);
+        let (mut process, timers) = process::capture(frozen, (pid, stat), children, table, finder)?;
+        if let State::Live(live) = &mut process.state {
+            live.mm_of = memory.of(pid);
+            live.actions_of = actions.of(pid);
+            live.files_of = files.of(pid);
+            live.fs_of = directories.of(pid);
+            live.undo_of = undone.of(pid);
+            crate::tables::note_own_undo(&mut live.threads);
+            groups.tell(pid, process.sid, live);
+        }
+        captured.push((at, (process, timers)));
+    }
+    captured.sort_by_key(|(at, _)| *at);
+    Ok(captured.into_iter().map(|(_, of)| of).collect())
 }
 
 /// Who shares memory, signal actions, descriptors, directories, and undo lists.
@@ -224,15 +242,10 @@ fn zombie(pid: Pid) -> Result<Process, FreezerError> {
     let stat = crate::proc::Stat::read(pid, "stat")?;
     let status = i32::try_from(stat.field(52)).unwrap_or(0);
     let text = crate::proc::Status::read(pid, "status")?;
-    let ids = |key| {
-        let all = text.numbers(key);
-        [0, 1, 2].map(|at| all.get(at).copied().unwrap_or(0))
-    };
     let state = State::Zombie {
         status,
-        comm: stat.comm().to_vec(),
-        users: ids("Uid"),
-        groups: ids("Gid"),
+        signals: ["SigIgn", "SigCgt"].map(|key| text.mask(key)),
+        remains: Box::new(leader::remains(pid, &stat, &text)?),
     };
     Ok(Process {
         pid,

@@ -2,6 +2,7 @@
 
 use super::foothold::{Finder, Grown};
 use super::inside::{self, Inside};
+use super::room::Raised;
 use super::timers::TimersAt;
 use super::{
     attributes, leader, mappings, membarrier, memory, policy, reports, signals, thread, timers,
@@ -185,9 +186,21 @@ fn map_scratch(
     if let Some(foothold) = way.foothold {
         tracee.set_foothold(foothold);
     }
-    let scratch = tracee
-        .map_scratch(way.gate, SCRATCH)
-        .map_err(FreezerError::tracee(pid))?;
+    let mapped = tracee.map_scratch(way.gate, SCRATCH).or_else(|_| {
+        let _raised = Raised::of(pid, &thread.status);
+        tracee.map_scratch(way.gate, SCRATCH)
+    });
+    let scratch = match mapped {
+        Ok(scratch) => scratch,
+        Err(why) => {
+            if let Some((grown, foothold)) = way.grown.zip(way.foothold) {
+                grown
+                    .give_back(foothold, threads)
+                    .map_err(FreezerError::tracee(pid))?;
+            }
+            return Err(FreezerError::tracee(pid)(why));
+        }
+    };
     let lock_future = policy::lock_future((pid, tid), locked, scratch);
     for thread in threads.iter_mut() {
         let adopted = thread.tracee.adopt_scratch(scratch, true);

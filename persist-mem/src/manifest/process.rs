@@ -44,12 +44,10 @@ pub enum State {
     Zombie {
         /// Raw wait status (`exit_code` of `/proc/PID/stat`).
         status: i32,
-        /// Its name.
-        comm: Vec<u8>,
-        /// Real, effective and saved user, which waitid(2) tells in `si_uid`.
-        users: [u32; 3],
-        /// Real, effective and saved group.
-        groups: [u32; 3],
+        /// Ignored and caught signals (bit n-1 for signal n).
+        signals: [u64; 2],
+        /// What is seen of it.
+        remains: Box<Remains>,
     },
 }
 
@@ -203,10 +201,17 @@ pub struct EndedLeader {
     /// What it gave to exit(2): `/proc/PID/stat` shows it. The code of the process is that of the thread that
     /// ends last (kernel/exit.c, synchronize_group_exit).
     pub code: u8,
-    /// Its name, up to 15 bytes.
-    pub comm: Vec<u8>,
     /// The signal that the parent gets at the end of the process, 0 for none.
     pub exit_signal: i32,
+    /// What is seen of it.
+    pub remains: Remains,
+}
+
+/// What everybody sees of a thread that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Remains {
+    /// Its name, up to 15 bytes.
+    pub comm: Vec<u8>,
     /// Blocked signals (bit n-1 for signal n).
     pub sigmask: u64,
     /// Who it acted as; securebits are not shown any more.

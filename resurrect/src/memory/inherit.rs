@@ -71,6 +71,45 @@ fn kernels(vma: &&Vma) -> bool {
     matches!(vma.backing, Backing::Vdso | Backing::Vvar)
 }
 
+/// Ranges of `parent` that are to be locked while `child` is forked from it: mappings side by side that are one in
+/// the parent by then, and two in the child, though the kernel would make one of them. A lock makes them two,
+/// and a child has no locks (kernel/fork.c, dup_mmap), but still two mappings.
+pub(super) fn to_be_split(
+    parent: &AddressSpace,
+    child: &AddressSpace,
+    objects: &[SharedObject],
+) -> Vec<(u64, u64)> {
+    let pairs = || child.vmas.iter().zip(child.vmas.iter().skip(1));
+    if !pairs().any(|(one, two)| would_merge(one, two)) {
+        return Vec::new();
+    }
+    let kept: Vec<PageRange> = difference(parent, child, objects)
+        .kept
+        .iter()
+        .map(range_of)
+        .collect();
+    let whole = |vma: &Vma| {
+        let from = kept.partition_point(|range| end(range) <= vma.start);
+        let mut at = vma.start;
+        for range in &kept[from..] {
+            if range.va != at || at >= vma.end {
+                break;
+            }
+            at = end(range);
+        }
+        at >= vma.end
+    };
+    let mut split: Vec<(u64, u64)> = Vec::new();
+    for (one, two) in pairs() {
+        // Every second one of a row.
+        let locked = split.last() == Some(&(one.start, one.end));
+        if would_merge(one, two) && !locked && whole(one) && whole(two) {
+            split.push((two.start, two.end));
+        }
+    }
+    split
+}
+
 /// Turns the memory that the process has from `parent` into its own.
 pub(super) fn adapt(
     builder: &Builder<'_>,

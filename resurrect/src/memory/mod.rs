@@ -30,6 +30,7 @@ mod segments;
 mod vdso;
 
 use crate::ResurrectError;
+use crate::calls::{Calls, nr};
 use crate::objects::Objects;
 use crate::processor::OneProcessor;
 use crate::restore::Restore;
@@ -40,6 +41,8 @@ use persist_mem::store::PageStore;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use sys::{PAGE_SIZE_U64, Pid};
+
+const MLOCK_ONFAULT: i32 = 1;
 
 /// Lets who restores look at the pages.
 pub(crate) fn look(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
@@ -113,24 +116,51 @@ pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 }
 
 /// Called before `by` forks `pid`: builds the memory of `by` when the new process shall share pages
-/// with it.
+/// with it. Returns what is to be given to [`after_fork`].
 pub(crate) fn before_fork(
     restore: &mut Restore<'_>,
     by: Pid,
     pid: Pid,
-) -> Result<(), ResurrectError> {
+) -> Result<Vec<(u64, u64)>, ResurrectError> {
     let live = |wanted| restore.lives().find(|(pid, _)| *pid == wanted);
     let (Some((_, parent)), Some((_, child))) = (live(by), live(pid)) else {
-        return Ok(());
+        return Ok(Vec::new());
     };
     let whole = parent.mm_of.and_then(live);
     let owner = whole.unwrap_or((by, parent));
-    if child.mm_of.is_some()
-        || inherit::related(&owner.1.mm, &child.mm, &restore.manifest.shared_objects)
-    {
-        contents(restore, owner.0, owner.1)?;
+    let objects = &restore.manifest.shared_objects;
+    let own = child.mm_of.is_none();
+    if own && !inherit::related(&owner.1.mm, &child.mm, objects) {
+        return Ok(Vec::new());
     }
-    Ok(())
+    contents(restore, owner.0, owner.1)?;
+    if !own {
+        return Ok(Vec::new());
+    }
+    let locked = inherit::to_be_split(&owner.1.mm, &child.mm, objects);
+    let mut calls = Calls::new(by, "splitting mappings", &mut restore.task(by)?.first);
+    for (start, end) in &locked {
+        let args = [(*start).into(), (end - start).into(), MLOCK_ONFAULT.into()];
+        calls.batch().call("locking memory", nr::MLOCK2, args);
+        calls.breathe()?;
+    }
+    calls.flush()?;
+    Ok(locked)
+}
+
+/// Called when it has done so.
+pub(crate) fn after_fork(
+    restore: &mut Restore<'_>,
+    by: Pid,
+    locked: &[(u64, u64)],
+) -> Result<(), ResurrectError> {
+    let mut calls = Calls::new(by, "splitting mappings", &mut restore.task(by)?.first);
+    for (start, end) in locked {
+        let args = [(*start).into(), (end - start).into()];
+        calls.batch().call("unlocking memory", nr::MUNLOCK, args);
+        calls.breathe()?;
+    }
+    calls.flush()
 }
 
 /// Mappings and pages, unless they are there. True when they are in part those of the process that

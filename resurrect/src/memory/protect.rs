@@ -26,9 +26,8 @@ const ADVICE: [(&[u8; 2], i32); 8] = [
     (b"dd", 16), // MADV_DONTDUMP
     (b"wf", 18), // MADV_WIPEONFORK
 ];
-/// Flags that mappings have of themselves: droppable ones (`MAP_DROPPABLE`), and those of huge pages.
+/// Flags that droppable mappings (`MAP_DROPPABLE`) have of themselves.
 const OF_DROPPABLE: [&[u8; 2]; 2] = [b"dd", b"wf"];
-const OF_HUGETLB: [&[u8; 2]; 1] = [b"dd"];
 
 /// Gives every mapping what it had.
 pub(super) fn apply(
@@ -93,13 +92,7 @@ fn allocate_keys(calls: &mut Calls<'_>, mm: &AddressSpace) {
 }
 
 fn advise(calls: &mut Calls<'_>, vma: &Vma) {
-    let own: &[&[u8; 2]] = if vma.has(b"dp") {
-        &OF_DROPPABLE
-    } else if vma.has(b"ht") {
-        &OF_HUGETLB
-    } else {
-        &[]
-    };
+    let own: &[&[u8; 2]] = if vma.has(b"dp") { &OF_DROPPABLE } else { &[] };
     let wanted = ADVICE
         .iter()
         .filter(|(flag, _)| vma.has(flag) && !own.contains(flag));

@@ -12,13 +12,14 @@ const SIGCONT: usize = 18;
 const SIGSTOP: usize = 19;
 const SIG_IGN: u64 = 1;
 
-/// Sets every disposition.
+/// Sets every disposition but that of SIGCHLD, which comes with the queued signals ([`forget_children`]): children
+/// of who ignores it leave nothing behind, and those that have ended before are still to do so.
 pub(crate) fn set_actions(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives() {
         let mut batch = Batch::new();
         for (index, action) in live.actions.iter().enumerate() {
             let signal = index + 1;
-            if signal != SIGKILL && signal != SIGSTOP {
+            if ![SIGKILL, SIGSTOP, SIGCHLD].contains(&signal) {
                 put_action(&mut batch, signal, action);
             }
         }

@@ -9,7 +9,7 @@ use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
 use crate::task::Task;
-use persist_mem::manifest::{EndedLeader, Live};
+use persist_mem::manifest::{EndedLeader, Live, Remains};
 use std::time::{Duration, Instant};
 use sys::batch::Batch;
 use sys::ptrace::{self, options};
@@ -44,19 +44,20 @@ pub(crate) fn end(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             run(pid, DOING, tracee, &batch)?;
         }
         let mut batch = Batch::new();
-        appearance(&mut batch, leader);
+        appearance(&mut batch, &leader.remains);
         run(pid, DOING, tracee, &batch)?;
         exit(pid, tracee, leader)?;
     }
     Ok(())
 }
 
-fn appearance(batch: &mut Batch, leader: &EndedLeader) {
-    attributes::name(batch, &leader.comm);
-    attributes::scheduling(batch, &leader.scheduling);
-    attributes::processors(batch, &leader.scheduling);
-    credentials::become_user(batch, &leader.credentials);
-    if leader.no_new_privs {
+/// Gives a thread that is about to end what will be seen of it.
+pub(crate) fn appearance(batch: &mut Batch, remains: &Remains) {
+    attributes::name(batch, &remains.comm);
+    attributes::scheduling(batch, &remains.scheduling);
+    attributes::processors(batch, &remains.scheduling);
+    credentials::become_user(batch, &remains.credentials);
+    if remains.no_new_privs {
         credentials::no_new_privs(batch);
     }
 }
@@ -95,7 +96,7 @@ fn exit(pid: Pid, tracee: &mut Tracee, leader: &EndedLeader) -> Result<(), Resur
         None => return Err(failed()(Errno::ETIMEDOUT)),
     }
     // Until now it would have taken the signals that wait for the process.
-    let masked = tracee.set_sigmask(leader.sigmask);
+    let masked = tracee.set_sigmask(leader.remains.sigmask);
     masked.map_err(ResurrectError::tracee(pid, DOING))?;
     ptrace::detach(tid, 0).map_err(failed())?;
     wait_until_ended(host).map_err(failed())

@@ -8,7 +8,7 @@ use crate::task::{Memory, Task};
 use persist_mem::manifest::{Live, Thread};
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
-use sys::batch::{Arg, Batch};
+use sys::batch::Batch;
 use sys::ptrace::{self, options};
 use sys::tracee::Tracee;
 use sys::wait::{self, Status};
@@ -21,7 +21,6 @@ const CLONE_SIGHAND: u64 = 0x800;
 const CLONE_PARENT: u64 = 0x8000;
 const CLONE_SYSVSEM: u64 = 0x4_0000;
 const SIGCHLD: u64 = 17;
-const PR_SET_NAME: i32 = 15;
 /// How processes under construction are traced.
 pub(crate) const OPTIONS: u64 =
     options::TRACEFORK | options::TRACEVFORK | options::TRACECLONE | options::EXITKILL;
@@ -37,9 +36,10 @@ pub(super) fn fork(
     by: Option<Pid>,
     sibling: bool,
 ) -> Result<(), ResurrectError> {
-    if let Some(by) = by {
-        memory::before_fork(restore, by, pid)?;
-    }
+    let locked = match by {
+        Some(by) => memory::before_fork(restore, by, pid)?,
+        None => Vec::new(),
+    };
     let lives: BTreeMap<Pid, &Live> = restore.lives().collect();
     let owner = |pid: Pid| lives.get(&pid).and_then(|live| live.mm_of);
     let memory = by.and_then(|by| match restore.tasks.get(&by)?.memory {
@@ -67,6 +67,9 @@ pub(super) fn fork(
         }
         Some(by) => descendant(restore, pid, by, sibling)?,
     };
+    if let Some(by) = by.filter(|_| !locked.is_empty()) {
+        memory::after_fork(restore, by, &locked)?;
+    }
     let task = Task {
         first: leader,
         threads: BTreeMap::new(),
@@ -326,26 +329,4 @@ pub(crate) fn thread(
         .block_signals()
         .map_err(ResurrectError::tracee(pid, "taking hold of a thread"))?;
     Ok(thread)
-}
-
-/// Names a process as its program was called.
-/// Gives a process that is about to end the users and groups it is remembered with: real, effective, saved.
-pub(super) fn belong(
-    restore: &mut Restore<'_>,
-    pid: Pid,
-    users: [u32; 3],
-    groups: [u32; 3],
-) -> Result<(), ResurrectError> {
-    let mut batch = Batch::new();
-    let doing = "giving it its user and group";
-    batch.call(doing, nr::SETRESGID, groups.map(Arg::from));
-    batch.call(doing, nr::SETRESUID, users.map(Arg::from));
-    run(pid, doing, &mut restore.task(pid)?.first, &batch).map(drop)
-}
-
-pub(super) fn name(restore: &mut Restore<'_>, pid: Pid, comm: &[u8]) -> Result<(), ResurrectError> {
-    let mut batch = Batch::new();
-    let text = batch.string(comm);
-    batch.call("naming it", nr::PRCTL, [PR_SET_NAME.into(), text.into()]);
-    run(pid, "naming it", &mut restore.task(pid)?.first, &batch).map(drop)
 }

@@ -5,15 +5,15 @@ mod core;
 pub(crate) mod ids;
 mod plan;
 pub(crate) mod vfork;
+pub(crate) mod zombies;
 
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
+use crate::task::Task;
 pub(crate) use birth::{OPTIONS, clone_args, taken, wait_until_stopped};
-use persist_mem::manifest::State;
 use plan::{Outside, Step};
 use sys::batch::Batch;
-use sys::wait::{self, Status};
 use sys::{Errno, Pid};
 
 const PR_SET_CHILD_SUBREAPER: i32 = 36;
@@ -61,12 +61,12 @@ pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             Step::End { pid, reaper } => {
                 let founder = restore.tasks.contains_key(&birth::INTERMEDIATE);
                 let reaper = reaper.or(founder.then_some(birth::INTERMEDIATE));
-                end(restore, pid, reaper, &Ending::Exit(0))?;
+                end(restore, pid, reaper)?;
             }
         }
     }
     if restore.tasks.contains_key(&birth::INTERMEDIATE) {
-        end(restore, birth::INTERMEDIATE, None, &Ending::Exit(0))?;
+        end(restore, birth::INTERMEDIATE, None)?;
     }
     crate::files::terminal::set_foreground(restore)
 }
@@ -84,7 +84,7 @@ pub(crate) fn helper(restore: &mut Restore<'_>, pid: Pid) -> Result<(), Resurrec
 /// Ends a helper.
 pub(crate) fn end_helper(restore: &mut Restore<'_>, pid: Pid) -> Result<(), ResurrectError> {
     let first = first(restore, pid)?;
-    end(restore, pid, Some(first), &Ending::Exit(0))
+    end(restore, pid, Some(first))
 }
 
 fn first(restore: &Restore<'_>, pid: Pid) -> Result<Pid, ResurrectError> {
@@ -115,36 +115,10 @@ fn one(
     run(pid, doing, first, &batch).map(drop)
 }
 
-/// How a process ends.
-enum Ending {
-    Exit(i32),
-    Signal(i32),
-}
-
-/// Ends a process; `reaper`, when given, waits for it.
-fn end(
-    restore: &mut Restore<'_>,
-    pid: Pid,
-    reaper: Option<Pid>,
-    ending: &Ending,
-) -> Result<(), ResurrectError> {
-    let gone = || ResurrectError::Impossible {
-        pid,
-        why: "it was not made".into(),
-    };
-    let mut task = restore.tasks.remove(&pid).ok_or_else(gone)?;
-    match *ending {
-        Ending::Exit(code) => {
-            let mut batch = Batch::new();
-            batch.call("ending", nr::EXIT_GROUP, [code.into()]);
-            match task.first.run_raw(&batch) {
-                Err(sys::tracee::TraceeError::Ended { .. }) => {}
-                Err(cause) => return Err(ResurrectError::tracee(pid, "ending it")(cause)),
-                Ok(_) => return Err(ResurrectError::call(pid, "ending it")(Errno::EBUSY)),
-            }
-        }
-        Ending::Signal(signal) => end_by_signal(pid, &task, signal)?,
-    }
+/// Ends a helper; `reaper`, when given, waits for it.
+fn end(restore: &mut Restore<'_>, pid: Pid, reaper: Option<Pid>) -> Result<(), ResurrectError> {
+    let mut task = take(restore, pid)?;
+    exit(pid, &mut task, Batch::new(), 0)?;
     match reaper {
         None => Ok(()),
         Some(reaper) => {
@@ -155,65 +129,21 @@ fn end(
     }
 }
 
-/// A deadly signal that is not blocked ends it wherever it is.
-fn end_by_signal(pid: Pid, task: &crate::task::Task, signal: i32) -> Result<(), ResurrectError> {
-    let failed = || ResurrectError::call(pid, "ending it by a signal");
-    // SIGKILL waits for nothing, and then there is nobody to be told.
-    let unless_gone = |done: sys::Result<()>| match done {
-        Ok(()) | Err(Errno::ESRCH) => Ok(()),
-        Err(errno) => Err(failed()(errno)),
-    };
-    let tid = task.first.tid();
-    sys::process::kill(task.host_pid(), signal).map_err(failed())?;
-    unless_gone(sys::ptrace::set_sigmask(tid, 0))?;
-    unless_gone(sys::ptrace::cont(tid, 0))?;
-    loop {
-        match wait::wait_for(tid).map_err(failed())? {
-            Status::Exited(_) | Status::Killed(_) => return Ok(()),
-            // The stop before a signal takes effect: let it.
-            Status::Signal(signal) => unless_gone(sys::ptrace::cont(tid, signal))?,
-            _ => unless_gone(sys::ptrace::cont(tid, 0))?,
-        }
-    }
+/// A process that nothing is to be done for any more.
+fn take(restore: &mut Restore<'_>, pid: Pid) -> Result<Task, ResurrectError> {
+    let task = restore.tasks.remove(&pid);
+    task.ok_or_else(|| ResurrectError::Impossible {
+        pid,
+        why: "it was not made".into(),
+    })
 }
 
-/// Ends the processes that had ended and were not waited for yet.
-pub(crate) fn end_zombies(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    let mut cores = None;
-    let zombies = restore.manifest.processes.iter().rev();
-    for process in zombies.filter(|p| plan::is_zombie(p)) {
-        let State::Zombie {
-            status,
-            comm,
-            users,
-            groups,
-        } = &process.state
-        else {
-            continue;
-        };
-        birth::name(restore, process.pid, comm)?;
-        let dumped = status & core::DUMPED != 0;
-        if dumped {
-            let place = match cores.take() {
-                Some(place) => place,
-                None => core::Place::make(restore)?,
-            };
-            place.enter(restore, process.pid)?;
-            cores = Some(place);
-        }
-        birth::belong(restore, process.pid, *users, *groups)?;
-        if dumped {
-            core::allow(restore, process.pid)?;
-        }
-        let tid = restore.task(process.pid)?.first.tid();
-        if let Some(processor) = &restore.processor {
-            processor.release(tid);
-        }
-        let ending = match status & 0x7f {
-            0 => Ending::Exit(status >> 8 & 0xff),
-            signal => Ending::Signal(signal),
-        };
-        end(restore, process.pid, None, &ending)?;
+/// Ends a process behind the calls of `batch`.
+fn exit(pid: Pid, task: &mut Task, mut batch: Batch, code: i32) -> Result<(), ResurrectError> {
+    batch.call("ending", nr::EXIT_GROUP, [code.into()]);
+    match task.first.run_raw(&batch) {
+        Err(sys::tracee::TraceeError::Ended { .. }) => Ok(()),
+        Err(cause) => Err(ResurrectError::tracee(pid, "ending it")(cause)),
+        Ok(_) => Err(ResurrectError::call(pid, "ending it")(Errno::EBUSY)),
     }
-    Ok(())
 }

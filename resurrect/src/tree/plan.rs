@@ -331,9 +331,8 @@ mod tests {
             exit_signal: 17,
             state: State::Zombie {
                 status: 0,
-                comm: Vec::new(),
-                users: [0; 3],
-                groups: [0; 3],
+                signals: [0; 2],
+                remains: Box::default(),
             },
         }
     }

@@ -6,7 +6,7 @@ use crate::gate::{Gate, ReturnSlot};
 use crate::regs::{NO_SYSCALL, Regs};
 use crate::sigframe::{Context, SigFrame};
 use crate::wait::Status;
-use crate::{PAGE_SIZE, PAGE_SIZE_U64, ptrace};
+use crate::{Errno, PAGE_SIZE, PAGE_SIZE_U64, ptrace};
 
 /// What a thread needs to come back from a call by itself, before there is room of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,9 +123,12 @@ impl Tracee {
             return Ok(scratch);
         }
         // PR_SET_MDWE, or a security module, forbids memory that can be written and run.
-        let address = self
-            .single_call(gate, libc::SYS_mmap, map(rw))?
-            .map_err(self.failed("mapping scratch space"))?;
+        let mut mapped = self.single_call(gate, libc::SYS_mmap, map(rw))?;
+        if mapped == Err(Errno::EACCES) {
+            // With READ_IMPLIES_EXEC (personality(2)) what may be read may be run. x86 reads what may be written.
+            mapped = self.single_call(gate, libc::SYS_mmap, map(libc::PROT_WRITE as u64))?;
+        }
+        let address = mapped.map_err(self.failed("mapping scratch space"))?;
         // Mapped so, not made so: nor may a mapping become executable.
         let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
         let fixed = flags | libc::MAP_FIXED as u64;

@@ -55,6 +55,11 @@ pub(crate) const GROUP: Group = Group {
             zombies::start,
         ),
         subject(
+            "zombies-kept",
+            "zombies of who ignores SIGCHLD since, and what is seen of them",
+            zombies::kept_all_the_same,
+        ),
+        subject(
             "zombie-killed",
             "a zombie killed by a signal",
             zombies::killed,

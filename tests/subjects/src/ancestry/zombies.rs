@@ -121,6 +121,81 @@ pub(crate) fn dumped(setting: &Setting) -> Result<Watch> {
     }))
 }
 
+/// Children of who ignores SIGCHLD only since they have ended: one that has ended by SIGPIPE, and one that was
+/// otherwise than its parent.
+pub(crate) fn kept_all_the_same(_: &Setting) -> Result<Watch> {
+    let broken = fork(|| {
+        // SAFETY: takes numbers; Rust's runtime ignores SIGPIPE.
+        unsafe {
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            libc::raise(libc::SIGPIPE);
+        }
+    })?;
+    let other = fork(|| {
+        // SAFETY: takes numbers, and a name that is there; the set is made before it is used.
+        unsafe {
+            libc::prctl(libc::PR_SET_NAME, c"was other".as_ptr());
+            libc::setpriority(libc::PRIO_PROCESS, 0, 7);
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+            libc::signal(libc::SIGUSR1, libc::SIG_IGN);
+            let mut blocked = std::mem::zeroed();
+            libc::sigemptyset(&raw mut blocked);
+            libc::sigaddset(&raw mut blocked, libc::SIGUSR2);
+            libc::sigprocmask(libc::SIG_BLOCK, &raw const blocked, std::ptr::null_mut());
+            libc::_exit(9)
+        }
+    })?;
+    becomes_zombie(broken)?;
+    becomes_zombie(other)?;
+    // SAFETY: takes numbers.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    same(
+        "the end",
+        &(libc::CLD_KILLED, libc::SIGPIPE),
+        &status(broken)?,
+    )?;
+    let looks = move |pid: i32| -> Result<Vec<String>> {
+        let fields = [
+            "Name",
+            "Uid",
+            "Groups",
+            "SigBlk",
+            "SigIgn",
+            "SigCgt",
+            "CapEff",
+            "CapBnd",
+            "NoNewPrivs",
+            "Cpus_allowed",
+        ];
+        let mut seen = Vec::new();
+        for field in fields {
+            seen.push(procfs::status(&pid.to_string(), field)?);
+        }
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let nice = stat
+            .rsplit(") ")
+            .next()
+            .and_then(|rest| rest.split(' ').nth(16));
+        seen.push(nice.unwrap_or_default().to_owned());
+        Ok(seen)
+    };
+    Ok(Watch::keep(move || {
+        Ok((
+            status(broken)?,
+            status(other)?,
+            looks(broken)?,
+            looks(other)?,
+        ))
+    })?
+    .spoiled_by(move || {
+        // SAFETY: reaps it.
+        sys("wait", unsafe {
+            libc::waitpid(other, std::ptr::null_mut(), 0)
+        })
+        .map(drop)
+    }))
+}
+
 /// Its user, as waitid(2) tells it, and its ids in /proc.
 pub(crate) fn belonging(_: &Setting) -> Result<Watch> {
     let pid = fork(|| {

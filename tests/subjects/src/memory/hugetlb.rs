@@ -9,10 +9,11 @@ use crate::kit::{Area, Kin, Setting, Watch, not_here, procfs, same};
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
 
-/// Two pages of 2 MiB.
+/// Two pages of 2 MiB that are left out of cores.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
     let area = pages(2)?;
     area.fill(24);
+    area.advise(libc::MADV_DONTDUMP)?;
     Ok(Watch::keep(move || {
         let size = procfs::smaps_kb("self", area.page(0), "KernelPageSize")?;
         Ok((size, procfs::vm_flags(area.page(0))?))

@@ -1,8 +1,8 @@
 //! Memory that is locked.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use crate::kit::{Area, PAGE, Setting, Watch, procfs, same, sys};
+use crate::kit::{Area, Kin, PAGE, Setting, Watch, procfs, same, sys};
 
 fn locked(area: Area, flags: u32) -> Result<()> {
     // SAFETY: the area is a mapping of ours.
@@ -41,6 +41,29 @@ pub(crate) fn onfault(_: &Setting) -> Result<Watch> {
     Ok(watch(area)?.and(Watch::keep(move || {
         procfs::smaps_kb("self", area.page(0), "Rss")
     })?))
+}
+
+/// Locked in part when a child was forked, which has no locks, but two mappings as its parent has. Both have pages of
+/// their own in common.
+pub(crate) fn forked(setting: &Setting) -> Result<Watch> {
+    let area = Area::anonymous(64)?;
+    area.fill(27);
+    locked(area.part(0, 32), 0)?;
+    let lines = move || -> Result<Watch> {
+        let line = move |page: usize| {
+            Ok::<_, anyhow::Error>(procfs::smaps("self", area.page(page))?[0].clone())
+        };
+        let first = format!("{:x}-{:x} ", area.page(0) as u64, area.page(32) as u64);
+        if !line(0)?.starts_with(&first) {
+            bail!("it is not split: {}", line(0)?);
+        }
+        let kept = Watch::keep(move || Ok((line(0)?, line(32)?)))?;
+        Ok(kept.and(Watch::new(move || area.check(27))))
+    };
+    let mut kin = Kin::start(setting, "child", |_| lines())?;
+    Ok(lines()?
+        .spoiled_by(move || area.part(0, 16).protect(libc::PROT_READ))
+        .and(Watch::new(move || kin.check())))
 }
 
 /// What is mapped later is locked as well.

@@ -155,6 +155,11 @@ pub(crate) const GROUP: Group = Group {
             numa::start,
         ),
         subject("mlock", "mlock", locked::mlock),
+        subject(
+            "mlock-fork",
+            "memory locked in part by who forked a child",
+            locked::forked,
+        ),
         subject("mlock-onfault", "mlock2(MLOCK_ONFAULT)", locked::onfault),
         subject("mlockall-future", "mlockall(MCL_FUTURE)", locked::future),
         subject("dontfork", "madvise(MADV_DONTFORK)", advice::dontfork),

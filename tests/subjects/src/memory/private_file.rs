@@ -13,7 +13,7 @@ const PAGES: usize = 32;
 
 /// Pages 0, 3, 6... are copies with values of their own.
 pub(crate) fn start(setting: &Setting) -> Result<Watch> {
-    let path = setting.fresh("data");
+    let path = setting.fresh("one\\012 of\ntwo lines");
     fs::write(&path, vec![b'f'; PAGES * PAGE])?;
     let file = fs::File::options().read(true).write(true).open(&path)?;
     let area = Area::map(PAGES, PROT_READ | PROT_WRITE, MAP_PRIVATE, file.as_raw_fd())?;

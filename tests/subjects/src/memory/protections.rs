@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use libc::{PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE};
 
-use crate::kit::{Area, Setting, Watch, not_here, procfs, same};
+use crate::kit::{Area, SOON, Setting, Watch, fork, not_here, procfs, same, until};
 
 /// Pages and protection of each part.
 const PARTS: [(usize, i32, &str); 5] = [
@@ -52,18 +52,40 @@ pub(crate) fn deny_write_exec(_: &Setting) -> Result<Watch> {
     if unsafe { libc::prctl(PR_SET_MDWE, 1, 0, 0, 0) } != 0 {
         return not_here("this kernel has no PR_SET_MDWE");
     }
-    Ok(Watch::new(move || {
-        // SAFETY: takes numbers.
-        same("the setting", &1, &unsafe {
-            libc::prctl(PR_GET_MDWE, 0, 0, 0, 0)
-        })?;
-        let made = area.part(1, 1).protect(libc::PROT_READ | libc::PROT_EXEC);
-        same("whether it becomes executable", &false, &made.is_ok())?;
-        area.check(3)
-    })
-    .spoiled_by(move || {
-        // It cannot be taken back, so the contents are broken.
-        area.put(0, 0, 1);
-        Ok(())
-    }))
+    // With this, nothing can be mapped any more that can be read and written.
+    const READ_IMPLIES_EXEC: u64 = 0x40_0000;
+    let child = fork(|| {
+        // SAFETY: take numbers.
+        unsafe {
+            libc::personality(READ_IMPLIES_EXEC);
+            loop {
+                libc::pause();
+            }
+        }
+    })?;
+    let seen = move || -> Result<String> {
+        Ok(std::fs::read_to_string(format!(
+            "/proc/{child}/personality"
+        ))?)
+    };
+    until("the child's personality", SOON, || {
+        seen().is_ok_and(|text: String| text.trim() == "00400000")
+    })?;
+    let kept = Watch::keep(move || Ok((seen()?, procfs::status(&child.to_string(), "VmSize")?)))?;
+    Ok(kept.and(
+        Watch::new(move || {
+            // SAFETY: takes numbers.
+            same("the setting", &1, &unsafe {
+                libc::prctl(PR_GET_MDWE, 0, 0, 0, 0)
+            })?;
+            let made = area.part(1, 1).protect(libc::PROT_READ | libc::PROT_EXEC);
+            same("whether it becomes executable", &false, &made.is_ok())?;
+            area.check(3)
+        })
+        .spoiled_by(move || {
+            // It cannot be taken back, so the contents are broken.
+            area.put(0, 0, 1);
+            Ok(())
+        }),
+    ))
 }

@@ -2,9 +2,11 @@
 
 use std::fs;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use crate::kit::{Setting, Watch, sys};
+use crate::kit::{SOON, Setting, Watch, args, fork, procfs, raw, sys, until};
+
+const UNLIMITED: u64 = u64::MAX;
 
 fn set(resource: u32, soft: u64, hard: u64) -> Result<()> {
     let limit = libc::rlimit {
@@ -13,6 +15,35 @@ fn set(resource: u32, soft: u64, hard: u64) -> Result<()> {
     };
     // SAFETY: the structure is alive.
     sys("setrlimit", unsafe { libc::setrlimit(resource, &limit) }).map(drop)
+}
+
+/// Limits below what is used: nothing more can be mapped.
+pub(crate) fn used_up(_: &Setting) -> Result<Watch> {
+    let pid = fork(|| {
+        // VmSize and VmData are far above it.
+        let done = [libc::RLIMIT_AS, libc::RLIMIT_DATA].map(|which| set(which, 4096, UNLIMITED));
+        while done.iter().all(Result::is_ok) {
+            // SAFETY: takes nothing.
+            unsafe { libc::pause() };
+        }
+    })?;
+    until("it sleeps", SOON, || {
+        procfs::status(&pid.to_string(), "State").is_ok_and(|state| state.starts_with('S'))
+    })?;
+    let seen = move || Ok::<_, anyhow::Error>(fs::read_to_string(format!("/proc/{pid}/limits"))?);
+    if !seen()?.contains(" 4096 ") {
+        bail!("its limits were not set");
+    }
+    Ok(Watch::keep(move || {
+        let of = |field| procfs::status(&pid.to_string(), field);
+        Ok((seen()?, of("VmSize")?, of("VmData")?))
+    })?
+    .spoiled_by(move || {
+        let limit = [8192_u64, UNLIMITED];
+        let at = limit.as_ptr() as u64;
+        let which = [pid as u64, libc::RLIMIT_AS.into(), at, 0];
+        sys("prlimit", raw(libc::SYS_prlimit64, args(which))).map(drop)
+    }))
 }
 
 /// Some lowered, hard limits too: all sixteen must be the same.

@@ -57,6 +57,11 @@ pub(crate) const GROUP: Group = Group {
             attributes::no_new_privs,
         ),
         subject("limits", "resource limits", limits::start),
+        subject(
+            "limits-used-up",
+            "resource limits below what is used",
+            limits::used_up,
+        ),
         subject("umask", "umask", directory::umask),
         subject("cwd", "working directory", directory::start),
         subject(

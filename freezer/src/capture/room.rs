@@ -1,0 +1,92 @@
+//! Limits (setrlimit(2)) that leave no room for the pages in which a process is asked about itself.
+//!
+//! They are raised while those pages are made, which takes some microseconds, and by no more than what is
+//! needed: should this program be killed just then, the process may map some pages more than before.
+
+use super::process::SCRATCH;
+use crate::proc::{self, Status};
+use crate::{FreezerError, Refusal};
+use sys::Pid;
+use sys::process::prlimit;
+
+/// What is mapped in all: room for batches with its code, and stack for a frame.
+const NEEDED: u64 = SCRATCH as u64 + (64 << 10);
+/// `CAP_SYS_RESOURCE`: hard limits may be raised.
+const MAY_RAISE: u64 = 1 << 24;
+
+/// Number, name, and the line of `/proc/PID/status` that tells how much is used.
+const LIMITS: [(u32, &str, &str); 3] = [
+    (9, "RLIMIT_AS", "VmSize"),
+    (2, "RLIMIT_DATA", "VmData"),
+    (8, "RLIMIT_MEMLOCK", "VmLck"),
+];
+
+/// Limits that are raised until this is dropped.
+pub(super) struct Raised {
+    pid: Pid,
+    were: Vec<(u32, (u64, u64))>,
+}
+
+impl Raised {
+    /// Raises those that leave too little room.
+    pub(super) fn of(pid: Pid, status: &Status) -> Raised {
+        let mut raised = Raised {
+            pid,
+            were: Vec::new(),
+        };
+        for (resource, name, line) in LIMITS {
+            let need = used(status, line).saturating_add(NEEDED);
+            let Ok((soft, hard)) = prlimit(pid, resource, None) else {
+                continue;
+            };
+            if soft >= need {
+                continue;
+            }
+            match prlimit(pid, resource, Some((need, hard.max(need)))) {
+                Ok(_) => raised.were.push((resource, (soft, hard))),
+                Err(why) => log::debug!("process {pid}: {name} cannot be raised: {why}"),
+            }
+        }
+        raised
+    }
+}
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        for (resource, limit) in &self.were {
+            if let Err(why) = prlimit(self.pid, *resource, Some(*limit)) {
+                log::warn!("process {}: a limit stays raised: {why}", self.pid);
+            }
+        }
+    }
+}
+
+/// Bytes.
+fn used(status: &Status, line: &str) -> u64 {
+    let text = status.value(line).unwrap_or_default();
+    let number = text.trim_end_matches(" kB").parse::<u64>();
+    number.unwrap_or(0).saturating_mul(1024)
+}
+
+/// Why room cannot be made in a process, found without stopping it.
+pub(crate) fn refusal(pid: Pid, status: &Status) -> Result<Option<Refusal>, FreezerError> {
+    // Locked memory counts where everything to come is locked, and who may lock what he likes has no limit.
+    for (resource, name, line) in &LIMITS[..2] {
+        let need = used(status, line).saturating_add(NEEDED);
+        let Ok((_, hard)) = prlimit(pid, *resource, None) else {
+            continue;
+        };
+        let this = Pid(nix::unistd::getpid().as_raw());
+        if hard < need && Status::read(this, "status")?.mask("CapEff") & MAY_RAISE == 0 {
+            return Ok(Some(Refusal {
+                pid,
+                comm: proc::comm(pid),
+                resource: (*name).into(),
+                reason: "it leaves no room for the pages that it takes to look into the process, and to \
+                         raise it takes CAP_SYS_RESOURCE"
+                    .into(),
+            }));
+        }
+    }
+    Ok(None)
+}
