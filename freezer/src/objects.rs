@@ -340,6 +340,7 @@ pub(crate) fn system_v(id: u64, link: &[u8]) -> Result<SharedKind, String> {
         perm,
         bytes: stat.size(),
         creator: stat.creator(),
+        last: stat.last(),
         first_key: key.cast_signed(),
         removed: owners.mode & SHM_DEST != 0,
         locked: owners.mode & SHM_LOCKED != 0,

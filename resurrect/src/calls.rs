@@ -18,6 +18,9 @@ pub(crate) mod nr {
     pub(crate) const MADVISE: i64 = 28;
     pub(crate) const SHMGET: i64 = 29;
     pub(crate) const SHMAT: i64 = 30;
+    pub(crate) const SHMDT: i64 = 67;
+    pub(crate) const MSGSND: i64 = 69;
+    pub(crate) const MSGRCV: i64 = 70;
     pub(crate) const NANOSLEEP: i64 = 35;
     pub(crate) const SETITIMER: i64 = 38;
     pub(crate) const CONNECT: i64 = 42;

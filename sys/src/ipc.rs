@@ -23,6 +23,11 @@ impl ShmStat {
     pub fn creator(&self) -> Pid {
         Pid(self.0.shm_cpid)
     }
+    /// Who attached or detached it last; 0 for nobody.
+    #[must_use]
+    pub fn last(&self) -> Pid {
+        Pid(self.0.shm_lpid)
+    }
     /// Number of attachments.
     #[must_use]
     pub fn attached(&self) -> u64 {
@@ -276,6 +281,14 @@ pub fn sem_pid(id: i32, member: i32) -> Result<Pid> {
     Ok(Pid(i32::try_from(pid).unwrap_or(0)))
 }
 
+/// Sets one value of a set (semctl(2) `SETVAL`).
+///
+/// # Errors
+/// As semctl(2).
+pub fn sem_set_value(id: i32, member: i32, value: u16) -> Result<()> {
+    sem_control(id, member, libc::SETVAL, value.into()).map(drop)
+}
+
 /// Sets all values of a set (semctl(2) `SETALL`).
 ///
 /// # Errors
@@ -321,6 +334,15 @@ fn msg_stat_raw(id: i32) -> Result<libc::msqid_ds> {
 pub fn msg_stat(id: i32) -> Result<(Owners, u64, u64)> {
     let stat = msg_stat_raw(id)?;
     Ok((owners(&stat.msg_perm), stat.msg_qbytes, stat.msg_qnum))
+}
+
+/// Who sent to and received from a queue last; 0 for nobody (`msg_lspid`, `msg_lrpid`).
+///
+/// # Errors
+/// As [`msg_stat`].
+pub fn msg_users(id: i32) -> Result<(Pid, Pid)> {
+    let stat = msg_stat_raw(id)?;
+    Ok((Pid(stat.msg_lspid), Pid(stat.msg_lrpid)))
 }
 
 /// msgctl(2) `IPC_SET`: owner, group, permission bits and room.
@@ -379,6 +401,24 @@ pub fn msg_copy(id: i32, index: u64, longest: usize) -> Result<Option<(i64, Vec<
     kind.copy_from_slice(&buffer[..8]);
     let text = buffer.get(8..8 + got).unwrap_or(&[]).to_vec();
     Ok(Some((i64::from_ne_bytes(kind), text)))
+}
+
+/// msgrcv(2) of the first message, which has no text, without waiting.
+///
+/// # Errors
+/// As msgrcv(2).
+pub fn msg_receive(id: i32) -> Result<()> {
+    let mut kind = [0_u8; 8];
+    let args = [
+        number(id),
+        kind.as_mut_ptr() as u64,
+        0,
+        0,
+        number(libc::IPC_NOWAIT),
+        0,
+    ];
+    // SAFETY: the buffer has room for the type.
+    unsafe { syscall(libc::SYS_msgrcv, args) }.map(drop)
 }
 
 /// msgsnd(2) without waiting.

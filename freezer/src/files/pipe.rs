@@ -40,6 +40,7 @@ impl Pipes {
             data,
             buffers,
             owner: (open.stat.st_uid, open.stat.st_gid),
+            mode: open.stat.st_mode & 0o7777,
         };
         self.0.push((pipe, identity));
         Ok(id)

@@ -25,6 +25,7 @@ pub(super) fn capture(id: i32) -> Result<Option<MessageQueue>, FreezerError> {
         perm: perm(id, owners),
         room,
         messages,
+        users: ipc::msg_users(id).map_err(failed(id, "looking at the queue"))?,
     }))
 }
 

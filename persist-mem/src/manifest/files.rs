@@ -247,6 +247,8 @@ pub struct Pipe {
     pub buffers: Vec<PipeBuffer>,
     /// User and group that own it.
     pub owner: (u32, u32),
+    /// Permission bits (fchmod(2)).
+    pub mode: u32,
 }
 
 /// A buffer of a pipe. How many there are, and what the last one has room for, decides what can be written.

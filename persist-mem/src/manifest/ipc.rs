@@ -70,6 +70,8 @@ pub struct MessageQueue {
     pub room: u64,
     /// Types and texts in order.
     pub messages: Vec<(i64, Vec<u8>)>,
+    /// Who sent to it and received from it last; 0 for nobody.
+    pub users: (Pid, Pid),
 }
 
 /// A POSIX message queue.

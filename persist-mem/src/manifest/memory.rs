@@ -107,6 +107,9 @@ pub struct AioRing {
     pub unread: Vec<u8>,
     /// Requests that wait for descriptors, in the order they were made.
     pub polls: Vec<AioPoll>,
+    /// All of its bytes, for a ring that came by fork(2): its context is the parent's, and io_getevents(2)
+    /// gives `EINVAL`.
+    pub inherited: Option<Vec<u8>>,
 }
 
 /// A request that waits for a descriptor to become ready (`IOCB_CMD_POLL`).
@@ -299,6 +302,8 @@ pub struct SystemVShm {
     pub bytes: u64,
     /// The process that made it.
     pub creator: Pid,
+    /// The process that attached or detached it last; 0 for nobody.
+    pub last: Pid,
     /// It goes when the last process detaches it (`SHM_DEST`).
     pub removed: bool,
     /// `SHM_LOCK`.

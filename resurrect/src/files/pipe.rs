@@ -3,6 +3,7 @@
 use super::{Opening, fifo};
 use crate::ResurrectError;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, pipe2, read, write};
 use persist_mem::manifest::{Manifest, Pipe, PipeBuffer, PipeId};
 use std::collections::BTreeMap;
@@ -38,6 +39,8 @@ fn make_one(pipe: &Pipe) -> Result<Ends, ResurrectError> {
     let (uid, gid) = pipe.owner;
     nix::unistd::fchown(&read, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
         .map_err(failed("setting its owner"))?;
+    nix::sys::stat::fchmod(&read, Mode::from_bits_truncate(pipe.mode))
+        .map_err(failed("setting its mode"))?;
     Ok(Ends {
         read,
         write: write_end,

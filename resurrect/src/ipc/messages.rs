@@ -1,11 +1,15 @@
 //! System V message queues.
 
+use super::bearer::{self, Use};
 use super::{create, failed};
 use crate::ResurrectError;
 use persist_mem::manifest::MessageQueue;
-use sys::{Errno, ipc};
+use sys::{Errno, Pid, ipc};
 
-pub(super) fn make(queue: &MessageQueue) -> Result<(), ResurrectError> {
+/// Has a process do something, and tells whether one could be had ([`bearer::act`]).
+pub(super) type Act<'a> = &'a mut dyn FnMut(Pid, Use<'_>) -> Result<bool, ResurrectError>;
+
+pub(super) fn make(queue: &MessageQueue, act: Act<'_>) -> Result<(), ResurrectError> {
     let perm = &queue.perm;
     let failed = |doing| failed("message queue", perm.id, doing);
     match ipc::msg_stat(perm.id) {
@@ -22,14 +26,58 @@ pub(super) fn make(queue: &MessageQueue) -> Result<(), ResurrectError> {
         .map(|(_, text)| text.len() as u64)
         .sum();
     let needed = queue.room.max(bytes).max(queue.messages.len() as u64);
+    // One goes through it for whoever received the last.
+    let needed = needed.max(1);
     set(needed).map_err(failed("setting its owner and room"))?;
-    for (kind, text) in &queue.messages {
-        ipc::msg_send(perm.id, *kind, text).map_err(failed("sending its messages"))?;
+    pass(queue, act)?;
+    for (index, (kind, text)) in queue.messages.iter().enumerate() {
+        let sender = if index + 1 == queue.messages.len() {
+            queue.users.0
+        } else {
+            Pid(0)
+        };
+        send(queue, sender, *kind, text, act)?;
     }
     if needed != queue.room {
         set(queue.room).map_err(failed("setting its room"))?;
     }
     Ok(())
+}
+
+/// A message is sent and received, as the queue is empty still: by those who did it last.
+fn pass(queue: &MessageQueue, act: Act<'_>) -> Result<(), ResurrectError> {
+    let (sender, receiver) = queue.users;
+    if receiver == Pid(0) {
+        return Ok(());
+    }
+    send(queue, sender, 1, &[], act)?;
+    let what = Use::Receive {
+        queue: queue.perm.id,
+    };
+    if act(receiver, what)? {
+        return Ok(());
+    }
+    let failed = failed(
+        "message queue",
+        queue.perm.id,
+        "passing a message through it",
+    );
+    bearer::here(what).map_err(failed)
+}
+
+fn send(
+    queue: &MessageQueue,
+    sender: Pid,
+    kind: i64,
+    text: &[u8],
+    act: Act<'_>,
+) -> Result<(), ResurrectError> {
+    let queue = queue.perm.id;
+    let what = Use::Send { queue, kind, text };
+    if sender != Pid(0) && act(sender, what)? {
+        return Ok(());
+    }
+    bearer::here(what).map_err(failed("message queue", queue, "sending its messages"))
 }
 
 #[cfg(test)]
@@ -54,8 +102,18 @@ mod tests {
             perm,
             room: 10,
             messages: vec![(4, vec![1; 9]), (1 << 40, Vec::new()), (4, vec![2; 9])],
+            users: (Pid(8), Pid(9)),
         };
-        make(&queue).unwrap();
+        let mut acted = Vec::new();
+        let mut act = |pid, what: Use<'_>| {
+            acted.push((pid, matches!(what, Use::Receive { .. })));
+            // As for the last message, for which nobody can be had.
+            let done = acted.len() < 3;
+            Ok(done && bearer::here(what).map(|()| true).unwrap())
+        };
+        make(&queue, &mut act).unwrap();
+        let expected = [(Pid(8), false), (Pid(9), true), (Pid(8), false)];
+        assert_eq!(acted, expected);
         let (owners, room, count) = ipc::msg_stat(perm.id).unwrap();
         assert_eq!((owners.key, owners.uid, owners.cuid), (77, 5, 1234));
         assert_eq!(
@@ -66,12 +124,15 @@ mod tests {
             .map(|n| ipc::msg_copy(perm.id, n, 100).unwrap().unwrap())
             .collect();
         assert_eq!(copied, queue.messages);
-        make(&queue).unwrap();
+        make(&queue, &mut |_, _| Ok(false)).unwrap();
         assert_eq!(ipc::msg_stat(perm.id).unwrap().2, 3, "what is there stays");
         let other = MessageQueue {
             perm: IpcPerm { key: 78, ..perm },
             ..queue
         };
-        assert!(make(&other).is_err(), "another one has its id");
+        assert!(
+            make(&other, &mut |_, _| Ok(false)).is_err(),
+            "another one has its id"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! System V semaphores and message queues of a host. What is there already, on the same kernel, stays as it
 //! is. Shared memory is with the memory objects.
 
+pub(crate) mod bearer;
 mod messages;
 mod semaphores;
 pub(crate) mod undo;
@@ -21,7 +22,10 @@ pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for set in &manifest.semaphores {
         semaphores::make(restore, set)?;
     }
-    manifest.message_queues.iter().try_for_each(messages::make)
+    for queue in &manifest.message_queues {
+        messages::make(queue, &mut |pid, what| bearer::act(restore, pid, what))?;
+    }
+    Ok(())
 }
 
 fn failed(what: &str, id: i32, doing: &'static str) -> impl Fn(Errno) -> ResurrectError {

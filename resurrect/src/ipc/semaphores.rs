@@ -1,15 +1,12 @@
 //! Sets of System V semaphores.
 
+use super::bearer::{self, Use};
 use super::{create, failed};
 use crate::ResurrectError;
-use crate::calls::nr;
 use crate::restore::Restore;
 use persist_mem::manifest::SemaphoreSet;
 use sys::Errno;
-use sys::batch::Batch;
 use sys::ipc::{self, SemOperation};
-
-const SETVAL: i32 = 16;
 
 pub(super) fn make(restore: &mut Restore<'_>, set: &SemaphoreSet) -> Result<(), ResurrectError> {
     let perm = &set.perm;
@@ -32,18 +29,8 @@ pub(super) fn make(restore: &mut Restore<'_>, set: &SemaphoreSet) -> Result<(), 
     }
     // Each is set once more by the process that changed it last, so that it is told to have.
     for ((value, last), member) in set.members.iter().zip(0_i32..) {
-        let Some(task) = restore.tasks.get_mut(last) else {
-            continue;
-        };
-        let mut batch = Batch::new();
-        let args = [
-            perm.id.into(),
-            member.into(),
-            SETVAL.into(),
-            u32::from(*value).into(),
-        ];
-        batch.call("setting a semaphore", nr::SEMCTL, args);
-        crate::calls::run(*last, "setting a semaphore", &mut task.first, &batch)?;
+        let (set, value) = (perm.id, *value);
+        bearer::act(restore, *last, Use::Set { set, member, value })?;
     }
     Ok(())
 }

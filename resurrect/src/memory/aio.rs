@@ -19,6 +19,10 @@ const AT_ONCE: usize = 512;
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives().filter(|(_, live)| live.mm_of.is_none()) {
         for ring in &live.mm.aio {
+            if let Some(bytes) = &ring.inherited {
+                inherit(restore, pid, ring, bytes)?;
+                continue;
+            }
             make(restore, pid, ring)?;
             if !ring.unread.is_empty() {
                 fill(restore, pid, ring)?;
@@ -53,6 +57,33 @@ fn make(restore: &mut Restore<'_>, pid: Pid, ring: &AioRing) -> Result<(), Resur
     ];
     batch.call("moving its ring", nr::MREMAP, args);
     run(pid, doing, first, &batch).map(drop)
+}
+
+/// The ring of a context that a child does not have: memory, which no call takes for a ring. What the parent
+/// does to its own is not seen there any more.
+fn inherit(
+    restore: &mut Restore<'_>,
+    pid: Pid,
+    ring: &AioRing,
+    bytes: &[u8],
+) -> Result<(), ResurrectError> {
+    const PROT_READ_WRITE: i32 = 3;
+    const MAP_SHARED_ANONYMOUS_FIXED_NOREPLACE: i32 = 0x1 | 0x20 | 0x10_0000;
+    let doing = "mapping an inherited ring of asynchronous I/O";
+    let first = &mut restore.task(pid)?.first;
+    let mut batch = Batch::new();
+    let args = [
+        ring.start.into(),
+        (ring.end - ring.start).into(),
+        PROT_READ_WRITE.into(),
+        MAP_SHARED_ANONYMOUS_FIXED_NOREPLACE.into(),
+        (-1_i32).into(),
+        0.into(),
+    ];
+    batch.call(doing, nr::MMAP, args);
+    run(pid, doing, first, &batch)?;
+    let written = first.mem().write(ring.start, bytes);
+    written.map_err(ResurrectError::call(pid, doing))
 }
 
 /// As many requests as there were events are made, so that the kernel counts them; then their events are

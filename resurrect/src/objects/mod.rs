@@ -319,7 +319,8 @@ pub(crate) fn finish(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
     }
     let programs = programs(restore);
-    for object in &restore.manifest.shared_objects {
+    let manifest = restore.manifest;
+    for object in &manifest.shared_objects {
         match (&object.kind, restore.objects.made.get(&object.id)) {
             (SharedKind::Memfd { seals, .. }, Some(Made::File { read, .. }))
                 if !programs.contains(&object.id) =>
@@ -327,7 +328,8 @@ pub(crate) fn finish(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
                 memfd::seal(object, read.as_fd(), *seals)?;
             }
             (SharedKind::SystemV(shm), Some(Made::Segment(id))) => {
-                system_v::finish(object, shm, *id)?;
+                let id = *id;
+                system_v::finish(restore, object, shm, id)?;
             }
             _ => {}
         }

@@ -3,6 +3,7 @@
 use super::{failed, fill_here, pieces};
 use crate::ResurrectError;
 use crate::calls::nr;
+use crate::ipc::bearer::{self, Use};
 use crate::restore::Restore;
 use nix::unistd::{Gid, Uid};
 use persist_mem::manifest::{SharedObject, SystemVShm};
@@ -66,9 +67,17 @@ fn create(
     // which may be anybody.
     let (uid, gid) = (Uid::from_raw(perm.cuid), Gid::from_raw(perm.cgid));
     let root = uid.is_root() && gid == Gid::from_raw(0);
-    let mut get = |key: i32| match restore.tasks.get_mut(&shm.creator) {
-        Some(task) if root => get_in(&mut task.first, key, shm.bytes, flags),
-        _ => as_user(uid, gid, || ipc::shm_get(key, shm.bytes, flags)),
+    let mut get = |key: i32| {
+        let here = || ipc::shm_get(key, shm.bytes, flags);
+        match restore.tasks.get_mut(&shm.creator) {
+            Some(task) if root => get_in(&mut task.first, key, shm.bytes, flags),
+            Some(_) => as_user(uid, gid, here),
+            None => match get_as(restore, shm, here) {
+                // Nobody can have its id.
+                Err(Errno::EEXIST) if ipc::shm_stat(perm.id).is_err() => as_user(uid, gid, here),
+                made => made,
+            },
+        }
     };
     // A removed segment has no key any more, but its name has; another may have taken the key.
     let made = if shm.removed && shm.first_key != 0 {
@@ -97,6 +106,31 @@ fn get_in(leader: &mut Tracee, key: i32, bytes: u64, flags: i32) -> sys::Result<
     output.result(call).map(|id| id as i32)
 }
 
+/// In a child that bears the id of the creator, who has ended.
+fn get_as(
+    restore: &Restore<'_>,
+    shm: &SystemVShm,
+    get: impl FnOnce() -> sys::Result<i32>,
+) -> sys::Result<i32> {
+    if shm.creator.0 <= 0 {
+        return Err(Errno::EEXIST);
+    }
+    let child = restore.spawn_among(Some(shm.creator), || {
+        let became = sys::process::become_user(shm.perm.cuid, shm.perm.cgid);
+        let made = became.and_then(|()| get());
+        made.map_or_else(|errno| errno as i32, |_| 0)
+    })?;
+    status(child.leader())
+}
+
+fn status(child: sys::Tid) -> sys::Result<i32> {
+    match sys::wait::wait_for(child)? {
+        sys::wait::Status::Exited(0) => Ok(0),
+        sys::wait::Status::Exited(errno) => Err(Errno::from_raw(errno)),
+        _ => Err(Errno::ECHILD),
+    }
+}
+
 /// Runs `body` in a child with these ids.
 pub(crate) fn as_user(
     uid: Uid,
@@ -111,11 +145,7 @@ pub(crate) fn as_user(
         let made = became.and_then(|()| body());
         made.map_or_else(|errno| errno as i32, |_| 0)
     })?;
-    match sys::wait::wait_for(child.leader())? {
-        sys::wait::Status::Exited(0) => Ok(0),
-        sys::wait::Status::Exited(errno) => Err(Errno::from_raw(errno)),
-        _ => Err(Errno::ECHILD),
-    }
+    status(child.leader())
 }
 
 fn fill(object: &SharedObject, id: i32, pieces: &[(Source, u64)]) -> Result<(), ResurrectError> {
@@ -128,10 +158,15 @@ fn fill(object: &SharedObject, id: i32, pieces: &[(Source, u64)]) -> Result<(), 
 
 /// Removed segments go with their last process again.
 pub(super) fn finish(
+    restore: &mut Restore<'_>,
     object: &SharedObject,
     shm: &SystemVShm,
     id: i32,
 ) -> Result<(), ResurrectError> {
+    let last = ipc::shm_stat(id).map(|found| found.last());
+    if !shm.kept_outside && last != Ok(shm.last) {
+        bearer::act(restore, shm.last, Use::Attach { segment: id })?;
+    }
     if shm.locked {
         ipc::shm_control(id, SHM_LOCK).map_err(failed(object, "locking it"))?;
     }

@@ -29,6 +29,9 @@ pub(super) fn is_ring(map: &Mapping) -> bool {
 /// Why a ring of a process that may run is not carried.
 pub(super) fn refusal(pid: Pid, map: &Mapping) -> Option<String> {
     let under_way = (0..TRIES).find_map(|_| requests::under_way(pid, map.start).ok());
+    if under_way.as_ref().is_some_and(|found| found.inherited) {
+        return None;
+    }
     let polls = under_way.map_or(Ok(()), |found| known(&found));
     polls.and_then(|()| events(pid, map)).err()
 }
@@ -56,6 +59,9 @@ pub(super) fn ring(pid: Pid, map: &Mapping) -> Result<AioRing, String> {
                 return events(pid, map);
             }
         };
+        if before.inherited {
+            return Ok(inherited(pid, map));
+        }
         known(&before)?;
         let ring = events(pid, map)?;
         // What is completed meanwhile would be in both, or in neither.
@@ -67,6 +73,21 @@ pub(super) fn ring(pid: Pid, map: &Mapping) -> Result<AioRing, String> {
             return Err(format!("{} requests do not end", before.others));
         }
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A ring whose context is the parent's, or was.
+fn inherited(pid: Pid, map: &Mapping) -> AioRing {
+    let len = usize::try_from(map.end - map.start).unwrap_or(0);
+    let bytes = proc::memory(pid).and_then(|mem| mem.read_vec(map.start, len));
+    AioRing {
+        start: map.start,
+        end: map.end,
+        size: 0,
+        unread: Vec::new(),
+        polls: Vec::new(),
+        // The parent has destroyed it: there is nothing that could be read.
+        inherited: Some(bytes.unwrap_or_default()),
     }
 }
 
@@ -97,5 +118,6 @@ fn events(pid: Pid, map: &Mapping) -> Result<AioRing, String> {
         size,
         unread,
         polls: Vec::new(),
+        inherited: None,
     })
 }

@@ -21,6 +21,8 @@ pub(super) struct UnderWay {
     pub(super) unknown: bool,
     /// Number of other requests, 0 where it cannot be known.
     pub(super) others: u64,
+    /// The process has no such context: a child has its parent's ring from fork(2).
+    pub(super) inherited: bool,
 }
 
 /// Of the context whose ring is at `ring`.
@@ -28,9 +30,11 @@ pub(super) fn under_way(pid: Pid, ring: u64) -> Result<UnderWay, Unreadable> {
     let lives = proc::representative(pid).ok_or(WRONG)?;
     kernel::look(|kernel| {
         let task = kernel.tasks(&[lives])?.pop().flatten().ok_or(WRONG)?;
-        // A child has its parent's ring from fork(2), and no context for it.
         let Some(context) = find(kernel, task, ring)? else {
-            return Ok(UnderWay::default());
+            return Ok(UnderWay {
+                inherited: true,
+                ..UnderWay::default()
+            });
         };
         let (polls, unknown) = polls(kernel, task, context)?;
         let others =
@@ -39,6 +43,7 @@ pub(super) fn under_way(pid: Pid, ring: u64) -> Result<UnderWay, Unreadable> {
             polls,
             unknown,
             others,
+            inherited: false,
         })
     })
 }

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::Result;
 
 use crate::kit::files::open;
-use crate::kit::{SOON, Setting, Watch, args, blocked, not_here, raw, same, sys, until};
+use crate::kit::{Kin, SOON, Setting, Watch, args, blocked, not_here, raw, same, sys, until};
 
 /// A context in which reads can be made.
 pub(crate) fn start(setting: &Setting) -> Result<Watch> {
@@ -38,6 +38,35 @@ pub(crate) fn start(setting: &Setting) -> Result<Watch> {
         same("events", &1, &done)?;
         same("data and result", &(0x1234, 8), &(event[0], event[2]))?;
         same("the bytes", b"contents", &bytes)
+    })
+    .spoiled_by(move || sys("io_destroy", raw(libc::SYS_io_destroy, args([context]))).map(drop)))
+}
+
+/// A child forked since sees the bytes of the ring and has no context; its parent has.
+pub(crate) fn inherited(setting: &Setting) -> Result<Watch> {
+    let mut context = 0_u64;
+    if raw(libc::SYS_io_setup, args([16, &raw mut context as u64])) != 0 {
+        return not_here("no AIO");
+    }
+    let events = move || {
+        let mut event = [0_u64; 4];
+        let list = event.as_mut_ptr() as u64;
+        let none = [0_u64; 2];
+        let arguments = [context, 0, 1, list, none.as_ptr() as u64];
+        raw(libc::SYS_io_getevents, args(arguments))
+    };
+    // struct aio_ring: id, room, head, tail, magic.
+    // SAFETY: the ring is mapped in the parent and in the child.
+    let magic = move || unsafe { std::ptr::read_volatile((context as *const u32).add(4)) };
+    let mut child = Kin::start(setting, "child", move |_| {
+        Ok(Watch::new(move || {
+            same("the ring's magic", &0xa10a_10a1, &magic())?;
+            same("io_getevents", &i64::from(-libc::EINVAL), &events())
+        }))
+    })?;
+    Ok(Watch::new(move || {
+        same("events of the parent", &0, &events())?;
+        child.check()
     })
     .spoiled_by(move || sys("io_destroy", raw(libc::SYS_io_destroy, args([context]))).map(drop)))
 }

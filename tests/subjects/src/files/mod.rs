@@ -134,6 +134,7 @@ pub(crate) const GROUP: Group = Group {
             pipe::room,
         ),
         subject("pipe-reference", "O_PATH of a pipe", pipe::reference),
+        subject("pipe-mode", "pipes with another owner and mode", pipe::mode),
         subject(
             "pipe-packets",
             "pipes in packet mode keep boundaries",
@@ -261,6 +262,11 @@ pub(crate) const GROUP: Group = Group {
             tunnel::idle,
         ),
         subject("aio", "AIO contexts", aio::start),
+        subject(
+            "aio-inherited",
+            "a child with the ring of its parent's AIO context",
+            aio::inherited,
+        ),
         subject(
             "aio-poll",
             "an AIO request that waits for a descriptor",

@@ -66,6 +66,30 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     ))
 }
 
+/// Given to somebody else, and closed to all (fchown(2), fchmod(2)).
+pub(crate) fn mode(_: &Setting) -> Result<Watch> {
+    let ends = pipe(0)?;
+    // SAFETY: these take numbers.
+    unsafe {
+        sys("fchown", libc::fchown(ends[0], 7, 8))?;
+        sys("fchmod", libc::fchmod(ends[1], 0o246))?;
+    }
+    let state = move |end| {
+        // SAFETY: zeros are a valid structure, and the kernel fills it.
+        unsafe {
+            let mut state: libc::stat = std::mem::zeroed();
+            sys("fstat", libc::fstat(end, &raw mut state))?;
+            anyhow::Ok((state.st_mode, state.st_uid, state.st_gid))
+        }
+    };
+    Ok(
+        Watch::keep(move || Ok((state(ends[0])?, state(ends[1])?)))?.spoiled_by(move || {
+            // SAFETY: takes numbers.
+            sys("fchmod", unsafe { libc::fchmod(ends[0], 0o600) }).map(drop)
+        }),
+    )
+}
+
 /// Larger and smaller than usual, filled to the last byte.
 pub(crate) fn size(_: &Setting) -> Result<Watch> {
     let mut pipes = Vec::new();

@@ -4,6 +4,7 @@ mod msg;
 mod named_sem;
 mod posix;
 mod sem;
+mod users;
 
 use crate::registry::{Group, subject};
 
@@ -36,6 +37,11 @@ pub(crate) const GROUP: Group = Group {
             "msg",
             "System V message queues with contents in order",
             msg::start,
+        ),
+        subject(
+            "ipc-users",
+            "who used System V objects last, also who has ended since",
+            users::start,
         ),
         subject(
             "mqueue",
