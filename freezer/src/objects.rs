@@ -8,7 +8,7 @@ use nix::unistd::{Whence, lseek64};
 use persist_mem::manifest::{Extent, SharedKind, SharedObject, SystemVShm};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -279,7 +279,18 @@ pub(crate) fn memfd(file: &File, link: &[u8]) -> Result<SharedKind, String> {
         seals: seals.cast_unsigned(),
         mode: meta.mode() & 0o7777,
         owner: (meta.uid(), meta.gid()),
+        times: times(&meta),
+        attributes: sys::xattr::all_of(file).map_err(|e| format!("its attributes: {e}"))?,
+        allocated: meta.blocks() * 512,
     })
+}
+
+/// Access and modification, nanoseconds since 1970.
+fn times(meta: &Metadata) -> (i64, i64) {
+    (
+        meta.atime() * 1_000_000_000 + meta.atime_nsec(),
+        meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
+    )
 }
 
 /// What a removed file is beside its contents.
@@ -298,10 +309,8 @@ pub(crate) fn deleted(file: &File, link: &[u8]) -> Result<SharedKind, String> {
         path: path.to_vec(),
         mode: meta.mode() & 0o7777,
         owner: (meta.uid(), meta.gid()),
-        times: (
-            meta.atime() * 1_000_000_000 + meta.atime_nsec(),
-            meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
-        ),
+        times: times(&meta),
+        allocated: meta.blocks() * 512,
         attributes: sys::xattr::all_of(file).map_err(|e| format!("its attributes: {e}"))?,
         inode_flags: sys::files::inode_flags(file).unwrap_or(0),
         nameable: nameable(file, Path::new(OsStr::from_bytes(path)), meta.ino()),

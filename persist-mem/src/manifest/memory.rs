@@ -269,6 +269,12 @@ pub enum SharedKind {
         mode: u32,
         /// User and group.
         owner: (u32, u32),
+        /// Access and modification times in nanoseconds since 1970.
+        times: (i64, i64),
+        /// Names and values of its extended attributes (xattr(7)).
+        attributes: Vec<(Vec<u8>, Vec<u8>)>,
+        /// Bytes that are allocated, with those of fallocate(2) that hold nothing.
+        allocated: u64,
     },
     /// shmget(2).
     SystemV(Box<SystemVShm>),
@@ -284,6 +290,8 @@ pub enum SharedKind {
         times: (i64, i64),
         /// Names and values of its extended attributes (xattr(7)).
         attributes: Vec<(Vec<u8>, Vec<u8>)>,
+        /// Bytes that are allocated, with those of fallocate(2) that hold nothing.
+        allocated: u64,
         /// Flags of its inode (chattr(1)), 0 on file systems without any.
         inode_flags: u32,
         /// It can be given a name (linkat(2)): it was made by `O_TMPFILE` without `O_EXCL`, and has had none.

@@ -4,8 +4,7 @@ use super::{TMPFILE, failed};
 use crate::ResurrectError;
 use crate::gone_path::Naming;
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::{Mode, fchmod, futimens};
-use nix::sys::time::TimeSpec;
+use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, fchown, ftruncate};
 use persist_mem::manifest::{SharedKind, SharedObject};
 use std::ffi::OsStr;
@@ -66,15 +65,10 @@ pub(super) fn make(object: &SharedObject, flags: u32) -> Result<OwnedFd, Resurre
 
 /// Its times, when it is filled.
 pub(super) fn set_times(object: &SharedObject, fd: &OwnedFd) -> Result<(), ResurrectError> {
-    let SharedKind::Deleted {
-        times: (access, change),
-        ..
-    } = object.kind
-    else {
-        return Ok(());
-    };
-    let time = |ns: i64| TimeSpec::new(ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
-    futimens(fd, &time(access), &time(change)).map_err(failed(object, "setting its times"))
+    match object.kind {
+        SharedKind::Deleted { times, .. } => super::set_times(object, fd, times),
+        _ => Ok(()),
+    }
 }
 
 /// `O_TMPFILE` where it was made: such a file can be given a name later (linkat(2)), without `O_EXCL`. `kept` has its

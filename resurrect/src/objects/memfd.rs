@@ -1,6 +1,6 @@
 //! memfd_create(2).
 
-use super::failed;
+use super::{failed, set_times};
 use crate::ResurrectError;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::stat::{Mode, fchmod};
@@ -43,6 +43,20 @@ pub(super) fn make(object: &SharedObject) -> Result<OwnedFd, ResurrectError> {
     let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
     fchown(&fd, Some(uid), Some(gid)).map_err(failed(object, "setting its owner"))?;
     Ok(fd)
+}
+
+/// What making and mapping it would change: its attributes and times.
+pub(super) fn finish(object: &SharedObject, fd: &OwnedFd) -> Result<(), ResurrectError> {
+    let SharedKind::Memfd {
+        times, attributes, ..
+    } = &object.kind
+    else {
+        return Ok(());
+    };
+    for (name, value) in attributes {
+        sys::xattr::set_of(fd, name, value).map_err(failed(object, "setting an attribute"))?;
+    }
+    set_times(object, fd, *times)
 }
 
 /// Seals it. Mappings and contents are there already.

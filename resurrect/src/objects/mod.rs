@@ -12,7 +12,9 @@ pub(crate) use system_v::as_user;
 
 use crate::ResurrectError;
 use crate::restore::Restore;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FallocateFlags, OFlag};
+use nix::sys::stat::futimens;
+use nix::sys::time::TimeSpec;
 use persist_mem::manifest::{Backing, DescriptionKind, Manifest, SharedKind, SharedObject};
 use persist_mem::store::PageStore;
 use std::collections::BTreeMap;
@@ -206,6 +208,7 @@ fn file(
         fill_mapped(object, &write, &pieces)?;
     } else {
         write_file(&write, &pieces).map_err(failed(object, "writing its contents"))?;
+        allocate(object, &write)?;
     }
     let read = sys::fds::reopen(&write, OFlag::O_RDONLY)
         .map_err(failed(object, "opening it for reading"))?;
@@ -214,6 +217,41 @@ fn file(
         write: Some(write),
         first: None,
     })
+}
+
+/// Blocks that hold nothing (fallocate(2)). Where they were nobody can tell: as many are had again, from the
+/// beginning.
+fn allocate(object: &SharedObject, file: &OwnedFd) -> Result<(), ResurrectError> {
+    let (SharedKind::Memfd { allocated, .. } | SharedKind::Deleted { allocated, .. }) = object.kind
+    else {
+        return Ok(());
+    };
+    let there = nix::sys::stat::fstat(file).map_err(failed(object, "looking at it"))?;
+    let there = u64::try_from(there.st_blocks).unwrap_or(0) * 512;
+    if allocated < there + PAGE_SIZE_U64 {
+        return Ok(());
+    }
+    // A file system may count blocks of its own, such as those of attributes.
+    let filled: u64 = object.extents.iter().map(|extent| extent.pages).sum();
+    let own = there.saturating_sub(filled * PAGE_SIZE_U64);
+    let len = i64::try_from(allocated - own).unwrap_or(i64::MAX);
+    let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    match nix::fcntl::fallocate(file, keep, 0, len) {
+        // The file system cannot, or has put it elsewhere than the old one.
+        Err(Errno::EOPNOTSUPP | Errno::ENOSPC | Errno::EFBIG) => Ok(()),
+        done => done.map_err(failed(object, "allocating its blocks")),
+    }
+}
+
+/// Sets access and modification times, nanoseconds since 1970.
+fn set_times(
+    object: &SharedObject,
+    fd: &OwnedFd,
+    (access, change): (i64, i64),
+) -> Result<(), ResurrectError> {
+    let time = |ns: i64| TimeSpec::new(ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
+    let set = futimens(fd, &time(access), &time(change));
+    set.map_err(failed(object, "setting its times"))
 }
 
 /// A removed file, or one that never had a name and may still get one.
@@ -321,6 +359,9 @@ pub(crate) fn finish(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let programs = programs(restore);
     let manifest = restore.manifest;
     for object in &manifest.shared_objects {
+        if let Some(Made::File { read, .. }) = restore.objects.made.get(&object.id) {
+            memfd::finish(object, read)?;
+        }
         match (&object.kind, restore.objects.made.get(&object.id)) {
             (SharedKind::Memfd { seals, .. }, Some(Made::File { read, .. }))
                 if !programs.contains(&object.id) =>

@@ -77,6 +77,66 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     })))
 }
 
+/// Times of long ago, an attribute, and blocks behind the end and in a hole (fallocate(2)).
+pub(crate) fn attributes(setting: &Setting) -> Result<Watch> {
+    let memfd = create(c"with attributes", 3)?;
+    let directory = setting.path("directory");
+    let directory = directory.parent().unwrap_or(&directory).to_path_buf();
+    let nameless = crate::kit::files::open(directory, libc::O_TMPFILE | libc::O_RDWR)?;
+    let time = |tv_sec| libc::timespec { tv_sec, tv_nsec: 7 };
+    for file in [memfd, nameless] {
+        crate::kit::files::write(file, b"first")?;
+        let (keep, punch) = (
+            libc::FALLOC_FL_KEEP_SIZE,
+            libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE,
+        );
+        let times = [time(1_000_000_000), time(1_100_000_000)];
+        let value = b"value";
+        // SAFETY: calls on descriptors of ours with strings and structures that live.
+        unsafe {
+            sys("fallocate", libc::fallocate(file, keep, 0, 1 << 20))?;
+            if file == memfd {
+                sys("fallocate", libc::fallocate(file, punch, 8192, 8192))?;
+            }
+            sys(
+                "fsetxattr",
+                libc::fsetxattr(
+                    file,
+                    c"trusted.subject".as_ptr(),
+                    value.as_ptr().cast(),
+                    value.len(),
+                    0,
+                ),
+            )?;
+            sys("futimens", libc::futimens(file, times.as_ptr()))?;
+            // So that it is written, and its blocks are counted as they will be.
+            sys("fsync", libc::fsync(file))?;
+        }
+    }
+    let state = |file| {
+        let mut value = [0_u8; 16];
+        // SAFETY: zeros are a valid structure, which the kernel fills; the buffer has the length that is given.
+        unsafe {
+            let mut stat: libc::stat = std::mem::zeroed();
+            sys("fstat", libc::fstat(file, &raw mut stat))?;
+            let at = value.as_mut_ptr().cast();
+            let name = c"trusted.subject".as_ptr();
+            let len = libc::fgetxattr(file, name, at, value.len());
+            let times = (stat.st_atime, stat.st_mtime, stat.st_mtime_nsec);
+            anyhow::Ok((stat.st_size, stat.st_blocks, times, len, value))
+        }
+    };
+    Ok(
+        Watch::keep(move || Ok((state(memfd)?, state(nameless)?)))?.spoiled_by(move || {
+            // SAFETY: a call on a descriptor of ours.
+            sys("futimens", unsafe {
+                libc::futimens(memfd, std::ptr::null())
+            })
+            .map(drop)
+        }),
+    )
+}
+
 /// Three seals: they are the same, and they work.
 pub(crate) fn seals(_: &Setting) -> Result<Watch> {
     let file = create(c"sealed", 2)?;

@@ -105,6 +105,11 @@ pub(crate) const GROUP: Group = Group {
             "memfd with contents, offset and mapping",
             memfd::start,
         ),
+        subject(
+            "memfd-attributes",
+            "times, attributes and preallocated blocks of a memfd and of a file without a name",
+            memfd::attributes,
+        ),
         subject("memfd-seals", "seals of a memfd", memfd::seals),
         subject(
             "memfd-program",
