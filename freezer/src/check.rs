@@ -119,9 +119,17 @@ fn examine(
     found.extend(crate::keyrings::refusal(pid, whole_host));
     found.extend(capture::memory_refusals(pid, objects)?);
     found.extend(files::refusals(pid, objects, externals, whole_host)?);
-    for link in ["cwd", "root"] {
-        match files::reference(pid, link) {
-            Err(FreezerError::Refused(_)) if link == "cwd" && files::removed_cwd(pid) => {}
+    found.extend(directories(pid, "")?);
+    Ok(found)
+}
+
+/// What keeps directories of a process from being carried, or of a thread for which `task` is `task/TID/`.
+pub(crate) fn directories(pid: Pid, task: &str) -> Result<Vec<Refusal>, FreezerError> {
+    let mut found = Vec::new();
+    for name in ["cwd", "root"] {
+        let link = format!("{task}{name}");
+        match files::reference(pid, &link) {
+            Err(FreezerError::Refused(_)) if name == "cwd" && files::removed_cwd(pid, &link) => {}
             Ok(_) => {}
             Err(FreezerError::Refused(more)) => found.extend(more),
             Err(e) => return Err(e),

@@ -149,21 +149,28 @@ pub(crate) fn note_own_undo(threads: &mut [Thread]) {
     }
 }
 
-/// Threads that share such a list with each other, and not with their leader.
-fn undo_apart(pid: Pid, representative: Tid, threads: &[Tid]) -> Option<Refusal> {
-    let apart = |tid: &&Tid| {
-        let same = kcmp(representative, **tid, KcmpKind::Sysvsem, 0, 0);
-        same.is_ok_and(Ordering::is_ne) && !has_no_undo_list(**tid)
-    };
-    let apart: Vec<Tid> = threads.iter().filter(apart).copied().collect();
-    let share =
-        |one: Tid, two: Tid| kcmp(one, two, KcmpKind::Sysvsem, 0, 0).is_ok_and(Ordering::is_eq);
+/// Threads that do not share a table with the one that stands for their process.
+fn apart(representative: Tid, threads: &[Tid], kind: KcmpKind) -> impl Iterator<Item = Tid> {
+    let others = threads.iter().copied();
+    others.filter(move |tid| kcmp(representative, *tid, kind, 0, 0).is_ok_and(Ordering::is_ne))
+}
+
+/// The threads of a process that have directories and a umask of their own.
+pub(crate) fn directories_apart(pid: Pid, representative: Tid, threads: &[Tid]) -> Vec<Tid> {
+    let apart = apart(representative, threads, KcmpKind::Fs);
+    apart.filter(|tid| !proc::is_ending(pid, *tid)).collect()
+}
+
+/// Threads that share a table with each other, and not with their leader.
+fn shared_apart(pid: Pid, of: (KcmpKind, &str, &str), apart: &[Tid]) -> Option<Refusal> {
+    let (kind, resource, flag) = of;
+    let share = |one: Tid, two: Tid| kcmp(one, two, kind, 0, 0).is_ok_and(Ordering::is_eq);
     apart.iter().enumerate().find_map(|(index, one)| {
         let two = apart[..index].iter().find(|two| share(*one, **two))?;
         let reason = format!(
-            "threads {two} and {one} share one that their leader has not (CLONE_SYSVSEM): that is not carried"
+            "threads {two} and {one} share one that their leader has not ({flag}): that is not carried"
         );
-        Some(refusal(pid, "semaphore undo list", reason))
+        Some(refusal(pid, resource, reason))
     })
 }
 
@@ -177,24 +184,24 @@ fn in_vfork(family: &[Pid]) -> bool {
 /// When the threads cannot be listed.
 pub(crate) fn of_threads(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, FreezerError> {
     let threads = proc::threads(pid)?;
-    let apart = undo_apart(pid, representative, &threads);
-    let mut found: Vec<Refusal> = apart.into_iter().collect();
+    let undo = apart(representative, &threads, KcmpKind::Sysvsem);
+    let undo: Vec<Tid> = undo.filter(|tid| !has_no_undo_list(*tid)).collect();
+    let directories = directories_apart(pid, representative, &threads);
+    let mut found: Vec<Refusal> = shared_apart(pid, TABLES[4], &undo).into_iter().collect();
+    found.extend(shared_apart(pid, TABLES[2], &directories));
+    for tid in directories {
+        found.extend(crate::check::directories(pid, &format!("task/{tid}/"))?);
+    }
     let others = threads.into_iter();
     for tid in others.filter(|tid| ![representative, pid.leader()].contains(tid)) {
-        for (kind, resource, flag) in &TABLES[1..3] {
-            match kcmp(representative, tid, *kind, 0, 0) {
-                Ok(Ordering::Equal) | Err(Errno::ESRCH) => {}
-                Ok(_) if proc::is_ending(pid, tid) => {}
-                Ok(_) => {
-                    let reason = format!("thread {tid} has one of its own (unshare, {flag})");
-                    found.push(refusal(pid, resource, reason));
-                }
-                Err(errno) => {
-                    let reason = format!("it cannot be compared between threads: {errno}");
-                    found.push(refusal(pid, resource, reason));
-                }
-            }
-        }
+        let (kind, resource, flag) = TABLES[1];
+        let reason = match kcmp(representative, tid, kind, 0, 0) {
+            Ok(Ordering::Equal) | Err(Errno::ESRCH) => continue,
+            Ok(_) if proc::is_ending(pid, tid) => continue,
+            Ok(_) => format!("thread {tid} has one of its own (unshare, {flag})"),
+            Err(errno) => format!("it cannot be compared between threads: {errno}"),
+        };
+        found.push(refusal(pid, resource, reason));
     }
     found.extend(in_vfork_for_long(pid)?);
     Ok(found)

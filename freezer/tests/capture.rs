@@ -19,7 +19,7 @@ fn a_pipeline_is_described_and_goes_on() {
     let (manifest, _) = describe(subject.pid());
     assert_eq!(manifest.processes.len(), 4, "shell, subshell, sleep, cat");
     let shell = manifest.processes[0].live().unwrap();
-    assert_eq!((shell.umask, shell.limits[7].0), (0o027, 77));
+    assert_eq!((shell.directories.umask, shell.limits[7].0), (0o027, 77));
     assert!(shell.actions[9].handler > 1, "SIGUSR1 has a handler");
     assert_eq!(manifest.pipes.len(), 1);
     let ends = manifest.descriptions.iter();

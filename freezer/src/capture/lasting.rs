@@ -28,8 +28,12 @@ pub(super) fn forget_inodes(manifest: &mut Manifest) {
 }
 
 fn references(live: &mut Live, known: &mut Known) {
-    for file in [&mut live.cwd, &mut live.root, &mut live.mm.exe] {
-        known.settle(file);
+    known.settle(&mut live.mm.exe);
+    let own = live.threads.iter_mut();
+    let own = own.filter_map(|thread| thread.directories.as_deref_mut());
+    for directories in own.chain([&mut live.directories]) {
+        known.settle(&mut directories.cwd);
+        known.settle(&mut directories.root);
     }
     for vma in &mut live.mm.vmas {
         if let Backing::File { file, .. } = &mut vma.backing {

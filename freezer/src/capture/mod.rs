@@ -41,14 +41,14 @@ pub(crate) use vfork::obstacle as vfork_obstacle;
 use crate::files::Table;
 use crate::files::outsiders::Outsiders;
 use crate::objects::Objects;
-use crate::proc::Stat;
+use crate::proc::{Stat, Status};
 use crate::tables::Sharing;
 use crate::{Externals, FreezerError, Frozen};
-use persist_mem::manifest::{Clocks, Host, Manifest, Process, State};
+use persist_mem::manifest::{Clocks, Directories, Host, Live, Manifest, Process, State};
 use std::collections::BTreeMap;
-use sys::Pid;
 use sys::clock::Moment;
 use sys::process::KcmpKind;
+use sys::{Pid, Tid};
 
 /// Describes a stopped tree, all but the contents of its pages ([`capture_pages`]). The processes stay
 /// stopped and are left as they were.
@@ -192,12 +192,39 @@ fn lives(
             live.fs_of = directories.of(pid);
             live.undo_of = undone.of(pid);
             crate::tables::note_own_undo(&mut live.threads);
+            directories_of_threads(pid, live, table)?;
             groups.tell(pid, process.sid, live);
         }
         captured.push((at, (process, timers)));
     }
     captured.sort_by_key(|(at, _)| *at);
     Ok(captured.into_iter().map(|(_, of)| of).collect())
+}
+
+/// Notes the directories of threads that have their own.
+fn directories_of_threads(
+    pid: Pid,
+    live: &mut Live,
+    table: &mut Table,
+) -> Result<(), FreezerError> {
+    let tids: Vec<Tid> = live.threads.iter().map(|thread| thread.tid).collect();
+    let Some(first) = tids.first().filter(|_| tids.len() > 1) else {
+        return Ok(());
+    };
+    let apart = crate::tables::directories_apart(pid, *first, &tids);
+    for thread in live
+        .threads
+        .iter_mut()
+        .filter(|thread| apart.contains(&thread.tid))
+    {
+        let task = format!("task/{}/", thread.tid);
+        let umask = Status::read(pid, &format!("{task}status"))?.umask();
+        thread.directories = Some(Box::new(Directories {
+            umask,
+            ..table.directories(pid, &task)?
+        }));
+    }
+    Ok(())
 }
 
 /// Who shares memory, signal actions, descriptors, directories, and undo lists.
@@ -239,9 +266,9 @@ fn relatives(frozen: &Frozen) -> Result<(Vec<(Pid, Stat)>, Children), FreezerErr
 }
 
 fn zombie(pid: Pid) -> Result<Process, FreezerError> {
-    let stat = crate::proc::Stat::read(pid, "stat")?;
+    let stat = Stat::read(pid, "stat")?;
     let status = i32::try_from(stat.field(52)).unwrap_or(0);
-    let text = crate::proc::Status::read(pid, "status")?;
+    let text = Status::read(pid, "status")?;
     let state = State::Zombie {
         status,
         signals: ["SigIgn", "SigCgt"].map(|key| text.mask(key)),

@@ -11,7 +11,7 @@ use super::{
 use crate::files::Table;
 use crate::proc::{self, Stat};
 use crate::{FreezerError, Frozen};
-use persist_mem::manifest::{AddressSpace, FileRef, Live, LockFuture, Process, State};
+use persist_mem::manifest::{AddressSpace, Directories, Live, LockFuture, Process, State};
 use sys::batch::Batch;
 use sys::tracee::Foothold;
 use sys::{PAGE_SIZE, Pid, ptrace};
@@ -37,7 +37,7 @@ pub(super) fn capture(
     let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
     let mut mm = memory::capture(stat, (pid, &mem), &maps, &mut table.objects)?;
     table.session(pid, stat);
-    let (cwd, cwd_removed) = table.directory(pid)?;
+    let directories = table.directories(pid, "")?;
     let files = table.capture(pid)?;
     let place = Place {
         maps: &maps,
@@ -55,7 +55,10 @@ pub(super) fn capture(
     let leader = ended_leader.as_ref();
     let exit_signal = leader.map_or(stat.exit_signal(), |leader| leader.exit_signal);
     live.ended_leader = ended_leader;
-    (live.cwd, live.cwd_removed) = (cwd, cwd_removed);
+    live.directories = Directories {
+        umask: live.directories.umask,
+        ..directories
+    };
     let states = frozen.threads(pid);
     live.stopped = states.iter().find_map(|(_, thread)| thread.group_stop);
     live.mm = mm;
@@ -125,10 +128,7 @@ pub(super) fn nothing() -> Live {
         files_of: None,
         fs_of: None,
         undo_of: None,
-        cwd: FileRef::default(),
-        cwd_removed: None,
-        root: FileRef::default(),
-        umask: 0o22,
+        directories: Directories::default(),
         actions: Vec::new(),
         pending: Vec::new(),
         stopped: None,
@@ -257,14 +257,15 @@ fn describe(
     let more = attributes::read(&asked.attributes, &out);
     mm.layout.brk = more.brk;
     mm.thp_disabled = more.thp_disabled;
-    let umask = inside[0].status.value("Umask");
-    let umask = umask.and_then(|text| u32::from_str_radix(text, 8).ok());
+    let umask = inside[0].status.umask();
     let mut filters = Vec::new();
     let pending = signals::pending((pid, first_tid), &inside[0].status, true)?;
     let live = Live {
         threads: thread::capture(inside, SCRATCH, &mut filters)?,
-        root: crate::files::reference(pid, "root")?,
-        umask: umask.unwrap_or(0o22),
+        directories: Directories {
+            umask,
+            ..Directories::default()
+        },
         actions: signals::actions(asked.actions, &out),
         pending,
         reports,

@@ -115,6 +115,7 @@ fn describe(
         seccomp: seccomp::capture(pid, tid, status, filters)?,
         dispatch: inside.dispatch,
         memory_policy: asked.memory_policy,
+        directories: None,
         own_undo: false,
         shares_io: false,
         cgroups: None,

@@ -12,7 +12,7 @@ use crate::freeze::vfork::STACK;
 use crate::kernel::{self, Kernel, Unreadable, half, word};
 use crate::proc::{self, Stat, Status};
 use crate::{FreezerError, Frozen};
-use persist_mem::manifest::{AddressSpace, Live, Rseq, Seccomp, SigAction, Thread};
+use persist_mem::manifest::{AddressSpace, Directories, Live, Rseq, Seccomp, SigAction, Thread};
 use sys::batch::Batch;
 use sys::regs::Regs;
 use sys::{Pid, Tid, process as calls, xstate};
@@ -74,15 +74,15 @@ pub(super) fn describe(
     })?;
     let thread = Waiting { pid, kept: &kept }.thread(thread)?;
     let umask = Status::read(pid, "status")?;
-    let umask = umask.value("Umask");
-    let umask = umask.and_then(|text| u32::from_str_radix(text, 8).ok());
     let live = Live {
         threads: vec![thread],
         in_vfork: Some(child),
         actions: kept.actions,
         child_subreaper: kept.child_subreaper,
-        umask: umask.unwrap_or(0o22),
-        root: crate::files::reference(pid, "root")?,
+        directories: Directories {
+            umask: umask.umask(),
+            ..Directories::default()
+        },
         limits: attributes::limits(pid)?,
         oom_score_adj: attributes::number(pid, "oom_score_adj", 10)? as i32,
         dumpable: attributes.dumpable,
@@ -153,6 +153,7 @@ impl Waiting<'_> {
             no_new_privs: false,
             seccomp: Seccomp::Off,
             dispatch: None,
+            directories: None,
             own_undo: false,
             shares_io: false,
             cgroups: None,

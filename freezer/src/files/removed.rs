@@ -44,7 +44,7 @@ impl Directories {
 }
 
 /// Whether a process's current directory has no name any more.
-pub(crate) fn removed_cwd(pid: Pid) -> bool {
+pub(crate) fn removed_cwd(pid: Pid, cwd: &str) -> bool {
     use std::os::unix::fs::MetadataExt;
-    proc::metadata(pid, "cwd").is_ok_and(|cwd| cwd.nlink() == 0)
+    proc::metadata(pid, cwd).is_ok_and(|cwd| cwd.nlink() == 0)
 }

@@ -12,8 +12,8 @@ use crate::proc::{self, FdInfo};
 use crate::{Externals, FreezerError};
 use nix::sys::stat::SFlag;
 use persist_mem::manifest::{
-    Description, DescriptionId, DescriptionKind, Descriptor, FileRef, Lock, Pipe, PosixQueue,
-    RemovedDirectory, RemovedId, Terminal, Tunnel,
+    Description, DescriptionId, DescriptionKind, Descriptor, Directories, FileRef, Lock, Pipe,
+    PosixQueue, RemovedDirectory, Terminal, Tunnel,
 };
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -83,19 +83,29 @@ impl Table {
         self.terminals.member(pid, stat);
     }
 
-    /// A process's current directory, which may have been removed.
-    pub(crate) fn directory(
+    /// Directories of a process, or of a thread of it for which `task` is `task/TID/`; without the umask.
+    ///
+    /// # Errors
+    /// [`FreezerError::Refused`] for a root that has been removed, among others.
+    pub(crate) fn directories(
         &mut self,
         pid: Pid,
-    ) -> Result<(FileRef, Option<RemovedId>), FreezerError> {
-        if !removed::removed_cwd(pid) {
-            return path::reference(pid, "cwd").map(|cwd| (cwd, None));
+        task: &str,
+    ) -> Result<Directories, FreezerError> {
+        let (cwd, root) = (format!("{task}cwd"), format!("{task}root"));
+        let mut found = Directories {
+            root: path::reference(pid, &root)?,
+            ..Directories::default()
+        };
+        if removed::removed_cwd(pid, &cwd) {
+            let link = proc::link(pid, &cwd)?;
+            let stat = nix::sys::stat::stat(proc::path(pid, &cwd).as_str());
+            let stat = stat.map_err(FreezerError::call(pid, "cwd: stat"))?;
+            found.cwd_removed = Some(self.removed.note(&link, &stat));
+        } else {
+            found.cwd = path::reference(pid, &cwd)?;
         }
-        let link = proc::link(pid, "cwd")?;
-        let stat = nix::sys::stat::stat(proc::path(pid, "cwd").as_str());
-        let stat = stat.map_err(FreezerError::call(pid, "cwd: stat"))?;
-        let id = self.removed.note(&link, &stat);
-        Ok((FileRef::default(), Some(id)))
+        Ok(found)
     }
 
     /// Refuses what a process outside of the tree holds as well, or holds the other end of.

@@ -42,6 +42,13 @@ impl Status {
             .unwrap_or(0)
     }
 
+    /// The file mode creation mask.
+    #[must_use]
+    pub fn umask(&self) -> u32 {
+        let text = self.value("Umask").unwrap_or_default();
+        u32::from_str_radix(text, 8).unwrap_or(0o22)
+    }
+
     /// Numbers separated by white space.
     #[must_use]
     pub fn numbers(&self, key: &str) -> Vec<u32> {

@@ -51,6 +51,19 @@ pub enum State {
     },
 }
 
+/// What CLONE_FS shares.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Directories {
+    /// Current directory.
+    pub cwd: FileRef,
+    /// It has been removed, and is this one.
+    pub cwd_removed: Option<RemovedId>,
+    /// Root directory.
+    pub root: FileRef,
+    /// File mode creation mask.
+    pub umask: u32,
+}
+
 /// What a live process is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Live {
@@ -74,14 +87,8 @@ pub struct Live {
     pub fs_of: Option<Pid>,
     /// The process whose semaphore undo list it has, if that is not its own (CLONE_SYSVSEM).
     pub undo_of: Option<Pid>,
-    /// Current directory.
-    pub cwd: FileRef,
-    /// It has been removed, and is this one.
-    pub cwd_removed: Option<RemovedId>,
-    /// Root directory.
-    pub root: FileRef,
-    /// File mode creation mask.
-    pub umask: u32,
+    /// Its directories and umask, and those of its threads that have none of their own.
+    pub directories: Directories,
     /// Signal dispositions, signal 1 first.
     pub actions: Vec<SigAction>,
     /// Signals queued for the process as a whole, in order.
@@ -271,6 +278,8 @@ pub struct Thread {
     pub dispatch: Option<Dispatch>,
     /// On which nodes its memory is to be, None for the usual.
     pub memory_policy: Option<super::MemoryPolicy>,
+    /// Its directories, where it has its own (unshare(2), CLONE_FS).
+    pub directories: Option<Box<Directories>>,
     /// It does not share its leader's semaphore undo list (CLONE_SYSVSEM).
     pub own_undo: bool,
     /// It shares its leader's I/O context (CLONE_IO).

@@ -4,36 +4,66 @@ use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::files::path::check_same;
 use crate::restore::Restore;
+use persist_mem::manifest::Directories;
 use std::os::fd::AsRawFd;
+use sys::Pid;
 use sys::batch::Batch;
 
-/// Sets them.
+const CLONE_FS: u64 = 0x200;
+
+/// Sets them: those of threads that have their own first, while nobody has another root.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    for (pid, live) in restore.lives().filter(|(_, live)| live.fs_of.is_none()) {
-        check_same(&live.root)?;
-        let mut batch = Batch::new();
-        if let Some(removed) = live.cwd_removed {
-            let fd = crate::files::removed_directory(restore, removed)?;
-            let args = [restore.self_pidfd.as_raw_fd().into(), fd.into(), 0.into()];
-            let got = batch.call("taking a descriptor", nr::PIDFD_GETFD, args);
-            batch.call("entering its directory", nr::FCHDIR, [got.into()]);
-            batch.call("closing a copy", nr::CLOSE, [got.into()]);
-        } else {
-            check_same(&live.cwd)?;
-            let cwd = batch.string(&live.cwd.path);
-            batch.call("entering its directory", nr::CHDIR, [cwd.into()]);
+    for (pid, live) in restore.lives() {
+        for thread in &live.threads {
+            let Some(own) = &thread.directories else {
+                continue;
+            };
+            let mut batch = Batch::new();
+            batch.call(
+                "having directories of its own",
+                nr::UNSHARE,
+                [CLONE_FS.into()],
+            );
+            enter(restore, (pid, &mut batch), own)?;
+            let tracee = restore.task(pid)?.threads.get_mut(&thread.tid);
+            let tracee = tracee.ok_or_else(|| ResurrectError::Impossible {
+                pid,
+                why: format!("its thread {} was not made", thread.tid),
+            })?;
+            run(pid, "setting a thread's directories", tracee, &batch)?;
         }
-        if live.root.path != b"/" {
-            let root = batch.string(&live.root.path);
-            batch.call("changing its root", nr::CHROOT, [root.into()]);
-        }
-        batch.call("setting its umask", nr::UMASK, [live.umask.into()]);
-        run(
-            pid,
-            "setting its directories",
-            &mut restore.task(pid)?.first,
-            &batch,
-        )?;
     }
+    for (pid, live) in restore.lives().filter(|(_, live)| live.fs_of.is_none()) {
+        let mut batch = Batch::new();
+        enter(restore, (pid, &mut batch), &live.directories)?;
+        let first = &mut restore.task(pid)?.first;
+        run(pid, "setting its directories", first, &batch)?;
+    }
+    Ok(())
+}
+
+fn enter(
+    restore: &mut Restore<'_>,
+    (pid, batch): (Pid, &mut Batch),
+    directories: &Directories,
+) -> Result<(), ResurrectError> {
+    check_same(&directories.root)?;
+    if let Some(removed) = directories.cwd_removed {
+        let fd = crate::files::removed_directory(restore, removed)?;
+        let args = [restore.self_pidfd.as_raw_fd().into(), fd.into(), 0.into()];
+        let got = batch.call("taking a descriptor", nr::PIDFD_GETFD, args);
+        batch.call("entering its directory", nr::FCHDIR, [got.into()]);
+        batch.call("closing a copy", nr::CLOSE, [got.into()]);
+    } else {
+        check_same(&directories.cwd)?;
+        let cwd = batch.string(&directories.cwd.path);
+        batch.call("entering its directory", nr::CHDIR, [cwd.into()]);
+    }
+    if directories.root.path != b"/" {
+        let root = batch.string(&directories.root.path);
+        batch.call("changing its root", nr::CHROOT, [root.into()]);
+    }
+    batch.call("setting its umask", nr::UMASK, [directories.umask.into()]);
+    log::trace!("process {pid}: {directories:?}");
     Ok(())
 }

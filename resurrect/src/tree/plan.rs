@@ -74,6 +74,8 @@ pub(crate) fn plan(processes: &[Process], outside: Outside) -> Result<Vec<Step>,
             roots.push(process.pid);
         }
     }
+    // wait(2) tells of the oldest first, whether it has ended or stopped.
+    children.values_mut().for_each(|pids| pids.sort_unstable());
     let mut planner = Planner {
         by_pid,
         children,

@@ -97,8 +97,8 @@ fn by_signal(pid: Pid, task: &Task, signal: i32, mask: u64) -> Result<(), Resurr
         Err(errno) => Err(failed()(errno)),
     };
     let tid = task.first.tid();
+    sys::ptrace::set_sigmask(tid, mask & !(1 << (signal - 1))).map_err(failed())?;
     sys::process::kill(task.host_pid(), signal).map_err(failed())?;
-    unless_gone(sys::ptrace::set_sigmask(tid, mask & !(1 << (signal - 1))))?;
     unless_gone(sys::ptrace::cont(tid, 0))?;
     loop {
         match wait::wait_for(tid).map_err(failed())? {

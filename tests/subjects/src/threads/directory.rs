@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, bail};
 
-use crate::kit::{Kin, Setting, Watch, procfs, same, sys};
+use crate::kit::{Crew, Kin, Setting, Watch, procfs, same, sys};
 
 /// The mask of new files.
 pub(crate) fn umask(_: &Setting) -> Result<Watch> {
@@ -51,6 +51,61 @@ pub(crate) fn removed(setting: &Setting) -> Result<Watch> {
         same("its links", &0, &fs::metadata(".")?.nlink())
     })
     .spoiled_by(|| Ok(std::env::set_current_dir("/")?)))
+}
+
+/// Of threads (unshare(2), CLONE_FS): a directory and a mask, a directory that is gone, a root directory. The others
+/// have that of the process.
+pub(crate) fn of_threads(setting: &Setting) -> Result<Watch> {
+    let dirs = ["own", "away", "below"].map(|name| setting.fresh(name));
+    let mut crew = Crew::default();
+    crew.add(|| Ok(observed()?.and(Watch::new(|| same_umask(0o022)))))?;
+    for (number, dir) in dirs.iter().cloned().enumerate() {
+        fs::create_dir(&dir)?;
+        fs::write(setting.path("own").join("here"), "file")?;
+        crew.add(move || {
+            // SAFETY: takes a number.
+            sys("unshare", unsafe { libc::unshare(libc::CLONE_FS) })?;
+            std::env::set_current_dir(&dir)?;
+            match number {
+                0 => {
+                    // SAFETY: takes a number.
+                    unsafe { libc::umask(0o071) };
+                }
+                1 => fs::remove_dir(&dir)?,
+                _ => std::os::unix::fs::chroot(&dir)?,
+            }
+            let mask = if number == 0 { 0o071 } else { 0o022 };
+            let watch = observed()?.and(Watch::new(move || same_umask(mask)));
+            Ok(watch.spoiled_by(|| {
+                // SAFETY: takes a number.
+                unsafe { libc::umask(0o777) };
+                Ok(())
+            }))
+        })?;
+    }
+    Ok(crew.watch())
+}
+
+/// What a thread finds at `.`, `/` and `here`.
+fn observed() -> Result<Watch> {
+    Watch::keep(|| {
+        let ids = |path| fs::metadata(path).map(|found| (found.dev(), found.ino(), found.nlink()));
+        let ends = fs::read("here").ok();
+        // The number of a removed directory is another one afterwards.
+        let (dev, ino, links) = ids(".")?;
+        let root = ids("/")?;
+        Ok((
+            (dev, if links == 0 { 0 } else { ino }),
+            (root.0, root.1),
+            ends,
+        ))
+    })
+}
+
+fn same_umask(expected: u32) -> Result<()> {
+    // SAFETY: takes a number.
+    let found = unsafe { libc::umask(expected) };
+    same("the umask", &expected, &found)
 }
 
 /// chroot(2), in a child with a file that only it sees under this name.

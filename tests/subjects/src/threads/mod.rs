@@ -69,6 +69,11 @@ pub(crate) const GROUP: Group = Group {
             "a working directory that was removed",
             directory::removed,
         ),
+        subject(
+            "directories-of-threads",
+            "directories and umasks of single threads",
+            directory::of_threads,
+        ),
         subject("chroot", "a root directory of its own", directory::root),
         subject(
             "policy",
