@@ -155,12 +155,14 @@ impl Btf {
         }
     }
 
-    /// A bit field of one bit that a structure has: the byte it is in, and its place there.
+    /// A bit field of one bit that a structure has, or a `bool`: the byte it is in, and its place there.
     pub(crate) fn flag(&self, structure: &str, name: &str) -> Result<(u64, u8), Unreadable> {
         let missing = || Unreadable::NoField(format!("{structure}.{name}"));
         let id = self.structure(structure).ok_or_else(missing)?;
         match self.member_bits(id, name, DEPTH) {
             Some((at, 1, _)) => Ok((at / 8, 1 << (at % 8))),
+            // A bool, which is 1.
+            Some((at, 0, _)) => Ok((at / 8, 1)),
             _ => Err(missing()),
         }
     }

@@ -267,6 +267,7 @@ const CHANGED_BY_OTHERS: &[(i32, i32)] = &[
     (c::SOL_IPV6, 78 /* IPV6_FREEBIND */),
     (c::SOL_TCP, c::TCP_CORK),
     (c::SOL_TCP, c::TCP_NODELAY),
+    (c::SOL_TCP, c::TCP_WINDOW_CLAMP),
     (c::SOL_UDP, c::UDP_CORK),
 ];
 

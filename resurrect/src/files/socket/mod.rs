@@ -23,7 +23,7 @@ use options::When;
 use persist_mem::manifest::{
     Description, DescriptionId, DescriptionKind, InetSocket, Socket, SocketState,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use sys::{Errno, socket};
 
@@ -117,7 +117,12 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
         sockets.fds.insert(making.id(), fd);
         tcp::wait(&all, making, &mut sockets)?;
     }
-    for fd in sockets.fds.values() {
+    let listening: BTreeSet<DescriptionId> = all
+        .iter()
+        .filter(|one| listens(one))
+        .map(Making::id)
+        .collect();
+    for (_, fd) in sockets.fds.iter().filter(|(id, _)| !listening.contains(id)) {
         options::enlarge(fd);
     }
     inet::join_all(&all, &sockets)?;
@@ -143,6 +148,12 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
     unix.place(&all)?;
     restore.files.opened.append(&mut sockets.fds);
     Ok(())
+}
+
+/// Whether it is a listening socket of IP: nothing is put into its queue, and from Linux 7 on the size of its buffer
+/// would bound the windows of what it accepts for ever (`TCP_WINDOW_CLAMP`).
+fn listens(making: &Making<'_>) -> bool {
+    matches!(&making.socket.state, SocketState::Inet(state) if state.backlog.is_some())
 }
 
 /// In the order in which they share a port; the others as they are.

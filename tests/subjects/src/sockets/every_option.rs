@@ -310,9 +310,12 @@ pub(crate) fn datagrams(_: &Setting) -> Result<Watch> {
     ])
 }
 
-/// TCP
+/// TCP; one listens.
 pub(crate) fn streams(_: &Setting) -> Result<Watch> {
-    of_kinds(&[(AF_INET, SOCK_STREAM, 0), (AF_INET6, SOCK_STREAM, 0)])
+    let listener = socket(AF_INET, SOCK_STREAM, 0)?;
+    super::listening::listen(listener, 5)?;
+    let kinds = [(AF_INET, SOCK_STREAM, 0), (AF_INET6, SOCK_STREAM, 0)];
+    Ok(of_kinds(&kinds)?.and(keep(vec![listener], &[], &[])?))
 }
 
 /// Unix, netlink, packet.

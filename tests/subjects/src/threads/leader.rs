@@ -28,11 +28,13 @@ pub(crate) fn start(setting: &Setting) -> Result<Watch> {
     }
     block(bit(libc::SIGCHLD))?;
     let mut child = Kin::start_in_thread(setting, "child", leave, life)?;
+    // Which code SIGCHLD tells, the first thread's or the last one's, differs from kernel to kernel.
+    let told = ends(mortal()?)?;
     let mortal = Rc::new(Cell::new(mortal()?));
     let other = mortal.clone();
     Ok(Watch::new(move || {
         child.check()?;
-        ends(mortal.get())?;
+        same("the code in SIGCHLD", &told, &ends(mortal.get())?)?;
         mortal.set(self::mortal()?);
         Ok(())
     })
@@ -159,8 +161,8 @@ fn mortal() -> Result<i32> {
     Ok(pid)
 }
 
-/// Nobody hears of its end before the last thread ends; that one's code is told then.
-fn ends(pid: i32) -> Result<()> {
+/// Nobody hears of its end before the last thread ends; that one's code is told then. Returns the code in SIGCHLD.
+fn ends(pid: i32) -> Result<u64> {
     let threads = || procfs::status(&pid.to_string(), "Threads").unwrap_or_default();
     same("threads", "3", &threads())?;
     untold(pid)?;
@@ -174,12 +176,14 @@ fn ends(pid: i32) -> Result<()> {
         procfs::status(&pid.to_string(), "Threads").is_ok_and(|threads| threads == "1")
     })?;
     let [_, code, sender, status, ..] = take(libc::SIGCHLD).context("no SIGCHLD")?;
-    let told = (code as i32, sender as i32, status as i32);
-    same("SIGCHLD", &(libc::CLD_EXITED, pid, LAST as i32), &told)?;
+    let told = (code as i32, sender as i32);
+    same("SIGCHLD", &(libc::CLD_EXITED, pid), &told)?;
+    let in_signal = status;
     let mut status = 0;
     // SAFETY: the status is ours.
     let got = unsafe { libc::waitpid(pid, &raw mut status, 0) };
-    same("the wait", &(pid, (LAST as i32) << 8), &(got, status))
+    same("the wait", &(pid, (LAST as i32) << 8), &(got, status))?;
+    Ok(in_signal)
 }
 
 /// Its parent has not been told of its end.
