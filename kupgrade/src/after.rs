@@ -1,6 +1,7 @@
 //! The command's last part, on the new kernel: it was carried like every other process, and its
 //! worker, which made the jump, is not there any more.
 
+use crate::say;
 use anyhow::{Result, bail};
 use resurrect::supervisor::report::{REPORT, Report};
 use std::path::Path;
@@ -19,8 +20,7 @@ pub(crate) fn finish() -> Result<()> {
         // Until the supervisor has written it there is none: it removes that of an earlier upgrade.
         let report = Report::read(Path::new(REPORT)).ok();
         if let Some(report) = report.as_ref().filter(|report| report.complete) {
-            print!("{}", report.table());
-            return Ok(());
+            return Ok(say::result(&report.table())?);
         }
         if Instant::now() >= end {
             bail!(

@@ -1,9 +1,11 @@
 //! `kupgrade check`.
 
 use crate::limits::allow_descriptors;
+use crate::say;
 use anyhow::Result;
 use freezer::proc;
 use serde::Serialize;
+use std::fmt::Write;
 use std::process::ExitCode;
 use sys::Pid;
 
@@ -53,23 +55,27 @@ pub(crate) fn run(root: Option<Pid>, json: bool) -> Result<ExitCode> {
         });
     }
     let refused = verdicts.iter().filter(|v| v.verdict == "refused").count();
-    if json {
-        println!("{}", serde_json::to_string_pretty(&verdicts)?);
+    let text = if json {
+        serde_json::to_string_pretty(&verdicts)? + "\n"
     } else {
-        for verdict in &verdicts {
-            println!(
-                "{:>7} {:<16} {}",
-                verdict.pid, verdict.comm, verdict.verdict
-            );
-            for reason in &verdict.reasons {
-                println!("        {}: {}", reason.resource, reason.reason);
-            }
-        }
-        println!("{} processes, {refused} refused", verdicts.len());
-    }
+        table(&verdicts)? + &format!("{} processes, {refused} refused\n", verdicts.len())
+    };
+    say::result(&text)?;
     Ok(if refused == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(3)
     })
+}
+
+fn table(verdicts: &[Verdict]) -> Result<String> {
+    let mut text = String::new();
+    for verdict in verdicts {
+        let Verdict { pid, comm, .. } = verdict;
+        writeln!(text, "{pid:>7} {comm:<16} {}", verdict.verdict)?;
+        for reason in &verdict.reasons {
+            writeln!(text, "        {}: {}", reason.resource, reason.reason)?;
+        }
+    }
+    Ok(text)
 }

@@ -1,6 +1,7 @@
 //! Messages of the libraries to stderr, `KUPGRADE_LOG` sets the level (default `warn`); those of an
 //! upgrade to a file as well.
 
+use crate::say;
 use log::LevelFilter;
 use std::fs::File;
 use std::io::Write;
@@ -32,7 +33,7 @@ impl log::Log for Logger {
             .get()
             .is_some_and(|level| record.level() <= *level)
         {
-            eprintln!("kupgrade: {}: {}", record.target(), record.args());
+            say::aside(&format!("{}: {}", record.target(), record.args()));
         }
         if let Some(mut file) = self.file.get().filter(|_| record.level() <= KEPT) {
             // A full disk must not stop an upgrade.

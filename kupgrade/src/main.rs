@@ -3,11 +3,6 @@
 //! Results go to stdout, progress and errors to stderr. Exit status: 0 done; 1 it failed, and
 //! nothing was changed; 2 the command line is wrong; 3 `check` found something that is refused.
 #![forbid(unsafe_code)]
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "this is the program that talks"
-)]
 
 mod after;
 mod check;
@@ -19,6 +14,7 @@ mod log;
 mod patience;
 mod report;
 mod restore;
+mod say;
 mod signals;
 mod upgrade;
 
@@ -107,7 +103,7 @@ fn main() -> ExitCode {
         (None, None) => Ok(ExitCode::from(2)),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("kupgrade: {error:#}");
+        say::aside(&format!("{error:#}"));
         ExitCode::FAILURE
     })
 }

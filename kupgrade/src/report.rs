@@ -1,5 +1,6 @@
 //! `kupgrade report`.
 
+use crate::say;
 use anyhow::{Context, Result};
 use resurrect::supervisor::report::{REPORT, Report};
 use std::path::Path;
@@ -8,10 +9,10 @@ use std::path::Path;
 pub(crate) fn run(json: bool) -> Result<()> {
     let report = Report::read(Path::new(REPORT))
         .context("there is no report; was this kernel started by kupgrade?")?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+    let text = if json {
+        serde_json::to_string_pretty(&report)? + "\n"
     } else {
-        print!("{}", report.table());
-    }
-    Ok(())
+        report.table()
+    };
+    Ok(say::result(&text)?)
 }

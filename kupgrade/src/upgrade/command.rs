@@ -6,7 +6,7 @@
 
 use super::before::Before;
 use super::run;
-use crate::after;
+use crate::{after, say};
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
@@ -34,7 +34,7 @@ pub(crate) fn command(kernel: &Path, verify: bool) -> Result<ExitCode> {
         }
         let Err(error) = run(kernel, verify);
         log::info!("it ends here: {error:#}");
-        eprintln!("kupgrade: {error:#}");
+        say::aside(&format!("{error:#}"));
         1
     })
     .context("making the worker")?;
