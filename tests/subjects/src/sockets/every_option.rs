@@ -273,7 +273,12 @@ fn deafen(fd: RawFd) -> Result<()> {
         let (at, len) = ((&raw const filter).cast(), size_of_val(&filter) as u32);
         libc::setsockopt(fd, SOL_SOCKET, libc::SO_ATTACH_FILTER, at, len)
     };
-    sys("SO_ATTACH_FILTER", done).map(drop)
+    sys("SO_ATTACH_FILTER", done)?;
+    // What came between socket(2) and now.
+    let mut byte = 0_u8;
+    // SAFETY: one byte of this function.
+    while unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_DONTWAIT) } >= 0 {}
+    Ok(())
 }
 
 /// Sockets of these kinds, as far as this machine has them; every one is set, and one of each is left as it is.
