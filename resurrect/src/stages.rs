@@ -40,6 +40,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("autogroups", process::autogroup::set),
     ("memory policies", memory::policy::set),
     ("ends of memory objects", objects::finish),
+    ("watches of files", files::watch),
     ("limits", process::limits::set),
     ("seccomp", thread::seccomp::set),
     ("made-up files", files::pseudo::seek),

@@ -11,6 +11,9 @@ use sys::Errno;
 
 const O_DIRECT: u32 = 0o40_000;
 const O_ACCMODE: u32 = 3;
+const O_RDONLY: u32 = 0;
+const O_RDWR: u32 = 2;
+const O_PATH: u32 = 0o10_000_000;
 
 /// The pipes found so far, each once however many descriptions are open on it.
 #[derive(Default)]
@@ -90,8 +93,18 @@ fn contents(
     Ok((data, buffers))
 }
 
-/// An end to read from. Through /proc the write end gives one as well, and so does a reference (`O_PATH`).
+/// An end to read from: the description itself, so that whoever watches a FIFO does not see it opened. Through
+/// /proc the write end gives one as well, and so does a reference (`O_PATH`).
 fn reader(open: &Open<'_>) -> Result<File, FreezerError> {
+    let flags = open.flags()?;
+    if flags & O_PATH == 0 && matches!(flags & O_ACCMODE, O_RDONLY | O_RDWR) {
+        let own = open.copy.try_clone().map(File::from);
+        return own.map_err(|cause| FreezerError::Proc {
+            pid: open.pid,
+            what: format!("fd/{}", open.fd),
+            cause,
+        });
+    }
     let path = format!("/proc/self/fd/{}", open.copy.as_raw_fd());
     OpenOptions::new()
         .read(true)

@@ -16,14 +16,21 @@ pub(super) fn open(
     opening: &Opening<'_, '_>,
     flags: u32,
     event_flags: u32,
-    marks: &[Mark],
 ) -> Result<OwnedFd, ResurrectError> {
     let fd = sys::files::fanotify(flags, event_flags);
-    let fd = fd.map_err(opening.failed("making it"))?;
+    fd.map_err(opening.failed("making it"))
+}
+
+/// Watches, when everything is made that would be seen.
+pub(super) fn watch(
+    opening: &Opening<'_, '_>,
+    fd: &OwnedFd,
+    marks: &[Mark],
+) -> Result<(), ResurrectError> {
     for mark in marks {
-        add(opening, &fd, mark).map_err(|errno| located::changed(&mark.place, errno))?;
+        add(opening, fd, mark).map_err(|errno| located::changed(&mark.place, errno))?;
     }
-    Ok(fd)
+    Ok(())
 }
 
 fn add(opening: &Opening<'_, '_>, fd: &OwnedFd, mark: &Mark) -> sys::Result<()> {

@@ -5,9 +5,10 @@ use crate::ResurrectError;
 use nix::fcntl::OFlag;
 use persist_mem::manifest::Place;
 use std::ffi::{CStr, CString, OsStr};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use sys::{Errno, Pid};
 
 /// Calls `body` with a path of the inode, and whether that is a link to follow.
@@ -27,7 +28,9 @@ pub(super) fn with_path<T>(
         return through(open, |link| body(link, true));
     }
     // Where inodes have new numbers after a reboot there is no handle, and the path is right.
-    let right = |path: &&[u8]| place.handle.is_none() || handle::leads_to(path, place.inode);
+    let right = |path: &&[u8]| {
+        place.handle.is_none() || handle::leads_to(path, place.inode) || is_socket(path)
+    };
     match (place.path.as_deref().filter(right), &place.handle) {
         (Some(found), _) => body(&path(found)?, false),
         (None, Some(handle)) => {
@@ -39,6 +42,12 @@ pub(super) fn with_path<T>(
     }
 }
 
+/// The node of a socket, which has been bound again and so is another inode.
+fn is_socket(path: &[u8]) -> bool {
+    let found = std::fs::symlink_metadata(OsStr::from_bytes(path));
+    found.is_ok_and(|found| found.file_type().is_socket())
+}
+
 /// Calls `body` with a path to what a descriptor of this process refers to: from the directory of its descriptors,
 /// since the `/proc` of the processes need not know this one.
 pub(super) fn through<T>(
@@ -46,7 +55,12 @@ pub(super) fn through<T>(
     body: impl FnOnce(&CStr) -> sys::Result<T>,
 ) -> sys::Result<T> {
     let me = Pid(nix::unistd::getpid().as_raw());
-    let before = File::open(".").map_err(|_| Errno::ENOENT)?;
+    // Not one that opens it, which a watch of it would see.
+    let before = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_PATH.bits())
+        .open(".")
+        .map_err(|_| Errno::ENOENT)?;
     let descriptors = sys::procdir::open(me, "fd", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
     let link = CString::new(fd.as_raw_fd().to_string()).map_err(|_| Errno::EINVAL)?;
     nix::unistd::fchdir(&descriptors)?;

@@ -116,18 +116,10 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     fifo::open_all(restore)?;
     removed::make(restore)?;
     pidfd::open_gone(restore)?;
-    let (late, mut all): (Vec<_>, Vec<_>) = manifest
+    let (late, all): (Vec<_>, Vec<_>) = manifest
         .descriptions
         .iter()
         .partition(|description| path::of_socket(description));
-    // Those that watch others come last.
-    all.sort_by_key(|description| {
-        let kind = &description.kind;
-        matches!(
-            kind,
-            DescriptionKind::Inotify { .. } | DescriptionKind::Fanotify { .. }
-        )
-    });
     open_each(restore, all)?;
     // An end that nobody has must not stay open here.
     restore.files.pipes.clear();
@@ -137,6 +129,29 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     socket::open_all(restore)?;
     open_each(restore, late)?;
     set_flags(restore)
+}
+
+/// What watches others (inotify(7), fanotify(7)) begins to, now that names were made and taken away, and what
+/// this process alone had open is closed.
+pub(crate) fn watch(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    restore.files.removed.clear();
+    for description in &restore.manifest.descriptions {
+        let opening = Opening {
+            restore,
+            description,
+        };
+        let Some(fd) = restore.files.opened.get(&description.id) else {
+            continue;
+        };
+        match &description.kind {
+            DescriptionKind::Inotify { watches, next, .. } => {
+                inotify::watch(&opening, fd, watches, *next)?;
+            }
+            DescriptionKind::Fanotify { marks, .. } => fanotify::watch(&opening, fd, marks)?,
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Opens those that are not open yet.
@@ -218,15 +233,9 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
         }
         DescriptionKind::Kmsg { path, next, boot } => kmsg::open(opening, path, *next, boot),
         DescriptionKind::Fanotify {
-            flags,
-            event_flags,
-            marks,
-        } => fanotify::open(opening, *flags, *event_flags, marks),
-        DescriptionKind::Inotify {
-            watches,
-            next,
-            unread,
-        } => inotify::open(opening, watches, *next, unread),
+            flags, event_flags, ..
+        } => fanotify::open(opening, *flags, *event_flags),
+        DescriptionKind::Inotify { unread, .. } => inotify::open(opening, unread),
         DescriptionKind::PidFd {
             target: Some(target),
             ..

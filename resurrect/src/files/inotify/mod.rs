@@ -15,22 +15,29 @@ const IN_DONT_FOLLOW: u32 = 0x0200_0000;
 
 pub(super) fn open(
     opening: &Opening<'_, '_>,
-    watches: &[Watch],
-    next: Option<i32>,
     unread: &[WatchEvent],
 ) -> Result<OwnedFd, ResurrectError> {
     let fd = sys::files::inotify(0).map_err(opening.failed("making it"))?;
     if !unread.is_empty() {
         queue::fill(&fd, unread).map_err(opening.failed("queueing its events"))?;
     }
+    Ok(fd)
+}
+
+/// Watches, when everything is made that would be seen.
+pub(super) fn watch(
+    opening: &Opening<'_, '_>,
+    fd: &OwnedFd,
+    watches: &[Watch],
+    next: Option<i32>,
+) -> Result<(), ResurrectError> {
     for watch in watches {
-        add(opening, &fd, watch).map_err(|errno| located::changed(&watch.place, errno))?;
+        add(opening, fd, watch).map_err(|errno| located::changed(&watch.place, errno))?;
     }
     // The kernel looks for a free number from here on.
     let last = watches.last().map_or(0, |watch| watch.number);
     let next = next.unwrap_or(last.saturating_add(1)).max(1);
-    sys::files::next_watch(&fd, next).map_err(opening.failed("numbering its next watch"))?;
-    Ok(fd)
+    sys::files::next_watch(fd, next).map_err(opening.failed("numbering its next watch"))
 }
 
 fn add(opening: &Opening<'_, '_>, fd: &OwnedFd, watch: &Watch) -> sys::Result<()> {

@@ -39,6 +39,33 @@ fn events(notify: i32) -> Vec<(i32, u32)> {
     found
 }
 
+/// A directory with a listening socket, a socket whose name is gone, a FIFO and a removed directory: whoever watches
+/// it is told of nothing that happens while they are saved and made again.
+pub(crate) fn quiet(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("watched");
+    fs::create_dir(&path)?;
+    let listener = std::os::unix::net::UnixListener::bind(path.join("socket"))?;
+    let gone = std::os::unix::net::UnixDatagram::bind(path.join("gone"))?;
+    fs::remove_file(path.join("gone"))?;
+    let name = CString::new(path.join("fifo").as_os_str().as_bytes())?;
+    // SAFETY: a C string.
+    sys("mkfifo", unsafe { libc::mkfifo(name.as_ptr(), 0o600) })?;
+    let fifo = crate::kit::files::open(path.join("fifo"), libc::O_RDWR)?;
+    fs::create_dir(path.join("removed"))?;
+    let directory = libc::O_RDONLY | libc::O_DIRECTORY;
+    let removed = crate::kit::files::open(path.join("removed"), directory)?;
+    fs::remove_dir(path.join("removed"))?;
+    let notify = init()?;
+    watch(notify, &path, libc::IN_ALL_EVENTS)?;
+    watch(notify, &path.join("socket"), libc::IN_ALL_EVENTS)?;
+    let held = (listener, gone, fifo, removed);
+    Ok(Watch::new(move || {
+        let _ = &held;
+        same("no events", &Vec::new(), &events(notify))
+    })
+    .spoiled_by(move || Ok(fs::write(path.join("new"), "")?)))
+}
+
 /// The file has no name any more, and the subject has it open.
 pub(crate) fn removed(setting: &Setting) -> Result<Watch> {
     let path = setting.fresh("removed");

@@ -206,6 +206,11 @@ pub(crate) const GROUP: Group = Group {
             inotify::removed,
         ),
         subject(
+            "inotify-quiet",
+            "a watched directory of sockets, FIFOs and removed directories: no event of an upgrade",
+            inotify::quiet,
+        ),
+        subject(
             "inotify-made-up",
             "inotify watches of files of /proc and /sys",
             inotify::made_up,
