@@ -175,6 +175,9 @@ pub(crate) fn obstacle(pid: Pid, child: Pid) -> Result<Option<String>, FreezerEr
     let stat = Stat::read(pid, "stat")?;
     let status = Status::read(pid, "status")?;
     let ours = Status::read(Pid(nix::unistd::getpid().as_raw()), "status")?;
+    if crate::freeze::vfork::waiting_thread(child).is_some() {
+        return told("its child waits in another vfork(2)");
+    }
     if status.mask("SigPnd") | status.mask("ShdPnd") != 0 {
         return told("signals wait for it");
     }

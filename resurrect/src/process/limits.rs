@@ -8,6 +8,10 @@ use sys::batch::Batch;
 
 /// `RLIMIT_SIGPENDING`
 const SIGPENDING: usize = 11;
+/// `RLIMIT_NPROC`
+const NPROC: usize = 6;
+/// Those that may be exceeded by now, and are set last.
+const LAST: [usize; 2] = [NPROC, SIGPENDING];
 
 /// Sets those that differ from what a new process has.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
@@ -26,10 +30,12 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let mut batch = Batch::new();
         for (which, ((soft, hard), now)) in live.limits.iter().zip(asked).enumerate() {
             let now = (output.u64(now, 0), output.u64(now, 1));
-            let wanted = match which {
-                // What is queued may be more than its process may queue by now.
-                SIGPENDING => (now.0.max(*soft), now.1.max(*hard)),
-                _ => (*soft, *hard),
+            // More may be queued than the process may queue. A user who has too many processes could not run
+            // another program any more, had the limit been there as it became that user (setuid(2)).
+            let wanted = if LAST.contains(&which) && live.in_vfork.is_none() {
+                (now.0.max(*soft), now.1.max(*hard))
+            } else {
+                (*soft, *hard)
             };
             if now != wanted {
                 put(&mut batch, which, wanted);
@@ -40,10 +46,12 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     Ok(())
 }
 
-/// Sets the limit that is left when signals are queued.
-pub(crate) fn lower_queued_signals(batch: &mut Batch, live: &Live) {
-    if let Some(limit) = live.limits.get(SIGPENDING) {
-        put(batch, SIGPENDING, *limit);
+/// Sets the limits that are left when everybody is who he was, and signals are queued.
+pub(crate) fn set_last(batch: &mut Batch, live: &Live) {
+    for which in LAST {
+        if let Some(limit) = live.limits.get(which) {
+            put(batch, which, *limit);
+        }
     }
 }
 

@@ -74,8 +74,8 @@ pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives().filter(|(_, live)| live.in_vfork.is_none()) {
         let first = &mut restore.task(pid)?.first;
         let mut batch = Batch::new();
-        limits::lower_queued_signals(&mut batch, live);
-        settled(pid, "limiting its queued signals", first, &batch)?;
+        limits::set_last(&mut batch, live);
+        settled(pid, "setting its last limits", first, &batch)?;
     }
     Ok(())
 }

@@ -46,6 +46,56 @@ pub(crate) fn used_up(_: &Setting) -> Result<Watch> {
     }))
 }
 
+/// A user who has more processes than RLIMIT_NPROC allows by now: what runs already may still run other programs.
+pub(crate) fn too_many(_: &Setting) -> Result<Watch> {
+    /// Of nobody else.
+    const USER: u32 = 54_321;
+    /// Of /proc/PID/stat: the next execve(2) fails (include/linux/sched.h, PF_NPROC_EXCEEDED).
+    const EXCEEDED: u64 = 0x1000;
+    let mut pids = Vec::new();
+    for _ in 0..4 {
+        pids.push(fork(|| {
+            // SAFETY: take numbers.
+            unsafe { libc::setresuid(USER, USER, USER) };
+            let done = set(libc::RLIMIT_NPROC, 2, 2);
+            while done.is_ok() {
+                // SAFETY: takes nothing.
+                unsafe { libc::pause() };
+            }
+        })?);
+    }
+    let pid = pids[0];
+    let seen = move || -> Result<(u64, String)> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let flags = stat
+            .rsplit(") ")
+            .next()
+            .and_then(|rest| rest.split(' ').nth(6));
+        let flags: u64 = flags.unwrap_or_default().parse()?;
+        Ok((
+            flags & EXCEEDED,
+            fs::read_to_string(format!("/proc/{pid}/limits"))?,
+        ))
+    };
+    for pid in pids {
+        until("its limit is set", SOON, || {
+            fs::read_to_string(format!("/proc/{pid}/limits")).is_ok_and(|text| {
+                let mut lines = text.lines();
+                lines.any(|line| line.starts_with("Max processes") && line.contains(" 2 "))
+            })
+        })?;
+    }
+    Ok(Watch::keep(seen)?.spoiled_by(move || {
+        // SAFETY: take numbers; reaps it.
+        sys("kill", unsafe { libc::kill(pid, libc::SIGKILL) })?;
+        // SAFETY: as above.
+        sys("wait", unsafe {
+            libc::waitpid(pid, std::ptr::null_mut(), 0)
+        })
+        .map(drop)
+    }))
+}
+
 /// Some lowered, hard limits too: all sixteen must be the same.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
     set(libc::RLIMIT_NOFILE, 321, 4321)?;

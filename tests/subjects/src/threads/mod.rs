@@ -62,6 +62,11 @@ pub(crate) const GROUP: Group = Group {
             "resource limits below what is used",
             limits::used_up,
         ),
+        subject(
+            "limits-processes",
+            "RLIMIT_NPROC below the number of a user's processes",
+            limits::too_many,
+        ),
         subject("umask", "umask", directory::umask),
         subject("cwd", "working directory", directory::start),
         subject(
