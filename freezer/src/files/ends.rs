@@ -131,7 +131,9 @@ pub(super) fn of_open(open: &Open<'_>) -> Option<End> {
         }
         Told::File => {
             let path = open.info.number("flags", 8)? & u64::from(O_PATH) != 0;
-            let fifo = open.file_type() == SFlag::S_IFIFO && !path;
+            // Only who has it open, or refers to it, leads to one that is removed.
+            let leads = !path || open.stat.st_nlink == 0;
+            let fifo = open.file_type() == SFlag::S_IFIFO && leads;
             fifo.then_some(End::Fifo(open.stat.st_dev, open.stat.st_ino))
         }
     }

@@ -47,6 +47,7 @@ pub(super) fn reference_only(open: &Open<'_>) -> Result<Class, FreezerError> {
     }
     match (open.stat.st_nlink, open.file_type()) {
         (0, SFlag::S_IFDIR) => Ok(Class::Removed),
+        (0, SFlag::S_IFIFO) => Ok(Class::Fifo),
         (_, SFlag::S_IFDIR) if sys::files::is_mount_root(open.copy).unwrap_or(false) => {
             // The file system may be another mount's as well, but not the mount.
             Err(open.refuse("it stands for a mount (open_tree(2), fsmount(2)) that is nowhere"))

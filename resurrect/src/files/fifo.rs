@@ -83,7 +83,11 @@ fn open_group(
             *writer = None;
         }
         let flags = OFlag::from_bits_retain(description.flags.cast_signed());
-        let fd = open_node(path, flags & OFlag::O_ACCMODE).map_err(opening.failed("opening it"))?;
+        let kept = match flags.contains(OFlag::O_PATH) {
+            true => flags & (OFlag::O_PATH | OFlag::O_NOFOLLOW),
+            false => flags & OFlag::O_ACCMODE,
+        };
+        let fd = open_node(path, kept).map_err(opening.failed("opening it"))?;
         opened.push((description.id, fd));
     }
     Ok(opened)

@@ -83,3 +83,39 @@ pub(crate) fn removed(setting: &Setting) -> Result<Watch> {
         .spoiled_by(move || read(from, 1).map(drop)),
     ))
 }
+
+/// References (`O_PATH`) to FIFOs that are removed: one that is open as well, with data, and one that is not.
+pub(crate) fn reference(setting: &Setting) -> Result<Watch> {
+    let (held, alone) = (make(setting, "held")?, make(setting, "alone")?);
+    let end = open(&held, O_RDWR | O_NONBLOCK)?;
+    let to_held = open(&held, libc::O_PATH)?;
+    let to_alone = open(&alone, libc::O_PATH | libc::O_NOFOLLOW)?;
+    std::fs::remove_file(&held)?;
+    std::fs::remove_file(&alone)?;
+    write(end, b"held")?;
+    let kept = Watch::keep(move || {
+        use std::os::unix::fs::MetadataExt;
+        let found = |fd| std::fs::metadata(format!("/proc/self/fd/{fd}"));
+        let alone = found(to_alone)?;
+        Ok((
+            found(end)?.ino() == found(to_held)?.ino(),
+            (alone.mode(), alone.nlink()),
+            (seen(to_held)?.0, seen(to_alone)?.0),
+            std::fs::read_link(format!("/proc/self/fd/{to_alone}"))?,
+        ))
+    })?;
+    Ok(kept.and(
+        Watch::new(move || {
+            let again = open(format!("/proc/self/fd/{to_held}"), O_RDONLY | O_NONBLOCK)?;
+            same("the data", b"held".as_slice(), &read(again, 100)?)?;
+            crate::kit::files::close(again);
+            write(end, b"held")?;
+            let first = open(format!("/proc/self/fd/{to_alone}"), O_RDWR | O_NONBLOCK)?;
+            write(first, b"alone")?;
+            same("the other", b"alone".as_slice(), &read(first, 100)?)?;
+            crate::kit::files::close(first);
+            Ok(())
+        })
+        .spoiled_by(move || read(end, 1).map(drop)),
+    ))
+}

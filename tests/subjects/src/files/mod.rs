@@ -158,6 +158,11 @@ pub(crate) const GROUP: Group = Group {
             fifo::both,
         ),
         subject(
+            "fifo-reference",
+            "O_PATH of FIFOs that were removed",
+            fifo::reference,
+        ),
+        subject(
             "fifo-removed",
             "a FIFO whose node was removed",
             fifo::removed,
