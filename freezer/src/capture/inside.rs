@@ -4,7 +4,7 @@ use super::{dispatch, sleep};
 use crate::FreezerError;
 use crate::freeze::Frozen;
 use crate::proc::Status;
-use persist_mem::manifest::{Dispatch, Sleep, SocketTimeout};
+use persist_mem::manifest::{Dispatch, Limit, Sleep, SocketTimeout};
 use std::sync::Arc;
 use sys::regs::Regs;
 use sys::tracee::Tracee;
@@ -27,6 +27,7 @@ pub(super) struct Inside {
     /// Its dispatch is switched off.
     suspended: bool,
     pub(super) socket_wait: Option<SocketTimeout>,
+    pub(super) limit: Option<Limit>,
 }
 
 /// All threads of a process that live, the leader first, if it does.
@@ -57,6 +58,7 @@ pub(super) fn threads(
                 sends,
                 remaining,
             });
+        thread.limit = frozen.limit(tid);
         threads.push(thread);
     }
     Ok(threads)
@@ -86,6 +88,7 @@ fn ready(
         dispatch,
         suspended,
         socket_wait: None,
+        limit: None,
     })
 }
 

@@ -120,6 +120,7 @@ fn describe(
         shares_io: false,
         cgroups: None,
         socket_wait: inside.socket_wait,
+        limit: inside.limit,
         sleep: inside.sleep,
     })
 }

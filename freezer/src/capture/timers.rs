@@ -55,6 +55,9 @@ impl TimersAt {
         for wait in waits {
             wait.remaining = wait.remaining.saturating_sub(passed);
         }
+        for limit in live.threads.iter_mut().filter_map(|t| t.limit.as_mut()) {
+            limit.remaining = limit.remaining.saturating_sub(passed);
+        }
     }
 }
 

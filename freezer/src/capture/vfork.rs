@@ -158,6 +158,7 @@ impl Waiting<'_> {
             shares_io: false,
             cgroups: None,
             socket_wait: None,
+            limit: None,
             sleep: None,
             ..child
         };

@@ -5,9 +5,11 @@
 
 use super::{FrozenThread, rest, sleepers};
 use crate::{FreezerError, proc};
+use persist_mem::manifest::{Limit, LimitPlace};
 use std::os::fd::{AsFd, OwnedFd};
 use sys::regs::{Regs, restart};
 use sys::socket_wait::SocketWait;
+use sys::vm::ProcMem;
 use sys::{Pid, Tid, ptrace};
 
 const EINTR: i64 = 4;
@@ -26,6 +28,8 @@ enum TimeOut {
     Rdx,
     R10,
     R8,
+    /// A `struct timeval` whose address is in r8.
+    R8Timeval,
     /// `SO_RCVTIMEO` of the socket whose descriptor is in rdi.
     Receive,
     /// `SO_SNDTIMEO` of the socket whose descriptor is in rdi.
@@ -38,12 +42,14 @@ fn repeated(nr: i64) -> Option<TimeOut> {
     Some(match nr {
         // epoll_wait, epoll_pwait
         232 | 281 => TimeOut::MillisecondsR10,
-        // rt_sigtimedwait
-        128 => TimeOut::Rdx,
+        // rt_sigtimedwait, ppoll
+        128 | 271 => TimeOut::Rdx,
         // epoll_pwait2, semtimedop
         441 | 220 => TimeOut::R10,
-        // io_getevents, io_pgetevents
-        208 | 333 => TimeOut::R8,
+        // io_getevents, io_pgetevents, pselect6
+        208 | 333 | 270 => TimeOut::R8,
+        // select
+        23 => TimeOut::R8Timeval,
         // accept, recvfrom, recvmsg, accept4, recvmmsg; read, readv
         43 | 45 | 47 | 288 | 299 | 0 | 19 => TimeOut::Receive,
         // connect, sendto, sendmsg, sendmmsg; write, writev
@@ -71,6 +77,12 @@ fn begins_anew(nr: i64, result: i64) -> bool {
     nr == 333 && result == -restart::ERESTARTNOHAND
 }
 
+/// Whether the kernel has written what remains to where the time-out was: select, pselect6, ppoll
+/// (fs/select.c, `poll_select_finish`). Where it could not, these fail.
+fn tells_what_remains(nr: i64, result: i64) -> bool {
+    matches!(nr, 23 | 270 | 271) && result == -restart::ERESTARTNOHAND
+}
+
 /// Whether a stop makes a call that has waited fail with EINTR: epoll_wait, epoll_pwait,
 /// epoll_pwait2, rt_sigtimedwait, semop, semtimedop, io_getevents (and sockets with a time-out, which
 /// is not seen from outside).
@@ -86,6 +98,8 @@ pub(super) struct Repeated {
     /// The registers it was stopped with, or those that the rest of its call is made with.
     regs: Regs,
     timeout: TimeOut,
+    /// Where the time-out of its own is, if it has one.
+    place: Option<LimitPlace>,
     /// Nanoseconds it was to wait, None for ever or when it is not known since when it waits.
     whole_ns: Option<u64>,
     /// CLOCK_MONOTONIC when it began to wait.
@@ -104,24 +118,38 @@ impl Repeated {
             return Ok(None);
         };
         let rest = rest::of(pid, regs, thread);
+        let stays = tells_what_remains(nr, result);
+        let again = stays || begins_anew(nr, result);
+        // A job that was stopped before has had its call fail with that.
+        let failed = result == -EINTR && thread.group_stop.is_none();
         let timeout = match (repeated(nr), &rest) {
             (Some(timeout), Some(_)) => timeout,
             (None, Some(_)) => TimeOut::None,
-            (Some(timeout), None) if result == -EINTR || begins_anew(nr, result) => timeout,
+            (Some(timeout), None) if failed || again && thread.group_stop.is_none() => timeout,
             _ => return Ok(None),
         };
-        let regs = rest.as_ref().unwrap_or(regs);
-        let whole_ns = match thread.asleep_since_ns {
-            Some(_) => whole_ns(pid, regs, timeout)?,
+        let mut regs = rest.unwrap_or(*regs);
+        // What was told at the stop remained then.
+        let since_ns = match stays {
+            true => Some(sleepers::monotonic_ns()),
+            false => thread.asleep_since_ns,
+        };
+        let whole_ns = match since_ns {
+            Some(_) => whole_ns(pid, &regs, timeout)?,
+            None => None,
+        };
+        let place = match whole_ns {
+            Some(whole) => aim(pid, &mut regs, timeout, stays, whole)?,
             None => None,
         };
         Ok(Some(Repeated {
             pid,
             tid,
-            regs: *regs,
+            regs,
             timeout,
+            place,
             whole_ns,
-            since_ns: thread.asleep_since_ns.unwrap_or(0),
+            since_ns: since_ns.unwrap_or(0),
         }))
     }
 
@@ -131,8 +159,13 @@ impl Repeated {
             rax: (-restart::ERESTARTNOHAND).cast_unsigned(),
             ..self.regs
         };
-        if let Some(left) = self.left_ns() {
-            set_timeout(self.pid, &mut again, self.timeout, left)?;
+        if let Some(limit) = self.limit() {
+            match limit.bytes() {
+                Some((at, bytes)) => memory(self.pid)?
+                    .write(at, &bytes)
+                    .map_err(FreezerError::call(self.pid, "writing a time-out"))?,
+                None => again.r10 = limit.milliseconds(),
+            }
         }
         let doing = || format!("repeating a call of thread {}", self.tid);
         ptrace::set_regs(self.tid, &again).map_err(FreezerError::call(self.pid, doing()))
@@ -144,6 +177,12 @@ impl Repeated {
     fn left_ns(&self) -> Option<u64> {
         let slept = sleepers::monotonic_ns().saturating_sub(self.since_ns);
         self.whole_ns.map(|whole| whole.saturating_sub(slept))
+    }
+
+    /// What remains of a time-out of its own, and where the call reads it.
+    pub(super) fn limit(&self) -> Option<Limit> {
+        let (place, remaining) = (self.place?, self.left_ns()?);
+        Some(Limit { place, remaining })
     }
 
     /// The wait of a thread whose socket has a time-out: the descriptor, whether it sends, and the
@@ -176,9 +215,13 @@ fn pointer(regs: &mut Regs, timeout: TimeOut) -> Option<&mut u64> {
         TimeOut::None | TimeOut::MillisecondsR10 | TimeOut::Receive | TimeOut::Send => return None,
         TimeOut::Rdx => &mut regs.rdx,
         TimeOut::R10 => &mut regs.r10,
-        TimeOut::R8 => &mut regs.r8,
+        TimeOut::R8 | TimeOut::R8Timeval => &mut regs.r8,
     };
     (*register != 0).then_some(register)
+}
+
+fn memory(pid: Pid) -> Result<ProcMem, FreezerError> {
+    proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))
 }
 
 /// How long a call was to wait.
@@ -199,39 +242,57 @@ fn whole_ns(pid: Pid, regs: &Regs, timeout: TimeOut) -> Result<Option<u64>, Free
     let Some(va) = pointer(&mut regs, timeout) else {
         return Ok(None);
     };
-    let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
+    let mem = memory(pid)?;
     let word = |va| {
         mem.read_u64(va)
             .map_err(FreezerError::call(pid, "reading a time-out"))
     };
     let (seconds, rest) = (word(*va)?, word(*va + 8)?);
+    let unit = match timeout {
+        TimeOut::R8Timeval => 1000,
+        _ => 1,
+    };
     Ok(Some(
-        seconds.saturating_mul(1_000_000_000).saturating_add(rest),
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(rest.saturating_mul(unit)),
     ))
 }
 
-/// Gives a call another time-out.
-fn set_timeout(pid: Pid, regs: &mut Regs, timeout: TimeOut, left: u64) -> Result<(), FreezerError> {
-    match timeout {
-        TimeOut::MillisecondsR10 => {
-            regs.r10 = left.div_ceil(1_000_000);
-            return Ok(());
-        }
-        TimeOut::Receive | TimeOut::Send => return Ok(()),
-        TimeOut::None | TimeOut::Rdx | TimeOut::R10 | TimeOut::R8 => {}
+/// Where a call is to read its time-out: where it is (`stays`), or in a copy below the stack, which `regs` point
+/// to then. The call reads that before anything else can run on this stack. None where there is no such
+/// time-out, and where the stack cannot be written: then the call starts from the beginning.
+fn aim(
+    pid: Pid,
+    regs: &mut Regs,
+    timeout: TimeOut,
+    stays: bool,
+    whole: u64,
+) -> Result<Option<LimitPlace>, FreezerError> {
+    if timeout == TimeOut::MillisecondsR10 {
+        return Ok(Some(LimitPlace::R10));
     }
-    // The call reads it before anything else can run on this stack. Where the stack cannot be
-    // written the call starts from the beginning.
     let copy = (regs.rsp.wrapping_sub(USED_BELOW_STACK)) & !15;
-    let mut bytes = (left / 1_000_000_000).to_le_bytes().to_vec();
-    bytes.extend_from_slice(&(left % 1_000_000_000).to_le_bytes());
-    let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
-    if let Some(place) = pointer(regs, timeout)
-        && mem.write(copy, &bytes).is_ok()
-    {
-        *place = copy;
+    let Some(register) = pointer(regs, timeout) else {
+        return Ok(None);
+    };
+    let at = if stays { *register } else { copy };
+    let place = match timeout {
+        TimeOut::R8Timeval => LimitPlace::Timeval(at),
+        _ => LimitPlace::Timespec(at),
+    };
+    let limit = Limit {
+        place,
+        remaining: whole,
+    };
+    let Some((at, bytes)) = limit.bytes() else {
+        return Ok(None);
+    };
+    if memory(pid)?.write(at, &bytes).is_err() {
+        return Ok(None);
     }
-    Ok(())
+    *register = at;
+    Ok(Some(place))
 }
 
 #[cfg(test)]
@@ -249,9 +310,9 @@ mod tests {
         };
         assert_eq!(whole(1000), Some(1_000_000_000));
         assert_eq!((whole(-1), whole(0)), (None, None));
-        let mut regs = Regs::default();
-        set_timeout(Pid(1), &mut regs, TimeOut::MillisecondsR10, 599_999_999).unwrap();
-        assert_eq!(regs.r10, 600);
+        let place = LimitPlace::R10;
+        let remaining = 599_999_999;
+        assert_eq!(Limit { place, remaining }.milliseconds(), 600);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub(crate) mod vfork;
 use crate::{FreezerError, capture, proc};
 use calls::Repeated;
 pub(crate) use calls::USED_BELOW_STACK;
+use persist_mem::manifest::Limit;
 use scope::Scope;
 pub(crate) use sleepers::monotonic_ns;
 use sleepers::{Asleep, SchedulerClocks};
@@ -105,6 +106,11 @@ impl Frozen {
     /// nanoseconds that remain.
     pub(crate) fn socket_wait(&self, tid: Tid) -> Option<(i32, bool, u64)> {
         self.repeating.get(&tid)?.socket_wait()
+    }
+
+    /// How long the call that a thread makes again waits, as its argument says.
+    pub(crate) fn limit(&self, tid: Tid) -> Option<Limit> {
+        self.repeating.get(&tid)?.limit()
     }
 
     /// Ends every process (SIGKILL), children first, instead of letting it go on.

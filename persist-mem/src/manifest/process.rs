@@ -288,8 +288,55 @@ pub struct Thread {
     pub cgroups: Option<Vec<Membership>>,
     /// The wait on a socket with a time-out that it repeats.
     pub socket_wait: Option<SocketTimeout>,
+    /// The time-out of a call that it makes again.
+    pub limit: Option<Limit>,
     /// The call it sleeps in with a relative time-out that only the kernel knew the rest of.
     pub sleep: Option<Sleep>,
+}
+
+/// How long a call that is made again waits, as its argument says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// Where the call reads it.
+    pub place: LimitPlace,
+    /// Nanoseconds that remain.
+    pub remaining: u64,
+}
+
+impl Limit {
+    /// What is to be in memory, and at which address. None for a register.
+    #[must_use]
+    pub fn bytes(&self) -> Option<(u64, [u8; 16])> {
+        let (at, unit) = match self.place {
+            LimitPlace::R10 => return None,
+            LimitPlace::Timespec(at) => (at, 1),
+            LimitPlace::Timeval(at) => (at, 1000),
+        };
+        // Not less than remains.
+        let ns = self.remaining.div_ceil(unit).saturating_mul(unit);
+        let (seconds, rest) = (ns / 1_000_000_000, ns % 1_000_000_000);
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&seconds.to_le_bytes());
+        bytes[8..].copy_from_slice(&(rest / unit).to_le_bytes());
+        Some((at, bytes))
+    }
+
+    /// What is to be in a register.
+    #[must_use]
+    pub fn milliseconds(&self) -> u64 {
+        self.remaining.div_ceil(1_000_000)
+    }
+}
+
+/// Where a call reads its time-out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LimitPlace {
+    /// Milliseconds in r10.
+    R10,
+    /// A `struct timespec` at this address.
+    Timespec(u64),
+    /// A `struct timeval` at this address.
+    Timeval(u64),
 }
 
 /// A wait whose time-out is `SO_RCVTIMEO` or `SO_SNDTIMEO` of a socket.

@@ -5,7 +5,7 @@ use super::sleeps;
 use crate::ResurrectError;
 use crate::calls::nr;
 use crate::restore::Restore;
-use persist_mem::manifest::{Dispatch, Live};
+use persist_mem::manifest::{Dispatch, Limit, Live};
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use sys::batch::Batch;
@@ -30,6 +30,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         remove_scratch(pid, &mut restore.task(actor)?.first, live)?;
     }
     in_vfork(restore)?;
+    let passed = u64::try_from(restore.elapsed().as_nanos()).unwrap_or(u64::MAX);
     super::each(restore, |pid, tracee, thread| {
         let mut regs = thread.regs;
         if let Some(result) = returned.get(&thread.tid) {
@@ -38,6 +39,16 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         } else if let Some(sleep) = thread.sleep {
             regs.orig_rax = sleep.nr.cast_unsigned();
             regs.rax = (-restart::ERESTART_RESTARTBLOCK).cast_unsigned();
+        } else if let Some(limit) = thread.limit {
+            let remaining = limit.remaining.saturating_sub(passed);
+            let left = Limit { remaining, ..limit };
+            match left.bytes() {
+                Some((at, bytes)) => tracee
+                    .mem()
+                    .write(at, &bytes)
+                    .map_err(ResurrectError::call(pid, "writing a time-out"))?,
+                None => regs.r10 = left.milliseconds(),
+            }
         }
         xstate(pid, tracee, &thread.xstate)?;
         tracee
