@@ -20,6 +20,7 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 /// Helpers (include/uapi/linux/bpf.h).
 const GET_CURRENT_TASK: i32 = 35;
 const PROBE_READ_KERNEL: i32 = 113;
+const JIFFIES64: i32 = 118;
 const KALLSYMS_LOOKUP_NAME: i32 = 179;
 /// The helper that reads is for programs whose licence says so; this is the one of the program alone.
 const LICENCE: &core::ffi::CStr = c"Dual MIT/GPL";
@@ -189,6 +190,17 @@ impl KernelMemory {
             (0, address) => Ok(address),
             (error, _) => Err(Errno::from_raw(-error)),
         }
+    }
+
+    /// The kernel's count of ticks (`jiffies`).
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn ticks(&mut self) -> Result<u64> {
+        let mut program = address_of_map(6, self.map.as_raw_fd()).to_vec();
+        program.extend([call(JIFFIES64), store_u64(6, 8, 0), set(0, 0), exit()]);
+        run(&load(&program)?)?;
+        Ok(self.word(8))
     }
 
     /// A word of the shared memory; `at` is a multiple of eight.

@@ -100,10 +100,8 @@ pub(super) struct Repeated {
     timeout: TimeOut,
     /// Where the time-out of its own is, if it has one.
     place: Option<LimitPlace>,
-    /// Nanoseconds it was to wait, None for ever or when it is not known since when it waits.
-    whole_ns: Option<u64>,
-    /// CLOCK_MONOTONIC when it began to wait.
-    since_ns: u64,
+    /// CLOCK_MONOTONIC when it ends, None for never or when that is not known.
+    ends_ns: Option<u64>,
 }
 
 impl Repeated {
@@ -134,22 +132,24 @@ impl Repeated {
             true => Some(sleepers::monotonic_ns()),
             false => thread.asleep_since_ns,
         };
-        let whole_ns = match since_ns {
+        let whole = match since_ns.or(thread.ends_ns) {
             Some(_) => whole_ns(pid, &regs, timeout)?,
             None => None,
         };
-        let place = match whole_ns {
+        let place = match whole {
             Some(whole) => aim(pid, &mut regs, timeout, stays, whole)?,
             None => None,
         };
+        // A timer knows it best.
+        let known = thread.ends_ns.filter(|_| !stays);
+        let ends_ns = whole.and_then(|whole| known.or(Some(since_ns?.saturating_add(whole))));
         Ok(Some(Repeated {
             pid,
             tid,
             regs,
             timeout,
             place,
-            whole_ns,
-            since_ns: since_ns.unwrap_or(0),
+            ends_ns,
         }))
     }
 
@@ -175,8 +175,8 @@ impl Repeated {
 impl Repeated {
     /// What remains of the time-out.
     fn left_ns(&self) -> Option<u64> {
-        let slept = sleepers::monotonic_ns().saturating_sub(self.since_ns);
-        self.whole_ns.map(|whole| whole.saturating_sub(slept))
+        let now = sleepers::monotonic_ns();
+        self.ends_ns.map(|end| end.saturating_sub(now))
     }
 
     /// What remains of a time-out of its own, and where the call reads it.

@@ -41,6 +41,10 @@ pub struct FrozenThread {
     pub asleep_since_ns: Option<u64>,
     /// The sleep it was in when it was looked at last before it was stopped.
     asleep: Option<Asleep>,
+    /// CLOCK_MONOTONIC in nanoseconds when a timer would have ended its sleep, where that could be read.
+    ends_ns: Option<u64>,
+    /// The futex it waited at when that is another one than its call names.
+    moved_to: Option<u64>,
     /// The child it waits for in vfork(2): it is not stopped, and cannot run before that one does.
     pub in_vfork: Option<Pid>,
     /// It slept in a call whose rest is to be read from the kernel's memory.

@@ -1,6 +1,7 @@
 //! Since when threads sleep: what remains of their time-outs is only known to the kernel.
 
 use super::calls;
+use crate::kernel::{self, End, Place};
 use crate::proc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::ClockId;
@@ -13,6 +14,7 @@ const NANOSLEEP: i64 = 35;
 const FUTEX: i64 = 202;
 const RESTART_SYSCALL: i64 = 219;
 const CLOCK_NANOSLEEP: i64 = 230;
+const FUTEX_WAIT: i64 = 455;
 
 /// Tries to read a scheduler's clock without being put off the CPU meanwhile.
 const TRIES: usize = 5;
@@ -66,10 +68,13 @@ impl SchedulerClocks {
         const PROCESSOR: usize = 39;
         let record = Record::read(&format!("/proc/{pid}/task/{tid}/sched"))?;
         let stat = proc::Stat::read(pid, &format!("task/{tid}/stat")).ok()?;
-        let offset = self.offsets.get(&stat.field(PROCESSOR))?;
+        let offset = self.offsets.get(&stat.field(PROCESSOR));
+        let since = offset.map(|offset| record.start.cast_signed() - offset);
         Some(Asleep {
-            since_ns: u64::try_from(record.start.cast_signed() - offset).ok()?,
+            since_ns: since.and_then(|since| u64::try_from(since).ok()),
             switches: record.switches,
+            ends_ns: None,
+            moved_to: None,
         })
     }
 }
@@ -108,27 +113,51 @@ pub(super) struct Sleeper {
     pub(super) asleep: Option<Asleep>,
     /// It has one whose rest is read from the kernel, so that nobody needs to know since when it sleeps.
     pub(super) rest_is_kept: bool,
+    /// The futex that the call names.
+    pub(super) futex: Option<u64>,
 }
 
 /// One sleep of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Asleep {
-    /// CLOCK_MONOTONIC when it went to sleep.
-    since_ns: u64,
+    /// CLOCK_MONOTONIC when it went to sleep, where the kernel tells.
+    since_ns: Option<u64>,
     /// How often it has gone to sleep, this time included.
     switches: u64,
+    /// CLOCK_MONOTONIC when a timer ends it, where that can be read.
+    ends_ns: Option<u64>,
+    /// The futex it waits at when that is another one than its call names.
+    moved_to: Option<u64>,
+}
+
+/// What is known of the sleep in which a thread was stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stopped {
+    /// CLOCK_MONOTONIC when it began.
+    pub(super) since_ns: Option<u64>,
+    /// CLOCK_MONOTONIC when a timer would have ended it.
+    pub(super) ends_ns: Option<u64>,
+    /// Where it waited when that is another futex than its call names.
+    pub(super) moved_to: Option<u64>,
 }
 
 impl Asleep {
-    /// CLOCK_MONOTONIC when the sleep began in which a thread was stopped; this is the one it was in when
-    /// it was looked at. It may have ended since, and another one begun: that has just begun then.
-    pub(super) fn of_stopped(self, pid: Pid, tid: Tid) -> u64 {
+    /// Of the sleep in which a thread was stopped; this is the one it was in when it was looked at. It may have
+    /// ended since, and another one begun: that has just begun then.
+    pub(super) fn of_stopped(self, pid: Pid, tid: Tid) -> Stopped {
         let record = Record::read(&format!("/proc/{pid}/task/{tid}/sched"));
         // Being stopped counts as going to sleep, too.
-        if record.is_none_or(|record| record.switches <= self.switches + 1) {
-            return self.since_ns;
+        match record.is_none_or(|record| record.switches <= self.switches + 1) {
+            true => Stopped {
+                since_ns: self.since_ns,
+                ends_ns: self.ends_ns,
+                moved_to: self.moved_to,
+            },
+            false => Stopped {
+                since_ns: Some(monotonic_ns()),
+                ..Stopped::default()
+            },
         }
-        monotonic_ns()
     }
 }
 
@@ -143,28 +172,121 @@ enum TimeOut {
     Kept,
 }
 
-/// Looks at a thread that sleeps in a call. To be asked before it is stopped, which wakes it.
-pub(super) fn look(clocks: &SchedulerClocks, pid: Pid, tid: Tid) -> Option<Sleeper> {
+/// Looks at threads of a process that sleep in calls. To be asked before they are stopped, which wakes them.
+pub(super) fn look_at(
+    clocks: &SchedulerClocks,
+    pid: Pid,
+    tids: impl Iterator<Item = Tid>,
+) -> BTreeMap<Tid, Sleeper> {
+    let looked = tids.filter_map(|tid| Some((tid, look(clocks, pid, tid)?)));
+    let mut found: BTreeMap<Tid, Sleeper> = looked.collect();
+    let of_interest =
+        |(_, sleeper): &(&Tid, &Sleeper)| sleeper.asleep.is_some() || sleeper.futex.is_some();
+    let some = found.iter().filter(of_interest);
+    let some: Vec<(Tid, Option<u64>)> = some.map(|(tid, s)| (*tid, s.futex)).collect();
+    for ((tid, _), waits) in some.iter().zip(waits(&some)) {
+        let Some(sleeper) = found.get_mut(tid) else {
+            continue;
+        };
+        let moved_to = match waits.place {
+            Some(place) if sleeper.futex.is_some() => address(pid, place),
+            _ => None,
+        };
+        if moved_to.is_some() && sleeper.asleep.is_none() {
+            sleeper.asleep = clocks.sleep(pid, *tid);
+        }
+        if let Some(asleep) = &mut sleeper.asleep {
+            asleep.ends_ns = waits.ends_ns;
+            asleep.moved_to = moved_to;
+        }
+    }
+    found
+}
+
+/// What the kernel's memory tells of a sleep.
+#[derive(Clone, Copy, Default)]
+struct Told {
+    ends_ns: Option<u64>,
+    place: Option<Place>,
+}
+
+/// Of threads, with the futexes that their calls name. Nothing where that cannot be read.
+fn waits(threads: &[(Tid, Option<u64>)]) -> Vec<Told> {
+    if threads.is_empty() {
+        return Vec::new();
+    }
+    let read = kernel::look(|kernel| {
+        let tids: Vec<Tid> = threads.iter().map(|(tid, _)| *tid).collect();
+        let offset = kernel.clock_offsets()?[0];
+        let tasks = kernel.tasks(&tids)?;
+        let expected = threads.iter().map(|(_, futex)| *futex);
+        let asked: Vec<_> = tasks.into_iter().zip(expected).collect();
+        let told = |waits: kernel::Waits| Told {
+            ends_ns: match waits.end {
+                Some(End::Monotonic(end)) => u64::try_from(end.saturating_sub(offset)).ok(),
+                Some(End::In(left)) => Some(monotonic_ns().saturating_add(left)),
+                None => None,
+            },
+            place: waits.futex,
+        };
+        Ok(kernel.waits(&asked)?.into_iter().map(told).collect())
+    });
+    read.unwrap_or_else(|why| {
+        log::debug!("when sleeps end: {why}");
+        vec![Told::default(); threads.len()]
+    })
+}
+
+/// The address of a futex in a process's memory. One in a file must be mapped once, or it would not be known
+/// which one is meant.
+fn address(pid: Pid, place: Place) -> Option<u64> {
+    let at = match place {
+        Place::Address(at) => return Some(at),
+        Place::File(at) => at,
+    };
+    let maps = proc::read_text(pid, "maps").ok()?;
+    let mut found = maps.lines().filter_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let (start, end) = words.next()?.split_once('-')?;
+        let shared = words.next()?.ends_with('s');
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        let (start, end, offset) = (number(start)?, number(end)?, number(words.next()?)?);
+        let address = start.checked_add(at.checked_sub(offset)?)?;
+        (shared && address < end).then_some(address)
+    });
+    let first = found.next()?;
+    found.next().is_none().then_some(first)
+}
+
+/// Looks at one of them.
+fn look(clocks: &SchedulerClocks, pid: Pid, tid: Tid) -> Option<Sleeper> {
     let text = proc::read_text(pid, &format!("task/{tid}/syscall")).ok()?;
     let (nr, timeout) = parse(&text)?;
     let rest_is_kept = timeout == TimeOut::Kept && clocks.rest_is_readable;
     let look = timeout != TimeOut::Nothing
         && !rest_is_kept
-        && (!calls::is_for_files(nr) || is_on_socket(pid, &text));
+        && (!calls::is_for_files(nr) || has_timeout(pid, &text));
     let asleep = look.then(|| clocks.sleep(pid, tid)).flatten();
     Some(Sleeper {
         nr,
         asleep,
         rest_is_kept,
+        futex: first(&text).filter(|_| matches!(nr, FUTEX | FUTEX_WAIT)),
     })
 }
 
-/// Whether the first argument of a call is the number of a socket.
-fn is_on_socket(pid: Pid, text: &str) -> bool {
-    let fd = text.split_ascii_whitespace().nth(1);
-    let fd = fd.and_then(|fd| u64::from_str_radix(fd.trim_start_matches("0x"), 16).ok());
-    fd.is_some_and(|fd| {
-        proc::link(pid, &format!("fd/{fd}")).is_ok_and(|file| file.starts_with(b"socket:"))
+/// The first argument of a call.
+fn first(text: &str) -> Option<u64> {
+    let first = text.split_ascii_whitespace().nth(1)?;
+    u64::from_str_radix(first.trim_start_matches("0x"), 16).ok()
+}
+
+/// Whether the first argument of a call is the number of a socket or a terminal, which may have time-outs.
+fn has_timeout(pid: Pid, text: &str) -> bool {
+    const KINDS: [&[u8]; 4] = [b"socket:", b"/dev/pts/", b"/dev/tty", b"/dev/console"];
+    first(text).is_some_and(|fd| {
+        proc::link(pid, &format!("fd/{fd}"))
+            .is_ok_and(|file| KINDS.iter().any(|kind| file.starts_with(kind)))
     })
 }
 
@@ -258,12 +380,16 @@ mod tests {
         );
         let record = Record::read("/proc/thread-self/sched").unwrap();
         let asleep = |switches| Asleep {
-            since_ns: 1,
+            since_ns: Some(1),
             switches,
+            ends_ns: Some(2),
+            moved_to: None,
         };
-        assert_eq!(asleep(record.switches + 1).of_stopped(pid, tid), 1);
+        let same = asleep(record.switches + 1).of_stopped(pid, tid);
+        assert_eq!((same.since_ns, same.ends_ns), (Some(1), Some(2)));
         std::thread::sleep(std::time::Duration::from_millis(2));
         std::thread::sleep(std::time::Duration::from_millis(2));
-        assert!(asleep(record.switches).of_stopped(pid, tid) > 1);
+        let other = asleep(record.switches).of_stopped(pid, tid);
+        assert!(other.since_ns > Some(1) && other.ends_ns.is_none());
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Frozen, FrozenThread, STOP_WITHIN, calls, position, sleepers, vfork};
 use crate::{FreezerError, capture, proc};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use sys::wait::{self, Status};
 use sys::{Errno, Pid, Tid, ptrace};
@@ -36,15 +37,15 @@ pub(super) fn begin(
         frozen.zombies.push(pid);
         return Ok(false);
     }
-    for tid in tids {
-        if leader_ended && tid == pid.leader() {
-            frozen.process(pid).remove(&tid);
-            continue;
-        }
-        if frozen.process(pid).contains_key(&tid) {
-            continue;
-        }
-        let sleeper = sleepers::look(&frozen.clocks, pid, tid);
+    if leader_ended {
+        frozen.process(pid).remove(&pid.leader());
+    }
+    let known: BTreeSet<Tid> = frozen.process(pid).keys().copied().collect();
+    let mut new = tids;
+    new.retain(|tid| !known.contains(tid) && !(leader_ended && *tid == pid.leader()));
+    let looked = sleepers::look_at(&frozen.clocks, pid, new.iter().copied());
+    for tid in new {
+        let sleeper = looked.get(&tid).copied();
         match seize(pid, tid) {
             Ok(()) => {}
             Err(FreezerError::Seize {
@@ -63,6 +64,8 @@ pub(super) fn begin(
         let thread = FrozenThread {
             group_stop: None,
             asleep_since_ns: None,
+            ends_ns: None,
+            moved_to: None,
             asleep: sleeper.and_then(|sleeper| sleeper.asleep),
             in_vfork: None,
             rest_is_kept: sleeper.is_some_and(|sleeper| sleeper.rest_is_kept),
@@ -228,7 +231,11 @@ fn record(frozen: &mut Frozen, pid: Pid, tid: Tid, stop: Stop) -> Result<(), Fre
     if let Stop::Group(signal) = stop {
         thread.group_stop = Some(signal);
     }
-    thread.asleep_since_ns = thread.asleep.map(|asleep| asleep.of_stopped(pid, tid));
+    let sleep = thread.asleep.map(|asleep| asleep.of_stopped(pid, tid));
+    let sleep = sleep.unwrap_or_default();
+    thread.asleep_since_ns = sleep.since_ns;
+    thread.ends_ns = sleep.ends_ns;
+    thread.moved_to = sleep.moved_to;
     let thread = *thread;
     if let Some(call) = position::settle(pid, tid, thread)? {
         call.repeat()?;

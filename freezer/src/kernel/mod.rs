@@ -3,7 +3,8 @@
 //! Here is how things are found: structures by the kernel's own description of its types ([`btf`]), threads
 //! from the numbers of this PID namespace ([`mod@tasks`]), open files from their tables ([`mod@files`]), messages in
 //! the queues of sockets ([`mod@sockets`]), buffers of pipes ([`mod@pipes`]), inodes
-//! ([`mod@inodes`]), terminals ([`mod@terminals`]), pages ([`mod@pages`]), mappings ([`mod@vmas`]). What they
+//! ([`mod@inodes`]), terminals ([`mod@terminals`]), pages ([`mod@pages`]), mappings ([`mod@vmas`]), what
+//! sleeping threads wait for ([`mod@stacks`]). What they
 //! mean is with the kind of resource:
 //! `ipc/undo.rs`, `capture/restart.rs`, `files/mqueue`. Whatever is not as expected is
 //! [`Unreadable`], and the caller does without.
@@ -15,12 +16,14 @@ mod inodes;
 mod pages;
 mod pipes;
 pub(crate) mod sockets;
+mod stacks;
 mod tasks;
 mod terminals;
 mod vmas;
 
 pub(crate) use btf::Btf;
 pub(crate) use files::OpenFile;
+pub(crate) use stacks::{End, Place, Waits};
 pub(crate) use vmas::Vma;
 
 use core::cell::RefCell;

@@ -1,0 +1,289 @@
+//! What lies on the kernel stacks of threads that sleep: timers that wake them, and the futex they wait at.
+//!
+//! A thread that sleeps is off the processor, so its stack stands still from `thread.sp` up. What is looked for is
+//! told from other words by its pointers to the thread and to a function, and from what earlier calls have left
+//! there by being queued. Where that is not clear, nothing is found.
+
+use super::{Kernel, Unreadable, half, word};
+use nix::time::ClockId;
+
+/// `THREAD_SIZE` (arch/x86/include/asm/page_64_types.h).
+const SIZE: u64 = 16384;
+/// A system call that sleeps does not use more.
+const USED: u64 = 4096;
+const PAGE: u64 = 4096;
+/// The lower bits of a key's offset (include/linux/futex.h): of a file, or of memory that processes may share.
+const OF_FILE: u32 = 1;
+const LOW_BITS: u32 = 3;
+
+/// Where things are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    stack: u64,
+    sp: u64,
+    mm: u64,
+    /// In `struct hrtimer_sleeper`: task, function, when it expires, whether it is queued.
+    precise: [u64; 4],
+    /// In `struct process_timer`: the same.
+    ticks: [u64; 4],
+    /// In `struct futex_q`: task; the three parts of the key; the queue.
+    futex: [u64; 5],
+    /// `hrtimer_wakeup`, `process_timeout`.
+    functions: [Option<u64>; 2],
+}
+
+/// When a sleep ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Nanoseconds of the first time namespace's CLOCK_MONOTONIC.
+    Monotonic(i64),
+    /// Nanoseconds from now.
+    In(u64),
+}
+
+/// Where a thread waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// An address in its own memory.
+    Address(u64),
+    /// An offset in a file that is mapped shared.
+    File(u64),
+}
+
+/// What a sleeping thread's stack tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Waits {
+    /// Of the timer that wakes it.
+    pub(crate) end: Option<End>,
+    /// The futex it is queued at.
+    pub(crate) futex: Option<Place>,
+}
+
+impl Layout {
+    fn find(kernel: &mut Kernel) -> Result<Layout, Unreadable> {
+        let field = |structure, path: &str| Ok(kernel.btf.field(structure, path)?.offset);
+        let precise = |path: &str| field("hrtimer_sleeper", path);
+        let ticks = |path: &str| field("process_timer", path);
+        let futex = |path: &str| field("futex_q", path);
+        let mut layout = Layout {
+            stack: field("task_struct", "stack")?,
+            sp: field("task_struct", "thread.sp")?,
+            mm: field("task_struct", "mm")?,
+            precise: [
+                precise("task")?,
+                precise("timer.function")?,
+                precise("timer._softexpires")?,
+                precise("timer.state").or_else(|_| precise("timer.is_queued"))?,
+            ],
+            ticks: [
+                ticks("task")?,
+                ticks("timer.function")?,
+                ticks("timer.expires")?,
+                ticks("timer.entry.pprev")?,
+            ],
+            futex: [
+                futex("task")?,
+                futex("key.both.ptr")?,
+                futex("key.both.word")?,
+                futex("key.both.offset")?,
+                futex("list.node_list.next")?,
+            ],
+            functions: [None; 2],
+        };
+        layout.functions = ["hrtimer_wakeup", "process_timeout"].map(|name| kernel.symbol(name));
+        Ok(layout)
+    }
+
+    /// When the timer that is on a thread's stack expires; the second is true for a number of ticks.
+    fn timer(&self, stack: &[u8], task: u64) -> Option<(i64, bool)> {
+        let found = |[owner, function, end, _]: [u64; 4], expected: Option<u64>, at: u64| {
+            let is = word(stack, at + owner)? == task && word(stack, at + function) == expected;
+            word(stack, at + end).filter(|_| is && expected.is_some())
+        };
+        let mut all = (0..stack.len() as u64).step_by(8).filter_map(|at| {
+            let queued = || byte(stack, at + self.precise[3]).is_some_and(|state| state & 1 != 0);
+            let linked = || word(stack, at + self.ticks[3]).is_some_and(|link| link != 0);
+            let precise = found(self.precise, self.functions[0], at).filter(|_| queued());
+            let ticks = || found(self.ticks, self.functions[1], at).filter(|_| linked());
+            let precise = precise.map(|end| (end.cast_signed(), false));
+            precise.or_else(|| Some((ticks()?.cast_signed(), true)))
+        });
+        let first = all.next()?;
+        all.all(|other| other == first).then_some(first)
+    }
+
+    /// Where a thread is queued, whose stack begins at address `sp`.
+    fn futexes(&self, (stack, sp): (&[u8], u64), task: u64, mm: u64) -> Vec<Place> {
+        let [owner, pointer, first, offset, queue] = self.futex;
+        let key = |at: u64| {
+            let (pointer, first) = (word(stack, at + pointer)?, word(stack, at + first)?);
+            let offset = half(stack, at + offset)?;
+            let within = u64::from(offset & !LOW_BITS);
+            let queued = word(stack, at + queue)? != sp + at + queue;
+            if word(stack, at + owner)? != task || within >= PAGE || !queued {
+                return None;
+            }
+            if offset & OF_FILE != 0 {
+                return Some(Place::File(first.checked_mul(PAGE)? + within));
+            }
+            let own = (pointer == mm || pointer == 0) && first % PAGE == 0;
+            (own && first != 0 && first < 1 << 56).then_some(Place::Address(first + within))
+        };
+        let places = (0..stack.len() as u64).step_by(8);
+        places.filter_map(key).collect()
+    }
+}
+
+fn byte(bytes: &[u8], at: u64) -> Option<u8> {
+    bytes.get(usize::try_from(at).ok()?).copied()
+}
+
+impl Kernel {
+    /// What the stacks of sleeping threads tell, by their `task_struct`; of those that are not found, nothing.
+    /// `expected` is the futex that a thread waits at if it has not been moved.
+    pub(crate) fn waits(
+        &mut self,
+        threads: &[(Option<u64>, Option<u64>)],
+    ) -> Result<Vec<Waits>, Unreadable> {
+        let layout = Layout::find(self)?;
+        let tasks: Vec<u64> = threads.iter().map(|(task, _)| task.unwrap_or(0)).collect();
+        let at = |field: u64| tasks.iter().map(move |task| task.wrapping_add(field));
+        let heads: Vec<u64> = [layout.stack, layout.sp, layout.mm]
+            .into_iter()
+            .flat_map(at)
+            .collect();
+        let heads = self.words(&heads)?;
+        let count = tasks.len();
+        let head = |field: usize, thread: usize| {
+            let read = heads.get(field * count + thread).copied().flatten();
+            read.filter(|_| tasks[thread] != 0)
+        };
+        let used = |thread| {
+            let (stack, sp) = (head(0, thread)?, head(1, thread)?);
+            let used = stack.checked_add(SIZE)?.checked_sub(sp)?;
+            (used <= SIZE).then(|| (sp, used.min(USED) as usize))
+        };
+        let requests: Vec<(u64, usize)> = (0..count).map(|n| used(n).unwrap_or((0, 0))).collect();
+        let stacks = self.read(&requests)?;
+        let mut clock = None;
+        let all = stacks.into_iter().zip(threads).enumerate();
+        Ok(all
+            .map(|(n, (stack, (_, expected)))| {
+                let (Some(stack), Some(mm)) = (stack, head(2, n)) else {
+                    return Waits::default();
+                };
+                let end = match layout.timer(&stack, tasks[n]) {
+                    Some((end, false)) => Some(End::Monotonic(end)),
+                    Some((end, true)) => {
+                        let clock = *clock.get_or_insert_with(|| self.ticks());
+                        clock.map(|(now, tick)| {
+                            let left = end.saturating_sub(now);
+                            End::In(u64::try_from(left).unwrap_or(0).saturating_mul(tick))
+                        })
+                    }
+                    None => None,
+                };
+                let places = layout.futexes((&stack, requests[n].0), tasks[n], mm);
+                let stays = expected.is_some_and(|at| places.contains(&Place::Address(at)));
+                let futex = match places[..] {
+                    [place] if !stays => Some(place),
+                    _ => None,
+                };
+                Waits { end, futex }
+            })
+            .collect())
+    }
+
+    /// The kernel's count of ticks, and how long one is in nanoseconds.
+    fn ticks(&mut self) -> Option<(i64, u64)> {
+        let ticks = self.memory.ticks().ok()?.cast_signed();
+        let now = sys::clock::read_ns(ClockId::CLOCK_MONOTONIC).ok()?;
+        let rate = rate(ticks, now.saturating_add(self.clock_offsets().ok()?[0]))?;
+        Some((ticks, 1_000_000_000 / rate.cast_unsigned()))
+    }
+}
+
+/// Ticks in a second (`HZ`), from their number and the first time namespace's CLOCK_MONOTONIC in nanoseconds: they
+/// are counted from five minutes before 2^32 on (include/linux/jiffies.h, `INITIAL_JIFFIES`). None when that is not
+/// clear.
+fn rate(ticks: i64, now: i64) -> Option<i64> {
+    const FROM: i64 = 1 << 32;
+    const EARLIER: i64 = 300;
+    /// Seconds by which the two may differ: the clock starts later, and they are read one after the other.
+    const NEAR: i64 = 5;
+    let up = now / 1_000_000_000;
+    let is = |rate: &i64| ((ticks - FROM) / rate + EARLIER - up).abs() <= NEAR;
+    let mut found = [100, 250, 300, 1000].into_iter().filter(is);
+    let first = found.next()?;
+    found.next().is_none().then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{look, readable};
+    use super::*;
+    use std::sync::mpsc::channel;
+    use std::sync::{Arc, Condvar, Mutex};
+    use std::time::Duration;
+    use sys::Tid;
+
+    #[test]
+    fn the_rate_of_ticks_shows() {
+        let second = 1_000_000_000;
+        assert_eq!(rate(4_308_411_972, 54_060 * second), Some(250));
+        assert_eq!(rate((1 << 32) - 200 * 1000, 101 * second), Some(1000));
+        assert_eq!(rate((1 << 32) + 100, 301 * second), None);
+        assert_eq!(rate(7, 50 * second), None);
+    }
+
+    #[test]
+    fn a_sleeping_thread_is_read() {
+        let shared = Arc::new((Mutex::new(false), Condvar::new()));
+        let sleeper = Arc::clone(&shared);
+        let (send, receive) = channel();
+        let sleeper = std::thread::spawn(move || {
+            let guard = sleeper.0.lock().unwrap();
+            send.send(Tid(nix::unistd::gettid().as_raw())).unwrap();
+            let woken = |over: &mut bool| !*over;
+            drop(
+                sleeper
+                    .1
+                    .wait_timeout_while(guard, Duration::from_secs(5), woken),
+            );
+        });
+        let tid = receive.recv().unwrap();
+        let call = || std::fs::read_to_string(format!("/proc/self/task/{tid}/syscall"));
+        while !call().is_ok_and(|call| call.starts_with("202 ")) {
+            std::thread::yield_now();
+        }
+        let found = look(|kernel| {
+            let tasks = kernel.tasks(&[tid])?;
+            let waits = kernel.waits(&[(tasks[0], None)])?[0];
+            let Some(Place::Address(at)) = waits.futex else {
+                panic!("{waits:?}");
+            };
+            Ok((waits, at, kernel.waits(&[(tasks[0], Some(at))])?[0]))
+        });
+        *shared.0.lock().unwrap() = true;
+        shared.1.notify_all();
+        sleeper.join().unwrap();
+        let Some((waits, at, expected)) = readable(found) else {
+            return;
+        };
+        let place = &raw const shared.1 as u64;
+        assert!((place..place + size_of::<Condvar>() as u64).contains(&at));
+        assert_eq!(
+            expected,
+            Waits {
+                futex: None,
+                ..waits
+            }
+        );
+        let now = sys::clock::read_ns(ClockId::CLOCK_MONOTONIC).unwrap();
+        let Some(End::Monotonic(end)) = waits.end else {
+            panic!("{waits:?}");
+        };
+        let offset = look(|kernel| kernel.clock_offsets()).unwrap()[0];
+        assert!((0..=5_000_000_000).contains(&(end - offset - now)));
+    }
+}
