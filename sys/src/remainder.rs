@@ -5,6 +5,9 @@
 //! [`code`], which adds what was done before, and goes back to where the first one was made. It finds
 //! what it needs on its own stack ([`Frame`]), and nobody has to be there when it returns.
 //!
+//! The same code makes a call with other arguments than it was made with, which it puts back, and up to two calls
+//! in place of one.
+//!
 //! The code lies where the vdso's image ends: its last page is filled up with zeros.
 
 use crate::regs::Regs;
@@ -20,12 +23,26 @@ core::arch::global_asm!(
     ".globl kupgrade_remainder_end",
     "kupgrade_remainder_start:",
     "  syscall",
+    "  cmp rax, [rsp + 80]",
+    "  jl 1f",
+    "  and rax, [rsp + 88]",
+    "  add [rsp], rax",
+    "  mov rax, [rsp + 96]",
+    "  mov rdi, [rsp + 8]",
+    "  mov rsi, [rsp + 104]",
+    "  mov rdx, [rsp + 112]",
+    "  mov r10, [rsp + 120]",
+    "  syscall",
+    "1:",
     "  mov rcx, [rsp]",
+    "  test rcx, rcx",
+    "  jz 3f",
     "  test rax, rax",
     "  js 2f",
     "  add rcx, rax",
     "2:",
     "  mov rax, rcx",
+    "3:",
     "  mov rdi, [rsp + 8]",
     "  mov rsi, [rsp + 16]",
     "  mov rdx, [rsp + 24]",
@@ -82,14 +99,29 @@ pub fn take_out(image: &mut [u8]) -> bool {
 /// What [`code`] goes on with, at the stack pointer it is begun with.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
-    /// What the first part came to.
+    /// What the first part came to. With 0 the result of the call, or its error, is what is returned.
     pub done: u64,
     /// The registers behind the first part.
     pub regs: &'a Regs,
+    /// Another call after the one that the code begins with.
+    pub then: Option<Then>,
+}
+
+/// A second call, on the descriptor of the one that was interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Then {
+    /// It is made if the first call returns so much, or more. Else what that returned counts.
+    pub enough: i64,
+    /// Whether what the first call returned counts as well.
+    pub counts: bool,
+    /// Its number, and the second to fourth argument.
+    pub nr: i64,
+    #[allow(missing_docs, reason = "see above")]
+    pub args: [u64; 3],
 }
 
 /// Bytes of a [`Frame`].
-pub const FRAME: usize = 80;
+pub const FRAME: usize = 128;
 
 impl Frame<'_> {
     /// The frame as [`code`] reads it.
@@ -107,7 +139,18 @@ impl Frame<'_> {
             rsp,
             ..
         } = *self.regs;
-        let words = [self.done, rdi, rsi, rdx, r10, r8, r9, eflags, rip, rsp];
+        let then = self.then.unwrap_or(Then {
+            enough: i64::MAX,
+            counts: false,
+            nr: 0,
+            args: [0; 3],
+        });
+        let mask = if then.counts { u64::MAX } else { 0 };
+        let (enough, nr) = (then.enough.cast_unsigned(), then.nr.cast_unsigned());
+        let [a, b, c] = then.args;
+        let words = [
+            self.done, rdi, rsi, rdx, r10, r8, r9, eflags, rip, rsp, enough, mask, nr, a, b, c,
+        ];
         let mut bytes = [0; FRAME];
         for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());

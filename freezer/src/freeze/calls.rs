@@ -3,7 +3,7 @@
 //! The thread is told to make such a call again unless a handler runs, with what remains of its
 //! time-out. Setting the registers is one step, so the thread goes on well whenever it is let go.
 
-use super::{FrozenThread, rest, sleepers};
+use super::{FrozenThread, moved, rest, sleepers};
 use crate::{FreezerError, proc};
 use persist_mem::manifest::{Limit, LimitPlace};
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,6 +13,8 @@ use sys::vm::ProcMem;
 use sys::{Pid, Tid, ptrace};
 
 const EINTR: i64 = 4;
+/// poll(2), which a read of a terminal begins with.
+const POLL: u64 = 7;
 /// Bytes below the stack pointer that are in use: 128 by leaf functions (the red zone of the ABI), the rest by
 /// the time-out of a call that is made again.
 pub(crate) const USED_BELOW_STACK: u64 = 128 + 64;
@@ -24,6 +26,8 @@ enum TimeOut {
     None,
     /// Milliseconds in r10.
     MillisecondsR10,
+    /// Milliseconds in rdx.
+    MillisecondsRdx,
     /// A `struct timespec` whose address is in a register.
     Rdx,
     R10,
@@ -97,6 +101,8 @@ pub(super) struct Repeated {
     tid: Tid,
     /// The registers it was stopped with, or those that the rest of its call is made with.
     regs: Regs,
+    /// By which the kernel makes the call again.
+    code: i64,
     timeout: TimeOut,
     /// Where the time-out of its own is, if it has one.
     place: Option<LimitPlace>,
@@ -115,12 +121,24 @@ impl Repeated {
         let Some((nr, result)) = regs.interrupted_syscall() else {
             return Ok(None);
         };
+        if let Some((regs, code)) = moved::of(pid, regs, thread) {
+            return Ok(Some(Repeated {
+                pid,
+                tid,
+                regs,
+                code,
+                timeout: TimeOut::None,
+                place: None,
+                ends_ns: None,
+            }));
+        }
         let rest = rest::of(pid, regs, thread);
         let stays = tells_what_remains(nr, result);
         let again = stays || begins_anew(nr, result);
         // A job that was stopped before has had its call fail with that.
         let failed = result == -EINTR && thread.group_stop.is_none();
         let timeout = match (repeated(nr), &rest) {
+            (_, Some(rest)) if rest.orig_rax == POLL => TimeOut::MillisecondsRdx,
             (Some(timeout), Some(_)) => timeout,
             (None, Some(_)) => TimeOut::None,
             (Some(timeout), None) if failed || again && thread.group_stop.is_none() => timeout,
@@ -147,6 +165,7 @@ impl Repeated {
             pid,
             tid,
             regs,
+            code: restart::ERESTARTNOHAND,
             timeout,
             place,
             ends_ns,
@@ -156,7 +175,7 @@ impl Repeated {
     /// Aims the thread at its call again, with what remains of the time-out now.
     pub(super) fn repeat(&self) -> Result<(), FreezerError> {
         let mut again = Regs {
-            rax: (-restart::ERESTARTNOHAND).cast_unsigned(),
+            rax: (-self.code).cast_unsigned(),
             ..self.regs
         };
         if let Some(limit) = self.limit() {
@@ -164,7 +183,7 @@ impl Repeated {
                 Some((at, bytes)) => memory(self.pid)?
                     .write(at, &bytes)
                     .map_err(FreezerError::call(self.pid, "writing a time-out"))?,
-                None => again.r10 = limit.milliseconds(),
+                None => limit.set(&mut again),
             }
         }
         let doing = || format!("repeating a call of thread {}", self.tid);
@@ -212,7 +231,8 @@ impl Repeated {
 /// The register that holds the address of a time-out.
 fn pointer(regs: &mut Regs, timeout: TimeOut) -> Option<&mut u64> {
     let register = match timeout {
-        TimeOut::None | TimeOut::MillisecondsR10 | TimeOut::Receive | TimeOut::Send => return None,
+        TimeOut::None | TimeOut::MillisecondsR10 | TimeOut::MillisecondsRdx => return None,
+        TimeOut::Receive | TimeOut::Send => return None,
         TimeOut::Rdx => &mut regs.rdx,
         TimeOut::R10 => &mut regs.r10,
         TimeOut::R8 | TimeOut::R8Timeval => &mut regs.r8,
@@ -226,8 +246,12 @@ fn memory(pid: Pid) -> Result<ProcMem, FreezerError> {
 
 /// How long a call was to wait.
 fn whole_ns(pid: Pid, regs: &Regs, timeout: TimeOut) -> Result<Option<u64>, FreezerError> {
-    if timeout == TimeOut::MillisecondsR10 {
-        let whole = regs.r10 as i32;
+    let milliseconds = match timeout {
+        TimeOut::MillisecondsR10 => Some(regs.r10 as i32),
+        TimeOut::MillisecondsRdx => Some(regs.rdx as i32),
+        _ => None,
+    };
+    if let Some(whole) = milliseconds {
         return Ok((whole > 0).then(|| u64::from(whole.cast_unsigned()) * 1_000_000));
     }
     if let TimeOut::Receive | TimeOut::Send = timeout {
@@ -269,8 +293,10 @@ fn aim(
     stays: bool,
     whole: u64,
 ) -> Result<Option<LimitPlace>, FreezerError> {
-    if timeout == TimeOut::MillisecondsR10 {
-        return Ok(Some(LimitPlace::R10));
+    match timeout {
+        TimeOut::MillisecondsR10 => return Ok(Some(LimitPlace::R10)),
+        TimeOut::MillisecondsRdx => return Ok(Some(LimitPlace::Rdx)),
+        _ => {}
     }
     let copy = (regs.rsp.wrapping_sub(USED_BELOW_STACK)) & !15;
     let Some(register) = pointer(regs, timeout) else {
@@ -312,7 +338,9 @@ mod tests {
         assert_eq!((whole(-1), whole(0)), (None, None));
         let place = LimitPlace::R10;
         let remaining = 599_999_999;
-        assert_eq!(Limit { place, remaining }.milliseconds(), 600);
+        let mut regs = Regs::default();
+        Limit { place, remaining }.set(&mut regs);
+        assert_eq!(regs.r10, 600);
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! round finds nobody new. A thread is stopped where it can be described: not inside the vdso,
 //! not inside a restartable sequence ([`mod@position`]).
 
+mod awaited;
 mod calls;
+mod moved;
 mod position;
 mod rest;
 mod scope;

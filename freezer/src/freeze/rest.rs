@@ -5,8 +5,10 @@
 //! be, because its stack or its vdso has no room or the call is not among those below, it returns
 //! short, as the interfaces allow.
 //!
-//! Only calls are taken that return short for no other reason than a signal or an error.
+//! Only calls are taken that return short for no other reason than a signal or an error, and what is awaited by
+//! its size ([`mod@super::awaited`]).
 
+use super::awaited::{self, Awaited};
 use super::{FrozenThread, calls::USED_BELOW_STACK, position};
 use crate::proc;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -15,7 +17,7 @@ use nix::sys::stat::{SFlag, fstat, major, minor};
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
 use sys::regs::{Regs, restart};
-use sys::remainder::{self, FRAME, Frame};
+use sys::remainder::{self, FRAME, Frame, Then};
 use sys::vm::ProcMem;
 use sys::{Errno, Pid, process};
 
@@ -86,8 +88,8 @@ fn call(nr: i64, regs: &Regs) -> Option<(Shape, On)> {
         46 if waits(regs.rdx) => (Shape::Message, On::Stream),
         // recvmsg
         47 if all(regs.rdx) => (Shape::Message, On::Stream),
-        // recvmmsg without a time-out
-        299 if waits(regs.r10) && regs.r8 == 0 => (Shape::Messages, On::Receiver),
+        // recvmmsg, whose time-out the kernel has made what remains
+        299 if waits(regs.r10) => (Shape::Messages, On::Receiver),
         // sendmmsg
         307 if waits(regs.r10) => (Shape::Messages, On::Socket),
         // getrandom
@@ -100,25 +102,37 @@ fn call(nr: i64, regs: &Regs) -> Option<(Shape, On)> {
 /// anything; what they need is in its memory then. None when the call has no rest.
 pub(super) fn of(pid: Pid, regs: &Regs, thread: FrozenThread) -> Option<Regs> {
     let (nr, done) = regs.interrupted_syscall()?;
+    if thread.group_stop.is_none()
+        && let Some(plan) = awaited::of(pid, regs, thread)
+    {
+        return match plan {
+            Awaited::Whole => Some(*regs),
+            Awaited::Rest(rest) => prepared(pid, regs, &rest),
+        };
+    }
     let done = u64::try_from(done).ok().filter(|done| *done > 0)?;
     let (shape, on) = call(nr, regs)?;
     // A job that was stopped before had been interrupted by that.
     if thread.group_stop.is_some() || !is_on(pid, regs.rdi as i32, on) {
         return None;
     }
-    let prepared = prepare(pid, regs, shape, done);
+    let rest = proc::memory(pid).and_then(|mem| Rest::of(&mem, regs, shape, done));
+    prepared(pid, regs, &rest.ok().flatten()?)
+}
+
+/// The registers with which a thread makes other calls than the one it was stopped in, which returns what they
+/// return, with its registers. None where that cannot be.
+pub(super) fn prepared(pid: Pid, regs: &Regs, rest: &Rest) -> Option<Regs> {
+    let prepared = prepare(pid, regs, rest);
     prepared.unwrap_or_else(|errno| {
-        log::debug!("process {pid}: call {nr} returns short: {errno}");
+        log::debug!("process {pid}: call {} is left: {errno}", regs.orig_rax);
         None
     })
 }
 
 /// Writes what is needed; nothing of it is seen until the registers are set.
-fn prepare(pid: Pid, regs: &Regs, shape: Shape, done: u64) -> sys::Result<Option<Regs>> {
+fn prepare(pid: Pid, regs: &Regs, rest: &Rest) -> sys::Result<Option<Regs>> {
     let mem = proc::memory(pid)?;
-    let Some(rest) = Rest::of(&mem, regs, shape, done)? else {
-        return Ok(None);
-    };
     let Some(code) = code(pid, &mem)? else {
         return Ok(None);
     };
@@ -126,9 +140,10 @@ fn prepare(pid: Pid, regs: &Regs, shape: Shape, done: u64) -> sys::Result<Option
     let Some(frame) = regs.rsp.checked_sub(room).map(|at| at & !15) else {
         return Ok(None);
     };
-    let mut again = rest.regs;
-    let mut bytes = Frame { done, regs }.bytes().to_vec();
-    bytes.extend_from_slice(&rest.at(frame + FRAME as u64, &mut again));
+    let (again, then, beside) = rest.at(frame + FRAME as u64);
+    let done = rest.done;
+    let mut bytes = Frame { done, regs, then }.bytes().to_vec();
+    bytes.extend_from_slice(&beside);
     mem.write(frame, &bytes)?;
     Ok(Some(Regs {
         rsp: frame,
@@ -192,22 +207,47 @@ fn is(file: &OwnedFd, on: On) -> sys::Result<bool> {
     })
 }
 
-/// The arguments of the rest of a call.
-struct Rest {
-    regs: Regs,
+/// The rest of a call.
+pub(super) struct Rest {
+    /// What has been done.
+    pub(super) done: u64,
+    /// The call that is made, and its arguments.
+    pub(super) regs: Regs,
+    /// The one after it.
+    pub(super) then: Option<Then>,
     /// What they point to besides.
-    beside: Vec<u8>,
-    shape: Shape,
+    pub(super) beside: Vec<u8>,
+    /// Words that are to be the address of something in there.
+    pub(super) pointers: Vec<(Pointer, u64)>,
+}
+
+/// What is to point to something beside the frame, whose offset stands with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pointer {
+    Rdi,
+    Rsi,
+    R10,
+    /// The second argument of the second call.
+    Then,
+    /// A word beside the frame, at this offset.
+    Beside(usize),
 }
 
 impl Rest {
-    /// None when nothing is left to do, or what is left has too many parts.
-    fn of(mem: &ProcMem, regs: &Regs, shape: Shape, done: u64) -> sys::Result<Option<Rest>> {
-        let mut rest = Rest {
-            regs: *regs,
+    /// A call with these registers.
+    pub(super) fn new(done: u64, regs: Regs) -> Rest {
+        Rest {
+            done,
+            regs,
+            then: None,
             beside: Vec::new(),
-            shape,
-        };
+            pointers: Vec::new(),
+        }
+    }
+
+    /// None when nothing is left to do.
+    fn of(mem: &ProcMem, regs: &Regs, shape: Shape, done: u64) -> sys::Result<Option<Rest>> {
+        let mut rest = Rest::new(done, *regs);
         let again = &mut rest.regs;
         let left = match shape {
             Shape::Buffer => moved_on(&mut again.rsi, &mut again.rdx, done, 1),
@@ -215,40 +255,72 @@ impl Rest {
             Shape::Messages => moved_on(&mut again.rsi, &mut again.rdx, done, MMSGHDR),
             Shape::Count => moved_on(&mut 0, &mut again.r10, done, 0),
             Shape::Vector => {
-                let parts = parts(mem, regs.rsi, regs.rdx, done)?;
-                again.rdx = parts.len() as u64 / IOVEC;
-                rest.beside = parts;
-                again.rdx > 0
+                let parts = Parts::of(mem, regs.rsi, regs.rdx, done)?;
+                let few = parts.left.len() <= MOST_PARTS;
+                again.rdx = if few { parts.left.len() as u64 } else { 1 };
+                if !few {
+                    let (at, count) = parts.others();
+                    rest.then = parts.then(regs.orig_rax, [at, count, regs.r10]);
+                }
+                rest.beside = parts.bytes(few);
+                rest.pointers = vec![(Pointer::Rsi, 0)];
+                !parts.left.is_empty()
             }
-            Shape::Message => {
-                // struct msghdr: name, its length, parts, how many, control data, its length, flags.
-                let mut head = mem.read_vec(regs.rsi, MSGHDR)?;
-                let word = |at| head.get(at..at + 8).and_then(|word| word.try_into().ok());
-                let [first, count, control] =
-                    [16, 24, 32].map(|at| u64::from_le_bytes(word(at).unwrap_or_default()));
-                // What came with control data ends there; what is sent has taken it along.
-                let receives = regs.orig_rax == 47;
-                let parts = parts(mem, first, count, done)?;
-                let left = parts.len() as u64 / IOVEC;
-                head[24..32].copy_from_slice(&left.to_le_bytes());
-                head[32..48].fill(0);
-                rest.beside = [head, parts].concat();
-                left > 0 && !(receives && control != 0)
-            }
+            Shape::Message => return Rest::of_message(mem, regs, done),
         };
         Ok(left.then_some(rest))
     }
 
-    /// What lies beside the frame, for address `at`, which `regs` point to then.
-    fn at(&self, at: u64, regs: &mut Regs) -> Vec<u8> {
+    /// The rest of a `struct msghdr`: name, its length, parts, how many, control data, its length, flags.
+    fn of_message(mem: &ProcMem, regs: &Regs, done: u64) -> sys::Result<Option<Rest>> {
+        let mut rest = Rest::new(done, *regs);
+        let mut head = mem.read_vec(regs.rsi, MSGHDR)?;
+        let word = |at| head.get(at..at + 8).and_then(|word| word.try_into().ok());
+        let [first, count, control] =
+            [16, 24, 32].map(|at| u64::from_le_bytes(word(at).unwrap_or_default()));
+        // What came with control data ends there; what is sent has taken it along.
+        let receives = regs.orig_rax == 47;
+        let parts = Parts::of(mem, first, count, done)?;
+        if parts.left.is_empty() || receives && control != 0 {
+            return Ok(None);
+        }
+        head[32..48].fill(0);
+        let mut other = head.clone();
+        let few = parts.left.len() <= MOST_PARTS;
+        let now = if few { parts.left.len() as u64 } else { 1 };
+        head[24..32].copy_from_slice(&now.to_le_bytes());
+        rest.pointers = vec![(Pointer::Rsi, 0), (Pointer::Beside(16), MSGHDR as u64)];
+        rest.beside = [head, parts.bytes(few)].concat();
+        if !few {
+            let (at, count) = parts.others();
+            other[16..24].copy_from_slice(&at.to_le_bytes());
+            other[24..32].copy_from_slice(&count.to_le_bytes());
+            rest.then = parts.then(regs.orig_rax, [0, regs.rdx, 0]);
+            rest.pointers
+                .push((Pointer::Then, rest.beside.len() as u64));
+            rest.beside.extend_from_slice(&other);
+        }
+        Ok(Some(rest))
+    }
+
+    /// The calls, and what lies beside the frame, for that at address `at`.
+    fn at(&self, at: u64) -> (Regs, Option<Then>, Vec<u8>) {
+        let (mut regs, mut then) = (self.regs, self.then);
         let mut bytes = self.beside.clone();
-        if !bytes.is_empty() {
-            regs.rsi = at;
+        for (pointer, offset) in &self.pointers {
+            let address = at + offset;
+            match (pointer, &mut then) {
+                (Pointer::Rdi, _) => regs.rdi = address,
+                (Pointer::Rsi, _) => regs.rsi = address,
+                (Pointer::R10, _) => regs.r10 = address,
+                (Pointer::Then, Some(then)) => then.args[0] = address,
+                (Pointer::Then, None) => {}
+                (Pointer::Beside(place), _) => {
+                    bytes[*place..place + 8].copy_from_slice(&address.to_le_bytes());
+                }
+            }
         }
-        if self.shape == Shape::Message {
-            bytes[16..24].copy_from_slice(&(at + MSGHDR as u64).to_le_bytes());
-        }
-        bytes
+        (regs, then, bytes)
     }
 }
 
@@ -259,27 +331,61 @@ fn moved_on(pointer: &mut u64, len: &mut u64, done: u64, size: u64) -> bool {
     *len > 0
 }
 
-/// The array of `struct iovec` without the first `done` bytes that it describes, empty when they are too many.
-fn parts(mem: &ProcMem, first: u64, count: u64, done: u64) -> sys::Result<Vec<u8>> {
-    let len = usize::try_from(count.saturating_mul(IOVEC)).map_err(|_| Errno::ERANGE)?;
-    // `UIO_MAXIOV`: the call would have failed.
-    if len > 1024 * IOVEC as usize {
-        return Err(Errno::EINVAL);
-    }
-    let mut done = done;
-    let mut left = Vec::new();
-    for part in mem.read_vec(first, len)?.chunks_exact(IOVEC as usize) {
-        let word = |at: usize| part[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
-        let (base, len) = (word(0), word(8));
-        let skipped = len.min(done);
-        done -= skipped;
-        if len > skipped {
-            left.extend_from_slice(&(base + skipped).to_le_bytes());
-            left.extend_from_slice(&(len - skipped).to_le_bytes());
+/// An array of `struct iovec` without the first bytes that it describes.
+struct Parts {
+    /// Address and length of those that are left.
+    left: Vec<(u64, u64)>,
+    /// Address of the array, and how many it has.
+    array: (u64, u64),
+}
+
+impl Parts {
+    fn of(mem: &ProcMem, first: u64, count: u64, done: u64) -> sys::Result<Parts> {
+        let len = usize::try_from(count.saturating_mul(IOVEC)).map_err(|_| Errno::ERANGE)?;
+        // `UIO_MAXIOV`: the call would have failed.
+        if len > 1024 * IOVEC as usize {
+            return Err(Errno::EINVAL);
         }
+        let mut done = done;
+        let mut left = Vec::new();
+        for part in mem.read_vec(first, len)?.chunks_exact(IOVEC as usize) {
+            let word = |at: usize| part[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
+            let (base, len) = (word(0), word(8));
+            let skipped = len.min(done);
+            done -= skipped;
+            // Behind the first one all stay, so that the array's end is what is left.
+            if len > skipped || !left.is_empty() {
+                left.push((base + skipped, len - skipped));
+            }
+        }
+        let array = (first, count);
+        Ok(Parts { left, array })
     }
-    if left.len() > MOST_PARTS * IOVEC as usize {
-        left.clear();
+
+    /// As they lie in memory: all of them, or the first one.
+    fn bytes(&self, all: bool) -> Vec<u8> {
+        let count = if all { self.left.len() } else { 1 };
+        let some = self.left.iter().take(count);
+        some.flat_map(|(base, len)| [*base, *len])
+            .flat_map(u64::to_le_bytes)
+            .collect()
     }
-    Ok(left)
+
+    /// The array of those behind the first one that is left, which is as it was; and how many they are.
+    fn others(&self) -> (u64, u64) {
+        let count = (self.left.len() as u64).saturating_sub(1);
+        let (first, whole) = self.array;
+        (first + (whole - count) * IOVEC, count)
+    }
+
+    /// A second call for them, when the whole first part is done.
+    fn then(&self, nr: u64, args: [u64; 3]) -> Option<Then> {
+        let (_, len) = self.left.first()?;
+        Some(Then {
+            enough: len.cast_signed(),
+            counts: true,
+            nr: nr.cast_signed(),
+            args,
+        })
+    }
 }

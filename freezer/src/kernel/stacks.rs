@@ -12,6 +12,8 @@ const SIZE: u64 = 16384;
 /// A system call that sleeps does not use more.
 const USED: u64 = 4096;
 const PAGE: u64 = 4096;
+/// Its own addresses begin there or higher.
+const KERNEL: u64 = 1 << 63;
 /// The lower bits of a key's offset (include/linux/futex.h): of a file, or of memory that processes may share.
 const OF_FILE: u32 = 1;
 const LOW_BITS: u32 = 3;
@@ -26,8 +28,8 @@ pub(super) struct Layout {
     precise: [u64; 4],
     /// In `struct process_timer`: the same.
     ticks: [u64; 4],
-    /// In `struct futex_q`: task; the three parts of the key; the queue.
-    futex: [u64; 5],
+    /// In `struct futex_q`: task; the three parts of the key; the queue, and its lock.
+    futex: [u64; 6],
     /// `hrtimer_wakeup`, `process_timeout`.
     functions: [Option<u64>; 2],
 }
@@ -87,6 +89,7 @@ impl Layout {
                 futex("key.both.word")?,
                 futex("key.both.offset")?,
                 futex("list.node_list.next")?,
+                futex("lock_ptr")?,
             ],
             functions: [None; 2],
         };
@@ -114,17 +117,21 @@ impl Layout {
 
     /// Where a thread is queued, whose stack begins at address `sp`.
     fn futexes(&self, (stack, sp): (&[u8], u64), task: u64, mm: u64) -> Vec<Place> {
-        let [owner, pointer, first, offset, queue] = self.futex;
+        let [owner, pointer, first, offset, queue, lock] = self.futex;
         let key = |at: u64| {
             let (pointer, first) = (word(stack, at + pointer)?, word(stack, at + first)?);
             let offset = half(stack, at + offset)?;
             let within = u64::from(offset & !LOW_BITS);
-            let queued = word(stack, at + queue)? != sp + at + queue;
+            let next = word(stack, at + queue)?;
+            let queued = next != sp + at + queue && next >= KERNEL;
+            let queued = queued && word(stack, at + lock)? >= KERNEL;
             if word(stack, at + owner)? != task || within >= PAGE || !queued {
                 return None;
             }
             if offset & OF_FILE != 0 {
-                return Some(Place::File(first.checked_mul(PAGE)? + within));
+                // A number of an inode, and a page.
+                let plausible = (1..1 << 48).contains(&pointer) && first < 1 << 40;
+                return plausible.then_some(Place::File(first * PAGE + within));
             }
             let own = (pointer == mm || pointer == 0) && first % PAGE == 0;
             (own && first != 0 && first < 1 << 56).then_some(Place::Address(first + within))

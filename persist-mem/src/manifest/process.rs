@@ -308,7 +308,7 @@ impl Limit {
     #[must_use]
     pub fn bytes(&self) -> Option<(u64, [u8; 16])> {
         let (at, unit) = match self.place {
-            LimitPlace::R10 => return None,
+            LimitPlace::R10 | LimitPlace::Rdx => return None,
             LimitPlace::Timespec(at) => (at, 1),
             LimitPlace::Timeval(at) => (at, 1000),
         };
@@ -321,10 +321,14 @@ impl Limit {
         Some((at, bytes))
     }
 
-    /// What is to be in a register.
-    #[must_use]
-    pub fn milliseconds(&self) -> u64 {
-        self.remaining.div_ceil(1_000_000)
+    /// Sets the register, if it is in one.
+    pub fn set(&self, regs: &mut Regs) {
+        let milliseconds = self.remaining.div_ceil(1_000_000);
+        match self.place {
+            LimitPlace::R10 => regs.r10 = milliseconds,
+            LimitPlace::Rdx => regs.rdx = milliseconds,
+            LimitPlace::Timespec(_) | LimitPlace::Timeval(_) => {}
+        }
     }
 }
 
@@ -333,6 +337,8 @@ impl Limit {
 pub enum LimitPlace {
     /// Milliseconds in r10.
     R10,
+    /// Milliseconds in rdx.
+    Rdx,
     /// A `struct timespec` at this address.
     Timespec(u64),
     /// A `struct timeval` at this address.

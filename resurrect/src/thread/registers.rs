@@ -47,7 +47,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
                     .mem()
                     .write(at, &bytes)
                     .map_err(ResurrectError::call(pid, "writing a time-out"))?,
-                None => regs.r10 = left.milliseconds(),
+                None => left.set(&mut regs),
             }
         }
         xstate(pid, tracee, &thread.xstate)?;
