@@ -34,7 +34,7 @@ const TENTH: u64 = 100_000_000;
 pub(super) enum Awaited {
     /// As if nothing had been done.
     Whole,
-    Rest(Rest),
+    Rest(Box<Rest>),
 }
 
 /// What is to be done for a thread with these registers, if it is in such a call.
@@ -102,7 +102,7 @@ fn of_stream(file: &OwnedFd, regs: &Regs, nr: i64, done: u64) -> Option<Awaited>
         nr: RECVFROM,
         args: [regs.rsi + least, whole - least, flags | MSG_DONTWAIT],
     });
-    Some(Awaited::Rest(rest))
+    Some(Awaited::Rest(Box::new(rest)))
 }
 
 /// Terminals that tell single characters. Where a time counts, it is waited for with poll(2).
@@ -132,7 +132,7 @@ fn of_terminal(
     read.rsi += done;
     read.rdx = target - done;
     if time == 0 {
-        return Some(Awaited::Rest(Rest::new(done, read)));
+        return Some(Awaited::Rest(Box::new(Rest::new(done, read))));
     }
     let left = ends_ns.map_or(time, |end| end.saturating_sub(sleepers::monotonic_ns()));
     let poll = Regs {
@@ -152,5 +152,5 @@ fn of_terminal(
         nr: READ,
         args: [read.rsi, read.rdx, regs.r10],
     });
-    Some(Awaited::Rest(rest))
+    Some(Awaited::Rest(Box::new(rest)))
 }

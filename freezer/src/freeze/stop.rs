@@ -42,7 +42,10 @@ pub(super) fn begin(
     }
     let known: BTreeSet<Tid> = frozen.process(pid).keys().copied().collect();
     let mut new = tids;
-    new.retain(|tid| !known.contains(tid) && !(leader_ended && *tid == pid.leader()));
+    new.retain(|tid| !known.contains(tid));
+    if leader_ended {
+        new.retain(|tid| *tid != pid.leader());
+    }
     let looked = sleepers::look_at(&frozen.clocks, pid, new.iter().copied());
     for tid in new {
         let sleeper = looked.get(&tid).copied();

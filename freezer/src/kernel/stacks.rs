@@ -131,10 +131,10 @@ impl Layout {
             if offset & OF_FILE != 0 {
                 // A number of an inode, and a page.
                 let plausible = (1..1 << 48).contains(&pointer) && first < 1 << 40;
-                return plausible.then_some(Place::File(first * PAGE + within));
+                return plausible.then(|| Place::File(first * PAGE + within));
             }
             let own = (pointer == mm || pointer == 0) && first % PAGE == 0;
-            (own && first != 0 && first < 1 << 56).then_some(Place::Address(first + within))
+            (own && first != 0 && first < 1 << 56).then(|| Place::Address(first + within))
         };
         let places = (0..stack.len() as u64).step_by(8);
         places.filter_map(key).collect()

@@ -22,6 +22,14 @@ pub(super) const LIMIT: Duration = Duration::from_secs(120);
 /// How long one step of it may take.
 const STEP: Duration = Duration::from_secs(30);
 
+/// How long a subject whose calls have time-outs is away once: longer than these may be late.
+const AWAY: Duration = Duration::from_millis(700);
+
+/// Whether that matters to a subject.
+fn is_timed(name: &str) -> bool {
+    name.contains("timed") || name.ends_with("-twice")
+}
+
 /// What `cargo lab native-worker` takes.
 #[derive(Args)]
 pub(crate) struct WorkerArgs {
@@ -124,6 +132,9 @@ impl<'a> Life<'a> {
                 break;
             }
             self.gone()?;
+            if round == "first" && is_timed(&self.args.name) {
+                sleep(AWAY);
+            }
             self.restore(round)?;
             self.must_pass(&format!("after the {round} restore"))?;
         }

@@ -4,12 +4,14 @@
 mod futexes;
 mod ipc;
 mod locks;
+mod moved;
 mod partly;
 mod polling;
 mod reading;
 mod signals;
 mod sleeping;
 mod sockets;
+mod terminals;
 mod waiting;
 
 use crate::registry::{Group, subject};
@@ -61,6 +63,21 @@ pub(crate) const GROUP: Group = Group {
             polling::ppoll_timed,
         ),
         subject(
+            "ppoll-fixed-timed",
+            "ppoll with a time-out in read-only memory",
+            polling::ppoll_fixed,
+        ),
+        subject(
+            "select-twice",
+            "select with a time-out, stopped twice",
+            polling::select_twice,
+        ),
+        subject(
+            "epoll-twice",
+            "epoll_wait with a time-out, stopped twice",
+            polling::epoll_twice,
+        ),
+        subject(
             "select-timed",
             "select with a time-out",
             polling::select_timed,
@@ -101,6 +118,26 @@ pub(crate) const GROUP: Group = Group {
             "FUTEX_WAIT on shared memory",
             futexes::shared,
         ),
+        subject(
+            "futex-moved",
+            "a wait at a futex that the thread was moved to (FUTEX_CMP_REQUEUE)",
+            moved::wait,
+        ),
+        subject(
+            "futex-moved-timed",
+            "the same with a time-out",
+            moved::timed_wait,
+        ),
+        subject(
+            "futex-moved-shared",
+            "the same on shared memory",
+            moved::shared,
+        ),
+        subject(
+            "futex-moved-pi",
+            "a wait at a lock that the thread was moved to (FUTEX_CMP_REQUEUE_PI)",
+            moved::pi,
+        ),
         subject("sigsuspend", "sigsuspend", signals::suspend),
         subject("pause", "pause", signals::pause),
         subject("sigwaitinfo", "sigwaitinfo", signals::waitinfo),
@@ -134,6 +171,51 @@ pub(crate) const GROUP: Group = Group {
             partly::recvmsg,
         ),
         subject("recvmmsg-part", "recvmmsg, partly done", partly::recvmmsg),
+        subject(
+            "recvmmsg-timed-part",
+            "recvmmsg with a time-out, partly done",
+            partly::recvmmsg_timed,
+        ),
+        subject(
+            "writev-many",
+            "writev of many buffers, partly done",
+            partly::writev_many,
+        ),
+        subject(
+            "sendmsg-many",
+            "sendmsg of many buffers, partly done",
+            partly::sendmsg_many,
+        ),
+        subject(
+            "recv-least",
+            "recv below SO_RCVLOWAT, partly done",
+            partly::recv_least,
+        ),
+        subject(
+            "read-least",
+            "read below SO_RCVLOWAT, partly done",
+            partly::read_least,
+        ),
+        subject(
+            "peek-all",
+            "recv with MSG_PEEK and MSG_WAITALL, partly done",
+            partly::peek,
+        ),
+        subject(
+            "tty-vmin",
+            "read of a terminal with VMIN, partly done",
+            terminals::least,
+        ),
+        subject(
+            "tty-vtime-timed",
+            "read of a terminal with VTIME",
+            terminals::timed_read,
+        ),
+        subject(
+            "tty-between-timed",
+            "read of a terminal with VMIN and VTIME, partly done",
+            terminals::timed_between,
+        ),
         subject("read-eventfd", "read on an eventfd", reading::eventfd),
         subject("read-timerfd", "read on a timerfd", reading::timerfd),
         subject(
@@ -168,6 +250,11 @@ pub(crate) const GROUP: Group = Group {
             sockets::timed_connect,
         ),
         subject("recv-timed", "recv with SO_RCVTIMEO", sockets::timed_recv),
+        subject(
+            "recv-twice",
+            "recv with SO_RCVTIMEO, stopped twice",
+            sockets::recv_twice,
+        ),
         subject(
             "accept-unix",
             "accept on a unix socket",

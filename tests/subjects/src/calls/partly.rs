@@ -1,12 +1,14 @@
 //! Calls that were partly done when they were stopped: they return the whole.
 
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{IntoRawFd, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 
 use anyhow::{Result, bail};
 
 use super::polling::pipe;
-use crate::kit::{Setting, Watch, args, blocked, raw, sys};
+use super::sleeping::spec;
+use crate::kit::{Setting, TERM, Watch, args, blocked, loopback, raw, sys};
 
 /// More than a pipe or a socket has room for.
 const LARGE: usize = 700_000;
@@ -74,6 +76,49 @@ pub(crate) fn writev(_: &Setting) -> Result<Watch> {
             let parts = in_parts(&bytes);
             let call = args([to as u64, parts.as_ptr() as u64, parts.len() as u64]);
             raw(libc::SYS_writev, call)
+        },
+        LARGE as i64,
+        move || take_all(from),
+    )
+}
+
+/// More parts than are copied.
+fn in_many_parts(bytes: &[u8]) -> Vec<libc::iovec> {
+    let part = |bytes: &[u8]| libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    bytes.chunks(1001).map(part).collect()
+}
+
+/// writev(2) of many parts to a pipe.
+pub(crate) fn writev_many(_: &Setting) -> Result<Watch> {
+    let [from, to] = pipe()?;
+    let bytes = pattern(LARGE);
+    blocked(
+        libc::SYS_writev,
+        move || {
+            let parts = in_many_parts(&bytes);
+            let call = args([to as u64, parts.as_ptr() as u64, parts.len() as u64]);
+            raw(libc::SYS_writev, call)
+        },
+        LARGE as i64,
+        move || take_all(from),
+    )
+}
+
+/// sendmsg(2) of many parts to a unix stream.
+pub(crate) fn sendmsg_many(_: &Setting) -> Result<Watch> {
+    let (from, to) = UnixStream::pair()?;
+    let (from, to) = (from.into_raw_fd(), to.into_raw_fd());
+    let bytes = pattern(LARGE);
+    blocked(
+        libc::SYS_sendmsg,
+        move || {
+            let mut parts = in_many_parts(&bytes);
+            let message = message(&mut parts);
+            let at = &raw const message as u64;
+            raw(libc::SYS_sendmsg, args([to as u64, at]))
         },
         LARGE as i64,
         move || take_all(from),
@@ -160,6 +205,81 @@ pub(crate) fn recv(_: &Setting) -> Result<Watch> {
     )
 }
 
+/// A stream that is read when so many bytes are there.
+fn stream_of_least(least: usize) -> Result<(RawFd, RawFd)> {
+    let (from, to) = UnixStream::pair()?;
+    let (from, to) = (from.into_raw_fd(), to.into_raw_fd());
+    let least = least as i32;
+    // SAFETY: the kernel reads one int.
+    sys("SO_RCVLOWAT", unsafe {
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_RCVLOWAT);
+        libc::setsockopt(from, level, name, (&raw const least).cast(), 4)
+    })?;
+    put(to, &pattern(ALL)[..FIRST])?;
+    Ok((from, to))
+}
+
+/// A call that waits for most of what is sent, and returns all of it.
+fn least(number: i64) -> Result<Watch> {
+    let (from, to) = stream_of_least(ALL - 100)?;
+    blocked(
+        number,
+        move || {
+            let mut found = [0_u8; 2 * ALL];
+            let call = args([from as u64, found.as_mut_ptr() as u64, 2 * ALL as u64]);
+            let result = raw(number, call);
+            let result = whole(&found[..ALL], result);
+            // For the next one.
+            match put(to, &pattern(ALL)[..FIRST]) {
+                Ok(()) => result,
+                Err(_) => -1,
+            }
+        },
+        ALL as i64,
+        move || put(to, &pattern(ALL)[FIRST..]),
+    )
+}
+
+/// recv(2) of a stream with `SO_RCVLOWAT`.
+pub(crate) fn recv_least(_: &Setting) -> Result<Watch> {
+    least(libc::SYS_recvfrom)
+}
+
+/// The same with read(2).
+pub(crate) fn read_least(_: &Setting) -> Result<Watch> {
+    least(libc::SYS_read)
+}
+
+/// recv(2) of a TCP stream with `MSG_PEEK` and `MSG_WAITALL`, which takes nothing.
+pub(crate) fn peek(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let to = TcpStream::connect(listener.local_addr()?)?.into_raw_fd();
+    let from = listener.accept()?.0.into_raw_fd();
+    put(to, &pattern(ALL)[..FIRST])?;
+    blocked(
+        libc::SYS_recvfrom,
+        move || {
+            let mut found = [0_u8; ALL];
+            let at = found.as_mut_ptr() as u64;
+            let flags = (libc::MSG_PEEK | libc::MSG_WAITALL) as u64;
+            let result = raw(
+                libc::SYS_recvfrom,
+                args([from as u64, at, ALL as u64, flags]),
+            );
+            let result = whole(&found, result);
+            // All but what the next one finds.
+            raw(libc::SYS_recvfrom, args([from as u64, at, ALL as u64]));
+            if put(to, &pattern(ALL)[..FIRST]).is_err() {
+                return -1;
+            }
+            result
+        },
+        ALL as i64,
+        move || put(to, &pattern(ALL)[FIRST..]),
+    )
+}
+
 /// recvmsg(2) with `MSG_WAITALL` of a unix stream.
 pub(crate) fn recvmsg(_: &Setting) -> Result<Watch> {
     let (from, to) = UnixStream::pair()?;
@@ -190,6 +310,15 @@ pub(crate) fn recvmsg(_: &Setting) -> Result<Watch> {
 
 /// recvmmsg(2) for three datagrams.
 pub(crate) fn recvmmsg(_: &Setting) -> Result<Watch> {
+    three_messages(false)
+}
+
+/// The same with a time-out that is not reached.
+pub(crate) fn recvmmsg_timed(_: &Setting) -> Result<Watch> {
+    three_messages(true)
+}
+
+fn three_messages(timed: bool) -> Result<Watch> {
     let (from, to) = UnixDatagram::pair()?;
     let (from, to) = (from.into_raw_fd(), to.into_raw_fd());
     put(to, b"one")?;
@@ -205,10 +334,10 @@ pub(crate) fn recvmmsg(_: &Setting) -> Result<Watch> {
                 msg_hdr: message(std::slice::from_mut(part)),
                 msg_len: 0,
             });
-            let result = raw(
-                libc::SYS_recvmmsg,
-                args([from as u64, messages.as_mut_ptr() as u64, 3]),
-            );
+            let mut time = spec(TERM * 1000);
+            let time = if timed { time.as_mut_ptr() as u64 } else { 0 };
+            let at = messages.as_mut_ptr() as u64;
+            let result = raw(libc::SYS_recvmmsg, args([from as u64, at, 3, 0, time]));
             let lengths = messages.map(|message| message.msg_len);
             if lengths == [3, 3, 5] { result } else { -1 }
         },

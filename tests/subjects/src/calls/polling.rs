@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use libc::{POLLIN, c_int};
+use libc::{MAP_ANONYMOUS, MAP_PRIVATE, POLLIN, PROT_READ, PROT_WRITE, c_int};
 
 use super::sleeping::spec;
-use crate::kit::{LONG_TERM, Setting, TERM, Watch, args, blocked, fd, raw, sys, timed, timed_long};
+use crate::kit::{
+    Area, LONG_TERM, PAGE, Setting, TERM, Watch, args, blocked, fd, raw, sys, timed, timed_long,
+};
 
 /// A pipe: its ends for reading and writing.
 pub(super) fn pipe() -> Result<[c_int; 2]> {
@@ -60,6 +62,48 @@ pub(crate) fn poll_twice(_: &Setting) -> Result<Watch> {
     timed_long(libc::SYS_poll, move || poll_once(read, LONG_TERM), 0)
 }
 
+/// ppoll, which cannot write what remains to where its time-out is.
+pub(crate) fn ppoll_fixed(_: &Setting) -> Result<Watch> {
+    let [read, _] = pipe()?;
+    let area = Area::map(1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1)?;
+    let at = area.page(0);
+    let time = spec(TERM);
+    // SAFETY: the page is ours, and stays.
+    unsafe {
+        std::ptr::copy_nonoverlapping(time.as_ptr(), at.cast(), time.len());
+        sys("mprotect", libc::mprotect(at, PAGE, PROT_READ))?;
+    }
+    let at = at as u64;
+    timed(
+        libc::SYS_ppoll,
+        move || {
+            let mut set = libc::pollfd {
+                fd: read,
+                events: POLLIN,
+                revents: 0,
+            };
+            raw(libc::SYS_ppoll, args([&raw mut set as u64, 1, at]))
+        },
+        0,
+    )
+}
+
+/// epoll_wait, stopped more than once.
+pub(crate) fn epoll_twice(_: &Setting) -> Result<Watch> {
+    // SAFETY: takes a number.
+    let epoll = fd("epoll_create1", unsafe { libc::epoll_create1(0) })?;
+    let time = LONG_TERM.as_millis() as u64;
+    timed_long(
+        libc::SYS_epoll_wait,
+        move || {
+            let mut events = [0_u64; 2];
+            let call = args([epoll as u64, events.as_mut_ptr() as u64, 1, time]);
+            raw(libc::SYS_epoll_wait, call)
+        },
+        0,
+    )
+}
+
 /// ppoll
 pub(crate) fn ppoll_timed(_: &Setting) -> Result<Watch> {
     let [read, _] = pipe()?;
@@ -102,6 +146,29 @@ pub(crate) fn select_timed(_: &Setting) -> Result<Watch> {
         move || {
             let mut set = one(read);
             let mut time = [TERM.as_secs(), TERM.subsec_micros().into()];
+            raw(
+                libc::SYS_select,
+                args([
+                    read as u64 + 1,
+                    set.as_mut_ptr() as u64,
+                    0,
+                    0,
+                    time.as_mut_ptr() as u64,
+                ]),
+            )
+        },
+        0,
+    )
+}
+
+/// select, stopped more than once.
+pub(crate) fn select_twice(_: &Setting) -> Result<Watch> {
+    let [read, _] = pipe()?;
+    timed_long(
+        libc::SYS_select,
+        move || {
+            let mut set = one(read);
+            let mut time = [LONG_TERM.as_secs(), LONG_TERM.subsec_micros().into()];
             raw(
                 libc::SYS_select,
                 args([

@@ -10,7 +10,9 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use anyhow::Result;
 
 use super::polling::pull;
-use crate::kit::{Setting, TERM, Watch, args, blocked, loopback, raw, sys, timed};
+use crate::kit::{
+    LONG_TERM, Setting, TERM, Watch, args, blocked, loopback, raw, sys, timed, timed_long,
+};
 
 /// A stream.
 pub(crate) fn read(_: &Setting) -> Result<Watch> {
@@ -61,6 +63,22 @@ pub(crate) fn timed_recv(_: &Setting) -> Result<Watch> {
                 libc::SYS_recvfrom,
                 args([ours.as_raw_fd() as u64, &raw mut byte as u64, 1]),
             )
+        },
+        -i64::from(libc::EAGAIN),
+    )
+}
+
+/// The same, stopped more than once.
+pub(crate) fn recv_twice(_: &Setting) -> Result<Watch> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(LONG_TERM))?;
+    let _held = theirs.into_raw_fd();
+    timed_long(
+        libc::SYS_recvfrom,
+        move || {
+            let mut byte = 0_u8;
+            let at = &raw mut byte as u64;
+            raw(libc::SYS_recvfrom, args([ours.as_raw_fd() as u64, at, 1]))
         },
         -i64::from(libc::EAGAIN),
     )
