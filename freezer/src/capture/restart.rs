@@ -4,6 +4,7 @@
 //! It names the moment at which the sleep ends, however often it was interrupted.
 
 use crate::kernel::{self, Kernel, Unreadable, half, word};
+use crate::proc;
 use nix::time::ClockId;
 use std::collections::BTreeMap;
 use sys::regs::Regs;
@@ -64,13 +65,16 @@ impl Layout {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Function {
     Sleep,
+    /// On a clock of the processor's time.
+    ProcessorSleep,
     Poll,
     Futex,
 }
 
 /// Names of the functions that go on with them.
-const FUNCTIONS: [(&str, Function); 3] = [
+const FUNCTIONS: [(&str, Function); 4] = [
     ("hrtimer_nanosleep_restart", Function::Sleep),
+    ("posix_cpu_nsleep_restart", Function::ProcessorSleep),
     ("do_restart_poll", Function::Poll),
     ("futex_wait_restart", Function::Futex),
 ];
@@ -146,6 +150,7 @@ impl Block {
             Function::Poll => Some(POLL),
             Function::Futex => Some(FUTEX),
             Function::Sleep => self.sleep(regs),
+            Function::ProcessorSleep => Some(CLOCK_NANOSLEEP),
         }
     }
 
@@ -192,6 +197,10 @@ impl Block {
                         let now = sys::clock::read_ns(clock).ok()?;
                         Some(Left::Processor(u64::try_from(end - now).unwrap_or(0)))
                     }
+                    clock if clock < 0 => {
+                        let left = end - processor_time(pid, clock)?;
+                        Some(Left::Processor(u64::try_from(left).unwrap_or(0)))
+                    }
                     _ => None,
                 }
             }
@@ -209,6 +218,23 @@ impl Block {
         let left = end.saturating_sub(here.saturating_add(offset));
         Some(Left::Time(u64::try_from(left).unwrap_or(0)))
     }
+}
+
+/// What a clock of another task tells a process, in nanoseconds: its time on the processor
+/// (include/linux/posix-timers.h, `CPUCLOCK_PID`). None for those that count ticks.
+fn processor_time(pid: Pid, clock: i32) -> Option<i64> {
+    const SCHEDULED: i32 = 2;
+    const OF_THREAD: i32 = 4;
+    if clock & 3 != SCHEDULED {
+        return None;
+    }
+    if clock & OF_THREAD == 0 {
+        return sys::clock::read_ns(ClockId::from_raw(clock)).ok();
+    }
+    // The clock itself is for threads of the same process only.
+    let tid = !(clock >> 3);
+    let text = proc::read_text(pid, &format!("task/{tid}/schedstat")).ok()?;
+    text.split_ascii_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
