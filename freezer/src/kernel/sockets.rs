@@ -35,7 +35,17 @@ impl Kernel {
 
     /// The buffers in a queue of a `struct sock`.
     pub(crate) fn queue_of(&mut self, sk: u64, name: &str) -> Result<Vec<Buffer>, Unreadable> {
-        let queue = self.btf.field("sock", name)?.offset;
+        self.queue_in(sk, "sock", name)
+    }
+
+    /// The buffers in a queue that a family's structure has.
+    pub(crate) fn queue_in(
+        &mut self,
+        sk: u64,
+        structure: &str,
+        name: &str,
+    ) -> Result<Vec<Buffer>, Unreadable> {
+        let queue = self.btf.field(structure, name)?.offset;
         let next = self.btf.field("sk_buff_head", "next")?.offset;
         let count = self.btf.field("sk_buff_head", "qlen")?.offset;
         let head = sk.wrapping_add(queue);

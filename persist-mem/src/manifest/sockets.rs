@@ -75,6 +75,8 @@ pub struct UnixFile {
     /// Its absolute path, which need not be the name.
     #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,
+    /// Its other names (link(2)) in the same directory.
+    pub links: Vec<Vec<u8>>,
     /// User and group.
     pub owner: (u32, u32),
     /// Permission bits.
@@ -123,6 +125,9 @@ pub struct Waiting {
     pub sent: Option<Vec<SocketMessage>>,
     /// Whom the server will see; None when nobody has looked.
     pub credentials: Option<PeerCredentials>,
+    /// What it took over from the listening socket as it was made (Linux 6.16): `SO_PASSCRED` as 1, `SO_PASSSEC` as
+    /// 2, `SO_PASSPIDFD` as 4, `SO_PASSRIGHTS` as 8. None where that is done when it is accepted.
+    pub passes: Option<u8>,
 }
 
 /// A process as a peer saw it.
@@ -158,7 +163,7 @@ pub struct SocketMessage {
     pub consumed: u32,
     /// It is urgent (`MSG_OOB`): a byte, or a mark where that byte was when it has been read.
     pub urgent: bool,
-    /// The header of IP that it came with, of raw and ICMP sockets; else empty.
+    /// The header of IP that it came with, as far as it is known; else empty.
     #[serde(with = "serde_bytes")]
     pub header: Vec<u8>,
 }
@@ -182,6 +187,10 @@ pub struct InetSocket {
     pub group: Option<PortGroup>,
     /// The error that the next call will be told (`SO_ERROR`), 0 for none.
     pub error: i32,
+    /// The address that it has asked for a connection, which has not answered yet (TCP_SYN_SENT): bytes of the
+    /// `struct sockaddr`; else empty.
+    #[serde(with = "serde_bytes")]
+    pub asks: Vec<u8>,
     /// The TCP connection, when it has or had one.
     pub connection: Option<Connection>,
     /// Multicast groups it joined.

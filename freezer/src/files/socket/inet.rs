@@ -1,7 +1,7 @@
 //! Sockets of IP: TCP, UDP, ICMP, raw (ip(7), ipv6(7), tcp(7), udp(7), raw(7), icmp(7)).
 
-use super::queue::{self, Message};
-use super::{Common, Facts, errors, packets, pending, raw, reuseport, tcp};
+use super::queue::Message;
+use super::{Common, Facts, datagrams, errors, packets, pending, raw, reuseport, tcp};
 use crate::FreezerError;
 use crate::files::Open;
 use crate::kernel;
@@ -116,7 +116,7 @@ pub(super) fn queue(open: &Open<'_>, common: &Common) -> Result<Vec<Message>, Fr
     } else if !is_udp(common) {
         packets::queue(open, common)
     } else if common.has(c::POLLIN) {
-        queue::datagrams(open, false)
+        datagrams::queue(open)
     } else {
         Ok(Vec::new())
     }

@@ -1,6 +1,7 @@
 //! Sockets: what all families have in common, and the families' modules.
 
 mod backlog;
+mod datagrams;
 mod errors;
 mod hidden;
 mod inet;
@@ -30,7 +31,7 @@ use crate::{Externals, FreezerError};
 use nix::libc as c;
 use nix::sys::stat::fstat;
 use persist_mem::manifest::{
-    Description, DescriptionId, DescriptionKind, Socket, SocketMessage, SocketState,
+    Description, DescriptionId, DescriptionKind, InetSocket, Socket, SocketMessage, SocketState,
 };
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -164,7 +165,8 @@ pub(crate) fn examine(open: &Open<'_>, facts: &mut Facts) -> Result<Socket, Free
         errno => open.call("reading its filter")(errno),
     })?;
     let mut options = options::read(open, common.domain, common.kind, common.protocol)?;
-    if matches!(&state, SocketState::Inet(state) if state.connection.is_some()) {
+    let connects = |state: &InetSocket| state.connection.is_some() || !state.asks.is_empty();
+    if matches!(&state, SocketState::Inet(state) if connects(state)) {
         options.retain(|option| !tcp::not_of_a_connection(option.level, option.name));
     }
     let hidden = hidden::examine(open, &common)?;

@@ -64,9 +64,70 @@ fn urgent(kernel: &mut Kernel, sk: u64) -> Result<u64, Unreadable> {
     }
 }
 
-fn piece(kernel: &mut Kernel, buffer: &Buffer, urgent: u64) -> Result<Piece, Unreadable> {
+/// A message of a socket that keeps their boundaries.
+#[derive(Debug)]
+pub(super) struct Packet {
+    /// Its bytes.
+    pub(super) len: u64,
+    /// Descriptors are in flight in it.
+    pub(super) descriptors: bool,
+    /// Who sent it, as far as the kernel noted that.
+    pub(super) credentials: Option<(i32, u32, u32)>,
+    /// The name of its sender: bytes of a `struct sockaddr_un`, empty when it has none.
+    pub(super) source: Vec<u8>,
+}
+
+/// The messages in the queue of a socket that keeps their boundaries, in order.
+pub(super) fn packets(fd: BorrowedFd<'_>) -> Result<Vec<Packet>, Unreadable> {
+    kernel::look(|kernel| {
+        let sk = kernel.own_sock(fd)?;
+        let buffers = kernel.queue(sk)?;
+        buffers.iter().map(|one| packet(kernel, one)).collect()
+    })
+}
+
+fn packet(kernel: &mut Kernel, buffer: &Buffer) -> Result<Packet, Unreadable> {
+    let len = kernel.of_buffer(buffer, "len")?;
+    let source = if len == 0 {
+        let sk = kernel.of_buffer(buffer, "sk")?;
+        name(kernel, sk)?
+    } else {
+        Vec::new()
+    };
+    Ok(Packet {
+        len,
+        descriptors: kernel.of_family(buffer, "unix_skb_parms", "fp")? != 0,
+        credentials: sender(kernel, buffer)?,
+        source,
+    })
+}
+
+/// The name of a socket (include/net/af_unix.h, `struct unix_address`).
+fn name(kernel: &mut Kernel, sk: u64) -> Result<Vec<u8>, Unreadable> {
+    const LONGEST: u64 = 110;
+    let address = match kernel.fields(sk, "unix_sock", &["addr"])?.first() {
+        Some(address) if sk != 0 && *address != 0 => *address,
+        _ => return Ok(Vec::new()),
+    };
+    let len = kernel.fields(address, "unix_address", &["len"])?;
+    let len = len.first().copied().filter(|len| *len <= LONGEST);
+    let at = kernel.btf().field("unix_address", "name")?.offset;
+    let place = (address.wrapping_add(at), len.ok_or(WRONG)? as usize);
+    kernel.read(&[place])?.pop().flatten().ok_or(WRONG)
+}
+
+/// pid, uid, gid of the sender, where the kernel noted them: it does when either end asks for them.
+fn sender(kernel: &mut Kernel, buffer: &Buffer) -> Result<Option<(i32, u32, u32)>, Unreadable> {
     let of = |field| kernel.of_family(buffer, "unix_skb_parms", field);
     let (pid, uid, gid) = (of("pid")?, of("uid")?, of("gid")?);
+    Ok(match pid {
+        0 => None,
+        pid => Some((kernel.number_of(pid)?, uid as u32, gid as u32)),
+    })
+}
+
+fn piece(kernel: &mut Kernel, buffer: &Buffer, urgent: u64) -> Result<Piece, Unreadable> {
+    let of = |field| kernel.of_family(buffer, "unix_skb_parms", field);
     let (descriptors, consumed) = (of("fp")? != 0, of("consumed")? as u32);
     let mut data = kernel.contents(buffer)?;
     if consumed as usize > data.len() {
@@ -78,10 +139,7 @@ fn piece(kernel: &mut Kernel, buffer: &Buffer, urgent: u64) -> Result<Piece, Unr
         data,
         consumed,
         descriptors,
-        credentials: match pid {
-            0 => None,
-            pid => Some((kernel.number_of(pid)?, uid as u32, gid as u32)),
-        },
+        credentials: sender(kernel, buffer)?,
     })
 }
 

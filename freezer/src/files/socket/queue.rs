@@ -145,8 +145,10 @@ fn in_pieces(
             let text = format!("{len} of {} bytes of a piece could be read", piece.unread());
             return Err(open.refuse(text));
         }
+        // The kernel shows them only while the receiver asks for them; the message keeps them.
         found.push(Message {
             consumed: piece.consumed,
+            credentials: piece.credentials,
             ..message(open, received)?
         });
         at += len;

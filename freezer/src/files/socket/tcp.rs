@@ -22,6 +22,7 @@ use sys::{Errno, Pid, socket};
 /// include/net/tcp_states.h
 pub(super) mod state {
     pub(super) const ESTABLISHED: u8 = 1;
+    pub(super) const SYN_SENT: u8 = 2;
     pub(super) const FIN_WAIT1: u8 = 4;
     pub(super) const FIN_WAIT2: u8 = 5;
     pub(in super::super) const CLOSE: u8 = 7;
@@ -95,6 +96,10 @@ pub(super) fn examine(
         Some(&state::CLOSE) if found.error == 0 => return Ok(()),
         // A listening one takes TCP, too, and what it accepts then is TCP.
         _ if multipath => return Err(open.refuse("connections of multipath TCP are not carried")),
+        Some(&state::SYN_SENT) if found.error == 0 => {
+            found.asks = asks(open)?;
+            return Ok(());
+        }
         Some(&(state::ESTABLISHED | state::CLOSE_WAIT)) => false,
         Some(&(state::FIN_WAIT1 | state::FIN_WAIT2)) => true,
         _ => return Err(open.refuse("a TCP connection that is being made or ended is not carried")),
@@ -116,6 +121,26 @@ pub(super) fn examine(
         }
     });
     Ok(())
+}
+
+/// The address that a socket has asked for a connection and that has not answered: nobody else tells it.
+fn asks(open: &Open<'_>) -> Result<Vec<u8>, FreezerError> {
+    /// The request itself counts as a byte; more was sent with it (TCP_FASTOPEN_CONNECT).
+    const REQUEST: u32 = 1;
+    let unsent = socket::unsent(open.copy.as_fd()).map_err(open.call("asking for unsent data"))?;
+    if unsent > REQUEST {
+        return Err(open.refuse("a TCP connection that is being made with data is not carried"));
+    }
+    let found = kernel::look(|kernel| {
+        let sk = kernel.own_sock(open.copy.as_fd())?;
+        unaccepted::addresses(kernel, sk)
+    });
+    let text = "a TCP connection that is being made is not carried";
+    let (_, remote) = found.map_err(|why| open.refuse(format!("{text}: {why}")))?;
+    if !is_local(&remote) {
+        return Err(open.refuse(format!("{text} to another host")));
+    }
+    Ok(remote)
 }
 
 /// A connection that is over, or could not be made.

@@ -21,6 +21,8 @@ pub(super) struct Unix {
     pub(super) descriptors: bool,
     /// Whom the server will see.
     pub(super) credentials: Option<PeerCredentials>,
+    /// Which of `SO_PASSCRED` and the like it has already.
+    pub(super) passes: Option<u8>,
 }
 
 /// A TCP connection.
@@ -65,6 +67,11 @@ fn unix_connection(kernel: &mut Kernel, sk: u64) -> Result<Unix, Unreadable> {
         sent: pieces.into_iter().map(message).collect(),
         descriptors,
         credentials: peer(kernel, sk)?,
+        passes: match kernel.fields(sk, "sock", &["sk_scm_recv_flags"]) {
+            Ok(found) => found.first().map(|flags| *flags as u8),
+            Err(Unreadable::NoField(_)) => None,
+            Err(why) => return Err(why),
+        },
     })
 }
 
@@ -120,13 +127,22 @@ pub(super) fn tcp(fd: BorrowedFd<'_>) -> Result<Vec<Tcp>, Unreadable> {
 }
 
 fn tcp_connection(kernel: &mut Kernel, sk: u64) -> Result<Tcp, Unreadable> {
+    let state = kernel.fields(sk, "sock_common", &["skc_state"])?;
+    let (local, remote) = addresses(kernel, sk)?;
+    Ok(Tcp {
+        state: state.first().copied().ok_or(WRONG)? as u8,
+        local,
+        remote,
+        sent: tcp_queue::bytes(kernel, sk)?,
+        received: tcp_queue::received(kernel, sk)?,
+    })
+}
+
+/// The own address of a socket of IP and its peer's, bytes of a `struct sockaddr` each.
+pub(super) fn addresses(kernel: &mut Kernel, sk: u64) -> Result<(Vec<u8>, Vec<u8>), Unreadable> {
     const COMMON: &str = "sock_common";
-    let found = kernel.fields(
-        sk,
-        COMMON,
-        &["skc_family", "skc_state", "skc_dport", "skc_num"],
-    )?;
-    let [family, state, dport, number] = found[..] else {
+    let found = kernel.fields(sk, COMMON, &["skc_family", "skc_dport", "skc_num"])?;
+    let [family, dport, number] = found[..] else {
         return Err(WRONG);
     };
     let ports = [(number as u16).to_be_bytes(), (dport as u16).to_ne_bytes()];
@@ -147,13 +163,7 @@ fn tcp_connection(kernel: &mut Kernel, sk: u64) -> Result<Tcp, Unreadable> {
         });
     }
     let remote = addresses.pop().ok_or(WRONG)?;
-    Ok(Tcp {
-        state: state as u8,
-        local: addresses.pop().ok_or(WRONG)?,
-        remote,
-        sent: tcp_queue::bytes(kernel, sk)?,
-        received: tcp_queue::received(kernel, sk)?,
-    })
+    Ok((addresses.pop().ok_or(WRONG)?, remote))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::diag::UnixInfo;
 use crate::files::Open;
 use crate::{Externals, FreezerError};
 use nix::libc as c;
-use nix::sys::stat::fstat;
+use nix::sys::stat::{FileStat, fstat};
 use persist_mem::manifest::{
     Description, DescriptionId, DescriptionKind, PeerCredentials, SocketState, UnixFile, UnixLink,
     UnixSocket, Waiting,
@@ -14,6 +14,8 @@ use persist_mem::manifest::{
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use sys::socket::{self, Credentials};
 use sys::{Errno, Pid};
 
@@ -173,21 +175,46 @@ fn file(open: &Open<'_>) -> Result<Option<UnixFile>, FreezerError> {
     if found.st_nlink == 0 {
         return Ok(None);
     }
-    // It is made anew, and its other names would lead nowhere.
-    if found.st_nlink > 1 {
-        return Err(open.refuse("the file that it is bound to has other names (hard links)"));
-    }
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
     let path = std::fs::read_link(link).map_err(|cause| FreezerError::Proc {
         pid: open.pid,
         what: format!("the file of fd {}", open.fd),
         cause,
     })?;
+    // It is made anew, and other names would lead nowhere.
+    let links = if found.st_nlink > 1 {
+        other_names(&path, &found)
+    } else {
+        Vec::new()
+    };
+    if links.len() as u64 + 1 != found.st_nlink {
+        let why = "the file that it is bound to has names in other directories (hard links)";
+        return Err(open.refuse(why));
+    }
     Ok(Some(UnixFile {
         path: path.into_os_string().into_vec(),
+        links,
         owner: (found.st_uid, found.st_gid),
         mode: found.st_mode & 0o7777,
     }))
+}
+
+/// The other names that a file has in its directory, in order.
+fn other_names(path: &Path, file: &FileStat) -> Vec<Vec<u8>> {
+    let entries = path.parent().and_then(|dir| std::fs::read_dir(dir).ok());
+    let same = |entry: &std::fs::DirEntry| {
+        let found = entry.path().symlink_metadata();
+        found.is_ok_and(|found| (found.dev(), found.ino()) == (file.st_dev, file.st_ino))
+    };
+    let mut names: Vec<Vec<u8>> = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.path() != path && same(entry))
+        .map(|entry| entry.path().into_os_string().into_vec())
+        .collect();
+    names.sort();
+    names
 }
 
 pub(super) fn peer_credentials(open: &Open<'_>) -> Result<Option<PeerCredentials>, FreezerError> {
@@ -226,7 +253,8 @@ pub(super) fn queue(
     if common.kind != c::SOCK_STREAM {
         const SHUT_RD: u8 = 1;
         let ends = common.kind == c::SOCK_SEQPACKET && info.shutdown & SHUT_RD != 0;
-        return queue::datagrams(open, ends);
+        let messages = queue::datagrams(open, ends)?;
+        return complete(open, messages);
     }
     // A stream that nobody writes to any more can be read as well: there is its end.
     let total = socket::unread(open.copy.as_fd()).map_err(open.call("asking for unread data"))?;
@@ -236,6 +264,44 @@ pub(super) fn queue(
         message.source.clear();
     }
     Ok(messages)
+}
+
+/// Notes who sent each message, which the kernel shows only while the receiver asks for it, and puts those in that
+/// could not be peeked at: empty ones that were before (net/core/datagram.c, `__skb_try_recv_from_queue`).
+fn complete(open: &Open<'_>, messages: Vec<Message>) -> Result<Vec<Message>, FreezerError> {
+    let packets = match pieces::packets(open.copy.as_fd()) {
+        Ok(packets) => packets,
+        Err(why) => {
+            log::debug!("fd {}: who sent its messages: {why}", open.fd);
+            return Ok(messages);
+        }
+    };
+    let Some(mut hidden) = packets.len().checked_sub(messages.len()) else {
+        return Ok(messages);
+    };
+    let mut peeked = messages.into_iter();
+    let mut found = Vec::new();
+    for packet in packets {
+        let message = if hidden > 0 && packet.len == 0 {
+            hidden -= 1;
+            if packet.descriptors {
+                let why =
+                    "an empty message with descriptors, which was looked at before, waits in it";
+                return Err(open.refuse(why));
+            }
+            Message {
+                source: packet.source,
+                ..Message::default()
+            }
+        } else {
+            peeked.next().unwrap_or_default()
+        };
+        found.push(Message {
+            credentials: packet.credentials,
+            ..message
+        });
+    }
+    Ok(found)
 }
 
 /// Writes who talks to whom into the descriptions.
@@ -284,6 +350,7 @@ fn link_of(
                 client: client.map(|client| client.id),
                 sent: seen.map(|seen| seen.sent.clone()).or_else(silent),
                 credentials: seen.and_then(|seen| seen.credentials.clone()),
+                passes: seen.and_then(|seen| seen.passes),
             })
         });
         return Ok(UnixLink::Listening {

@@ -7,7 +7,7 @@ use nix::libc as c;
 use persist_mem::manifest::{InetSocket, MulticastGroup, SocketMessage, SocketState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
-use sys::socket::Outgoing;
+use sys::socket::{Control, Outgoing};
 use sys::{Errno, Pid, socket};
 
 /// How long the answer to a datagram to this host may take.
@@ -17,6 +17,7 @@ const MCAST_JOIN_GROUP: i32 = 42;
 const MCAST_MSFILTER: i32 = 48;
 const MCAST_EXCLUDE: u32 = 0;
 const IPV6_TRANSPARENT: i32 = 75;
+const SO_DETACH_REUSEPORT_BPF: (i32, i32) = (c::SOL_SOCKET, c::SO_DETACH_REUSEPORT_BPF);
 pub(super) const SO_REUSEPORT: (i32, i32) = (c::SOL_SOCKET, c::SO_REUSEPORT);
 
 /// Made, bound and listening; not connected yet.
@@ -62,6 +63,9 @@ fn bind(
     {
         return Ok(false);
     }
+    if making.socket.kind == c::SOCK_DGRAM && state.local.get(2..4) == Some(&[0, 0]) {
+        return bind_without_port(making, state, fd).map(|()| false);
+    }
     match socket::bind(fd, &state.local) {
         Err(Errno::EADDRINUSE) if making.socket.protocol == c::IPPROTO_MPTCP => {
             bind_when_free(fd, &state.local).map_err(making.failed("binding its address"))?;
@@ -77,6 +81,20 @@ fn bind(
             .map(|()| false)
             .map_err(making.failed("binding its address")),
     }
+}
+
+/// Binds a host and no port, as sockets of UDP are that were bound so, connected and disconnected.
+fn bind_without_port(
+    making: &Making<'_>,
+    state: &InetSocket,
+    fd: BorrowedFd<'_>,
+) -> Result<(), ResurrectError> {
+    const NO_PORT: (i32, i32) = (c::SOL_IP, c::IP_BIND_ADDRESS_NO_PORT);
+    let doing = "binding its address without a port";
+    let before = socket::int_option(fd, NO_PORT.0, NO_PORT.1).map_err(making.failed(doing))?;
+    set_int(fd, NO_PORT, 1).map_err(making.failed(doing))?;
+    socket::bind(fd, &state.local).map_err(making.failed(doing))?;
+    set_int(fd, NO_PORT, before).map_err(making.failed(doing))
 }
 
 /// Binds a port that only ended connections of another SO_REUSEADDR have (TIME_WAIT). In repair mode
@@ -325,23 +343,68 @@ pub(super) fn fill(all: &[Making<'_>], sockets: &Sockets) -> Result<(), Resurrec
             if state.connection.is_some() || packets::gets_packets(making) {
                 continue;
             }
-            if !state.queue.is_empty() {
-                unbind_device(making, sockets.get(making)?)?;
+            if state.queue.is_empty() {
+                continue;
             }
+            unbind_device(making, sockets.get(making)?)?;
+            let shared = choose(all, making, state, sockets.get(making)?)?;
             for message in &state.queue {
                 send(all, sockets, making, state, message)?;
+            }
+            if shared {
+                set_int(sockets.get(making)?, SO_DETACH_REUSEPORT_BPF, 0)
+                    .map_err(making.failed("letting the kernel choose again"))?;
             }
         }
     }
     Ok(())
 }
 
+/// Has a socket get what comes for all that share its port (`SO_REUSEPORT`); false when it shares it with nobody.
+fn choose(
+    all: &[Making<'_>],
+    making: &Making<'_>,
+    state: &InetSocket,
+    fd: BorrowedFd<'_>,
+) -> Result<bool, ResurrectError> {
+    let Some(own) = &state.group else {
+        return Ok(false);
+    };
+    // They were bound in the order of their places.
+    let before = all.iter().filter(|other| {
+        let SocketState::Inet(other_state) = &other.socket.state else {
+            return false;
+        };
+        let alike = (
+            other.socket.domain,
+            other.socket.protocol,
+            &other_state.local,
+        ) == (making.socket.domain, making.socket.protocol, &state.local);
+        alike
+            && other_state
+                .group
+                .as_ref()
+                .is_some_and(|group| group.place < own.place)
+    });
+    let place = before.count() as u64;
+    // ret #place
+    match socket::attach_port_program(fd, &[0x06 | place << 32]) {
+        Ok(()) => Ok(true),
+        // It has let go of its device, and of its group with it.
+        Err(Errno::EINVAL) => Ok(false),
+        Err(errno) => Err(making.failed("having it get what is sent to its port")(
+            errno,
+        )),
+    }
+}
+
 /// What is sent on this host comes from the loopback interface; the device comes back with the options.
 fn unbind_device(making: &Making<'_>, fd: BorrowedFd<'_>) -> Result<(), ResurrectError> {
-    let options = &making.socket.options;
-    let bound = options
-        .iter()
-        .any(|option| (option.level, option.name) == (c::SOL_SOCKET, c::SO_BINDTODEVICE));
+    // To let go of none would take it out of the group of its port (net/ipv4/udp.c, udp_lib_rehash()).
+    let bound = making.socket.options.iter().any(|option| {
+        let line = (option.level, option.name) == (c::SOL_SOCKET, c::SO_BINDTODEVICE);
+        line && option.value.iter().any(|byte| *byte != 0)
+    });
     if !bound {
         return Ok(());
     }
@@ -357,7 +420,13 @@ fn send(
     message: &SocketMessage,
 ) -> Result<(), ResurrectError> {
     let source = plain(&message.source);
-    let to = destination(&plain(&state.local), &source, &message.destination);
+    let to = destination(
+        &plain(&state.local),
+        &source,
+        &message.destination,
+        &message.header,
+    );
+    let control = as_sent(&message.header);
     let domain = i32::from(source.first().copied().unwrap_or(0));
     let local = is_local(&source);
     let mut senders = all.iter().filter(|sender| {
@@ -373,7 +442,7 @@ fn send(
         _ => false,
     });
     if let Some(sender) = known {
-        return queue::send_inet(making, sockets.get(sender)?, message, &to);
+        return queue::send_inet(making, sockets.get(sender)?, message, &to, &control);
     }
     let doing = "making a sender for what is in its queue";
     let stranger = socket::socket(domain, c::SOCK_DGRAM, making.socket.protocol)
@@ -393,7 +462,23 @@ fn send(
         socket::set_int_option(fd, level, name, 1).map_err(making.failed(doing))?;
     }
     socket::bind(fd, &source).map_err(making.failed(doing))?;
-    queue::send_inet(making, fd, message, &to)
+    queue::send_inet(making, fd, message, &to, &control)
+}
+
+/// Hops and type of service of a header of IP, as control messages of the sender.
+fn as_sent(header: &[u8]) -> Vec<Control> {
+    let number = |level, name, value: u8| (level, name, i32::from(value).to_ne_bytes().to_vec());
+    match *header {
+        [first, service, _, _, _, _, _, _, hops, ..] if first >> 4 == 4 => vec![
+            number(c::SOL_IP, c::IP_TTL, hops),
+            number(c::SOL_IP, c::IP_TOS, service),
+        ],
+        [first, second, _, _, _, _, _, hops, ..] if first >> 4 == 6 => vec![
+            number(c::SOL_IPV6, c::IPV6_HOPLIMIT, hops),
+            number(c::SOL_IPV6, c::IPV6_TCLASS, first << 4 | second >> 4),
+        ],
+        _ => Vec::new(),
+    }
 }
 
 /// Whether an address is one of this host's.
@@ -418,14 +503,28 @@ fn plain(address: &[u8]) -> Vec<u8> {
     }
 }
 
+/// The address that a header of IP was sent to, when it is one of this host's.
+fn to_this_host(port: &[u8], header: &[u8]) -> Option<Vec<u8>> {
+    let v6 = header.first()? >> 4 == 6;
+    let to = if v6 {
+        [&[10, 0], port, &[0; 4], header.get(24..40)?, &[0; 4]].concat()
+    } else {
+        [&[2, 0], port, header.get(16..20)?, &[0; 8]].concat()
+    };
+    is_local(&to).then_some(to)
+}
+
 /// Where to send a datagram so that the socket bound to `local` gets it: the address it was sent to
 /// where that is known, else the one it is bound to, else the sender's own when it is this host's (then
 /// routing chooses the same as source), else the loopback address.
-fn destination(local: &[u8], source: &[u8], info: &[u8]) -> Vec<u8> {
+fn destination(local: &[u8], source: &[u8], info: &[u8], header: &[u8]) -> Vec<u8> {
     let port = local.get(2..4).unwrap_or(&[0, 0]);
+    if let Some(to) = to_this_host(port, header) {
+        return to;
+    }
     if source.first() == Some(&2) {
         // struct in_pktinfo: index, specific destination, destination.
-        let told = info.get(8..12);
+        let told = info.get(8..12).filter(|_| info.len() == 12);
         let own = local.get(4..8).filter(|_| local.first() == Some(&2));
         let host = [told, own]
             .into_iter()
@@ -460,10 +559,15 @@ mod tests {
     fn a_datagram_goes_to_where_its_receiver_is() {
         let any = wildcard(&V4);
         assert_eq!(any[..8], [2, 0, 0, 7, 0, 0, 0, 0]);
-        assert_eq!(destination(&V4, &V4, &[]), V4);
-        assert_eq!(destination(&any, &V4, &[])[4..8], [127, 0, 0, 1]);
+        assert_eq!(destination(&V4, &V4, &[], &[]), V4);
+        assert_eq!(destination(&any, &V4, &[], &[])[4..8], [127, 0, 0, 1]);
         let info = [1, 0, 0, 0, 127, 0, 0, 1, 127, 0, 0, 9];
-        assert_eq!(destination(&any, &V4, &info)[4..8], [127, 0, 0, 9]);
+        assert_eq!(destination(&any, &V4, &info, &[])[4..8], [127, 0, 0, 9]);
+        let mut header = [0x45; 20];
+        header[16..].copy_from_slice(&[127, 0, 0, 8]);
+        assert_eq!(destination(&any, &V4, &info, &header)[4..8], [127, 0, 0, 8]);
+        let mapped = [0; 20];
+        assert_eq!(destination(&any, &V4, &mapped, &[])[4..8], [127, 0, 0, 1]);
     }
 
     #[test]

@@ -145,6 +145,7 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
         }
         settle(making, sockets.get(making)?)?;
     }
+    tcp::ask_again(&all, &sockets)?;
     unix.place(&all)?;
     restore.files.opened.append(&mut sockets.fds);
     Ok(())

@@ -172,6 +172,12 @@ pub(super) fn settle(reach: &Reach, file: &UnixFile) -> std::io::Result<()> {
         mode,
         FchmodatFlags::FollowSymlink,
     )?;
+    for name in &file.links {
+        let name = Path::new(OsStr::from_bytes(name));
+        let other = place.root.join(".link");
+        std::fs::hard_link(&path, &other)?;
+        std::fs::rename(&other, name)?;
+    }
     std::fs::rename(&path, OsStr::from_bytes(&file.path))
 }
 
@@ -185,6 +191,7 @@ mod tests {
         std::fs::create_dir(&dir).unwrap();
         let file = UnixFile {
             path: dir.join("here").as_os_str().as_bytes().to_vec(),
+            links: Vec::new(),
             owner: (0, 0),
             mode: 0o600,
         };

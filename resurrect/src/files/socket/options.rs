@@ -126,6 +126,26 @@ fn set_one(fd: BorrowedFd<'_>, option: &SocketOption) -> Result<()> {
     socket::set_int_option(fd, level, forced, size / 2)
 }
 
+/// What a listening unix socket hands on to those who connect (Linux 6.16): `passes`, or what it will have itself.
+pub(super) fn pass(making: &Making<'_>, fd: BorrowedFd<'_>, passes: Option<u8>) -> Result<()> {
+    let names = [c::SO_PASSCRED, c::SO_PASSSEC, SO_PASSPIDFD, SO_PASSRIGHTS];
+    for (bit, name) in names.into_iter().enumerate() {
+        let line = (c::SOL_SOCKET, name);
+        let own = |option: &&SocketOption| (option.level, option.name) == line;
+        let own = making.socket.options.iter().find(own);
+        let wanted = match (passes, own) {
+            (Some(passes), _) => passes >> bit & 1 == 1,
+            (None, Some(own)) => own.value.iter().any(|byte| *byte != 0),
+            (None, None) => continue,
+        };
+        let now = socket::int_option(fd, line.0, name);
+        if now.is_ok_and(|now| (now != 0) != wanted) {
+            socket::set_int_option(fd, line.0, name, wanted.into())?;
+        }
+    }
+    Ok(())
+}
+
 /// Buffers so large that everything fits in; [`set`] gives them their sizes afterwards.
 pub(super) fn enlarge(fd: impl AsFd) {
     const ENOUGH: i32 = 256 << 20;

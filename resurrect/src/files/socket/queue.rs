@@ -6,7 +6,7 @@ use crate::{ResurrectError, tree};
 use nix::libc as c;
 use persist_mem::manifest::SocketMessage;
 use std::os::fd::{AsFd, BorrowedFd};
-use sys::socket::{self, Credentials, Outgoing};
+use sys::socket::{self, Control, Credentials, Outgoing};
 use sys::{Errno, Pid};
 
 /// Sends one message of a unix socket's queue from `sender`, with the descriptors in flight and as the
@@ -102,7 +102,7 @@ fn send(
     credentials: Option<Credentials>,
     to: &[u8],
 ) -> Result<(), ResurrectError> {
-    let mut outgoing = Outgoing {
+    let outgoing = Outgoing {
         data: &message.data,
         to,
         fds,
@@ -110,9 +110,18 @@ fn send(
         control: &[],
     };
     let urgent = if message.urgent { c::MSG_OOB } else { 0 };
+    send_all(making, sender, outgoing, c::MSG_DONTWAIT | urgent)
+}
+
+fn send_all(
+    making: &Making<'_>,
+    sender: BorrowedFd<'_>,
+    mut outgoing: Outgoing<'_>,
+    flags: i32,
+) -> Result<(), ResurrectError> {
     loop {
-        let sent = socket::send(sender, &outgoing, c::MSG_DONTWAIT | urgent)
-            .map_err(making.failed("filling its queue"))?;
+        let sent =
+            socket::send(sender, &outgoing, flags).map_err(making.failed("filling its queue"))?;
         if sent >= outgoing.data.len() {
             return Ok(());
         }
@@ -128,6 +137,13 @@ pub(super) fn send_inet(
     sender: BorrowedFd<'_>,
     message: &SocketMessage,
     to: &[u8],
+    control: &[Control],
 ) -> Result<(), ResurrectError> {
-    send(making, sender, message, &[], None, to)
+    let message = Outgoing {
+        data: &message.data,
+        to,
+        control,
+        ..Outgoing::default()
+    };
+    send_all(making, sender, message, c::MSG_DONTWAIT)
 }

@@ -58,6 +58,10 @@ pub(super) fn connect(all: &[Making<'_>], sockets: &mut Sockets) -> Result<Gone,
             gone.0.insert(id, other);
             continue;
         }
+        if one.connection.peer == Some(id) {
+            sockets.fds.insert(id, with_itself(&one)?);
+            continue;
+        }
         let peer = one.connection.peer;
         let other = peer.and_then(|peer| connected(all).find(|other| other.making.id() == peer));
         // Either may be the one that was accepted; a listener's address is told by its socket.
@@ -92,6 +96,40 @@ fn meet(
     socket::connect(socket.as_fd(), address).map_err(making.failed("connecting it"))?;
     let accepted = socket::accept(listener.as_fd()).map_err(making.failed("accepting it"))?;
     Ok((socket, accepted))
+}
+
+/// A connection to the own address: nobody listens, both ends ask at once.
+fn with_itself(one: &One<'_>) -> Result<OwnedFd, ResurrectError> {
+    let making = &one.making;
+    let fd = open(making)?;
+    bind(making, fd.as_fd(), &one.state.local)?;
+    socket::connect(fd.as_fd(), &one.state.remote)
+        .map_err(making.failed("connecting it to itself"))?;
+    Ok(fd)
+}
+
+/// Has those ask again that had asked to be connected and were not answered yet. Whoever waits for the answer goes
+/// on waiting.
+pub(super) fn ask_again(all: &[Making<'_>], sockets: &Sockets) -> Result<(), ResurrectError> {
+    let doing = "having it ask for its connection";
+    for making in all {
+        let SocketState::Inet(state) = &making.socket.state else {
+            continue;
+        };
+        if state.asks.is_empty() {
+            continue;
+        }
+        let fd = sockets.get(making)?;
+        let blocks = fcntl(fd, FcntlArg::F_GETFL).map_err(making.failed(doing))?;
+        fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(making.failed(doing))?;
+        match socket::connect(fd, &state.asks) {
+            Ok(()) | Err(Errno::EINPROGRESS) => {}
+            Err(errno) => return Err(making.failed(doing)(errno)),
+        }
+        let before = FcntlArg::F_SETFL(OFlag::from_bits_truncate(blocks));
+        fcntl(fd, before).map_err(making.failed(doing))?;
+    }
+    Ok(())
 }
 
 /// A connection that is to be over, and its other end.

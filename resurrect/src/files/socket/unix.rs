@@ -286,6 +286,9 @@ impl Unix {
             }
         };
         let who = waiting.credentials.clone().or(held);
+        let server = sockets.get(making)?;
+        super::options::pass(making, server, waiting.passes)
+            .map_err(making.failed("setting what its clients take over"))?;
         peer::connect(restore, who.as_ref(), client, reach)?;
         super::options::enlarge(client);
         for message in waiting.sent.as_ref().ok_or_else(missing)? {

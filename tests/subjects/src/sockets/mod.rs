@@ -10,6 +10,7 @@ mod signed;
 mod tcp_more;
 mod tcp_queues;
 mod udp;
+mod udp_queues;
 mod unix_control;
 mod unix_named;
 mod unix_pair;
@@ -230,6 +231,26 @@ pub(crate) const GROUP: Group = Group {
             listening::bound,
         ),
         subject(
+            "unix-linked",
+            "listening unix sockets with several paths (hard links)",
+            unix_named::linked,
+        ),
+        subject(
+            "unix-passed-on",
+            "what clients that wait take over from a listening unix socket",
+            unix_named::passed_on,
+        ),
+        subject(
+            "unix-pidfd",
+            "senders of a unix stream that asks for pidfds (SO_PASSPIDFD)",
+            unix_control::pidfd,
+        ),
+        subject(
+            "unix-empty",
+            "empty messages of unix sockets, one of them peeked at",
+            unix_control::empty,
+        ),
+        subject(
             "tcp-pending",
             "TCP connections that nobody has accepted yet, with data",
             waiting::pending,
@@ -250,6 +271,16 @@ pub(crate) const GROUP: Group = Group {
             waiting::over,
         ),
         subject(
+            "tcp-itself",
+            "a TCP connection of a socket with itself",
+            waiting::with_itself,
+        ),
+        subject(
+            "tcp-asking",
+            "TCP connections that have been asked for and not answered",
+            waiting::asking,
+        ),
+        subject(
             "reuseport",
             "sockets of one port with a classic BPF program that chooses",
             waiting::chosen,
@@ -263,6 +294,31 @@ pub(crate) const GROUP: Group = Group {
             "udp-own-address",
             "connected UDP sockets bound to an address, with queued datagrams",
             udp::own_address,
+        ),
+        subject(
+            "udp-group-queue",
+            "UDP sockets of one port (SO_REUSEPORT) with queued datagrams",
+            udp_queues::of_a_group,
+        ),
+        subject(
+            "udp-mapped-queue",
+            "queued datagrams of IPv4 in a socket of IPv6",
+            udp_queues::of_both_protocols,
+        ),
+        subject(
+            "udp-headers",
+            "destination, hops and service of queued datagrams",
+            udp_queues::as_they_were_sent,
+        ),
+        subject(
+            "udp-empty",
+            "empty datagrams, one of them peeked at",
+            udp_queues::empty,
+        ),
+        subject(
+            "udp-without-port",
+            "UDP sockets that are bound to an address and no port",
+            udp_queues::without_port,
         ),
         subject("udp-lite", "UDP-Lite with queued datagrams", udp::lite),
         subject(

@@ -7,7 +7,7 @@ use libc::{O_RDWR, SO_PASSCRED, SO_PEERCRED, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_STR
 
 use crate::kit::files::{close, open, place, read, seen, share, write};
 use crate::kit::net::{option, pair, receive_descriptor, send_descriptor, set_option};
-use crate::kit::{Kin, Setting, Watch, fd, fork, same, sys};
+use crate::kit::{Kin, Setting, Watch, fd, fork, not_here, same, sys};
 
 /// A file and a pipe that are in the message only, and one that the subject has as well.
 pub(crate) fn rights(setting: &Setting) -> Result<Watch> {
@@ -196,4 +196,84 @@ pub(crate) fn peercred(_: &Setting) -> Result<Watch> {
         // SAFETY: both are descriptors of ours.
         sys("dup2", unsafe { libc::dup2(one, theirs[0]) }).map(drop)
     }))
+}
+
+/// include/uapi/asm-generic/socket.h
+const SO_PASSPIDFD: i32 = 76;
+const SCM_PIDFD: i32 = 4;
+
+/// A child has written, and the subject.
+pub(crate) fn pidfd(setting: &Setting) -> Result<Watch> {
+    let [one, two] = pair(SOCK_STREAM | SOCK_NONBLOCK)?;
+    if set_option(two, SOL_SOCKET, SO_PASSPIDFD, 1).is_err() {
+        return not_here("no SO_PASSPIDFD");
+    }
+    let mut child = Kin::start(setting, "child", move |_| {
+        write(one, b"child!!!")?;
+        Ok(Watch::new(move || write(one, b"child!!!")))
+    })?;
+    write(one, b"subject!")?;
+    let (me, pid) = (std::process::id().cast_signed(), child.pid);
+    Ok(Watch::new(move || {
+        for (what, pid) in [("the child", pid), ("the subject", me)] {
+            let (kind, number) = control_of(two)?;
+            same("what came", &SCM_PIDFD, &kind)?;
+            let text = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
+            close(number);
+            let line = text.lines().find_map(|line| line.strip_prefix("Pid:\t"));
+            same(what, &Some(pid.to_string().as_str()), &line)?;
+        }
+        child.check()?;
+        write(one, b"subject!")
+    })
+    .spoiled_by(move || read(two, 8).map(drop)))
+}
+
+/// Kind and first word of the control message of what comes next, eight bytes of it.
+fn control_of(socket: i32) -> Result<(i32, i32)> {
+    #[repr(C, align(8))]
+    struct Control([u8; 64]);
+    let (mut byte, mut control) = ([0_u8; 8], Control([0; 64]));
+    let mut part = libc::iovec {
+        iov_base: byte.as_mut_ptr().cast(),
+        iov_len: 8,
+    };
+    // SAFETY: zeros are a valid message; what it points to is alive.
+    let done = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut control).cast();
+        message.msg_controllen = 64;
+        libc::recvmsg(socket, &raw mut message, 0)
+    };
+    sys("recvmsg", done)?;
+    let word = |at: usize| control.0[at..at + 4].try_into().map(i32::from_ne_bytes);
+    Ok((word(12)?, word(16)?))
+}
+
+/// Empty messages, one of which was peeked at.
+pub(crate) fn empty(_: &Setting) -> Result<Watch> {
+    let [one, two] = pair(SOCK_DGRAM | SOCK_NONBLOCK)?;
+    let fill = move || {
+        for text in [&b""[..], b"one", b"", b"two"] {
+            // SAFETY: the bytes are alive.
+            let done = unsafe { libc::send(one, text.as_ptr().cast(), text.len(), 0) };
+            sys("send", done)?;
+        }
+        // The kernel notes it of empty ones.
+        // SAFETY: there is room for one byte.
+        let peeked = unsafe { libc::recv(two, [0_u8].as_mut_ptr().cast(), 1, libc::MSG_PEEK) };
+        sys("recv", peeked)?;
+        anyhow::Ok(())
+    };
+    fill()?;
+    Ok(Watch::new(move || {
+        for text in [&b""[..], b"one", b"", b"two"] {
+            same("a message", text, &read(two, 9)?)?;
+        }
+        same("another", &true, &read(two, 9).is_err())?;
+        fill()
+    })
+    .spoiled_by(move || read(two, 9).map(drop)))
 }

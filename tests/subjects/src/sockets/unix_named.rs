@@ -173,6 +173,69 @@ pub(crate) fn connected(setting: &Setting) -> Result<Watch> {
     ))
 }
 
+/// Two names lead to it; the one it was bound to is gone.
+pub(crate) fn linked(setting: &Setting) -> Result<Watch> {
+    let [bound, one, two] = ["bound", "one", "two"].map(|name| setting.fresh(name));
+    let listener = listen(SOCK_STREAM, &bytes(&bound), 5)?;
+    fs::rename(&bound, &one)?;
+    fs::hard_link(&one, &two)?;
+    let mode = |path: &Path| anyhow::Ok(fs::metadata(path)?.permissions());
+    fs::set_permissions(&two, std::os::unix::fs::PermissionsExt::from_mode(0o640))?;
+    let paths = [one.clone(), two];
+    Ok(
+        Watch::keep(move || Ok([mode(&paths[0])?, mode(&paths[1])?]))?
+            .and(Watch::new(move || {
+                for path in [one.clone(), one.with_file_name(second(&one))] {
+                    works(SOCK_STREAM, listener, &bytes(&path))?;
+                }
+                Ok(())
+            }))
+            .spoiled_by({
+                let path = setting.path("two");
+                move || Ok(fs::remove_file(&path)?)
+            }),
+    )
+}
+
+/// The name of the second path.
+fn second(one: &Path) -> String {
+    let name = one.file_name().unwrap_or_default().to_string_lossy();
+    name.replace("one", "two")
+}
+
+/// The connections have the listener's options, also of those who wait when they are changed.
+pub(crate) fn passed_on(setting: &Setting) -> Result<Watch> {
+    let path = bytes(&setting.fresh("socket"));
+    let listener = listen(SOCK_STREAM, &path, 5)?;
+    let queue = move || {
+        set_option(listener, SOL_SOCKET, SO_PASSCRED, 1)?;
+        let one = connect(SOCK_STREAM, &path)?;
+        set_option(listener, SOL_SOCKET, SO_PASSCRED, 0)?;
+        let two = connect(SOCK_STREAM, &path)?;
+        anyhow::Ok([one, two])
+    };
+    let take = move || {
+        let mut found = Vec::new();
+        for _ in 0..2 {
+            let server = accept(listener)?;
+            found.push(option(server, SOL_SOCKET, SO_PASSCRED)?);
+            close(server);
+        }
+        anyhow::Ok(found)
+    };
+    // Which kernels do that when they accept, and which when they connect, is their own affair.
+    queue()?.into_iter().for_each(close);
+    let expected = take()?;
+    let mut clients = queue()?;
+    Ok(Watch::new(move || {
+        same("the options", &expected, &take()?)?;
+        clients.into_iter().for_each(close);
+        clients = queue()?;
+        Ok(())
+    })
+    .spoiled_by(move || accept(listener).map(drop)))
+}
+
 /// Nobody can connect any more, but those who wait are served.
 pub(crate) fn unlinked(setting: &Setting) -> Result<Watch> {
     let path = setting.fresh("socket");

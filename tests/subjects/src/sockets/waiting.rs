@@ -290,3 +290,82 @@ fn accept_raw(listener: i32) -> Result<TcpStream> {
     // SAFETY: the kernel has just returned it.
     Ok(unsafe { TcpStream::from_raw_fd(accepted as i32) })
 }
+
+/// A connection to its own address, with what it has sent itself.
+pub(crate) fn with_itself(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let one = socket(AF_INET, SOCK_STREAM, 0)?;
+    bind(one, &address(AF_INET, false, 0))?;
+    let own = crate::kit::net::name(one, false)?;
+    connect(one, &own)?;
+    // SAFETY: it is open, and nobody else's.
+    let mut one = unsafe { <TcpStream as std::os::fd::FromRawFd>::from_raw_fd(one) };
+    one.set_nonblocking(true)?;
+    one.write_all(b"to myself")?;
+    let other = one.try_clone()?;
+    let here = one.local_addr()?;
+    Ok(Watch::new(move || {
+        same("its own address", &here, &one.local_addr()?)?;
+        same("its peer", &here, &one.peer_addr()?)?;
+        let mut bytes = [0; 9];
+        one.read_exact(&mut bytes)?;
+        same("what it got", b"to myself", &bytes)?;
+        one.write_all(b"to myself")?;
+        let fd = one.as_raw_fd();
+        until("what it has sent", SOON, || {
+            crate::kit::files::ready(fd, libc::POLLIN).is_ok_and(|events| events != 0)
+        })
+    })
+    .spoiled_by(move || Ok((&other).read_exact(&mut [0; 1])?)))
+}
+
+fn connect(fd: i32, to: &[u8]) -> Result<()> {
+    // SAFETY: the address is alive.
+    let done = unsafe { libc::connect(fd, to.as_ptr().cast(), to.len() as u32) };
+    crate::kit::sys("connect", done).map(drop)
+}
+
+/// Clients of a listener whose queue is full: they have asked, and nobody has answered.
+pub(crate) fn asking(_: &Setting) -> Result<Watch> {
+    const SYN_SENT: u8 = 2;
+    loopback()?;
+    let listener = socket(AF_INET, SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+    bind(listener, &address(AF_INET, false, 0))?;
+    listen(listener, 0)?;
+    let to = crate::kit::net::name(listener, false)?;
+    let first = socket(AF_INET, SOCK_STREAM, 0)?;
+    connect(first, &to)?;
+    let ask = {
+        let to = to.clone();
+        move || {
+            let one = socket(AF_INET, SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+            // It is on its way.
+            let _ = connect(one, &to);
+            anyhow::Ok(one)
+        }
+    };
+    let [one, two] = [ask()?, ask()?];
+    let observe = move || {
+        let mut all = Vec::new();
+        for fd in [one, two] {
+            let state = option(fd, libc::SOL_TCP, libc::TCP_INFO)?;
+            let ready = crate::kit::files::ready(fd, libc::POLLIN | libc::POLLOUT)?;
+            let largest = option(fd, libc::SOL_TCP, libc::TCP_MAXSEG)?;
+            let own = crate::kit::net::name(fd, false)?;
+            all.push((state[0], ready, largest, own));
+        }
+        Ok(all)
+    };
+    same("its state", &SYN_SENT, &observe()?[0].0)?;
+    let alive = move || {
+        let _ = (first, listener);
+        Ok(())
+    };
+    Ok(Watch::keep(observe)?
+        .and(Watch::new(alive))
+        .spoiled_by(move || {
+            let fresh = ask()?;
+            // SAFETY: both are open.
+            crate::kit::sys("dup2", unsafe { libc::dup2(fresh, one) }).map(drop)
+        }))
+}

@@ -1,0 +1,253 @@
+//! Datagrams that nobody has read, and what is known of them.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+
+use anyhow::Result;
+use libc::{
+    AF_INET, AF_INET6, IP_BIND_ADDRESS_NO_PORT, IP_RECVTOS, IP_RECVTTL, IP_TOS, IP_TTL, IPPROTO_IP,
+    IPPROTO_IPV6, IPV6_RECVPKTINFO, SO_REUSEPORT, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET,
+};
+
+use crate::kit::files::{read, ready};
+use crate::kit::net::{name, option, set_option, socket};
+use crate::kit::{SOON, Setting, Watch, args, loopback, not_here, raw, same, sys, until};
+
+const IP_RECVORIGDSTADDR: i32 = 20;
+
+/// `struct sockaddr_in`.
+fn v4(host: [u8; 4], port: u16) -> Vec<u8> {
+    let port = port.to_be_bytes();
+    [&[2, 0], &port[..], &host, &[0; 8]].concat()
+}
+
+fn bind(fd: i32, address: &[u8]) -> Result<()> {
+    let arguments = args([fd as u64, address.as_ptr() as u64, address.len() as u64]);
+    sys("bind", raw(libc::SYS_bind, arguments)).map(drop)
+}
+
+fn connect(fd: i32, address: &[u8]) -> Result<()> {
+    let arguments = args([fd as u64, address.as_ptr() as u64, address.len() as u64]);
+    sys("connect", raw(libc::SYS_connect, arguments)).map(drop)
+}
+
+fn comes(fd: i32) -> Result<()> {
+    until("a datagram", SOON, || {
+        ready(fd, libc::POLLIN).is_ok_and(|events| events != 0)
+    })
+}
+
+/// A message and what came with it, one after the other, by level and kind.
+fn receive(fd: i32) -> Result<(Vec<u8>, Vec<u8>)> {
+    #[repr(C, align(8))]
+    struct Control([u8; 256]);
+    let (mut bytes, mut control) = ([0_u8; 100], Control([0; 256]));
+    let mut part = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: zeros are a valid message; what it points to is alive.
+    let (done, used) = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut control).cast();
+        message.msg_controllen = 256;
+        let done = libc::recvmsg(fd, &raw mut message, libc::MSG_DONTWAIT);
+        (done, message.msg_controllen)
+    };
+    let len = sys("recvmsg", done)?;
+    Ok((
+        bytes[..len as usize].to_vec(),
+        control.0[..used.min(256)].to_vec(),
+    ))
+}
+
+/// Three sockets of one port: each keeps what came for it.
+pub(crate) fn of_a_group(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let mut members = Vec::new();
+    let mut address = v4([127, 0, 0, 1], 0);
+    for _ in 0..3 {
+        let one = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0)?;
+        set_option(one, SOL_SOCKET, SO_REUSEPORT, 1)?;
+        bind(one, &address)?;
+        address = name(one, false)?;
+        members.push(one);
+    }
+    let to = SocketAddr::from(([127, 0, 0, 1], u16::from_be_bytes([address[2], address[3]])));
+    let bind_one = |_| UdpSocket::bind("127.0.0.1:0");
+    let senders = (0..24).map(bind_one).collect::<Result<Vec<_>, _>>()?;
+    let one = members[0];
+    let all = move || -> Vec<Vec<u8>> {
+        let of = |fd: &i32| std::iter::from_fn(|| read(*fd, 9).ok()).flatten().collect();
+        members.iter().map(of).collect()
+    };
+    // Whom the kernel chooses depends on the sender's port: the second time it is the same one.
+    let fill = {
+        let all = all.clone();
+        move || {
+            let send = || {
+                (0_u8..)
+                    .zip(&senders)
+                    .try_for_each(|(number, sender)| sender.send_to(&[number], to).map(drop))
+            };
+            send()?;
+            let expected = all();
+            let count: usize = expected.iter().map(Vec::len).sum();
+            same("datagrams that came", &senders.len(), &count)?;
+            send()?;
+            anyhow::Ok(expected)
+        }
+    };
+    let mut expected = fill()?;
+    Ok(Watch::new(move || {
+        same("what each has", &expected, &all())?;
+        expected = fill()?;
+        Ok(())
+    })
+    .spoiled_by(move || {
+        while read(one, 9).is_ok() {}
+        let other = UdpSocket::bind("127.0.0.1:0")?;
+        other.set_nonblocking(true)?;
+        // SAFETY: both are open.
+        sys("dup2", unsafe { libc::dup2(other.as_raw_fd(), one) }).map(drop)
+    }))
+}
+
+/// A socket of both protocols that asks for the destination, with datagrams of IPv4 and of IPv6.
+pub(crate) fn of_both_protocols(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let Ok(server) = socket(AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK, 0) else {
+        return not_here("no IPv6");
+    };
+    set_option(server, IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)?;
+    let mut any = vec![10, 0];
+    any.resize(28, 0);
+    bind(server, &any)?;
+    let own = name(server, false)?;
+    let port = u16::from_be_bytes([own[2], own[3]]);
+    let senders = (
+        UdpSocket::bind("127.0.0.3:0")?,
+        UdpSocket::bind("[::1]:0").ok(),
+    );
+    let fill = move || {
+        let (four, six) = &senders;
+        four.send_to(b"four", SocketAddr::from(([127, 0, 0, 9], port)))?;
+        comes(server)?;
+        if let Some(six) = six {
+            six.send_to(b"six", format!("[::1]:{port}"))?;
+        }
+        anyhow::Ok(())
+    };
+    let take = move || {
+        let mut found = vec![receive(server)?];
+        comes(server).ok();
+        found.extend(receive(server).ok());
+        anyhow::Ok(found)
+    };
+    fill()?;
+    let before = take()?;
+    fill()?;
+    Ok(Watch::new(move || {
+        same("what came, and where to", &before, &take()?)?;
+        fill()
+    })
+    .spoiled_by(move || read(server, 9).map(drop)))
+}
+
+/// Hops, type of service and destination as senders chose them who are gone.
+pub(crate) fn as_they_were_sent(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let server = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0)?;
+    for name in [IP_RECVTTL, IP_RECVTOS, IP_RECVORIGDSTADDR] {
+        set_option(server, IPPROTO_IP, name, 1)?;
+    }
+    bind(server, &v4([0; 4], 0))?;
+    let own = name(server, false)?;
+    let port = u16::from_be_bytes([own[2], own[3]]);
+    let fill = move || {
+        for (host, ttl, tos) in [(7, 33, 0x28), (8, 255, 0), (9, 1, 0x10)] {
+            let sender = UdpSocket::bind("127.0.0.5:0")?;
+            let fd = sender.as_raw_fd();
+            set_option(fd, IPPROTO_IP, IP_TTL, ttl)?;
+            set_option(fd, IPPROTO_IP, IP_TOS, tos)?;
+            sender.send_to(&[host], SocketAddr::from(([127, 0, 0, host], port)))?;
+        }
+        anyhow::Ok(())
+    };
+    let take = move || {
+        let all = [receive(server)?, receive(server)?, receive(server)?];
+        anyhow::Ok(all)
+    };
+    fill()?;
+    let before = take()?;
+    fill()?;
+    Ok(Watch::new(move || {
+        same("what came, and how", &before, &take()?)?;
+        fill()
+    })
+    .spoiled_by(move || read(server, 9).map(drop)))
+}
+
+/// Empty datagrams between others, some of which were peeked at before.
+pub(crate) fn empty(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let server = Rc::new(UdpSocket::bind("127.0.0.1:0")?);
+    server.set_nonblocking(true)?;
+    let to = server.local_addr()?;
+    let senders = [
+        UdpSocket::bind("127.0.0.1:0")?,
+        UdpSocket::bind("127.0.0.2:0")?,
+    ];
+    let from = [senders[0].local_addr()?, senders[1].local_addr()?];
+    let receiver = server.clone();
+    let fill = move || {
+        senders[0].send_to(b"", to)?;
+        senders[1].send_to(b"one", to)?;
+        senders[1].send_to(b"", to)?;
+        senders[0].send_to(b"", to)?;
+        // The kernel notes it of empty ones.
+        receiver.peek_from(&mut [0; 9])?;
+        anyhow::Ok(())
+    };
+    fill()?;
+    let other = server.clone();
+    Ok(Watch::new(move || {
+        let mut bytes = [0; 9];
+        let expected = [(0, 0), (3, 1), (0, 1), (0, 0)];
+        for (len, sender) in expected {
+            let found = server.recv_from(&mut bytes)?;
+            same("length and sender", &(len, from[sender]), &found)?;
+        }
+        same("another", &true, &server.recv_from(&mut bytes).is_err())?;
+        fill()
+    })
+    .spoiled_by(move || Ok(other.recv(&mut [0; 9]).map(drop)?)))
+}
+
+/// Bound to a host, connected and disconnected since: it has the host and no port.
+pub(crate) fn without_port(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let server = UdpSocket::bind("127.0.0.1:0")?;
+    let to = v4([127, 0, 0, 1], server.local_addr()?.port());
+    let one = socket(AF_INET, SOCK_DGRAM, 0)?;
+    bind(one, &v4([127, 0, 0, 4], 0))?;
+    connect(one, &to)?;
+    connect(one, &[0; 16])?;
+    let observe = move || {
+        let _ = &server;
+        let no_port = option(one, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT)?;
+        Ok((name(one, false)?, no_port))
+    };
+    same("its port", &[0; 2][..], &observe()?.0[2..4])?;
+    let peer = to.clone();
+    Ok(Watch::keep(observe)?
+        .spoiled_by(move || connect(one, &peer))
+        .and(Watch::new(move || {
+            connect(one, &to)?;
+            same("its host", &[127, 0, 0, 4][..], &name(one, false)?[4..8])?;
+            connect(one, &[0; 16])
+        })))
+}
