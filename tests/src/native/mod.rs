@@ -5,6 +5,7 @@
 //! several run side by side and nothing is left behind.
 
 mod bench;
+mod guest;
 mod measure;
 mod worker;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 pub(crate) use bench::{BenchmarkArgs, bench};
+pub(crate) use guest::{every_subject, program as guest_program};
 pub(crate) use measure::{BenchArgs, bench as bench_worker};
 pub(crate) use worker::{WorkerArgs, worker};
 
@@ -149,21 +151,26 @@ impl Native {
     fn judge(&self, subject: &Subject, story: Result<Story>) -> Result<String> {
         let story = story?;
         self.table().here(&subject.name, &story.fate);
-        if story.survives_spoiling {
-            bail!("its check passes after its state was broken");
+        verdict(&subject.expected, &story)
+    }
+}
+
+/// Is it what was expected? Returns what is to be told.
+fn verdict(expected: &Fate, story: &Story) -> Result<String> {
+    if story.survives_spoiling {
+        bail!("its check passes after its state was broken");
+    }
+    match (expected, &story.fate) {
+        (_, Fate::NotHere(why)) => Ok(format!("not on this machine: {why}")),
+        (Fate::Carried, Fate::Carried) => Ok(story.times()),
+        (Fate::Refused(words), Fate::Refused(text)) if text.contains(words.as_str()) => {
+            Ok(format!("refused, as expected: {words}"))
         }
-        match (&subject.expected, &story.fate) {
-            (_, Fate::NotHere(why)) => Ok(format!("not on this machine: {why}")),
-            (Fate::Carried, Fate::Carried) => Ok(story.times()),
-            (Fate::Refused(words), Fate::Refused(text)) if text.contains(words.as_str()) => {
-                Ok(format!("refused, as expected: {words}"))
-            }
-            (Fate::Wrong(why), Fate::Wrong(_)) => Ok(format!("a known defect: {why}")),
-            (expected, Fate::Carried) => {
-                bail!("it is carried, but expected.rs says '{expected}': update the list")
-            }
-            (Fate::Carried, fate) => bail!("{fate}"),
-            (expected, fate) => bail!("{fate}\nexpected.rs says '{expected}'"),
+        (Fate::Wrong(why), Fate::Wrong(_)) => Ok(format!("a known defect: {why}")),
+        (expected, Fate::Carried) => {
+            bail!("it is carried, but expected.rs says '{expected}': update the list")
         }
+        (Fate::Carried, fate) => bail!("{fate}"),
+        (expected, fate) => bail!("{fate}\nexpected.rs says '{expected}'"),
     }
 }

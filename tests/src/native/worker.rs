@@ -19,8 +19,8 @@ use crate::ui;
 /// How long the whole life of a subject may take.
 pub(super) const LIMIT: Duration = Duration::from_secs(120);
 
-/// How long one step of it may take.
-const STEP: Duration = Duration::from_secs(30);
+/// Seconds that one step of it may take, unless told otherwise.
+const STEP: u64 = 30;
 
 /// How long a subject whose calls have time-outs is away once: longer than these may be late.
 const AWAY: Duration = Duration::from_millis(700);
@@ -41,6 +41,9 @@ pub(crate) struct WorkerArgs {
     pub(super) kupgrade: PathBuf,
     /// Where logs and images go
     dir: PathBuf,
+    /// Seconds that each step may take
+    #[arg(long, default_value_t = STEP)]
+    step: u64,
 }
 
 /// What became of it.
@@ -141,6 +144,10 @@ impl<'a> Life<'a> {
         self.spoil()
     }
 
+    fn step(&self) -> Duration {
+        Duration::from_secs(self.args.step)
+    }
+
     pub(super) fn file(&self, ending: &str) -> PathBuf {
         self.args.dir.join(format!("s.{ending}"))
     }
@@ -170,7 +177,7 @@ impl<'a> Life<'a> {
     /// Waits until a file of the subject begins with `start`, and returns the rest.
     fn wait_for(&self, ending: &str, start: &str) -> Result<String> {
         let path = self.file(ending);
-        let end = Instant::now() + STEP;
+        let end = Instant::now() + self.step();
         loop {
             let text = fs::read_to_string(&path).unwrap_or_default();
             if let Some(rest) = text.strip_prefix(start).filter(|rest| !rest.is_empty()) {
@@ -183,7 +190,7 @@ impl<'a> Life<'a> {
                 }
             }
             if Instant::now() > end {
-                bail!("no answer within {STEP:?}");
+                bail!("no answer within {:?}", self.step());
             }
             sleep(Duration::from_millis(5));
         }
@@ -272,13 +279,13 @@ impl<'a> Life<'a> {
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
         let pid = Pid::from_raw(i32::try_from(child.id())?);
-        let end = Instant::now() + STEP;
+        let end = Instant::now() + self.step();
         let status = loop {
             if let Some(status) = self.reap(pid)? {
                 break status;
             }
             if Instant::now() > end {
-                bail!("{name} takes more than {STEP:?}");
+                bail!("{name} takes more than {:?}", self.step());
             }
             sleep(Duration::from_millis(1));
         };
@@ -295,7 +302,7 @@ impl<'a> Life<'a> {
 
     /// Waits until nothing is left of the tree, zombies included.
     pub(super) fn gone(&self) -> Result<()> {
-        let end = Instant::now() + STEP;
+        let end = Instant::now() + self.step();
         while Path::new("/proc").join(self.pid.to_string()).exists() {
             self.reap(Pid::from_raw(0))?;
             if Instant::now() > end {

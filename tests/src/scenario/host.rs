@@ -29,6 +29,11 @@ pub(crate) enum Kind {
         /// Which of them. When it is empty all, and the machine has the root file system for them.
         names: &'static str,
     },
+    /// A kernel with nothing but its shell, for this test alone.
+    Kernel {
+        /// The kernel.
+        from: &'static str,
+    },
     /// 6.1 with nothing but its shell, for this test alone.
     Fresh {
         /// MiB of RAM.
@@ -57,10 +62,11 @@ impl Host {
             Kind::Subjects { parts, .. } => (3072, 0, Some(parts)),
             Kind::Apps { names: "" } => (4096, 0, None),
             Kind::Apps { .. } => (1536, 0, None),
+            Kind::Kernel { .. } => (3072, 0, None),
             Kind::Fresh { memory } => (memory, 0, None),
         };
         let kernel = match kind {
-            Kind::Subjects { from, .. } => from,
+            Kind::Subjects { from, .. } | Kind::Kernel { from } => from,
             _ => "6.1",
         };
         let mut spec = rig.spec(&name.replace('/', "-"), kernel, memory)?;
@@ -98,7 +104,7 @@ impl Host {
 
     /// Can this host be given to the next test?
     pub(super) fn serves(&self, kind: Kind) -> bool {
-        self.kind == kind && !matches!(kind, Kind::Fresh { .. })
+        self.kind == kind && !matches!(kind, Kind::Fresh { .. } | Kind::Kernel { .. })
     }
 
     /// Runs one test: all programs are noted before it.

@@ -120,6 +120,21 @@ const SCENARIOS: &[Scenario] = &[
         chain::to_newest,
     ),
     ("subjects/recent-newest-to-newest", RECENT, chain::to_newest),
+    (
+        "guests/6.1",
+        Kind::Kernel { from: "6.1" },
+        one_kernel::every_subject,
+    ),
+    (
+        "guests/6.12",
+        Kind::Kernel { from: "6.12" },
+        one_kernel::every_subject,
+    ),
+    (
+        "guests/newest",
+        Kind::Kernel { from: "backports" },
+        one_kernel::every_subject,
+    ),
     ("programs/6.1-to-6.12", SOME_APPS, chain::to_trixie),
     ("apps/6.1-to-6.12", APPS, chain::to_trixie),
     ("apps/6.12-to-newest", APPS, chain::to_newest),
@@ -161,7 +176,10 @@ const SCENARIOS: &[Scenario] = &[
 ];
 
 /// Scenarios whose names begin so take long with a translator: they run when the filter names them.
-const ON_REQUEST: [&str; 2] = ["subjects/", "apps/"];
+const ON_REQUEST: [&str; 3] = ["subjects/", GUESTS, "apps/"];
+
+/// Scenarios whose names begin so run the subjects on the machine's one kernel.
+const GUESTS: &str = "guests/";
 
 /// Scenarios whose names begin so do without the jump.
 const ONE_KERNEL: &str = "one-kernel/";
@@ -213,7 +231,9 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     }
     let chosen = possible(chosen, &mut tally)?;
     if !chosen.is_empty() {
-        match Rig::prepare("test", &[], true, &[]) {
+        let guests = chosen.iter().any(|(name, ..)| name.starts_with(GUESTS));
+        let more = guests.then(crate::native::guest_program).transpose()?;
+        match Rig::prepare("test", &[], true, more.as_slice()) {
             Ok(rig) => machines(&rig, &chosen, &mut tally),
             Err(error) => tally.failed("set-up of the machines", &error),
         }

@@ -1,10 +1,16 @@
-//! `kupgrade checkpoint` inside a machine, on the kernel it has.
+//! `kupgrade checkpoint` and `restore` inside a machine, on the kernel it has.
 
 use anyhow::{Result, bail};
 
 use super::Host;
+use crate::native;
 use crate::programs::SHORT;
 use crate::rig::Rig;
+
+/// Every subject, on the kernel of the machine.
+pub(super) fn every_subject(host: &mut Host, _rig: &Rig) -> Result<()> {
+    native::every_subject(&mut host.vm.shell)
+}
 
 /// A tree is saved and runs on; one that holds what is not carried is refused by name and runs on too.
 pub(super) fn checkpoint(host: &mut Host, _rig: &Rig) -> Result<()> {
