@@ -26,6 +26,9 @@ use sys::{Errno, Pid};
 /// Majors of slaves of pseudo terminals (`UNIX98_PTY_SLAVE_MAJOR`).
 const SLAVES: core::ops::RangeInclusive<u64> = 136..=143;
 
+/// Canonical mode (`c_lflag`).
+const ICANON: u32 = 2;
+
 /// `/dev/ptmx`.
 const MULTIPLEXER: u64 = makedev(5, 2);
 
@@ -59,7 +62,10 @@ pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
         return Err(open.refuse("a console in graphics mode is not carried"));
     }
     let unread = tty::readable(open.copy).map_err(open.call("asking for its input"))?;
-    if unread > queues::INPUT_MAX - 1 {
+    // Lines that wait behind others would be echoed as they are looked at, and a serial line has nobody who
+    // could put back what waits.
+    let told = settings.lflag & ICANON == 0 && SLAVES.contains(&major(open.stat.st_rdev));
+    if unread > queues::INPUT_MAX - 1 && !told {
         return Err(open.refuse("its input is full: what waits behind it cannot be told"));
     }
     Ok(())
@@ -425,10 +431,10 @@ fn take_and_put_back(slave: &OwnedFd, master: Option<&OwnedFd>, status: u8) -> s
     done
 }
 
-/// Byte strings with their lengths: the flags, output, rest, then every line.
+/// Byte strings with their lengths: the flags, output, rest, what is behind it, then every line.
 fn encode(queues: &Queues, to: &OwnedFd) -> sys::Result<()> {
     let flag = [u8::from(queues.stopped) + 2 * u8::from(queues.held)];
-    let parts = [&flag[..], &queues.output, &queues.rest];
+    let parts = [&flag[..], &queues.output, &queues.rest, &queues.behind];
     let parts = parts
         .into_iter()
         .chain(queues.lines.iter().map(Vec::as_slice));
@@ -456,6 +462,7 @@ fn decode_queues(mut bytes: &[u8]) -> Option<Queues> {
         held: flag & 2 != 0,
         output: parts.next()?,
         rest: parts.next()?,
+        behind: parts.next()?,
         lines: parts.collect(),
     })
 }

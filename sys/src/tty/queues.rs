@@ -27,6 +27,8 @@ pub struct Queues {
     pub lines: Vec<Vec<u8>>,
     /// The rest of the input: an unfinished line, or all of it outside of canonical mode.
     pub rest: Vec<u8>,
+    /// What the master has written and a full line discipline has not taken yet, outside of canonical mode.
+    pub behind: Vec<u8>,
     /// What a slave has written and its master not read.
     pub output: Vec<u8>,
     /// Whether output of a pseudo terminal is stopped (Ctrl-S).
@@ -59,10 +61,16 @@ pub fn take(ends: Ends<'_>) -> Result<Queues> {
             queues.lines.push(line);
         }
     }
+    // The line discipline takes no more while it is full; each read, and poll(2), waits until it has taken
+    // what there is room for (drivers/tty/n_tty.c, `n_tty_poll`).
+    let taken = readable(ends.slave)?;
     set_termios(ends.slave, &quiet(&own, false))?;
     let rest = read_all(ends.slave);
     set_termios(ends.slave, &own)?;
     queues.rest = rest?;
+    if own.lflag & libc::ICANON == 0 && taken < queues.rest.len() {
+        queues.behind = queues.rest.split_off(taken);
+    }
     if let Some(master) = ends.master {
         queues.output = read_all(master)?;
         queues.stopped = !can(ends.slave, PollFlags::POLLOUT)?;
@@ -84,7 +92,11 @@ pub fn put(ends: Ends<'_>, queues: &Queues) -> Result<()> {
     let own = termios(ends.slave)?;
     let done = put_quietly(ends, queues, &own);
     set_termios(ends.slave, &own)?;
-    done
+    done?;
+    match ends.master {
+        Some(master) => write_all(master, &queues.behind, WHOLE),
+        None => Ok(()),
+    }
 }
 
 fn put_quietly(ends: Ends<'_>, queues: &Queues, own: &Termios) -> Result<()> {
@@ -94,7 +106,7 @@ fn put_quietly(ends: Ends<'_>, queues: &Queues, own: &Termios) -> Result<()> {
         let mut settings = quiet(own, false);
         settings.iflag = 0;
         set_termios(slave, &settings)?;
-        write_all(slave, &queues.output)?;
+        write_all(slave, &queues.output, PIECE)?;
     }
     let canonical = own.lflag & libc::ICANON != 0;
     let end_of_file = unused_byte(queues);
@@ -181,11 +193,14 @@ fn read_all(fd: &OwnedFd) -> Result<Vec<u8>> {
 /// this size hardly any room is lost, so what was in them fits again (drivers/tty/tty_buffer.c).
 const PIECE: usize = 1020;
 
-/// Writes all of it, waiting while the kernel moves what was written on to the reader's side.
-fn write_all(fd: &OwnedFd, mut data: &[u8]) -> Result<()> {
+/// The same for what is to be packed as closely as it can be: one buffer (`TTY_BUFFER_PAGE`).
+const WHOLE: usize = 1792;
+
+/// Writes all of it in pieces, waiting while the kernel moves what was written on to the reader's side.
+fn write_all(fd: &OwnedFd, mut data: &[u8], piece: usize) -> Result<()> {
     let end = Instant::now() + SETTLE;
     while !data.is_empty() {
-        match nix::unistd::write(fd, &data[..data.len().min(PIECE)]) {
+        match nix::unistd::write(fd, &data[..data.len().min(piece)]) {
             Ok(written) => data = &data[written..],
             Err(Errno::EAGAIN) if Instant::now() < end => {
                 std::thread::sleep(Duration::from_millis(1));
@@ -300,6 +315,34 @@ pub(super) mod tests {
             }
         });
         assert!(found.output.len() > 16_000, "{}", found.output.len());
+    }
+
+    #[test]
+    fn input_that_fills_all_buffers() {
+        let all: Vec<u8> = (0..70_000_u32).map(|n| (n * 7 / 3) as u8).collect();
+        let (found, master, slave) = carried(|master, slave| {
+            let mut settings = quiet(&termios(slave).unwrap(), false);
+            settings.oflag = 0;
+            settings.cc[libc::VMIN] = 1;
+            set_termios(slave, &settings).unwrap();
+            let (mut at, mut waited) = (0, 0);
+            while at < all.len() && waited < 50 {
+                match nix::unistd::write(master, &all[at..(at + 4096).min(all.len())]) {
+                    Ok(written) => (at, waited) = (at + written, 0),
+                    Err(_) => waited += 1,
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        assert_eq!(found.rest.len(), INPUT_MAX);
+        assert!(found.behind.len() > 8000, "{}", found.behind.len());
+        let expected = [found.rest, found.behind].concat();
+        assert!(all.starts_with(&expected));
+        assert!(
+            read_all(&slave).unwrap() == expected,
+            "what was put back, to the end"
+        );
+        drop(master);
     }
 
     #[test]

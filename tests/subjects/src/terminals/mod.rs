@@ -29,6 +29,11 @@ pub(crate) const GROUP: Group = Group {
             "stopped and full output of a pty",
             pair::stopped,
         ),
+        subject(
+            "pty-full-input",
+            "full input of a pty, with more behind it",
+            pair::full_input,
+        ),
         subject("pty-packet", "packet mode of a pty", pair::packet),
         subject(
             "pty-packet-status",

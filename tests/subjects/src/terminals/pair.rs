@@ -258,6 +258,41 @@ pub(crate) fn stopped(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || flow(by_call[1], TCOON)))
 }
 
+/// Input outside of canonical mode that the slave has no more room for.
+pub(crate) fn full_input(_: &Setting) -> Result<Watch> {
+    let [master, slave] = pty()?;
+    make_raw(slave)?;
+    let text = |from: usize, len: usize| -> Vec<u8> {
+        (from..from + len)
+            .map(|at| (at * 7 + at / 251) as u8)
+            .collect()
+    };
+    // Pieces that differ, until nothing is taken for a while.
+    let mut written = 0;
+    let mut idle = 0;
+    while idle < 20 {
+        match write(master, &text(written, 100)) {
+            Ok(()) => (written, idle) = (written + 100, 0),
+            Err(_) => idle += 1,
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let mut gone = 0;
+    Ok(Watch::new(move || {
+        same("it is full", &4095, &get(slave, libc::FIONREAD)?)?;
+        // A little is read, and as much comes from behind.
+        let got = read(slave, 50)?;
+        same("the first of it", &text(gone, got.len()), &got)?;
+        gone += got.len();
+        until("it is full again", SOON, || {
+            ready(slave, libc::POLLIN).is_ok()
+                && get(slave, libc::FIONREAD).is_ok_and(|n| n == 4095)
+        })?;
+        same("more is behind", &true, &(written > gone + 8000))
+    })
+    .and(Watch::new(|| Ok(())).spoiled_by(move || read(slave, 1).map(drop))))
+}
+
 /// A master whose slave nobody may open, a slave that nobody else may, and masters in the same mode.
 pub(crate) fn exclusive(_: &Setting) -> Result<Watch> {
     let locked = open("/dev/ptmx", O_RDWR | O_NOCTTY)?;
