@@ -79,7 +79,7 @@ impl Kind {
 }
 
 /// Version of all record types. Raised with any change of a type in [`crate::manifest`].
-pub const VERSION: u16 = 30;
+pub const VERSION: u16 = 31;
 
 /// Why a manifest is not taken.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -334,6 +334,18 @@ pub struct PacketSocket {
     pub memberships: Vec<(String, u16, Vec<u8>)>,
     /// The group that it shares its packets with (`PACKET_FANOUT`).
     pub fanout: Option<Fanout>,
+    /// Packets of the loopback interface that nobody has read, the oldest first.
+    pub queue: Vec<UnreadPacket>,
+}
+
+/// A packet of the loopback interface.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct UnreadPacket {
+    /// `PACKET_HOST`, `PACKET_OUTGOING` and so on.
+    pub kind: u8,
+    /// All of it, with the Ethernet header.
+    #[serde(with = "serde_bytes")]
+    pub frame: Vec<u8>,
 }
 
 /// A packet socket's place in a fan-out group.

@@ -262,7 +262,8 @@ impl Sockets {
         match &mut socket.state {
             SocketState::Unix(state) => state.queue = queue,
             SocketState::Inet(state) => state.queue = queue,
-            SocketState::Netlink(_) | SocketState::Packet(_) => {}
+            SocketState::Packet(state) => state.queue = packet::queue(open, &common),
+            SocketState::Netlink(_) => {}
         }
         Ok(DescriptionKind::Socket(Box::new(socket)))
     }

@@ -3,10 +3,11 @@
 use super::{Common, Facts};
 use crate::FreezerError;
 use crate::files::Open;
+use crate::kernel::sockets::Buffer;
 use crate::kernel::{self, Kernel, Unreadable};
 use nix::libc as c;
 use nix::net::if_::if_indextoname;
-use persist_mem::manifest::{Fanout, PacketSocket};
+use persist_mem::manifest::{Fanout, PacketSocket, UnreadPacket};
 use std::os::fd::AsFd;
 use sys::socket;
 
@@ -30,8 +31,6 @@ pub(super) fn examine(
     if common.has(c::POLLERR) {
         return Err(open.refuse("an error waits on it that was not read yet"));
     }
-    // Packets in its queue are left behind, as are those that pass while nobody runs: a packet socket
-    // shows what it can keep up with.
     // struct sockaddr_ll: family u16, protocol u16 (network order), index i32.
     let address = socket::name(open.copy.as_fd()).map_err(open.call("asking for its address"))?;
     let half = |at: usize| [0, 1].map(|n| address.get(at + n).copied().unwrap_or(0));
@@ -49,7 +48,69 @@ pub(super) fn examine(
         },
         memberships,
         fanout,
+        queue: Vec::new(),
     })
+}
+
+/// EtherTypes whose packets the kernel itself deals with (include/uapi/linux/if_ether.h): IP, ARP, RARP, VLANs, IPv6,
+/// PPPoE, MPLS.
+const OF_THE_KERNEL: &[u16] = &[
+    0x0800, 0x0806, 0x8035, 0x8100, 0x86dd, 0x8847, 0x8848, 0x8863, 0x8864, 0x88a8,
+];
+/// Below are lengths.
+const FIRST_TYPE: u16 = 0x0600;
+const ETHERNET_HEADER: usize = 14;
+
+/// The packets in its queue that can be sent again: whole ones of the loopback interface that nobody but packet
+/// sockets hears. The others are left behind, as are those that pass while nobody runs: a packet socket shows what it
+/// can keep up with.
+pub(super) fn queue(open: &Open<'_>, common: &Common) -> Vec<UnreadPacket> {
+    if !common.has(c::POLLIN) {
+        return Vec::new();
+    }
+    let found = kernel::look(|kernel| {
+        let sk = kernel.own_sock(open.copy.as_fd())?;
+        let mut found = Vec::new();
+        for buffer in kernel.queue(sk)? {
+            found.extend(packet(kernel, &buffer, common.kind == c::SOCK_RAW)?);
+        }
+        Ok(found)
+    });
+    found.unwrap_or_else(|why| {
+        log::debug!("fd {}: packets that were not read: {why}", open.fd);
+        Vec::new()
+    })
+}
+
+/// A packet; None when it cannot be sent again.
+fn packet(
+    kernel: &mut Kernel,
+    buffer: &Buffer,
+    raw: bool,
+) -> Result<Option<UnreadPacket>, Unreadable> {
+    const WRONG: Unreadable = Unreadable::Inconsistent("a packet that was not read");
+    let of = |field| kernel.of_family(buffer, "packet_skb_cb", field);
+    let (device, kind) = (of("sa.ll.sll_hatype")?, of("sa.ll.sll_pkttype")?);
+    let whole = of("sa.origlen")?;
+    let mut frame = kernel.contents(buffer)?;
+    if frame.len() as u64 != whole || device != u64::from(c::ARPHRD_LOOPBACK) {
+        return Ok(None);
+    }
+    if !raw {
+        let start = kernel.of_buffer(buffer, "head")?;
+        let start = start.wrapping_add(kernel.of_buffer(buffer, "mac_header")?);
+        let header = kernel.read(&[(start, ETHERNET_HEADER)])?.pop().flatten();
+        frame = [header.ok_or(WRONG)?, frame].concat();
+    }
+    let Some([high, low]) = frame.get(12..14) else {
+        return Ok(None);
+    };
+    let protocol = u16::from_be_bytes([*high, *low]);
+    let heard = protocol < FIRST_TYPE || OF_THE_KERNEL.contains(&protocol);
+    Ok((!heard).then_some(UnreadPacket {
+        kind: kind as u8,
+        frame,
+    }))
 }
 
 /// Its place in its fan-out group.

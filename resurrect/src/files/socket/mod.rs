@@ -126,12 +126,13 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
         options::enlarge(fd);
     }
     inet::join_all(&all, &sockets)?;
-    packet::share(&all, &sockets)?;
     netlink::hear_of_devices(&all, &sockets)?;
     netlink::deliver(&all, &sockets)?;
     unix.fill(restore, &all, &sockets)?;
     inet::fill(&all, &sockets)?;
     packets::fill(&all, &sockets)?;
+    packet::fill(&all, &sockets);
+    packet::share(&all, &sockets)?;
     tcp.fill(&all, &sockets)?;
     unix.connect(restore, &all, &mut sockets)?;
     for making in &all {

@@ -5,7 +5,9 @@ use super::{Making, Sockets, attach_filter, interface};
 use crate::ResurrectError;
 use nix::libc as c;
 use persist_mem::manifest::{Fanout, PacketSocket, SocketState};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+use sys::socket::Outgoing;
 use sys::{Errno, socket};
 
 const SOL_PACKET: i32 = 263;
@@ -45,6 +47,89 @@ pub(super) fn make(making: &Making<'_>, state: &PacketSocket) -> Result<OwnedFd,
             .map_err(making.failed("joining a group"))?;
     }
     Ok(fd)
+}
+
+/// A classic BPF program that takes nothing: `ret #0`.
+const NOTHING: [u64; 1] = [0x06];
+const SO_DETACH_FILTER: i32 = 27;
+/// How long a packet may take over the loopback interface.
+const HEARD_WITHIN: Duration = Duration::from_millis(500);
+
+/// Fills the queues. A packet that cannot be had again is left behind, as one is that comes too fast.
+pub(super) fn fill(all: &[Making<'_>], sockets: &Sockets) {
+    let all: Vec<(&PacketSocket, BorrowedFd<'_>)> = all
+        .iter()
+        .filter_map(|making| match &making.socket.state {
+            SocketState::Packet(state) => Some((state, sockets.get(making).ok()?)),
+            _ => None,
+        })
+        .collect();
+    if all.iter().all(|(state, _)| state.queue.is_empty()) {
+        return;
+    }
+    if let Err(errno) = fill_all(&all) {
+        log::warn!("packets that nobody has read are left behind: {errno}");
+    }
+    for (_, fd) in &all {
+        // Its own comes with the last of its options.
+        let _ = socket::set_int_option(*fd, c::SOL_SOCKET, SO_DETACH_FILTER, 0);
+    }
+}
+
+/// Everybody hears what passes the interface, so that all have a filter meanwhile, but for the one that a packet is
+/// for.
+fn fill_all(all: &[(&PacketSocket, BorrowedFd<'_>)]) -> sys::Result<()> {
+    for (_, fd) in all {
+        socket::attach_filter(*fd, &NOTHING)?;
+    }
+    let sender = socket::socket(c::AF_PACKET, c::SOCK_RAW, 0)?;
+    let index = nix::net::if_::if_nametoindex("lo")?;
+    for (state, fd) in all {
+        for packet in &state.queue {
+            let protocol = packet.frame.get(12..14).ok_or(Errno::EINVAL)?;
+            let mut to = (c::AF_PACKET as u16).to_ne_bytes().to_vec();
+            to.extend_from_slice(protocol);
+            to.extend_from_slice(&index.to_ne_bytes());
+            to.resize(20, 0);
+            let message = Outgoing {
+                data: &packet.frame,
+                to: &to,
+                ..Outgoing::default()
+            };
+            heard(*fd)?;
+            socket::attach_filter(*fd, &only(packet.kind))?;
+            socket::send(sender.as_fd(), &message, c::MSG_DONTWAIT)?;
+            let begun = Instant::now();
+            while !heard(*fd)? {
+                if begun.elapsed() > HEARD_WITHIN {
+                    return Err(Errno::ETIMEDOUT);
+                }
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            socket::attach_filter(*fd, &NOTHING)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether packets came since it was asked before.
+fn heard(fd: BorrowedFd<'_>) -> sys::Result<bool> {
+    const PACKET_STATISTICS: i32 = 6;
+    // struct tpacket_stats: packets, drops.
+    let found = socket::option(fd, SOL_PACKET, PACKET_STATISTICS, 8)?;
+    Ok(found.iter().take(4).any(|byte| *byte != 0))
+}
+
+/// A classic BPF program that takes packets of one kind (`SKF_AD_PKTTYPE`, linux/filter.h).
+fn only(kind: u8) -> [u64; 4] {
+    let instruction = |code: u64, jumps: u64, number: u64| code | jumps << 16 | number << 32;
+    [
+        instruction(0x20, 0, 0xffff_f004),
+        // jeq #kind, next, over it
+        instruction(0x15, 1 << 8, kind.into()),
+        instruction(0x06, 0, u64::from(u32::MAX)),
+        instruction(0x06, 0, 0),
+    ]
 }
 
 /// Has sockets share their packets, in the order of their places.

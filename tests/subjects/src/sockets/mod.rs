@@ -337,6 +337,11 @@ pub(crate) const GROUP: Group = Group {
             packet_queues::fanout,
         ),
         subject(
+            "packet-queue",
+            "packets of the loopback interface that packet sockets have not read",
+            packet_queues::packets,
+        ),
+        subject(
             "netlink-process",
             "netlink messages of processes that nobody has read",
             netlink::from_process,

@@ -209,3 +209,64 @@ pub(crate) fn fanout(_: &Setting) -> Result<Watch> {
             sys("dup2", unsafe { libc::dup2(fresh, two) }).map(drop)
         }))
 }
+
+/// A packet, with what is told of its sender: protocol, kind of interface, kind of packet.
+fn with_sender(from: i32) -> Option<(Vec<u8>, [u8; 5])> {
+    let (mut bytes, mut sender, mut len) = ([0_u8; 2000], [0_u8; 20], 20_u32);
+    // SAFETY: the buffers have the lengths given.
+    let got = unsafe {
+        libc::recvfrom(
+            from,
+            bytes.as_mut_ptr().cast(),
+            bytes.len(),
+            0,
+            sender.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    let got = usize::try_from(got).ok()?;
+    let told = [sender[2], sender[3], sender[8], sender[9], sender[10]];
+    Some((bytes[..got].to_vec(), told))
+}
+
+/// Packets of two protocols that nobody has read, with and without their headers; one that hears all of its protocol
+/// as it goes out as well.
+pub(crate) fn packets(_: &Setting) -> Result<Watch> {
+    const OURS: u16 = 0x88b6;
+    loopback()?;
+    let new = |kind: i32| {
+        let one = socket(AF_PACKET, kind | SOCK_NONBLOCK, 0)?;
+        let address = on_loopback(OURS);
+        let arguments = args([one as u64, address.as_ptr() as u64, 20]);
+        sys("bind", raw(libc::SYS_bind, arguments))?;
+        anyhow::Ok(one)
+    };
+    let all = [new(SOCK_RAW)?, new(SOCK_DGRAM)?];
+    let fill = move || {
+        let sender = socket(AF_PACKET, SOCK_RAW, 0)?;
+        for (number, len) in [(1_u8, 60), (2, 900), (3, 15)] {
+            let mut frame = vec![number; len];
+            frame[..12].fill(0);
+            frame[12..14].copy_from_slice(&OURS.to_be_bytes());
+            let (at, to) = (frame.as_ptr() as u64, on_loopback(OURS));
+            let arguments = [sender as u64, at, len as u64, 0, to.as_ptr() as u64, 20];
+            sys("sendto", raw(libc::SYS_sendto, arguments))?;
+        }
+        close(sender);
+        anyhow::Ok(())
+    };
+    let take = move || all.map(|one| std::iter::from_fn(|| with_sender(one)).collect::<Vec<_>>());
+    fill()?;
+    let expected = take();
+    same(
+        "packets of each",
+        &[3, 3],
+        &expected.each_ref().map(Vec::len),
+    )?;
+    fill()?;
+    Ok(Watch::new(move || {
+        same("what each has", &expected, &take())?;
+        fill()
+    })
+    .spoiled_by(move || read(all[1], 2000).map(drop)))
+}
