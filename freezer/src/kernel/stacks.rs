@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn the_rate_of_ticks_shows() {
         let second = 1_000_000_000;
-        assert_eq!(rate(4_308_411_972, 54_060 * second), Some(250));
+        assert_eq!(rate(4_309_084_061, 56_767 * second), Some(250));
         assert_eq!(rate((1 << 32) - 200 * 1000, 101 * second), Some(1000));
         assert_eq!(rate((1 << 32) + 100, 301 * second), None);
         assert_eq!(rate(7, 50 * second), None);
