@@ -218,7 +218,7 @@ impl Timed {
         // goes on, everything is slow for a while.
         let due = back.start + term;
         let late = match still < STILL {
-            true => self.gaps.end(due) + SLACK,
+            true => self.gaps.end(due) + self.gaps.between(self.gaps.end(due), back.end) + SLACK,
             false => due + still + SLACK,
         };
         if back.result != self.expected {
