@@ -130,10 +130,11 @@ fn save(
             .with_context(|| format!("making {}", image.pages.display()))?,
     };
     freezer::capture_pages(&mut manifest, &objects, &mut sink)?;
-    let pages = sink
+    let (pages, sums) = sink
         .writer
         .finish()
         .with_context(|| format!("writing {}", image.pages.display()))?;
+    manifest.page_sums = Some(sums);
     if leave_running {
         // One may have come since the check.
         let pids: Vec<Pid> = frozen.pids().collect();

@@ -19,8 +19,9 @@ pub(crate) fn run(dir: &Path, external: &[External]) -> Result<()> {
     let context = || format!("reading {}", image.manifest.display());
     let bytes = std::fs::read(&image.manifest).with_context(context)?;
     let manifest = Manifest::from_bytes(&bytes).with_context(context)?;
-    let pages = PagesFile::open(&image.pages)
-        .with_context(|| format!("reading {}", image.pages.display()))?;
+    let context = || format!("reading {}", image.pages.display());
+    let sums = manifest.page_sums.clone().unwrap_or_default();
+    let pages = PagesFile::open(&image.pages, &sums).with_context(context)?;
     let externals = own(external, &manifest)?;
     let options = resurrect::Options {
         elapsed: elapsed(&manifest.host)?,

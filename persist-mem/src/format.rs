@@ -51,6 +51,8 @@ pub enum Kind {
     Tunnel = 15,
     /// [`crate::manifest::Cgroup`], one each.
     Cgroup = 16,
+    /// [`crate::manifest::PageSums`], at most one.
+    PageSums = 17,
 }
 
 impl Kind {
@@ -72,6 +74,7 @@ impl Kind {
             Kind::Undo,
             Kind::Tunnel,
             Kind::Cgroup,
+            Kind::PageSums,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == number)

@@ -7,6 +7,7 @@ pub mod frames;
 pub mod handback;
 pub mod manifest;
 pub mod mounts;
+pub mod page_sums;
 pub mod pages_file;
 pub mod phys_store;
 pub mod physmem;

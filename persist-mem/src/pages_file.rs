@@ -2,6 +2,8 @@
 //!
 //! Page number `n` of the store lies at byte `n * 4096`.
 
+use crate::manifest::PageSums;
+use crate::page_sums::PagesError;
 use crate::store::PageStore;
 use memmap2::{MmapOptions, MmapRaw};
 use std::fs::File;
@@ -36,7 +38,7 @@ struct Writer {
     full: SyncSender<Vec<u8>>,
     /// Buffers that have been written.
     empty: Receiver<Vec<u8>>,
-    thread: JoinHandle<io::Result<File>>,
+    thread: JoinHandle<io::Result<(File, Vec<u32>)>>,
 }
 
 impl Writer {
@@ -46,12 +48,14 @@ impl Writer {
         let work = move || {
             // Whoever stands still waits for this thread as much as for the one that reads.
             let _urgent = Urgent::begin();
+            let mut crcs = Vec::new();
             for buffer in to_write {
                 file.write_all(&buffer)?;
+                crcs.push(crc32fast::hash(&buffer));
                 // Nobody wants it when all is read.
                 let _ = written.send(buffer);
             }
-            Ok(file)
+            Ok((file, crcs))
         };
         Ok(Writer {
             full,
@@ -61,7 +65,7 @@ impl Writer {
     }
 
     /// Waits until everything is written.
-    fn end(self) -> io::Result<File> {
+    fn end(self) -> io::Result<(File, Vec<u32>)> {
         drop(self.full);
         self.thread
             .join()
@@ -152,16 +156,22 @@ impl PagesWriter {
         })
     }
 
-    /// Ends it; the file is whole, but on the disk only when it is synchronised.
+    /// Ends it; the file is whole, but on the disk only when it is synchronised. The sums go into the manifest.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn finish(mut self) -> io::Result<File> {
+    pub fn finish(mut self) -> io::Result<(File, PageSums)> {
         if self.used > 0 {
             self.hand_over()?;
         }
         let writer = self.writer.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        writer.end()
+        let (file, crcs) = writer.end()?;
+        let sums = PageSums {
+            pages: self.pages,
+            run: AT_ONCE as u32,
+            crcs,
+        };
+        Ok((file, sums))
     }
 }
 
@@ -180,13 +190,14 @@ pub struct PagesFile {
 }
 
 impl PagesFile {
-    /// Maps it.
+    /// Reads it once, to see that it holds what was written, and maps it.
     ///
     /// # Errors
-    /// When it cannot be opened or mapped.
-    pub fn open(path: &Path) -> std::io::Result<PagesFile> {
+    /// As the variants of [`PagesError`] say, or when it cannot be mapped.
+    pub fn open(path: &Path, sums: &PageSums) -> Result<PagesFile, PagesError> {
         let file = File::open(path)?;
-        let map = if file.metadata()?.len() == 0 {
+        sums.check(&file)?;
+        let map = if sums.pages == 0 {
             None
         } else {
             Some(MmapOptions::new().map_raw_read_only(&file)?)
@@ -227,17 +238,41 @@ mod tests {
             assert_eq!(writer.append(pages, read(next)).unwrap(), next);
             next += pages;
         }
-        let file = writer.finish().unwrap();
+        let (file, sums) = writer.finish().unwrap();
         assert_eq!(file.metadata().unwrap().len(), next * PAGE_SIZE as u64);
         let bytes = std::fs::read(&path).unwrap();
         for (page, number) in bytes.chunks(PAGE_SIZE).zip(0_u64..) {
             assert_eq!(page[..8], number.to_le_bytes());
         }
-        let store = PagesFile::open(&path).unwrap();
+        let store = PagesFile::open(&path, &sums).unwrap();
+        damage_is_told(&path, &sums);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(store.source(next - 1, 1).unwrap().len(), PAGE_SIZE);
         assert!(store.source(next - 1, 2).is_none(), "past the end");
         assert!(store.source(u64::MAX, 2).is_none());
+    }
+
+    /// One bit of any run, and a file that is too short or too long.
+    fn damage_is_told(path: &Path, sums: &PageSums) {
+        use std::os::unix::fs::FileExt;
+        let file = File::options().read(true).write(true).open(path).unwrap();
+        let len = file.metadata().unwrap().len();
+        assert_eq!(sums.pages * PAGE_SIZE as u64, len);
+        for at in [0, len / 2, len - 1] {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 4], at).unwrap();
+            match sums.check(&file) {
+                Err(PagesError::Damaged { from, to }) => assert!((from..to).contains(&at)),
+                other => panic!("{other:?} at {at}"),
+            }
+            file.write_all_at(&byte, at).unwrap();
+            sums.check(&file).unwrap();
+        }
+        for wrong in [0, len - 1, len + PAGE_SIZE as u64] {
+            file.set_len(wrong).unwrap();
+            assert!(matches!(sums.check(&file), Err(PagesError::Length { .. })));
+        }
     }
 
     fn to_full_device() -> PagesWriter {

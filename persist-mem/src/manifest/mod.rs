@@ -8,6 +8,7 @@ mod files;
 mod host;
 mod ipc;
 mod memory;
+mod pages;
 mod process;
 mod sockets;
 mod tunnel;
@@ -18,6 +19,7 @@ pub use files::*;
 pub use host::*;
 pub use ipc::*;
 pub use memory::*;
+pub use pages::*;
 pub use process::*;
 pub use sockets::*;
 pub use tunnel::*;
@@ -57,6 +59,8 @@ pub struct Manifest {
     pub tunnels: Vec<Tunnel>,
     /// Control groups that processes are in, and those above them, these first.
     pub cgroups: Vec<Cgroup>,
+    /// Check sums of the pages in an image of `kupgrade checkpoint`; None where pages stay in memory.
+    pub page_sums: Option<PageSums>,
     /// The upgrade under way; None in an image of `kupgrade checkpoint`.
     pub upgrade: Option<Box<Upgrade>>,
 }
@@ -71,6 +75,9 @@ impl Manifest {
         writer.record(Kind::Host, &self.host)?;
         if let Some(upgrade) = &self.upgrade {
             writer.record(Kind::Upgrade, upgrade)?;
+        }
+        if let Some(sums) = &self.page_sums {
+            writer.record(Kind::PageSums, sums)?;
         }
         for pipe in &self.pipes {
             writer.record(Kind::Pipe, pipe)?;
@@ -145,6 +152,7 @@ impl Manifest {
                 Kind::Cgroup => manifest.cgroups.push(record.decode()?),
                 Kind::Tunnel => manifest.tunnels.push(record.decode()?),
                 Kind::SharedObject => manifest.shared_objects.push(record.decode()?),
+                Kind::PageSums => manifest.page_sums = Some(record.decode()?),
                 Kind::Upgrade => manifest.upgrade = Some(record.decode()?),
                 Kind::Host | Kind::End => {
                     return Err(FormatError::Incomplete("a second host record".into()));
