@@ -127,6 +127,9 @@ impl Tracee {
     /// # Errors
     /// As [`Tracee::run`], but failed calls are left to the caller ([`Batch::failure`]).
     pub fn run_raw(&mut self, batch: &Batch) -> Result<Output, TraceeError> {
+        if batch.is_empty() {
+            return Ok(batch.decode(batch.encode(0)));
+        }
         let regs = self.regs()?;
         let table = self.prepare_raw(batch, 0, regs)?;
         self.go(|_, status| status == Status::Signal(libc::SIGTRAP))?;
