@@ -41,10 +41,21 @@ struct OpenFile<'a> {
     fd: CallIndex,
 }
 
+/// Anonymous mappings that touch and are made alike: one until protections and advice part them again.
+#[derive(Clone, Copy)]
+struct Run {
+    start: u64,
+    end: u64,
+    prot: u32,
+    flags: u64,
+}
+
 struct Mapper<'a, 'b> {
     calls: Calls<'a>,
     builder: &'a Builder<'b>,
     open: Option<OpenFile<'a>>,
+    /// Anonymous memory that waits for what follows it.
+    run: Option<Run>,
     /// The next mapping is one of its own beside the one before it.
     apart: bool,
     /// Further descriptions of objects, until the calls are made that take them.
@@ -78,6 +89,7 @@ fn make_some(
         calls: Calls::new(builder.pid, "making its mappings", leader),
         builder,
         open: None,
+        run: None,
         apart: false,
         further: Vec::new(),
     };
@@ -104,7 +116,7 @@ impl<'a> Mapper<'a, '_> {
                     MAP_PRIVATE
                 };
                 let flags = kind | MAP_ANONYMOUS | huge_flags(vma);
-                self.call(vma, mm, flags, (-1).into(), 0);
+                self.anonymous(vma, mm, flags);
                 Ok(())
             }
             Backing::File {
@@ -147,12 +159,55 @@ impl<'a> Mapper<'a, '_> {
     }
 
     fn call(&mut self, vma: &Vma, mm: &AddressSpace, kind: u64, fd: Arg, offset: u64) {
-        let prot = made_with(vma, mm, self.builder);
+        self.make_run();
+        let run = self.one(vma, mm, kind);
+        self.call_for(run, fd, offset);
+    }
+
+    /// Adds to the run before it where the kernel would make one mapping of both.
+    fn anonymous(&mut self, vma: &Vma, mm: &AddressSpace, kind: u64) {
+        /// Of these each call makes a mapping of its own.
+        const ALONE: u64 = MAP_GROWSDOWN | MAP_HUGETLB | MAP_DROPPABLE;
+        /// What the kernel may refuse in one piece (overcommit) is not made one.
+        const MOST: u64 = 64 << 20;
+        let one = self.one(vma, mm, kind);
+        match &mut self.run {
+            Some(run)
+                if run.end == one.start
+                    && one.end - run.start <= MOST
+                    && (run.prot, run.flags) == (one.prot, one.flags)
+                    && one.flags & ALONE == 0 =>
+            {
+                run.end = one.end;
+            }
+            _ => {
+                self.make_run();
+                self.run = Some(one);
+            }
+        }
+    }
+
+    fn one(&self, vma: &Vma, mm: &AddressSpace, kind: u64) -> Run {
+        Run {
+            start: vma.start,
+            end: vma.end,
+            prot: made_with(vma, mm, self.builder),
+            flags: kind | extra_flags(vma),
+        }
+    }
+
+    fn make_run(&mut self) {
+        if let Some(run) = self.run.take() {
+            self.call_for(run, (-1).into(), 0);
+        }
+    }
+
+    fn call_for(&mut self, run: Run, fd: Arg, offset: u64) {
         let args = [
-            vma.start.into(),
-            vma.len().into(),
-            u64::from(prot).into(),
-            (kind | extra_flags(vma)).into(),
+            run.start.into(),
+            (run.end - run.start).into(),
+            u64::from(run.prot).into(),
+            run.flags.into(),
             fd,
             offset.into(),
         ];
@@ -218,6 +273,7 @@ impl<'a> Mapper<'a, '_> {
     }
 
     fn flush(&mut self) -> Result<(), ResurrectError> {
+        self.make_run();
         self.close();
         self.calls.flush()?;
         self.further.clear();

@@ -14,10 +14,10 @@ use sys::{Errno, PAGE_SIZE_U64, Pid};
 
 /// Pages copied in one piece: what one thread takes at a time is a few MiB at most.
 const PIECE: u64 = 512;
-/// Pieces copied in one call.
+/// Pieces copied in one call, at most.
 const AT_ONCE: usize = 16;
-/// Fewer pieces than this are copied by this thread alone.
-const FEW: usize = 4 * AT_ONCE;
+/// No more pages than this are copied by this thread alone.
+const FEW: u64 = 2048;
 
 const MADV_HUGEPAGE: i32 = 14;
 const MADV_COLLAPSE: i32 = 25;
@@ -158,7 +158,8 @@ pub(super) fn split(extents: &[Extent], ranges: &[PageRange]) -> (Vec<Extent>, V
 fn copy(builder: &Builder<'_>, leader: &Tracee, extents: &[Extent]) -> Result<(), ResurrectError> {
     let (pid, host) = (builder.pid, leader.pid());
     let pieces = pieces(builder, extents)?;
-    let done = if pieces.len() > FEW {
+    let pages: u64 = extents.iter().map(|extent| extent.pages).sum();
+    let done = if pages > FEW {
         OneProcessor::without(builder.processor, || copy_pieces(host, &pieces))
     } else {
         pieces
@@ -174,10 +175,12 @@ fn copy_pieces(host: Pid, pieces: &[(Source, u64)]) -> sys::Result<()> {
         Err(_) => 1,
     };
     let next = AtomicUsize::new(0);
+    // So many that all have work to the end.
+    let at_once = (pieces.len() / (4 * threads)).clamp(1, AT_ONCE);
     let work = || {
         loop {
-            let start = next.fetch_add(AT_ONCE, Ordering::Relaxed);
-            let end = pieces.len().min(start + AT_ONCE);
+            let start = next.fetch_add(at_once, Ordering::Relaxed);
+            let end = pieces.len().min(start + at_once);
             match pieces.get(start..end) {
                 None | Some([]) => return Ok(()),
                 Some(some) => write_process(host, some)?,
