@@ -30,7 +30,7 @@ pub(super) fn open_makers(restore: &mut Restore<'_>) -> Result<(), ResurrectErro
             restore,
             description,
         };
-        super::path::seek(&opening, &fd)?;
+        super::path::seek(opening.description, &fd)?;
         sys::fds::set_status_flags(&fd, description.flags & super::SETTABLE)
             .map_err(opening.failed("setting its flags"))?;
         restore.files.opened.insert(description.id, fd);

@@ -46,7 +46,7 @@ pub(super) fn open(
         path: elsewhere.file.to_string(),
         why: format!("its other name is gone: {errno}"),
     })?;
-    path::seek(opening, &fd)?;
+    path::seek(opening.description, &fd)?;
     Ok(fd)
 }
 

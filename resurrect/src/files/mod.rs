@@ -71,25 +71,41 @@ pub(crate) struct Opening<'a, 'b> {
     pub(crate) description: &'a Description,
 }
 
-impl Opening<'_, '_> {
-    /// Flags to open it with: without those that are for the first open only, and without `O_ASYNC`,
-    /// which must be set by a call of its own to take effect.
+impl<'a> Opening<'a, '_> {
+    /// Flags to open it with.
     pub(crate) fn flags(&self) -> OFlag {
-        let once = match self.description.flags & TMPFILE {
-            0 => ONCE,
-            // It made a file that has been given a name since.
-            _ => ONCE | TMPFILE | O_DIRECTORY,
-        };
-        let flags = self.description.flags & !(once | O_ASYNC);
-        OFlag::from_bits_retain(flags.cast_signed()) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC
+        flags(self.description)
     }
     /// Names the description in errors.
     pub(crate) fn failed(
         &self,
         doing: &'static str,
-    ) -> impl FnOnce(Errno) -> ResurrectError + use<> {
-        let what = describe(self.description);
-        move |errno| ResurrectError::Description { what, doing, errno }
+    ) -> impl FnOnce(Errno) -> ResurrectError + use<'a> {
+        failed(self.description, doing)
+    }
+}
+
+/// Flags to open it with: without those that are for the first open only, and without `O_ASYNC`,
+/// which must be set by a call of its own to take effect.
+fn flags(description: &Description) -> OFlag {
+    let once = match description.flags & TMPFILE {
+        0 => ONCE,
+        // It made a file that has been given a name since.
+        _ => ONCE | TMPFILE | O_DIRECTORY,
+    };
+    let flags = description.flags & !(once | O_ASYNC);
+    OFlag::from_bits_retain(flags.cast_signed()) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC
+}
+
+/// Names the description in errors.
+fn failed<'a>(
+    description: &'a Description,
+    doing: &'static str,
+) -> impl FnOnce(Errno) -> ResurrectError + use<'a> {
+    move |errno| ResurrectError::Description {
+        what: describe(description),
+        doing,
+        errno,
     }
 }
 
@@ -120,6 +136,7 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         .descriptions
         .iter()
         .partition(|description| path::of_socket(description));
+    path::open_many(restore, &all)?;
     open_each(restore, all)?;
     // An end that nobody has must not stay open here.
     restore.files.pipes.clear();
@@ -208,7 +225,7 @@ fn set_flags(restore: &Restore<'_>) -> Result<(), ResurrectError> {
 fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
     match &opening.description.kind {
         DescriptionKind::External { number } => external::open(opening, *number),
-        DescriptionKind::Path(file) => path::open(opening, file),
+        DescriptionKind::Path(file) => path::open(opening.description, file),
         DescriptionKind::Device { path, rdev } => device::open(opening, path, *rdev),
         DescriptionKind::Handle {
             file,

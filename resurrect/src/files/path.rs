@@ -1,29 +1,74 @@
 //! Regular files and directories that have a path.
 
-use super::Opening;
 use crate::ResurrectError;
+use crate::processor::OneProcessor;
+use crate::restore::Restore;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use persist_mem::manifest::{Description, DescriptionKind, FileRef};
+use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, FileRef};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::sync::Mutex;
 use sys::Errno;
 
-pub(super) fn open(opening: &Opening<'_, '_>, file: &FileRef) -> Result<OwnedFd, ResurrectError> {
+/// More files than this are opened by all processors.
+const MANY: usize = 256;
+
+/// Opens those that have a path side by side, when they are many.
+pub(super) fn open_many(
+    restore: &mut Restore<'_>,
+    descriptions: &[&Description],
+) -> Result<(), ResurrectError> {
+    let mut work: Vec<(&Description, &FileRef)> = Vec::new();
+    for description in descriptions {
+        if let DescriptionKind::Path(file) = &description.kind
+            && !restore.files.opened.contains_key(&description.id)
+        {
+            work.push((description, file));
+        }
+    }
+    if work.len() <= MANY {
+        return Ok(());
+    }
+    let opened: Vec<_> = OneProcessor::without(restore.processor.as_ref(), || {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let parts = work.chunks(work.len().div_ceil(threads));
+        std::thread::scope(|scope| {
+            let parts: Vec<_> = parts.map(|part| scope.spawn(|| open_all(part))).collect();
+            parts.into_iter().map(|part| part.join()).collect()
+        })
+    });
+    for part in opened {
+        let part = part.map_err(|_| ResurrectError::own("opening files")(Errno::EFAULT))?;
+        restore.files.opened.extend(part?);
+    }
+    Ok(())
+}
+
+fn open_all(
+    part: &[(&Description, &FileRef)],
+) -> Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError> {
+    let one = |(description, file): &(&Description, &FileRef)| {
+        Ok((description.id, open(description, file)?))
+    };
+    part.iter().map(one).collect()
+}
+
+pub(super) fn open(description: &Description, file: &FileRef) -> Result<OwnedFd, ResurrectError> {
     check_same(file)?;
     // Regular files take `O_ASYNC` only here, and signal nothing.
-    let inert = OFlag::from_bits_retain(opening.description.flags.cast_signed()) & OFlag::O_ASYNC;
-    let flags = opening.flags() | inert;
+    let inert = OFlag::from_bits_retain(description.flags.cast_signed()) & OFlag::O_ASYNC;
+    let flags = super::flags(description) | inert;
     let path = Path::new(OsStr::from_bytes(&file.path));
     let fd = match nix::fcntl::open(path, flags, Mode::empty()) {
         Err(Errno::EPERM) => in_spite_of_attributes(path, flags),
         opened => opened,
     };
-    let fd = fd.map_err(opening.failed("opening it"))?;
-    seek(opening, &fd)?;
+    let fd = fd.map_err(super::failed(description, "opening it"))?;
+    seek(description, &fd)?;
     Ok(fd)
 }
 
@@ -31,6 +76,9 @@ pub(super) fn open(opening: &Opening<'_, '_>, file: &FileRef) -> Result<OwnedFd,
 fn in_spite_of_attributes(path: &Path, flags: OFlag) -> sys::Result<OwnedFd> {
     /// `FS_IMMUTABLE_FL`, `FS_APPEND_FL` (include/uapi/linux/fs.h).
     const KEPT_AS_IT_IS: u32 = 0x10 | 0x20;
+    // Another thread may open the same file.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _held = ONE_AT_A_TIME.lock();
     let reading = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = nix::fcntl::open(path, reading, Mode::empty())?;
     let own = sys::files::inode_flags(&file)?;
@@ -44,12 +92,11 @@ fn in_spite_of_attributes(path: &Path, flags: OFlag) -> sys::Result<OwnedFd> {
 }
 
 /// Sets the offset, where there is one.
-pub(super) fn seek(opening: &Opening<'_, '_>, fd: &OwnedFd) -> Result<(), ResurrectError> {
-    let flags = opening.flags();
-    match opening.description.pos {
+pub(super) fn seek(description: &Description, fd: &OwnedFd) -> Result<(), ResurrectError> {
+    match description.pos {
         0 => Ok(()),
-        _ if flags.contains(OFlag::O_PATH) => Ok(()),
-        pos => sys::fds::seek(fd, pos).map_err(opening.failed("setting its offset")),
+        _ if description.flags & super::O_PATH != 0 => Ok(()),
+        pos => sys::fds::seek(fd, pos).map_err(super::failed(description, "setting its offset")),
     }
 }
 

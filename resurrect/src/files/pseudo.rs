@@ -60,7 +60,7 @@ pub(crate) fn seek(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
                 restore,
                 description,
             };
-            path::seek(&opening, fd)?;
+            path::seek(opening.description, fd)?;
         }
     }
     Ok(())

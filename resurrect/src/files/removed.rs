@@ -119,6 +119,6 @@ pub(super) fn open(opening: &Opening<'_, '_>, id: RemovedId) -> Result<OwnedFd, 
         .ok_or(Errno::ENOENT)
         .map_err(opening.failed("finding it"))?;
     let fd = sys::fds::reopen(made, opening.flags()).map_err(opening.failed("opening it"))?;
-    path::seek(opening, &fd)?;
+    path::seek(opening.description, &fd)?;
     Ok(fd)
 }
