@@ -63,6 +63,8 @@ pub(crate) struct Restore<'a> {
     pub(crate) scratch: OwnScratch,
     /// Processes that are there, by the ids they have in their namespace.
     pub(crate) tasks: BTreeMap<Pid, Task>,
+    /// Those that have acted as other users: theirs are not those they were made with.
+    pub(crate) acted: BTreeSet<Pid>,
     pub(crate) files: Files,
     pub(crate) objects: Objects,
     pub(crate) hierarchies: Hierarchies,
@@ -97,6 +99,7 @@ impl<'a> Restore<'a> {
             options,
             scratch,
             tasks: BTreeMap::new(),
+            acted: BTreeSet::new(),
             files: Files::default(),
             objects: Objects::default(),
             hierarchies: Hierarchies::default(),

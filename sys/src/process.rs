@@ -194,6 +194,16 @@ pub fn set_affinity(tid: Tid, mask: &[u8]) -> Result<()> {
     unsafe { syscall(libc::SYS_sched_setaffinity, args) }.map(drop)
 }
 
+/// `PR_GET_SECUREBITS` of this thread.
+///
+/// # Errors
+/// Those of prctl(2): none are known.
+pub fn securebits() -> Result<u32> {
+    let args = [libc::PR_GET_SECUREBITS as u64, 0, 0, 0, 0, 0];
+    // SAFETY: no pointers.
+    unsafe { syscall(libc::SYS_prctl, args) }.map(|bits| bits as u32)
+}
+
 /// kill(2).
 ///
 /// # Errors

@@ -7,29 +7,20 @@ use persist_mem::manifest::Live;
 use sys::batch::Batch;
 
 /// `RLIMIT_SIGPENDING`
-const SIGPENDING: usize = 11;
+const SIGPENDING: u32 = 11;
 /// `RLIMIT_NPROC`
-const NPROC: usize = 6;
+const NPROC: u32 = 6;
 /// Those that may be exceeded by now, and are set last.
-const LAST: [usize; 2] = [NPROC, SIGPENDING];
+const LAST: [u32; 2] = [NPROC, SIGPENDING];
 
 /// Sets those that differ from what a new process has.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives() {
-        let first = &mut restore.task(pid)?.first;
+        let task = restore.task(pid)?;
         let mut batch = Batch::new();
-        let asked: Vec<_> = (0..live.limits.len())
-            .map(|which| {
-                let now = batch.space(16);
-                let args = [0.into(), which.into(), 0.into(), now.into()];
-                batch.call("asking for a limit", nr::PRLIMIT64, args);
-                now
-            })
-            .collect();
-        let output = run(pid, "asking for its limits", first, &batch)?;
-        let mut batch = Batch::new();
-        for (which, ((soft, hard), now)) in live.limits.iter().zip(asked).enumerate() {
-            let now = (output.u64(now, 0), output.u64(now, 1));
+        for (which, (soft, hard)) in (0..).zip(&live.limits) {
+            let now = sys::process::prlimit(task.host_pid(), which, None)
+                .map_err(ResurrectError::call(pid, "asking for its limits"))?;
             // More may be queued than the process may queue. A user who has too many processes could not run
             // another program any more, had the limit been there as it became that user (setuid(2)).
             let wanted = if LAST.contains(&which) && live.in_vfork.is_none() {
@@ -41,7 +32,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
                 put(&mut batch, which, wanted);
             }
         }
-        run(pid, "setting its limits", first, &batch)?;
+        run(pid, "setting its limits", &mut task.first, &batch)?;
     }
     Ok(())
 }
@@ -49,13 +40,13 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 /// Sets the limits that are left when everybody is who he was, and signals are queued.
 pub(crate) fn set_last(batch: &mut Batch, live: &Live) {
     for which in LAST {
-        if let Some(limit) = live.limits.get(which) {
+        if let Some(limit) = live.limits.get(which as usize) {
             put(batch, which, *limit);
         }
     }
 }
 
-fn put(batch: &mut Batch, which: usize, (soft, hard): (u64, u64)) {
+fn put(batch: &mut Batch, which: u32, (soft, hard): (u64, u64)) {
     let mut bytes = soft.to_le_bytes().to_vec();
     bytes.extend_from_slice(&hard.to_le_bytes());
     let new = batch.data(&bytes);

@@ -3,8 +3,10 @@
 use crate::ResurrectError;
 use crate::calls::nr;
 use crate::restore::Restore;
-use persist_mem::manifest::{Credentials, Thread};
+use persist_mem::manifest::{Credentials, Live, Thread};
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
+use sys::Pid;
 use sys::batch::Batch;
 
 const PR_SET_PDEATHSIG: i32 = 1;
@@ -23,17 +25,62 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// Sets them for every thread.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let doing = "setting a thread's credentials";
-    super::together(restore, doing, |_, live, thread| {
+    let own = own();
+    // Nobody who shares the memory of such a process changes its users, which would clear `dumpable`.
+    let as_made = |live: &Live| {
+        let same = |thread: &Thread| own.as_ref() == Some(&thread.credentials);
+        live.dumpable < 2 && live.threads.iter().all(same)
+    };
+    let kept: BTreeSet<Pid> = restore
+        .lives()
+        .filter(|(pid, live)| !restore.acted.contains(pid) && as_made(live))
+        .map(|(pid, _)| pid)
+        .collect();
+    super::together(restore, doing, |pid, live, thread| {
         let mut batch = Batch::new();
-        become_user(&mut batch, &thread.credentials);
+        let kept = kept.contains(&pid);
+        if !kept {
+            become_user(&mut batch, &thread.credentials);
+        }
         afterwards(&mut batch, thread);
         // Every change of ids has cleared it; 2 cannot be set, and is what clearing leaves.
-        if live.dumpable < 2 {
+        let first = live.threads.first().map(|first| first.tid) == Some(thread.tid);
+        if live.dumpable < 2 && (first || !kept) {
             let args = [PR_SET_DUMPABLE.into(), u64::from(live.dumpable).into()];
             batch.call("setting dumpable", nr::PRCTL, args);
         }
         batch
     })
+}
+
+/// Those of this process, which what it makes begins with. None when they cannot be told, or are not the same
+/// after it has acted as another user for a while.
+fn own() -> Option<Credentials> {
+    let me = Pid(nix::unistd::getpid().as_raw());
+    let status = sys::procdir::read(me, "status").ok()?;
+    let text = std::str::from_utf8(&status).ok()?;
+    let line = |name: &str| {
+        let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+        rest.strip_prefix(':')
+    };
+    let numbers = |name: &str| -> Option<Vec<u32>> {
+        let words = line(name)?.split_ascii_whitespace();
+        words.map(|word| word.parse().ok()).collect()
+    };
+    let set = |name: &str| u64::from_str_radix(line(name)?.trim(), 16).ok();
+    let own = Credentials {
+        uid: numbers("Uid")?.try_into().ok()?,
+        gid: numbers("Gid")?.try_into().ok()?,
+        groups: numbers("Groups")?,
+        inheritable: set("CapInh")?,
+        permitted: set("CapPrm")?,
+        effective: set("CapEff")?,
+        bounding: set("CapBnd")?,
+        ambient: set("CapAmb")?,
+        securebits: sys::process::securebits().ok()?,
+    };
+    let same = |ids: &[u32; 4]| ids.iter().all(|id| *id == ids[0]);
+    (same(&own.uid) && same(&own.gid) && own.effective == own.permitted).then_some(own)
 }
 
 pub(crate) fn become_user(batch: &mut Batch, c: &Credentials) {

@@ -166,6 +166,7 @@ fn actor(
             made => made?,
         }
     }
+    restore.acted.insert(pid);
     Ok(Some(pid))
 }
 
