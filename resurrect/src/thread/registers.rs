@@ -5,7 +5,7 @@ use super::sleeps;
 use crate::ResurrectError;
 use crate::calls::nr;
 use crate::restore::Restore;
-use persist_mem::manifest::{Dispatch, Limit, Live};
+use persist_mem::manifest::{Backing, Dispatch, Limit, Live};
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use sys::batch::Batch;
@@ -24,10 +24,11 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let elapsed = restore.elapsed();
     let dispatched = dispatch_from_inside(restore)?;
     let returned = sleeps::go_on(restore, elapsed)?;
+    let mut gate = None;
     for (pid, live) in restore.lives().filter(|(_, live)| live.mm_of.is_none()) {
         // A child with the same memory acts for who waits for it.
         let actor = live.in_vfork.unwrap_or(pid);
-        remove_scratch(pid, &mut restore.task(actor)?.first, live)?;
+        remove_scratch(pid, &mut restore.task(actor)?.first, live, &mut gate)?;
     }
     in_vfork(restore)?;
     let passed = u64::try_from(restore.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -122,9 +123,14 @@ fn dispatch(pid: Pid, tracee: &Tracee, wanted: Dispatch) -> Result<(), Resurrect
 }
 
 /// Unmaps the batch loop, through a system call instruction of the process itself.
-fn remove_scratch(pid: Pid, first: &mut Tracee, live: &Live) -> Result<(), ResurrectError> {
+fn remove_scratch(
+    pid: Pid,
+    first: &mut Tracee,
+    live: &Live,
+    known: &mut Option<u64>,
+) -> Result<(), ResurrectError> {
     let doing = "removing the room for batches";
-    let gate = own_gate(first, live).ok_or_else(|| ResurrectError::Impossible {
+    let gate = own_gate(first, live, known).ok_or_else(|| ResurrectError::Impossible {
         pid,
         why: "no system call instruction is mapped in it".into(),
     })?;
@@ -133,8 +139,27 @@ fn remove_scratch(pid: Pid, first: &mut Tracee, live: &Live) -> Result<(), Resur
         .map_err(ResurrectError::tracee(pid, doing))
 }
 
-/// A `syscall` instruction: in the vdso, else in any code.
-fn own_gate(first: &Tracee, live: &Live) -> Option<u64> {
+/// A `syscall` instruction: in the vdso, else in any code. `known` is where the last process had one, counted
+/// from its vdso.
+fn own_gate(first: &Tracee, live: &Live, known: &mut Option<u64>) -> Option<u64> {
+    let mut vmas = live.mm.vmas.iter();
+    let saved = vmas.find(|vma| vma.backing == Backing::Vdso);
+    if let (Some(vma), Some(offset)) = (saved, *known)
+        && offset < vma.len().saturating_sub(1)
+    {
+        let place = vma.start + offset;
+        let code = first.mem().read_vec(place, 2).ok();
+        if code.is_some_and(|code| sys::tracee::find_gate(&code) == Some(0)) {
+            return Some(place);
+        }
+    }
+    let found = any_gate(first, live)?;
+    let inside = saved.filter(|vma| (vma.start..vma.end).contains(&found));
+    *known = inside.map(|vma| found - vma.start);
+    Some(found)
+}
+
+fn any_gate(first: &Tracee, live: &Live) -> Option<u64> {
     let maps = sys::procdir::read(first.pid(), &format!("task/{}/maps", first.tid())).ok()?;
     let vdso = crate::memory::vdso_range(&maps);
     let code = live.mm.vmas.iter().filter(|vma| vma.prot & PROT_EXEC != 0);

@@ -44,14 +44,21 @@ pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     // For who waits in vfork(2) there are none.
     for (pid, live) in restore.lives().filter(|(_, live)| live.in_vfork.is_none()) {
         let first = &mut restore.task(pid)?.first;
+        // The first batch does what all processes need.
         let mut batch = Batch::new();
         if let Some(action) = live.actions.get(SIGTRAP - 1) {
             put_action(&mut batch, SIGTRAP, action);
         }
-        settled(pid, "setting its action for SIGTRAP", first, &batch)?;
-        // Leaders that end have done it.
+        // Leaders that end have done the rest.
         if live.ended_leader.is_none() {
-            for batch in of_process(pid, live) {
+            forget_children(live, &mut batch);
+        }
+        if nothing_to_queue(live) {
+            limits::set_last(&mut batch, live);
+        }
+        settled(pid, "setting its actions for signals", first, &batch)?;
+        if live.ended_leader.is_none() {
+            for batch in queues(pid, live) {
                 settled(pid, "queueing its signals", first, &batch)?;
             }
         }
@@ -71,7 +78,8 @@ pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
         Ok(())
     })?;
-    for (pid, live) in restore.lives().filter(|(_, live)| live.in_vfork.is_none()) {
+    let with_signals = |live: &Live| live.in_vfork.is_none() && !nothing_to_queue(live);
+    for (pid, live) in restore.lives().filter(|(_, live)| with_signals(live)) {
         let first = &mut restore.task(pid)?.first;
         let mut batch = Batch::new();
         limits::set_last(&mut batch, live);
@@ -84,6 +92,11 @@ pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 pub(super) fn of_process(pid: Pid, live: &Live) -> Vec<Batch> {
     let mut forget = Batch::new();
     forget_children(live, &mut forget);
+    std::iter::once(forget).chain(queues(pid, live)).collect()
+}
+
+/// What queues them.
+fn queues(pid: Pid, live: &Live) -> Vec<Batch> {
     let queued = |queued: &&QueuedSignal| !timers::comes_again(live, queued);
     let pending: Vec<_> = live.pending.iter().filter(queued).collect();
     let queue = pending.chunks(AT_ONCE).map(|some| {
@@ -95,7 +108,12 @@ pub(super) fn of_process(pid: Pid, live: &Live) -> Vec<Batch> {
         }
         batch
     });
-    std::iter::once(forget).chain(queue).collect()
+    queue.collect()
+}
+
+/// Whether no signal waits in a process or its threads.
+fn nothing_to_queue(live: &Live) -> bool {
+    live.pending.is_empty() && live.threads.iter().all(|thread| thread.pending.is_empty())
 }
 
 /// The signals that wait in a process or its threads.
