@@ -75,6 +75,7 @@ fn quickly(pid: Pid, first: Tid) -> Result<Option<Vec<Mapping>>, FreezerError> {
         };
         map.flags = flags;
         map.protection_key = names.keys.then_some(0);
+        map.policy = vma.policy;
     }
     Ok(Some(maps))
 }
@@ -231,6 +232,12 @@ mod tests {
         }
         // Where the names cannot be learnt, smaps is read.
         let expected = names().map(|_| slow);
-        assert_eq!(quick.unwrap(), expected);
+        let quick = quick.unwrap().map(|mut maps| {
+            for map in &mut maps {
+                assert_ne!(map.policy.take(), Some(true), "it has set none");
+            }
+            maps
+        });
+        assert_eq!(quick, expected);
     }
 }

@@ -1,6 +1,8 @@
 //! On which nodes memory is to be (set_mempolicy(2), mbind(2)).
 
+use crate::proc::Mapping;
 use persist_mem::manifest::{AddressSpace, Backing, MemoryPolicy, PolicyRange};
+use sys::PAGE_SIZE_U64;
 use sys::batch::{Batch, Buffer, CallIndex, Output};
 use sys::tracee::{Tracee, TraceeError};
 
@@ -11,7 +13,7 @@ const MPOL_DEFAULT: u32 = 0;
 /// Bits of the node masks, `MAX_NUMNODES` at most.
 const NODES: usize = 1024;
 /// Mappings that are asked for in one batch, and of those that have a policy.
-const AT_ONCE: usize = 256;
+const AT_ONCE: usize = 128;
 
 /// The question for one policy: the calling thread's, or that of an address.
 pub(super) struct Asked {
@@ -46,50 +48,94 @@ impl Asked {
     }
 }
 
-/// Asks for the policies of all mappings.
-pub(super) fn capture(first: &mut Tracee, mm: &mut AddressSpace) -> Result<(), TraceeError> {
-    let own = |backing: &Backing| !matches!(backing, Backing::Vdso | Backing::Vvar);
-    let ranges: Vec<(u64, u64)> = mm
-        .vmas
-        .iter()
-        .filter(|vma| own(&vma.backing))
-        .map(|vma| (vma.start, vma.end))
-        .collect();
-    for some in ranges.chunks(AT_ONCE) {
-        let mut batch = Batch::new();
-        let mut modes = Vec::new();
-        for (start, _) in some {
+/// Mappings that are to be asked for.
+pub(super) struct Questions(Vec<(u64, u64)>);
+
+/// What was asked of some of them, with their ranges.
+pub(super) struct Modes(Vec<(u64, u64, CallIndex, Buffer)>);
+
+impl Questions {
+    /// All but those that are known to have none: private anonymous memory has its policy nowhere else
+    /// (mm/mempolicy.c, __get_vma_policy).
+    pub(super) fn of(maps: &[Mapping], mm: &AddressSpace) -> Questions {
+        let none = maps.iter().filter(|map| map.policy == Some(false));
+        let mut none = none.map(|map| map.start).peekable();
+        let mut ranges = Vec::new();
+        for vma in &mm.vmas {
+            while none.next_if(|start| *start < vma.start).is_some() {}
+            let known = none.peek() == Some(&vma.start);
+            let asked = match vma.backing {
+                Backing::Vdso | Backing::Vvar => false,
+                Backing::Anonymous { .. } => !known || vma.page_size > PAGE_SIZE_U64,
+                _ => true,
+            };
+            if asked {
+                ranges.push((vma.start, vma.end));
+            }
+        }
+        Questions(ranges)
+    }
+
+    /// Asks for some of them; the others are left.
+    pub(super) fn ask(&mut self, batch: &mut Batch) -> Modes {
+        let some = self.0.drain(..self.0.len().min(AT_ONCE));
+        let ask = |(start, end): (u64, u64)| {
             let mode = batch.space(8);
             let args = [
                 mode.into(),
                 0.into(),
                 0.into(),
-                (*start).into(),
+                start.into(),
                 MPOL_F_ADDR.into(),
             ];
             let call = batch.try_call("asking for a memory policy", GET_MEMPOLICY, args);
-            modes.push((call, mode));
-        }
-        let out = first.run(&batch)?;
-        let has = |(call, mode): &(CallIndex, Buffer)| {
-            out.result(*call).is_ok() && out.u32(*mode, 0) != MPOL_DEFAULT
+            (start, end, call, mode)
         };
-        let with = some.iter().zip(&modes).filter(|(_, asked)| has(asked));
-        let with: Vec<(u64, u64)> = with.map(|(range, _)| *range).collect();
-        if with.is_empty() {
-            continue;
+        Modes(some.map(ask).collect())
+    }
+
+    /// Takes the answers, and asks for the rest.
+    pub(super) fn finish(
+        mut self,
+        Modes(modes): &Modes,
+        out: &Output,
+        first: &mut Tracee,
+        mm: &mut AddressSpace,
+    ) -> Result<(), TraceeError> {
+        read(modes, out, first, mm)?;
+        while !self.0.is_empty() {
+            let mut batch = Batch::new();
+            let Modes(modes) = self.ask(&mut batch);
+            let out = first.run(&batch)?;
+            read(&modes, &out, first, mm)?;
         }
-        let mut batch = Batch::new();
-        let asked: Vec<_> = with
-            .iter()
-            .map(|(start, _)| Asked::add(&mut batch, Some(*start)))
-            .collect();
-        let out = first.run(&batch)?;
-        for ((start, end), asked) in with.into_iter().zip(asked) {
-            let policy = asked.read(&out);
-            mm.policies
-                .extend(policy.map(|policy| PolicyRange { start, end, policy }));
-        }
+        Ok(())
+    }
+}
+
+/// Asks for the policies of those that have one.
+fn read(
+    modes: &[(u64, u64, CallIndex, Buffer)],
+    out: &Output,
+    first: &mut Tracee,
+    mm: &mut AddressSpace,
+) -> Result<(), TraceeError> {
+    let has = |call, mode| out.result(call).is_ok() && out.u32(mode, 0) != MPOL_DEFAULT;
+    let with = modes.iter().filter(|(_, _, call, mode)| has(*call, *mode));
+    let with: Vec<(u64, u64)> = with.map(|(start, end, _, _)| (*start, *end)).collect();
+    if with.is_empty() {
+        return Ok(());
+    }
+    let mut batch = Batch::new();
+    let asked: Vec<_> = with
+        .iter()
+        .map(|(start, _)| Asked::add(&mut batch, Some(*start)))
+        .collect();
+    let out = first.run(&batch)?;
+    for ((start, end), asked) in with.into_iter().zip(asked) {
+        let policy = asked.read(&out);
+        mm.policies
+            .extend(policy.map(|policy| PolicyRange { start, end, policy }));
     }
     Ok(())
 }

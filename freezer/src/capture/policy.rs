@@ -1,5 +1,6 @@
 //! What an address space has been told about mappings to come, which no mapping shows.
 
+use super::numa;
 use crate::FreezerError;
 use crate::proc::{Mapping, Pagemap, Status};
 use persist_mem::manifest::{AddressSpace, LockFuture};
@@ -46,11 +47,17 @@ pub(super) fn lock_future(
 pub(super) struct Asked {
     mdwe: CallIndex,
     merge: CallIndex,
+    ldt: super::ldt::Asked,
+    nodes: (numa::Questions, numa::Modes),
 }
 
-pub(super) fn ask(batch: &mut Batch) -> Asked {
+pub(super) fn ask(batch: &mut Batch, maps: &[Mapping], mm: &AddressSpace) -> Asked {
+    let mut questions = numa::Questions::of(maps, mm);
+    let modes = questions.ask(batch);
     // Kernels that do not know them cannot have them set.
     Asked {
+        nodes: (questions, modes),
+        ldt: super::ldt::ask(batch),
         mdwe: batch.try_call("asking for MDWE", PRCTL, [PR_GET_MDWE.into()]),
         merge: batch.try_call("asking for KSM", PRCTL, [PR_GET_MEMORY_MERGE.into()]),
     }
@@ -58,7 +65,7 @@ pub(super) fn ask(batch: &mut Batch) -> Asked {
 
 /// What was asked, and protection keys.
 pub(super) fn read(
-    asked: &Asked,
+    asked: Asked,
     out: &Output,
     first: &mut Tracee,
     maps: &[Mapping],
@@ -70,8 +77,9 @@ pub(super) fn read(
     if maps.iter().any(|map| map.protection_key.is_some()) {
         mm.protection_keys = protection_keys(first)?;
     }
-    super::ldt::capture(first, mm)?;
-    super::numa::capture(first, mm)
+    super::ldt::read(&asked.ldt, out, first, mm)?;
+    let (questions, modes) = asked.nodes;
+    questions.finish(&modes, out, first, mm)
 }
 
 /// The keys that are allocated: those that cannot be had any more. Allocating one sets its rights for the

@@ -221,13 +221,20 @@ struct Asked {
     actions: signals::Asked,
     attributes: attributes::Asked,
     itimers: timers::Asked,
+    reports: reports::Asked,
 }
 
 impl Asked {
-    fn add(batch: &mut Batch) -> Asked {
+    fn add(
+        batch: &mut Batch,
+        children: &[Pid],
+        maps: &[proc::Mapping],
+        mm: &AddressSpace,
+    ) -> Asked {
         Asked {
+            reports: reports::ask(batch, children),
             barriers: membarrier::ask(batch),
-            policy: policy::ask(batch),
+            policy: policy::ask(batch, maps, mm),
             actions: signals::ask(batch),
             attributes: attributes::ask(batch),
             itimers: timers::ask(batch),
@@ -244,16 +251,16 @@ fn describe(
     mm: &mut AddressSpace,
 ) -> Result<(Live, TimersAt), FreezerError> {
     let mut batch = Batch::new();
-    let asked = Asked::add(&mut batch);
+    let asked = Asked::add(&mut batch, children, maps, mm);
     let failed = || FreezerError::tracee(pid);
     let first = &mut inside[0].tracee;
     let first_tid = first.tid();
     let timers_at = TimersAt::now();
     let out = first.run(&batch).map_err(failed())?;
     let posix = timers::posix(pid, first, timers_at)?;
-    let reports = reports::capture(first, children).map_err(failed())?;
+    let reports = reports::read(&asked.reports, &out, first, children).map_err(failed())?;
     mm.membarrier = membarrier::read(asked.barriers, &out, first).map_err(failed())?;
-    policy::read(&asked.policy, &out, first, maps, mm).map_err(failed())?;
+    policy::read(asked.policy, &out, first, maps, mm).map_err(failed())?;
     let more = attributes::read(&asked.attributes, &out);
     mm.layout.brk = more.brk;
     mm.thp_disabled = more.thp_disabled;

@@ -105,12 +105,12 @@ fn memory(
     let failed = || FreezerError::tracee(child);
     let mut batch = Batch::new();
     let barriers = membarrier::ask(&mut batch);
-    let asked = policy::ask(&mut batch);
+    let asked = policy::ask(&mut batch, maps, mm);
     let more = attributes::ask(&mut batch);
     let first = &mut inside[0].tracee;
     let out = first.run(&batch).map_err(failed())?;
     mm.membarrier = membarrier::read(barriers, &out, first).map_err(failed())?;
-    policy::read(&asked, &out, first, maps, mm).map_err(failed())?;
+    policy::read(asked, &out, first, maps, mm).map_err(failed())?;
     let attributes = attributes::read(&more, &out);
     mm.layout.brk = attributes.brk;
     mm.thp_disabled = attributes.thp_disabled;

@@ -22,6 +22,8 @@ pub(crate) struct Vma {
     pub(crate) end: u64,
     /// `VM_*` of this kernel (include/linux/mm.h).
     pub(crate) flags: u64,
+    /// Whether it has a memory policy of its own (mbind(2)); None where the kernel has no field for it.
+    pub(crate) policy: Option<bool>,
 }
 
 /// Where things are in a kind of node.
@@ -87,12 +89,14 @@ impl Kernel {
         let vma = |path| field("vm_area_struct", path);
         let fields = [vma("vm_start")?, vma("vm_end")?, vma("vm_flags")?];
         let owner = vma("vm_mm")?;
+        let policy = vma("vm_policy").ok();
         let mm = self.word(task.wrapping_add(mm), "the memory of a thread")?;
         let root = self.word(mm.wrapping_add(root), "the memory of a thread")?;
         let count = self.word(mm.wrapping_add(count), "the memory of a thread")? as u32;
         let places = self.entries(root)?;
-        let first = fields.into_iter().fold(owner, u64::min);
-        let len = fields.into_iter().fold(owner, u64::max) + 8 - first;
+        let all = || fields.into_iter().chain(policy);
+        let first = all().fold(owner, u64::min);
+        let len = all().fold(owner, u64::max) + 8 - first;
         let requests: Vec<_> = places
             .iter()
             .map(|place| (place.wrapping_add(first), len as usize))
@@ -109,6 +113,7 @@ impl Kernel {
                 start: word(start)?,
                 end: word(end)?,
                 flags: word(flags)?,
+                policy: policy.map(word).transpose()?.map(|policy| policy != 0),
             });
         }
         found.sort_unstable();

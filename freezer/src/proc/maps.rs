@@ -27,6 +27,8 @@ pub struct Mapping {
     pub swapped: u64,
     /// Its protection key (`ProtectionKey`), None where the processor has none.
     pub protection_key: Option<u8>,
+    /// Whether it has a memory policy of its own (mbind(2)), where the kernel's memory has told.
+    pub policy: Option<bool>,
 }
 
 impl Mapping {
