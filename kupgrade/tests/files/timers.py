@@ -13,8 +13,11 @@ def told(fd, key):
     lines = open("/proc/self/fdinfo/%d" % fd).read().split("\n")
     return next(line.split(":", 1)[1].strip() for line in lines if line.startswith(key))
 def due(fd, clock):
-    seconds, rest = told(fd, "it_value").strip("()").split(",")
-    return time.clock_gettime_ns(clock) + int(seconds) * SECOND + int(rest)
+    # Whoever stands between the two readings finds it later than it is.
+    def once():
+        seconds, rest = told(fd, "it_value").strip("()").split(",")
+        return time.clock_gettime_ns(clock) + int(seconds) * SECOND + int(rest)
+    return min(once() for _ in range(5))
 
 REAL, MONO, BOOT = 0, 1, 7
 at = {clock: time.clock_gettime_ns(clock) for clock in (REAL, MONO, BOOT)}
