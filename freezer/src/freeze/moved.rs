@@ -24,6 +24,10 @@ const EAGAIN: i64 = 11;
 pub(super) fn of(pid: Pid, regs: &Regs, thread: FrozenThread) -> Option<(Regs, i64)> {
     let to = thread.moved_to?;
     let (nr, result) = regs.interrupted_syscall()?;
+    if regs.rdi == to {
+        // It waits where its call says.
+        return None;
+    }
     let command = regs.rsi & COMMAND;
     // What an interruption makes of the call (kernel/futex/waitwake.c, requeue.c).
     let interrupted = match (nr, command) {

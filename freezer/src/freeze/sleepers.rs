@@ -184,23 +184,47 @@ pub(super) fn look_at(
         |(_, sleeper): &(&Tid, &Sleeper)| sleeper.asleep.is_some() || sleeper.futex.is_some();
     let some = found.iter().filter(of_interest);
     let some: Vec<(Tid, Option<u64>)> = some.map(|(tid, s)| (*tid, s.futex)).collect();
-    for ((tid, _), waits) in some.iter().zip(waits(&some)) {
-        let Some(sleeper) = found.get_mut(tid) else {
+    let mut moved = Vec::new();
+    for (one, waits) in some.iter().zip(waits(&some)) {
+        let Some(sleeper) = found.get_mut(&one.0) else {
             continue;
         };
-        let moved_to = match waits.place {
-            Some(place) if sleeper.futex.is_some() => address(pid, place),
-            _ => None,
-        };
-        if moved_to.is_some() && sleeper.asleep.is_none() {
-            sleeper.asleep = clocks.sleep(pid, *tid);
+        if sleeper.futex.is_some() && waits.place.is_some() {
+            moved.push(*one);
         }
         if let Some(asleep) = &mut sleeper.asleep {
             asleep.ends_ns = waits.ends_ns;
-            asleep.moved_to = moved_to;
         }
     }
+    find_moved(clocks, pid, &moved, &mut found);
     found
+}
+
+/// Where threads wait that seem to have been moved. Such a thread may also have gone on to another call since it was
+/// asked for its first one: so the record of its sleep is read first, and counts for where it waits after that.
+fn find_moved(
+    clocks: &SchedulerClocks,
+    pid: Pid,
+    threads: &[(Tid, Option<u64>)],
+    found: &mut BTreeMap<Tid, Sleeper>,
+) {
+    for (tid, futex) in threads {
+        let named = || {
+            let text = proc::read_text(pid, &format!("task/{tid}/syscall")).ok()?;
+            first(&text)
+        };
+        let asleep = clocks.sleep(pid, *tid).filter(|_| named() == *futex);
+        if let Some(sleeper) = found.get_mut(tid) {
+            sleeper.asleep = asleep;
+        }
+    }
+    for ((tid, _), waits) in threads.iter().zip(waits(threads)) {
+        let asleep = found.get_mut(tid).and_then(|one| one.asleep.as_mut());
+        if let Some(asleep) = asleep {
+            asleep.ends_ns = waits.ends_ns;
+            asleep.moved_to = waits.place.and_then(|place| address(pid, place));
+        }
+    }
 }
 
 /// What the kernel's memory tells of a sleep.

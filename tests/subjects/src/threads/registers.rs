@@ -115,7 +115,7 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
         REGISTERS_STOP.store(0, Ordering::SeqCst);
         for (thread, result) in threads.iter().zip(results) {
             result
-                .context("no answer")?
+                .with_context(|| format!("no answer: {}", thread.whereabouts()))?
                 .with_context(|| format!("a thread in {:?}", thread.kind))?;
             thread.again.send(())?;
         }
@@ -157,9 +157,20 @@ impl Thread {
         })
     }
 
-    fn waits_on_futex(&self) -> bool {
-        let path = format!("/proc/self/task/{}/syscall", self.tid);
+    fn told(&self, name: &str) -> String {
+        let path = format!("/proc/self/task/{}/{name}", self.tid);
         let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.trim().to_owned()
+    }
+
+    /// For a complaint.
+    fn whereabouts(&self) -> String {
+        let told = ["syscall", "stat", "schedstat"].map(|name| self.told(name));
+        format!("{:?} {told:?}", self.kind)
+    }
+
+    fn waits_on_futex(&self) -> bool {
+        let text = self.told("syscall");
         text.split(' ').next() == Some(&libc::SYS_futex.to_string())
     }
 }
