@@ -52,6 +52,16 @@ pub(crate) enum Place {
     File(u64),
 }
 
+/// What looks like a thread's place in the queue of a futex. What an earlier call has left on the stack may look so,
+/// too, where later ones have overwritten some of it: its neighbour does not point back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Queued {
+    place: Place,
+    /// The address of its link, and what comes after it in the queue.
+    link: u64,
+    next: u64,
+}
+
 /// What a sleeping thread's stack tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Waits {
@@ -115,26 +125,29 @@ impl Layout {
         all.all(|other| other == first).then_some(first)
     }
 
-    /// Where a thread is queued, whose stack begins at address `sp`.
-    fn futexes(&self, (stack, sp): (&[u8], u64), task: u64, mm: u64) -> Vec<Place> {
+    /// Where a thread may be queued, whose stack begins at address `sp`.
+    fn futexes(&self, (stack, sp): (&[u8], u64), task: u64, mm: u64) -> Vec<Queued> {
         let [owner, pointer, first, offset, queue, lock] = self.futex;
         let key = |at: u64| {
             let (pointer, first) = (word(stack, at + pointer)?, word(stack, at + first)?);
             let offset = half(stack, at + offset)?;
             let within = u64::from(offset & !LOW_BITS);
             let next = word(stack, at + queue)?;
-            let queued = next != sp + at + queue && next >= KERNEL;
+            let link = sp + at + queue;
+            let queued = next != link && next >= KERNEL;
             let queued = queued && word(stack, at + lock)? >= KERNEL;
+            let queued_at = |place| Queued { place, link, next };
             if word(stack, at + owner)? != task || within >= PAGE || !queued {
                 return None;
             }
             if offset & OF_FILE != 0 {
                 // A number of an inode, and a page.
                 let plausible = (1..1 << 48).contains(&pointer) && first < 1 << 40;
-                return plausible.then(|| Place::File(first * PAGE + within));
+                return plausible.then(|| queued_at(Place::File(first * PAGE + within)));
             }
             let own = (pointer == mm || pointer == 0) && first % PAGE == 0;
-            (own && first != 0 && first < 1 << 56).then(|| Place::Address(first + within))
+            let plausible = own && first != 0 && first < 1 << 56;
+            plausible.then(|| queued_at(Place::Address(first + within)))
         };
         let places = (0..stack.len() as u64).step_by(8);
         places.filter_map(key).collect()
@@ -172,11 +185,12 @@ impl Kernel {
         };
         let requests: Vec<(u64, usize)> = (0..count).map(|n| used(n).unwrap_or((0, 0))).collect();
         let stacks = self.read(&requests)?;
+        let places = self.futexes(&layout, &stacks, &requests, &tasks, |n| head(2, n))?;
         let mut clock = None;
         let all = stacks.into_iter().zip(threads).enumerate();
         Ok(all
             .map(|(n, (stack, (_, expected)))| {
-                let (Some(stack), Some(mm)) = (stack, head(2, n)) else {
+                let Some(stack) = stack else {
                     return Waits::default();
                 };
                 let end = match layout.timer(&stack, tasks[n]) {
@@ -190,13 +204,42 @@ impl Kernel {
                     }
                     None => None,
                 };
-                let places = layout.futexes((&stack, requests[n].0), tasks[n], mm);
+                let places = &places[n];
                 let stays = expected.is_some_and(|at| places.contains(&Place::Address(at)));
                 let futex = match places[..] {
                     [place] if !stays => Some(place),
                     _ => None,
                 };
                 Waits { end, futex }
+            })
+            .collect())
+    }
+
+    /// The futexes that threads are queued at.
+    fn futexes(
+        &mut self,
+        layout: &Layout,
+        stacks: &[Option<Vec<u8>>],
+        requests: &[(u64, usize)],
+        tasks: &[u64],
+        mm: impl Fn(usize) -> Option<u64>,
+    ) -> Result<Vec<Vec<Place>>, Unreadable> {
+        /// In `struct list_head`.
+        const PREV: u64 = 8;
+        let of = |(n, stack): (usize, &Option<Vec<u8>>)| match (stack, mm(n)) {
+            (Some(stack), Some(mm)) => layout.futexes((stack, requests[n].0), tasks[n], mm),
+            _ => Vec::new(),
+        };
+        let seen: Vec<Vec<Queued>> = stacks.iter().enumerate().map(of).collect();
+        let all = seen.iter().flatten();
+        let behind: Vec<u64> = all.map(|one| one.next.wrapping_add(PREV)).collect();
+        let mut behind = self.words(&behind)?.into_iter();
+        let mut linked = |one: &Queued| behind.next().flatten() == Some(one.link);
+        Ok(seen
+            .iter()
+            .map(|seen| {
+                let found = seen.iter().filter(|one| linked(one));
+                found.map(|one| one.place).collect()
             })
             .collect())
     }
