@@ -13,7 +13,7 @@ use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
 use sys::regs::{Regs, restart};
 use sys::remainder::Then;
-use sys::{Pid, process, socket};
+use sys::{Errno, Pid, process, socket};
 
 const READ: i64 = 0;
 const POLL: i64 = 7;
@@ -79,8 +79,11 @@ fn of_stream(file: &OwnedFd, regs: &Regs, nr: i64, done: u64) -> Option<Awaited>
     let least = u64::try_from(least).ok()?;
     let (whole, all) = (regs.rdx, flags & MSG_WAITALL != 0);
     if flags & MSG_PEEK != 0 {
-        // Nothing was taken, unless the next one begins behind it.
-        let from = socket::int_option(file.as_fd(), SOL_SOCKET, SO_PEEK_OFF).ok()?;
+        // Nothing was taken, unless the next one begins behind it. TCP has that since 6.9.
+        let from = match socket::int_option(file.as_fd(), SOL_SOCKET, SO_PEEK_OFF) {
+            Err(Errno::EOPNOTSUPP) => -1,
+            asked => asked.ok()?,
+        };
         let short = nr == RECVFROM && done < if all { whole } else { least.min(whole) };
         return (short && from < 0).then_some(Awaited::Whole);
     }

@@ -4,11 +4,11 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::kit::{Kin, Setting, Watch, args, blocked, raw, sys};
+use crate::kit::{Kin, SOON, Setting, Watch, args, blocked, raw, sys};
 
 /// The lock of a whole file (struct flock).
 pub(super) fn whole(kind: i32) -> libc::flock {
@@ -30,22 +30,28 @@ struct Kind {
 }
 
 impl Kind {
-    /// Waits for the lock, lets go of it and waits until the other side has it again.
-    fn turn(self, fd: i32) -> i64 {
-        let result = (self.take)(fd);
+    /// Lets go of the lock until the other side has it.
+    fn hand_over(self, fd: i32) {
+        let end = Instant::now() + SOON;
         loop {
             (self.leave)(fd);
             sleep(Duration::from_millis(1));
-            if (self.attempt)(fd) != 0 {
-                return result;
+            if (self.attempt)(fd) != 0 || Instant::now() > end {
+                return;
             }
         }
     }
 
+    /// Waits for the lock, and hands it over.
+    fn turn(self, fd: i32) -> i64 {
+        let result = (self.take)(fd);
+        self.hand_over(fd);
+        result
+    }
+
     /// Lets the other side have the lock for a moment.
     fn lend(self, fd: i32) -> Result<()> {
-        sys("release", (self.leave)(fd))?;
-        sleep(Duration::from_millis(20));
+        self.hand_over(fd);
         sys("the lock", (self.take)(fd)).map(drop)
     }
 
