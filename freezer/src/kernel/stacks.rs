@@ -233,15 +233,7 @@ impl Kernel {
         let seen: Vec<Vec<Queued>> = stacks.iter().enumerate().map(of).collect();
         let all = seen.iter().flatten();
         let behind: Vec<u64> = all.map(|one| one.next.wrapping_add(PREV)).collect();
-        let mut behind = self.words(&behind)?.into_iter();
-        let mut linked = |one: &Queued| behind.next().flatten() == Some(one.link);
-        Ok(seen
-            .iter()
-            .map(|seen| {
-                let found = seen.iter().filter(|one| linked(one));
-                found.map(|one| one.place).collect()
-            })
-            .collect())
+        Ok(linked(&seen, self.words(&behind)?))
     }
 
     /// The kernel's count of ticks, and how long one is in nanoseconds.
@@ -251,6 +243,17 @@ impl Kernel {
         let rate = rate(ticks, now.saturating_add(self.clock_offsets().ok()?[0]))?;
         Some((ticks, 1_000_000_000 / rate.cast_unsigned()))
     }
+}
+
+/// Where threads really are queued: `behind` has what the neighbours of all that was seen point back to, in turn.
+fn linked(seen: &[Vec<Queued>], behind: Vec<Option<u64>>) -> Vec<Vec<Place>> {
+    let mut behind = behind.into_iter();
+    let mut is_linked = |one: &&Queued| behind.next().flatten() == Some(one.link);
+    let mut places = |seen: &Vec<Queued>| {
+        let found = seen.iter().filter(&mut is_linked);
+        found.map(|one| one.place).collect()
+    };
+    seen.iter().map(&mut places).collect()
 }
 
 /// Ticks in a second (`HZ`), from their number and the first time namespace's CLOCK_MONOTONIC in nanoseconds: they
@@ -284,6 +287,19 @@ mod tests {
         assert_eq!(rate((1 << 32) - 200 * 1000, 101 * second), Some(1000));
         assert_eq!(rate((1 << 32) + 100, 301 * second), None);
         assert_eq!(rate(7, 50 * second), None);
+    }
+
+    #[test]
+    fn leftovers_are_in_no_queue() {
+        let queued = |at: u64| Queued {
+            place: Place::Address(at),
+            link: KERNEL + at,
+            next: KERNEL + 4096 + at,
+        };
+        let seen = [vec![queued(8), queued(16)], vec![], vec![queued(24)]];
+        let behind = vec![Some(KERNEL), Some(KERNEL + 16), None];
+        let found = linked(&seen, behind);
+        assert_eq!(found, [vec![Place::Address(16)], vec![], vec![]]);
     }
 
     #[test]
