@@ -1,14 +1,14 @@
 //! Waiting for file locks.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::kit::{Kin, SOON, Setting, Watch, args, blocked, raw, sys};
+use crate::kit::{Kin, SOON, Setting, Watch, args, blocked, raw, sys, until};
 
 /// The lock of a whole file (struct flock).
 pub(super) fn whole(kind: i32) -> libc::flock {
@@ -30,28 +30,27 @@ struct Kind {
 }
 
 impl Kind {
-    /// Lets go of the lock until the other side has it.
-    fn hand_over(self, fd: i32) {
-        let end = Instant::now() + SOON;
+    /// Waits for the lock, tells by a file that it has had it, lets go of it and waits until the other side has it
+    /// again.
+    fn turn(self, fd: i32, had: &Path) -> i64 {
+        let result = (self.take)(fd);
+        if File::create(had).is_err() {
+            return -1;
+        }
         loop {
             (self.leave)(fd);
             sleep(Duration::from_millis(1));
-            if (self.attempt)(fd) != 0 || Instant::now() > end {
-                return;
+            if (self.attempt)(fd) != 0 {
+                return result;
             }
         }
     }
 
-    /// Waits for the lock, and hands it over.
-    fn turn(self, fd: i32) -> i64 {
-        let result = (self.take)(fd);
-        self.hand_over(fd);
-        result
-    }
-
-    /// Lets the other side have the lock for a moment.
-    fn lend(self, fd: i32) -> Result<()> {
-        self.hand_over(fd);
+    /// Lets the other side have the lock once.
+    fn lend(self, fd: i32, had: &Path) -> Result<()> {
+        sys("release", (self.leave)(fd))?;
+        until("the other side has the lock", SOON, || had.exists())?;
+        fs::remove_file(had)?;
         sys("the lock", (self.take)(fd)).map(drop)
     }
 
@@ -59,12 +58,14 @@ impl Kind {
     fn watch(self, setting: &Setting) -> Result<Watch> {
         let path = setting.fresh("file");
         let (ours, theirs) = (open(&path)?, open(&path)?);
+        let had = setting.fresh("had");
+        let told = had.clone();
         sys("the lock", (self.take)(ours.as_raw_fd()))?;
         blocked(
             self.number,
-            move || self.turn(theirs.as_raw_fd()),
+            move || self.turn(theirs.as_raw_fd(), &had),
             0,
-            move || self.lend(ours.as_raw_fd()),
+            move || self.lend(ours.as_raw_fd(), &told),
         )
     }
 }
@@ -119,13 +120,15 @@ pub(crate) fn posix(setting: &Setting) -> Result<Watch> {
     };
     let file = open(&setting.fresh("file"))?;
     let ours = file.as_raw_fd();
+    let had = setting.fresh("had");
+    let told = had.clone();
     let mut child = Kin::start(setting, "child", move |_| {
         sys("the lock", (kind.take)(ours))?;
-        Ok(Watch::new(move || kind.lend(ours)))
+        Ok(Watch::new(move || kind.lend(ours, &told)))
     })?;
     blocked(
         kind.number,
-        move || kind.turn(file.as_raw_fd()),
+        move || kind.turn(file.as_raw_fd(), &had),
         0,
         move || child.check(),
     )

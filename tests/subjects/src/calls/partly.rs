@@ -66,8 +66,8 @@ pub(crate) fn write(_: &Setting) -> Result<Watch> {
     )
 }
 
-/// writev(2) to a pipe.
-pub(crate) fn writev(_: &Setting) -> Result<Watch> {
+/// writev(2) to a pipe of parts that are made of a buffer.
+fn written(in_parts: fn(&[u8]) -> Vec<libc::iovec>) -> Result<Watch> {
     let [from, to] = pipe()?;
     let bytes = pattern(LARGE);
     blocked(
@@ -82,6 +82,11 @@ pub(crate) fn writev(_: &Setting) -> Result<Watch> {
     )
 }
 
+/// writev(2) to a pipe.
+pub(crate) fn writev(_: &Setting) -> Result<Watch> {
+    written(in_parts)
+}
+
 /// More parts than are copied.
 fn in_many_parts(bytes: &[u8]) -> Vec<libc::iovec> {
     let part = |bytes: &[u8]| libc::iovec {
@@ -93,14 +98,21 @@ fn in_many_parts(bytes: &[u8]) -> Vec<libc::iovec> {
 
 /// writev(2) of many parts to a pipe.
 pub(crate) fn writev_many(_: &Setting) -> Result<Watch> {
-    let [from, to] = pipe()?;
+    written(in_many_parts)
+}
+
+/// sendmsg(2) to a unix stream of parts that are made of a buffer.
+fn sent(in_parts: fn(&[u8]) -> Vec<libc::iovec>) -> Result<Watch> {
+    let (from, to) = UnixStream::pair()?;
+    let (from, to) = (from.into_raw_fd(), to.into_raw_fd());
     let bytes = pattern(LARGE);
     blocked(
-        libc::SYS_writev,
+        libc::SYS_sendmsg,
         move || {
-            let parts = in_many_parts(&bytes);
-            let call = args([to as u64, parts.as_ptr() as u64, parts.len() as u64]);
-            raw(libc::SYS_writev, call)
+            let mut parts = in_parts(&bytes);
+            let message = message(&mut parts);
+            let at = &raw const message as u64;
+            raw(libc::SYS_sendmsg, args([to as u64, at]))
         },
         LARGE as i64,
         move || take_all(from),
@@ -109,20 +121,7 @@ pub(crate) fn writev_many(_: &Setting) -> Result<Watch> {
 
 /// sendmsg(2) of many parts to a unix stream.
 pub(crate) fn sendmsg_many(_: &Setting) -> Result<Watch> {
-    let (from, to) = UnixStream::pair()?;
-    let (from, to) = (from.into_raw_fd(), to.into_raw_fd());
-    let bytes = pattern(LARGE);
-    blocked(
-        libc::SYS_sendmsg,
-        move || {
-            let mut parts = in_many_parts(&bytes);
-            let message = message(&mut parts);
-            let at = &raw const message as u64;
-            raw(libc::SYS_sendmsg, args([to as u64, at]))
-        },
-        LARGE as i64,
-        move || take_all(from),
-    )
+    sent(in_many_parts)
 }
 
 /// send(2) to a unix stream.
@@ -151,22 +150,7 @@ fn message(parts: &mut [libc::iovec]) -> libc::msghdr {
 
 /// sendmsg(2) to a unix stream.
 pub(crate) fn sendmsg(_: &Setting) -> Result<Watch> {
-    let (from, to) = UnixStream::pair()?;
-    let (from, to) = (from.into_raw_fd(), to.into_raw_fd());
-    let bytes = pattern(LARGE);
-    blocked(
-        libc::SYS_sendmsg,
-        move || {
-            let mut parts = in_parts(&bytes);
-            let message = message(&mut parts);
-            raw(
-                libc::SYS_sendmsg,
-                args([to as u64, &raw const message as u64]),
-            )
-        },
-        LARGE as i64,
-        move || take_all(from),
-    )
+    sent(in_parts)
 }
 
 /// Bytes that are waited for, and that are there from the beginning.

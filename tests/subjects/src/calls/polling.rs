@@ -35,10 +35,6 @@ pub(super) fn pull(from: c_int) -> i64 {
 /// One for the signal mask of ppoll and pselect: everything but SIGUSR1.
 static MASK: u64 = !(1 << (libc::SIGUSR1 - 1));
 
-fn milliseconds() -> u64 {
-    TERM.as_millis() as u64
-}
-
 /// poll of a quiet descriptor.
 fn poll_once(read: i32, limit: Duration) -> i64 {
     let mut set = libc::pollfd {
@@ -88,22 +84,6 @@ pub(crate) fn ppoll_fixed(_: &Setting) -> Result<Watch> {
     )
 }
 
-/// epoll_wait, stopped more than once.
-pub(crate) fn epoll_twice(_: &Setting) -> Result<Watch> {
-    // SAFETY: takes a number.
-    let epoll = fd("epoll_create1", unsafe { libc::epoll_create1(0) })?;
-    let time = LONG_TERM.as_millis() as u64;
-    timed_long(
-        libc::SYS_epoll_wait,
-        move || {
-            let mut events = [0_u64; 2];
-            let call = args([epoll as u64, events.as_mut_ptr() as u64, 1, time]);
-            raw(libc::SYS_epoll_wait, call)
-        },
-        0,
-    )
-}
-
 /// ppoll
 pub(crate) fn ppoll_timed(_: &Setting) -> Result<Watch> {
     let [read, _] = pipe()?;
@@ -138,50 +118,24 @@ fn one(descriptor: c_int) -> [u64; 16] {
     set
 }
 
+/// select of a quiet descriptor.
+fn select_once(read: c_int, limit: Duration) -> i64 {
+    let mut set = one(read);
+    let mut time = [limit.as_secs(), limit.subsec_micros().into()];
+    let (set, time) = (set.as_mut_ptr() as u64, time.as_mut_ptr() as u64);
+    raw(libc::SYS_select, args([read as u64 + 1, set, 0, 0, time]))
+}
+
 /// select
 pub(crate) fn select_timed(_: &Setting) -> Result<Watch> {
     let [read, _] = pipe()?;
-    timed(
-        libc::SYS_select,
-        move || {
-            let mut set = one(read);
-            let mut time = [TERM.as_secs(), TERM.subsec_micros().into()];
-            raw(
-                libc::SYS_select,
-                args([
-                    read as u64 + 1,
-                    set.as_mut_ptr() as u64,
-                    0,
-                    0,
-                    time.as_mut_ptr() as u64,
-                ]),
-            )
-        },
-        0,
-    )
+    timed(libc::SYS_select, move || select_once(read, TERM), 0)
 }
 
 /// select, stopped more than once.
 pub(crate) fn select_twice(_: &Setting) -> Result<Watch> {
     let [read, _] = pipe()?;
-    timed_long(
-        libc::SYS_select,
-        move || {
-            let mut set = one(read);
-            let mut time = [LONG_TERM.as_secs(), LONG_TERM.subsec_micros().into()];
-            raw(
-                libc::SYS_select,
-                args([
-                    read as u64 + 1,
-                    set.as_mut_ptr() as u64,
-                    0,
-                    0,
-                    time.as_mut_ptr() as u64,
-                ]),
-            )
-        },
-        0,
-    )
+    timed_long(libc::SYS_select, move || select_once(read, LONG_TERM), 0)
 }
 
 /// pselect
@@ -236,12 +190,14 @@ fn epoll_wait(epoll: c_int, time: u64) -> i64 {
 
 /// epoll_wait
 pub(crate) fn epoll_timed(_: &Setting) -> Result<Watch> {
-    let epoll = epoll_of(pipe()?[0])?;
-    timed(
-        libc::SYS_epoll_wait,
-        move || epoll_wait(epoll, milliseconds()),
-        0,
-    )
+    let (epoll, time) = (epoll_of(pipe()?[0])?, TERM.as_millis() as u64);
+    timed(libc::SYS_epoll_wait, move || epoll_wait(epoll, time), 0)
+}
+
+/// epoll_wait, stopped more than once.
+pub(crate) fn epoll_twice(_: &Setting) -> Result<Watch> {
+    let (epoll, time) = (epoll_of(pipe()?[0])?, LONG_TERM.as_millis() as u64);
+    timed_long(libc::SYS_epoll_wait, move || epoll_wait(epoll, time), 0)
 }
 
 const FOREVER: u64 = u64::MAX;

@@ -112,10 +112,12 @@ pub(crate) fn cycle(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || receive_descriptor(two).map(drop)))
 }
 
-/// The credentials of the message that comes next.
-fn credentials_of(socket: i32) -> Result<[u8; 12]> {
-    #[repr(C, align(8))]
-    struct Control([u8; 64]);
+/// Room for a control message: its length, its level, its kind at byte 12, its contents from byte 16 on.
+#[repr(C, align(8))]
+struct Control([u8; 64]);
+
+/// What comes with the message that comes next, eight bytes of it.
+fn receive_control(socket: i32) -> Result<Control> {
     let (mut byte, mut control) = ([0_u8; 8], Control([0; 64]));
     let mut part = libc::iovec {
         iov_base: byte.as_mut_ptr().cast(),
@@ -131,6 +133,12 @@ fn credentials_of(socket: i32) -> Result<[u8; 12]> {
         libc::recvmsg(socket, &raw mut message, 0)
     };
     sys("recvmsg", done)?;
+    Ok(control)
+}
+
+/// The credentials of the message that comes next.
+fn credentials_of(socket: i32) -> Result<[u8; 12]> {
+    let control = receive_control(socket)?;
     if control.0[12..16] != libc::SCM_CREDENTIALS.to_ne_bytes() {
         bail!("no credentials came");
     }
@@ -229,25 +237,9 @@ pub(crate) fn pidfd(setting: &Setting) -> Result<Watch> {
     .spoiled_by(move || read(two, 8).map(drop)))
 }
 
-/// Kind and first word of the control message of what comes next, eight bytes of it.
+/// Kind and first word of the control message of what comes next.
 fn control_of(socket: i32) -> Result<(i32, i32)> {
-    #[repr(C, align(8))]
-    struct Control([u8; 64]);
-    let (mut byte, mut control) = ([0_u8; 8], Control([0; 64]));
-    let mut part = libc::iovec {
-        iov_base: byte.as_mut_ptr().cast(),
-        iov_len: 8,
-    };
-    // SAFETY: zeros are a valid message; what it points to is alive.
-    let done = unsafe {
-        let mut message: libc::msghdr = std::mem::zeroed();
-        message.msg_iov = &raw mut part;
-        message.msg_iovlen = 1;
-        message.msg_control = (&raw mut control).cast();
-        message.msg_controllen = 64;
-        libc::recvmsg(socket, &raw mut message, 0)
-    };
-    sys("recvmsg", done)?;
+    let control = receive_control(socket)?;
     let word = |at: usize| control.0[at..at + 4].try_into().map(i32::from_ne_bytes);
     Ok((word(12)?, word(16)?))
 }

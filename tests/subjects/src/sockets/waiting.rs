@@ -154,7 +154,7 @@ pub(crate) fn deferred(_: &Setting) -> Result<Watch> {
         listener.as_raw_fd(),
         libc::IPPROTO_TCP,
         libc::TCP_DEFER_ACCEPT,
-        300,
+        4000,
     )?;
     let to = listener.local_addr()?;
     let mut client = TcpStream::connect(to)?;
@@ -339,6 +339,8 @@ pub(crate) fn asking(_: &Setting) -> Result<Watch> {
         let to = to.clone();
         move || {
             let one = socket(AF_INET, SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+            // It does not give up while many others start.
+            set_option(one, libc::IPPROTO_TCP, libc::TCP_SYNCNT, 100)?;
             // It is on its way.
             let _ = connect(one, &to);
             anyhow::Ok(one)
