@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use sys::tty::packet::Raised;
 use sys::tty::queues::{self, Ends, Queues};
 use sys::tty::{self, Termios, Winsize};
@@ -25,9 +26,6 @@ use sys::{Errno, Pid};
 
 /// Majors of slaves of pseudo terminals (`UNIX98_PTY_SLAVE_MAJOR`).
 const SLAVES: core::ops::RangeInclusive<u64> = 136..=143;
-
-/// Canonical mode (`c_lflag`).
-const ICANON: u32 = 2;
 
 /// `/dev/ptmx`.
 const MULTIPLEXER: u64 = makedev(5, 2);
@@ -62,10 +60,15 @@ pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
         return Err(open.refuse("a console in graphics mode is not carried"));
     }
     let unread = tty::readable(open.copy).map_err(open.call("asking for its input"))?;
-    // Lines that wait behind others would be echoed as they are looked at, and a serial line has nobody who
-    // could put back what waits.
-    let told = settings.lflag & ICANON == 0 && SLAVES.contains(&major(open.stat.st_rdev));
-    if unread > queues::INPUT_MAX - 1 && !told {
+    // A serial line has nobody who could put back what waits.
+    let told = || {
+        SLAVES.contains(&major(open.stat.st_rdev))
+            && kernel::look(|kernel| {
+                kernel.pty_queues(open.copy.as_fd(), queues::is_canonical(&settings))
+            })
+            .is_ok()
+    };
+    if unread > queues::INPUT_MAX - 1 && !told() {
         return Err(open.refuse("its input is full: what waits behind it cannot be told"));
     }
     Ok(())
@@ -331,7 +334,12 @@ fn one(id: TerminalId, met: &Met, master: Option<&OwnedFd>) -> Result<Terminal, 
         queues: match own {
             Some(slave) => {
                 let status = pty.as_ref().map_or(0, |pty| pty.status);
-                copy_queues(&slave, master, status).map_err(call("reading its queues"))?
+                match master.and_then(|_| look_into(&slave)) {
+                    Some(seen) => seen,
+                    None => {
+                        copy_queues(&slave, master, status).map_err(call("reading its queues"))?
+                    }
+                }
             }
             None => Queues::default(),
         },
@@ -384,6 +392,22 @@ fn node_path(rdev: u64) -> Option<PathBuf> {
     let mut lines = told.split(|b| *b == b'\n');
     let name = lines.find_map(|line| line.strip_prefix(b"DEVNAME="))?;
     Some(Path::new("/dev").join(OsStr::from_bytes(name)))
+}
+
+/// What is queued in a pseudo terminal, from the kernel's memory: nobody is the wiser, and lines that wait for room
+/// are not echoed. None where that cannot be read.
+fn look_into(slave: &OwnedFd) -> Option<Queues> {
+    /// How long the kernel may take to pass on what was written.
+    const SETTLE: Duration = Duration::from_millis(500);
+    let canonical = queues::is_canonical(&tty::termios(slave).ok()?);
+    let end = Instant::now() + SETTLE;
+    loop {
+        let found = kernel::look(|kernel| kernel.pty_queues(slave.as_fd(), canonical)).ok()?;
+        if !found.moving || Instant::now() > end {
+            return Some(found.queues);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Reads what is queued and puts it back at once. A child does it, in a session without a terminal, and

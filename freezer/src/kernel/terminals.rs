@@ -1,7 +1,15 @@
-//! What terminals tell only once (include/linux/tty.h).
+//! What terminals tell only once (include/linux/tty.h), and what waits in them (drivers/tty/n_tty.c).
 
-use super::{Kernel, Unreadable};
+use super::{Kernel, Unreadable, half, word};
 use std::os::fd::BorrowedFd;
+use sys::tty::queues::Queues;
+
+/// Bytes that a line discipline keeps (`N_TTY_BUF_SIZE`); one of them stays free.
+const ROOM: u64 = 4096;
+/// What stands in it for the character that ends a file (`__DISABLED_CHAR`).
+const END_OF_FILE: u8 = 0;
+/// More buffers than a terminal has (`TTYB_DEFAULT_MEM_LIMIT`, drivers/tty/tty_buffer.c).
+const MOST: usize = 4096;
 
 const WRONG: Unreadable = Unreadable::Inconsistent("a terminal");
 
@@ -24,5 +32,221 @@ impl Kernel {
         read.flatten()
             .and_then(|bytes| bytes.first().copied())
             .ok_or(WRONG)
+    }
+
+    /// What is queued in both directions of the pseudo terminal whose slave a descriptor of this process is open on;
+    /// whether it is in canonical mode is for the caller to say.
+    pub(crate) fn pty_queues(
+        &mut self,
+        slave: BorrowedFd<'_>,
+        canonical: bool,
+    ) -> Result<PtyQueues, Unreadable> {
+        let field = |structure, path| Ok(self.btf.field(structure, path)?.offset);
+        let private = field("file", "private_data")?;
+        let terminal = field("tty_file_private", "tty")?;
+        let link = field("tty_struct", "link")?;
+        let flow = [
+            field("tty_struct", "flow.stopped")?,
+            field("tty_struct", "flow.tco_stopped")?,
+        ];
+        let file = self.own_file(slave)?;
+        let of_file = self.word(file.wrapping_add(private), "an open terminal")?;
+        let slave = self.word(of_file.wrapping_add(terminal), "an open terminal")?;
+        let master = self.word(slave.wrapping_add(link), "an open terminal")?;
+        let flow = self.read(&flow.map(|at| (slave.wrapping_add(at), 1)))?;
+        let flow: Option<Vec<bool>> = flow.into_iter().map(|bytes| Some(bytes? != [0])).collect();
+        let [stopped, held] = flow.ok_or(WRONG)?[..] else {
+            return Err(WRONG);
+        };
+        let (input, behind) = (self.discipline(slave)?, self.flip_buffers(slave)?);
+        let (shown, waiting) = (self.discipline(master)?, self.flip_buffers(master)?);
+        let moving =
+            !behind.is_empty() && !input.is_full() || !waiting.is_empty() && !shown.is_full();
+        let (lines, rest) = match canonical {
+            true => input.lines(),
+            false => (Vec::new(), input.between(input.tail, input.head)),
+        };
+        let queues = Queues {
+            lines,
+            rest,
+            behind,
+            output: [shown.between(shown.tail, shown.head), waiting].concat(),
+            stopped: stopped && !held,
+            held,
+        };
+        Ok(PtyQueues { queues, moving })
+    }
+
+    /// The line discipline of one side.
+    fn discipline(&mut self, terminal: u64) -> Result<Discipline, Unreadable> {
+        let data = self.btf.field("tty_struct", "disc_data")?.offset;
+        let field = |path| Ok(self.btf.field("n_tty_data", path)?.offset);
+        let marks = [
+            field("read_head")?,
+            field("canon_head")?,
+            field("read_tail")?,
+        ];
+        let (buffer, flags) = (field("read_buf")?, field("read_flags")?);
+        let size = self.btf.size_of("n_tty_data")? as usize;
+        let data = self.word(terminal.wrapping_add(data), "a terminal")?;
+        let bytes = self.read(&[(data, size)])?.pop().flatten().ok_or(WRONG)?;
+        let part = |at: u64, len| bytes.get(at as usize..)?.get(..len);
+        let [head, lines, tail] = marks.map(|at| word(&bytes, at));
+        let found = Discipline {
+            head: head.ok_or(WRONG)?,
+            lines: lines.ok_or(WRONG)?,
+            tail: tail.ok_or(WRONG)?,
+            buffer: part(buffer, ROOM as usize).ok_or(WRONG)?.to_vec(),
+            flags: part(flags, ROOM as usize / 8).ok_or(WRONG)?.to_vec(),
+        };
+        match found.head.wrapping_sub(found.tail) < ROOM {
+            true => Ok(found),
+            false => Err(WRONG),
+        }
+    }
+
+    /// What was sent to one side and its line discipline has not taken yet (include/linux/tty_buffer.h).
+    fn flip_buffers(&mut self, terminal: u64) -> Result<Vec<u8>, Unreadable> {
+        let field = |structure, path| Ok(self.btf.field(structure, path)?.offset);
+        let (port, first) = (field("tty_struct", "port")?, field("tty_port", "buf.head")?);
+        let next = field("tty_buffer", "next")?;
+        let marks = [field("tty_buffer", "read")?, field("tty_buffer", "commit")?];
+        let (size, data) = (
+            self.btf.size_of("tty_buffer")?,
+            field("tty_buffer", "data")?,
+        );
+        let port = self.word(terminal.wrapping_add(port), "a terminal")?;
+        let mut at = self.word(port.wrapping_add(first), "a terminal")?;
+        let mut found = Vec::new();
+        for _ in 0..MOST {
+            if at == 0 {
+                return Ok(found);
+            }
+            let bytes = self
+                .read(&[(at, size as usize)])?
+                .pop()
+                .flatten()
+                .ok_or(WRONG)?;
+            let [read, commit] = marks.map(|mark| half(&bytes, mark));
+            let (read, commit) = (read.ok_or(WRONG)?, commit.ok_or(WRONG)?);
+            let len = commit.checked_sub(read).ok_or(WRONG)? as usize;
+            if len > 0 {
+                let from = at.wrapping_add(data).wrapping_add(read.into());
+                let part = self.read(&[(from, len)])?.pop().flatten();
+                found.extend(part.filter(|part| part.len() == len).ok_or(WRONG)?);
+            }
+            at = word(&bytes, next).ok_or(WRONG)?;
+        }
+        Err(WRONG)
+    }
+}
+
+/// What waits in a pseudo terminal.
+#[derive(Debug)]
+pub(crate) struct PtyQueues {
+    pub(crate) queues: Queues,
+    /// The kernel is about to pass some of it on.
+    pub(crate) moving: bool,
+}
+
+/// What a line discipline has taken in: a ring, with marks that only grow.
+struct Discipline {
+    head: u64,
+    /// Where the last complete line ends.
+    lines: u64,
+    tail: u64,
+    buffer: Vec<u8>,
+    /// Bits of bytes that end a line.
+    flags: Vec<u8>,
+}
+
+impl Discipline {
+    fn is_full(&self) -> bool {
+        self.head.wrapping_sub(self.tail) + 1 >= ROOM
+    }
+
+    fn between(&self, from: u64, to: u64) -> Vec<u8> {
+        let len = to.wrapping_sub(from).min(ROOM);
+        (0..len)
+            .map(|n| self.buffer[(from.wrapping_add(n) % ROOM) as usize])
+            .collect()
+    }
+
+    /// Complete lines, each as read(2) gives it, and what follows them.
+    fn lines(&self) -> (Vec<Vec<u8>>, Vec<u8>) {
+        let mut lines = Vec::new();
+        let mut begin = self.tail;
+        let complete = self.lines.wrapping_sub(self.tail).min(ROOM);
+        for at in (0..complete).map(|n| self.tail.wrapping_add(n)) {
+            let place = (at % ROOM) as usize;
+            if self.flags[place / 8] & 1 << (place % 8) == 0 {
+                continue;
+            }
+            let end = at.wrapping_add(1);
+            let shown = match self.buffer[place] {
+                END_OF_FILE => at,
+                _ => end,
+            };
+            lines.push(self.between(begin, shown));
+            begin = end;
+        }
+        (lines, self.between(begin, self.head))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{look, readable};
+    use super::*;
+    use nix::fcntl::{OFlag, open};
+    use nix::sys::stat::Mode;
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::time::Duration;
+    use sys::tty;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let master = open("/dev/ptmx", flags, Mode::empty()).unwrap();
+        tty::set_locked(&master, false).unwrap();
+        let slave = tty::peer(&master, flags.bits()).unwrap();
+        (master, slave)
+    }
+
+    fn queued(slave: &OwnedFd, canonical: bool) -> Option<Queues> {
+        std::thread::sleep(Duration::from_millis(50));
+        readable(look(|kernel| kernel.pty_queues(slave.as_fd(), canonical)))
+            .map(|found| found.queues)
+    }
+
+    #[test]
+    fn lines_and_echoes_are_as_they_were_written() {
+        let (master, slave) = pair();
+        nix::unistd::write(&master, b"one\ntwo\x04three\n\x04fou").unwrap();
+        nix::unistd::read(&slave, &mut [0; 2]).unwrap();
+        let Some(found) = queued(&slave, true) else {
+            return;
+        };
+        assert_eq!(found.lines, [&b"e\n"[..], b"two", b"three\n", b""]);
+        assert_eq!(found.rest, b"fou");
+        assert_eq!(found.output, b"one\r\ntwothree\r\nfou");
+        assert!(found.behind.is_empty() && !found.stopped && !found.held);
+    }
+
+    #[test]
+    fn full_input_has_more_behind_it() {
+        let (master, slave) = pair();
+        let line = [&[b'x'; 99][..], b"\n"].concat();
+        let mut written = 0;
+        for _ in 0..100 {
+            std::thread::sleep(Duration::from_millis(1));
+            written += nix::unistd::write(&master, &line).unwrap_or(0);
+        }
+        nix::unistd::write(&slave, b"shown").unwrap_or(0);
+        let Some(found) = queued(&slave, true) else {
+            return;
+        };
+        let lines: usize = found.lines.iter().map(Vec::len).sum();
+        assert_eq!(lines + found.rest.len(), 4095);
+        assert_eq!(lines + found.rest.len() + found.behind.len(), written);
     }
 }

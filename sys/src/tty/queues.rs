@@ -27,7 +27,7 @@ pub struct Queues {
     pub lines: Vec<Vec<u8>>,
     /// The rest of the input: an unfinished line, or all of it outside of canonical mode.
     pub rest: Vec<u8>,
-    /// What the master has written and a full line discipline has not taken yet, outside of canonical mode.
+    /// What the master has written and a full line discipline has not taken yet.
     pub behind: Vec<u8>,
     /// What a slave has written and its master not read.
     pub output: Vec<u8>,
@@ -46,6 +46,12 @@ pub struct Ends<'a> {
     pub master: Option<&'a OwnedFd>,
 }
 
+/// Whether input is read by lines. With `EXTPROC` another host edits them, and none are told apart here
+/// (drivers/tty/n_tty.c, `n_tty_read`).
+pub fn is_canonical(settings: &Termios) -> bool {
+    settings.lflag & (libc::ICANON | libc::EXTPROC) == libc::ICANON
+}
+
 /// Takes everything out.
 ///
 /// # Errors
@@ -53,7 +59,8 @@ pub struct Ends<'a> {
 pub fn take(ends: Ends<'_>) -> Result<Queues> {
     let own = termios(ends.slave)?;
     let mut queues = Queues::default();
-    if own.lflag & libc::ICANON != 0 {
+    let canonical = is_canonical(&own);
+    if canonical {
         while can(ends.slave, PollFlags::POLLIN)? {
             let mut line = vec![0; INPUT_MAX + 1];
             let read = nix::unistd::read(ends.slave, &mut line)?;
@@ -68,7 +75,7 @@ pub fn take(ends: Ends<'_>) -> Result<Queues> {
     let rest = read_all(ends.slave);
     set_termios(ends.slave, &own)?;
     queues.rest = rest?;
-    if own.lflag & libc::ICANON == 0 && taken < queues.rest.len() {
+    if !canonical && taken < queues.rest.len() {
         queues.behind = queues.rest.split_off(taken);
     }
     if let Some(master) = ends.master {
@@ -108,7 +115,7 @@ fn put_quietly(ends: Ends<'_>, queues: &Queues, own: &Termios) -> Result<()> {
         set_termios(slave, &settings)?;
         write_all(slave, &queues.output, PIECE)?;
     }
-    let canonical = own.lflag & libc::ICANON != 0;
+    let canonical = is_canonical(own);
     let end_of_file = unused_byte(queues);
     let mut settings = quiet(own, canonical);
     if canonical {

@@ -34,6 +34,11 @@ pub(crate) const GROUP: Group = Group {
             "full input of a pty, with more behind it",
             pair::full_input,
         ),
+        subject(
+            "pty-full-lines",
+            "full input of a pty in canonical mode, with more behind it",
+            pair::full_lines,
+        ),
         subject("pty-packet", "packet mode of a pty", pair::packet),
         subject(
             "pty-packet-status",

@@ -293,6 +293,59 @@ pub(crate) fn full_input(_: &Setting) -> Result<Watch> {
     .and(Watch::new(|| Ok(())).spoiled_by(move || read(slave, 1).map(drop))))
 }
 
+/// Lines, one of them not finished, that the slave has no more room for, and more behind them: nothing of that has
+/// been echoed yet.
+pub(crate) fn full_lines(_: &Setting) -> Result<Watch> {
+    const ROOM: usize = 4095;
+    let [master, slave] = pty()?;
+    // What is written, of which the last line is not finished; what is echoed goes at once.
+    let fill = move || {
+        let lines = (0..).map(|number| format!("line {number} {}\n", "x".repeat(number % 70)));
+        let lines = lines.flat_map(String::into_bytes).take(16_000 + 13);
+        let text: Vec<u8> = lines.collect();
+        for piece in text.chunks(64) {
+            write(master, piece)?;
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            let _ = read(master, 4096);
+        }
+        Ok::<_, anyhow::Error>(text)
+    };
+    let lines_of = |text: &[u8]| {
+        text.iter()
+            .rposition(|b| *b == b'\n')
+            .map_or(0, |at| at + 1)
+    };
+    let mut text = fill()?;
+    Ok(Watch::new(move || {
+        let taken = lines_of(&text[..ROOM]);
+        same(
+            "complete lines",
+            &(taken as i32),
+            &get(slave, libc::FIONREAD)?,
+        )?;
+        same("no echo", &true, &read(master, 1).is_err())?;
+        let (whole, mut got, mut echo) = (lines_of(&text), Vec::new(), Vec::new());
+        until("all lines come", SOON, || {
+            got.extend(read(slave, ROOM).unwrap_or_default());
+            echo.extend(read(master, ROOM).unwrap_or_default());
+            got.len() >= whole
+        })?;
+        same("what came", &text[..whole], &got[..])?;
+        write(master, b"\n")?;
+        receive(slave, &[&text[whole..], b"\n"].concat())?;
+        until("the last line is echoed", SOON / 4, || {
+            echo.extend(read(master, ROOM).unwrap_or_default());
+            echo.ends_with(b"\r\n")
+        })?;
+        let lines = |bytes: &[u8]| bytes.iter().filter(|b| **b == b'\n').count();
+        let expected = lines(&text[ROOM..]) + 1;
+        same("lines echoed", &expected, &lines(&echo))?;
+        text = fill()?;
+        Ok(())
+    })
+    .spoiled_by(move || read(slave, 100).map(drop)))
+}
+
 /// A master whose slave nobody may open, a slave that nobody else may, and masters in the same mode.
 pub(crate) fn exclusive(_: &Setting) -> Result<Watch> {
     let locked = open("/dev/ptmx", O_RDWR | O_NOCTTY)?;
