@@ -458,10 +458,17 @@ fn frames(file: &File, start: u64, end: u64) -> io::Result<Vec<u64>> {
         .len(len)
         .map_raw_read_only(file)?;
     let address = map.as_ptr() as u64;
-    sys::vm::populate_read(address, len)?;
     let me = Pid(nix::unistd::getpid().as_raw());
-    let states = crate::proc::Pagemap::open(me)
-        .and_then(|pagemap| pagemap.states(address, address + len as u64))
-        .map_err(|e| io::Error::other(e.to_string()))?;
-    Ok(states.iter().map(|state| state.pfn()).collect())
+    let mut pfns = Vec::new();
+    for _ in 0..crate::proc::pagemap::TRIES {
+        sys::vm::populate_read(address, len)?;
+        let states = crate::proc::Pagemap::open(me)
+            .and_then(|pagemap| pagemap.states(address, address + len as u64))
+            .map_err(|e| io::Error::other(e.to_string()))?;
+        pfns = states.iter().map(|state| state.pfn()).collect();
+        if !pfns.contains(&0) {
+            break;
+        }
+    }
+    Ok(pfns)
 }

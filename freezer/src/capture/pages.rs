@@ -2,7 +2,7 @@
 
 use super::mappings;
 use crate::objects::Objects;
-use crate::proc::{Area, Content, MapCounts, PageState, Pagemap, Run, ZeroPages};
+use crate::proc::{Area, Content, MapCounts, PageState, Pagemap, Run, ZeroPages, pagemap};
 use crate::{FreezerError, PageRun, PageSink, PageSource};
 use persist_mem::manifest::{AddressSpace, Backing, Extent, Manifest, PageRange, State, Vma};
 use std::collections::HashMap;
@@ -283,23 +283,27 @@ impl Process<'_> {
         }
     }
 
-    /// The states of pages that all shall be in memory: reading a page brings it in from swap.
+    /// The states of pages that all shall be in memory: reading a page brings it in from swap, and waits until
+    /// it has been moved.
     fn present(&self, start: u64, end: u64) -> Result<Vec<PageState>, FreezerError> {
-        let states = self.pagemap.states(start, end)?;
-        let out = states.iter().zip((start..).step_by(sys::PAGE_SIZE));
-        let out: Vec<u64> = out
-            .filter(|(state, _)| !state.present())
-            .map(|(_, va)| va)
-            .collect();
-        if out.is_empty() {
-            return Ok(states);
+        let mut states = self.pagemap.states(start, end)?;
+        for _ in 0..pagemap::TRIES {
+            let pages = states.iter().zip((start..).step_by(sys::PAGE_SIZE));
+            let out: Vec<u64> = pages
+                .filter(|(state, _)| !state.present())
+                .map(|(_, va)| va)
+                .collect();
+            if out.is_empty() {
+                break;
+            }
+            for va in out {
+                self.mem
+                    .read(va, &mut [0])
+                    .map_err(FreezerError::call(self.pid, "reading a swapped page"))?;
+            }
+            states = self.pagemap.states(start, end)?;
         }
-        for va in out {
-            self.mem
-                .read(va, &mut [0])
-                .map_err(FreezerError::call(self.pid, "reading a swapped page"))?;
-        }
-        self.pagemap.states(start, end)
+        Ok(states)
     }
 
     fn failed(&self, va: u64) -> impl Fn(std::io::Error) -> FreezerError + use<> {

@@ -6,7 +6,7 @@ mod links;
 mod look;
 mod mapcount;
 mod maps;
-mod pagemap;
+pub(crate) mod pagemap;
 mod stat;
 mod status;
 mod zero;

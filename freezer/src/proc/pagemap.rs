@@ -12,6 +12,9 @@ use sys::{Errno, PAGE_SIZE_U64, Pid};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageState(u64);
 
+/// How often pages are asked for that are in no frame at the moment: in swap, or on their way to another frame.
+pub(crate) const TRIES: u32 = 8;
+
 /// Bytes that a huge page maps.
 const HUGE: u64 = 2 << 20;
 
