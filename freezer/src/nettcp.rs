@@ -52,6 +52,12 @@ impl Table {
         self.connections.get(ends).is_some_and(|one| one.inode != 0)
     }
 
+    /// Its first end is in one of these states, and no process has it.
+    pub(crate) fn closed(&self, ends: &Ends, states: &[u8]) -> bool {
+        let found = self.connections.get(ends);
+        found.is_some_and(|one| one.inode == 0 && states.contains(&one.state))
+    }
+
     /// The connection was asked for at its first end, and is not made yet.
     pub(crate) fn asked_for(&self, ends: &Ends) -> bool {
         self.connections

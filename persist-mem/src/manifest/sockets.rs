@@ -230,6 +230,9 @@ pub struct WaitingConnection {
     pub urgent: Option<Urgent>,
     /// Sequence number of the byte behind it.
     pub next: u32,
+    /// As [`Connection::closing`].
+    #[serde(with = "serde_bytes")]
+    pub closing: Option<Vec<u8>>,
 }
 
 /// The last urgent byte (`MSG_OOB`, tcp(7)) of what was received.
@@ -277,6 +280,9 @@ pub struct Connection {
     pub unsent: Vec<u8>,
     /// Sequence number of the first byte of that.
     pub first: u32,
+    /// The other end was closed, and this is what it has still to send before its last byte.
+    #[serde(with = "serde_bytes")]
+    pub closing: Option<Vec<u8>>,
 }
 
 /// Membership in a multicast group, `struct group_filter` as `MCAST_MSFILTER` gives it.

@@ -1,6 +1,7 @@
 //! Sockets: what all families have in common, and the families' modules.
 
 mod backlog;
+mod closing;
 mod datagrams;
 mod errors;
 mod hidden;

@@ -4,7 +4,8 @@
 //! counts is what was received and not read, and what is finished.
 
 use super::queue::Message;
-use super::{Common, int, tcp_queue, unaccepted};
+use super::tcp_queue::Unsent;
+use super::{Common, closing, int, tcp_queue, unaccepted};
 use crate::FreezerError;
 use crate::files::Open;
 use crate::kernel::{self, Unreadable};
@@ -14,7 +15,7 @@ use persist_mem::manifest::{
     Connection, Description, DescriptionId, DescriptionKind, InetSocket, SocketState,
     WaitingConnection,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use sys::{Errno, Pid, socket};
@@ -23,11 +24,13 @@ use sys::{Errno, Pid, socket};
 pub(super) mod state {
     pub(super) const ESTABLISHED: u8 = 1;
     pub(super) const SYN_SENT: u8 = 2;
-    pub(super) const FIN_WAIT1: u8 = 4;
+    pub(in super::super) const FIN_WAIT1: u8 = 4;
     pub(super) const FIN_WAIT2: u8 = 5;
     pub(in super::super) const CLOSE: u8 = 7;
     pub(super) const CLOSE_WAIT: u8 = 8;
+    pub(in super::super) const LAST_ACK: u8 = 9;
     pub(in super::super) const LISTEN: u8 = 10;
+    pub(in super::super) const CLOSING: u8 = 11;
 }
 
 /// How long the other end's kernel side may take to say what it has got (delayed acknowledgements).
@@ -111,6 +114,14 @@ pub(super) fn examine(
         return Err(open.refuse("live TCP connections to other hosts are not carried yet"));
     }
     let got_all = info.first() == Some(&state::CLOSE_WAIT);
+    if !got_all
+        && when != When::Stopped
+        && let Err(why) = kernel::look(|_| Ok(()))
+        && closing::is_there(&found.local, &found.remote)
+    {
+        let text = "its other end was closed with more to send than it has room for";
+        return Err(open.refuse(format!("{text} ({why})")));
+    }
     found.connection = Some(Connection {
         finished,
         ended: got_all,
@@ -222,6 +233,7 @@ fn waiting(open: &Open<'_>) -> Result<Vec<WaitingConnection>, FreezerError> {
             sent: one.sent,
             urgent: one.received.urgent,
             next: one.received.next,
+            closing: None,
         });
     }
     Ok(waiting)
@@ -355,6 +367,7 @@ pub(super) fn link(
         }
     }
     link_requests(&everyone, &by_pair, descriptions, &mut waits);
+    close(&everyone, &by_pair, descriptions)?;
     let received = received(descriptions);
     for description in descriptions {
         let id = description.id;
@@ -364,7 +377,8 @@ pub(super) fn link(
         let reversed = (plain(&state.remote), plain(&state.local));
         let peer = by_pair.get(&reversed).copied();
         let waits_for = waits.get(&id).copied();
-        let ended = state.connection.as_ref().is_some_and(|c| c.ended);
+        let connection = state.connection.as_ref();
+        let ended = connection.is_some_and(|c| c.ended || c.closing.is_some());
         if peer.is_none() && waits_for.is_none() && (everyone.held(&reversed) || !ended) {
             let why = "the other end of its TCP connection is no part of the tree, or was not accepted yet";
             return Err(refuse(id, why));
@@ -377,6 +391,60 @@ pub(super) fn link(
         }
     }
     Ok(())
+}
+
+/// Notes what ends that were closed have still to send.
+fn close(
+    everyone: &nettcp::Table,
+    by_pair: &HashMap<Ends, DescriptionId>,
+    descriptions: &mut [Description],
+) -> Result<(), FreezerError> {
+    // Ends of their own, how far the other one has received, and where to note it.
+    let mut open: Vec<(Ends, u32, &mut Option<Vec<u8>>)> = Vec::new();
+    for description in descriptions {
+        let Some(state) = inet_of(description) else {
+            continue;
+        };
+        for one in &mut state.waiting {
+            let ends = (plain(&one.remote), plain(&one.local));
+            open.push((ends, one.next, &mut one.closing));
+        }
+        let ends = (plain(&state.remote), plain(&state.local));
+        if let Some(one) = state.connection.as_mut().filter(|one| !one.ended) {
+            open.push((ends, one.next, &mut one.closing));
+        }
+    }
+    open.retain(|(ends, ..)| {
+        !by_pair.contains_key(ends) && everyone.closed(ends, &closing::STATES)
+    });
+    let wanted: HashSet<Ends> = open.iter().map(|(ends, ..)| ends.clone()).collect();
+    let refuse = |why: String| FreezerError::refuse(Pid(0), "TCP connection", why);
+    let text = "an end of it was closed with more to send than the other one has room for";
+    let mut found = closing::find(&wanted).map_err(|why| refuse(format!("{text} ({why})")))?;
+    for (ends, next, place) in open {
+        if let Some(unsent) = found.remove(&ends) {
+            let rest = rest_of(unsent, next);
+            *place =
+                Some(rest.ok_or_else(|| refuse("it was sending while it was looked at".into()))?);
+        }
+    }
+    Ok(())
+}
+
+/// What is left of what an end has to send, when the other one has received up to `next`.
+fn rest_of(unsent: Unsent, next: u32) -> Option<Vec<u8>> {
+    let known = usize::try_from(next.wrapping_sub(unsent.first)).ok()?;
+    unsent.bytes.get(known..).map(<[u8]>::to_vec)
+}
+
+fn inet_of(description: &mut Description) -> Option<&mut InetSocket> {
+    match &mut description.kind {
+        DescriptionKind::Socket(socket) => match &mut socket.state {
+            SocketState::Inet(state) => Some(state),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// Sequence numbers behind what was received, by the receiver's ends.
@@ -475,6 +543,12 @@ pub(super) fn not_of_a_connection(level: i32, name: i32) -> bool {
     level == c::SOL_TCP && names.contains(&name)
 }
 
+/// Whether the other end was closed and has still to send.
+fn is_closing(state: &InetSocket) -> bool {
+    let connection = state.connection.as_ref();
+    connection.is_some_and(|connection| connection.closing.is_some())
+}
+
 /// Has connections end without a word when their processes are killed, so that their addresses are free
 /// at once. From here on the processes must not go on.
 ///
@@ -494,9 +568,15 @@ pub fn silence(manifest: &persist_mem::manifest::Manifest) -> Result<(), Freezer
                 continue;
             }
             let (pid, fd) = (process.pid, entry.fd);
+            let closing = matches!(&socket.state, SocketState::Inet(state) if is_closing(state));
             let set = || {
                 let pidfd = crate::proc::pidfd(pid)?;
                 let copy = sys::process::pidfd_getfd(pidfd.as_fd(), fd)?;
+                if closing {
+                    // Nobody else ends what is left of the other end (struct linger: on, no seconds).
+                    let linger = [1i32, 0].map(i32::to_ne_bytes).concat();
+                    return socket::set_option(copy.as_fd(), c::SOL_SOCKET, c::SO_LINGER, &linger);
+                }
                 match socket::set_int_option(copy.as_fd(), c::SOL_TCP, c::TCP_REPAIR, 1) {
                     // It ended meanwhile.
                     Err(Errno::EPERM) => Ok(()),

@@ -236,6 +236,10 @@ pub(super) fn wait(
     socket::listen(fd, backlog.saturating_add(room)).map_err(listener.failed("listening"))?;
     let chosen = Chosen::among_its_port(all, listener, state, sockets)?;
     let fd = sockets.get(listener)?;
+    if !state.waiting.is_empty() {
+        // They take over what it has.
+        options::set(listener, fd, When::Late)?;
+    }
     let mut made = queue_up(all, listener, state, fd)?;
     made.extend(ask(all, listener, state)?);
     drop(chosen);
@@ -285,6 +289,12 @@ fn queue_up(
         }
         options::enlarge(&client);
         send(&making, client.as_fd(), &waiting.sent, waiting.urgent)?;
+        send(
+            &making,
+            client.as_fd(),
+            waiting.closing.as_deref().unwrap_or(&[]),
+            None,
+        )?;
         made.extend(one.map(|one| (one.making.id(), client)));
     }
     defer(deferred)?;
@@ -448,6 +458,9 @@ impl Gone {
         for one in connected(all).filter(|one| !one.connection.unsent.is_empty()) {
             keep_small(all, sockets, &one)?;
         }
+        for one in connected(all).filter(|one| one.connection.closing.is_some()) {
+            options::set(&one.making, sockets.get(&one.making)?, When::Late)?;
+        }
         for one in connected(all) {
             let id = one.making.id();
             // Nothing comes from a peer that has not accepted it.
@@ -471,8 +484,16 @@ impl Gone {
             send(&one.making, fd, &one.connection.unsent, None)?;
         }
         for one in connected(all) {
+            if let (Some(rest), Some(other)) =
+                (&one.connection.closing, self.0.get(&one.making.id()))
+            {
+                send(&one.making, other.as_fd(), rest, None)?;
+            }
+        }
+        for one in connected(all) {
             self.finish(&one, sockets.get(&one.making)?)?;
         }
+        // Whoever has still to send goes on without a process.
         self.0.clear();
         Ok(())
     }

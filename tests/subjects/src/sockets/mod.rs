@@ -7,6 +7,7 @@ mod netlink;
 mod packet;
 mod packet_queues;
 mod signed;
+mod tcp_closed;
 mod tcp_more;
 mod tcp_queues;
 mod udp;
@@ -178,6 +179,16 @@ pub(crate) const GROUP: Group = Group {
             "tcp-full",
             "TCP connections with more sent than the other end has room for",
             tcp_queues::full,
+        ),
+        subject(
+            "tcp-closed",
+            "TCP connections whose other end was closed with more sent than there is room for",
+            tcp_closed::start,
+        ),
+        subject(
+            "tcp-closed-unaccepted",
+            "TCP clients that have sent more than there is room for, and gone before they were accepted",
+            tcp_closed::unaccepted,
         ),
         subject(
             "tcp-large",
