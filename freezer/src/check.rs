@@ -6,7 +6,7 @@ use crate::objects::Objects;
 use crate::proc::{self, Status};
 use crate::{Externals, FreezerError, Refusal, capture, files, tables};
 use std::time::Duration;
-use sys::{Errno, Pid, Tid};
+use sys::{Pid, Tid};
 
 /// Why a process of a whole host would be refused; empty when it is carried. A process that ends meanwhile has
 /// nothing to refuse.
@@ -54,7 +54,7 @@ fn check_one(
                 reason,
             }])
         }
-        found => found,
+        found => found.map(files::apart::named),
     }
 }
 
@@ -88,7 +88,8 @@ pub fn check_tree_with(
     found.extend(objects.shared_outside(&pids));
     let outsiders = Outsiders::look(&pids);
     let ours = files::ends::of_tree(&pids);
-    found.extend(files::reaching_out(&ours, &outsiders, &pids, externals));
+    let reaching_out = files::reaching_out(&ours, &outsiders, &pids, externals);
+    found.extend(files::apart::named(reaching_out));
     Ok((found, Prepared { outsiders, finder }))
 }
 
@@ -118,7 +119,11 @@ fn examine(
     found.extend(crate::landlock::refusal(pid));
     found.extend(crate::keyrings::refusal(pid, whole_host));
     found.extend(capture::memory_refusals(pid, objects)?);
-    found.extend(files::refusals(pid, objects, externals, whole_host)?);
+    for table in files::apart::tables_of(pid) {
+        if !files::apart::no_way_to(table) {
+            found.extend(files::refusals(table, objects, externals, whole_host)?);
+        }
+    }
     found.extend(directories(pid, "")?);
     Ok(found)
 }
@@ -171,7 +176,7 @@ fn attributes(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, FreezerErro
 
 /// A process whose leader has ended has descriptors to be copied through another thread only.
 fn no_way_to_descriptors(pid: Pid) -> Option<Refusal> {
-    (proc::pidfd(pid).err()? == Errno::EINVAL).then(|| Refusal {
+    files::apart::no_way_to(pid).then(|| Refusal {
         pid,
         comm: proc::comm(pid),
         resource: "thread".into(),

@@ -207,11 +207,14 @@ fn mapped_shared(pid: Pid) -> Vec<(u64, u64)> {
 
 /// Device and inode of what a process has open.
 fn open_files(pid: Pid) -> Vec<(u64, u64)> {
-    let fds = crate::proc::numbers(pid, "fd").unwrap_or_default();
-    fds.into_iter()
-        .filter_map(|fd| crate::proc::metadata(pid, &format!("fd/{fd}")).ok())
-        .map(|meta| (meta.dev(), meta.ino()))
-        .collect()
+    let files_of = |table: Pid| {
+        let fds = crate::proc::numbers(table, "fd").unwrap_or_default();
+        fds.into_iter()
+            .filter_map(move |fd| crate::proc::metadata(table, &format!("fd/{fd}")).ok())
+    };
+    let tables = crate::files::apart::tables_of(pid).into_iter();
+    let files = tables.flat_map(files_of);
+    files.map(|meta| (meta.dev(), meta.ino())).collect()
 }
 
 /// Why an object is not to be had.

@@ -1,6 +1,7 @@
 //! Tables that threads and processes share (clone(2)). They are carried when processes share them with
 //! their parents, which make them so again.
 
+use crate::files::apart;
 use crate::freeze::vfork::{self, waiting_thread};
 use crate::{FreezerError, Refusal, capture, proc};
 use core::cmp::Ordering;
@@ -8,7 +9,7 @@ use nix::sched::CloneFlags;
 use persist_mem::manifest::Thread;
 use std::collections::BTreeMap;
 use sys::process::{KcmpKind, kcmp};
-use sys::{Errno, Pid, Tid};
+use sys::{Pid, Tid};
 
 const TABLES: [(KcmpKind, &str, &str); 5] = [
     (KcmpKind::Vm, "memory", "CLONE_VM"),
@@ -54,7 +55,39 @@ pub fn shared(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
             }
         }
     }
+    found.extend(with_threads(&everyone, pids));
     Ok(found)
+}
+
+/// Descriptor tables that threads of a process have and its leader has not, and another process has.
+fn with_threads(everyone: &[Pid], pids: &[Pid]) -> Vec<Refusal> {
+    let (_, resource, flag) = TABLES[1];
+    let own = |pid: Pid| {
+        apart::first_of_each(pid)
+            .into_iter()
+            .map(move |tid| (pid, tid))
+    };
+    let of_threads: Vec<(Pid, Tid)> = everyone.iter().copied().flat_map(own).collect();
+    if of_threads.is_empty() {
+        return Vec::new();
+    }
+    let first = |pid: &Pid| Some((*pid, proc::representative(*pid)?));
+    let mut all: Vec<(Pid, Tid)> = everyone.iter().filter_map(first).collect();
+    all.extend(&of_threads);
+    let mut found = Vec::new();
+    for (pid, tid) in &of_threads {
+        let same = |(other, its): &&(Pid, Tid)| {
+            other != pid && kcmp(*tid, *its, KcmpKind::Files, 0, 0).is_ok_and(Ordering::is_eq)
+        };
+        for (other, _) in all.iter().filter(same) {
+            let reason = format!(
+                "that of thread {tid} is shared with process {other} ({flag}): that is not carried"
+            );
+            let ours = [pid, other].into_iter().find(|pid| pids.contains(pid));
+            found.extend(ours.map(|pid| refusal(*pid, resource, reason)));
+        }
+    }
+    found
 }
 
 /// The member whose table the others have got from their parents, where all of them are among `pids`.
@@ -136,6 +169,12 @@ pub(crate) fn has_no_undo_list(tid: Tid) -> bool {
     kcmp(me, tid, KcmpKind::Sysvsem, 0, 0).is_ok_and(Ordering::is_eq)
 }
 
+/// Whether a thread has the first one's list of what `SEM_UNDO` will do, and there is one.
+pub(crate) fn shares_undo(first: Tid, tid: Tid) -> bool {
+    let same = kcmp(first, tid, KcmpKind::Sysvsem, 0, 0);
+    same.is_ok_and(Ordering::is_eq) && !has_no_undo_list(first)
+}
+
 /// Notes which threads of a process do not share the first one's list of what `SEM_UNDO` will do.
 pub(crate) fn note_own_undo(threads: &mut [Thread]) {
     let [first, _, ..] = threads else {
@@ -150,7 +189,11 @@ pub(crate) fn note_own_undo(threads: &mut [Thread]) {
 }
 
 /// Threads that do not share a table with the one that stands for their process.
-fn apart(representative: Tid, threads: &[Tid], kind: KcmpKind) -> impl Iterator<Item = Tid> {
+pub(crate) fn apart(
+    representative: Tid,
+    threads: &[Tid],
+    kind: KcmpKind,
+) -> impl Iterator<Item = Tid> {
     let others = threads.iter().copied();
     others.filter(move |tid| kcmp(representative, *tid, kind, 0, 0).is_ok_and(Ordering::is_ne))
 }
@@ -192,17 +235,7 @@ pub(crate) fn of_threads(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, 
     for tid in directories {
         found.extend(crate::check::directories(pid, &format!("task/{tid}/"))?);
     }
-    let others = threads.into_iter();
-    for tid in others.filter(|tid| ![representative, pid.leader()].contains(tid)) {
-        let (kind, resource, flag) = TABLES[1];
-        let reason = match kcmp(representative, tid, kind, 0, 0) {
-            Ok(Ordering::Equal) | Err(Errno::ESRCH) => continue,
-            Ok(_) if proc::is_ending(pid, tid) => continue,
-            Ok(_) => format!("thread {tid} has one of its own (unshare, {flag})"),
-            Err(errno) => format!("it cannot be compared between threads: {errno}"),
-        };
-        found.push(refusal(pid, resource, reason));
-    }
+    found.extend(apart::refusals(pid, representative, &threads));
     found.extend(in_vfork_for_long(pid)?);
     Ok(found)
 }

@@ -11,7 +11,7 @@ use crate::task::Task;
 use crate::thread::waits::Wait;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use persist_mem::manifest::{Live, Manifest};
+use persist_mem::manifest::{FileTable, Live, Manifest};
 use persist_mem::store::PageStore;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -19,6 +19,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use sys::cgroups::Hierarchies;
 use sys::scratch::OwnScratch;
+use sys::tracee::Tracee;
 use sys::{Errno, Pid, Tid, process, ptrace, wait};
 
 /// What is called with the first process, as this process sees its id.
@@ -131,6 +132,19 @@ impl<'a> Restore<'a> {
             })
     }
 
+    /// The thread that acts in a table of descriptors.
+    pub(crate) fn keeper(&mut self, table: FileTable<'_>) -> Result<&mut Tracee, ResurrectError> {
+        let task = self.task(table.pid)?;
+        let Some(tid) = table.thread else {
+            return Ok(&mut task.first);
+        };
+        let thread = task.threads.get_mut(&tid);
+        thread.ok_or_else(|| ResurrectError::Impossible {
+            pid: table.pid,
+            why: format!("its thread {tid} was not made"),
+        })
+    }
+
     /// Makes a child of this process in the namespace of the restored ones, where ids are theirs; with an id
     /// there, if one is given. Returns its id in this process's namespace.
     pub(crate) fn spawn_among(
@@ -171,8 +185,7 @@ impl<'a> Restore<'a> {
 
 /// Highest descriptor of any process; 0 without one.
 fn highest(manifest: &Manifest) -> i32 {
-    let lives = manifest.processes.iter().filter_map(|p| p.live());
-    let files = lives.flat_map(|live| live.files.iter());
+    let files = manifest.tables().flat_map(|table| table.files);
     files.map(|file| file.fd).max().unwrap_or(0)
 }
 

@@ -33,13 +33,21 @@ pub fn pidfd_open_with(pid: Pid, flags: u32) -> Result<OwnedFd> {
 /// # Errors
 /// As [`pidfd_open_with`].
 pub fn pidfd_through(pid: Pid, tid: Tid) -> Result<OwnedFd> {
-    // include/uapi/linux/pidfd.h
-    const PIDFD_THREAD: u32 = 0o200;
     if tid == pid.leader() {
         pidfd_open(pid)
     } else {
-        pidfd_open_with(Pid(tid.0), PIDFD_THREAD)
+        pidfd_of_thread(tid)
     }
+}
+
+/// A pidfd of a thread (`PIDFD_THREAD`, Linux 6.9).
+///
+/// # Errors
+/// As [`pidfd_open_with`].
+pub fn pidfd_of_thread(tid: Tid) -> Result<OwnedFd> {
+    // include/uapi/linux/pidfd.h
+    const PIDFD_THREAD: u32 = 0o200;
+    pidfd_open_with(Pid(tid.0), PIDFD_THREAD)
 }
 
 /// pidfd_getfd(2): a copy of descriptor `fd` of the process, sharing its open file description.

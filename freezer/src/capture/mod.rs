@@ -38,8 +38,8 @@ pub(crate) use restart::is_readable as rest_is_readable;
 pub(crate) use room::refusal as room_refusal;
 pub(crate) use vfork::obstacle as vfork_obstacle;
 
-use crate::files::Table;
 use crate::files::outsiders::Outsiders;
+use crate::files::{Table, apart};
 use crate::objects::Objects;
 use crate::proc::{Stat, Status};
 use crate::tables::Sharing;
@@ -82,7 +82,7 @@ pub fn capture_with(
     externals: Externals,
     prepared: &mut Prepared,
 ) -> Result<(Manifest, Objects), FreezerError> {
-    describe(frozen, None, externals, prepared)
+    describe(frozen, None, externals, prepared).map_err(apart::named_error)
 }
 
 /// Everybody of a tree, ended ones too.
@@ -103,8 +103,8 @@ pub fn capture_host(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError
         outsiders: Outsiders::look(&inside),
         ..Prepared::default()
     };
-    let (mut manifest, objects) =
-        describe(frozen, Some(this), Externals::default(), &mut prepared)?;
+    let (mut manifest, objects) = describe(frozen, Some(this), Externals::default(), &mut prepared)
+        .map_err(apart::named_error)?;
     lasting::forget_inodes(&mut manifest);
     Ok((manifest, objects))
 }
@@ -193,6 +193,7 @@ fn lives(
             live.undo_of = undone.of(pid);
             crate::tables::note_own_undo(&mut live.threads);
             directories_of_threads(pid, live, table)?;
+            apart::capture(pid, live, table)?;
             groups.tell(pid, process.sid, live);
         }
         captured.push((at, (process, timers)));

@@ -116,6 +116,7 @@ fn describe(
         dispatch: inside.dispatch,
         memory_policy: asked.memory_policy,
         directories: None,
+        files: None,
         own_undo: false,
         shares_io: false,
         cgroups: None,

@@ -154,6 +154,7 @@ impl Waiting<'_> {
             seccomp: Seccomp::Off,
             dispatch: None,
             directories: None,
+            files: None,
             own_undo: false,
             shares_io: false,
             cgroups: None,

@@ -1,6 +1,6 @@
 //! What processes may each hold an end of: pipes, sockets, FIFOs, terminals, pidfds.
 
-use super::{O_PATH, Open, pidfd};
+use super::{O_PATH, Open, apart, pidfd};
 use crate::proc::{self, FdInfo, Links};
 use nix::sys::stat::SFlag;
 use std::collections::BTreeMap;
@@ -172,7 +172,7 @@ fn fifo(pid: Pid, fd: i32, link: &[u8]) -> Option<End> {
 /// The ends that the processes of a tree hold.
 pub(crate) fn of_tree(inside: &[Pid]) -> Ours {
     let mut ours = Ours::new();
-    for &pid in inside {
+    for pid in inside.iter().flat_map(|pid| apart::tables_of(*pid)) {
         for (fd, end) in of(pid) {
             ours.entry(end).or_insert((pid, fd));
         }

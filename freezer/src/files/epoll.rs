@@ -4,7 +4,7 @@
 //! description's, while a duplicate of what it watches lives. So what is watched is found by comparing
 //! (kcmp(2), `KCMP_EPOLL_TFD`).
 
-use super::{Open, Table, edges};
+use super::{Open, Table, apart, edges};
 use crate::{FreezerError, proc};
 use persist_mem::manifest::{DescriptionId, DescriptionKind, EpollTarget};
 use std::os::fd::AsRawFd;
@@ -73,9 +73,10 @@ pub(super) fn check(open: &Open<'_>, targets: &[EpollTarget]) -> Result<(), Free
         kcmp_epoll(tid, fd, holder, slot).is_ok_and(|order| order.is_eq())
     };
     let any_of = |pid: Pid, slot: EpollSlot| {
-        proc::representative(pid).is_some_and(|tid| {
-            let fds = proc::numbers(pid, "fd").unwrap_or_default();
-            fds.into_iter().any(|fd| is(tid, fd, slot))
+        apart::tables_of(pid).into_iter().any(|table| {
+            let fds = proc::numbers(table, "fd").unwrap_or_default();
+            let first = proc::representative(table);
+            first.is_some_and(|tid| fds.into_iter().any(|fd| is(tid, fd, slot)))
         })
     };
     for (target, slot) in targets.iter().zip(slots(open.fd, targets)) {

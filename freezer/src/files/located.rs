@@ -131,6 +131,7 @@ fn removed(mount: &Path, handle: &Handle) -> bool {
 
 /// Whether a process has a file open.
 fn held(pid: Pid, file: Identity) -> bool {
+    // The id of a table.
     let fds = proc::numbers(pid, "fd").unwrap_or_default();
     fds.into_iter().any(|fd| {
         let found = std::fs::metadata(proc::path(pid, &format!("fd/{fd}")));

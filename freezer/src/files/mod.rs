@@ -1,5 +1,6 @@
 //! Open file descriptions: one module for each kind, each with the same name in `resurrect::files`.
 
+pub(crate) mod apart;
 mod check;
 mod class;
 mod deleted;

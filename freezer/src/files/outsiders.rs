@@ -4,6 +4,7 @@
 //! descriptors only by running, so that the second look leaves out who has not run since the first: the
 //! scheduler counts (`/proc/PID/task/TID/schedstat`).
 
+use super::apart;
 use super::ends::{self, End};
 use crate::proc::{self, Stat};
 use nix::sys::resource::{Resource, getrlimit};
@@ -72,7 +73,8 @@ impl Outsiders {
 }
 
 fn ends_of(pid: Pid) -> Vec<End> {
-    ends::of(pid).into_iter().map(|(_, end)| end).collect()
+    let tables = apart::tables_of(pid).into_iter();
+    tables.flat_map(ends::of).map(|(_, end)| end).collect()
 }
 
 fn everybody_but(inside: &[Pid]) -> Vec<Pid> {

@@ -230,9 +230,10 @@ pub fn take_packets(manifest: &mut Manifest) -> Result<(), FreezerError> {
             continue;
         };
         // In flight over a socket: nobody can say how long it has been there.
-        let Some((pid, fd)) = manifest.holder(description.id) else {
+        let Some((holder, fd)) = manifest.holder(description.id) else {
             continue;
         };
+        let pid = holder.shown_as();
         let failed = |doing| FreezerError::call(pid, format!("fd {fd}: {doing}"));
         let pidfd = proc::pidfd(pid).map_err(failed("opening a pidfd"))?;
         let copy = sys::process::pidfd_getfd(pidfd.as_fd(), fd).map_err(failed("copying it"))?;

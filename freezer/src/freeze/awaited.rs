@@ -5,6 +5,7 @@
 
 use super::rest::{Pointer, Rest};
 use super::{FrozenThread, sleepers};
+use crate::files::apart;
 use crate::proc;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
@@ -13,7 +14,7 @@ use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
 use sys::regs::{Regs, restart};
 use sys::remainder::Then;
-use sys::{Errno, Pid, process, socket};
+use sys::{Errno, Pid, Tid, process, socket};
 
 const READ: i64 = 0;
 const POLL: i64 = 7;
@@ -38,7 +39,7 @@ pub(super) enum Awaited {
 }
 
 /// What is to be done for a thread with these registers, if it is in such a call.
-pub(super) fn of(pid: Pid, regs: &Regs, thread: FrozenThread) -> Option<Awaited> {
+pub(super) fn of((pid, tid): (Pid, Tid), regs: &Regs, thread: FrozenThread) -> Option<Awaited> {
     let (nr, result) = regs.interrupted_syscall()?;
     let waits = result == -restart::ERESTARTSYS || result > 0;
     if !waits || !matches!(nr, READ | RECVFROM | RECVMSG) {
@@ -48,8 +49,8 @@ pub(super) fn of(pid: Pid, regs: &Regs, thread: FrozenThread) -> Option<Awaited>
     if result <= 0 && (nr != READ || thread.ends_ns.is_none()) {
         return None;
     }
-    let copy =
-        proc::pidfd(pid).and_then(|pidfd| process::pidfd_getfd(pidfd.as_fd(), regs.rdi as i32));
+    let pidfd = proc::pidfd(apart::table_of(pid, tid));
+    let copy = pidfd.and_then(|pidfd| process::pidfd_getfd(pidfd.as_fd(), regs.rdi as i32));
     let file = copy.ok()?;
     let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).ok()?);
     if flags.contains(OFlag::O_NONBLOCK) {

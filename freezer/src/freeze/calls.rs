@@ -4,6 +4,7 @@
 //! time-out. Setting the registers is one step, so the thread goes on well whenever it is let go.
 
 use super::{FrozenThread, moved, rest, sleepers};
+use crate::files::apart;
 use crate::{FreezerError, proc};
 use persist_mem::manifest::{Limit, LimitPlace};
 use std::os::fd::{AsFd, OwnedFd};
@@ -132,7 +133,7 @@ impl Repeated {
                 ends_ns: None,
             }));
         }
-        let rest = rest::of(pid, regs, thread);
+        let rest = rest::of((pid, tid), regs, thread);
         let stays = tells_what_remains(nr, result);
         let again = stays || begins_anew(nr, result);
         // A job that was stopped before has had its call fail with that.
@@ -151,7 +152,7 @@ impl Repeated {
             false => thread.asleep_since_ns,
         };
         let whole = match since_ns.or(thread.ends_ns) {
-            Some(_) => whole_ns(pid, &regs, timeout)?,
+            Some(_) => whole_ns((pid, tid), &regs, timeout)?,
             None => None,
         };
         let place = match whole {
@@ -219,7 +220,8 @@ impl Repeated {
     /// Shortens the time-out of the socket for a thread that is about to be let go.
     pub(super) fn begin_socket_wait(&self) -> Option<SocketWait> {
         let (fd, sends, left) = self.socket_wait()?;
-        let wait = SocketWait::of(proc::pidfd(self.pid).ok()?.as_fd(), fd, sends).ok()??;
+        let table = apart::table_of(self.pid, self.tid);
+        let wait = SocketWait::of(proc::pidfd(table).ok()?.as_fd(), fd, sends).ok()??;
         wait.begin(self.tid, left).ok()?.then_some(wait)
     }
 
@@ -245,7 +247,11 @@ fn memory(pid: Pid) -> Result<ProcMem, FreezerError> {
 }
 
 /// How long a call was to wait.
-fn whole_ns(pid: Pid, regs: &Regs, timeout: TimeOut) -> Result<Option<u64>, FreezerError> {
+fn whole_ns(
+    (pid, tid): (Pid, Tid),
+    regs: &Regs,
+    timeout: TimeOut,
+) -> Result<Option<u64>, FreezerError> {
     let milliseconds = match timeout {
         TimeOut::MillisecondsR10 => Some(regs.r10 as i32),
         TimeOut::MillisecondsRdx => Some(regs.rdx as i32),
@@ -258,7 +264,7 @@ fn whole_ns(pid: Pid, regs: &Regs, timeout: TimeOut) -> Result<Option<u64>, Free
         let of = |pidfd: OwnedFd| {
             SocketWait::of(pidfd.as_fd(), regs.rdi as i32, timeout == TimeOut::Send)
         };
-        let wait = proc::pidfd(pid).and_then(of);
+        let wait = proc::pidfd(apart::table_of(pid, tid)).and_then(of);
         // Whatever cannot be asked starts from the beginning.
         return Ok(wait.ok().flatten().map(|wait| wait.whole_ns()));
     }
@@ -332,7 +338,7 @@ mod tests {
                 r10: u64::from(timeout.cast_unsigned()),
                 ..Regs::default()
             };
-            whole_ns(Pid(1), &regs, TimeOut::MillisecondsR10).unwrap()
+            whole_ns((Pid(1), Tid(1)), &regs, TimeOut::MillisecondsR10).unwrap()
         };
         assert_eq!(whole(1000), Some(1_000_000_000));
         assert_eq!((whole(-1), whole(0)), (None, None));

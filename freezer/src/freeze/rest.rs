@@ -10,6 +10,7 @@
 
 use super::awaited::{self, Awaited};
 use super::{FrozenThread, calls::USED_BELOW_STACK, position};
+use crate::files::apart;
 use crate::proc;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
@@ -19,7 +20,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use sys::regs::{Regs, restart};
 use sys::remainder::{self, FRAME, Frame, Then};
 use sys::vm::ProcMem;
-use sys::{Errno, Pid, process};
+use sys::{Errno, Pid, Tid, process};
 
 const EINTR: i64 = 4;
 const MSG_PEEK: u64 = 0x2;
@@ -100,10 +101,10 @@ fn call(nr: i64, regs: &Regs) -> Option<(Shape, On)> {
 
 /// The registers with which a thread makes the rest of its call, as if that had been interrupted before it did
 /// anything; what they need is in its memory then. None when the call has no rest.
-pub(super) fn of(pid: Pid, regs: &Regs, thread: FrozenThread) -> Option<Regs> {
+pub(super) fn of((pid, tid): (Pid, Tid), regs: &Regs, thread: FrozenThread) -> Option<Regs> {
     let (nr, done) = regs.interrupted_syscall()?;
     if thread.group_stop.is_none()
-        && let Some(plan) = awaited::of(pid, regs, thread)
+        && let Some(plan) = awaited::of((pid, tid), regs, thread)
     {
         return match plan {
             Awaited::Whole => Some(*regs),
@@ -113,7 +114,7 @@ pub(super) fn of(pid: Pid, regs: &Regs, thread: FrozenThread) -> Option<Regs> {
     let done = u64::try_from(done).ok().filter(|done| *done > 0)?;
     let (shape, on) = call(nr, regs)?;
     // A job that was stopped before had been interrupted by that.
-    if thread.group_stop.is_some() || !is_on(pid, regs.rdi as i32, on) {
+    if thread.group_stop.is_some() || !is_on((pid, tid), regs.rdi as i32, on) {
         return None;
     }
     let rest = proc::memory(pid).and_then(|mem| Rest::of(&mem, regs, shape, done));
@@ -171,12 +172,13 @@ fn code(pid: Pid, mem: &ProcMem) -> sys::Result<Option<u64>> {
     Ok(Some(address))
 }
 
-/// Whether a descriptor of the process is what the call must be made on.
-fn is_on(pid: Pid, fd: i32, on: On) -> bool {
+/// Whether a descriptor of a thread is what the call must be made on.
+fn is_on((pid, tid): (Pid, Tid), fd: i32, on: On) -> bool {
     if on == On::Nothing {
         return true;
     }
-    let copy = proc::pidfd(pid).and_then(|pidfd| process::pidfd_getfd(pidfd.as_fd(), fd));
+    let pidfd = proc::pidfd(apart::table_of(pid, tid));
+    let copy = pidfd.and_then(|pidfd| process::pidfd_getfd(pidfd.as_fd(), fd));
     copy.and_then(|copy| is(&copy, on)).unwrap_or(false)
 }
 

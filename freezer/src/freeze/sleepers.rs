@@ -289,7 +289,7 @@ fn look(clocks: &SchedulerClocks, pid: Pid, tid: Tid) -> Option<Sleeper> {
     let rest_is_kept = timeout == TimeOut::Kept && clocks.rest_is_readable;
     let look = timeout != TimeOut::Nothing
         && !rest_is_kept
-        && (!calls::is_for_files(nr) || has_timeout(pid, &text));
+        && (!calls::is_for_files(nr) || has_timeout((pid, tid), &text));
     let asleep = look.then(|| clocks.sleep(pid, tid)).flatten();
     Some(Sleeper {
         nr,
@@ -306,10 +306,10 @@ fn first(text: &str) -> Option<u64> {
 }
 
 /// Whether the first argument of a call is the number of a socket or a terminal, which may have time-outs.
-fn has_timeout(pid: Pid, text: &str) -> bool {
+fn has_timeout((pid, tid): (Pid, Tid), text: &str) -> bool {
     const KINDS: [&[u8]; 4] = [b"socket:", b"/dev/pts/", b"/dev/tty", b"/dev/console"];
     first(text).is_some_and(|fd| {
-        proc::link(pid, &format!("fd/{fd}"))
+        proc::link(pid, &format!("task/{tid}/fd/{fd}"))
             .is_ok_and(|file| KINDS.iter().any(|kind| file.starts_with(kind)))
     })
 }

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use sys::vm::ProcMem;
-use sys::{Pid, Tid, process};
+use sys::{Errno, Pid, Tid, process};
 
 thread_local! {
     /// Processes that this thread keeps stopped, and a thread of each that lives: asked for all the time, and
@@ -120,12 +120,17 @@ pub(crate) fn memory(pid: Pid) -> sys::Result<ProcMem> {
     ProcMem::of_thread(pid, of_all(pid))
 }
 
-/// A pidfd through which descriptors can be copied.
+/// A pidfd through which descriptors can be copied: of a process, or of the thread `pid` that has a table of its
+/// own (`files/apart.rs`).
 ///
 /// # Errors
-/// As [`process::pidfd_through`].
+/// As [`process::pidfd_through`]; `EINVAL` for a thread before Linux 6.9.
 pub(crate) fn pidfd(pid: Pid) -> sys::Result<OwnedFd> {
-    process::pidfd_through(pid, of_all(pid))
+    match process::pidfd_through(pid, of_all(pid)) {
+        // No leader has this id.
+        Err(Errno::EINVAL | Errno::ENOENT) => process::pidfd_of_thread(pid.leader()),
+        opened => opened,
+    }
 }
 
 #[cfg(test)]

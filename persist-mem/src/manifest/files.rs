@@ -416,7 +416,7 @@ pub enum LockHolder {
     Ofd(DescriptionId),
     /// `F_SETLK`: a process, through any descriptor of the file.
     Process {
-        /// The process.
+        /// The process, or the thread that has descriptors of its own ([`super::FileTable::shown_as`]).
         pid: Pid,
         /// One of its descriptors of the file.
         fd: i32,

@@ -26,7 +26,7 @@ pub use tunnel::*;
 pub use upgrade::*;
 
 use crate::format::{FormatError, Kind, Writer, records};
-use sys::Pid;
+use sys::{Pid, Tid};
 
 /// A whole saved system, or process tree.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -63,6 +63,27 @@ pub struct Manifest {
     pub page_sums: Option<PageSums>,
     /// The upgrade under way; None in an image of `kupgrade checkpoint`.
     pub upgrade: Option<Box<Upgrade>>,
+}
+
+/// A table of descriptors, and who has it.
+#[derive(Clone, Copy, Debug)]
+pub struct FileTable<'a> {
+    /// The process.
+    pub pid: Pid,
+    /// Its thread that has it, None for the process as a whole.
+    pub thread: Option<Tid>,
+    /// It is another process's (CLONE_FILES).
+    pub shared: bool,
+    /// What is in it, in ascending order.
+    pub files: &'a [Descriptor],
+}
+
+impl FileTable<'_> {
+    /// The id by which `/proc` shows it: the process's, or that of the thread that has it.
+    #[must_use]
+    pub fn shown_as(&self) -> Pid {
+        self.thread.map_or(self.pid, |tid| Pid(tid.0))
+    }
 }
 
 impl Manifest {
@@ -176,16 +197,59 @@ impl Manifest {
             if !led {
                 return missing(format!("process {pid} has no leading thread"));
             }
-            for entry in &live.files {
+            for thread in &live.threads {
+                if let Some(ThreadFiles::Of(other)) = thread.files
+                    && !live.threads.iter().any(|known| {
+                        known.tid == other && matches!(known.files, Some(ThreadFiles::Own(_)))
+                    })
+                {
+                    return missing(format!(
+                        "thread {} of process {pid} shares descriptors of {other}, which has none of its own",
+                        thread.tid
+                    ));
+                }
+            }
+        }
+        for table in self.tables() {
+            for entry in table.files {
                 if self.description(entry.description).is_none() {
                     return missing(format!(
-                        "descriptor {} of process {pid} names a description that is not here",
-                        entry.fd
+                        "descriptor {} of process {} names a description that is not here",
+                        entry.fd, table.pid
                     ));
                 }
             }
         }
         Ok(())
+    }
+
+    /// The descriptors of every process, then those of threads that have their own.
+    pub fn tables(&self) -> impl Iterator<Item = FileTable<'_>> {
+        let lives = || {
+            self.processes
+                .iter()
+                .filter_map(|p| Some((p.pid, p.live()?)))
+        };
+        let of_processes = lives().map(|(pid, live)| FileTable {
+            pid,
+            thread: None,
+            shared: live.files_of.is_some(),
+            files: &live.files,
+        });
+        let of_threads = lives().flat_map(|(pid, live)| {
+            live.threads
+                .iter()
+                .filter_map(move |thread| match &thread.files {
+                    Some(ThreadFiles::Own(files)) => Some(FileTable {
+                        pid,
+                        thread: Some(thread.tid),
+                        shared: false,
+                        files,
+                    }),
+                    _ => None,
+                })
+        });
+        of_processes.chain(of_threads)
     }
 
     /// A description by its id.
@@ -199,12 +263,12 @@ impl Manifest {
             .or_else(|| self.descriptions.iter().find(|d| d.id == id))
     }
 
-    /// The first process that holds a description, and its number there; None when it is in flight.
+    /// The first table that holds a description, and its number there; None when it is in flight.
     #[must_use]
-    pub fn holder(&self, id: DescriptionId) -> Option<(Pid, i32)> {
-        self.processes.iter().find_map(|process| {
-            let entry = process.live()?.files.iter().find(|f| f.description == id)?;
-            Some((process.pid, entry.fd))
+    pub fn holder(&self, id: DescriptionId) -> Option<(FileTable<'_>, i32)> {
+        self.tables().find_map(|table| {
+            let entry = table.files.iter().find(|f| f.description == id)?;
+            Some((table, entry.fd))
         })
     }
 

@@ -139,6 +139,15 @@ pub struct Descriptor {
     pub description: DescriptionId,
 }
 
+/// Descriptors of a thread that are not its process's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ThreadFiles {
+    /// In a table that it does not share, or that others have from it; in ascending order.
+    Own(Vec<Descriptor>),
+    /// In the table of another thread of its process, which has it as its own.
+    Of(Tid),
+}
+
 /// `struct kernel_sigaction` (x86_64: handler, flags, restorer, mask).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SigAction {
@@ -280,6 +289,8 @@ pub struct Thread {
     pub memory_policy: Option<super::MemoryPolicy>,
     /// Its directories, where it has its own (unshare(2), CLONE_FS).
     pub directories: Option<Box<Directories>>,
+    /// Its descriptors, where they are not its process's (unshare(2), CLONE_FILES).
+    pub files: Option<ThreadFiles>,
     /// It does not share its leader's semaphore undo list (CLONE_SYSVSEM).
     pub own_undo: bool,
     /// It shares its leader's I/O context (CLONE_IO).

@@ -6,9 +6,8 @@ use crate::ResurrectError;
 use crate::calls::{Calls, nr, run};
 use crate::restore::Restore;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
-use persist_mem::manifest::{DescriptionId, DescriptionKind, EpollTarget, Live, Manifest};
+use persist_mem::manifest::{DescriptionId, DescriptionKind, EpollTarget, FileTable, Manifest};
 use std::os::fd::{AsRawFd, OwnedFd};
-use sys::Pid;
 use sys::batch::Batch;
 
 const EPOLL_CTL_ADD: i32 = 1;
@@ -33,12 +32,11 @@ const EPOLLET: u32 = 1 << 31;
 /// `EPOLLIN | EPOLLPRI | EPOLLOUT`.
 const ANY: u32 = 1 | 2 | 4;
 
-/// A process that registers.
+/// Who registers.
 struct Registrar<'a> {
-    pid: Pid,
     epoll: i32,
-    /// What its descriptor table holds.
-    live: &'a Live,
+    /// The descriptors that it has.
+    table: FileTable<'a>,
     /// The way to this process's descriptors.
     pidfd: i32,
 }
@@ -55,8 +53,8 @@ pub(super) fn watch_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError>
     }
     all.sort_by_key(|(depth, ..)| *depth);
     for (_, id, targets) in all {
-        match super::first_holder(manifest, id) {
-            Some((pid, fd)) => watch(restore, pid, fd, targets)?,
+        match manifest.holder(id) {
+            Some((table, fd)) => watch(restore, table, fd, targets)?,
             None => watch_in_flight(restore, id, targets)?,
         }
     }
@@ -85,11 +83,13 @@ fn watch_in_flight(
     id: DescriptionId,
     targets: &[EpollTarget],
 ) -> Result<(), ResurrectError> {
-    let first = restore.lives().find(|(_, live)| live.files_of.is_none());
-    let (Some((pid, live)), Some(epoll)) = (first, restore.files.opened.get(&id)) else {
+    let manifest = restore.manifest;
+    let first = manifest.tables().find(|table| !table.shared);
+    let (Some(table), Some(epoll)) = (first, restore.files.opened.get(&id)) else {
         return Ok(());
     };
-    let numbers = live.files.iter().map(|entry| entry.fd);
+    let pid = table.pid;
+    let numbers = table.files.iter().map(|entry| entry.fd);
     let numbers = numbers.chain(targets.iter().map(|target| target.fd));
     // The copy may get the next number; it ends with the one behind that.
     let number = numbers.max().unwrap_or(0) + 2;
@@ -103,27 +103,23 @@ fn watch_in_flight(
     let args = [got.into(), number.into(), O_CLOEXEC.into()];
     batch.call("numbering an epoll", nr::DUP3, args);
     batch.call("closing a copy", nr::CLOSE, [got.into()]);
-    run(pid, DOING, &mut restore.task(pid)?.first, &batch)?;
-    watch(restore, pid, number, targets)?;
+    run(pid, DOING, restore.keeper(table)?, &batch)?;
+    watch(restore, table, number, targets)?;
     let mut batch = Batch::new();
     batch.call("closing a copy", nr::CLOSE, [number.into()]);
-    run(pid, DOING, &mut restore.task(pid)?.first, &batch).map(drop)
+    run(pid, DOING, restore.keeper(table)?, &batch).map(drop)
 }
 
-/// Registers what the epoll with number `fd` of a process watches.
+/// Registers what the epoll with number `fd` of a table watches.
 fn watch(
     restore: &mut Restore<'_>,
-    pid: Pid,
+    table: FileTable<'_>,
     fd: i32,
     targets: &[EpollTarget],
 ) -> Result<(), ResurrectError> {
-    let Some((_, live)) = restore.lives().find(|(found, _)| *found == pid) else {
-        return Ok(());
-    };
     let registrar = Registrar {
-        pid,
         epoll: fd,
-        live,
+        table,
         pidfd: restore.self_pidfd.as_raw_fd(),
     };
     let opened = |restore: &Restore<'_>, target: &EpollTarget| {
@@ -143,7 +139,7 @@ fn watch(
             .collect()
     };
     let (quiet, others) = (with_files(restore, true), with_files(restore, false));
-    let mut calls = Calls::new(pid, DOING, &mut restore.task(pid)?.first);
+    let mut calls = Calls::new(table.pid, DOING, restore.keeper(table)?);
     for (target, theirs) in &quiet {
         registrar.control(calls.batch(), EPOLL_CTL_ADD, target, *theirs);
         calls.breathe()?;
@@ -191,34 +187,34 @@ impl Registrar<'_> {
             events: target.events | ANY,
             ..*target
         };
-        let first = &mut restore.task(self.pid)?.first;
+        let first = restore.keeper(self.table)?;
         let mut batch = Batch::new();
         self.control(&mut batch, EPOLL_CTL_ADD, &armed, theirs);
         let event = batch.space(12);
         let args = [self.epoll.into(), event.into(), 1.into(), 0.into()];
         let told = batch.call("taking an event", nr::EPOLL_WAIT, args);
-        let output = run(self.pid, DOING, first, &batch)?;
+        let output = run(self.table.pid, DOING, first, &batch)?;
         if output.result(told) != Ok(0) {
             return Ok(());
         }
         log::debug!(
             "process {}: fd {} is not ready, and stays armed for errors",
-            self.pid,
+            self.table.pid,
             target.fd
         );
         let mut batch = Batch::new();
         self.control(&mut batch, EPOLL_CTL_MOD, target, theirs);
-        run(self.pid, DOING, first, &batch).map(drop)
+        run(self.table.pid, DOING, first, &batch).map(drop)
     }
 
     /// Adds or changes an entry, with the description behind its number for the time of the call.
     fn control(&self, batch: &mut Batch, operation: i32, target: &EpollTarget, theirs: i32) {
         let number = target.fd;
-        let entry = self.live.files.iter().find(|entry| entry.fd == number);
+        let entry = self.table.files.iter().find(|entry| entry.fd == number);
         let right = entry.is_some_and(|entry| entry.description == target.description);
         // Above all numbers that matter here.
         let least = self
-            .live
+            .table
             .files
             .last()
             .map_or(0, |entry| entry.fd)

@@ -1,10 +1,9 @@
 //! Locks and leases. The kernel notes who takes one: the process that did, or who stands for it.
 
-use super::first_holder;
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use crate::restore::Restore;
-use persist_mem::manifest::{DescriptionId, Live, Lock, LockHolder, Manifest};
+use persist_mem::manifest::{DescriptionId, FileTable, Lock, LockHolder, Manifest};
 use std::os::fd::{AsRawFd, OwnedFd};
 use sys::files::Range;
 use sys::wait::Status;
@@ -15,19 +14,17 @@ const F_SETLEASE: i32 = 1024;
 const LOCK_SH_NB: i32 = 1 | 4;
 const LOCK_EX_NB: i32 = 2 | 4;
 
-/// Takes those of a process's own, when its table is whole: to close any descriptor of a file drops the process's
-/// locks of it.
+/// Takes those of a table's own, when it is whole: to close any descriptor of a file drops the table's locks of it.
 pub(super) fn take(
     manifest: &Manifest,
-    pid: Pid,
-    live: &Live,
+    table: FileTable<'_>,
     calls: &mut Calls<'_>,
 ) -> Result<(), ResurrectError> {
     for lock in &manifest.locks {
         let LockHolder::Process { pid: holder, fd } = lock.holder else {
             continue;
         };
-        if holder != pid || !live.files.iter().any(|entry| entry.fd == fd) {
+        if holder != table.shown_as() || !table.files.iter().any(|entry| entry.fd == fd) {
             continue;
         }
         let flock = calls.batch().data(&range(lock).bytes());
@@ -57,8 +54,8 @@ pub(super) fn take_of_descriptions(restore: &mut Restore<'_>) -> Result<(), Resu
         } else if restore.tasks.contains_key(&lock.taker) {
             take_by(restore, lock.taker, id, lock)?;
         } else if !take_for_ended(restore, id, lock) {
-            match first_holder(manifest, id) {
-                Some((holder, _)) => take_by(restore, holder, id, lock)?,
+            match manifest.holder(id) {
+                Some((holder, _)) => take_by(restore, holder.pid, id, lock)?,
                 None => take_here(restore, id, lock)?,
             }
         }

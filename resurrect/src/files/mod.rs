@@ -36,10 +36,10 @@ use crate::calls::{Calls, nr};
 use crate::objects::TMPFILE;
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
-use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, Live, PipeId, RemovedId};
+use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, PipeId, RemovedId};
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
-use sys::{Errno, Pid};
+use sys::Errno;
 
 const F_SETFD: i32 = 2;
 /// `O_APPEND`, `O_NONBLOCK`, `O_DIRECT`, `O_NOATIME`: what fcntl(2) changes. `O_ASYNC` needs an owner first.
@@ -291,19 +291,20 @@ pub(crate) fn removed_directory(
         .map_err(ResurrectError::own("finding a removed directory"))
 }
 
-/// Gives every process its descriptors.
+/// Fills every table of descriptors.
 pub(crate) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    for (pid, live) in restore.lives().filter(|(_, live)| live.files_of.is_none()) {
+    let manifest = restore.manifest;
+    for table in manifest.tables().filter(|table| !table.shared) {
+        let pid = table.pid;
         let pidfd = restore.self_pidfd.as_raw_fd();
-        let numbers: Vec<(i32, bool, i32)> = live
-            .files
-            .iter()
+        let files = table.files.iter();
+        let numbers: Vec<(i32, bool, i32)> = files
             .filter_map(|f| {
                 let opened = restore.files.opened.get(&f.description)?;
                 Some((f.fd, f.cloexec, opened.as_raw_fd()))
             })
             .collect();
-        let mut calls = Calls::new(pid, "taking its descriptors", &mut restore.task(pid)?.first);
+        let mut calls = Calls::new(pid, "taking its descriptors", restore.keeper(table)?);
         let mut lowest = 0;
         for (wanted, cloexec, theirs) in numbers {
             let args = [pidfd.into(), theirs.into(), 0.into()];
@@ -337,32 +338,16 @@ pub(crate) fn inside(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     pidfd::of_threads(restore)?;
     lock::take_of_descriptions(restore)?;
     epoll::watch_all(restore)?;
-    for (pid, live) in restore.lives().filter(|(_, live)| live.files_of.is_none()) {
-        inside_one(restore, pid, live)?;
+    let manifest = restore.manifest;
+    for table in manifest.tables().filter(|table| !table.shared) {
         let pidfd = restore.self_pidfd.as_raw_fd();
-        let mut calls = Calls::new(pid, "closing a pidfd", &mut restore.task(pid)?.first);
+        let keeper = restore.keeper(table)?;
+        let mut calls = Calls::new(table.pid, "setting up its files", keeper);
+        lock::take(manifest, table, &mut calls)?;
         calls
             .batch()
             .call("closing a pidfd", nr::CLOSE, [pidfd.into()]);
         calls.flush()?;
     }
     Ok(())
-}
-
-fn inside_one(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
-    let manifest = restore.manifest;
-    let mut calls = Calls::new(pid, "setting up its files", &mut restore.task(pid)?.first);
-    lock::take(manifest, pid, live, &mut calls)?;
-    calls.flush()
-}
-
-/// The process and number through which a shared description is set up: the first.
-fn first_holder(
-    manifest: &persist_mem::manifest::Manifest,
-    id: DescriptionId,
-) -> Option<(Pid, i32)> {
-    manifest.processes.iter().find_map(|process| {
-        let entry = process.live()?.files.iter().find(|f| f.description == id)?;
-        Some((process.pid, entry.fd))
-    })
 }

@@ -108,9 +108,9 @@ fn register(
             matches!(found.kind, DescriptionKind::MessageQueue { queue: id } if id == queue.id)
         })
     };
-    let owner = restore.lives().find(|(pid, _)| *pid == wanted.owner);
-    let entry = owner.and_then(|(_, live)| live.files.iter().find(is_it));
-    let fd = entry.ok_or_else(|| failed(Errno::EBADF))?.fd;
+    let mut of_owner = manifest.tables().filter(|table| table.pid == wanted.owner);
+    let found = of_owner.find_map(|table| Some((table, table.files.iter().find(is_it)?.fd)));
+    let (table, fd) = found.ok_or_else(|| failed(Errno::EBADF))?;
     let mut batch = Batch::new();
     // struct sigevent: value, signal, kind, the rest unused.
     let mut event = [0; 64];
@@ -130,6 +130,5 @@ fn register(
         batch.pointer(event, 0, cookie);
     }
     batch.call(DOING, nr::MQ_NOTIFY, [fd.into(), event.into()]);
-    let pid = wanted.owner;
-    run(pid, DOING, &mut restore.task(pid)?.first, &batch).map(drop)
+    run(table.pid, DOING, restore.keeper(table)?, &batch).map(drop)
 }

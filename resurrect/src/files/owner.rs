@@ -40,14 +40,14 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             continue;
         }
         let flags = description.flags & (super::SETTABLE | O_ASYNC);
-        let Some((pid, fd)) = super::first_holder(manifest, description.id) else {
+        let Some((holder, fd)) = manifest.holder(description.id) else {
             // In flight: nobody has a number for it yet.
             sys::fds::set_status_flags(fd, flags)
                 .map_err(opening.failed("asking for signals about it"))?;
             continue;
         };
-        let leader = &mut restore.task(pid)?.first;
-        let mut calls = Calls::new(pid, "asking for signals about a file", leader);
+        let keeper = restore.keeper(holder)?;
+        let mut calls = Calls::new(holder.pid, "asking for signals about a file", keeper);
         let args = [fd.into(), F_SETFL.into(), flags.into()];
         calls
             .batch()

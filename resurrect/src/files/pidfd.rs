@@ -63,17 +63,18 @@ pub(super) fn of_threads(restore: &mut Restore<'_>) -> Result<(), ResurrectError
     Ok(())
 }
 
-/// Gives every process that has a description another one in its place.
+/// Gives every table that has a description another one in its place.
 fn hand_over(
     restore: &mut Restore<'_>,
     id: DescriptionId,
     opened: &OwnedFd,
 ) -> Result<(), ResurrectError> {
     let own_pidfd = restore.self_pidfd.as_raw_fd();
-    for (pid, live) in restore.lives().filter(|(_, live)| live.files_of.is_none()) {
-        let mut calls = Calls::new(pid, "taking a pidfd", &mut restore.task(pid)?.first);
+    let manifest = restore.manifest;
+    for table in manifest.tables().filter(|table| !table.shared) {
+        let mut calls = Calls::new(table.pid, "taking a pidfd", restore.keeper(table)?);
         let batch = calls.batch();
-        for entry in live.files.iter().filter(|entry| entry.description == id) {
+        for entry in table.files.iter().filter(|entry| entry.description == id) {
             let args = [own_pidfd.into(), opened.as_raw_fd().into(), 0.into()];
             let got = batch.call("taking a descriptor", nr::PIDFD_GETFD, args);
             let flags = if entry.cloexec { super::O_CLOEXEC } else { 0 };

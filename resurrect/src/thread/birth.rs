@@ -6,7 +6,8 @@ use crate::calls::{nr, run};
 use crate::restore::Restore;
 use crate::task::Task;
 use crate::tree::{OPTIONS, clone_args, taken, wait_until_stopped};
-use persist_mem::manifest::Thread;
+use persist_mem::manifest::{Live, Thread, ThreadFiles};
+use std::collections::BTreeMap;
 use sys::batch::Batch;
 use sys::ptrace::{self, options};
 use sys::tracee::{Tracee, TraceeError};
@@ -36,14 +37,19 @@ pub(crate) fn create(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let led = usize::from(live.ended_leader.is_none());
         let wanted = live.threads.get(led..).unwrap_or_default().iter();
         // Some may have been needed to make a child.
-        let wanted: Vec<&Thread> = wanted
-            .filter(|thread| !task.threads.contains_key(&thread.tid))
-            .collect();
-        for some in wanted.chunks(AT_ONCE) {
-            if told {
-                make(pid, task, some, 0)?;
-            } else {
-                untold(pid, task, some)?;
+        let wanted = wanted.filter(|thread| !task.threads.contains_key(&thread.tid));
+        let mut by: BTreeMap<Option<Tid>, Vec<&Thread>> = BTreeMap::new();
+        for thread in wanted {
+            by.entry(maker(thread)).or_default().push(thread);
+        }
+        // None comes first.
+        for (maker, wanted) in by {
+            for some in wanted.chunks(AT_ONCE) {
+                if told {
+                    make(pid, (task, maker), some, 0)?;
+                } else {
+                    untold(pid, (task, maker), some)?;
+                }
             }
         }
         if led == 0 {
@@ -53,20 +59,41 @@ pub(crate) fn create(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     Ok(())
 }
 
-/// Makes one thread, unless it is there.
-pub(crate) fn one(pid: Pid, task: &mut Task, thread: &Thread) -> Result<(), ResurrectError> {
+/// The thread that makes another one, which gets its descriptors; None for the first one.
+fn maker(thread: &Thread) -> Option<Tid> {
+    match thread.files {
+        Some(ThreadFiles::Of(other)) => Some(other),
+        Some(ThreadFiles::Own(_)) | None => None,
+    }
+}
+
+/// Makes one thread of `live`, unless it is there.
+pub(crate) fn one(
+    pid: Pid,
+    task: &mut Task,
+    live: &Live,
+    thread: &Thread,
+) -> Result<(), ResurrectError> {
     if task.threads.contains_key(&thread.tid) {
         return Ok(());
     }
-    make(pid, task, &[thread], 0)
+    let maker = maker(thread);
+    if let Some(first) = live.threads.iter().find(|known| Some(known.tid) == maker) {
+        one(pid, task, live, first)?;
+    }
+    make(pid, (task, maker), &[thread], 0)
 }
 
 /// Makes threads without a stop of who makes them at each.
-fn untold(pid: Pid, task: &mut Task, wanted: &[&Thread]) -> Result<(), ResurrectError> {
+fn untold(
+    pid: Pid,
+    (task, by): (&mut Task, Option<Tid>),
+    wanted: &[&Thread],
+) -> Result<(), ResurrectError> {
     let failed = || ResurrectError::call(pid, "choosing what is told of it");
-    let maker = task.first.tid();
+    let maker = making(pid, task, by)?.tid();
     ptrace::set_options(maker, OPTIONS & !options::TRACECLONE).map_err(failed())?;
-    make(pid, task, wanted, CLONE_PTRACE)?;
+    make(pid, (task, by), wanted, CLONE_PTRACE)?;
     // They have the options that it had.
     let made = wanted.iter().map(|thread| thread.tid);
     for tid in made.chain([maker]) {
@@ -75,8 +102,26 @@ fn untold(pid: Pid, task: &mut Task, wanted: &[&Thread]) -> Result<(), Resurrect
     Ok(())
 }
 
-/// Threads have signals blocked as the one that makes them.
-fn make(pid: Pid, task: &mut Task, wanted: &[&Thread], more: u64) -> Result<(), ResurrectError> {
+/// The thread that makes others.
+fn making(pid: Pid, task: &mut Task, by: Option<Tid>) -> Result<&mut Tracee, ResurrectError> {
+    let Some(tid) = by else {
+        return Ok(&mut task.first);
+    };
+    let maker = task.threads.get_mut(&tid);
+    maker.ok_or_else(|| ResurrectError::Impossible {
+        pid,
+        why: format!("its thread {tid}, which is to make others, was not made"),
+    })
+}
+
+/// Threads have signals blocked as the one that makes them. Who has a table of descriptors of its own gets it here,
+/// while there is nothing in it.
+fn make(
+    pid: Pid,
+    (task, by): (&mut Task, Option<Tid>),
+    wanted: &[&Thread],
+    more: u64,
+) -> Result<(), ResurrectError> {
     const DOING: &str = "making its threads";
     let mut batch = Batch::new();
     let mut calls = Vec::new();
@@ -90,8 +135,9 @@ fn make(pid: Pid, task: &mut Task, wanted: &[&Thread], more: u64) -> Result<(), 
         let args = clone_args(&mut batch, flags, 0, thread.tid.0);
         calls.push(batch.call("making a thread", nr::CLONE3, args));
     }
-    let ran = task.first.run_raw(&batch);
-    let told = task.first.take_born();
+    let maker = making(pid, task, by)?;
+    let ran = maker.run_raw(&batch);
+    let told = maker.take_born();
     let output = ran.map_err(ResurrectError::tracee(pid, DOING))?;
     let made = wanted.iter().zip(&calls);
     let made: Vec<Tid> = made
@@ -109,19 +155,30 @@ fn make(pid: Pid, task: &mut Task, wanted: &[&Thread], more: u64) -> Result<(), 
         if let (Errno::EEXIST, Some(refused)) = (failure.errno, refused) {
             return Err(taken(refused));
         }
-        let (tid, failure) = (task.first.tid(), Box::new(failure));
+        let (tid, failure) = (making(pid, task, by)?.tid(), Box::new(failure));
         return Err(ResurrectError::tracee(pid, DOING)(TraceeError::Call {
             tid,
             failure,
         }));
     }
     if hosts.len() == wanted.len() {
-        return Ok(());
+        return wanted.iter().try_for_each(|thread| part(pid, task, thread));
     }
     Err(ResurrectError::Impossible {
         pid,
         why: "the kernel did not tell of the birth of all its threads".into(),
     })
+}
+
+/// Has a thread leave its process's table of descriptors, if it has its own.
+fn part(pid: Pid, task: &mut Task, thread: &Thread) -> Result<(), ResurrectError> {
+    const DOING: &str = "having descriptors of its own";
+    if !matches!(thread.files, Some(ThreadFiles::Own(_))) {
+        return Ok(());
+    }
+    let mut batch = Batch::new();
+    batch.call(DOING, nr::UNSHARE, [CLONE_FILES.into()]);
+    run(pid, DOING, making(pid, task, Some(thread.tid))?, &batch).map(drop)
 }
 
 /// Sets the I/O priority that `like` had: who has done that has a context that others can share.

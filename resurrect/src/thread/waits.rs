@@ -31,7 +31,11 @@ pub(crate) fn find(restore: &mut Restore<'_>) -> Result<Vec<Wait>, ResurrectErro
         let (Some(wait), Some(first)) = (thread.socket_wait, firsts.get(&pid)) else {
             return Ok(());
         };
-        let socket = sys::process::pidfd_through(tracee.pid(), *first)
+        let pidfd = match thread.files {
+            Some(_) => sys::process::pidfd_of_thread(tracee.tid()),
+            None => sys::process::pidfd_through(tracee.pid(), *first),
+        };
+        let socket = pidfd
             .and_then(|pidfd| SocketWait::of(pidfd.as_fd(), wait.fd, wait.sends))
             .map_err(ResurrectError::call(pid, "asking for a socket's time-out"))?;
         found.extend(socket.map(|socket| Wait {

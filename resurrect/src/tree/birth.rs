@@ -200,13 +200,15 @@ fn parent<'a>(
     thread: Option<Tid>,
 ) -> Result<&'a mut Tracee, ResurrectError> {
     let live = restore.lives().find(|(pid, _)| *pid == by);
-    let threads = live.map_or(&[][..], |(_, live)| live.threads.as_slice());
-    let thread = threads.iter().find(|known| Some(known.tid) == thread);
+    let found = live.and_then(|(_, live)| {
+        let mut threads = live.threads.iter();
+        Some((live, threads.find(|known| Some(known.tid) == thread)?))
+    });
     let task = restore.task(by)?;
-    let Some(thread) = thread.filter(|thread| thread.tid != by.leader()) else {
+    let Some((live, thread)) = found.filter(|(_, thread)| thread.tid != by.leader()) else {
         return Ok(&mut task.first);
     };
-    crate::thread::birth::one(by, task, thread)?;
+    crate::thread::birth::one(by, task, live, thread)?;
     Ok(task.threads.get_mut(&thread.tid).unwrap_or(&mut task.first))
 }
 

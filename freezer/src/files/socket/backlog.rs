@@ -5,7 +5,7 @@
 //! everything else is saved and the processes will not go on.
 
 use super::{common, unaccepted, unix};
-use crate::files::{Open, ends};
+use crate::files::{Open, apart, ends};
 use crate::proc::{self, FdInfo};
 use crate::{FreezerError, Refusal};
 use persist_mem::manifest::{
@@ -22,13 +22,13 @@ use sys::{Pid, process, socket};
 /// When the kernel does not tell about unix sockets.
 pub fn untaken(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
     let mut held: HashMap<u64, (Pid, i32)> = HashMap::new();
-    for pid in pids {
-        for fd in proc::numbers(*pid, "fd").unwrap_or_default() {
-            let inode = proc::link(*pid, &format!("fd/{fd}"))
+    for pid in pids.iter().flat_map(|pid| apart::tables_of(*pid)) {
+        for fd in proc::numbers(pid, "fd").unwrap_or_default() {
+            let inode = proc::link(pid, &format!("fd/{fd}"))
                 .ok()
                 .and_then(|link| ends::socket_inode(&link));
             if let Some(inode) = inode {
-                held.entry(inode).or_insert((*pid, fd));
+                held.entry(inode).or_insert((pid, fd));
             }
         }
     }
@@ -53,7 +53,7 @@ pub fn untaken(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
             });
         }
     }
-    Ok(found)
+    Ok(apart::named(found))
 }
 
 /// Whether the kernel tells what the clients of a listening socket have sent.
@@ -87,10 +87,11 @@ pub fn take(manifest: &mut Manifest) -> Result<(), FreezerError> {
         .map(|d| d.id)
         .collect();
     for id in ids {
-        let Some((pid, fd)) = manifest.holder(id) else {
+        let Some((holder, fd)) = manifest.holder(id) else {
             let why = "a listening socket in flight has clients that have sent data already";
             return Err(FreezerError::refuse(Pid(0), "socket", why));
         };
+        let pid = holder.shown_as();
         let pidfd = proc::pidfd(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
         let listener = process::pidfd_getfd(pidfd.as_fd(), fd)
             .map_err(FreezerError::call(pid, format!("copying descriptor {fd}")))?;

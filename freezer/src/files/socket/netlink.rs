@@ -133,9 +133,10 @@ pub fn take(manifest: &mut Manifest) -> Result<(), FreezerError> {
         if !is_about_devices(&description.kind) {
             continue;
         }
-        let Some((pid, fd)) = manifest.holder(description.id) else {
+        let Some((holder, fd)) = manifest.holder(description.id) else {
             continue;
         };
+        let pid = holder.shown_as();
         let failed = |doing| FreezerError::call(pid, format!("fd {fd}: {doing}"));
         let pidfd = proc::pidfd(pid).map_err(failed("opening a pidfd"))?;
         let copy = process::pidfd_getfd(pidfd.as_fd(), fd).map_err(failed("copying it"))?;

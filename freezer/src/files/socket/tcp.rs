@@ -555,9 +555,8 @@ fn is_closing(state: &InetSocket) -> bool {
 /// # Errors
 /// When a socket cannot be reached.
 pub fn silence(manifest: &persist_mem::manifest::Manifest) -> Result<(), FreezerError> {
-    for process in &manifest.processes {
-        let Some(live) = process.live() else { continue };
-        for entry in &live.files {
+    for table in manifest.tables() {
+        for entry in table.files {
             let Some(description) = manifest.description(entry.description) else {
                 continue;
             };
@@ -567,7 +566,7 @@ pub fn silence(manifest: &persist_mem::manifest::Manifest) -> Result<(), Freezer
             if !matches!(&socket.state, SocketState::Inet(state) if state.connection.is_some()) {
                 continue;
             }
-            let (pid, fd) = (process.pid, entry.fd);
+            let (pid, fd) = (table.shown_as(), entry.fd);
             let closing = matches!(&socket.state, SocketState::Inet(state) if is_closing(state));
             let set = || {
                 let pidfd = crate::proc::pidfd(pid)?;

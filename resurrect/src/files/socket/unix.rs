@@ -6,13 +6,13 @@ use crate::ResurrectError;
 use crate::restore::Restore;
 use nix::libc as c;
 use persist_mem::manifest::{
-    DescriptionId, PeerCredentials, SocketState, UnixLink, UnixSocket, Waiting,
+    DescriptionId, PeerCredentials, SocketState, Thread, UnixLink, UnixSocket, Waiting,
 };
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
+use sys::Errno;
 use sys::socket::{self, Outgoing};
-use sys::{Errno, Pid};
 
 /// What is needed until all unix sockets are connected.
 #[derive(Default)]
@@ -461,17 +461,15 @@ fn source_name(source: &[u8]) -> &[u8] {
 
 /// Who holds a description: it is taken for who connected it.
 fn holder(restore: &Restore<'_>, id: DescriptionId) -> Option<PeerCredentials> {
-    restore.manifest.processes.iter().find_map(|process| {
-        let live = process.live()?;
-        live.files.iter().find(|f| f.description == id)?;
-        let credentials = &live.threads.first()?.credentials;
-        let Pid(pid) = process.pid;
-        Some(PeerCredentials {
-            pid,
-            uid: credentials.uid[1],
-            gid: credentials.gid[1],
-            groups: credentials.groups.clone(),
-        })
+    let (table, _) = restore.manifest.holder(id)?;
+    let (_, live) = restore.lives().find(|(pid, _)| *pid == table.pid)?;
+    let of_table = |thread: &&Thread| table.thread.is_none_or(|tid| tid == thread.tid);
+    let credentials = &live.threads.iter().find(of_table)?.credentials;
+    Some(PeerCredentials {
+        pid: table.pid.0,
+        uid: credentials.uid[1],
+        gid: credentials.gid[1],
+        groups: credentials.groups.clone(),
     })
 }
 

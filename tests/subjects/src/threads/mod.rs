@@ -6,6 +6,7 @@ mod capabilities;
 mod cgroups;
 mod confined;
 mod credentials;
+mod descriptors;
 mod directory;
 mod dispatch;
 mod leader;
@@ -78,6 +79,21 @@ pub(crate) const GROUP: Group = Group {
             "directories-of-threads",
             "directories and umasks of single threads",
             directory::of_threads,
+        ),
+        subject(
+            "descriptors-of-threads",
+            "descriptors of a thread that has left its process's table",
+            descriptors::apart,
+        ),
+        subject(
+            "descriptors-of-others",
+            "descriptors that threads share and the first thread has not",
+            descriptors::shared,
+        ),
+        subject(
+            "recv-timed-apart",
+            "recv with SO_RCVTIMEO on a descriptor of one thread, stopped twice",
+            descriptors::waiting,
         ),
         subject("chroot", "a root directory of its own", directory::root),
         subject(
