@@ -14,7 +14,7 @@ use sys::{Pid, Tid};
 /// # Errors
 /// When a file of `/proc` is not understood.
 pub fn check(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
-    check_one(pid, &mut Objects::default(), &Externals::default(), true)
+    check_one(pid, &mut Objects::default(), &Externals::default(), None)
 }
 
 /// How often a process is looked at until what is read of it fits together: one that ends loses its
@@ -26,11 +26,11 @@ fn check_one(
     pid: Pid,
     objects: &mut Objects,
     externals: &Externals,
-    whole_host: bool,
+    inside: Option<&[Pid]>,
 ) -> Result<Vec<Refusal>, FreezerError> {
     let mut looks = LOOKS;
     let found = loop {
-        let found = examine(pid, objects, externals, whole_host);
+        let found = examine(pid, objects, externals, inside);
         if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
             return Ok(Vec::new());
         }
@@ -80,7 +80,7 @@ pub fn check_tree_with(
     let mut objects = Objects::default();
     let mut finder = Finder::default();
     for pid in &pids {
-        found.extend(check_one(*pid, &mut objects, externals, false)?);
+        found.extend(check_one(*pid, &mut objects, externals, Some(&pids))?);
         finder.learn(*pid);
     }
     found.extend(tables::shared(&pids)?);
@@ -97,8 +97,9 @@ fn examine(
     pid: Pid,
     objects: &mut Objects,
     externals: &Externals,
-    whole_host: bool,
+    inside: Option<&[Pid]>,
 ) -> Result<Vec<Refusal>, FreezerError> {
+    let whole_host = inside.is_none();
     // All its threads have ended: little is left that could not be carried.
     let Some(representative) = proc::representative(pid) else {
         let core = if whole_host {
@@ -121,7 +122,7 @@ fn examine(
     found.extend(capture::memory_refusals(pid, objects)?);
     for table in files::apart::tables_of(pid) {
         if !files::apart::no_way_to(table) {
-            found.extend(files::refusals(table, objects, externals, whole_host)?);
+            found.extend(files::refusals(table, objects, externals, inside)?);
         }
     }
     found.extend(directories(pid, "")?);

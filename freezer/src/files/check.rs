@@ -36,16 +36,17 @@ pub(crate) fn reaching_out(
     externals.excuse(found)
 }
 
-/// What of a process's descriptors is not carried, found without stopping it.
+/// What of a process's descriptors is not carried, found without stopping it; `inside` are the processes of its tree,
+/// None for a whole host.
 pub(crate) fn refusals(
     pid: Pid,
     objects: &mut Objects,
     externals: &Externals,
-    whole_host: bool,
+    inside: Option<&[Pid]>,
 ) -> Result<Vec<Refusal>, FreezerError> {
     let pidfd = proc::pidfd(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
     let mut found = Vec::new();
-    let mut sockets = socket::Facts::of_running(whole_host);
+    let mut sockets = socket::Facts::of_running(inside);
     let links = proc::Links::open(pid)?;
     for &fd in links.numbers() {
         let link = links.read(fd);

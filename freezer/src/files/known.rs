@@ -106,6 +106,16 @@ impl Known {
         })
     }
 
+    /// The description at an address.
+    pub(super) fn at(&self, address: u64) -> Option<DescriptionId> {
+        self.addresses.as_ref()?.get(&address).copied()
+    }
+
+    /// Whether all of them are known by their addresses.
+    pub(super) fn by_addresses(&self) -> bool {
+        self.addresses.is_some()
+    }
+
     /// Takes in a description that was not found.
     pub(super) fn add(
         &mut self,

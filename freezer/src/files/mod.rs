@@ -35,6 +35,7 @@ mod table;
 mod terminal;
 mod timerfd;
 mod tunnel;
+mod unheld;
 
 use class::Class;
 use open::{O_PATH, Open};

@@ -56,6 +56,18 @@ fn directory(dev: u64, best: Option<&Path>, suits: impl Fn(&Path) -> bool) -> Op
         .find(|path| there(path))
 }
 
+/// Where a mount is, by its number in mountinfo.
+pub(super) fn of_mount(number: u32) -> Option<PathBuf> {
+    let mounts = std::fs::read("/proc/self/mountinfo").ok()?;
+    let mut lines = mounts.split(|b| *b == b'\n');
+    lines.find_map(|line| {
+        let mut fields = line.split(|b| *b == b' ');
+        let same = fields.next()? == number.to_string().as_bytes();
+        let path = fields.nth(3).filter(|_| same)?;
+        Some(PathBuf::from(OsString::from_vec(unescape(path))))
+    })
+}
+
 /// Octal escapes of mountinfo: `\040` is a blank.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());

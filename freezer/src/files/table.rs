@@ -2,9 +2,10 @@
 
 use super::class::{Class, classify};
 use super::open::{O_CLOEXEC, O_PATH, Open};
+use super::socket::Flying;
 use super::{
     check, ends, epoll, eventfd, fifo, kmsg, known, located, lock, mqueue, outsiders, owner, path,
-    pipe, removed, socket, terminal, tunnel,
+    pipe, removed, socket, terminal, tunnel, unheld,
 };
 use crate::kernel::OpenFile;
 use crate::objects::Objects;
@@ -268,9 +269,11 @@ impl Table {
     /// ends.
     pub(crate) fn finish(mut self) -> Result<Found, FreezerError> {
         while let Some(sent) = self.sockets.next_in_flight() {
-            let ids = sent.copies.iter().map(|copy| self.in_flight(&sent, copy));
-            let ids = ids.collect::<Result<_, _>>()?;
-            sent.settle(ids, &mut self.descriptions);
+            let ids: Result<_, _> = match &sent.what {
+                Flying::Copies(all) => all.iter().map(|one| self.in_flight(&sent, one)).collect(),
+                Flying::Files(all) => all.iter().map(|one| self.at(&sent, *one)).collect(),
+            };
+            self.sockets.settle(&sent, ids?, &mut self.descriptions);
         }
         let sockets = core::mem::take(&mut self.sockets);
         sockets.link(&mut self.descriptions, &self.copies, &self.externals)?;
@@ -310,19 +313,51 @@ impl Table {
             file: None,
             address: known::address(&copy),
         };
-        self.description(me, number, told, copy)
-            .map_err(|error| match error {
-                FreezerError::Refused(found) => {
-                    let what = found
-                        .iter()
-                        .map(|r| format!("{}: {}", r.resource, r.reason));
-                    let what: Vec<_> = what.collect();
-                    let reason = format!("in flight in its queue: {}", what.join("; "));
-                    FreezerError::refuse(pid, format!("fd {fd}"), reason)
-                }
-                error => error,
-            })
+        let found = self.description(me, number, told, copy);
+        found.map_err(|error| of_holder(sent, error))
     }
+
+    /// The description of what is in flight and cannot be copied.
+    fn at(&mut self, sent: &socket::InFlight, address: u64) -> Result<DescriptionId, FreezerError> {
+        if let Some(known) = self.known.at(address) {
+            return Ok(known);
+        }
+        let (pid, fd) = sent.holder;
+        let refuse = |why: String| {
+            let reason = format!("a descriptor is in flight in it that nobody else holds: {why}");
+            FreezerError::refuse(pid, format!("fd {fd}"), reason)
+        };
+        if !self.known.by_addresses() {
+            return Err(refuse("nothing tells which it is".into()));
+        }
+        let me = Pid(nix::unistd::getpid().as_raw());
+        let mut inside: Vec<Pid> = self.numbers.keys().map(|(pid, _)| *pid).collect();
+        inside.dedup();
+        let unheld::Reached { copy, link, file } =
+            unheld::reach(address, &inside).map_err(refuse)?;
+        let told = Told {
+            link: &link,
+            info: &plain_info(&file),
+            file: Some(file),
+            address: Some(address),
+        };
+        let number = copy.as_raw_fd();
+        let found = self.description(me, number, told, copy);
+        found.map_err(|error| of_holder(sent, error))
+    }
+}
+
+/// What is wrong with something in flight is told of the socket that it is in.
+fn of_holder(sent: &socket::InFlight, error: FreezerError) -> FreezerError {
+    let FreezerError::Refused(found) = error else {
+        return error;
+    };
+    let (pid, fd) = sent.holder;
+    let what = found.iter();
+    let what = what.map(|one| format!("{}: {}", one.resource, one.reason));
+    let what: Vec<_> = what.collect();
+    let reason = format!("in flight in its queue: {}", what.join("; "));
+    FreezerError::refuse(pid, format!("fd {fd}"), reason)
 }
 
 /// What fdinfo would tell.

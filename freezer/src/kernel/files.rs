@@ -103,16 +103,36 @@ impl Kernel {
 
     /// The open file of every descriptor of a stopped thread, by number.
     pub(crate) fn open_files(&mut self, task: u64) -> Result<BTreeMap<i32, OpenFile>, Unreadable> {
+        let table = self.descriptor_table(task)?;
+        let closed = self.array(table.close_on_exec, table.count.div_ceil(64))?;
+        let files = self.files_of(&table)?;
+        let addresses: Vec<u64> = files.iter().map(|(_, file)| *file).collect();
+        let read = self.describe(&addresses)?;
+        let one = |fd: i32, file: OpenFile| {
+            let number = usize::try_from(fd).ok()?;
+            let closes_on_exec = closed.get(number / 64)? >> (number % 64) & 1 == 1;
+            Some((
+                fd,
+                OpenFile {
+                    closes_on_exec,
+                    ..file
+                },
+            ))
+        };
+        let found = files.iter().zip(read).map(|((fd, _), file)| one(*fd, file));
+        let found: Option<_> = found.collect();
+        found.ok_or(Unreadable::Inconsistent("an open file"))
+    }
+
+    /// Open files by their addresses.
+    pub(crate) fn describe(&mut self, files: &[u64]) -> Result<Vec<OpenFile>, Unreadable> {
         const WHAT: &str = "an open file";
         let fields = FileFields::find(self)?;
         let locks = self.btf.field("inode", "i_flctx")?.offset;
         let show = self.btf.field("file_operations", "show_fdinfo")?.offset;
-        let table = self.descriptor_table(task)?;
-        let closed = self.array(table.close_on_exec, table.count.div_ceil(64))?;
-        let files = self.files_of(&table)?;
         let places: Vec<_> = files
             .iter()
-            .map(|(_, file)| (*file, fields.size as usize))
+            .map(|file| (*file, fields.size as usize))
             .collect();
         let read: Option<Vec<Vec<u8>>> = self.read(&places)?.into_iter().collect();
         let read = read.ok_or(Unreadable::Inconsistent(WHAT))?;
@@ -124,23 +144,20 @@ impl Kernel {
         let more: Option<Vec<[u64; 2]>> = read.iter().map(more).collect();
         let more = more.ok_or(Unreadable::Inconsistent(WHAT))?.concat();
         let more = self.words(&more)?;
-        let one = |fd: i32, address: u64, bytes: &Vec<u8>, more: &[Option<u64>]| {
-            let number = usize::try_from(fd).ok()?;
-            let file = OpenFile {
+        let one = |address: u64, bytes: &Vec<u8>, more: &[Option<u64>]| {
+            Some(OpenFile {
                 address,
                 flags: half(bytes, fields.flags)?,
                 pos: word(bytes, fields.pos)?,
                 path: (word(bytes, fields.mount)?, word(bytes, fields.name)?),
-                closes_on_exec: closed.get(number / 64)? >> (number % 64) & 1 == 1,
+                closes_on_exec: false,
                 ownerless: fields.ownerless(bytes)?,
                 plain: more == [Some(0); 2],
-            };
-            Some((fd, file))
+            })
         };
         let found = files.iter().zip(&read).zip(more.chunks(2));
-        let found: Option<_> = found
-            .map(|(((fd, address), bytes), more)| one(*fd, *address, bytes, more))
-            .collect();
+        let found = found.map(|((address, bytes), more)| one(*address, bytes, more));
+        let found: Option<_> = found.collect();
         found.ok_or(Unreadable::Inconsistent(WHAT))
     }
 

@@ -3,7 +3,7 @@
 //! Here is how things are found: structures by the kernel's own description of its types ([`btf`]), threads
 //! from the numbers of this PID namespace ([`mod@tasks`]), open files from their tables ([`mod@files`]), messages in
 //! the queues of sockets ([`mod@sockets`]), buffers of pipes ([`mod@pipes`]), inodes
-//! ([`mod@inodes`]), connections of TCP ([`mod@connections`]), terminals ([`mod@terminals`]), pages ([`mod@pages`]), mappings ([`mod@vmas`]), what
+//! ([`mod@inodes`]), connections of TCP ([`mod@connections`]), paths ([`mod@paths`]), terminals ([`mod@terminals`]), pages ([`mod@pages`]), mappings ([`mod@vmas`]), what
 //! sleeping threads wait for ([`mod@stacks`]). What they
 //! mean is with the kind of resource:
 //! `ipc/undo.rs`, `capture/restart.rs`, `files/mqueue`. Whatever is not as expected is
@@ -15,6 +15,7 @@ mod credentials;
 mod files;
 mod inodes;
 mod pages;
+mod paths;
 mod pipes;
 pub(crate) mod sockets;
 mod stacks;

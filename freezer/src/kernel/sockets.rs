@@ -88,6 +88,15 @@ impl Kernel {
         number(&buffer.bytes, field.offset, field.size).ok_or(WRONG)
     }
 
+    /// A field of a buffer that is one bit.
+    pub(crate) fn flag_of_buffer(&self, buffer: &Buffer, name: &str) -> Result<bool, Unreadable> {
+        let (byte, bit) = self.btf.flag("sk_buff", name)?;
+        let byte = usize::try_from(byte)
+            .ok()
+            .and_then(|at| buffer.bytes.get(at));
+        byte.map(|byte| byte & bit != 0).ok_or(WRONG)
+    }
+
     /// A field of what a family keeps in a buffer (`sk_buff.cb`).
     pub(crate) fn of_family(
         &self,
@@ -98,6 +107,23 @@ impl Kernel {
         let cb = self.btf.field("sk_buff", "cb")?.offset;
         let field = self.btf.field(structure, path)?;
         number(&buffer.bytes, cb + field.offset, field.size).ok_or(WRONG)
+    }
+
+    /// `struct file` of every descriptor in flight in a buffer of a unix socket (include/net/scm.h).
+    pub(crate) fn in_flight(&mut self, buffer: &Buffer) -> Result<Vec<u64>, Unreadable> {
+        const LIST: &str = "scm_fp_list";
+        let list = self.of_family(buffer, "unix_skb_parms", "fp")?;
+        if list == 0 {
+            return Ok(Vec::new());
+        }
+        let files = self.btf.field(LIST, "fp")?;
+        let count = self.fields(list, LIST, &["count"])?;
+        let count = count.first().copied().filter(|n| *n <= files.elements);
+        let count = count.ok_or(WRONG)?;
+        let first = list.wrapping_add(files.offset);
+        let places: Vec<u64> = (0..count).map(|n| first.wrapping_add(n * 8)).collect();
+        let found: Option<Vec<u64>> = self.words(&places)?.into_iter().collect();
+        found.ok_or(WRONG)
     }
 
     /// The bytes of a buffer: those behind `data`, then those in pages, then those of buffers in it.

@@ -41,6 +41,10 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         },
     ),
     (
+        "unix-rights-lost",
+        both(Refused("in flight in it that nobody else holds")),
+    ),
+    (
         "netlink-queue",
         both(Refused("netlink messages that were not read")),
     ),

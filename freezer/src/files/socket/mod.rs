@@ -27,6 +27,7 @@ pub use tcp::silence as silence_connections;
 
 use super::Open;
 use super::known::Copies;
+use super::unheld;
 use crate::diag::{self, PacketInfo, UnixInfo};
 use crate::{Externals, FreezerError};
 use nix::libc as c;
@@ -57,6 +58,8 @@ pub(crate) struct Facts {
     whole_host: bool,
     /// They may change while they are looked at.
     running: bool,
+    /// The processes of their tree; None for a whole host.
+    inside: Option<Vec<sys::Pid>>,
     unix: Option<HashMap<u64, UnixInfo>>,
     packet: Option<HashMap<u64, PacketInfo>>,
     udp_shutdown: Option<HashMap<u64, u8>>,
@@ -71,11 +74,12 @@ impl Facts {
         }
     }
 
-    /// For processes that run.
-    pub(crate) fn of_running(whole_host: bool) -> Facts {
+    /// For processes that run: those of a tree, or of a whole host.
+    pub(crate) fn of_running(inside: Option<&[sys::Pid]>) -> Facts {
         Facts {
             running: true,
-            ..Facts::new(whole_host)
+            inside: inside.map(<[_]>::to_vec),
+            ..Facts::new(inside.is_none())
         }
     }
 
@@ -117,16 +121,35 @@ fn missing(open: &Open<'_>, module: &str, errno: Errno) -> FreezerError {
     ))
 }
 
-/// Copies of descriptors that are in flight in a message.
+/// Descriptors that are in flight in a message.
 pub(crate) struct InFlight {
     /// The socket whose queue they are in.
     pub(crate) socket: DescriptionId,
+    /// Which of the clients that wait to be accepted by it has sent them.
+    client: Option<usize>,
     /// Which message.
     message: usize,
-    /// The copies.
-    pub(crate) copies: Vec<OwnedFd>,
+    /// What is known of them.
+    pub(crate) what: Flying,
     /// The holder of the socket, for messages: `process, fd`.
     pub(crate) holder: (sys::Pid, i32),
+}
+
+/// What is known of descriptors in flight.
+pub(crate) enum Flying {
+    /// Copies of them.
+    Copies(Vec<OwnedFd>),
+    /// Where the kernel has what they are open on.
+    Files(Vec<u64>),
+}
+
+impl Flying {
+    fn is_empty(&self) -> bool {
+        match self {
+            Flying::Copies(copies) => copies.is_empty(),
+            Flying::Files(files) => files.is_empty(),
+        }
+    }
 }
 
 /// What every socket has.
@@ -228,6 +251,7 @@ impl Sockets {
                 let found =
                     unix::Found::new(open, id, &common, self.facts.unix(open, common.inode)?)?;
                 let messages = unix::queue(open, &common, found.info())?;
+                self.unaccepted(open, &found);
                 self.unix.push(found);
                 messages
             }
@@ -241,11 +265,16 @@ impl Sockets {
         };
         let mut queue = Vec::new();
         for (index, message) in messages.into_iter().enumerate() {
-            if !message.fds.is_empty() {
+            let what = match message.files.is_empty() {
+                true => Flying::Copies(message.fds),
+                false => Flying::Files(message.files),
+            };
+            if !what.is_empty() {
                 self.in_flight.push(InFlight {
                     socket: id,
+                    client: None,
                     message: index,
-                    copies: message.fds,
+                    what,
                     holder: (open.pid, open.fd),
                 });
             }
@@ -269,9 +298,48 @@ impl Sockets {
         Ok(DescriptionKind::Socket(Box::new(socket)))
     }
 
-    /// Descriptors in flight that have not been looked at yet.
+    /// Notes what is in flight in what the clients of a listening socket have sent.
+    fn unaccepted(&mut self, open: &Open<'_>, listener: &unix::Found) {
+        let one = |(client, message, files): (usize, usize, &Vec<u64>)| InFlight {
+            socket: listener.id(),
+            client: Some(client),
+            message,
+            what: Flying::Files(files.clone()),
+            holder: (open.pid, open.fd),
+        };
+        let all = listener.in_flight().map(one);
+        self.in_flight
+            .extend(all.filter(|one| !one.what.is_empty()));
+    }
+
+    /// Descriptors in flight that have not been looked at yet; those that can be copied first, which may be known by
+    /// where the kernel has them then.
     pub(super) fn next_in_flight(&mut self) -> Option<InFlight> {
-        self.in_flight.pop()
+        let copies = |one: &InFlight| matches!(one.what, Flying::Copies(_));
+        match self.in_flight.iter().rposition(copies) {
+            Some(place) => Some(self.in_flight.remove(place)),
+            None => self.in_flight.pop(),
+        }
+    }
+
+    /// Writes into a message which descriptions are in flight in it.
+    pub(super) fn settle(
+        &mut self,
+        sent: &InFlight,
+        ids: Vec<DescriptionId>,
+        descriptions: &mut [Description],
+    ) {
+        let message = match sent.client {
+            Some(client) => {
+                let mut all = self.unix.iter_mut();
+                let listener = all.find(|one| one.id() == sent.socket);
+                listener.and_then(|one| one.sent(client, sent.message))
+            }
+            None => message_of(descriptions, sent),
+        };
+        if let Some(message) = message {
+            message.fds = ids;
+        }
     }
 
     /// Who talks to whom, when every description is known.
@@ -287,15 +355,16 @@ impl Sockets {
     }
 }
 
-impl InFlight {
-    /// Writes into the message which descriptions the copies are.
-    pub(super) fn settle(&self, ids: Vec<DescriptionId>, descriptions: &mut [Description]) {
-        let mut sockets = descriptions.iter_mut().filter(|d| d.id == self.socket);
-        if let Some(DescriptionKind::Socket(socket)) = sockets.next().map(|d| &mut d.kind)
-            && let SocketState::Unix(state) = &mut socket.state
-            && let Some(message) = state.queue.get_mut(self.message)
-        {
-            message.fds = ids;
-        }
+fn message_of<'a>(
+    descriptions: &'a mut [Description],
+    sent: &InFlight,
+) -> Option<&'a mut SocketMessage> {
+    let mut sockets = descriptions.iter_mut().filter(|d| d.id == sent.socket);
+    match &mut sockets.next()?.kind {
+        DescriptionKind::Socket(socket) => match &mut socket.state {
+            SocketState::Unix(state) => state.queue.get_mut(sent.message),
+            _ => None,
+        },
+        _ => None,
     }
 }

@@ -6,9 +6,6 @@ use crate::kernel::{self, Kernel, Unreadable};
 use std::os::fd::BorrowedFd;
 
 const WRONG: Unreadable = Unreadable::Inconsistent("a piece of a unix stream");
-/// Why such a queue is refused.
-pub(super) const URGENT_AND_DESCRIPTORS: &str =
-    "urgent data beside descriptors in its queue is not carried";
 
 /// A piece: one buffer of the queue.
 #[derive(Debug)]
@@ -19,8 +16,8 @@ pub(super) struct Piece {
     pub(super) consumed: u32,
     /// It is the urgent byte, or the mark where one was that has been read.
     pub(super) urgent: bool,
-    /// Descriptors are in flight in it.
-    pub(super) descriptors: bool,
+    /// The open files that are in flight in it, by where the kernel has them.
+    pub(super) files: Vec<u64>,
     /// pid, uid, gid of the sender, where the kernel noted them.
     pub(super) credentials: Option<(i32, u32, u32)>,
 }
@@ -48,10 +45,12 @@ pub(super) fn in_queue(kernel: &mut Kernel, sk: u64) -> Result<Vec<Piece>, Unrea
     buffers.iter().map(piece).collect()
 }
 
-/// Whether a stream has urgent data, or a mark where it was, beside descriptors.
-pub(super) fn urgent_beside_descriptors(fd: BorrowedFd<'_>) -> Result<bool, Unreadable> {
+/// What is in flight in a stream with urgent data, or a mark where it was: nobody can peek past that.
+pub(super) fn beside_urgent(fd: BorrowedFd<'_>) -> Result<Vec<u64>, Unreadable> {
     let pieces = of(fd)?;
-    Ok(pieces.iter().any(|piece| piece.urgent) && pieces.iter().any(|piece| piece.descriptors))
+    let urgent = pieces.iter().any(|piece| piece.urgent);
+    let files = pieces.into_iter().filter(|_| urgent);
+    Ok(files.flat_map(|piece| piece.files).collect())
 }
 
 /// The buffer of the urgent byte, 0 when there is none. Kernels without urgent data of unix sockets lack the
@@ -69,8 +68,10 @@ fn urgent(kernel: &mut Kernel, sk: u64) -> Result<u64, Unreadable> {
 pub(super) struct Packet {
     /// Its bytes.
     pub(super) len: u64,
-    /// Descriptors are in flight in it.
-    pub(super) descriptors: bool,
+    /// The open files that are in flight in it.
+    pub(super) files: Vec<u64>,
+    /// It was looked at before, so that nobody can peek at it when it is empty.
+    pub(super) peeked: bool,
     /// Who sent it, as far as the kernel noted that.
     pub(super) credentials: Option<(i32, u32, u32)>,
     /// The name of its sender: bytes of a `struct sockaddr_un`, empty when it has none.
@@ -96,7 +97,8 @@ fn packet(kernel: &mut Kernel, buffer: &Buffer) -> Result<Packet, Unreadable> {
     };
     Ok(Packet {
         len,
-        descriptors: kernel.of_family(buffer, "unix_skb_parms", "fp")? != 0,
+        files: kernel.in_flight(buffer)?,
+        peeked: kernel.flag_of_buffer(buffer, "peeked").unwrap_or(true),
         credentials: sender(kernel, buffer)?,
         source,
     })
@@ -128,7 +130,7 @@ fn sender(kernel: &mut Kernel, buffer: &Buffer) -> Result<Option<(i32, u32, u32)
 
 fn piece(kernel: &mut Kernel, buffer: &Buffer, urgent: u64) -> Result<Piece, Unreadable> {
     let of = |field| kernel.of_family(buffer, "unix_skb_parms", field);
-    let (descriptors, consumed) = (of("fp")? != 0, of("consumed")? as u32);
+    let consumed = of("consumed")? as u32;
     let mut data = kernel.contents(buffer)?;
     if consumed as usize > data.len() {
         return Err(WRONG);
@@ -138,7 +140,7 @@ fn piece(kernel: &mut Kernel, buffer: &Buffer, urgent: u64) -> Result<Piece, Unr
         urgent: buffer.address == urgent || (consumed != 0 && data.is_empty()),
         data,
         consumed,
-        descriptors,
+        files: kernel.in_flight(buffer)?,
         credentials: sender(kernel, buffer)?,
     })
 }

@@ -19,6 +19,8 @@ pub(super) struct Message {
     pub(super) data: Vec<u8>,
     pub(super) source: Vec<u8>,
     pub(super) fds: Vec<OwnedFd>,
+    /// The open files in flight in it where nobody can copy them, by where the kernel has them.
+    pub(super) files: Vec<u64>,
     pub(super) credentials: Option<(i32, u32, u32)>,
     pub(super) destination: Vec<u8>,
     pub(super) consumed: u32,
@@ -114,7 +116,7 @@ pub(super) fn stream(
     total: usize,
 ) -> core::result::Result<Vec<Message>, FreezerError> {
     match pieces::of(open.copy.as_fd()) {
-        Ok(pieces) if pieces.iter().any(|piece| piece.urgent) => with_urgent(open, pieces),
+        Ok(pieces) if pieces.iter().any(|piece| piece.urgent) => Ok(with_urgent(pieces)),
         // Linux 6.17 and later count an urgent byte that was skipped for unread.
         Ok(pieces) => in_pieces(open, &pieces),
         Err(why) => {
@@ -137,7 +139,7 @@ fn in_pieces(
         place.set(at).map_err(open.call(reading))?;
         let mut received = place.peek(piece.unread()).map_err(open.call(reading))?;
         // A piece that is read to its end comes with the descriptors of the next one as well.
-        if !piece.descriptors {
+        if piece.files.is_empty() {
             received.fds.clear();
         }
         let len = received.data.len();
@@ -157,21 +159,16 @@ fn in_pieces(
 }
 
 /// Nobody can peek past an urgent byte: all of it is what the kernel's memory says.
-fn with_urgent(
-    open: &Open<'_>,
-    pieces: Vec<Piece>,
-) -> core::result::Result<Vec<Message>, FreezerError> {
-    if pieces.iter().any(|piece| piece.descriptors) {
-        return Err(open.refuse(pieces::URGENT_AND_DESCRIPTORS));
-    }
+fn with_urgent(pieces: Vec<Piece>) -> Vec<Message> {
     let message = |piece: Piece| Message {
         data: piece.data,
         credentials: piece.credentials,
         consumed: piece.consumed,
         urgent: piece.urgent,
+        files: piece.files,
         ..Message::default()
     };
-    Ok(pieces.into_iter().map(message).collect())
+    pieces.into_iter().map(message).collect()
 }
 
 /// The bytes of a stream in runs that were sent alike: descriptors come with the first byte of a run.

@@ -17,8 +17,8 @@ const MOST: usize = 1 << 16;
 pub(super) struct Unix {
     /// What the client has sent.
     pub(super) sent: Vec<SocketMessage>,
-    /// It has sent descriptors.
-    pub(super) descriptors: bool,
+    /// The open files in flight in each of that, by where the kernel has them.
+    pub(super) files: Vec<Vec<u64>>,
     /// Whom the server will see.
     pub(super) credentials: Option<PeerCredentials>,
     /// Which of `SO_PASSCRED` and the like it has already.
@@ -56,7 +56,7 @@ pub(super) fn unix(fd: BorrowedFd<'_>) -> Result<Vec<Unix>, Unreadable> {
 
 fn unix_connection(kernel: &mut Kernel, sk: u64) -> Result<Unix, Unreadable> {
     let pieces = pieces::in_queue(kernel, sk)?;
-    let descriptors = pieces.iter().any(|piece| piece.descriptors);
+    let files = pieces.iter().map(|piece| piece.files.clone()).collect();
     let message = |piece: Piece| SocketMessage {
         data: piece.data,
         credentials: piece.credentials,
@@ -65,7 +65,7 @@ fn unix_connection(kernel: &mut Kernel, sk: u64) -> Result<Unix, Unreadable> {
     };
     Ok(Unix {
         sent: pieces.into_iter().map(message).collect(),
-        descriptors,
+        files,
         credentials: peer(kernel, sk)?,
         passes: match kernel.fields(sk, "sock", &["sk_scm_recv_flags"]) {
             Ok(found) => found.first().map(|flags| *flags as u8),
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(data, [[&b"one"[..], &[7; 70_000]].concat(), vec![]]);
         for one in &found {
             assert_eq!(one.credentials.as_ref().map(|c| c.pid), Some(me));
-            assert!(!one.descriptors);
+            assert!(one.files.concat().is_empty());
         }
         assert_eq!(found[0].sent[0].credentials.map(|c| c.0), Some(me));
     }

@@ -1,15 +1,15 @@
 //! Unix sockets (unix(7)).
 
 use super::queue::{self, Message};
-use super::{Common, Facts, pieces, unaccepted};
+use super::{Common, Facts, pieces, unaccepted, unheld};
 use crate::diag::UnixInfo;
 use crate::files::Open;
 use crate::{Externals, FreezerError};
 use nix::libc as c;
 use nix::sys::stat::{FileStat, fstat};
 use persist_mem::manifest::{
-    Description, DescriptionId, DescriptionKind, PeerCredentials, SocketState, UnixFile, UnixLink,
-    UnixSocket, Waiting,
+    Description, DescriptionId, DescriptionKind, PeerCredentials, SocketMessage, SocketState,
+    UnixFile, UnixLink, UnixSocket, Waiting,
 };
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd};
@@ -77,6 +77,28 @@ impl Found {
         &self.info
     }
 
+    pub(super) fn id(&self) -> DescriptionId {
+        self.id
+    }
+
+    /// What is in flight in what its clients have sent: which client, which message, the open files.
+    pub(super) fn in_flight(&self) -> impl Iterator<Item = (usize, usize, &Vec<u64>)> {
+        let all = self.unaccepted.iter().flatten().enumerate();
+        all.flat_map(|(client, one)| {
+            let messages = one.files.iter().enumerate();
+            messages.map(move |(message, files)| (client, message, files))
+        })
+    }
+
+    /// A message that a client has sent.
+    pub(super) fn sent(&mut self, client: usize, message: usize) -> Option<&mut SocketMessage> {
+        self.unaccepted
+            .as_mut()?
+            .get_mut(client)?
+            .sent
+            .get_mut(message)
+    }
+
     fn refuse(&self, reason: impl Into<String>) -> FreezerError {
         let (pid, fd) = self.holder;
         let link = String::from_utf8_lossy(&self.link);
@@ -122,17 +144,19 @@ pub(super) fn examine(
             return Err(open.refuse("an error waits on it that was not read yet"));
         }
     }
-    if common.kind == c::SOCK_STREAM && !info.listens() && common.has(c::POLLIN) {
-        refuse_urgent(open)?;
-    }
-    // Of a listening socket the kernel counts those that its clients have sent (Linux 6.7).
-    if info.listens() && open.info.number("scm_fds", 10).unwrap_or(0) != 0 {
-        return Err(open.refuse("a client that waits to be accepted has sent descriptors"));
-    }
-    let waiting = look_at_waiting(open, &info);
-    if waiting.is_some_and(|all| all.iter().any(|one| one.descriptors)) {
-        let why = "a client that waits to be accepted has sent descriptors";
-        return Err(open.refuse(why));
+    let in_flight = if info.listens() {
+        sent_by_clients(open, &info)?
+    } else if common.has(c::POLLIN) {
+        cannot_be_peeked(open, common)?
+    } else {
+        Vec::new()
+    };
+    if facts.running {
+        unheld::check(&in_flight, facts.inside.as_deref()).map_err(|why| {
+            open.refuse(format!(
+                "a descriptor is in flight in it that nobody else holds: {why}"
+            ))
+        })?;
     }
     Ok(UnixSocket {
         file: if name.first().is_some_and(|first| *first != 0) {
@@ -147,18 +171,40 @@ pub(super) fn examine(
     })
 }
 
+/// The open files that those have sent who wait to be accepted.
+fn sent_by_clients(open: &Open<'_>, info: &UnixInfo) -> Result<Vec<u64>, FreezerError> {
+    if let Some(all) = look_at_waiting(open, info) {
+        return Ok(all.into_iter().flat_map(|one| one.files.concat()).collect());
+    }
+    // The kernel counts them (Linux 6.7).
+    if open.info.number("scm_fds", 10).unwrap_or(0) != 0 {
+        return Err(open.refuse("a client that waits to be accepted has sent descriptors"));
+    }
+    Ok(Vec::new())
+}
+
+/// The open files in flight in messages that nobody can peek at.
+fn cannot_be_peeked(open: &Open<'_>, common: &Common) -> Result<Vec<u64>, FreezerError> {
+    if common.kind == c::SOCK_STREAM {
+        return beside_urgent(open);
+    }
+    let hidden = |packet: &pieces::Packet| packet.len == 0 && packet.peeked;
+    let packets = pieces::packets(open.copy.as_fd()).unwrap_or_default();
+    let packets = packets.into_iter().filter(hidden);
+    Ok(packets.flat_map(|packet| packet.files).collect())
+}
+
 /// Urgent data is carried as far as the kernel's memory shows it.
-fn refuse_urgent(open: &Open<'_>) -> Result<(), FreezerError> {
-    match pieces::urgent_beside_descriptors(open.copy.as_fd()) {
-        Ok(false) => Ok(()),
-        Ok(true) => Err(open.refuse(pieces::URGENT_AND_DESCRIPTORS)),
+fn beside_urgent(open: &Open<'_>) -> Result<Vec<u64>, FreezerError> {
+    match pieces::beside_urgent(open.copy.as_fd()) {
+        Ok(files) => Ok(files),
         Err(why) => {
             let flags = c::MSG_OOB | c::MSG_PEEK | c::MSG_DONTWAIT;
             match socket::receive(open.copy.as_fd(), flags, 1) {
                 Ok(_) => {
                     Err(open.refuse(format!("urgent data in its queue is not carried: {why}")))
                 }
-                Err(_) => Ok(()),
+                Err(_) => Ok(Vec::new()),
             }
         }
     }
@@ -254,7 +300,7 @@ pub(super) fn queue(
         const SHUT_RD: u8 = 1;
         let ends = common.kind == c::SOCK_SEQPACKET && info.shutdown & SHUT_RD != 0;
         let messages = queue::datagrams(open, ends)?;
-        return complete(open, messages);
+        return Ok(complete(open, messages));
     }
     // A stream that nobody writes to any more can be read as well: there is its end.
     let total = socket::unread(open.copy.as_fd()).map_err(open.call("asking for unread data"))?;
@@ -268,29 +314,25 @@ pub(super) fn queue(
 
 /// Notes who sent each message, which the kernel shows only while the receiver asks for it, and puts those in that
 /// could not be peeked at: empty ones that were before (net/core/datagram.c, `__skb_try_recv_from_queue`).
-fn complete(open: &Open<'_>, messages: Vec<Message>) -> Result<Vec<Message>, FreezerError> {
+fn complete(open: &Open<'_>, messages: Vec<Message>) -> Vec<Message> {
     let packets = match pieces::packets(open.copy.as_fd()) {
         Ok(packets) => packets,
         Err(why) => {
             log::debug!("fd {}: who sent its messages: {why}", open.fd);
-            return Ok(messages);
+            return messages;
         }
     };
     let Some(mut hidden) = packets.len().checked_sub(messages.len()) else {
-        return Ok(messages);
+        return messages;
     };
     let mut peeked = messages.into_iter();
     let mut found = Vec::new();
     for packet in packets {
         let message = if hidden > 0 && packet.len == 0 {
             hidden -= 1;
-            if packet.descriptors {
-                let why =
-                    "an empty message with descriptors, which was looked at before, waits in it";
-                return Err(open.refuse(why));
-            }
             Message {
                 source: packet.source,
+                files: packet.files,
                 ..Message::default()
             }
         } else {
@@ -301,7 +343,7 @@ fn complete(open: &Open<'_>, messages: Vec<Message>) -> Result<Vec<Message>, Fre
             ..message
         });
     }
-    Ok(found)
+    found
 }
 
 /// Writes who talks to whom into the descriptions.

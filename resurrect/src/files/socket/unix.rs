@@ -21,6 +21,8 @@ pub(super) struct Unix {
     reach: BTreeMap<DescriptionId, Reach>,
     /// Other ends of sockets whose peer is gone, with their names.
     gone: BTreeMap<DescriptionId, (OwnedFd, Option<Reach>)>,
+    /// Clients that are gone and wait to be accepted: by which socket, and their place there.
+    left: BTreeMap<(DescriptionId, usize), OwnedFd>,
 }
 
 /// A unix socket of the manifest.
@@ -256,32 +258,34 @@ impl Unix {
         };
         let who = one.state.peer_credentials.as_ref();
         peer::listen(restore, who, sockets.get(&one.making)?, *backlog)?;
-        for client in waiting {
-            self.wait(restore, all, one, client, sockets)?;
+        for (place, client) in waiting.iter().enumerate() {
+            self.wait(restore, all, one, (place, client), sockets)?;
         }
         Ok(())
     }
 
-    /// Connects a client that waits, or one that has gone since.
+    /// Connects a client that waits, or one that has gone since. What it has sent comes later: sockets may be in flight
+    /// in it.
     fn wait(
         &mut self,
         restore: &mut Restore<'_>,
         all: &[Making<'_>],
         listener: One<'_>,
-        waiting: &Waiting,
+        (place, waiting): (usize, &Waiting),
         sockets: &Sockets,
     ) -> Result<(), ResurrectError> {
         let making = &listener.making;
         let missing = || making.failed("looking up a client")(Errno::ENOTCONN);
         let reach = self.reach.get(&making.id()).ok_or_else(missing)?;
-        let gone;
         let (client, held) = match waiting.client {
             Some(id) => {
                 let client = find(all, id).ok_or_else(missing)?;
                 (sockets.get(&client.making)?, holder(restore, id))
             }
             None => {
-                gone = making.new_socket()?;
+                let gone = making.new_socket()?;
+                self.left.insert((making.id(), place), gone);
+                let gone = self.left.get(&(making.id(), place)).ok_or_else(missing)?;
                 (gone.as_fd(), None)
             }
         };
@@ -291,8 +295,32 @@ impl Unix {
             .map_err(making.failed("setting what its clients take over"))?;
         peer::connect(restore, who.as_ref(), client, reach)?;
         super::options::enlarge(client);
-        for message in waiting.sent.as_ref().ok_or_else(missing)? {
-            queue::send_unix(restore, making, sockets, client, message, &[])?;
+        Ok(())
+    }
+
+    /// Sends what clients had sent that wait to be accepted; those that are gone go.
+    fn speak(
+        &mut self,
+        restore: &mut Restore<'_>,
+        all: &[Making<'_>],
+        listener: One<'_>,
+        sockets: &Sockets,
+    ) -> Result<(), ResurrectError> {
+        let UnixLink::Listening { waiting, .. } = &listener.state.link else {
+            return Ok(());
+        };
+        let making = &listener.making;
+        let missing = || making.failed("looking up a client")(Errno::ENOTCONN);
+        for (place, one) in waiting.iter().enumerate() {
+            let gone = self.left.remove(&(making.id(), place));
+            let client = match (one.client, &gone) {
+                (Some(id), _) => sockets.get(&find(all, id).ok_or_else(missing)?.making)?,
+                (None, Some(gone)) => gone.as_fd(),
+                (None, None) => return Err(missing()),
+            };
+            for message in one.sent.as_ref().ok_or_else(missing)? {
+                queue::send_unix(restore, making, sockets, client, message, &[])?;
+            }
         }
         Ok(())
     }
@@ -306,6 +334,9 @@ impl Unix {
     ) -> Result<(), ResurrectError> {
         for (fd, _) in self.gone.values() {
             super::options::enlarge(fd);
+        }
+        for one in unix(all) {
+            self.speak(restore, all, one, sockets)?;
         }
         for one in unix(all) {
             let id = one.making.id();

@@ -63,8 +63,17 @@ fn with_message<T>(control: &mut Control, act: impl FnOnce(&mut libc::msghdr) ->
     act(&mut message)
 }
 
-/// Sends a descriptor over a unix socket.
+/// Sends a descriptor over a unix socket, with a byte.
 pub(crate) fn send_descriptor(over: i32, sent: i32) -> Result<()> {
+    send_with(over, sent, 1)
+}
+
+/// Sends a descriptor over a unix socket that keeps boundaries of messages, in an empty one.
+pub(crate) fn send_descriptor_alone(over: i32, sent: i32) -> Result<()> {
+    send_with(over, sent, 0)
+}
+
+fn send_with(over: i32, sent: i32, parts: usize) -> Result<()> {
     let mut control = Control([0; 24]);
     // cmsg_len (20), SOL_SOCKET, SCM_RIGHTS, the descriptor.
     control.0[0] = 20;
@@ -73,6 +82,7 @@ pub(crate) fn send_descriptor(over: i32, sent: i32) -> Result<()> {
     control.0[16..20].copy_from_slice(&sent.to_ne_bytes());
     // SAFETY: the message and what it points to are alive.
     let done = with_message(&mut control, |message| unsafe {
+        message.msg_iovlen = parts;
         libc::sendmsg(over, message, 0)
     });
     sys("sendmsg", done).map(drop)

@@ -15,6 +15,7 @@ mod udp_queues;
 mod unix_control;
 mod unix_named;
 mod unix_pair;
+mod unix_rights;
 mod unix_room;
 mod waiting;
 
@@ -119,6 +120,21 @@ pub(crate) const GROUP: Group = Group {
             "unix-rights-cycle",
             "a socket in flight in itself",
             unix_control::cycle,
+        ),
+        subject(
+            "unix-rights-unaccepted",
+            "descriptors in flight of clients that nobody has accepted yet",
+            unix_rights::unaccepted,
+        ),
+        subject(
+            "unix-rights-lost",
+            "an eventfd in flight that nobody holds, of a client that nobody has accepted yet",
+            unix_rights::lost,
+        ),
+        subject(
+            "unix-rights-hidden",
+            "descriptors in flight in empty messages that were peeked at, and beside urgent data",
+            unix_rights::hidden,
         ),
         subject(
             "unix-credentials",

@@ -35,7 +35,7 @@ fn bind(socket: i32, path: &[u8]) -> Result<()> {
     .map(drop)
 }
 
-fn connect(kind: i32, path: &[u8]) -> Result<i32> {
+pub(super) fn connect(kind: i32, path: &[u8]) -> Result<i32> {
     let socket = socket(AF_UNIX, kind | SOCK_NONBLOCK, 0)?;
     let (bytes, len) = address(path);
     let done = raw(
@@ -49,7 +49,7 @@ fn connect(kind: i32, path: &[u8]) -> Result<i32> {
     Ok(socket)
 }
 
-fn listen(kind: i32, path: &[u8], backlog: i32) -> Result<i32> {
+pub(super) fn listen(kind: i32, path: &[u8], backlog: i32) -> Result<i32> {
     let listener = socket(AF_UNIX, kind | SOCK_NONBLOCK, 0)?;
     bind(listener, path)?;
     // SAFETY: takes numbers.
@@ -57,7 +57,7 @@ fn listen(kind: i32, path: &[u8], backlog: i32) -> Result<i32> {
     Ok(listener)
 }
 
-fn accept(listener: i32) -> Result<i32> {
+pub(super) fn accept(listener: i32) -> Result<i32> {
     let accepted = raw(
         libc::SYS_accept4,
         args([listener as u64, 0, 0, SOCK_NONBLOCK as u64]),
@@ -65,7 +65,7 @@ fn accept(listener: i32) -> Result<i32> {
     fd("accept", i32::try_from(accepted.max(-1))?)
 }
 
-fn bytes(path: &Path) -> Vec<u8> {
+pub(super) fn bytes(path: &Path) -> Vec<u8> {
     path.as_os_str().as_bytes().to_vec()
 }
 

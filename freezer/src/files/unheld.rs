@@ -1,0 +1,140 @@
+//! Open files that are in flight in a message and nobody can make copies of: known by where the kernel has them
+//! (`struct file`). Somebody may hold them as well; else they are reached by what they are open on.
+
+use super::{O_PATH, place};
+use crate::kernel::{self, Kernel, OpenFile, Unreadable};
+use crate::proc;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use sys::{Pid, Tid, process};
+
+const S_IFMT: u32 = 0o170_000;
+const S_IFREG: u32 = 0o100_000;
+const S_IFDIR: u32 = 0o040_000;
+const S_IFIFO: u32 = 0o010_000;
+
+/// An open file that was reached.
+pub(super) struct Reached {
+    /// A descriptor of the same file, another open file description.
+    pub(super) copy: OwnedFd,
+    /// Where `/proc/PID/fd/FD` would lead.
+    pub(super) link: Vec<u8>,
+    /// What the kernel has.
+    pub(super) file: OpenFile,
+}
+
+/// Refuses those of some open files that no process of the tree holds and that cannot be reached.
+///
+/// # Errors
+/// Why one of them cannot.
+pub(super) fn check(files: &[u64], inside: Option<&[Pid]>) -> Result<(), String> {
+    if files.is_empty() {
+        return Ok(());
+    }
+    let all;
+    let inside = match inside {
+        Some(inside) => inside,
+        None => {
+            all = proc::everyone().map_err(|why| why.to_string())?;
+            &all
+        }
+    };
+    let held = held(inside).map_err(|why| why.to_string())?;
+    for file in files.iter().filter(|file| !held.contains(file)) {
+        reach(*file, inside)?;
+    }
+    Ok(())
+}
+
+/// The open files that processes hold.
+fn held(inside: &[Pid]) -> Result<HashSet<u64>, Unreadable> {
+    let mut found = HashSet::new();
+    for pid in inside {
+        // It may have ended, or change just now.
+        let all = kernel::look(|kernel| {
+            let task = task(kernel, *pid)?;
+            task.map_or_else(|| Ok(Vec::new()), |task| kernel.files(task))
+        });
+        match all {
+            Err(Unreadable::Inconsistent(_)) => {}
+            all => found.extend(all?.into_iter().map(|(_, file)| file)),
+        }
+    }
+    Ok(found)
+}
+
+fn task(kernel: &mut Kernel, pid: Pid) -> Result<Option<u64>, Unreadable> {
+    let thread: Vec<Tid> = proc::representative(pid).into_iter().collect();
+    Ok(kernel.tasks(&thread)?.into_iter().flatten().next())
+}
+
+/// Reaches an open file that no process of a tree holds.
+///
+/// # Errors
+/// Why it cannot be reached.
+pub(super) fn reach(address: u64, inside: &[Pid]) -> Result<Reached, String> {
+    let found = kernel::look(|kernel| {
+        let file = kernel.describe(&[address])?.first().copied();
+        let file = file.ok_or(Unreadable::Inconsistent("an open file"))?;
+        Ok((file, kernel.mode(address)?))
+    });
+    let (file, mode) = found.map_err(|why| why.to_string())?;
+    if !file.ownerless {
+        return Err("a file that somebody gets signals about (F_SETOWN)".into());
+    }
+    if file.flags & O_PATH != 0 {
+        return Err("a reference to a file (O_PATH)".into());
+    }
+    match mode & S_IFMT {
+        S_IFREG if !file.plain => Err("a file with locks".into()),
+        S_IFREG | S_IFDIR => by_path(file),
+        S_IFIFO => by_other_end(file, inside),
+        // Sockets, and what has no type.
+        _ => Err("it is no file with a path, and no pipe whose other end is held".into()),
+    }
+}
+
+/// A reference to a regular file or directory: to open it would be seen by those who watch it (inotify(7)).
+fn by_path(file: OpenFile) -> Result<Reached, String> {
+    let below = kernel::look(|kernel| kernel.below(file.path)).map_err(|why| why.to_string())?;
+    let mount = place::of_mount(below.mount).ok_or("a file of a mount that is out of sight")?;
+    let top = mount.as_os_str().as_bytes();
+    let top = top.strip_suffix(b"/").unwrap_or(top);
+    let mut link = [top, &below.path].concat();
+    if link.is_empty() {
+        link.push(b'/');
+    }
+    let path = OsStr::from_bytes(&link);
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let copy = open(path, flags, Mode::empty());
+    let copy = copy.map_err(|errno| format!("{}: {errno}", path.display()))?;
+    let same = kernel::look(|kernel| {
+        let own = kernel.own_file(copy.as_fd())?;
+        Ok(kernel.describe(&[own])?.first().map(|own| own.path) == Some(file.path))
+    });
+    match same {
+        Ok(true) => Ok(Reached { copy, link, file }),
+        Ok(false) => Err(format!("{} leads to another file by now", path.display())),
+        Err(why) => Err(why.to_string()),
+    }
+}
+
+/// A pipe that is reached through another open file of it that somebody holds.
+fn by_other_end(file: OpenFile, inside: &[Pid]) -> Result<Reached, String> {
+    for pid in inside {
+        let files = super::known::open_files(*pid);
+        let Some((fd, _)) = files.iter().find(|(_, other)| other.path == file.path) else {
+            continue;
+        };
+        let link = proc::link(*pid, &format!("fd/{fd}")).unwrap_or_default();
+        let copy = proc::pidfd(*pid).and_then(|pidfd| process::pidfd_getfd(pidfd.as_fd(), *fd));
+        if let (true, Ok(copy)) = (link.starts_with(b"pipe:["), copy) {
+            return Ok(Reached { copy, link, file });
+        }
+    }
+    Err("a pipe whose other end nobody holds".into())
+}
