@@ -40,6 +40,11 @@ pub(super) fn of_threads(tids: &[Tid]) -> BTreeMap<Tid, Dispatch> {
     found
 }
 
+/// Whether a stopped thread's calls are dispatched.
+pub(crate) fn is_dispatched(tid: Tid) -> bool {
+    !of_threads(&[tid]).is_empty()
+}
+
 /// As the kernel has it in each `task_struct`.
 fn from_memory(tids: &[Tid]) -> Result<BTreeMap<Tid, Dispatch>, Unreadable> {
     kernel::look(|kernel| {

@@ -30,6 +30,7 @@ mod thread;
 mod timers;
 mod vfork;
 
+pub(crate) use dispatch::is_dispatched;
 pub(crate) use foothold::Finder;
 pub(crate) use leader::refusal as leader_refusal;
 pub(crate) use memory::refusals as memory_refusals;

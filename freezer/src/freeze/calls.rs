@@ -41,6 +41,13 @@ enum TimeOut {
     Send,
 }
 
+impl TimeOut {
+    /// Whether a register holds it or its address: a shorter one takes another value there.
+    fn is_in_register(self) -> bool {
+        !matches!(self, TimeOut::None | TimeOut::Receive | TimeOut::Send)
+    }
+}
+
 /// The calls that are made again (arch/x86/entry/syscalls/syscall_64.tbl). Not among them are those
 /// that must not be, such as close(2).
 fn repeated(nr: i64) -> Option<TimeOut> {
@@ -145,6 +152,7 @@ impl Repeated {
             (Some(timeout), None) if failed || again && thread.group_stop.is_none() => timeout,
             _ => return Ok(None),
         };
+        let of_rest = rest.is_some();
         let mut regs = rest.unwrap_or(*regs);
         // What was told at the stop remained then.
         let since_ns = match stays {
@@ -155,6 +163,9 @@ impl Repeated {
             Some(_) => whole_ns((pid, tid), &regs, timeout)?,
             None => None,
         };
+        if whole.is_some() && !of_rest && !stays && timeout.is_in_register() {
+            regs = rest::keeping((pid, tid), &regs).unwrap_or(regs);
+        }
         let place = match whole {
             Some(whole) => aim(pid, &mut regs, timeout, stays, whole)?,
             None => None,

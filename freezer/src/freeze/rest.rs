@@ -10,6 +10,7 @@
 
 use super::awaited::{self, Awaited};
 use super::{FrozenThread, calls::USED_BELOW_STACK, position};
+use crate::capture;
 use crate::files::apart;
 use crate::proc;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -119,6 +120,17 @@ pub(super) fn of((pid, tid): (Pid, Tid), regs: &Regs, thread: FrozenThread) -> O
     }
     let rest = proc::memory(pid).and_then(|mem| Rest::of(&mem, regs, shape, done));
     prepared(pid, regs, &rest.ok().flatten()?)
+}
+
+/// The registers with which a thread makes its call again, as if it had failed with `EINTR`, from code that gives back
+/// all that the program gave it. None where that cannot be, and where the call is made from there already.
+pub(super) fn keeping((pid, tid): (Pid, Tid), regs: &Regs) -> Option<Regs> {
+    let vdso = position::vdso(pid).ok().flatten()?;
+    // Its calls are dispatched by where they are made from.
+    if vdso.contains(&regs.rip) || capture::is_dispatched(tid) {
+        return None;
+    }
+    prepared(pid, regs, &Rest::new(0, *regs))
 }
 
 /// The registers with which a thread makes other calls than the one it was stopped in, which returns what they
