@@ -13,7 +13,7 @@ use persist_mem::manifest::{
 };
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use sys::socket::{self, Credentials};
@@ -228,38 +228,44 @@ fn file(open: &Open<'_>) -> Result<Option<UnixFile>, FreezerError> {
         cause,
     })?;
     // It is made anew, and other names would lead nowhere.
-    let links = if found.st_nlink > 1 {
-        other_names(&path, &found)
-    } else {
-        Vec::new()
-    };
-    if links.len() as u64 + 1 != found.st_nlink {
+    let mut names = names(&path, &found);
+    if names.is_empty() || names.len() as u64 != found.st_nlink {
         let why = "the file that it is bound to has names in other directories (hard links)";
         return Err(open.refuse(why));
     }
+    let path = names.remove(0);
     Ok(Some(UnixFile {
-        path: path.into_os_string().into_vec(),
-        links,
+        path,
+        links: names,
         owner: (found.st_uid, found.st_gid),
         mode: found.st_mode & 0o7777,
     }))
 }
 
-/// The other names that a file has in its directory, in order.
-fn other_names(path: &Path, file: &FileStat) -> Vec<Vec<u8>> {
-    let entries = path.parent().and_then(|dir| std::fs::read_dir(dir).ok());
-    let same = |entry: &std::fs::DirEntry| {
-        let found = entry.path().symlink_metadata();
+/// The names that a file has in the directory of `path`: that one first where it still is one, the others
+/// in order. Who binds to a name of the moment, links another to it and removes the first has a file whose
+/// `path` leads nowhere.
+fn names(path: &Path, file: &FileStat) -> Vec<Vec<u8>> {
+    let same = |path: &Path| {
+        let found = path.symlink_metadata();
         found.is_ok_and(|found| (found.dev(), found.ino()) == (file.st_dev, file.st_ino))
     };
+    let leads = same(path);
+    let alone = leads && file.st_nlink == 1;
+    let dir = path.parent().filter(|_| !alone);
+    let entries = dir.and_then(|dir| std::fs::read_dir(dir).ok());
     let mut names: Vec<Vec<u8>> = entries
         .into_iter()
         .flatten()
         .flatten()
-        .filter(|entry| entry.path() != path && same(entry))
-        .map(|entry| entry.path().into_os_string().into_vec())
+        .map(|entry| entry.path())
+        .filter(|entry| entry != path && same(entry))
+        .map(|entry| entry.into_os_string().into_vec())
         .collect();
     names.sort();
+    if leads {
+        names.insert(0, path.as_os_str().as_bytes().to_vec());
+    }
     names
 }
 

@@ -263,6 +263,11 @@ pub(crate) const GROUP: Group = Group {
             unix_named::linked,
         ),
         subject(
+            "unix-relinked",
+            "a listening unix socket whose path was linked to another one and removed",
+            unix_named::relinked,
+        ),
+        subject(
             "unix-passed-on",
             "what clients that wait take over from a listening unix socket",
             unix_named::passed_on,

@@ -197,6 +197,31 @@ pub(crate) fn linked(setting: &Setting) -> Result<Watch> {
     )
 }
 
+/// Bound to a name of the moment that is gone; another one leads to it, as supervisord makes its socket.
+pub(crate) fn relinked(setting: &Setting) -> Result<Watch> {
+    let [bound, kept] = ["moment", "kept"].map(|name| setting.fresh(name));
+    let listener = listen(SOCK_STREAM, &bytes(&bound), 5)?;
+    fs::hard_link(&bound, &kept)?;
+    fs::remove_file(&bound)?;
+    let dir = kept.parent().context("a directory")?.to_owned();
+    let entries = move || {
+        let here = fs::read_dir(&dir)?.map(|entry| Ok(entry?.file_name()));
+        let mut names = here.collect::<Result<Vec<_>>>()?;
+        names.retain(|name| ["moment", "kept"].iter().any(|part| has(name, part)));
+        names.sort();
+        Ok(names)
+    };
+    let path = bytes(&kept);
+    Ok(Watch::keep(entries)?
+        .and(Watch::new(move || works(SOCK_STREAM, listener, &path)))
+        .spoiled_by(move || Ok(fs::remove_file(&kept)?)))
+}
+
+/// Whether `part` is in a name.
+fn has(name: &std::ffi::OsStr, part: &str) -> bool {
+    name.to_string_lossy().contains(part)
+}
+
 /// The name of the second path.
 fn second(one: &Path) -> String {
     let name = one.file_name().unwrap_or_default().to_string_lossy();
