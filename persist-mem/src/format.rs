@@ -53,6 +53,8 @@ pub enum Kind {
     Cgroup = 16,
     /// [`crate::manifest::PageSums`], at most one.
     PageSums = 17,
+    /// [`crate::manifest::Notice`], one each.
+    Notice = 18,
 }
 
 impl Kind {
@@ -75,6 +77,7 @@ impl Kind {
             Kind::Tunnel,
             Kind::Cgroup,
             Kind::PageSums,
+            Kind::Notice,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == number)
@@ -82,7 +85,7 @@ impl Kind {
 }
 
 /// Version of all record types. Raised with any change of a type in [`crate::manifest`].
-pub const VERSION: u16 = 33;
+pub const VERSION: u16 = 34;
 
 /// Why a manifest is not taken.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 // include/uapi/asm-generic/fcntl.h and linux/fcntl.h
+const F_NOTIFY: i32 = 1026;
 const F_SETSIG: i32 = 10;
 const F_GETSIG: i32 = 11;
 const F_SETOWN_EX: i32 = 15;
@@ -206,6 +207,24 @@ pub fn is_mount_root(fd: &impl AsFd) -> Result<bool> {
     Ok(found.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0)
 }
 
+/// The number of the mount that a path leads to (statx(2), `STATX_MNT_ID`).
+///
+/// # Errors
+/// As statx(2); `EINVAL` for a path with a zero byte.
+pub fn mount_of(path: &std::path::Path) -> Result<u64> {
+    let path =
+        std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| Errno::EINVAL)?;
+    let mut found = core::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: a terminated string, and room for the structure.
+    let done = unsafe {
+        let (here, wanted) = (libc::AT_FDCWD, libc::STATX_MNT_ID);
+        libc::statx(here, path.as_ptr(), 0, wanted, found.as_mut_ptr())
+    };
+    Errno::result(done)?;
+    // SAFETY: the kernel has filled it, and zeros are valid too.
+    Ok(unsafe { found.assume_init() }.stx_mnt_id)
+}
+
 /// `inotify_init1(2)`; close-on-exec.
 ///
 /// # Errors
@@ -270,6 +289,41 @@ pub fn add_mark(fd: &impl AsFd, path: &CStr, mask: u32, flags: u32) -> Result<()
     // SAFETY: a terminated string.
     let done = unsafe { libc::fanotify_mark(fd_of(fd), flags, mask.into(), here, path.as_ptr()) };
     Errno::result(done).map(drop)
+}
+
+/// `F_NOTIFY`: asks to be told by a signal of what happens in a directory; `DN_*` bits.
+///
+/// # Errors
+/// `ENOTDIR`; `EINVAL` where the kernel has none of it.
+pub fn notify(directory: &impl AsFd, events: u32) -> Result<()> {
+    // SAFETY: takes numbers.
+    Errno::result(unsafe { libc::fcntl(fd_of(directory), F_NOTIFY, events) }).map(drop)
+}
+
+/// `DN_*` bits by what the kernel keeps of them (fs/notify/dnotify/dnotify.c, `convert_arg`); None for what it would
+/// not keep.
+#[must_use]
+pub fn notify_bits(kept: u32) -> Option<u32> {
+    /// `FS_EVENT_ON_CHILD`
+    const ALWAYS: u32 = 0x0800_0000;
+    /// Of access, modification, attributes, creation, removal, renaming, and of more than the first of them.
+    const BITS: [(u32, u32); 7] = [
+        (0x1, 0x1),
+        (0x2, 0x2),
+        (0x4, 0x20),
+        (0x180, 0x4),
+        (0x240, 0x8),
+        (0x1000_0000, 0x10),
+        (0x2000_0000, 1 << 31),
+    ];
+    let has = |(bits, _): &&(u32, u32)| kept & bits == *bits;
+    let (known, events) = BITS
+        .iter()
+        .filter(has)
+        .fold((ALWAYS, 0), |(known, events), (bits, event)| {
+            (known | bits, events | event)
+        });
+    (known == kept).then_some(events)
 }
 
 #[cfg(test)]

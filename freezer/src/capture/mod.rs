@@ -155,6 +155,7 @@ fn describe(
         terminals: found.terminals,
         removed: found.removed,
         locks: found.locks,
+        notices: found.notices,
         posix_queues: found.queues,
         undo,
         tunnels: found.tunnels,

@@ -2,7 +2,7 @@
 
 use super::class::{Class, classify};
 use super::open::Open;
-use super::{elsewhere, ends, epoll, lock, outside, outsiders, socket};
+use super::{dnotify, elsewhere, ends, epoll, lock, outside, outsiders, socket};
 use crate::objects::Objects;
 use crate::proc;
 use crate::{Externals, FreezerError, Refusal};
@@ -78,7 +78,8 @@ pub(crate) fn refusals(
             _ => Ok(()),
         });
         let locks = lock::capture(&open, DescriptionId(0), true, &mut Vec::new());
-        for result in [checked, locks] {
+        let notices = dnotify::capture(&open).map(drop);
+        for result in [checked, locks, notices] {
             match result {
                 Ok(()) => {}
                 Err(FreezerError::Refused(more)) => found.extend(more),

@@ -1,17 +1,23 @@
 //! fanotify(7) groups that are told of events. Those that permit or deny them are not carried: this
 //! process would wait for their answer, and they are stopped.
 
-use super::Open;
 use super::located::{self, Fields};
-use crate::FreezerError;
-use persist_mem::manifest::{DescriptionKind, Mark};
+use super::{Open, place};
+use crate::{FreezerError, kernel};
+use nix::sys::stat::makedev;
+use persist_mem::manifest::{DescriptionKind, Mark, Place};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 /// `FAN_CLASS_CONTENT`, `FAN_CLASS_PRE_CONTENT` (include/uapi/linux/fanotify.h).
 const CLASSES: u64 = 0xc;
+/// Marks of whole mounts and file systems.
+const FAN_MARK_MOUNT: u32 = 0x10;
+const FAN_MARK_FILESYSTEM: u32 = 0x100;
 
 pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
-    let queued = sys::files::readable(open.copy).map_err(open.call("asking for its events"))?;
-    if queued > 0 {
+    if others_wait(open)? {
         return Err(
             open.refuse("fanotify events have not been read yet; they cannot be queued again")
         );
@@ -41,14 +47,53 @@ pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> 
 }
 
 fn mark(open: &Open<'_>, fields: &Fields<'_>) -> Result<Mark, FreezerError> {
-    let located = fields.located().ok_or_else(|| {
-        open.refuse("fanotify marks of whole mounts and file systems are not carried")
-    })?;
     let number = |key: &str| fields.hex(key).ok_or_else(|| open.format());
+    let (more, place) = match (fields.located(), fields.hex("mnt_id"), fields.hex("sdev")) {
+        (Some(located), ..) => (0, located::find(open, "fanotify mark", located)?),
+        (None, Some(mount), _) => {
+            let found = place::mounted(mount);
+            let why = "a fanotify mark of a mount that no path leads to any more is not carried";
+            (
+                FAN_MARK_MOUNT,
+                whole(found.ok_or_else(|| open.refuse(why))?),
+            )
+        }
+        (None, None, Some(dev)) => {
+            let found = place::directory_on(makedev(dev >> 20, dev & 0xf_ffff), None);
+            let why = "a fanotify mark of a file system that is not in reach is not carried";
+            (
+                FAN_MARK_FILESYSTEM,
+                whole(found.ok_or_else(|| open.refuse(why))?),
+            )
+        }
+        (None, None, None) => {
+            return Err(open.refuse("this kind of fanotify mark is not carried"));
+        }
+    };
     Ok(Mark {
         mask: number("mask")? as u32,
         ignored: number("ignored_mask")? as u32,
-        flags: number("mflags")? as u32,
-        place: located::find(open, "fanotify mark", located)?,
+        flags: number("mflags")? as u32 | more,
+        place,
     })
+}
+
+/// A mount or a file system, by a directory of it.
+fn whole(directory: PathBuf) -> Place {
+    let directory = directory.into_os_string().into_vec();
+    Place {
+        path: Some(directory.clone()),
+        inode: 0,
+        handle: None,
+        mount: directory,
+        open: None,
+    }
+}
+
+/// Whether events have not been read yet, apart from those that this process has caused: who watches a whole mount
+/// sees it look.
+fn others_wait(open: &Open<'_>) -> Result<bool, FreezerError> {
+    let queued = sys::files::readable(open.copy).map_err(open.call("asking for its events"))?;
+    let others = || kernel::look(|kernel| kernel.events_of_others(open.copy.as_fd()));
+    Ok(queued > 0 && others().map_or(true, |count| count > 0))
 }

@@ -5,6 +5,7 @@ mod check;
 mod class;
 mod deleted;
 mod device;
+mod dnotify;
 mod edges;
 pub(crate) mod elsewhere;
 pub(crate) mod ends;

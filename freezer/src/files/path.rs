@@ -18,11 +18,6 @@ pub(super) fn capture(open: &Open<'_>) -> Result<Class, FreezerError> {
     if let Some(kind) = pseudo::capture(open)? {
         return Ok(Class::Plain(kind));
     }
-    if open.file_type() == SFlag::S_IFDIR && super::owner::capture(open)?.is_some_and(|o| o.id != 0)
-    {
-        // Only this makes somebody the owner of a directory, and nothing tells of what.
-        return Err(open.refuse("a directory that is watched by F_NOTIFY is not carried"));
-    }
     let path = Path::new(OsStr::from_bytes(open.link));
     if place::leads_to(path, identity(open)) {
         if writes(open)? && place::read_only(path) {

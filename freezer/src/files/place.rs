@@ -42,6 +42,19 @@ pub(super) fn read_only(path: &Path) -> bool {
     statvfs(path).is_ok_and(|found| found.flags().contains(none))
 }
 
+/// Where a mount is, by its number (statx(2), `stx_mnt_id`), when a path leads there.
+pub(super) fn mounted(id: u64) -> Option<PathBuf> {
+    let mounts = std::fs::read("/proc/self/mountinfo").ok()?;
+    let id = id.to_string();
+    let mut lines = mounts.split(|b| *b == b'\n');
+    let line = lines.find(|line| line.split(|b| *b == b' ').next() == Some(id.as_bytes()))?;
+    let field = line.split(|b| *b == b' ').nth(4)?;
+    let path = PathBuf::from(OsString::from_vec(unescape(field)));
+    // Another one may be mounted above.
+    let found = sys::files::mount_of(&path).ok()?;
+    (found.to_string() == id).then_some(path)
+}
+
 fn directory(dev: u64, best: Option<&Path>, suits: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let is = |path: &Path| std::fs::metadata(path).is_ok_and(|m| m.dev() == dev && m.is_dir());
     let there = |path: &Path| is(path) && suits(path);

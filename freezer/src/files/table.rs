@@ -4,8 +4,8 @@ use super::class::{Class, classify};
 use super::open::{O_CLOEXEC, O_PATH, Open};
 use super::socket::Flying;
 use super::{
-    check, ends, epoll, eventfd, fifo, kmsg, known, located, lock, mqueue, outsiders, owner, path,
-    pipe, removed, socket, terminal, tunnel, unheld,
+    check, dnotify, ends, epoll, eventfd, fifo, kmsg, known, located, lock, mqueue, outsiders,
+    owner, path, pipe, removed, socket, terminal, tunnel, unheld,
 };
 use crate::kernel::OpenFile;
 use crate::objects::Objects;
@@ -13,8 +13,8 @@ use crate::proc::{self, FdInfo};
 use crate::{Externals, FreezerError};
 use nix::sys::stat::SFlag;
 use persist_mem::manifest::{
-    Description, DescriptionId, DescriptionKind, Descriptor, Directories, FileRef, Lock, Pipe,
-    PosixQueue, RemovedDirectory, Terminal, Tunnel,
+    Description, DescriptionId, DescriptionKind, Descriptor, Directories, FileRef, Lock, Notice,
+    Pipe, PosixQueue, RemovedDirectory, Terminal, Tunnel,
 };
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -50,6 +50,7 @@ pub(crate) struct Table {
     pub(super) removed: removed::Directories,
     pub(super) sockets: socket::Sockets,
     pub(super) locks: Vec<Lock>,
+    pub(super) notices: Vec<Notice>,
     pub(super) queues: mqueue::Queues,
     pub(super) tunnels: tunnel::Tunnels,
     pub(super) externals: Externals,
@@ -64,6 +65,7 @@ pub(crate) struct Found {
     pub(crate) terminals: Vec<Terminal>,
     pub(crate) removed: Vec<RemovedDirectory>,
     pub(crate) locks: Vec<Lock>,
+    pub(crate) notices: Vec<Notice>,
     pub(crate) objects: Objects,
     pub(crate) queues: Vec<PosixQueue>,
     pub(crate) tunnels: Vec<Tunnel>,
@@ -186,6 +188,7 @@ impl Table {
         let external = external.map_err(FreezerError::call(pid, "kcmp"))?;
         if external.is_none() {
             lock::capture(&open, id, known.is_none(), &mut self.locks)?;
+            self.notices.extend(dnotify::capture(&open)?);
         }
         self.numbers.insert((pid, fd), id);
         if Some(pid) != self.this
@@ -286,6 +289,7 @@ impl Table {
             terminals,
             removed: self.removed.finish(),
             locks: self.locks,
+            notices: self.notices,
             objects: self.objects,
             queues: self.queues.finish(),
             tunnels: self.tunnels.finish(),

@@ -3,7 +3,8 @@
 //! Here is how things are found: structures by the kernel's own description of its types ([`btf`]), threads
 //! from the numbers of this PID namespace ([`mod@tasks`]), open files from their tables ([`mod@files`]), messages in
 //! the queues of sockets ([`mod@sockets`]), buffers of pipes ([`mod@pipes`]), inodes
-//! ([`mod@inodes`]), connections of TCP ([`mod@connections`]), paths ([`mod@paths`]), terminals ([`mod@terminals`]), pages ([`mod@pages`]), mappings ([`mod@vmas`]), what
+//! ([`mod@inodes`]), what is told of files ([`mod@notify`]), paths ([`mod@paths`]), connections of TCP
+//! ([`mod@connections`]), terminals ([`mod@terminals`]), pages ([`mod@pages`]), mappings ([`mod@vmas`]), what
 //! sleeping threads wait for ([`mod@stacks`]). What they
 //! mean is with the kind of resource:
 //! `ipc/undo.rs`, `capture/restart.rs`, `files/mqueue`. Whatever is not as expected is
@@ -14,6 +15,7 @@ mod connections;
 mod credentials;
 mod files;
 mod inodes;
+mod notify;
 mod pages;
 mod paths;
 mod pipes;

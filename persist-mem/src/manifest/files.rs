@@ -407,6 +407,17 @@ pub struct Lock {
     pub taker: Pid,
 }
 
+/// What a process has asked to be told of a directory (fcntl(2), `F_NOTIFY`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// The process.
+    pub pid: Pid,
+    /// The descriptor it asked by, which the signal tells.
+    pub fd: i32,
+    /// `DN_*` bits of events that are still to come.
+    pub events: u32,
+}
+
 /// Who holds a lock: the interfaces differ in that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LockHolder {

@@ -45,6 +45,8 @@ pub struct Manifest {
     pub removed: Vec<RemovedDirectory>,
     /// Locks of files.
     pub locks: Vec<Lock>,
+    /// Directories that processes are told of.
+    pub notices: Vec<Notice>,
     /// Memory objects mapped shared.
     pub shared_objects: Vec<SharedObject>,
     /// System V semaphores of the host; none in an image of `kupgrade checkpoint`, which leaves them.
@@ -112,6 +114,9 @@ impl Manifest {
         for lock in &self.locks {
             writer.record(Kind::Lock, lock)?;
         }
+        for notice in &self.notices {
+            writer.record(Kind::Notice, notice)?;
+        }
         for set in &self.semaphores {
             writer.record(Kind::Semaphores, set)?;
         }
@@ -166,6 +171,7 @@ impl Manifest {
                 Kind::Terminal => manifest.terminals.push(record.decode()?),
                 Kind::Removed => manifest.removed.push(record.decode()?),
                 Kind::Lock => manifest.locks.push(record.decode()?),
+                Kind::Notice => manifest.notices.push(record.decode()?),
                 Kind::Semaphores => manifest.semaphores.push(record.decode()?),
                 Kind::Undo => manifest.undo.push(record.decode()?),
                 Kind::Messages => manifest.message_queues.push(record.decode()?),

@@ -5,12 +5,16 @@ use crate::ResurrectError;
 use persist_mem::manifest::Mark;
 use std::os::fd::OwnedFd;
 
-/// `FAN_MARK_IGNORED_MASK`, `FAN_MARK_DONT_FOLLOW` (include/uapi/linux/fanotify.h).
+/// `FAN_MARK_IGNORED_MASK`, `FAN_MARK_IGNORE`, `FAN_MARK_DONT_FOLLOW` (include/uapi/linux/fanotify.h): two ways to
+/// ignore events, of which a mark notes the second.
 const IGNORED_MASK: u32 = 0x20;
+const IGNORE: u32 = 0x400;
 const DONT_FOLLOW: u32 = 0x4;
 /// `FAN_MARK_IGNORED_SURV_MODIFY`, `FAN_MARK_EVICTABLE`: what belongs to a mark.
 const SURVIVES: u32 = 0x40;
 const EVICTABLE: u32 = 0x200;
+/// `FAN_MARK_MOUNT`, `FAN_MARK_FILESYSTEM`.
+const WHOLE: u32 = 0x10 | 0x100;
 
 pub(super) fn open(
     opening: &Opening<'_, '_>,
@@ -36,12 +40,17 @@ pub(super) fn watch(
 fn add(opening: &Opening<'_, '_>, fd: &OwnedFd, mark: &Mark) -> sys::Result<()> {
     located::with_path(opening, &mark.place, |path, is_link| {
         let follow = if is_link { 0 } else { DONT_FOLLOW };
+        let follow = follow | mark.flags & WHOLE;
         if mark.mask != 0 {
             let flags = follow | mark.flags & EVICTABLE;
             sys::files::add_mark(fd, path, mark.mask, flags)?;
         }
         if mark.ignored != 0 {
-            let flags = follow | mark.flags & (EVICTABLE | SURVIVES) | IGNORED_MASK;
+            let by = match mark.flags & IGNORE {
+                0 => IGNORED_MASK,
+                ignore => ignore,
+            };
+            let flags = follow | mark.flags & (EVICTABLE | SURVIVES) | by;
             sys::files::add_mark(fd, path, mark.ignored, flags)?;
         }
         Ok(())

@@ -7,6 +7,7 @@
 mod brief;
 mod deleted;
 mod device;
+mod dnotify;
 mod epoll;
 mod eventfd;
 mod external;
@@ -168,7 +169,7 @@ pub(crate) fn watch(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             _ => {}
         }
     }
-    Ok(())
+    dnotify::watch(restore)
 }
 
 /// Opens those that are not open yet.

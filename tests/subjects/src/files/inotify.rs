@@ -1,4 +1,4 @@
-//! inotify(7) and fanotify(7)
+//! inotify(7)
 
 use std::ffi::CString;
 use std::fs;
@@ -9,7 +9,8 @@ use anyhow::Result;
 use libc::{IN_CREATE, IN_DELETE, IN_MODIFY, IN_NONBLOCK, IN_ONESHOT};
 
 use crate::kit::files::{read, seen};
-use crate::kit::{Setting, Watch, fd, not_here, same, sys};
+
+use crate::kit::{Setting, Watch, fd, same, sys};
 
 fn init() -> Result<i32> {
     // SAFETY: takes numbers.
@@ -273,57 +274,6 @@ pub(crate) fn every_kind(setting: &Setting) -> Result<Watch> {
         Ok(())
     })
     .spoiled_by(move || read(spoiled.borrow().0, 64).map(drop)))
-}
-
-/// A mark on a directory.
-pub(crate) fn fanotify(setting: &Setting) -> Result<Watch> {
-    let dir = setting.fresh("dir");
-    fs::create_dir(&dir)?;
-    // SAFETY: takes numbers.
-    let notify = unsafe {
-        libc::fanotify_init(
-            libc::FAN_CLASS_NOTIF | libc::FAN_NONBLOCK,
-            libc::O_RDONLY as u32,
-        )
-    };
-    if notify < 0 {
-        return not_here("no fanotify");
-    }
-    let path = CString::new(dir.as_os_str().as_bytes())?;
-    let mask = libc::FAN_CLOSE_WRITE | libc::FAN_EVENT_ON_CHILD;
-    // SAFETY: the path is a C string.
-    sys("fanotify_mark", unsafe {
-        libc::fanotify_mark(
-            notify,
-            libc::FAN_MARK_ADD,
-            mask,
-            libc::AT_FDCWD,
-            path.as_ptr(),
-        )
-    })?;
-    Ok(Watch::new(move || {
-        same("no events", &true, &read(notify, 4096).is_err())?;
-        fs::write(dir.join("file"), "x")?;
-        let event = read(notify, 24)?;
-        same("an event's mask", &8, &event[8])?;
-        crate::kit::files::close(i32::from_ne_bytes([
-            event[16], event[17], event[18], event[19],
-        ]));
-        Ok(())
-    })
-    .spoiled_by(move || {
-        // SAFETY: takes numbers.
-        sys("flush", unsafe {
-            libc::fanotify_mark(
-                notify,
-                libc::FAN_MARK_FLUSH,
-                0,
-                libc::AT_FDCWD,
-                std::ptr::null(),
-            )
-        })
-        .map(drop)
-    }))
 }
 
 /// Files that the kernel makes up: their inodes have numbers that others get in time.

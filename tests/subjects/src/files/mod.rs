@@ -3,8 +3,10 @@
 mod aio;
 mod devices;
 mod directory;
+mod dnotify;
 mod epoll;
 mod event;
+mod fanotify;
 mod fifo;
 mod inotify;
 mod locks;
@@ -230,7 +232,17 @@ pub(crate) const GROUP: Group = Group {
             "inotify events of every kind that nobody has read",
             inotify::every_kind,
         ),
-        subject("fanotify", "fanotify", inotify::fanotify),
+        subject("fanotify", "fanotify", fanotify::start),
+        subject(
+            "fanotify-whole",
+            "fanotify of whole mounts and file systems",
+            fanotify::whole,
+        ),
+        subject(
+            "dnotify",
+            "signals about directories (F_NOTIFY)",
+            dnotify::start,
+        ),
         subject("flock", "flock", locks::flock),
         subject(
             "flock-taker",
