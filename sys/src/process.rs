@@ -1,8 +1,9 @@
 //! Processes from outside: pidfds, comparisons, creation with chosen ids.
 
 use crate::raw::syscall;
-use crate::{Pid, Result, Tid};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use crate::{Errno, Pid, Result, Tid};
+use nix::poll::{PollFd, PollFlags, ppoll};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 fn owned(fd: u64) -> OwnedFd {
     // SAFETY: the kernel has just returned this descriptor; nobody else owns it.
@@ -25,6 +26,18 @@ pub fn pidfd_open_with(pid: Pid, flags: u32) -> Result<OwnedFd> {
     let args = [pid.0 as u64, u64::from(flags), 0, 0, 0, 0];
     // SAFETY: no pointers.
     unsafe { syscall(libc::SYS_pidfd_open, args) }.map(owned)
+}
+
+/// Waits until the process of a pidfd has ended: what a child does that its parent is to find later, so that it
+/// does not outlive a parent that was killed.
+pub fn wait_for_end(pidfd: impl AsFd) {
+    loop {
+        let mut asked = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        match ppoll(&mut asked, None, None) {
+            Err(Errno::EINTR) => (),
+            _ => return,
+        }
+    }
 }
 
 /// A pidfd through which descriptors can be copied: of the process, or of its thread `tid` where the leader

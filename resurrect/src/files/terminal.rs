@@ -312,6 +312,7 @@ fn open_slave(
 /// `/dev/tty` is the opener's controlling terminal: a child takes it as its own, opens it, gives it up.
 fn own_terminal(slave: &OwnedFd, flags: OFlag) -> sys::Result<OwnedFd> {
     let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    let me = sys::process::pidfd_open(Pid(nix::unistd::getpid().as_raw()))?;
     let child = sys::process::spawn(0, &[], || {
         let opened = SigSet::all()
             .thread_block()
@@ -321,9 +322,8 @@ fn own_terminal(slave: &OwnedFd, flags: OFlag) -> sys::Result<OwnedFd> {
             .and_then(|opened| tty::give_up_controlling(slave).map(|()| opened));
         let number = opened.map_or(-1, IntoRawFd::into_raw_fd);
         let _ = nix::unistd::write(&writer, &number.to_ne_bytes());
-        loop {
-            nix::unistd::pause();
-        }
+        sys::process::wait_for_end(&me);
+        1
     })?;
     drop(writer);
     let mut number = [0; 4];

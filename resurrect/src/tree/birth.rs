@@ -237,9 +237,8 @@ fn has_table_of(restore: &Restore<'_>, pid: Pid, owner: Pid, flag: u64) -> bool 
 fn first(restore: &mut Restore<'_>, pid: Pid, set_tid: &[Pid]) -> Result<Tracee, ResurrectError> {
     let flags = restore.options.root_flags;
     let host = process::spawn(flags, set_tid, || {
-        loop {
-            nix::unistd::pause();
-        }
+        process::wait_for_end(&restore.self_pidfd);
+        1
     });
     let host = match host {
         Ok(host) => host.leader(),
