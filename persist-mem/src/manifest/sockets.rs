@@ -199,6 +199,21 @@ pub struct InetSocket {
     pub queue: Vec<SocketMessage>,
     /// A datagram that it has begun to send.
     pub pending: Option<PendingDatagram>,
+    /// Datagrams that were refused, and it has not asked which (`MSG_ERRQUEUE`), the oldest first.
+    pub refused: Vec<RefusedDatagram>,
+}
+
+/// A datagram that this host has refused, since nobody was there: what ICMP has told of it.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RefusedDatagram {
+    /// Where it went, bytes of the `struct sockaddr`.
+    #[serde(with = "serde_bytes")]
+    pub to: Vec<u8>,
+    /// The first bytes of it, as far as ICMP has quoted it.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
+    /// How long all of it was.
+    pub len: u32,
 }
 
 /// A datagram that is not complete (`UDP_CORK`, `MSG_MORE`; udp(7)).

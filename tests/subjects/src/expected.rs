@@ -45,6 +45,11 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         both(Refused("in flight in it that nobody else holds")),
     ),
     (
+        // The kernel keeps what it has made of the program, and not the program.
+        "packet-fanout-program",
+        both(Refused("a fan-out group with a program")),
+    ),
+    (
         "netlink-queue",
         both(Refused("netlink messages that were not read")),
     ),

@@ -39,7 +39,7 @@ pub(super) fn examine(
         );
         return Err(open.refuse(text));
     }
-    let error = errors::examine(open, common)?;
+    let (error, refused) = errors::examine(open, common)?;
     let local = socket::name(fd).map_err(open.call("asking for its address"))?;
     let remote = match socket::peer_name(fd) {
         Ok(address) => address,
@@ -57,6 +57,7 @@ pub(super) fn examine(
         groups: groups(open, common)?,
         group: reuseport::examine(open)?,
         error,
+        refused,
         shutdown: shutdown(open, common, facts)?,
         ..InetSocket::default()
     };

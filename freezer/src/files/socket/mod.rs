@@ -14,6 +14,7 @@ mod pending;
 mod pieces;
 mod queue;
 mod raw;
+mod refused;
 mod reuseport;
 mod settle;
 mod tcp;

@@ -28,6 +28,31 @@ pub(super) struct Message {
     pub(super) header: Vec<u8>,
 }
 
+/// All bytes that wait in a socket, as many as there are said to be, wherever `MSG_PEEK` looks.
+pub(super) fn from_start(
+    open: &Open<'_>,
+    total: usize,
+) -> core::result::Result<Vec<u8>, FreezerError> {
+    let reading = "reading what is in its queue";
+    // TCP has such a place since Linux 6.9.
+    let moved = super::int(open, c::SOL_SOCKET, c::SO_PEEK_OFF).is_ok_and(|place| place >= 0);
+    let place = if moved {
+        Some(Place::take(open)?)
+    } else {
+        None
+    };
+    if let Some(place) = &place {
+        place.set(0).map_err(open.call(reading))?;
+    }
+    let flags = c::MSG_PEEK | c::MSG_DONTWAIT;
+    let received = socket::receive(open.copy.as_fd(), flags, total).map_err(open.call(reading))?;
+    if received.data.len() == total {
+        return Ok(received.data);
+    }
+    let text = format!("{} of {total} bytes could be read", received.data.len());
+    Err(open.refuse(text))
+}
+
 /// Moves the place where `MSG_PEEK` looks (`SO_PEEK_OFF`, socket(7)), and puts it back.
 struct Place<'a> {
     open: &'a Open<'a>,

@@ -3,7 +3,7 @@
 //! Such a connection is made anew with the same addresses: nobody sees its sequence numbers. All that
 //! counts is what was received and not read, and what is finished.
 
-use super::queue::Message;
+use super::queue::{Message, from_start};
 use super::tcp_queue::Unsent;
 use super::{Common, closing, int, tcp_queue, unaccepted};
 use crate::FreezerError;
@@ -302,14 +302,8 @@ pub(super) fn queue(
     if total == 0 {
         return Ok(Vec::new());
     }
-    let flags = c::MSG_PEEK | c::MSG_DONTWAIT;
-    let received = socket::receive(fd, flags, total).map_err(open.call(reading))?;
-    if received.data.len() != total {
-        let text = format!("{} of {total} bytes could be read", received.data.len());
-        return Err(open.refuse(text));
-    }
     Ok(vec![Message {
-        data: received.data,
+        data: from_start(open, total)?,
         ..Message::default()
     }])
 }

@@ -11,7 +11,7 @@ use sys::socket::{Control, Outgoing};
 use sys::{Errno, Pid, socket};
 
 /// How long the answer to a datagram to this host may take.
-const REFUSED_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const REFUSED_WITHIN: Duration = Duration::from_secs(5);
 /// include/uapi/linux/in.h
 const MCAST_JOIN_GROUP: i32 = 42;
 const MCAST_MSFILTER: i32 = 48;
@@ -247,7 +247,7 @@ fn connect_one(
     state: &InetSocket,
     fd: BorrowedFd<'_>,
 ) -> Result<(), ResurrectError> {
-    if state.error != 0 {
+    if state.error != 0 && state.refused.is_empty() {
         fail_to_send(fd, &state.local).map_err(making.failed("having its error wait"))?;
     }
     socket::connect(fd, &state.remote).map_err(making.failed("connecting it"))

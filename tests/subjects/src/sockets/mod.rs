@@ -12,6 +12,7 @@ mod tcp_more;
 mod tcp_queues;
 mod udp;
 mod udp_queues;
+mod udp_reports;
 mod unix_control;
 mod unix_named;
 mod unix_pair;
@@ -225,6 +226,21 @@ pub(crate) const GROUP: Group = Group {
             "udp-refused",
             "UDP sockets whose datagram was refused, and nobody was told",
             udp::refused,
+        ),
+        subject(
+            "udp-reports",
+            "reports of refused datagrams that nobody has asked for (IP_RECVERR, MSG_ERRQUEUE)",
+            udp_reports::refused,
+        ),
+        subject(
+            "packet-fanout-program",
+            "packet sockets of a fan-out group with a classic BPF program that chooses",
+            packet_queues::chosen,
+        ),
+        subject(
+            "tcp-peek-place",
+            "a place where a TCP connection is peeked at (SO_PEEK_OFF)",
+            tcp_more::peeked,
         ),
         subject(
             "tcp-signed",

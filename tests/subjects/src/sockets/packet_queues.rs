@@ -6,7 +6,7 @@ use libc::{
 };
 
 use crate::kit::files::{close, read, ready};
-use crate::kit::net::{option, set_option, socket};
+use crate::kit::net::{option, set_option, set_option_bytes, socket};
 use crate::kit::{SOON, Setting, Watch, args, loopback, not_here, raw, same, sys, until};
 
 const SOL_PACKET: i32 = 263;
@@ -208,6 +208,56 @@ pub(crate) fn fanout(_: &Setting) -> Result<Watch> {
             // SAFETY: both are open.
             sys("dup2", unsafe { libc::dup2(fresh, two) }).map(drop)
         }))
+}
+
+/// The first byte behind the header chooses, and may choose either.
+pub(crate) fn chosen(_: &Setting) -> Result<Watch> {
+    const BY_PROGRAM: i32 = 6;
+    const PACKET_FANOUT_DATA: i32 = 22;
+    /// An EtherType that nobody else has.
+    const FOR_TRYING: u16 = 0x88b6;
+    loopback()?;
+    let kind = SOCK_RAW | SOCK_NONBLOCK;
+    let mut members = Vec::new();
+    for _ in 0..2 {
+        let one = socket(AF_PACKET, kind, 0)?;
+        let address = on_loopback(FOR_TRYING);
+        let arguments = args([one as u64, address.as_ptr() as u64, 20]);
+        sys("bind", raw(libc::SYS_bind, arguments))?;
+        set_option(one, SOL_PACKET, PACKET_FANOUT, 4712 | BY_PROGRAM << 16)?;
+        members.push(one);
+    }
+    // ldb [20]; ret a: on either side of the Ethernet header there is the same.
+    let program: [u64; 2] = [0x30 | 20 << 32, 0x16];
+    let mut value = [0_u8; 16];
+    value[0] = 2;
+    value[8..].copy_from_slice(&(program.as_ptr() as u64).to_ne_bytes());
+    set_option_bytes(members[0], SOL_PACKET, PACKET_FANOUT_DATA, &value)?;
+    let (one, two) = (members[0], members[1]);
+    let counts = move || -> Result<(usize, usize)> {
+        for fd in [one, two] {
+            all(fd);
+        }
+        let sender = socket(AF_PACKET, kind, 0)?;
+        let mut frame = [0; 60];
+        frame[12..14].copy_from_slice(&FOR_TRYING.to_be_bytes());
+        for to_second in [0, 1, 1, 1, 0, 1] {
+            frame[14..].fill(to_second);
+            let (at, to) = (frame.as_ptr() as u64, on_loopback(FOR_TRYING));
+            let arguments = [sender as u64, at, 60, 0, to.as_ptr() as u64, 20];
+            sys("sendto", raw(libc::SYS_sendto, arguments))?;
+        }
+        close(sender);
+        Ok((all(one).len(), all(two).len()))
+    };
+    same("packets of each", &(2, 4), &counts()?)?;
+    Ok(
+        Watch::new(move || same("packets of each", &(2, 4), &counts()?)).spoiled_by(move || {
+            let fresh = socket(AF_PACKET, kind, 0)?;
+            // SAFETY: both are open.
+            sys("dup2", unsafe { libc::dup2(fresh, two) }).map(drop)
+        }),
+    )
 }
 
 /// A packet, with what is told of its sender: protocol, kind of interface, kind of packet.

@@ -1,6 +1,6 @@
 //! Data of TCP that the kernel holds back because more will follow: it is sent by itself a moment later.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -9,10 +9,12 @@ use std::thread::{sleep, spawn};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use libc::MSG_MORE;
+use libc::{MSG_MORE, SO_PEEK_OFF, SOL_SOCKET};
 
 use super::tcp_queues::pair;
-use crate::kit::{SOON, Setting, Watch, sys, until};
+use crate::kit::files::read;
+use crate::kit::net::{option, set_option};
+use crate::kit::{SOON, Setting, Watch, not_here, same, sys, until};
 
 /// As many that at any moment most of them hold something back, each for 200 ms.
 const PAIRS: usize = 8;
@@ -111,4 +113,50 @@ pub(crate) fn held_back(_: &Setting) -> Result<Watch> {
         spoiling.skip.store(true, Ordering::SeqCst);
         Ok(())
     }))
+}
+
+/// Peeks do not begin at the first byte.
+pub(crate) fn peeked(_: &Setting) -> Result<Watch> {
+    let [from, to] = pair()?;
+    let fd = to.as_raw_fd();
+    if set_option(fd, SOL_SOCKET, SO_PEEK_OFF, 2).is_err() {
+        return not_here("SO_PEEK_OFF of TCP, which came with Linux 6.9");
+    }
+    let fill = move || {
+        (&from).write_all(b"tcp-data")?;
+        (&from).write_all(b"-here")?;
+        until("all of it", SOON, || peek(fd, 20).len() == 11)?;
+        set_option(fd, SOL_SOCKET, SO_PEEK_OFF, 2)
+    };
+    fill()?;
+    let before = option(fd, SOL_SOCKET, SO_PEEK_OFF)?;
+    Ok(Watch::new(move || {
+        let _held = &to;
+        let now = option(fd, SOL_SOCKET, SO_PEEK_OFF)?;
+        same("where it is peeked at", &before, &now)?;
+        same("what is there", b"p-data-here".as_slice(), &peek(fd, 20))?;
+        set_option(fd, SOL_SOCKET, SO_PEEK_OFF, 0)?;
+        same("all of it", b"tcp-data-here".as_slice(), &read(fd, 20)?)?;
+        set_option(fd, SOL_SOCKET, SO_PEEK_OFF, 2)?;
+        fill()
+    })
+    .spoiled_by(move || set_option(fd, SOL_SOCKET, SO_PEEK_OFF, 3)))
+}
+
+/// What is peeked at; the place stays where it was.
+fn peek(fd: i32, most: usize) -> Vec<u8> {
+    let place = option(fd, SOL_SOCKET, SO_PEEK_OFF).unwrap_or_default();
+    let mut bytes = vec![0_u8; most];
+    // SAFETY: the buffer has the length that is given.
+    let got = unsafe {
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        libc::recv(fd, bytes.as_mut_ptr().cast(), most, flags)
+    };
+    bytes.truncate(usize::try_from(got).unwrap_or(0));
+    let place = place
+        .first_chunk()
+        .map_or(0, |word| i32::from_ne_bytes(*word));
+    // It was there before.
+    let _ = set_option(fd, SOL_SOCKET, SO_PEEK_OFF, place);
+    bytes
 }

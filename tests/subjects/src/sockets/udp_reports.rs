@@ -1,0 +1,157 @@
+//! What waits for `MSG_ERRQUEUE` (ip(7), `IP_RECVERR`).
+
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, RawFd};
+
+use anyhow::{Result, bail};
+use libc::{
+    ECONNREFUSED, IP_RECVERR, IPV6_RECVERR, MSG_ERRQUEUE, POLLERR, POLLIN, SOL_IP, SOL_IPV6,
+};
+
+use crate::kit::files::ready;
+use crate::kit::net::{option, set_option};
+use crate::kit::{SOON, Setting, Watch, loopback, same, until};
+
+/// The next report: the datagram, where it went, and `struct sock_extended_err` with who refused it.
+#[derive(Debug, PartialEq)]
+struct Report {
+    data: Vec<u8>,
+    to: Vec<u8>,
+    what: Vec<u8>,
+}
+
+/// Takes a report.
+fn report(fd: RawFd) -> Option<Report> {
+    #[repr(C, align(8))]
+    struct Room([u8; 256]);
+    let (mut room, mut data, mut to) = (Room([0; 256]), vec![0_u8; 2000], vec![0_u8; 28]);
+    let mut part = libc::iovec {
+        iov_base: data.as_mut_ptr().cast(),
+        iov_len: data.len(),
+    };
+    // SAFETY: zeros are a valid message; what it points to is alive.
+    let (got, len, used) = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_name = to.as_mut_ptr().cast();
+        message.msg_namelen = 28;
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut room).cast();
+        message.msg_controllen = 256;
+        let got = libc::recvmsg(fd, &raw mut message, MSG_ERRQUEUE | libc::MSG_DONTWAIT);
+        (got, message.msg_namelen, message.msg_controllen)
+    };
+    data.truncate(usize::try_from(got).ok()?);
+    to.truncate(len as usize);
+    Some(Report {
+        data,
+        to,
+        what: room.0[..used].to_vec(),
+    })
+}
+
+/// An address where nobody is.
+fn nobody(host: &str) -> Result<SocketAddr> {
+    Ok(UdpSocket::bind(host)?.local_addr()?)
+}
+
+/// A socket that keeps reports.
+fn asking(host: &str) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind(host)?;
+    socket.set_nonblocking(true)?;
+    let fd = socket.as_raw_fd();
+    set_option(fd, SOL_IP, IP_RECVERR, 1)?;
+    if host.starts_with('[') {
+        set_option(fd, SOL_IPV6, IPV6_RECVERR, 1)?;
+    }
+    Ok(socket)
+}
+
+/// Sends one that is refused; `told` takes the error off, so that the report alone is left.
+fn refuse(from: &UdpSocket, to: SocketAddr, text: &[u8], told: bool) -> Result<()> {
+    from.send_to(text, to)?;
+    let fd = from.as_raw_fd();
+    until("a refusal", SOON / 4, || {
+        ready(fd, POLLIN).is_ok_and(|events| events & POLLERR != 0)
+    })?;
+    if told {
+        let error = option(fd, libc::SOL_SOCKET, libc::SO_ERROR)?;
+        same("the error", &ECONNREFUSED.to_ne_bytes()[..], &error[..4])?;
+    }
+    Ok(())
+}
+
+/// A socket, where it sends, and whether it was told of the last refusal.
+type Asking = (UdpSocket, SocketAddr, bool);
+
+/// All reports of each.
+fn take(all: &[Asking]) -> Vec<Vec<Report>> {
+    let mut found = Vec::new();
+    for (socket, ..) in all {
+        found.push(std::iter::from_fn(|| report(socket.as_raw_fd())).collect());
+    }
+    found
+}
+
+/// Several on sockets of IPv4, of IPv6, and of both; one was not told of the error either.
+pub(crate) fn refused(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let long = vec![7_u8; 1200];
+    let texts = [b"is anybody there?".as_slice(), b"", &long].map(<[u8]>::to_vec);
+    let mut all = Vec::new();
+    for (own, other, told) in [
+        ("127.0.0.1:0", "127.0.0.1:0", true),
+        ("127.0.0.1:0", "127.0.0.1:0", false),
+        ("[::1]:0", "[::1]:0", true),
+        ("[::]:0", "127.0.0.9:0", true),
+    ] {
+        let (Ok(socket), Ok(to)) = (asking(own), nobody(other)) else {
+            continue;
+        };
+        let mapped = match to {
+            SocketAddr::V4(v4) if own.starts_with('[') => {
+                SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port()))
+            }
+            to => to,
+        };
+        all.push((socket, mapped, told));
+    }
+    if all.is_empty() {
+        bail!("no socket");
+    }
+    let fill = move |all: &[Asking]| -> Result<()> {
+        for (socket, to, told) in all {
+            for (at, text) in texts.iter().enumerate() {
+                // An error that waits is told to the next call.
+                refuse(socket, *to, text, *told || at + 1 < texts.len())?;
+            }
+        }
+        Ok(())
+    };
+    fill(&all)?;
+    let before = take(&all);
+    same(
+        "reports",
+        &vec![3; all.len()],
+        &before.iter().map(Vec::len).collect::<Vec<_>>(),
+    )?;
+    fill(&all)?;
+    let spoilt = all[0].0.try_clone()?;
+    Ok(Watch::new(move || {
+        for (socket, _, told) in &all {
+            let error = option(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ERROR)?;
+            let expected = if *told { 0 } else { ECONNREFUSED };
+            same(
+                "the error that waits",
+                &expected.to_ne_bytes()[..],
+                &error[..4],
+            )?;
+        }
+        same("reports", &before, &take(&all))?;
+        fill(&all)
+    })
+    .spoiled_by(move || {
+        report(spoilt.as_raw_fd());
+        Ok(())
+    }))
+}
