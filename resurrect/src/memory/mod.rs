@@ -179,6 +179,7 @@ fn contents(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<bool, Re
     let leader = &mut task.first;
     if let Some((_, theirs)) = theirs {
         inherit::adapt(&builder, leader, &theirs.mm, &live.mm)?;
+        vdso::adapt(pid, leader, &theirs.mm, &live.mm)?;
     } else {
         if origin.is_some() {
             empty::again(pid, leader, scratch)?;

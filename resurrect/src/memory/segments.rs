@@ -23,10 +23,6 @@ struct Attachment<'a> {
 }
 
 impl Attachment<'_> {
-    fn end(&self) -> u64 {
-        self.vmas.last().map_or(self.base, |vma| vma.end)
-    }
-
     fn flags(&self) -> i32 {
         let first = self.vmas.first();
         let exec = self.vmas.iter().any(|vma| vma.prot & PROT_EXEC != 0);
@@ -53,7 +49,9 @@ pub(super) fn attach(
         let mut batch = Batch::new();
         let first = attachment.vmas.first().map_or(0, |vma| vma.start);
         let len = builder.segment_len(attachment.id);
-        let whole = first == attachment.base && attachment.end() == attachment.base + len;
+        let mapped: u64 = attachment.vmas.iter().map(|vma| vma.len()).sum();
+        // Neither its ends nor a part between them have been unmapped.
+        let whole = first == attachment.base && mapped == len;
         let flags = attachment.flags().into();
         if whole {
             let args = [attachment.id.into(), attachment.base.into(), flags];

@@ -96,6 +96,21 @@ pub(super) fn place(
     keep_old_image(pid, leader, &old, mm, parked)
 }
 
+/// Of a process that has the vdso of the one it was forked from: what only its own has.
+pub(super) fn adapt(
+    pid: Pid,
+    leader: &Tracee,
+    theirs: &AddressSpace,
+    own: &AddressSpace,
+) -> Result<(), ResurrectError> {
+    let mut image = own.vdso.clone();
+    if theirs.vdso == own.vdso || !remainder::take_out(&mut image) {
+        return Ok(());
+    }
+    let old: Vec<&Vma> = own.vmas.iter().collect();
+    make_rests(pid, leader, &old, &image)
+}
+
 fn same_shape(old: &[&Vma], new: &[(u64, u64, String)]) -> bool {
     let base = |n: usize| new.get(n).map_or(0, |r| r.0);
     old.len() == new.len()

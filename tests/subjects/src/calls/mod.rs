@@ -207,6 +207,11 @@ pub(crate) const GROUP: Group = Group {
             terminals::least,
         ),
         subject(
+            "tty-vmin-child",
+            "the same in a child, whose parent makes no such call",
+            terminals::least_in_child,
+        ),
+        subject(
             "tty-vtime-timed",
             "read of a terminal with VTIME",
             terminals::timed_read,

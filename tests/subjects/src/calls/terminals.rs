@@ -1,5 +1,7 @@
 //! Reads of terminals that tell single characters (termios(3), "noncanonical mode").
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -7,7 +9,7 @@ use libc::{O_NOCTTY, O_RDWR};
 
 use super::polling::push;
 use crate::kit::files::open;
-use crate::kit::{Setting, TERM, Watch, args, blocked, raw, sys, timed};
+use crate::kit::{Area, Kin, Setting, TERM, Watch, args, blocked, raw, sys, timed};
 
 /// Master, and a slave that waits for so many characters, or for so many tenths of a second.
 fn pty(least: u8, tenths: u8) -> Result<[i32; 2]> {
@@ -70,6 +72,14 @@ pub(crate) fn least(_: &Setting) -> Result<Watch> {
         5,
         move || some(3),
     )
+}
+
+/// The same in a child, which has so much memory of its parent that it is worth forking it.
+pub(crate) fn least_in_child(setting: &Setting) -> Result<Watch> {
+    Area::anonymous(512)?.fill(1);
+    let child = Rc::new(RefCell::new(Kin::start(setting, "child", least)?));
+    let spoiled = child.clone();
+    Ok(Watch::new(move || child.borrow_mut().check()).spoiled_by(move || spoiled.borrow().spoil()))
 }
 
 fn tenths(time: Duration) -> u8 {

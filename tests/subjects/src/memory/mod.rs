@@ -131,6 +131,11 @@ pub(crate) const GROUP: Group = Group {
             "attached System V shared memory marked for removal",
             sysv_shm::removed,
         ),
+        subject(
+            "sysv-shm-parts",
+            "attached System V shared memory of which parts were unmapped",
+            sysv_shm::parts,
+        ),
         subject("posix-shm", "POSIX shared memory", posix_shm::start),
         subject(
             "posix-shm-unlinked",

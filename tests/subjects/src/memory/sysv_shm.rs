@@ -3,6 +3,7 @@
 use anyhow::Result;
 use libc::{IPC_CREAT, IPC_PRIVATE, IPC_RMID, IPC_STAT, SHM_RDONLY};
 
+use crate::kit::procfs::maps;
 use crate::kit::{Area, PAGE, Setting, Watch, same, sys};
 
 const PAGES: usize = 8;
@@ -111,5 +112,37 @@ pub(crate) fn removed(_: &Setting) -> Result<Watch> {
         round += 1;
         area.fill(round);
         view.check(round)
+    })))
+}
+
+/// Attached three times: without its first page, without its last, without one in the middle.
+pub(crate) fn parts(_: &Setting) -> Result<Watch> {
+    let id = create(IPC_PRIVATE)?;
+    let whole = attach(id, 0)?;
+    whole.fill(22);
+    let holes = [0, PAGES - 1, 3];
+    let views = holes.map(|_| attach(id, 0));
+    let [first, last, middle] = views;
+    let views = [first?, last?, middle?];
+    for (view, hole) in views.iter().zip(holes) {
+        view.part(hole, 1).unmap()?;
+    }
+    let observe = move || {
+        let lines = maps()?.into_iter();
+        let lines = lines.filter(|line| line.contains("/SYSV00000000"));
+        Ok((stat(id)?, lines.collect::<Vec<_>>()))
+    };
+    let again = views[2].part(4, 1);
+    let kept = Watch::keep(observe)?.spoiled_by(move || again.unmap());
+    let mut round = 22;
+    Ok(kept.and(Watch::new(move || {
+        for (view, hole) in views.iter().zip(holes) {
+            (0..PAGES)
+                .filter(|page| *page != hole)
+                .try_for_each(|page| view.check_page(page, round))?;
+        }
+        round += 1;
+        whole.fill(round);
+        Ok(())
     })))
 }
