@@ -5,7 +5,7 @@ use super::sleeps;
 use crate::ResurrectError;
 use crate::calls::nr;
 use crate::restore::Restore;
-use persist_mem::manifest::{Backing, Dispatch, Limit, Live};
+use persist_mem::manifest::{Backing, Dispatch, Limit, Live, Vma};
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use sys::batch::Batch;
@@ -159,15 +159,22 @@ fn own_gate(first: &Tracee, live: &Live, known: &mut Option<u64>) -> Option<u64>
     Some(found)
 }
 
+/// Where all mappings are is asked last: a process may have many.
 fn any_gate(first: &Tracee, live: &Live) -> Option<u64> {
-    let maps = sys::procdir::read(first.pid(), &format!("task/{}/maps", first.tid())).ok()?;
-    let vdso = crate::memory::vdso_range(&maps);
-    let code = live.mm.vmas.iter().filter(|vma| vma.prot & PROT_EXEC != 0);
-    let ranges = vdso.into_iter().chain(code.map(|vma| (vma.start, vma.end)));
-    ranges.into_iter().find_map(|(start, end)| {
+    let within = |start: u64, end: u64| {
         let len = usize::try_from(end - start).ok()?.min(LOOK_AT);
         let code = first.mem().read_vec(start, len).ok()?;
         Some(start + sys::tracee::find_gate(&code)? as u64)
+    };
+    let mut code: Vec<&Vma> = live.mm.vmas.iter().collect();
+    code.retain(|vma| vma.prot & PROT_EXEC != 0);
+    code.sort_by_key(|vma| vma.backing != Backing::Vdso);
+    let found = code.iter().find_map(|vma| within(vma.start, vma.end));
+    found.or_else(|| {
+        let place = format!("task/{}/maps", first.tid());
+        let maps = sys::procdir::read(first.pid(), &place).ok()?;
+        let (start, end) = crate::memory::vdso_range(&maps)?;
+        within(start, end)
     })
 }
 
