@@ -51,14 +51,26 @@ pub(super) fn open_many(
 fn open_all(
     part: &[(&Description, &FileRef)],
 ) -> Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError> {
-    let one = |(description, file): &(&Description, &FileRef)| {
-        Ok((description.id, open(description, file)?))
-    };
-    part.iter().map(one).collect()
+    let mut opened = Vec::with_capacity(part.len());
+    // What has just been looked at need not be for the next description of it.
+    let mut checked = None;
+    for (description, file) in part {
+        if checked != Some(file) {
+            check_same(file)?;
+            checked = Some(file);
+        }
+        opened.push((description.id, open_checked(description, file)?));
+    }
+    Ok(opened)
 }
 
 pub(super) fn open(description: &Description, file: &FileRef) -> Result<OwnedFd, ResurrectError> {
     check_same(file)?;
+    open_checked(description, file)
+}
+
+/// Opens a path that leads to the file that was saved ([`check_same`]).
+fn open_checked(description: &Description, file: &FileRef) -> Result<OwnedFd, ResurrectError> {
     // Regular files take `O_ASYNC` only here, and signal nothing.
     let inert = OFlag::from_bits_retain(description.flags.cast_signed()) & OFlag::O_ASYNC;
     let flags = super::flags(description) | inert;
