@@ -5,6 +5,8 @@ use super::{Kernel, Unreadable, word};
 const WRONG: Unreadable = Unreadable::Inconsistent("the table of TCP connections");
 /// More places than the table has on any host.
 const MOST: u64 = 1 << 24;
+/// Longer than any chain of it.
+const LONGEST: u32 = 1 << 16;
 
 impl Kernel {
     /// The `struct sock` of every socket in one of these states (`TCP_FIN_WAIT1` and so on) in the network namespace
@@ -16,7 +18,10 @@ impl Kernel {
         let mut found = Vec::new();
         let mut nodes = self.places(space)?;
         // Each place leads to a chain; an odd word ends it.
-        while !nodes.is_empty() {
+        for _ in 0..LONGEST {
+            if nodes.is_empty() {
+                return Ok(found);
+            }
             let following = self.words(&nodes)?;
             let following = following.into_iter().flatten();
             let following: Vec<u64> = following.filter(|node| node & 1 == 0).collect();
@@ -32,7 +37,7 @@ impl Kernel {
             }
             nodes = following;
         }
-        Ok(found)
+        Err(WRONG)
     }
 
     /// The first of every chain of the table.

@@ -280,7 +280,7 @@ pub struct Connection {
     pub finished: bool,
     /// The other end has.
     pub ended: bool,
-    /// This end wants no more (`SHUT_RD`), though the other has not finished.
+    /// This end wants no more (`SHUT_RD`, `SHUT_RDWR`), though the other has not finished.
     pub deaf: bool,
     /// It is over (TCP_CLOSE): nothing is left of it but what nobody has read.
     pub over: bool,

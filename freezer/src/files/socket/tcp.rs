@@ -125,7 +125,7 @@ pub(super) fn examine(
     found.connection = Some(Connection {
         finished,
         ended: got_all,
-        deaf: common.has(c::POLLRDHUP) && !got_all && !finished,
+        deaf: common.has(c::POLLRDHUP) && !got_all,
         ..match when {
             When::Stopped => Connection::default(),
             When::Running | When::Settled => numbers(open, when == When::Running)?,

@@ -203,6 +203,11 @@ pub(crate) const GROUP: Group = Group {
             tcp_closed::start,
         ),
         subject(
+            "tcp-halves",
+            "TCP connections with halves shut down, at one end and at both",
+            tcp_closed::halves,
+        ),
+        subject(
             "tcp-closed-unaccepted",
             "TCP clients that have sent more than there is room for, and gone before they were accepted",
             tcp_closed::unaccepted,

@@ -6,10 +6,11 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use libc::{SO_RCVBUF, SO_SNDBUF, SOL_SOCKET};
+use libc::{IPPROTO_TCP, POLLIN, POLLOUT, POLLRDHUP, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, TCP_INFO};
 
+use crate::kit::files::ready;
 use crate::kit::net::{option, set_option};
-use crate::kit::{SOON, Setting, Watch, loopback, same};
+use crate::kit::{SOON, Setting, Watch, loopback, same, until};
 
 /// A byte of the stream that is sent.
 fn byte(at: usize) -> u8 {
@@ -105,11 +106,10 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
         for (left, (own, sent)) in ALL.iter().zip(ends.take().context("no connections")?) {
             drain(&own, sent)?;
             if *left != Left::Finished {
-                let error = (&own)
-                    .write_all(b"nobody is there")
-                    .and_then(|()| (&own).write_all(b"?"));
-                let told = error.is_err() || own.take_error()?.is_some();
-                same("writing to nobody", &true, &told)?;
+                until("being told that nobody is there", SOON / 4, || {
+                    let error = own.take_error().is_ok_and(|error| error.is_some());
+                    error || (&own).write_all(b"?").is_err()
+                })?;
             }
         }
         ends = Some(begin()?);
@@ -120,6 +120,43 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
         (&spoilt).read_exact(&mut [0; 4])?;
         Ok(())
     }))
+}
+
+/// Ends that are shut down: for reading, writing, both, and both ends for writing.
+pub(crate) fn halves(_: &Setting) -> Result<Watch> {
+    let listener = listener()?;
+    let mut pairs = Vec::new();
+    for how in [
+        Shutdown::Read,
+        Shutdown::Write,
+        Shutdown::Both,
+        Shutdown::Write,
+    ] {
+        let client = TcpStream::connect(listener.local_addr()?)?;
+        let (server, _) = listener.accept()?;
+        client.shutdown(how)?;
+        pairs.push([client, server]);
+    }
+    pairs[3][1].shutdown(Shutdown::Write)?;
+    (&pairs[1][1]).write_all(b"an answer")?;
+    let spoilt = pairs[0][0].try_clone()?;
+    let look = move |end: &TcpStream| {
+        let asked = POLLIN | POLLOUT | POLLRDHUP;
+        let state = option(end.as_raw_fd(), IPPROTO_TCP, TCP_INFO)?;
+        let peer = end.peer_addr().map_err(|error| error.raw_os_error());
+        anyhow::Ok((
+            ready(end.as_raw_fd(), asked)?,
+            state.first().copied(),
+            peer.ok(),
+        ))
+    };
+    let all = move || pairs.iter().flatten().map(look).collect::<Result<Vec<_>>>();
+    // include/net/tcp_states.h: when the last acknowledgement has come.
+    const CALM: [u8; 8] = [1, 1, 5, 8, 5, 8, 7, 7];
+    until("the last acknowledgement", SOON / 4, || {
+        all().is_ok_and(|found| found.iter().map(|one| one.1).eq(CALM.map(Some)))
+    })?;
+    Ok(Watch::keep(all)?.spoiled_by(move || Ok(spoilt.shutdown(Shutdown::Write)?)))
 }
 
 /// A client has sent more than fits, and has gone before anybody accepted it.
