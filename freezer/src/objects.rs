@@ -233,6 +233,9 @@ impl ObjectError {
     pub(crate) fn reason(self) -> String {
         match self {
             ObjectError::Refused(reason) => reason,
+            ObjectError::Io(cause) if cause.raw_os_error() == Some(Errno::ENXIO as i32) => {
+                "it maps something that is no file: a socket, say (TCP_ZEROCOPY_RECEIVE)".into()
+            }
             ObjectError::Io(cause) => format!("it cannot be opened: {cause}"),
         }
     }

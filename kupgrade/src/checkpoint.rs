@@ -124,6 +124,11 @@ fn save(
     (externals, prepared): (Externals, &mut Prepared),
 ) -> Result<Saved> {
     let (mut manifest, objects) = freezer::capture_with(frozen, externals, prepared)?;
+    if !resurrect::is_one_left(&manifest) {
+        bail!(
+            "the processes use every descriptor that the limit of open files allows; to rebuild them takes one more"
+        );
+    }
     // From here on this process has a second thread.
     let mut sink = FileSink {
         writer: PagesWriter::create(&image.pages)

@@ -10,6 +10,7 @@
 //! | [`tree`] | who forks whom: ancestry, sessions, groups |
 //! | [`memory`] | address spaces, pages, the vdso |
 //! | `ipc` | System V semaphores and messages |
+//! | `numbers` | a number for a descriptor that no process uses |
 //! | `objects` | memory without a path: shared memory, memfds, removed files |
 //! | [`files`] | one module for each kind of open file description |
 //! | `gone_path` | files that read as removed under the path they had |
@@ -25,6 +26,7 @@ pub mod files;
 mod gone_path;
 mod ipc;
 pub mod memory;
+mod numbers;
 mod objects;
 pub mod process;
 mod processor;
@@ -37,4 +39,5 @@ pub mod thread;
 pub mod tree;
 
 pub use error::ResurrectError;
+pub use numbers::is_one_left;
 pub use restore::{Born, Filled, Options, World, restore};

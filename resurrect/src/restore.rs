@@ -3,6 +3,7 @@
 use crate::ResurrectError;
 use crate::files::Files;
 use crate::memory::Kernel;
+use crate::numbers;
 use crate::objects::Objects;
 use crate::processor::OneProcessor;
 use crate::scratch::{self, BATCH_LEN};
@@ -105,7 +106,7 @@ impl<'a> Restore<'a> {
             objects: Objects::default(),
             hierarchies: Hierarchies::default(),
             kernel: None,
-            self_pidfd: above_all(manifest, &pidfd)?,
+            self_pidfd: numbers::copy(manifest, &pidfd)?,
             processor: OneProcessor::hold(),
             started,
         })
@@ -183,18 +184,12 @@ impl<'a> Restore<'a> {
     }
 }
 
-/// Highest descriptor of any process; 0 without one.
-fn highest(manifest: &Manifest) -> i32 {
-    let files = manifest.tables().flat_map(|table| table.files);
-    files.map(|file| file.fd).max().unwrap_or(0)
-}
-
 /// Raises the limit of open files: every description is open in this process for a while, and processes are
 /// made with our limit. Whoever gets less of it than is needed notices at the first descriptor too many.
 fn allow_descriptors(manifest: &Manifest) {
     /// For this process itself.
     const MORE: u64 = 1024;
-    let most = u64::try_from(highest(manifest)).unwrap_or(0);
+    let most = u64::try_from(numbers::highest(manifest)).unwrap_or(0);
     let wanted = most.max(2 * manifest.descriptions.len() as u64) + MORE;
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
         if soft >= wanted {
@@ -206,14 +201,6 @@ fn allow_descriptors(manifest: &Manifest) {
     if let Err(errno) = raised {
         log::warn!("raising the limit of open files to {wanted}: {errno}");
     }
-}
-
-/// A copy of a descriptor under a number that no process of the manifest uses.
-fn above_all(manifest: &Manifest, fd: &OwnedFd) -> Result<OwnedFd, ResurrectError> {
-    let least = highest(manifest).max(63) + 1;
-    sys::fds::duplicate(fd, least).map_err(ResurrectError::own(format!(
-        "duplicating a descriptor to {least} or above (see the limit of open files)"
-    )))
 }
 
 fn own_ranges(me: Pid) -> Result<Vec<(u64, u64)>, ResurrectError> {

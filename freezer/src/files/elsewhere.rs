@@ -2,7 +2,7 @@
 //! pidfds stand for.
 
 use super::ends::{End, Ours, resource};
-use super::outsiders::{Outsiders, lives_outside};
+use super::outsiders::{Outsiders, descends, lives_outside};
 use crate::proc;
 use crate::{FreezerError, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,10 +41,13 @@ pub(crate) fn refusals(ours: &Ours, outsiders: &Outsiders, inside: &[Pid]) -> Ve
                 found.extend(more);
                 None
             }
-            End::Process(target) if !members.contains(target) => Some(format!(
-                "it stands for process {target} ({}), which is not part of the tree",
-                proc::comm(*target)
-            )),
+            // A child that came after the tree was listed will be found when it is stopped.
+            End::Process(target) if !members.contains(target) && !descends(*target, inside) => {
+                Some(format!(
+                    "it stands for process {target} ({}), which is not part of the tree",
+                    proc::comm(*target)
+                ))
+            }
             End::Slave(_) | End::Process(_) | End::Pipe(_) | End::Socket(_) => None,
         };
         found.extend(reason.map(|reason| Refusal {

@@ -85,17 +85,24 @@ fn everybody_but(inside: &[Pid]) -> Vec<Pid> {
 
 /// Whether a process is there and none of its ancestors is part of the tree.
 pub(crate) fn lives_outside(pid: Pid, inside: &[Pid]) -> bool {
+    has_ancestor(pid, inside) == Some(false)
+}
+
+/// Whether a process is there and one of its ancestors is part of the tree.
+pub(crate) fn descends(pid: Pid, inside: &[Pid]) -> bool {
+    has_ancestor(pid, inside) == Some(true)
+}
+
+/// None when it is gone, or one of its ancestors is.
+fn has_ancestor(pid: Pid, inside: &[Pid]) -> Option<bool> {
     let mut pid = pid;
     while pid.0 > 1 {
-        let Ok(stat) = Stat::read(pid, "stat") else {
-            return false;
-        };
-        pid = stat.pid(4);
+        pid = Stat::read(pid, "stat").ok()?.pid(4);
         if inside.contains(&pid) {
-            return false;
+            return Some(true);
         }
     }
-    true
+    Some(false)
 }
 
 /// Tells whether a sleeping process has run.

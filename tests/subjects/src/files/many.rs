@@ -6,7 +6,7 @@ use anyhow::Result;
 use libc::{O_RDONLY, O_RDWR};
 
 use crate::kit::files::{close, fcntl, open, place, seen};
-use crate::kit::{Setting, Watch, same};
+use crate::kit::{Setting, Watch, same, sys};
 
 const COUNT: i32 = 4000;
 
@@ -52,4 +52,30 @@ pub(crate) fn high(setting: &Setting) -> Result<Watch> {
         Ok((count, seen(777)?, seen(highest)?, place(highest, None)?))
     };
     Ok(Watch::keep(observe)?.spoiled_by(|| place(777, Some(0)).map(drop)))
+}
+
+/// The last number that a process may have at all.
+pub(crate) fn last(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("file");
+    fs::write(&path, "text")?;
+    let fd = open(&path, O_RDWR)?;
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the structure is alive.
+    sys("getrlimit", unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit)
+    })?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the same.
+    sys("setrlimit", unsafe {
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit)
+    })?;
+    let last = i32::try_from(limit.rlim_max)? - 1;
+    fcntl(fd, libc::F_DUPFD, last)?;
+    close(fd);
+    place(last, Some(2))?;
+    let observe = move || Ok((seen(last)?, place(last, None)?));
+    Ok(Watch::keep(observe)?.spoiled_by(move || place(last, Some(0)).map(drop)))
 }

@@ -128,6 +128,11 @@ pub(crate) const GROUP: Group = Group {
             "descriptors with high numbers",
             many::high,
         ),
+        subject(
+            "last-descriptor",
+            "a descriptor with the last number that the limit allows",
+            many::last,
+        ),
         subject("pipe", "pipes with data", pipe::start),
         subject("pipe-size", "pipes of other sizes, full", pipe::size),
         subject(
