@@ -55,7 +55,20 @@ pub mod restart {
     pub const ERESTART_RESTARTBLOCK: i64 = 516;
 }
 
+/// The flag under which every instruction is followed by a SIGTRAP (TF in RFLAGS). A program may step itself so.
+const TRAP_FLAG: u64 = 1 << 8;
+
 impl Regs {
+    /// The same without the flag that traps after each instruction: for code of ours in a thread that steps
+    /// itself.
+    #[must_use]
+    pub(crate) fn without_steps(self) -> Regs {
+        Regs {
+            eflags: self.eflags & !TRAP_FLAG,
+            ..self
+        }
+    }
+
     /// From the words of `struct user_regs_struct`; `struct pt_regs`, as it lies on a kernel stack, is those up to
     /// `ss`. What is missing is 0.
     #[must_use]

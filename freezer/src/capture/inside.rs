@@ -104,8 +104,12 @@ impl Inside {
     }
 }
 
+/// Signals that faults raise: SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV and SIGSYS.
+const FAULTS: [i32; 6] = [4, SIGTRAP, 7, 8, 11, 31];
+
 /// A signal that does nothing to the thread: one that is ignored, and is not queued. Where there is none, one
-/// that is not queued.
+/// that is not queued. Not one that faults raise ([`FAULTS`]) while such signals are queued: when one of those is
+/// not blocked the kernel takes whichever came first, blocked or not (kernel/signal.c, dequeue_synchronous_signal).
 fn marker(status: &Status) -> i32 {
     /// What only a stopped job is left by, and what cannot be blocked.
     const NEVER: [i32; 6] = [9, SIGCONT, 19, 20, 21, 22];
@@ -114,14 +118,16 @@ fn marker(status: &Status) -> i32 {
     let queued = mask(&["SigPnd", "ShdPnd"]);
     let caught = mask(&["SigCgt"]) | queued;
     let ignored = mask(&["SigIgn"]) & !queued;
+    let allowed =
+        |signal: &i32| !FAULTS.contains(signal) || FAULTS.iter().all(|one| !has(queued, one));
     let plain = || (1..32).filter(|signal| !NEVER.contains(signal));
     [SIGURG, SIGWINCH, SIGCONT, SIGCHLD]
         .into_iter()
         .find(|signal| !has(caught, signal))
-        .or_else(|| plain().find(|signal| has(ignored, signal)))
+        .or_else(|| plain().find(|signal| has(ignored, signal) && allowed(signal)))
         .or_else(|| {
-            let mut all = [SIGTRAP].into_iter().chain(plain());
-            all.find(|signal| !has(queued, signal))
+            let mut all = [SIGTRAP].into_iter().chain(plain()).chain(34..=64);
+            all.find(|signal| !has(queued, signal) && allowed(signal))
         })
         .unwrap_or(SIGTRAP)
 }
@@ -152,5 +158,8 @@ mod tests {
             ))),
             1
         );
+        let plain =
+            "SigPnd:\t000000000000000f\nShdPnd:\t00000000fff1fff0\nSigCgt:\tffffffffffffffff\n";
+        assert_eq!(marker(&Status::from_text(plain)), 34);
     }
 }

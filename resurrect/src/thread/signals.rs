@@ -22,6 +22,8 @@ const SIGTTOU: i32 = 22;
 const SIGURG: i32 = 23;
 const REAL_TIME: i32 = 32;
 const SIGNALS: i32 = 64;
+/// Signals that faults raise: SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV and SIGSYS.
+const FAULTS: [i32; 6] = [4, 5, 7, 8, 11, 31];
 const EVERY: u64 = u64::MAX;
 /// Signals that one batch queues.
 const AT_ONCE: usize = 400;
@@ -122,17 +124,21 @@ fn queued(live: &Live) -> BTreeSet<i32> {
     live.pending.iter().chain(threads).map(signal).collect()
 }
 
-/// A signal that ends batches and is not queued. The real-time ones come last: they need room in the queue.
+/// A signal that ends batches and is not queued. The real-time ones come late: they need room in the queue. Last come
+/// those that faults raise: when one of them is not blocked the kernel takes whichever was queued first, blocked or not
+/// (kernel/signal.c, dequeue_synchronous_signal).
 fn marker(queued: &BTreeSet<i32>) -> i32 {
     // Stop signals take a SIGCONT away (kernel/signal.c, prepare_signal).
     let stops = if queued.contains(&SIGCONT) {
         0..0
     } else {
-        SIGTSTP..REAL_TIME
+        SIGTSTP..SIGURG
     };
-    let plain = (1..REAL_TIME).filter(|signal| !(SIGCONT..=SIGTTOU).contains(signal));
+    let plain = (1..REAL_TIME)
+        .filter(|signal| !(SIGCONT..=SIGTTOU).contains(signal) && !FAULTS.contains(signal));
     let all = [SIGURG].into_iter().chain(plain).chain(stops);
     all.chain(REAL_TIME..=SIGNALS)
+        .chain(FAULTS)
         .find(|signal| *signal != SIGKILL && !queued.contains(signal))
         .unwrap_or(SIGURG)
 }
@@ -168,7 +174,7 @@ mod tests {
         let marker = |queued: &[i32]| super::marker(&queued.iter().copied().collect());
         assert_eq!(marker(&[]), SIGURG);
         assert_eq!(marker(&[SIGURG]), 1);
-        assert_eq!(marker(&[SIGURG, 1, 2, 3]), 4);
+        assert_eq!(marker(&[SIGURG, 1, 2, 3]), 6);
         let most: Vec<i32> = (1..32).filter(|s| !(18..=22).contains(s)).collect();
         assert_eq!(marker(&most), SIGTSTP);
         let all: Vec<i32> = (1..33).collect();

@@ -17,9 +17,10 @@ impl Resume<'_> {
     /// The bytes for a loop at address `code`, and the two words of `exit`.
     ///
     /// Registers are loaded by the thread itself, not by `rt_sigreturn(2)`, which makes the kernel
-    /// forget the sleep that `restart_syscall(2)` would go on with.
+    /// forget the sleep that `restart_syscall(2)` would go on with. A thread that steps itself (TF) goes on
+    /// without: the trap that follows each instruction would come while signals are blocked, and end it.
     pub(crate) fn encode(&self, code: u64, exit: Exit) -> ([u8; RESUME_ROOM], [u8; EXIT_WORDS]) {
-        let mut regs = *self.regs;
+        let mut regs = self.regs.without_steps();
         let interrupted = regs.interrupted_syscall();
         let again = match interrupted.map(|(nr, result)| (nr, -result)) {
             Some((

@@ -219,7 +219,7 @@ impl Tracee {
             r12: batch.len() as u64,
             rax: 0,
             orig_rax: NO_SYSCALL,
-            ..*regs
+            ..regs.without_steps()
         })
     }
 }

@@ -53,7 +53,7 @@ impl Tracee {
             r8,
             r9,
             orig_rax: NO_SYSCALL,
-            ..saved
+            ..saved.without_steps()
         };
         if let Some(foothold) = self.foothold {
             self.write_way_back(&foothold, &saved, mask, &mut regs)?;
