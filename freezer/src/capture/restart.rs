@@ -16,6 +16,7 @@ const FUTEX: i64 = 202;
 const CLOCK_NANOSLEEP: i64 = 230;
 const CLOCK_MONOTONIC: i32 = 1;
 const CLOCK_PROCESS_CPUTIME_ID: i32 = 2;
+const OWN_PROCESS: i32 = !0 << 3 | CLOCK_PROCESS_CPUTIME_ID;
 const CLOCK_BOOTTIME: i32 = 7;
 const CLOCK_TAI: i32 = 11;
 /// `TT_NATIVE`: what remains was written to where the caller said.
@@ -191,7 +192,8 @@ impl Block {
                     // A relative sleep is no matter of what time it is (hrtimer_setup_sleeper).
                     0 | CLOCK_MONOTONIC => self.until(CLOCK_MONOTONIC, end),
                     clock @ (CLOCK_BOOTTIME | CLOCK_TAI) => self.until(clock, end),
-                    CLOCK_PROCESS_CPUTIME_ID => {
+                    // A number of process 0 means who asks; the C library uses that.
+                    CLOCK_PROCESS_CPUTIME_ID | OWN_PROCESS => {
                         // clock_getcpuclockid(3)
                         let clock = ClockId::from_raw(!pid.0 << 3 | 2);
                         let now = sys::clock::read_ns(clock).ok()?;
