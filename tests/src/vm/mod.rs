@@ -189,7 +189,8 @@ impl Drop for Vm {
     }
 }
 
-/// The kernel's command line for a cold boot.
+/// The kernel's command line for a cold boot. Without `no_timer_check` a kernel that is translated panics when the
+/// host is so busy that no tick comes within its first moments (arch/x86/kernel/apic/io_apic.c, timer_irq_works).
 fn append(spec: &Spec) -> String {
     let quiet = if std::env::var_os("KUPGRADE_LAB_VERBOSE").is_some() {
         ""
@@ -197,7 +198,7 @@ fn append(spec: &Spec) -> String {
         " quiet"
     };
     format!(
-        "console=ttyS0 root=UUID={ROOT_UUID} rw panic=-1{quiet} {}",
+        "console=ttyS0 root=UUID={ROOT_UUID} rw panic=-1 no_timer_check{quiet} {}",
         spec.append
     )
     .trim_end()
