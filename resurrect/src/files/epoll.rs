@@ -132,7 +132,8 @@ fn watch(
         registrar.register_spent(restore, target, theirs)?;
     }
     let with_files = |restore: &Restore<'_>, told_already: bool| -> Vec<_> {
-        let wanted = |target: &&EpollTarget| !spent(target) && told(target) == told_already;
+        let wanted =
+            |target: &&EpollTarget| !spent(target) && told(restore, target) == told_already;
         let wanted = targets.iter().filter(wanted);
         wanted
             .map(|target| (target, opened(restore, target)))
@@ -155,8 +156,19 @@ fn watch(
 }
 
 /// An edge that is there and was told before.
-fn told(target: &EpollTarget) -> bool {
-    target.events & (EPOLLET | EPOLLONESHOT) == EPOLLET && !target.pending
+fn told(restore: &Restore<'_>, target: &EpollTarget) -> bool {
+    let edge = target.events & (EPOLLET | EPOLLONESHOT) == EPOLLET;
+    edge && !target.pending && !has_expired(restore, target)
+}
+
+/// Whether it is a timer that may have expired since it was looked at: that is to be told.
+fn has_expired(restore: &Restore<'_>, target: &EpollTarget) -> bool {
+    let found = restore.manifest.description(target.description);
+    let Some(DescriptionKind::TimerFd { ticks, value, .. }) = found.map(|found| &found.kind) else {
+        return false;
+    };
+    let elapsed = u64::try_from(restore.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    *ticks == 0 || (1..=elapsed).contains(value)
 }
 
 const DOING: &str = "watching a descriptor";

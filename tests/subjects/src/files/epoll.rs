@@ -1,5 +1,8 @@
 //! epoll(7)
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
 use anyhow::Result;
 use libc::{
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLONESHOT,
@@ -7,7 +10,7 @@ use libc::{
 };
 
 use crate::kit::files::{close, read, seen, write};
-use crate::kit::{Setting, Watch, args, fd, raw, same, sys};
+use crate::kit::{SOON, Setting, Watch, args, fd, raw, same, sys, until};
 
 fn create() -> Result<c_int> {
     // SAFETY: takes a number.
@@ -257,4 +260,40 @@ pub(crate) fn dup(_: &Setting) -> Result<Watch> {
             Ok(())
         }),
     ))
+}
+
+/// Edges of a timerfd, one after the other: each is waited for, and the next is armed when it is told.
+pub(crate) fn timed_edge(_: &Setting) -> Result<Watch> {
+    static EDGES: AtomicU64 = AtomicU64::new(0);
+    static STOP: AtomicBool = AtomicBool::new(false);
+    let epoll = create()?;
+    // SAFETY: takes numbers.
+    let timer = fd("timerfd_create", unsafe {
+        libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK)
+    })?;
+    control(epoll, EPOLL_CTL_ADD, timer, EPOLLIN | EPOLLET, 1)?;
+    let next = move || {
+        let value = [0_u64, 0, 0, 300_000_000];
+        let arguments = [timer as u64, 0, value.as_ptr() as u64];
+        raw(libc::SYS_timerfd_settime, args(arguments))
+    };
+    std::thread::spawn(move || {
+        while !STOP.load(Ordering::SeqCst) && next() == 0 {
+            let mut event = libc::epoll_event { events: 0, u64: 0 };
+            // SAFETY: there is room for one event.
+            while unsafe { libc::epoll_wait(epoll, &raw mut event, 1, -1) } != 1 {}
+            EDGES.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    Ok(Watch::new(|| {
+        let before = EDGES.load(Ordering::SeqCst);
+        until("another edge is told", SOON / 4, || {
+            EDGES.load(Ordering::SeqCst) > before
+        })
+    })
+    .spoiled_by(|| {
+        STOP.store(true, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(700));
+        Ok(())
+    }))
 }

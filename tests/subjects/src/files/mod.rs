@@ -192,6 +192,11 @@ pub(crate) const GROUP: Group = Group {
             epoll::edges,
         ),
         subject(
+            "epoll-edge-timed",
+            "edges of a timerfd, told by epoll, that come while nobody runs",
+            epoll::timed_edge,
+        ),
+        subject(
             "epoll-oneshot",
             "one-shot entries of epoll that have fired",
             epoll::oneshot,
