@@ -37,6 +37,11 @@ pub(crate) const GROUP: Group = Group {
             sleeping::realtime,
         ),
         subject(
+            "clock-nanosleep-processor",
+            "clock_nanosleep by the processor time of the process",
+            sleeping::processor,
+        ),
+        subject(
             "nanosleep-remainder",
             "nanosleep interrupted by a signal after the return tells the rest",
             sleeping::remainder,

@@ -32,6 +32,11 @@ pub(crate) const GROUP: Group = Group {
             "real-time signals queued in order",
             pending::queue,
         ),
+        subject(
+            "pending-plain",
+            "every plain signal queued, those of faults among them",
+            pending::plain,
+        ),
         subject("pending-many", "thousands of signals queued", pending::many),
         subject(
             "pending-limited",

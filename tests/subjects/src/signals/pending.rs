@@ -128,6 +128,35 @@ pub(crate) fn many(_: &Setting) -> Result<Watch> {
     Where::Process.watch((0..2000).map(|number| info(40, number)).collect())
 }
 
+/// Every plain signal that can be blocked and stops nobody, those that faults raise as if one had.
+pub(crate) fn plain(_: &Setting) -> Result<Watch> {
+    const NEVER: [i32; 5] = [
+        libc::SIGKILL,
+        libc::SIGSTOP,
+        libc::SIGTSTP,
+        libc::SIGTTIN,
+        libc::SIGTTOU,
+    ];
+    const FAULTS: [i32; 6] = [
+        libc::SIGILL,
+        libc::SIGTRAP,
+        libc::SIGBUS,
+        libc::SIGFPE,
+        libc::SIGSEGV,
+        libc::SIGSYS,
+    ];
+    let one = |signal: i32| {
+        let mut info = info(signal, 9);
+        if FAULTS.contains(&signal) {
+            // SEGV_MAPERR and its like, with an address.
+            (info[1], info[2]) = (1, 0x1234_5678);
+        }
+        info
+    };
+    let signals = (1..32).filter(|signal| !NEVER.contains(signal));
+    Where::Thread.watch(signals.map(one).collect())
+}
+
 /// More than may be queued by now.
 pub(crate) fn limited(_: &Setting) -> Result<Watch> {
     let limit = |soft: Option<u64>| -> Result<libc::rlimit> {

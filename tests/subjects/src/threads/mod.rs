@@ -18,6 +18,7 @@ mod scheduling;
 mod seccomp;
 mod segments;
 mod shared_tables;
+mod steps;
 
 use crate::registry::{Group, subject};
 
@@ -29,6 +30,11 @@ pub(crate) const GROUP: Group = Group {
             "registers",
             "general, x87, SSE, AVX and AVX-512 registers of 16 threads",
             registers::start,
+        ),
+        subject(
+            "steps",
+            "a thread that steps itself by the trap flag",
+            steps::start,
         ),
         subject("segments", "fs and gs base of threads", segments::start),
         subject(
