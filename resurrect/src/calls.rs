@@ -22,6 +22,7 @@ pub(crate) mod nr {
     pub(crate) const MSGSND: i64 = 69;
     pub(crate) const MSGRCV: i64 = 70;
     pub(crate) const NANOSLEEP: i64 = 35;
+    pub(crate) const GETITIMER: i64 = 36;
     pub(crate) const SETITIMER: i64 = 38;
     pub(crate) const CONNECT: i64 = 42;
     pub(crate) const LISTEN: i64 = 50;

@@ -9,6 +9,10 @@ use std::collections::BTreeMap;
 use sys::Tid;
 
 const WRONG: Unreadable = Unreadable::Inconsistent("a list of timers");
+const CLOCK_REALTIME: i32 = 0;
+const CLOCK_MONOTONIC: i32 = 1;
+const CLOCK_BOOTTIME: i32 = 7;
+const CLOCK_TAI: i32 = 11;
 /// More timers than anybody has.
 const MOST: usize = 1 << 20;
 
@@ -23,21 +27,49 @@ pub(super) struct Kept {
     offsets: [i64; 2],
 }
 
+/// How long a timer still lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lasts {
+    /// Nanoseconds.
+    pub(super) remaining: u64,
+    /// By CLOCK_REALTIME, so that it follows when that is set.
+    pub(super) absolute: bool,
+}
+
 impl Kept {
-    /// Nanoseconds until it expires, seen from the moment when CLOCK_MONOTONIC showed `then`. None for clocks
-    /// that count otherwise, and when it should have expired by now.
-    pub(super) fn remaining(&self, clock: i32, then: u64) -> Option<u64> {
-        let offset = match clock {
-            0 => 0,
-            1 => self.offsets[0],
-            7 => self.offsets[1],
+    /// How long it lasts, seen from the moment when CLOCK_MONOTONIC showed `then`; timer_gettime(2) has told about
+    /// `told` since. None for clocks that count otherwise, and when it should have expired by now.
+    pub(super) fn lasts(&self, clock: i32, then: u64, told: u64) -> Option<Lasts> {
+        let by = |clock, offset| self.remaining(clock, offset, then);
+        let monotonic = || by(ClockId::CLOCK_MONOTONIC, self.offsets[0]);
+        let (left, absolute) = match clock {
+            // A relative one is kept by CLOCK_MONOTONIC (kernel/time/posix-timers.c, common_hrtimer_arm).
+            CLOCK_REALTIME => {
+                let (real, even) = (by(ClockId::CLOCK_REALTIME, 0)?, monotonic()?);
+                let off = |left: i64| told.cast_signed().saturating_sub(left).unsigned_abs();
+                match off(real) < off(even) {
+                    true => (real, true),
+                    false => (even, false),
+                }
+            }
+            CLOCK_MONOTONIC => (monotonic()?, false),
+            CLOCK_BOOTTIME => (by(ClockId::CLOCK_BOOTTIME, self.offsets[1])?, false),
+            CLOCK_TAI => (by(ClockId::from_raw(CLOCK_TAI), 0)?, false),
             _ => return None,
         };
-        let here = sys::clock::read_ns(ClockId::from_raw(clock)).ok()?;
+        let remaining = u64::try_from(left).ok().filter(|left| *left > 0)?;
+        Some(Lasts {
+            remaining,
+            absolute,
+        })
+    }
+
+    /// Nanoseconds from `then` until it expires when it is kept by a clock.
+    fn remaining(&self, clock: ClockId, offset: i64, then: u64) -> Option<i64> {
+        let here = sys::clock::read_ns(clock).ok()?;
         let passed = monotonic_ns().checked_sub(then)?;
         let left = self.expires?.checked_sub(here.checked_add(offset)?)?;
-        let left = left.checked_add(passed.cast_signed())?;
-        u64::try_from(left).ok().filter(|left| *left > 0)
+        left.checked_add(passed.cast_signed())
     }
 }
 

@@ -12,7 +12,7 @@ use crate::files::Table;
 use crate::proc::{self, Stat};
 use crate::{FreezerError, Frozen};
 use persist_mem::manifest::{AddressSpace, Directories, Live, LockFuture, Process, State};
-use sys::batch::Batch;
+use sys::batch::{Batch, CallIndex};
 use sys::tracee::Foothold;
 use sys::{PAGE_SIZE, Pid, ptrace};
 
@@ -136,6 +136,7 @@ pub(super) fn nothing() -> Live {
         limits: Vec::new(),
         itimers: Default::default(),
         timers: Vec::new(),
+        chooses_timer_ids: false,
         filters: Vec::new(),
         oom_score_adj: 0,
         child_subreaper: false,
@@ -221,6 +222,7 @@ struct Asked {
     actions: signals::Asked,
     attributes: attributes::Asked,
     itimers: timers::Asked,
+    timer_ids: CallIndex,
     reports: reports::Asked,
 }
 
@@ -238,6 +240,7 @@ impl Asked {
             actions: signals::ask(batch),
             attributes: attributes::ask(batch),
             itimers: timers::ask(batch),
+            timer_ids: timers::ask_ids(batch),
         }
     }
 }
@@ -279,6 +282,7 @@ fn describe(
         limits: attributes::limits(pid)?,
         itimers: timers::itimers(&asked.itimers, &out),
         timers: posix,
+        chooses_timer_ids: out.result(asked.timer_ids) == Ok(1),
         filters,
         oom_score_adj: attributes::number(pid, "oom_score_adj", 10)? as i32,
         child_subreaper: more.child_subreaper,

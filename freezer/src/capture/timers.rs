@@ -6,11 +6,12 @@ use crate::freeze::monotonic_ns;
 use crate::proc;
 use persist_mem::manifest::{Itimer, Live, PosixTimer, QueuedSignal};
 use std::collections::BTreeMap;
-use sys::batch::{Batch, Buffer, Output};
+use sys::batch::{Batch, Buffer, CallIndex, Output};
 use sys::tracee::Tracee;
 use sys::{Pid, Tid};
 
 const GETITIMER: i64 = 36;
+const PRCTL: i64 = 157;
 const TIMER_GETTIME: i64 = 224;
 const SIGEV_NONE: i32 = 1;
 
@@ -78,6 +79,14 @@ fn counts_cpu(clock: i32) -> bool {
     clock < 0 || clock == 2 || clock == 3
 }
 
+/// Asks whether the process chooses the ids of its timers (before Linux 6.16 nobody does).
+pub(super) fn ask_ids(batch: &mut Batch) -> CallIndex {
+    const PR_TIMER_CREATE_RESTORE_IDS: i64 = 77;
+    const GET: i64 = 2;
+    let args = [PR_TIMER_CREATE_RESTORE_IDS.into(), GET.into()];
+    batch.try_call("asking for its timers' ids", PRCTL, args)
+}
+
 /// Where ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF are written.
 pub(super) struct Asked([Buffer; 3]);
 
@@ -142,8 +151,9 @@ pub(super) fn posix(
             continue;
         };
         timer.missed = if periodic { kept.periods } else { 0 };
-        let exactly = kept.remaining(timer.clock, at.0);
-        timer.remaining = exactly.unwrap_or(timer.remaining);
+        if let Some(lasts) = kept.lasts(timer.clock, at.0, timer.remaining) {
+            (timer.remaining, timer.absolute) = (lasts.remaining, lasts.absolute);
+        }
     }
     timers.sort_by_key(|timer| timer.id);
     Ok(timers)
@@ -167,6 +177,7 @@ fn parse(text: &str) -> Option<Vec<PosixTimer>> {
                 remaining: 0,
                 interval: 0,
                 missed: 0,
+                absolute: false,
             });
             continue;
         }

@@ -103,6 +103,8 @@ pub struct Live {
     pub itimers: [Itimer; 3],
     /// POSIX timers in ascending order of id.
     pub timers: Vec<PosixTimer>,
+    /// `PR_TIMER_CREATE_RESTORE_IDS`: it chooses the ids of new ones.
+    pub chooses_timer_ids: bool,
     /// seccomp filters that its threads have.
     pub filters: Vec<Filter>,
     /// `/proc/PID/oom_score_adj`.
@@ -195,6 +197,8 @@ pub struct PosixTimer {
     pub interval: u64,
     /// Periods that have passed since it expired, while its signal waits; 0 when none does.
     pub missed: u64,
+    /// For CLOCK_REALTIME: it follows when that is set (`TIMER_ABSTIME`).
+    pub absolute: bool,
 }
 
 impl PosixTimer {

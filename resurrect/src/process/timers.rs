@@ -6,11 +6,14 @@ use crate::restore::Restore;
 use nix::time::ClockId;
 use persist_mem::manifest::{Live, PosixTimer, QueuedSignal};
 use sys::Pid;
-use sys::batch::Batch;
+use sys::batch::{Batch, CallIndex};
 
 const CLOCK_REALTIME: i32 = 0;
 const CLOCK_MONOTONIC: i32 = 1;
 const CLOCK_BOOTTIME: i32 = 7;
+const CLOCK_REALTIME_ALARM: i32 = 8;
+const CLOCK_BOOTTIME_ALARM: i32 = 9;
+const CLOCK_TAI: i32 = 11;
 const TIMER_ABSTIME: i32 = 1;
 const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 /// struct sigevent.
@@ -24,6 +27,12 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             create(restore, pid, live)?;
             arm(restore, pid, live)?;
         }
+        if live.chooses_timer_ids {
+            let mut batch = Batch::new();
+            choose_ids(&mut batch, true);
+            let first = &mut restore.task(pid)?.first;
+            run(pid, "letting it choose timer ids", first, &batch)?;
+        }
     }
     Ok(())
 }
@@ -34,8 +43,10 @@ fn elapsed_ns(restore: &Restore<'_>) -> u64 {
 }
 
 fn interval(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
+    const DOING: &str = "arming its timers";
     let elapsed_us = elapsed_ns(restore) / 1000;
     let mut batch = Batch::new();
+    let mut counting = Vec::new();
     for (which, timer) in live.itimers.iter().enumerate() {
         let remaining = match (timer.value_us, timer.interval_us) {
             (0, 0) => continue,
@@ -46,24 +57,49 @@ fn interval(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resu
         // Only ITIMER_REAL runs on while nothing runs.
         let passed = if which == 0 { elapsed_us } else { 0 };
         let value = remaining.saturating_sub(passed).max(1);
-        let parts = |us: u64| [us / 1_000_000, us % 1_000_000];
-        let words = [parts(timer.interval_us), parts(value)];
-        let bytes: Vec<u8> = words
-            .as_flattened()
-            .iter()
-            .flat_map(|w| w.to_le_bytes())
-            .collect();
-        let spec = batch.data(&bytes);
-        let args = [which.into(), spec.into(), 0.into()];
-        batch.call("arming an interval timer", nr::SETITIMER, args);
+        arm_interval(&mut batch, which, timer.interval_us, value);
+        if which > 0 {
+            let told = batch.space(32);
+            batch.call(
+                "asking for an interval timer",
+                nr::GETITIMER,
+                [which.into(), told.into()],
+            );
+            counting.push((which, timer.interval_us, value, told));
+        }
     }
-    run(
-        pid,
-        "arming its timers",
-        &mut restore.task(pid)?.first,
-        &batch,
-    )
-    .map(drop)
+    let first = &mut restore.task(pid)?.first;
+    let output = run(pid, DOING, first, &batch)?;
+    // The kernel adds a tick to those that count ticks (kernel/time/itimer.c, set_cpu_itimer): it is in what was
+    // saved already.
+    let mut batch = Batch::new();
+    for (which, interval, value, told) in counting {
+        let now = output.u64(told, 2) * 1_000_000 + output.u64(told, 3);
+        let tick = now.saturating_sub(value);
+        if tick > 0 {
+            arm_interval(
+                &mut batch,
+                which,
+                interval,
+                value.saturating_sub(tick).max(1),
+            );
+        }
+    }
+    run(pid, DOING, first, &batch).map(drop)
+}
+
+/// Arms an interval timer, in microseconds.
+fn arm_interval(batch: &mut Batch, which: usize, interval: u64, value: u64) {
+    let parts = |us: u64| [us / 1_000_000, us % 1_000_000];
+    let words = [parts(interval), parts(value)];
+    let bytes: Vec<u8> = words
+        .as_flattened()
+        .iter()
+        .flat_map(|w| w.to_le_bytes())
+        .collect();
+    let spec = batch.data(&bytes);
+    let args = [which.into(), spec.into(), 0.into()];
+    batch.call("arming an interval timer", nr::SETITIMER, args);
 }
 
 fn sigevent(timer: &PosixTimer) -> [u8; SIGEVENT] {
@@ -75,18 +111,17 @@ fn sigevent(timer: &PosixTimer) -> [u8; SIGEVENT] {
     event
 }
 
+/// Switches on or off that new timers get the ids they ask for.
+fn choose_ids(batch: &mut Batch, on: bool) -> CallIndex {
+    let args = [PR_TIMER_CREATE_RESTORE_IDS.into(), i32::from(on).into()];
+    batch.try_call("choosing timer ids", nr::PRCTL, args)
+}
+
 /// Makes the timers with their ids: newer kernels (6.16) take the id, older ones count up.
 fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
     let first = &mut restore.task(pid)?.first;
     let mut batch = Batch::new();
-    let args = [
-        PR_TIMER_CREATE_RESTORE_IDS.into(),
-        1.into(),
-        0.into(),
-        0.into(),
-        0.into(),
-    ];
-    let choose = batch.try_call("choosing timer ids", nr::PRCTL, args);
+    let choose = choose_ids(&mut batch, true);
     let output = run(pid, "choosing timer ids", first, &batch)?;
     let chosen = output.result(choose).is_ok();
     let mut next = 0;
@@ -114,71 +149,85 @@ fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurr
     }
     if chosen {
         let mut batch = Batch::new();
-        let args = [
-            PR_TIMER_CREATE_RESTORE_IDS.into(),
-            0.into(),
-            0.into(),
-            0.into(),
-            0.into(),
-        ];
-        batch.call("choosing timer ids no more", nr::PRCTL, args);
+        choose_ids(&mut batch, false);
         run(pid, "choosing timer ids", first, &batch)?;
     }
     Ok(())
 }
 
-/// When a timer expired whose signal is queued: armed for that moment it queues its signal itself, and counts the
-/// periods since when that is taken. None when it is not so.
-fn expiry_of_queued(
-    timer: &PosixTimer,
-    elapsed: u64,
-    even: impl Fn(i32) -> Option<u64>,
-) -> Option<u64> {
-    let then = match timer.clock {
-        CLOCK_REALTIME => {
-            let now = sys::clock::read_ns(ClockId::CLOCK_REALTIME).ok()?;
-            u64::try_from(now).ok()?.saturating_sub(elapsed)
-        }
-        clock => even(clock)?,
+/// Whether a clock stands still with its process: CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID, and those of
+/// other tasks (negative).
+fn counts_cpu(clock: i32) -> bool {
+    clock < 0 || clock == 2 || clock == 3
+}
+
+/// What a timer's clock showed when the saved ones were read. None for clocks that stand still.
+fn shown(restore: &Restore<'_>, timer: &PosixTimer) -> Option<u64> {
+    let clocks = &restore.manifest.host.clocks;
+    let saved = match timer.clock {
+        CLOCK_MONOTONIC => clocks.monotonic,
+        CLOCK_BOOTTIME | CLOCK_BOOTTIME_ALARM => clocks.boottime,
+        CLOCK_REALTIME if timer.absolute => clocks.realtime,
+        CLOCK_REALTIME_ALARM => clocks.realtime,
+        CLOCK_REALTIME | CLOCK_TAI => return showed(restore, timer.clock),
+        _ => return None,
     };
+    u64::try_from(saved).ok()
+}
+
+/// What a clock showed then, by what it shows now. Whoever stands between two readings makes it too much, so of some
+/// tries the one counts that took the least time.
+fn showed(restore: &Restore<'_>, clock: i32) -> Option<u64> {
+    /// Nanoseconds that are good enough.
+    const CLOSE: u64 = 20_000;
+    const TRIES: usize = 16;
+    let mut best: Option<(u64, u64)> = None;
+    for _ in 0..TRIES {
+        let elapsed = elapsed_ns(restore);
+        let now = sys::clock::read_ns(ClockId::from_raw(clock)).ok()?;
+        let took = elapsed_ns(restore).saturating_sub(elapsed);
+        let then = u64::try_from(now).ok()?.checked_sub(elapsed)?;
+        if best.is_none_or(|(least, _)| took < least) {
+            best = Some((took, then));
+        }
+        if took <= CLOSE {
+            break;
+        }
+    }
+    best.map(|(_, then)| then)
+}
+
+/// When a timer expires, on its clock, so that it does not matter how long arming takes. One whose signal is queued is
+/// armed for when it expired: it queues its signal itself, and counts the periods since when that is taken; so does
+/// one whose periods have passed while nobody was there. None for clocks that stand still, and for relative timers
+/// that do not follow when their clock is set (CLOCK_REALTIME).
+fn expiry(restore: &Restore<'_>, timer: &PosixTimer, elapsed: u64) -> Option<u64> {
+    let then = shown(restore, timer)?;
+    let is_late = timer.missed > 0 || timer.interval > 0 && timer.remaining <= elapsed;
+    if timer.clock == CLOCK_REALTIME && !timer.absolute && !is_late {
+        return None;
+    }
     let since = timer.missed.saturating_mul(timer.interval);
     let expiry = then.saturating_add(timer.remaining).saturating_sub(since);
-    (timer.missed > 0).then_some(expiry.max(1))
+    Some(expiry.max(1))
 }
 
 /// Whether a queued signal comes from a timer that queues it again when it is armed.
 pub(crate) fn comes_again(live: &Live, queued: &QueuedSignal) -> bool {
-    const CLOCKS: [i32; 3] = [CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME];
-    let armed = |timer: &&PosixTimer| timer.missed > 0 && CLOCKS.contains(&timer.clock);
+    let armed = |timer: &&PosixTimer| timer.missed > 0 && !counts_cpu(timer.clock);
     let mut timers = live.timers.iter().filter(armed);
     timers.any(|timer| timer.has_queued(queued))
 }
 
 fn arm(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
-    /// CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID, and those of other tasks (negative).
-    fn counts_cpu(clock: i32) -> bool {
-        clock < 0 || clock == 2 || clock == 3
-    }
-    // What clocks that nobody sets showed: their timers are armed absolutely, so that it does not matter how
-    // long arming takes.
-    let clocks = restore.manifest.host.clocks;
-    let even = |clock: i32| match clock {
-        CLOCK_MONOTONIC => u64::try_from(clocks.monotonic).ok(),
-        CLOCK_BOOTTIME => u64::try_from(clocks.boottime).ok(),
-        _ => None,
-    };
     let mut batch = Batch::new();
     for timer in live.timers.iter().filter(|timer| timer.remaining > 0) {
-        let (flags, value) =
-            if let Some(expiry) = expiry_of_queued(timer, elapsed_ns(restore), even) {
-                (TIMER_ABSTIME, expiry)
-            } else if let Some(then) = even(timer.clock) {
-                (TIMER_ABSTIME, then.saturating_add(timer.remaining))
-            } else {
-                let elapsed = elapsed_ns(restore);
-                let passed = if counts_cpu(timer.clock) { 0 } else { elapsed };
-                (0, timer.remaining.saturating_sub(passed).max(1))
-            };
+        let elapsed = elapsed_ns(restore);
+        let passed = if counts_cpu(timer.clock) { 0 } else { elapsed };
+        let (flags, value) = match expiry(restore, timer, elapsed) {
+            Some(expiry) => (TIMER_ABSTIME, expiry),
+            None => (0, timer.remaining.saturating_sub(passed).max(1)),
+        };
         let parts = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
         let words = [parts(timer.interval), parts(value)];
         let bytes: Vec<u8> = words

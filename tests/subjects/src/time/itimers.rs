@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::clocks::{Countdown, LONG, age};
 use crate::kit::{SOON, Setting, Watch, args, raw, same, sys, until};
@@ -64,6 +64,27 @@ pub(crate) fn virt(_: &Setting) -> Result<Watch> {
 /// User and system time.
 pub(crate) fn prof(_: &Setting) -> Result<Watch> {
     kept(libc::ITIMER_PROF, libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+/// Those of processor time, which the kernel arms for a tick more than it is told: less and less is left.
+pub(crate) fn ticks(_: &Setting) -> Result<Watch> {
+    let which = [libc::ITIMER_VIRTUAL, libc::ITIMER_PROF];
+    let mut left = [LONG; 2];
+    for (which, left) in which.into_iter().zip(&mut left) {
+        set(which, Duration::ZERO, LONG)?;
+        *left = get(which)?[1];
+    }
+    Ok(Watch::new(move || {
+        for (which, left) in which.into_iter().zip(&mut left) {
+            let now = get(which)?[1];
+            if now > *left || now.is_zero() {
+                bail!("timer {which} had {left:?} left and has {now:?}");
+            }
+            *left = now;
+        }
+        Ok(())
+    })
+    .spoiled_by(|| set(libc::ITIMER_VIRTUAL, Duration::ZERO, LONG * 2)))
 }
 
 static FIRED: AtomicU32 = AtomicU32::new(0);

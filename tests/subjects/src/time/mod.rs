@@ -20,6 +20,11 @@ pub(crate) const GROUP: Group = Group {
         subject("itimer-virtual", "setitimer(ITIMER_VIRTUAL)", itimers::virt),
         subject("itimer-prof", "setitimer(ITIMER_PROF)", itimers::prof),
         subject(
+            "itimer-ticks",
+            "setitimer(ITIMER_VIRTUAL, ITIMER_PROF) to the microsecond",
+            itimers::ticks,
+        ),
+        subject(
             "itimer-periodic",
             "a periodic interval timer fires on",
             itimers::periodic,
@@ -49,6 +54,16 @@ pub(crate) const GROUP: Group = Group {
             "posix-timers-periodic",
             "a periodic POSIX timer and its overruns",
             posix::periodic,
+        ),
+        subject(
+            "posix-timers-count",
+            "periodic POSIX timers of every clock lose no period",
+            posix::counted,
+        ),
+        subject(
+            "posix-timers-ids",
+            "prctl(PR_TIMER_CREATE_RESTORE_IDS)",
+            posix::ids,
         ),
         subject(
             "posix-timers-absolute",

@@ -1,12 +1,13 @@
 //! POSIX timers.
 
 use std::fs;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
 use super::clocks::{Countdown, LONG, age, distance, now};
-use crate::kit::{Crew, Gaps, SOON, Setting, Watch, args, raw, same, sys, tid, until};
+use crate::kit::{Crew, Gaps, SOON, Setting, Watch, args, not_here, raw, same, sys, tid, until};
 
 /// Creates a timer; the value is handed over with its signal.
 fn create(clock: i32, notify: i32, signal: i32, value: usize) -> Result<i32> {
@@ -173,6 +174,91 @@ pub(crate) fn thread(_: &Setting) -> Result<Watch> {
         })?;
     }
     Ok(crew.watch())
+}
+
+/// Periods that the timers of [`counted`] have gone through.
+static PERIODS: [AtomicI64; 4] = [const { AtomicI64::new(0) }; 4];
+
+/// Counts an expiry and those that it stands for.
+extern "C" fn count(_: i32, info: *const libc::siginfo_t, _: *const libc::c_void) {
+    /// Word of siginfo_t with si_overrun in its upper half, and the one of si_value.
+    const OVERRUN: usize = 2;
+    const VALUE: usize = 3;
+    // SAFETY: the kernel hands over a siginfo_t, which is 16 words.
+    let info = unsafe { &*info.cast::<[u64; 16]>() };
+    if let Some(periods) = PERIODS.get(info[VALUE] as usize) {
+        periods.fetch_add(1 + (info[OVERRUN] >> 32) as i64, Ordering::SeqCst);
+    }
+}
+
+/// Each expiry is told, or counted as an overrun, also of those that come while nobody runs.
+pub(crate) fn counted(_: &Setting) -> Result<Watch> {
+    const CLOCKS: [i32; 4] = [
+        libc::CLOCK_MONOTONIC,
+        libc::CLOCK_REALTIME,
+        libc::CLOCK_BOOTTIME,
+        libc::CLOCK_TAI,
+    ];
+    // SAFETY: zeros are a valid structure, the handler uses atomics.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = count as *const () as usize;
+        action.sa_flags = libc::SA_RESTART | libc::SA_SIGINFO;
+        let none = std::ptr::null_mut();
+        sys("sigaction", libc::sigaction(46, &action, none))?;
+    }
+    let every = Duration::from_millis(25);
+    let mut timers = Vec::new();
+    for (number, clock) in CLOCKS.into_iter().enumerate() {
+        let id = create(clock, libc::SIGEV_SIGNAL, 46, number)?;
+        set(id, 0, every, every)?;
+        timers.push((clock, id, Instant::now()));
+    }
+    let last = timers[3].1;
+    Ok(Watch::new(move || {
+        for (number, (clock, _, start)) in timers.iter().enumerate() {
+            // Whoever stands between the two readings finds less.
+            let off = (0..20).map(|_| {
+                std::thread::sleep(Duration::from_millis(7));
+                let expected = (start.elapsed().as_millis() / every.as_millis()) as i64;
+                expected - PERIODS[number].load(Ordering::SeqCst)
+            });
+            let off = off.min_by_key(|off| off.abs()).unwrap_or(0);
+            if off.abs() > 1 {
+                bail!("the timer of clock {clock} is {off} periods behind");
+            }
+        }
+        Ok(())
+    })
+    .spoiled_by(move || {
+        set(last, 0, Duration::ZERO, Duration::ZERO)?;
+        std::thread::sleep(every * 10);
+        Ok(())
+    }))
+}
+
+/// It chooses the ids of new timers, as who restores timers does.
+pub(crate) fn ids(_: &Setting) -> Result<Watch> {
+    const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+    let choose = |what: u64| {
+        raw(
+            libc::SYS_prctl,
+            args([PR_TIMER_CREATE_RESTORE_IDS as u64, what]),
+        )
+    };
+    if choose(1) < 0 {
+        return not_here("prctl(PR_TIMER_CREATE_RESTORE_IDS)");
+    }
+    let mut next = 7_000_000;
+    Ok(Watch::new(move || {
+        next += 1000;
+        let mut id: i32 = next;
+        let clock = libc::CLOCK_MONOTONIC as u64;
+        let made = raw(libc::SYS_timer_create, args([clock, 0, &raw mut id as u64]));
+        sys("timer_create", made)?;
+        same("the id", &next, &id)
+    })
+    .spoiled_by(move || sys("prctl", choose(0)).map(drop)))
 }
 
 /// Its signal is blocked and pending: the overruns are counted, also while nobody runs.
