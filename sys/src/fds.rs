@@ -133,15 +133,37 @@ pub fn timerfd_set_ticks(fd: impl AsFd, ticks: u64) -> Result<()> {
 }
 
 /// Opens what a descriptor of this process is open on once more, as a description of its own
-/// (`/proc/PID/fd/FD`). The way there is a link that must be followed, so `O_NOFOLLOW` is left out.
+/// (`/proc/PID/fd/FD`). The way there is a link that must be followed, so `O_NOFOLLOW` is left out where the file has no
+/// handle.
 ///
 /// # Errors
 /// As open(2).
 pub fn reopen(fd: impl AsFd, flags: nix::fcntl::OFlag) -> Result<OwnedFd> {
     let me = crate::Pid(nix::unistd::getpid().as_raw());
     let what = format!("fd/{}", fd.as_fd().as_raw_fd());
+    if flags.contains(nix::fcntl::OFlag::O_NOFOLLOW)
+        && let Ok(opened) = reopen_by_handle(&fd.as_fd(), flags)
+    {
+        return Ok(opened);
+    }
     let flags = flags - nix::fcntl::OFlag::O_NOFOLLOW;
     crate::procdir::open(me, &what, flags).map(OwnedFd::from)
+}
+
+/// The same by the file's handle (open_by_handle_at(2)), on which no link lies.
+fn reopen_by_handle(fd: &impl AsFd, flags: nix::fcntl::OFlag) -> Result<OwnedFd> {
+    let flags = flags | nix::fcntl::OFlag::O_CLOEXEC;
+    let handle = crate::handle::of(fd)?;
+    // One that refers to a file only shows whether the handle leads to it by its name, before anything is opened.
+    let seen = crate::handle::open(fd, &handle, libc::O_PATH | libc::O_CLOEXEC)?;
+    let link = |fd: BorrowedFd<'_>| {
+        let me = crate::Pid(nix::unistd::getpid().as_raw());
+        crate::procdir::link(me, &format!("fd/{}", fd.as_raw_fd()))
+    };
+    match link(seen.as_fd())? == link(fd.as_fd())? {
+        true => crate::handle::open(fd, &handle, flags.bits()),
+        false => Err(Errno::ESTALE),
+    }
 }
 
 /// lseek(2) from the start.

@@ -32,6 +32,17 @@ pub fn open(pid: Pid, what: &str, flags: OFlag) -> Result<File> {
     Ok(File::from(opened))
 }
 
+/// Where `PID/what` leads.
+///
+/// # Errors
+/// As readlink(2).
+pub fn link(pid: Pid, what: &str) -> Result<std::ffi::OsString> {
+    match ROOT.get() {
+        Some(root) => nix::fcntl::readlinkat(root, format!("{pid}/{what}").as_str()),
+        None => nix::fcntl::readlink(format!("/proc/{pid}/{what}").as_str()),
+    }
+}
+
 /// Reads `PID/what` whole.
 ///
 /// # Errors

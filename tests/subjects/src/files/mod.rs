@@ -71,6 +71,11 @@ pub(crate) const GROUP: Group = Group {
             removed::start,
         ),
         subject(
+            "removed-nofollow",
+            "O_NOFOLLOW of removed files",
+            removed::nofollow,
+        ),
+        subject(
             "removed-linked",
             "a removed name of a file that has another one",
             removed::linked,

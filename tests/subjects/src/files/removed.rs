@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, bail};
-use libc::{O_DIRECTORY, O_RDONLY, O_RDWR, O_TMPFILE};
+use libc::{O_APPEND, O_DIRECTORY, O_NOFOLLOW, O_PATH, O_RDONLY, O_RDWR, O_TMPFILE, O_WRONLY};
 
 use crate::kit::files::{open, place, read, seen, share, write};
 use crate::kit::{PAGE, Setting, Watch, fd, not_here, same};
@@ -313,4 +313,35 @@ pub(crate) fn tmpfile_exclusive(setting: &Setting) -> Result<Watch> {
         let dir = again.parent().context("no folder")?;
         same("the number", &exclusive, &open(dir, O_RDWR | O_TMPFILE)?)
     }))
+}
+
+/// Removed files and a directory that were opened with `O_NOFOLLOW`, in several ways.
+pub(crate) fn nofollow(setting: &Setting) -> Result<Watch> {
+    let (file, dir) = (setting.fresh("file"), setting.fresh("dir"));
+    fs::write(&file, "contents")?;
+    fs::create_dir(&dir)?;
+    let of_file = [O_RDONLY, O_WRONLY, O_RDWR, O_RDWR | O_APPEND, O_PATH];
+    let of_dir = [O_RDONLY, O_PATH | O_DIRECTORY];
+    let mut all = Vec::new();
+    for flags in of_file {
+        all.push(open(&file, flags | O_NOFOLLOW)?);
+    }
+    for flags in of_dir {
+        all.push(open(&dir, flags | O_NOFOLLOW)?);
+    }
+    fs::remove_file(&file)?;
+    fs::remove_dir(&dir)?;
+    let [reader, writer] = [all[0], all[2]];
+    let observe = move || {
+        let one = |fd: &i32| Ok((seen(*fd)?, stat(*fd)?));
+        all.iter().map(one).collect::<Result<Vec<_>>>()
+    };
+    Ok(Watch::keep(observe)?.and(
+        Watch::new(move || {
+            place(reader, Some(0))?;
+            same("contents", b"contents".as_slice(), &read(reader, 20)?)?;
+            place(reader, Some(0)).map(drop)
+        })
+        .spoiled_by(move || write(writer, b"C")),
+    ))
 }
