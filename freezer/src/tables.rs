@@ -56,6 +56,7 @@ pub fn shared(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
         }
     }
     found.extend(with_threads(&everyone, pids));
+    found.extend(capture::io_context_refusals(pids));
     Ok(found)
 }
 

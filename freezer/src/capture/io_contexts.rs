@@ -2,8 +2,7 @@
 //!
 //! kcmp(2) takes two threads without a context for sharers of one, so the kernel's memory is read.
 
-use crate::Frozen;
-use crate::kernel;
+use crate::{Frozen, Refusal, kernel, proc};
 use persist_mem::manifest::{Process, State};
 use std::collections::BTreeMap;
 use sys::{Pid, Tid};
@@ -16,14 +15,17 @@ impl Contexts {
     /// Of everybody who is stopped. None are known where the kernel's memory cannot be read.
     pub(super) fn find(frozen: &Frozen) -> Contexts {
         let threads = frozen.pids().flat_map(|pid| frozen.threads(pid));
-        let tids: Vec<Tid> = threads.map(|(tid, _)| tid).collect();
+        Contexts::of(&threads.map(|(tid, _)| tid).collect::<Vec<_>>())
+    }
+
+    fn of(tids: &[Tid]) -> Contexts {
         let found = kernel::look(|kernel| {
             let field = kernel.btf().field("task_struct", "io_context")?.offset;
-            let tasks = kernel.tasks(&tids)?;
+            let tasks = kernel.tasks(tids)?;
             kernel.words_within(&tasks, field)
         });
         let found = found.unwrap_or_default().into_iter().zip(tids);
-        Contexts(found.filter_map(|(at, tid)| Some((tid, at?))).collect())
+        Contexts(found.filter_map(|(at, tid)| Some((*tid, at?))).collect())
     }
 
     fn same(&self, one: Tid, two: Tid) -> bool {
@@ -44,5 +46,96 @@ impl Contexts {
         for thread in others {
             thread.shares_io = self.same(first.tid, thread.tid);
         }
+    }
+}
+
+/// A running process: itself, its parent and its threads that live, the one that stands for it first.
+struct Member {
+    pid: Pid,
+    parent: Pid,
+    threads: Vec<Tid>,
+}
+
+/// Contexts of running processes that are shared otherwise than a child has its parent's from their leaders, or a
+/// thread its leader's.
+pub(crate) fn refusals(pids: &[Pid]) -> Vec<Refusal> {
+    let members: Vec<Member> = pids.iter().filter_map(|pid| member(*pid)).collect();
+    let all = members.iter().flat_map(|member| &member.threads);
+    let contexts = Contexts::of(&all.copied().collect::<Vec<_>>());
+    let mut sharers: BTreeMap<u64, Vec<(&Member, Tid)>> = BTreeMap::new();
+    for member in &members {
+        for tid in &member.threads {
+            if let Some(at) = contexts.0.get(tid).filter(|at| **at != 0) {
+                sharers.entry(*at).or_default().push((member, *tid));
+            }
+        }
+    }
+    let odd = |all: &&Vec<(&Member, Tid)>| all.len() > 1 && !made_again(all);
+    let refused = sharers.values().filter(odd).map(|all| {
+        let (member, tid) = all[0];
+        let others: Vec<String> = all[1..].iter().map(|(_, tid)| tid.to_string()).collect();
+        Refusal {
+            pid: member.pid,
+            comm: proc::comm(member.pid),
+            resource: "I/O context".into(),
+            reason: format!(
+                "thread {tid} shares it with {} (CLONE_IO), and it is not that of their leader, or of its parent: that \
+                 is not carried",
+                others.join(", ")
+            ),
+        }
+    });
+    refused.collect()
+}
+
+fn member(pid: Pid) -> Option<Member> {
+    let first = proc::representative(pid)?;
+    let mut threads = proc::threads(pid).ok()?;
+    threads.sort_by_key(|tid| *tid != first);
+    Some(Member {
+        pid,
+        parent: proc::Stat::read(pid, "stat").ok()?.pid(4),
+        threads,
+    })
+}
+
+/// Whether sharers get it from one of them by ways that a restore goes ([`Contexts::tell`]).
+fn made_again(sharers: &[(&Member, Tid)]) -> bool {
+    let has = |tid: Option<&Tid>| sharers.iter().any(|(_, its)| Some(its) == tid);
+    let leader_has = |pid: Pid| {
+        sharers
+            .iter()
+            .any(|(m, tid)| m.pid == pid && *tid == pid.leader())
+    };
+    let from_leader = sharers
+        .iter()
+        .all(|(member, _)| has(member.threads.first()));
+    let leaders = sharers
+        .iter()
+        .filter(|(member, tid)| member.threads.first() == Some(tid));
+    let alone = leaders.filter(|(member, _)| !leader_has(member.parent));
+    from_leader && alone.count() == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_shares_with_leader_and_parent_can_be_made_again() {
+        let member = |pid: i32, parent: i32| Member {
+            pid: Pid(pid),
+            parent: Pid(parent),
+            threads: [pid, pid + 1, pid + 2].map(Tid).to_vec(),
+        };
+        let (old, young, stranger) = (member(10, 1), member(20, 10), member(30, 1));
+        let shared = |all: &[(&Member, i32)]| {
+            let all: Vec<_> = all.iter().map(|(m, tid)| (*m, Tid(*tid))).collect();
+            made_again(&all)
+        };
+        assert!(shared(&[(&old, 10), (&old, 12), (&young, 20)]));
+        assert!(!shared(&[(&old, 11), (&old, 12)]), "their leader has not");
+        assert!(!shared(&[(&old, 11), (&young, 20)]), "from a thread");
+        assert!(!shared(&[(&old, 10), (&stranger, 30)]), "a stranger");
     }
 }

@@ -195,6 +195,11 @@ pub(crate) const GROUP: Group = Group {
             shared_tables::io,
         ),
         subject(
+            "clone-io-threads",
+            "an I/O context that threads share and their leader has not",
+            shared_tables::io_of_threads,
+        ),
+        subject(
             "clone-fs",
             "a working directory shared by processes",
             shared_tables::fs,

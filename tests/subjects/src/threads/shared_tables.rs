@@ -84,6 +84,50 @@ pub(crate) fn io(setting: &Setting) -> Result<Watch> {
     .spoiled_by(move || set(IDLE)))
 }
 
+/// An I/O context that two threads share and the first one does not.
+pub(crate) fn io_of_threads(_: &Setting) -> Result<Watch> {
+    const PROCESS: u64 = 1;
+    const BEST_EFFORT: u64 = 2 << 13;
+    let stack = Area::anonymous(16)?;
+    let top = stack.page(16) as usize;
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        // Who has set a priority has a context.
+        let set = |level: u64| {
+            raw(
+                libc::SYS_ioprio_set,
+                args([PROCESS, 0, BEST_EFFORT | level]),
+            )
+        };
+        set(3);
+        let flags = libc::CLONE_VM
+            | libc::CLONE_FS
+            | libc::CLONE_FILES
+            | libc::CLONE_SIGHAND
+            | libc::CLONE_THREAD
+            | libc::CLONE_SYSVSEM
+            | libc::CLONE_IO;
+        let top = std::ptr::with_exposed_provenance_mut(top);
+        // SAFETY: the thread has a stack of its own and runs a function that touches its own variables and two
+        // atomics.
+        let other = unsafe { libc::clone(answer, top, flags, std::ptr::null_mut()) };
+        let _ = tell.send(other);
+        for level in (0..8).cycle() {
+            set(level);
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    });
+    let other = told.recv_timeout(SOON)?;
+    sys("clone", other)?;
+    Ok(Watch::new(move || {
+        // The other thread's priority changes with the first one's.
+        let level = || raw(libc::SYS_ioprio_get, args([PROCESS, other as u64]));
+        let before = level();
+        let _stack = &stack;
+        until("another priority", SOON, || level() != before)
+    }))
+}
+
 static QUESTION: AtomicU32 = AtomicU32::new(0);
 static ANSWER: AtomicU32 = AtomicU32::new(0);
 
