@@ -112,7 +112,6 @@ fn examine(
     let mut found = attributes(pid, representative)?;
     if representative != pid.leader() {
         found.extend(capture::leader_refusal(pid)?);
-        found.extend(no_way_to_descriptors(pid));
     }
     found.extend(tables::of_threads(pid, representative)?);
     found.extend(namespaces(pid)?);
@@ -121,9 +120,7 @@ fn examine(
     found.extend(crate::keyrings::refusal(pid, whole_host));
     found.extend(capture::memory_refusals(pid, objects)?);
     for table in files::apart::tables_of(pid) {
-        if !files::apart::no_way_to(table) {
-            found.extend(files::refusals(table, objects, externals, inside)?);
-        }
+        found.extend(files::refusals(table, objects, externals, inside)?);
     }
     found.extend(directories(pid, "")?);
     Ok(found)
@@ -173,19 +170,6 @@ fn attributes(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, FreezerErro
     }
     found.extend(capture::room_refusal(pid, &status)?);
     Ok(found)
-}
-
-/// A process whose leader has ended has descriptors to be copied through another thread only.
-fn no_way_to_descriptors(pid: Pid) -> Option<Refusal> {
-    files::apart::no_way_to(pid).then(|| Refusal {
-        pid,
-        comm: proc::comm(pid),
-        resource: "thread".into(),
-        reason:
-            "its leading thread has ended, and this kernel lets nobody copy the descriptors of the \
-                 others (pidfds of threads came with Linux 6.9)"
-                .into(),
-    })
 }
 
 /// What `PTRACE_O_SUSPEND_SECCOMP` takes (kernel/ptrace.c, check_ptrace_options).

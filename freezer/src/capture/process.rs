@@ -8,13 +8,13 @@ use super::{
     attributes, leader, mappings, membarrier, memory, policy, reports, signals, thread, timers,
     vfork,
 };
-use crate::files::Table;
+use crate::files::{Table, sent};
 use crate::proc::{self, Stat};
 use crate::{FreezerError, Frozen};
 use persist_mem::manifest::{AddressSpace, Directories, Live, LockFuture, Process, State};
 use sys::batch::{Batch, CallIndex};
 use sys::tracee::Foothold;
-use sys::{PAGE_SIZE, Pid, ptrace};
+use sys::{PAGE_SIZE, Pid, Tid, ptrace};
 
 /// Room for the largest batch: 64 signal actions, the timers, the rest.
 pub(super) const SCRATCH: usize = 64 << 10;
@@ -38,7 +38,13 @@ pub(super) fn capture(
     let mut mm = memory::capture(stat, (pid, &mem), &maps, &mut table.objects)?;
     table.session(pid, stat);
     let directories = table.directories(pid, "")?;
-    let files = table.capture(pid)?;
+    let first = frozen.first(pid)?;
+    let tids: Vec<Tid> = frozen.threads(pid).iter().map(|(tid, _)| *tid).collect();
+    let senders = sent::needed(pid, first, &tids);
+    let mut files = Vec::new();
+    if senders.is_empty() {
+        files = table.capture(pid)?;
+    }
     let place = Place {
         maps: &maps,
         finder,
@@ -47,11 +53,17 @@ pub(super) fn capture(
         Some(child) => vfork::describe(frozen, (pid, child), place, &mut mm)?,
         None => {
             let mut threads = inside::threads(frozen, pid, mem)?;
-            in_scratch(pid, &mut threads, place, &mut mm, |threads, mm| {
-                describe(pid, threads, children, &maps, mm)
-            })?
+            let (found, sent) = in_scratch(pid, &mut threads, place, &mut mm, |threads, mm| {
+                let sent = hand_over(threads, &senders)?;
+                Ok((describe(pid, threads, children, &maps, mm)?, sent))
+            })?;
+            table.sent.extend(sent);
+            found
         }
     };
+    if !senders.is_empty() {
+        files = table.capture(pid)?;
+    }
     let leader = ended_leader.as_ref();
     let exit_signal = leader.map_or(stat.exit_signal(), |leader| leader.exit_signal);
     live.ended_leader = ended_leader;
@@ -73,6 +85,20 @@ pub(super) fn capture(
         state: State::Live(Box::new(live)),
     };
     Ok((process, timers_at))
+}
+
+/// What threads hand over of their tables.
+fn hand_over(threads: &mut [Inside], senders: &[(Pid, Tid)]) -> Result<sent::Copies, FreezerError> {
+    let mut copies = sent::Copies::new();
+    for (table, tid) in senders {
+        let sender = threads
+            .iter_mut()
+            .find(|thread| thread.tracee.tid() == *tid);
+        if let Some(thread) = sender {
+            copies.insert(*table, sent::hand_over(&mut thread.tracee, *table)?);
+        }
+    }
+    Ok(copies)
 }
 
 /// Where a way into a process is looked for.

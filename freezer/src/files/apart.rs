@@ -1,7 +1,7 @@
 //! Descriptor tables of threads that have left their process's (unshare(2), clone(2) without `CLONE_FILES`).
 //!
 //! `/proc/TID` shows such a table, though it is not listed (fs/proc/base.c, proc_pid_lookup takes any thread id),
-//! and a pidfd of the thread leads into it (`PIDFD_THREAD`, Linux 6.9). So a table is named by an id here: that
+//! and a pidfd of the thread leads into it (`PIDFD_THREAD`, Linux 6.9; before it see `sent.rs`). So a table is named by an id here: that
 //! of its process, or that of the first thread that has it.
 
 use super::Table;
@@ -11,7 +11,7 @@ use persist_mem::manifest::{Live, ThreadFiles};
 use std::cmp::Ordering;
 use std::os::unix::fs::MetadataExt;
 use sys::process::{KcmpKind, kcmp};
-use sys::{Errno, Pid, Tid};
+use sys::{Pid, Tid};
 
 /// Tables that threads of a process have, and it as a whole has not: those who share each.
 pub(crate) fn groups(pid: Pid, representative: Tid, threads: &[Tid]) -> Vec<Vec<Tid>> {
@@ -85,38 +85,25 @@ pub(crate) fn refusals(pid: Pid, representative: Tid, threads: &[Tid]) -> Vec<Re
     let mut found = Vec::new();
     for group in groups(pid, representative, threads) {
         let owner = group[0];
-        let mut refuse = |reason: String| {
-            found.push(Refusal {
-                pid,
-                comm: proc::comm(pid),
-                resource: "descriptor table".into(),
-                reason,
-            });
-        };
-        if no_way_to(Pid(owner.0)) {
-            refuse(format!(
-                "thread {owner} has one of its own (unshare, CLONE_FILES), and this kernel lets nobody copy the \
-                 descriptors in it (pidfds of threads came with Linux 6.9)"
-            ));
-        }
         // One of them makes the others, which get from it what they share with their leader.
         let like_owner = |tid: Tid| {
             let shares = |tid: Tid| tables::shares_undo(representative, tid);
             shares(tid) == shares(owner)
         };
         if let Some(tid) = group.iter().copied().find(|tid| !like_owner(*tid)) {
-            refuse(format!(
+            let reason = format!(
                 "threads {owner} and {tid} share one that their leader has not, and only one of them shares its \
                  semaphore undo list (CLONE_SYSVSEM): that is not carried"
-            ));
+            );
+            found.push(Refusal {
+                pid,
+                comm: proc::comm(pid),
+                resource: "descriptor table".into(),
+                reason,
+            });
         }
     }
     found
-}
-
-/// Whether descriptors of a table cannot be copied on this kernel.
-pub(crate) fn no_way_to(table: Pid) -> bool {
-    proc::pidfd(table).err() == Some(Errno::EINVAL)
 }
 
 /// Has refusals about tables of threads name their processes.

@@ -2,7 +2,7 @@
 
 use super::class::{Class, classify};
 use super::open::Open;
-use super::{dnotify, elsewhere, ends, epoll, lock, outside, outsiders, socket};
+use super::{dnotify, elsewhere, ends, epoll, lock, outside, outsiders, sent, socket};
 use crate::objects::Objects;
 use crate::proc;
 use crate::{Externals, FreezerError, Refusal};
@@ -44,10 +44,16 @@ pub(crate) fn refusals(
     externals: &Externals,
     inside: Option<&[Pid]>,
 ) -> Result<Vec<Refusal>, FreezerError> {
-    let pidfd = proc::pidfd(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
+    let pidfd = match proc::pidfd(pid) {
+        Err(Errno::EINVAL) => None,
+        opened => Some(opened.map_err(FreezerError::call(pid, "opening a pidfd"))?),
+    };
     let mut found = Vec::new();
     let mut sockets = socket::Facts::of_running(inside);
     let links = proc::Links::open(pid)?;
+    if pidfd.is_none() {
+        found.extend(sent::full(pid, links.numbers()));
+    }
     for &fd in links.numbers() {
         let link = links.read(fd);
         if let Some(refusal) = nameless(pid, fd, &link) {
@@ -55,11 +61,13 @@ pub(crate) fn refusals(
             continue;
         }
         // A running process may close it at any time.
-        let (Ok(copy), Ok(info), Ok(link)) = (
-            process::pidfd_getfd(pidfd.as_fd(), fd),
-            links.info(fd),
-            link,
-        ) else {
+        let copy = match &pidfd {
+            Some(pidfd) => process::pidfd_getfd(pidfd.as_fd(), fd)
+                .ok()
+                .map(|copy| (copy, true)),
+            None => sent::look(pid, fd),
+        };
+        let (Some((copy, is_copy)), Ok(info), Ok(link)) = (copy, links.info(fd), link) else {
             continue;
         };
         if matches!(externals.number(&copy), Ok(Some(_))) {
@@ -74,15 +82,24 @@ pub(crate) fn refusals(
         };
         let checked = classify(&open, objects).and_then(|class| match class {
             Class::Plain(DescriptionKind::Epoll { targets, .. }) => epoll::check(&open, &targets),
-            Class::Socket => socket::examine(&open, &mut sockets).map(drop),
+            Class::Socket if is_copy => socket::examine(&open, &mut sockets).map(drop),
+            Class::Socket => Err(FreezerError::Refused(vec![sent::refusal(pid, fd, &link)])),
             _ => Ok(()),
         });
         let locks = lock::capture(&open, DescriptionId(0), true, &mut Vec::new());
-        let notices = dnotify::capture(&open).map(drop);
+        // A reference has no owner, and its file's is asked for when everybody stands still.
+        let notices = match is_copy {
+            true => dnotify::capture(&open).map(drop),
+            false => Ok(()),
+        };
         for result in [checked, locks, notices] {
             match result {
                 Ok(()) => {}
                 Err(FreezerError::Refused(more)) => found.extend(more),
+                // It takes more than a reference.
+                Err(FreezerError::Call { .. }) if !is_copy => {
+                    found.push(sent::refusal(pid, fd, &link));
+                }
                 Err(e) => return Err(e),
             }
         }

@@ -9,7 +9,7 @@ use crate::{FreezerError, proc};
 use persist_mem::manifest::{DescriptionId, DescriptionKind, EpollTarget};
 use std::os::fd::AsRawFd;
 use sys::process::{EpollSlot, kcmp_epoll};
-use sys::{Pid, Tid};
+use sys::{Errno, Pid, Tid};
 
 /// Stands for a target that is not known yet.
 const UNKNOWN: DescriptionId = DescriptionId(u32::MAX);
@@ -19,8 +19,11 @@ pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> 
     for line in open.info.values("tfd") {
         targets.push(parse(line).ok_or_else(|| open.format())?);
     }
-    let busy_poll =
-        sys::epoll::busy_poll(open.copy).map_err(open.call("asking for its settings"))?;
+    let busy_poll = match sys::epoll::busy_poll(open.copy) {
+        // A reference (`sent.rs`): kernels where one has to do know no settings.
+        Err(Errno::EBADF) => None,
+        told => told.map_err(open.call("asking for its settings"))?,
+    };
     Ok(DescriptionKind::Epoll { targets, busy_poll })
 }
 

@@ -30,6 +30,7 @@ mod pipe;
 mod place;
 mod pseudo;
 mod removed;
+pub(crate) mod sent;
 mod signalfd;
 mod socket;
 mod table;

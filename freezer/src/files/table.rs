@@ -5,7 +5,7 @@ use super::open::{O_CLOEXEC, O_PATH, Open};
 use super::socket::Flying;
 use super::{
     check, dnotify, ends, epoll, eventfd, fifo, kmsg, known, located, lock, mqueue, outsiders,
-    owner, path, pipe, removed, socket, terminal, tunnel, unheld,
+    owner, path, pipe, removed, sent, socket, terminal, tunnel, unheld,
 };
 use crate::kernel::OpenFile;
 use crate::objects::Objects;
@@ -18,7 +18,7 @@ use persist_mem::manifest::{
 };
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use sys::{Pid, process};
+use sys::{Errno, Pid, process};
 
 /// What tells of a descriptor.
 struct Told<'a> {
@@ -56,6 +56,8 @@ pub(crate) struct Table {
     pub(super) externals: Externals,
     /// What may reach out of the tree.
     pub(super) ends: ends::Ours,
+    /// What threads have handed over of tables that no pidfd leads to.
+    pub(crate) sent: sent::Copies,
 }
 
 /// All that was found.
@@ -134,12 +136,21 @@ impl Table {
 
     /// Every descriptor of a process.
     pub(crate) fn capture(&mut self, pid: Pid) -> Result<Vec<Descriptor>, FreezerError> {
-        let pidfd = proc::pidfd(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?;
+        let mut sent = self.sent.remove(&pid);
+        let pidfd = match sent {
+            Some(_) => None,
+            None => Some(proc::pidfd(pid).map_err(FreezerError::call(pid, "opening a pidfd"))?),
+        };
         let mut found = Vec::new();
         let links = proc::Links::open(pid)?;
         let files = known::open_files(pid);
         for &fd in links.numbers() {
-            let copy = process::pidfd_getfd(pidfd.as_fd(), fd).map_err(|errno| {
+            let copy = match (&pidfd, &mut sent) {
+                (Some(pidfd), _) => process::pidfd_getfd(pidfd.as_fd(), fd),
+                (None, Some(sent)) => sent.remove(&fd).ok_or(Errno::EBADF),
+                (None, None) => Err(Errno::EBADF),
+            };
+            let copy = copy.map_err(|errno| {
                 FreezerError::call(pid, format!("copying descriptor {fd}"))(errno)
             })?;
             let file = files.get(&fd).copied();

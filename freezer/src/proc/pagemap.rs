@@ -117,7 +117,15 @@ impl Pagemap {
     /// # Errors
     /// [`FreezerError::Proc`].
     pub fn open(pid: Pid) -> Result<Pagemap, FreezerError> {
-        super::open(pid, "pagemap").map(|file| Pagemap { pid, file })
+        // That of an ended leader can be opened, and is empty, on older kernels.
+        let opened = File::open(super::path(pid, "pagemap"));
+        opened
+            .map(|file| Pagemap { pid, file })
+            .map_err(|cause| FreezerError::Proc {
+                pid,
+                what: "pagemap".into(),
+                cause,
+            })
     }
 
     /// The process it is of.

@@ -61,7 +61,6 @@ fn is_open(number: i32) -> bool {
 
 /// A process with a thread that has left its table, and one that has not.
 pub(crate) fn apart(setting: &Setting) -> Result<Watch> {
-    needs_pidfds_of_threads()?;
     let [one, two, locked] = ["one", "two", "locked"].map(|name| setting.fresh(name));
     for (path, text) in [(&one, "one"), (&two, "two"), (&locked, "locked")] {
         std::fs::write(path, text)?;
@@ -96,8 +95,7 @@ fn own(file: i32, two: &std::path::Path) -> Result<Watch> {
     close(MAIN);
     number(open(two, O_RDWR | O_APPEND)?, BOTH, libc::O_CLOEXEC)?;
     lock(file, F_SETLK, F_WRLCK, (20, 5))?;
-    let (ours, mut theirs) = UnixStream::pair()?;
-    ours.set_nonblocking(true)?;
+    let (ours, mut theirs) = std::io::pipe()?;
     number(ours.into_raw_fd(), OWN, 0)?;
     theirs.write_all(b"sent")?;
     // SAFETY: takes a number.
@@ -110,7 +108,7 @@ fn own(file: i32, two: &std::path::Path) -> Result<Watch> {
     sys("epoll_ctl", unsafe {
         libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, OWN, &raw mut event)
     })?;
-    // A socket has another inode afterwards.
+    // A pipe has another inode afterwards.
     let flags =
         |file| -> Result<_> { Ok((fcntl(file, libc::F_GETFL, 0)?, fcntl(file, F_GETFD, 0)?)) };
     let path = || std::fs::read_link(format!("/proc/thread-self/fd/{BOTH}"));
@@ -148,7 +146,6 @@ type Wish = (i32, bool);
 
 /// The first thread leaves the table that its threads go on sharing.
 pub(crate) fn shared(_: &Setting) -> Result<Watch> {
-    needs_pidfds_of_threads()?;
     let asked = |outer: bool| -> Result<(Sender<Wish>, Receiver<Result<bool>>)> {
         let (ask, wishes) = channel();
         let (tell, told) = channel();
