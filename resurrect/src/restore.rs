@@ -19,6 +19,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use sys::cgroups::Hierarchies;
+use sys::first_taker::Leader;
 use sys::scratch::OwnScratch;
 use sys::tracee::Tracee;
 use sys::{Errno, Pid, Tid, process, ptrace, wait};
@@ -273,8 +274,19 @@ impl World {
         };
         let waiting: BTreeSet<Tid> = self.waits.iter().map(Wait::tid).collect();
         for (pid, task) in &mut self.tasks {
-            for thread in task.all().filter(|thread| !waiting.contains(&thread.tid())) {
-                let_go(*pid, thread.tid());
+            let threads = task.all().map(|thread| thread.tid());
+            let threads: Vec<Tid> = threads.filter(|tid| !waiting.contains(tid)).collect();
+            // What has come for the process is its leader's.
+            let first = task.first.tid();
+            let its_own = match threads[..] {
+                [leader, other, ..] if leader == first => Some(Leader::of(leader, other)),
+                _ => None,
+            };
+            for tid in threads {
+                let_go(*pid, tid);
+                if let Some(its_own) = its_own.as_ref().filter(|_| tid == first) {
+                    its_own.wait();
+                }
             }
             // It waits for its child then.
             if let Some(thread) = &task.in_vfork {

@@ -49,6 +49,7 @@ pub mod deadline;
 pub mod epoll;
 pub mod fds;
 pub mod files;
+pub mod first_taker;
 pub mod gate;
 pub mod handle;
 pub mod held;

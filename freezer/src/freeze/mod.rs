@@ -23,6 +23,7 @@ pub(crate) use sleepers::monotonic_ns;
 use sleepers::{Asleep, SchedulerClocks};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use sys::first_taker::Leader;
 use sys::urgent::Urgent;
 use sys::{Pid, Tid, ptrace, wait};
 
@@ -51,6 +52,13 @@ pub struct FrozenThread {
     pub in_vfork: Option<Pid>,
     /// It slept in a call whose rest is to be read from the kernel's memory.
     pub rest_is_kept: bool,
+}
+
+impl FrozenThread {
+    /// Whether it runs when it is let go.
+    fn goes_on(&self) -> bool {
+        self.group_stop.is_none() && self.in_vfork.is_none()
+    }
 }
 
 /// Processes whose threads are all stopped. They go on when this is dropped, also when the
@@ -147,10 +155,24 @@ impl Frozen {
 
     /// Lets one process go on again.
     fn release(&mut self, pid: Pid) {
-        for (tid, thread) in core::mem::take(self.process(pid)) {
+        let threads = core::mem::take(self.process(pid));
+        self.let_all_go(pid, threads);
+        self.processes.retain(|(found, _)| *found != pid);
+    }
+
+    /// Detaches the threads of a process, the leader first: what came for the process meanwhile is the leader's.
+    fn let_all_go(&mut self, pid: Pid, mut threads: BTreeMap<Tid, FrozenThread>) {
+        if let Some(leader) = threads.remove(&pid.leader()) {
+            let others = threads.keys().next().filter(|_| leader.goes_on());
+            let its_own = others.map(|other| Leader::of(pid.leader(), *other));
+            self.let_go(pid.leader(), leader);
+            if let Some(its_own) = its_own {
+                its_own.wait();
+            }
+        }
+        for (tid, thread) in threads {
             self.let_go(tid, thread);
         }
-        self.processes.retain(|(found, _)| *found != pid);
     }
 
     /// Detaches a thread. One that has not stopped yet gets a moment, unless it waits for its child; one that has
@@ -207,10 +229,8 @@ impl Frozen {
 impl Drop for Frozen {
     fn drop(&mut self) {
         proc::forget_stopped(self.pids());
-        for (_, threads) in core::mem::take(&mut self.processes) {
-            for (tid, thread) in threads {
-                self.let_go(tid, thread);
-            }
+        for (pid, threads) in core::mem::take(&mut self.processes) {
+            self.let_all_go(pid, threads);
         }
         let begun = Instant::now();
         self.see_off();

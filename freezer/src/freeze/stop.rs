@@ -46,6 +46,8 @@ pub(super) fn begin(
     if leader_ended {
         new.retain(|tid| *tid != pid.leader());
     }
+    // As long as it runs, it takes the signals that come for the process.
+    new.sort_by_key(|tid| *tid == pid.leader());
     let looked = sleepers::look_at(&frozen.clocks, pid, new.iter().copied());
     for tid in new {
         let sleeper = looked.get(&tid).copied();
