@@ -93,7 +93,8 @@ pub(crate) fn poll(_: &Setting) -> Result<Watch> {
         block[2] = CMD_POLL | (read as u64) << 32;
         block[3] = libc::POLLIN as u64;
         block[7] = RESFD | (told as u64) << 32;
-        let blocks = [at];
+        // Derived here: the call reads what this reference was written through.
+        let blocks = [block.as_mut_ptr() as u64];
         let list = blocks.as_ptr() as u64;
         let done = raw(libc::SYS_io_submit, args([context, 1, list]));
         // The program may use it for something else as soon as the request is made.
