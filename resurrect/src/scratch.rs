@@ -20,6 +20,7 @@ pub(crate) fn find(manifest: &Manifest, own: &[(u64, u64)]) -> Option<u64> {
     for live in manifest.processes.iter().filter_map(|p| p.live()) {
         used.extend(live.mm.vmas.iter().map(|vma| (vma.start, vma.end)));
         used.extend(live.mm.aio.iter().map(|ring| (ring.start, ring.end)));
+        used.extend(live.mm.rings.iter().map(|ring| (ring.start, ring.end)));
     }
     gap(used, BATCH_LEN + PARKING_LEN)
 }

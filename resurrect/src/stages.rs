@@ -24,6 +24,8 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("open files", files::open),
     ("threads", thread::birth::create),
     ("descriptor tables", files::hand_over),
+    ("rings of io_uring", files::uring::fill),
+    ("mappings of rings", memory::uring::map),
     ("directories", process::directories::set),
     ("control groups of threads", process::cgroups::enter_threads),
     ("undo of semaphores", ipc::undo::set),

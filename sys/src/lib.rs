@@ -37,6 +37,7 @@
 //! | [`files`] | owners of signals, locks, leases, inotify |
 //! | [`handle`] | file handles |
 //! | [`tty`] | terminals |
+//! | [`uring`] | rings of io_uring |
 //! | [`kmsg`] | the kernel's log |
 //! | [`clock`] | clocks and the time stamp counter |
 //! | [`deadline`] | a bound for system calls that have none |
@@ -83,6 +84,7 @@ mod tracer_death;
 pub mod tty;
 pub mod tun;
 pub mod urgent;
+pub mod uring;
 pub mod vm;
 pub mod wait;
 pub mod xattr;

@@ -91,6 +91,7 @@ pub(crate) fn refusals(pids: &[Pid]) -> Vec<Refusal> {
 fn member(pid: Pid) -> Option<Member> {
     let first = proc::representative(pid)?;
     let mut threads = proc::threads(pid).ok()?;
+    threads.retain(|tid| !proc::is_worker(pid, *tid));
     threads.sort_by_key(|tid| *tid != first);
     Some(Member {
         pid,

@@ -1,6 +1,6 @@
 //! An address space's mappings and layout.
 
-use super::{aio, attributes::number, mappings};
+use super::{aio, attributes::number, mappings, uring};
 use crate::objects::{self, ObjectError, Objects};
 use crate::proc::{self, Mapping, Stat};
 use crate::{FreezerError, Refusal, files};
@@ -20,8 +20,13 @@ pub(super) fn capture(
 ) -> Result<AddressSpace, FreezerError> {
     let mut vmas = Vec::new();
     let mut vdso = Vec::new();
-    let mut aio = Vec::new();
+    let (mut aio, mut rings) = (Vec::new(), Vec::new());
     for map in maps {
+        if uring::is_one(map) {
+            let ring = uring::mapping(pid, map);
+            rings.push(ring.map_err(|why| FreezerError::refuse(pid, place(map), why))?);
+            continue;
+        }
         if aio::is_ring(map) {
             let ring = aio::ring(pid, map);
             aio.push(ring.map_err(|why| FreezerError::refuse(pid, place(map), why))?);
@@ -57,6 +62,7 @@ pub(super) fn capture(
         exe_object,
         vmas,
         aio,
+        rings,
         vdso,
         coredump_filter: number(pid, "coredump_filter", 16)?.cast_unsigned(),
         ..AddressSpace::default()
@@ -277,7 +283,9 @@ pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, 
     let mut found: Vec<Refusal> = mappings::of(pid)?
         .iter()
         .filter_map(|map| {
-            let error = if aio::is_ring(map) {
+            let error = if uring::is_one(map) {
+                ObjectError::Refused(uring::mapping(pid, map).err()?)
+            } else if aio::is_ring(map) {
                 ObjectError::Refused(aio::refusal(pid, map)?)
             } else {
                 vma(pid, map, objects).err()?
@@ -285,6 +293,10 @@ pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, 
             refuse(place(map), error)
         })
         .collect();
+    if let Some(reason) = uring::refusal(pid) {
+        let error = ObjectError::Refused(reason);
+        found.extend(refuse("io_uring".into(), error));
+    }
     match executable(pid, objects) {
         Err(FreezerError::Refused(more)) => found.extend(more),
         other => drop(other?),

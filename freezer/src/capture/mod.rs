@@ -28,6 +28,7 @@ mod signals;
 mod sleep;
 mod thread;
 mod timers;
+mod uring;
 mod vfork;
 
 pub(crate) use dispatch::is_dispatched;
@@ -120,6 +121,8 @@ fn describe(
     let undo = crate::ipc::undo::capture(frozen, ours.is_none())?;
     let mut table = Table::new(externals, ours.is_some());
     let Prepared { outsiders, finder } = prepared;
+    // What ends changes files and memory.
+    uring::settle(frozen, finder)?;
     let (stats, children) = relatives(frozen)?;
     let made_by = parents::threads(frozen, &children);
     let mut groups = cgroups::capture(frozen)?;

@@ -2,7 +2,7 @@
 
 use super::class::{Class, classify};
 use super::open::Open;
-use super::{dnotify, elsewhere, ends, epoll, lock, outside, outsiders, sent, socket};
+use super::{dnotify, elsewhere, ends, epoll, lock, outside, outsiders, sent, socket, uring};
 use crate::objects::Objects;
 use crate::proc;
 use crate::{Externals, FreezerError, Refusal};
@@ -84,6 +84,7 @@ pub(crate) fn refusals(
             Class::Plain(DescriptionKind::Epoll { targets, .. }) => epoll::check(&open, &targets),
             Class::Socket if is_copy => socket::examine(&open, &mut sockets).map(drop),
             Class::Socket => Err(FreezerError::Refused(vec![sent::refusal(pid, fd, &link)])),
+            Class::Ring => uring::check(&open),
             _ => Ok(()),
         });
         let locks = lock::capture(&open, DescriptionId(0), true, &mut Vec::new());

@@ -21,6 +21,7 @@ pub(super) enum Class {
     Socket,
     Queue,
     Tunnel,
+    Ring,
     /// The rest is known at once.
     Plain(DescriptionKind),
 }
@@ -35,6 +36,7 @@ pub(super) fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<Class, 
     }
     let kind = match open.link {
         b"anon_inode:[eventfd]" => return Ok(Class::EventFd),
+        b"anon_inode:[io_uring]" => return Ok(Class::Ring),
         b"anon_inode:[signalfd]" => signalfd::capture(open)?,
         b"anon_inode:[timerfd]" => timerfd::capture(open)?,
         b"anon_inode:[eventpoll]" => epoll::capture(open)?,
@@ -59,12 +61,11 @@ pub(super) fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<Class, 
 }
 
 /// Names of `anon_inode:` links and what they are, for those who must do without.
-const ANONYMOUS: [(&[u8], &str); 8] = [
+const ANONYMOUS: [(&[u8], &str); 7] = [
     (
         b"[userfaultfd]",
         "userfaultfd: page faults handled by a process are not carried",
     ),
-    (b"[io_uring]", "io_uring rings are not carried"),
     (b"[perf_event]", "perf events are not carried"),
     (b"bpf-", "BPF programs, maps and links are not carried"),
     (b"kvm-", "virtual machines (KVM) are not carried"),

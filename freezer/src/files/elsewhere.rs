@@ -32,7 +32,7 @@ pub(crate) fn refusals(ours: &Ours, outsiders: &Outsiders, inside: &[Pid]) -> Ve
                 let other = theirs.get(&End::Slave(*index))?;
                 Some(format!("{}: its slave, /dev/pts/{index}", held_by(*other)))
             }),
-            End::Event(_) => theirs.get(end).map(|other| held_by(*other)),
+            End::Event(_) | End::Ring(_) => theirs.get(end).map(|other| held_by(*other)),
             End::Slave(index) if !ours.contains_key(&End::Master(*index)) => {
                 let other = theirs.get(&End::Master(*index)).copied();
                 let FreezerError::Refused(more) = master_elsewhere(pid, fd, *index, other) else {
@@ -65,7 +65,7 @@ fn meets(ours: &Ours, end: &End) -> bool {
     match end {
         End::Master(index) => ours.contains_key(end) || ours.contains_key(&End::Slave(*index)),
         End::Slave(index) => ours.contains_key(&End::Master(*index)),
-        End::Fifo(..) | End::Tunnel(_) | End::Event(_) => ours.contains_key(end),
+        End::Fifo(..) | End::Tunnel(_) | End::Event(_) | End::Ring(_) => ours.contains_key(end),
         // Pipes and sockets: see `outside`. A pidfd of theirs stands for whoever has its number.
         End::Pipe(_) | End::Socket(_) | End::Process(_) => false,
     }

@@ -26,6 +26,8 @@ pub(crate) enum End {
     Tunnel([u8; 16]),
     /// An eventfd, by the id that its fdinfo tells.
     Event(u64),
+    /// A ring of io_uring by its inode.
+    Ring(u64),
 }
 
 /// The ends that a tree holds, each with one process and descriptor that has it.
@@ -42,6 +44,7 @@ impl core::fmt::Display for End {
             End::Slave(index) => write!(f, "/dev/pts/{index}"),
             End::Process(pid) => write!(f, "process {pid}"),
             End::Event(id) => write!(f, "the eventfd {id}"),
+            End::Ring(_) => write!(f, "anon_inode:[io_uring]"),
             End::Tunnel(name) => write!(f, "the tunnel {}", String::from_utf8_lossy(name)),
         }
     }
@@ -50,9 +53,10 @@ impl core::fmt::Display for End {
 /// What a link of `/proc/PID/fd` tells.
 enum Told {
     End(End),
-    /// A pidfd, a master, a tunnel or an eventfd: fdinfo tells which.
+    /// A pidfd, a master, a tunnel, an eventfd or a ring: fdinfo tells which.
     Pidfd,
     Event,
+    Ring,
     Master,
     Tunnel,
     /// A file, which may be a FIFO.
@@ -68,6 +72,9 @@ impl Told {
         }
         if text == "anon_inode:[eventfd]" {
             return Told::Event;
+        }
+        if text == "anon_inode:[io_uring]" {
+            return Told::Ring;
         }
         if !text.starts_with('/') {
             return parse(&text).map_or(Told::Nothing, Told::End);
@@ -101,6 +108,7 @@ fn by_info(told: &Told, info: &FdInfo) -> Option<End> {
         }
         Told::Tunnel => tunnel(info),
         Told::Event => info.number("eventfd-id", 10).map(End::Event),
+        Told::Ring => info.number("ino", 10).map(End::Ring),
         _ => info.number("tty-index", 10).map(End::Master),
     }
 }
@@ -126,7 +134,7 @@ pub(super) fn of_open(open: &Open<'_>) -> Option<End> {
     match Told::by(open.link) {
         Told::End(end) => Some(end),
         Told::Nothing => None,
-        told @ (Told::Pidfd | Told::Master | Told::Tunnel | Told::Event) => {
+        told @ (Told::Pidfd | Told::Master | Told::Tunnel | Told::Event | Told::Ring) => {
             by_info(&told, open.info)
         }
         Told::File => {
@@ -149,7 +157,7 @@ pub(crate) fn of(pid: Pid) -> Vec<(i32, End)> {
         match Told::by(&link) {
             Told::End(end) => Some((fd, end)),
             Told::Nothing => None,
-            told @ (Told::Pidfd | Told::Master | Told::Tunnel | Told::Event) => {
+            told @ (Told::Pidfd | Told::Master | Told::Tunnel | Told::Event | Told::Ring) => {
                 Some((fd, by_info(&told, &FdInfo::read(pid, fd).ok()?)?))
             }
             Told::File => Some((fd, fifo(pid, fd, &link)?)),

@@ -5,7 +5,7 @@ use super::open::{O_CLOEXEC, O_PATH, Open};
 use super::socket::Flying;
 use super::{
     check, dnotify, ends, epoll, eventfd, fifo, kmsg, known, located, lock, mqueue, outsiders,
-    owner, path, pipe, removed, sent, socket, terminal, tunnel, unheld,
+    owner, path, pipe, removed, sent, socket, terminal, tunnel, unheld, uring,
 };
 use crate::kernel::OpenFile;
 use crate::objects::Objects;
@@ -275,12 +275,13 @@ impl Table {
             Class::Socket => self.sockets.capture(open, id)?,
             Class::Queue => self.queues.capture(open)?,
             Class::Tunnel => self.tunnels.capture(open)?,
+            Class::Ring => uring::capture(open)?,
             Class::Plain(kind) => kind,
         })
     }
 
-    /// What takes the whole: descriptors in flight, what epolls watch, and terminals, which have two
-    /// ends.
+    /// What takes the whole: descriptors in flight, what epolls watch, what is in rings, and terminals, which
+    /// have two ends.
     pub(crate) fn finish(mut self) -> Result<Found, FreezerError> {
         while let Some(sent) = self.sockets.next_in_flight() {
             let ids: Result<_, _> = match &sent.what {
@@ -293,6 +294,7 @@ impl Table {
         sockets.link(&mut self.descriptions, &self.copies, &self.externals)?;
         epoll::resolve(&mut self)?;
         located::resolve(&mut self)?;
+        uring::resolve(&mut self)?;
         let terminals = terminal::finish(self.terminals, &self.copies)?;
         Ok(Found {
             descriptions: self.descriptions,

@@ -3,7 +3,7 @@
 //! The thread is told to make such a call again unless a handler runs, with what remains of its
 //! time-out. Setting the registers is one step, so the thread goes on well whenever it is let go.
 
-use super::{FrozenThread, moved, rest, sleepers};
+use super::{FrozenThread, moved, rest, sleepers, uring};
 use crate::files::apart;
 use crate::{FreezerError, proc};
 use persist_mem::manifest::{Limit, LimitPlace};
@@ -35,6 +35,9 @@ enum TimeOut {
     R8,
     /// A `struct timeval` whose address is in r8.
     R8Timeval,
+    /// A `struct timespec` whose address is in the structure that r8 points to, when the flags in r10 say that there
+    /// is one (io_uring_enter).
+    OfRing,
     /// `SO_RCVTIMEO` of the socket whose descriptor is in rdi.
     Receive,
     /// `SO_SNDTIMEO` of the socket whose descriptor is in rdi.
@@ -62,6 +65,8 @@ fn repeated(nr: i64) -> Option<TimeOut> {
         208 | 333 | 270 => TimeOut::R8,
         // select
         23 => TimeOut::R8Timeval,
+        // io_uring_enter
+        uring::ENTER => TimeOut::OfRing,
         // accept, recvfrom, recvmsg, accept4, recvmmsg; read, readv
         43 | 45 | 47 | 288 | 299 | 0 | 19 => TimeOut::Receive,
         // connect, sendto, sendmsg, sendmmsg; write, writev
@@ -96,10 +101,10 @@ fn tells_what_remains(nr: i64, result: i64) -> bool {
 }
 
 /// Whether a stop makes a call that has waited fail with EINTR: epoll_wait, epoll_pwait,
-/// epoll_pwait2, rt_sigtimedwait, semop, semtimedop, io_getevents (and sockets with a time-out, which
+/// epoll_pwait2, rt_sigtimedwait, semop, semtimedop, io_getevents, io_uring_enter (and sockets with a time-out, which
 /// is not seen from outside).
 pub(super) fn is_interrupted_by_stops(nr: i64) -> bool {
-    matches!(nr, 232 | 281 | 441 | 128 | 65 | 220 | 208)
+    matches!(nr, 232 | 281 | 441 | 128 | 65 | 220 | 208 | uring::ENTER)
 }
 
 /// An interrupted call that is made again.
@@ -144,7 +149,8 @@ impl Repeated {
         let stays = tells_what_remains(nr, result);
         let again = stays || begins_anew(nr, result);
         // A job that was stopped before has had its call fail with that.
-        let failed = result == -EINTR && thread.group_stop.is_none();
+        let failed = thread.group_stop.is_none()
+            && (result == -EINTR || result == 0 && uring::is_cut_short(pid, tid, regs));
         let timeout = match (repeated(nr), &rest) {
             (_, Some(rest)) if rest.orig_rax == POLL => TimeOut::MillisecondsRdx,
             (Some(timeout), Some(_)) => timeout,
@@ -245,7 +251,7 @@ impl Repeated {
 fn pointer(regs: &mut Regs, timeout: TimeOut) -> Option<&mut u64> {
     let register = match timeout {
         TimeOut::None | TimeOut::MillisecondsR10 | TimeOut::MillisecondsRdx => return None,
-        TimeOut::Receive | TimeOut::Send => return None,
+        TimeOut::Receive | TimeOut::Send | TimeOut::OfRing => return None,
         TimeOut::Rdx => &mut regs.rdx,
         TimeOut::R10 => &mut regs.r10,
         TimeOut::R8 | TimeOut::R8Timeval => &mut regs.r8,
@@ -280,10 +286,12 @@ fn whole_ns(
         return Ok(wait.ok().flatten().map(|wait| wait.whole_ns()));
     }
     let mut regs = *regs;
-    let Some(va) = pointer(&mut regs, timeout) else {
+    let mem = memory(pid)?;
+    let of_ring = (timeout == TimeOut::OfRing).then(|| uring::time_out(&mem, &regs));
+    let mut of_ring = of_ring.flatten();
+    let Some(va) = pointer(&mut regs, timeout).or(of_ring.as_mut()) else {
         return Ok(None);
     };
-    let mem = memory(pid)?;
     let word = |va| {
         mem.read_u64(va)
             .map_err(FreezerError::call(pid, "reading a time-out"))
@@ -316,6 +324,11 @@ fn aim(
         _ => {}
     }
     let copy = (regs.rsp.wrapping_sub(USED_BELOW_STACK)) & !15;
+    if timeout == TimeOut::OfRing {
+        let limit = LimitPlace::Timespec(copy);
+        let aimed = uring::aim(&memory(pid)?, regs, copy, whole);
+        return Ok(aimed.is_ok().then_some(limit));
+    }
     let Some(register) = pointer(regs, timeout) else {
         return Ok(None);
     };

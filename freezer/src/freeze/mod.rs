@@ -12,6 +12,7 @@ mod rest;
 mod scope;
 mod sleepers;
 mod stop;
+mod uring;
 pub(crate) mod vfork;
 
 use crate::{FreezerError, capture, proc};

@@ -9,7 +9,7 @@
 //! its size ([`mod@super::awaited`]).
 
 use super::awaited::{self, Awaited};
-use super::{FrozenThread, calls::USED_BELOW_STACK, position};
+use super::{FrozenThread, calls::USED_BELOW_STACK, position, uring};
 use crate::capture;
 use crate::files::apart;
 use crate::proc;
@@ -113,6 +113,9 @@ pub(super) fn of((pid, tid): (Pid, Tid), regs: &Regs, thread: FrozenThread) -> O
         };
     }
     let done = u64::try_from(done).ok().filter(|done| *done > 0)?;
+    if thread.group_stop.is_none() && uring::is_cut_short(pid, tid, regs) {
+        return prepared(pid, regs, &Rest::new(done, uring::only_waiting(regs)));
+    }
     let (shape, on) = call(nr, regs)?;
     // A job that was stopped before had been interrupted by that.
     if thread.group_stop.is_some() || !is_on((pid, tid), regs.rdi as i32, on) {

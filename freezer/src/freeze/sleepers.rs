@@ -317,6 +317,10 @@ fn has_timeout((pid, tid): (Pid, Tid), text: &str) -> bool {
 /// `/proc/PID/syscall` (proc(5)): the number, six arguments, stack and instruction pointer; `running`
 /// for a thread that runs. Returns the number and what there is to find out.
 fn parse(text: &str) -> Option<(i64, TimeOut)> {
+    // A worker of the kernel has no stack and no place in the program; it seems to be in the call it was made in.
+    if text.trim_end().ends_with(" 0x0 0x0") {
+        return None;
+    }
     let mut words = text.split_ascii_whitespace();
     let nr = words.next()?.parse().ok()?;
     let timeout = match nr {
@@ -385,6 +389,7 @@ mod tests {
         assert_eq!(parse("0 0x3 0x0 0x0 0x0"), Some((0, TimeOut::Since)));
         assert_eq!(parse("61 0x3 0x0 0x0 0x0"), Some((61, TimeOut::Nothing)));
         assert_eq!(parse("running"), None);
+        assert_eq!(super::parse("426 0x3 0x1 0x0 0x0 0x0 0x0 0x0 0x0\n"), None);
     }
 
     #[test]

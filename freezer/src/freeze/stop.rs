@@ -51,6 +51,9 @@ pub(super) fn begin(
     let looked = sleepers::look_at(&frozen.clocks, pid, new.iter().copied());
     for tid in new {
         let sleeper = looked.get(&tid).copied();
+        if sleeper.is_none() && proc::is_worker(pid, tid) {
+            continue;
+        }
         match seize(pid, tid) {
             Ok(()) => {}
             Err(FreezerError::Seize {

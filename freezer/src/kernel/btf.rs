@@ -141,6 +141,21 @@ impl Btf {
             .ok_or_else(missing)
     }
 
+    /// The value of a constant of an `enum`.
+    pub(crate) fn constant(&self, name: &str) -> Result<u32, Unreadable> {
+        let all = self.types.iter().skip(1).filter_map(|at| self.at(*at));
+        let mut values = all.filter(|of| of.kind == kind::ENUM).flat_map(|of| {
+            (0..of.count as usize).filter_map(move |index| {
+                let at = of.rest + index * 8;
+                Some((self.word(at)?, self.word(at + 4)?))
+            })
+        });
+        let found = values.find(|(called, _)| self.is_named(*called, name));
+        found
+            .map(|(_, value)| value)
+            .ok_or_else(|| Unreadable::NoField(name.to_owned()))
+    }
+
     fn structure(&self, name: &str) -> Option<u32> {
         let hash = hash(name.as_bytes());
         let first = self.structures.partition_point(|(its, _)| *its < hash);
@@ -296,7 +311,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 mod tests {
     use super::*;
 
-    /// `struct outer { union { struct inner { u32 a; u64 *b; } in; u32 c[6]; }; u32 d : 3; }`
+    /// `struct outer { union { struct inner { u32 a; u64 *b; } in; u32 c[6]; }; u32 d : 3; }; enum { ONE = 9 }`
     fn example() -> Vec<u8> {
         let mut names = vec![0];
         let mut name = |text: &str| {
@@ -352,6 +367,8 @@ mod tests {
                 1,
                 3 << 24 | 256,
             ],
+            // 8: the constant
+            vec![0, info(kind::ENUM, 1, 0), 4, name("ONE"), 9],
         ]
         .concat();
         let types: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -373,6 +390,8 @@ mod tests {
         assert_eq!(place("in.b"), (16, 8, true, 0));
         assert_eq!(place("c"), (8, 24, false, 6));
         assert_eq!(btf.size_of("inner").unwrap(), 16);
+        assert_eq!(btf.constant("ONE"), Ok(9));
+        assert!(btf.constant("TWO").is_err());
         for (structure, path) in [("outer", "d"), ("outer", "in.z"), ("none", "a")] {
             assert!(btf.field(structure, path).is_err(), "{structure}.{path}");
         }

@@ -4,7 +4,8 @@
 //! from the numbers of this PID namespace ([`mod@tasks`]), open files from their tables ([`mod@files`]), messages in
 //! the queues of sockets ([`mod@sockets`]), buffers of pipes ([`mod@pipes`]), inodes
 //! ([`mod@inodes`]), what is told of files ([`mod@notify`]), paths ([`mod@paths`]), connections of TCP
-//! ([`mod@connections`]), terminals ([`mod@terminals`]), pages ([`mod@pages`]), mappings ([`mod@vmas`]), what
+//! ([`mod@connections`]), terminals ([`mod@terminals`]), rings of io_uring ([`mod@uring`]), pages ([`mod@pages`]),
+//! mappings ([`mod@vmas`]), counters of the processors ([`mod@processors`]), what
 //! sleeping threads wait for ([`mod@stacks`]). What they
 //! mean is with the kind of resource:
 //! `ipc/undo.rs`, `capture/restart.rs`, `files/mqueue`. Whatever is not as expected is
@@ -19,15 +20,18 @@ mod notify;
 mod pages;
 mod paths;
 mod pipes;
+mod processors;
 pub(crate) mod sockets;
 mod stacks;
 mod tasks;
 mod terminals;
+mod uring;
 mod vmas;
 
 pub(crate) use btf::Btf;
 pub(crate) use files::OpenFile;
 pub(crate) use stacks::{End, Place, Waits};
+pub(crate) use uring::{RingState, RingUser};
 pub(crate) use vmas::Vma;
 
 use core::cell::RefCell;

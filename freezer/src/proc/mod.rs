@@ -113,6 +113,16 @@ pub fn numbers(pid: Pid, what: &str) -> Result<Vec<i32>, FreezerError> {
     Ok(found)
 }
 
+/// Whether a thread is one of the kernel's that work for the process (io_uring): it runs none of its code, and
+/// what it works for is waited for.
+pub(crate) fn is_worker(pid: Pid, tid: Tid) -> bool {
+    // include/linux/sched.h
+    const PF_IO_WORKER: i64 = 0x10;
+    tid != pid.leader()
+        && Stat::read(pid, &format!("task/{tid}/stat"))
+            .is_ok_and(|stat| stat.field(9) & PF_IO_WORKER != 0)
+}
+
 /// The threads of a process, the leader first.
 ///
 /// # Errors

@@ -63,7 +63,7 @@ pub(super) fn check(kernel: &Path) -> Result<Host> {
         root: None,
     };
     let mounts = mounts::capture::survey()?;
-    patiently(|| refuse_what_is_not_carried(&mounts, &host.swaps))?;
+    patiently(|| refuse_what_is_not_carried(&host, &mounts))?;
     Ok(Host {
         root: root_word(&mounts),
         ..host
@@ -71,7 +71,7 @@ pub(super) fn check(kernel: &Path) -> Result<Host> {
 }
 
 /// Processes, mounts, network: everything that stands in the way, at once.
-fn refuse_what_is_not_carried(table: &MountTable, swap_areas: &[Swap]) -> Result<()> {
+fn refuse_what_is_not_carried(host: &Host, table: &MountTable) -> Result<()> {
     let mut found = Vec::new();
     let me = Pid(nix::unistd::getpid().as_raw());
     let mut pids = proc::everyone()?;
@@ -79,12 +79,14 @@ fn refuse_what_is_not_carried(table: &MountTable, swap_areas: &[Swap]) -> Result
     for pid in &pids {
         let refusals = freezer::check::check(*pid)?;
         found.extend(refusals.iter().map(ToString::to_string));
+        let ring = freezer::files::ring_across(*pid);
+        found.extend(ring.map(|refusal| refusal.to_string()));
     }
     let shared = freezer::tables::shared(&pids)?;
     found.extend(shared.iter().map(ToString::to_string));
     found.extend(mounts::check(table).iter().map(ToString::to_string));
     found.extend(network::check());
-    found.extend(swaps::check(swap_areas));
+    found.extend(swaps::check(&host.swaps));
     found.extend(room::Held::read().and_then(room::Held::too_much));
     Ok(NotCarried::unless_empty(found)?)
 }

@@ -1,6 +1,6 @@
 //! Files and open file descriptions.
 
-use super::Socket;
+use super::{Ring, Socket};
 use serde::{Deserialize, Serialize};
 use sys::Pid;
 use sys::handle::Handle;
@@ -213,6 +213,8 @@ pub enum DescriptionKind {
         /// Packets that were sent through the interface and not read yet.
         unread: Vec<Vec<u8>>,
     },
+    /// io_uring_setup(2).
+    Ring(Box<Ring>),
     /// socket(2), whatever its family.
     Socket(Box<Socket>),
 }

@@ -1,6 +1,6 @@
 //! Address spaces and where their pages are.
 
-use super::FileRef;
+use super::{FileRef, RingMapping};
 use serde::{Deserialize, Serialize};
 use sys::Pid;
 
@@ -27,6 +27,8 @@ pub struct AddressSpace {
     pub huge: Vec<PageRange>,
     /// Contexts of asynchronous I/O.
     pub aio: Vec<AioRing>,
+    /// Mappings of rings of io_uring, in ascending order.
+    pub rings: Vec<RingMapping>,
     /// The vdso's code, byte for byte, empty when the process has none.
     #[serde(with = "serde_bytes")]
     pub vdso: Vec<u8>,

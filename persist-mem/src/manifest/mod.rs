@@ -13,6 +13,7 @@ mod process;
 mod sockets;
 mod tunnel;
 mod upgrade;
+mod uring;
 
 pub use cgroups::*;
 pub use files::*;
@@ -24,6 +25,7 @@ pub use process::*;
 pub use sockets::*;
 pub use tunnel::*;
 pub use upgrade::*;
+pub use uring::*;
 
 use crate::format::{FormatError, Kind, Writer, records};
 use sys::{Pid, Tid};

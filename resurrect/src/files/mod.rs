@@ -31,6 +31,7 @@ mod socket;
 pub(crate) mod terminal;
 mod timerfd;
 mod tunnel;
+pub(crate) mod uring;
 
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
@@ -64,6 +65,13 @@ pub(crate) struct Files {
     queues: mqueue::Queues,
     terminals: terminal::Terminals,
     removed: removed::Directories,
+}
+
+impl Files {
+    /// This process's descriptor of a description.
+    pub(crate) fn opened(&self, id: DescriptionId) -> Option<i32> {
+        self.opened.get(&id).map(AsRawFd::as_raw_fd)
+    }
 }
 
 /// A description that is being opened.
@@ -278,6 +286,7 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
         DescriptionKind::EventFd { count, semaphore } => eventfd::open(opening, *count, *semaphore),
         DescriptionKind::SignalFd { mask } => signalfd::open(opening, *mask),
         DescriptionKind::TimerFd { .. } => timerfd::open(opening),
+        DescriptionKind::Ring(ring) => uring::open(opening, ring),
         DescriptionKind::Epoll { busy_poll, .. } => epoll::open(opening, busy_poll.as_ref()),
     }
 }

@@ -14,6 +14,7 @@
 //! | [`numa`] | on which nodes memory is to be |
 //! | [`ldt`] | segments of its own |
 //! | [`policy`] | what holds for mappings to come |
+//! | [`uring`] | mappings of rings of io_uring |
 
 pub(crate) mod aio;
 mod apart;
@@ -27,6 +28,7 @@ mod pages;
 pub(crate) mod policy;
 mod protect;
 mod segments;
+pub(crate) mod uring;
 mod vdso;
 
 use crate::ResurrectError;

@@ -182,45 +182,19 @@ fn count(kernel: &mut Kernel, context: u64) -> Result<Option<u64>, Unreadable> {
     let (completed, processors) = (field("completed_events")?, field("cpu")?);
     let free_here = btf.field("kioctx_cpu", "reqs_available")?.offset;
     let len = btf.size_of("kioctx")?;
-    let Some(offsets) = kernel.symbol("__per_cpu_offset") else {
-        return Ok(None);
-    };
-    let places: Vec<u64> = possible()
-        .map(|cpu| offsets.wrapping_add(cpu * 8))
-        .collect();
-    let offsets = kernel.words(&places)?;
     let bytes = kernel
         .read(&[(context, len as usize)])?
         .pop()
         .flatten()
         .ok_or(WRONG)?;
     let number = |at| half(&bytes, at).map(u64::from).ok_or(WRONG);
-    let processors = word(&bytes, processors)
-        .ok_or(WRONG)?
-        .wrapping_add(free_here);
-    let places = offsets
-        .iter()
-        .map(|offset| (processors.wrapping_add(offset.unwrap_or(0)), 4));
-    let counts = kernel.read(&places.collect::<Vec<_>>())?;
-    let mut free = number(free)?;
-    for (count, _) in counts
-        .iter()
-        .zip(&offsets)
-        .filter(|(_, offset)| offset.is_some())
-    {
-        free += u64::from(half(count.as_ref().ok_or(WRONG)?, 0).ok_or(WRONG)?);
-    }
+    let processors = word(&bytes, processors).ok_or(WRONG)?;
+    let counts = match kernel.of_processors(processors.wrapping_add(free_here)) {
+        Ok(counts) => counts,
+        Err(Unreadable::NoField(_)) => return Ok(None),
+        Err(other) => return Err(other),
+    };
+    let free = number(free)? + counts.into_iter().map(u64::from).sum::<u64>();
     let taken = number(all)?.checked_sub(1 + free + number(completed)?);
     taken.map(Some).ok_or(WRONG)
-}
-
-/// The numbers of the processors that there may be.
-fn possible() -> core::ops::Range<u64> {
-    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
-    let last = text
-        .trim()
-        .rsplit([',', '-'])
-        .next()
-        .and_then(|last| last.parse().ok());
-    0..last.map_or(0, |last: u64| last.min(8191) + 1)
 }

@@ -20,6 +20,7 @@ mod removed;
 mod sharing;
 mod signalfd;
 mod tunnel;
+mod uring;
 
 use crate::registry::{Group, subject};
 
@@ -297,6 +298,46 @@ pub(crate) const GROUP: Group = Group {
             "tun-idle",
             "/dev/net/tun without an interface",
             tunnel::idle,
+        ),
+        subject(
+            "uring",
+            "a ring of io_uring with unread completions and entries that were not submitted",
+            uring::start,
+        ),
+        subject(
+            "uring-counts",
+            "rings of io_uring with more requests than completions, and fewer",
+            uring::counts,
+        ),
+        subject(
+            "uring-child",
+            "a child with its parent's ring of io_uring",
+            uring::child,
+        ),
+        subject(
+            "uring-deferred",
+            "a thread that waits for its ring of io_uring (IORING_SETUP_DEFER_TASKRUN)",
+            uring::deferred,
+        ),
+        subject(
+            "uring-partly",
+            "a thread that has submitted to a ring of io_uring and waits for more completions",
+            uring::partly,
+        ),
+        subject(
+            "uring-timed",
+            "waits for a ring of io_uring with a time-out",
+            uring::limited,
+        ),
+        subject(
+            "uring-timed-twice",
+            "waits for a ring of io_uring with a time-out, stopped more than once",
+            uring::limited_long,
+        ),
+        subject(
+            "uring-file",
+            "a file that is written and read through io_uring without a pause",
+            uring::file,
         ),
         subject("aio", "AIO contexts", aio::start),
         subject(

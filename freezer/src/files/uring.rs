@@ -1,0 +1,222 @@
+//! Rings of io_uring(7).
+//!
+//! What a ring counts and has registered only the kernel knows ([`crate::kernel::RingState`]); its memory is read
+//! through a mapping of our own. A ring is carried when nothing is under way in it: what ends by itself is waited
+//! for before anything is described (`capture/uring.rs`).
+
+use super::{Open, Table};
+use crate::kernel::{self, RingState, Unreadable};
+use crate::{FreezerError, Refusal, proc};
+use persist_mem::manifest::{DescriptionKind, Ring};
+use std::os::fd::{AsFd, OwnedFd};
+use sys::Pid;
+use sys::uring::{Memory, OFFSET_ENTRIES, OFFSET_RINGS, flags};
+
+const LINK: &[u8] = b"anon_inode:[io_uring]";
+/// Flags whose rings are made again.
+const CARRIED: u32 = flags::CQSIZE
+    | flags::CLAMP
+    | flags::ATTACH_WQ
+    | flags::R_DISABLED
+    | flags::SUBMIT_ALL
+    | flags::COOP_TASKRUN
+    | flags::TASKRUN_FLAG
+    | flags::SQE128
+    | flags::CQE32
+    | flags::SINGLE_ISSUER
+    | flags::DEFER_TASKRUN
+    | flags::NO_SQARRAY;
+/// Names of the others, by their bits (include/uapi/linux/io_uring.h).
+const NAMES: [(u32, &str); 9] = [
+    (1 << 0, "IORING_SETUP_IOPOLL"),
+    (1 << 1, "IORING_SETUP_SQPOLL"),
+    (1 << 2, "IORING_SETUP_SQ_AFF"),
+    (1 << 14, "IORING_SETUP_NO_MMAP"),
+    (1 << 15, "IORING_SETUP_REGISTERED_FD_ONLY"),
+    (1 << 17, "IORING_SETUP_HYBRID_IOPOLL"),
+    (1 << 18, "IORING_SETUP_CQE_MIXED"),
+    (1 << 19, "IORING_SETUP_SQE_MIXED"),
+    (1 << 20, "IORING_SETUP_SQ_REWIND"),
+];
+/// Indices into [`sys::uring::Params::offsets`].
+const SQ_HEAD: usize = 0;
+const ARRAY: usize = 6;
+const CQ_TAIL: usize = 8;
+const CQES: usize = 12;
+/// A new ring's counts begin at 0 and are brought to where they were by requests that do nothing, each of which
+/// takes 0.15 µs. More than these take too long.
+const MOST: u32 = 100_000_000;
+
+/// Where the kernel has a ring that is open here.
+fn state(ring: &OwnedFd) -> Result<RingState, Unreadable> {
+    kernel::look(|kernel| {
+        let file = kernel.own_file(ring.as_fd())?;
+        kernel.ring(file)
+    })
+}
+
+/// Refuses what is not carried of a process that may run.
+pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
+    let state = state(open.copy).map_err(|why| unreadable(open, &why))?;
+    if let Some(why) = obstacle(&state) {
+        return Err(open.refuse(why));
+    }
+    if state.waiting {
+        return Err(open.refuse("requests in its ring wait for something, which are not carried"));
+    }
+    if dropped(&state, open.copy) {
+        return Err(open.refuse("its ring has dropped entries, which is not carried"));
+    }
+    if state.overflown {
+        return Err(open.refuse("it has completions that its ring has no room for"));
+    }
+    match std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled") {
+        Ok(text) if text.trim() == "2" => {
+            Err(open.refuse("kernel.io_uring_disabled is 2: nobody may make a ring"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn unreadable(open: &Open<'_>, why: &Unreadable) -> FreezerError {
+    open.refuse(format!(
+        "io_uring: what its ring holds cannot be read: {why}"
+    ))
+}
+
+/// Why a ring of this kind is not carried, whatever is under way.
+fn obstacle(state: &RingState) -> Option<String> {
+    if state.flags & !CARRIED != 0 {
+        let names = NAMES.iter().filter(|(bit, _)| state.flags & bit != 0);
+        let names: Vec<_> = names.map(|(_, name)| *name).collect();
+        return Some(format!("a ring with {} is not carried", names.join(", ")));
+    }
+    if !state.has.is_empty() {
+        let what = state.has.join(", ");
+        return Some(format!("a ring with {what} is not carried"));
+    }
+    if state.submitter.is_some_and(|tid| tid.0 == 0) {
+        return Some("the only thread that may submit to its ring is not there any more".into());
+    }
+    let (submitted, completed) = state.counts;
+    if submitted.max(completed) > MOST {
+        return Some(format!(
+            "its ring has counted {submitted} requests and {completed} completions; more than {MOST} are not made up for"
+        ));
+    }
+    (state.drains_no_more && submitted == 0).then(|| "its ring has counted 2^32 requests".into())
+}
+
+/// Entries that name no entry are dropped, and have no completion.
+fn dropped(state: &RingState, ring: &OwnedFd) -> bool {
+    const DROPPED: usize = 5;
+    let rings = Memory::map(ring, OFFSET_RINGS, sys::PAGE_SIZE);
+    rings.map_or(true, |rings| rings.word(state.offsets[DROPPED]) != 0)
+}
+
+/// A ring whose contents are still to come ([`resolve`]).
+pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
+    Ok(DescriptionKind::Ring(Box::new(Ring {
+        inode: open.stat.st_ino,
+        ..Ring::default()
+    })))
+}
+
+/// Reads what is in every ring, now that nothing runs.
+pub(super) fn resolve(table: &mut Table) -> Result<(), FreezerError> {
+    for description in &mut table.descriptions {
+        let DescriptionKind::Ring(ring) = &mut description.kind else {
+            continue;
+        };
+        let Some(copy) = table.copies.get(&description.id) else {
+            continue;
+        };
+        let holder = table.numbers.iter().find(|(_, id)| **id == description.id);
+        let (pid, fd) = holder.map_or((Pid(0), -1), |(place, _)| *place);
+        let refuse = |why: String| {
+            FreezerError::refuse(pid, format!("fd {fd} (anon_inode:[io_uring])"), why)
+        };
+        let state = state(copy)
+            .map_err(|why| refuse(format!("what its ring holds cannot be read: {why}")))?;
+        if let Some(why) = obstacle(&state) {
+            return Err(refuse(why));
+        }
+        if state.waiting || state.overflown {
+            return Err(refuse("requests are under way in its ring".into()));
+        }
+        **ring = contents(ring.inode, &state, copy)
+            .map_err(|why| refuse(format!("reading its ring: {why}")))?;
+        let (head, tail) = (word(ring, SQ_HEAD), word(ring, CQ_TAIL));
+        let (submitted, completed) = state.counts;
+        let behind = submitted > completed && !state.drains_no_more;
+        if (head, tail) != (Some(submitted), Some(completed)) || behind {
+            return Err(refuse("its ring is not consistent".into()));
+        }
+    }
+    Ok(())
+}
+
+fn word(ring: &Ring, index: usize) -> Option<u32> {
+    let at = usize::try_from(ring.offsets[index]).ok()?;
+    Some(u32::from_le_bytes(*ring.rings.get(at..)?.first_chunk()?))
+}
+
+/// Bytes of the rings, and of the entries.
+fn sizes(state: &RingState) -> (usize, usize) {
+    let has = |flag| u32::from(state.flags & flag != 0);
+    let (entries, completions) = state.sizes;
+    let rings = match state.offsets[ARRAY] {
+        0 => state.offsets[CQES] + completions * (16 << has(flags::CQE32)),
+        array => array + entries * 4,
+    };
+    let sqes = entries * (64 << has(flags::SQE128));
+    (rings as usize, sqes as usize)
+}
+
+fn contents(inode: u64, state: &RingState, ring: &OwnedFd) -> sys::Result<Ring> {
+    let (rings, sqes) = sizes(state);
+    let read = |offset, len| Ok(Memory::map(ring, offset, len)?.read(len));
+    Ok(Ring {
+        inode,
+        flags: state.flags,
+        entries: state.sizes.0,
+        completions: state.sizes.1,
+        offsets: state.offsets,
+        counts: state.counts,
+        drains_no_more: state.drains_no_more,
+        submitter: state.submitter,
+        rings: read(OFFSET_RINGS, rings)?,
+        sqes: read(OFFSET_ENTRIES, sqes)?,
+    })
+}
+
+/// The rings that a process has descriptors of: numbers and inodes.
+pub(crate) fn of_process(pid: Pid) -> Vec<(i32, u64)> {
+    let Ok(links) = proc::Links::open(pid) else {
+        return Vec::new();
+    };
+    let ring = |fd: &i32| {
+        let is_one = links.read(*fd).is_ok_and(|link| link == LINK);
+        let inode = is_one.then(|| links.info(*fd).ok()?.number("ino", 10));
+        Some((*fd, inode??))
+    };
+    links.numbers().iter().filter_map(ring).collect()
+}
+
+/// Whether a process has a descriptor of a ring.
+pub(crate) fn holds(pid: Pid, inode: u64) -> bool {
+    of_process(pid).iter().any(|(_, its)| *its == inode)
+}
+
+/// Why rings of a process are not taken to another kernel: that has not been tried. From Linux 6.6 on the fields of
+/// rings have other places, too, which a program is told once.
+#[must_use]
+pub fn across(pid: Pid) -> Option<Refusal> {
+    let (fd, _) = *of_process(pid).first()?;
+    Some(Refusal {
+        pid,
+        comm: proc::comm(pid),
+        resource: format!("fd {fd} (anon_inode:[io_uring])"),
+        reason: "rings of io_uring are carried on one kernel only".into(),
+    })
+}

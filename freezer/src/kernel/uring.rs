@@ -1,0 +1,331 @@
+//! Rings of io_uring: `struct io_ring_ctx` (include/linux/io_uring_types.h), whose fields have moved and been renamed
+//! between Linux 6.1 and 7.3.
+
+use super::btf::{Btf, Field};
+use super::{Kernel, Unreadable, half, processors, word};
+use sys::Tid;
+
+const RING: &str = "io_ring_ctx";
+const WRONG: Unreadable = Unreadable::Inconsistent("a ring of io_uring");
+
+/// A ring, as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RingState {
+    /// `IORING_SETUP_*`
+    pub(crate) flags: u32,
+    /// Entries of the submission and of the completion queue.
+    pub(crate) sizes: (u32, u32),
+    /// Entries taken, completions made.
+    pub(crate) counts: (u32, u32),
+    /// Where fields are ([`sys::uring::Params::offsets`]).
+    pub(crate) offsets: [u32; 14],
+    pub(crate) drains_no_more: bool,
+    /// The only thread that may submit; 0 for one that has ended or is of another namespace.
+    pub(crate) submitter: Option<Tid>,
+    /// What belongs to it and is not carried.
+    pub(crate) has: Vec<&'static str>,
+    /// Requests wait for something.
+    pub(crate) waiting: bool,
+    /// There are completions that the ring has no room for.
+    pub(crate) overflown: bool,
+}
+
+/// What a ring may have, by the fields that are zero when it has not; the first one that the kernel knows counts.
+const HAS: [(&[&str], &str); 6] = [
+    (&["file_table.data.nr", "nr_user_files"], "fixed files"),
+    (&["buf_table.nr", "nr_user_bufs"], "fixed buffers"),
+    (&["personalities.xa_head"], "personalities"),
+    (&["io_ev_fd"], "an eventfd"),
+    (&["io_bl_xa.xa_head"], "provided buffers"),
+    (&["restrictions"], "restrictions"),
+];
+
+/// The same of fields that some kernels do not have.
+const MAY_HAVE: [(&str, &str); 11] = [
+    ("io_bl", "provided buffers"),
+    ("iowq_limits", "a limit of workers"),
+    ("napi_enabled", "busy polling"),
+    ("ifq", "a queue of an interface"),
+    ("zcrx_ctxs.xa_head", "a queue of an interface"),
+    ("bpf_filters", "filters"),
+    ("bpf_ops", "BPF operations"),
+    ("loop_step", "BPF operations"),
+    ("cq_wait_arg", "a region of parameters"),
+    ("param_region.nr_pages", "a region of parameters"),
+    ("sq_data", "a thread that submits"),
+];
+
+/// Lists (`struct list_head`, `struct hlist_head`) of requests that wait.
+const LISTS: [&str; 3] = ["timeout_list", "ltimeout_list", "defer_list"];
+const SHORT_LISTS: [&str; 3] = ["waitid_list", "futex_list", "cancelable_uring_cmd"];
+const TABLES: [&str; 2] = ["cancel_table", "cancel_table_locked"];
+
+/// Fields of `struct io_rings`; the entry `array` is behind the completions.
+const OF_RINGS: [Option<&str>; 14] = [
+    Some("sq.head"),
+    Some("sq.tail"),
+    Some("sq_ring_mask"),
+    Some("sq_ring_entries"),
+    Some("sq_flags"),
+    Some("sq_dropped"),
+    None,
+    Some("cq.head"),
+    Some("cq.tail"),
+    Some("cq_ring_mask"),
+    Some("cq_ring_entries"),
+    Some("cq_overflow"),
+    Some("cqes"),
+    Some("cq_flags"),
+];
+const ARRAY: usize = 6;
+
+/// A ring's bytes.
+struct Bytes<'a> {
+    btf: &'a Btf,
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Bytes<'_> {
+    fn field(&self, path: &str) -> Result<Field, Unreadable> {
+        self.btf.field(RING, path)
+    }
+
+    fn number(&self, path: &str) -> Result<u32, Unreadable> {
+        half(&self.bytes, self.field(path)?.offset).ok_or(WRONG)
+    }
+
+    fn pointer(&self, path: &str) -> Result<u64, Unreadable> {
+        word(&self.bytes, self.field(path)?.offset).ok_or(WRONG)
+    }
+
+    fn is_zero(&self, field: Field) -> bool {
+        let (from, len) = (field.offset as usize, field.size as usize);
+        let bytes = self.bytes.get(from..from + len);
+        bytes.is_some_and(|bytes| bytes.iter().all(|byte| *byte == 0))
+    }
+
+    /// A list with nothing in it leads to itself.
+    fn is_empty_list(&self, path: &str) -> Result<bool, Unreadable> {
+        let head = self.at.wrapping_add(self.field(path)?.offset);
+        Ok(self.pointer(path)? == head)
+    }
+
+    /// What it has of what is not carried.
+    fn has(&self) -> Result<Vec<&'static str>, Unreadable> {
+        let mut found = Vec::new();
+        for (paths, what) in HAS {
+            let known = paths.iter().find_map(|path| self.field(path).ok());
+            let known = known.ok_or_else(|| Unreadable::NoField(format!("{RING}.{}", paths[0])))?;
+            if !self.is_zero(known) {
+                found.push(what);
+            }
+        }
+        for (path, what) in MAY_HAVE {
+            if self.field(path).is_ok_and(|field| !self.is_zero(field)) {
+                found.push(what);
+            }
+        }
+        // IO_URING_NAPI_TRACKING_INACTIVE
+        if let Ok(mode) = self.field("napi_track_mode")
+            && self.bytes.get(mode.offset as usize) != Some(&0xff)
+        {
+            found.push("busy polling");
+        }
+        // CLOCK_MONOTONIC
+        if self.field("clockid").is_ok() && self.number("clockid")? != 1 {
+            found.push("a clock of its own");
+        }
+        found.dedup();
+        Ok(found)
+    }
+
+    fn drains_no_more(&self) -> Result<bool, Unreadable> {
+        if let Ok((at, bit)) = self.btf.flag(RING, "drain_disabled") {
+            let byte = self.bytes.get(at as usize).ok_or(WRONG)?;
+            return Ok(byte & bit != 0);
+        }
+        // Bits of a word since Linux 7.
+        let bit = self.btf.constant("IO_RING_F_DRAIN_DISABLED")?;
+        Ok(self.number("int_flags")? & bit != 0)
+    }
+
+    fn any_in_lists(&self) -> Result<bool, Unreadable> {
+        for list in LISTS {
+            if !self.is_empty_list(list)? {
+                return Ok(true);
+            }
+        }
+        let short = SHORT_LISTS.iter().filter_map(|list| self.field(list).ok());
+        Ok(short.into_iter().any(|list| !self.is_zero(list)))
+    }
+
+    /// Where the buckets of its tables of requests are, and how many.
+    fn tables(&self) -> Result<Vec<(u64, u64)>, Unreadable> {
+        let mut found = Vec::new();
+        for table in TABLES {
+            let Ok(first) = self.pointer(&format!("{table}.hbs")) else {
+                continue;
+            };
+            let bits = self.number(&format!("{table}.hash_bits"))?;
+            if bits > 16 {
+                return Err(WRONG);
+            }
+            found.push((first, 1 << bits));
+        }
+        if found.is_empty() {
+            return Err(Unreadable::NoField(format!("{RING}.{}", TABLES[0])));
+        }
+        Ok(found)
+    }
+
+    fn offsets(&self) -> Result<[u32; 14], Unreadable> {
+        let mut found = [0; 14];
+        for (at, path) in found.iter_mut().zip(OF_RINGS) {
+            if let Some(path) = path {
+                let offset = self.btf.field("io_rings", path)?.offset;
+                *at = u32::try_from(offset).map_err(|_| WRONG)?;
+            }
+        }
+        let array = self.pointer("sq_array")?;
+        if array != 0 {
+            let offset = array.checked_sub(self.pointer("rings")?);
+            let offset = offset.and_then(|offset| u32::try_from(offset).ok());
+            found[ARRAY] = offset.ok_or(WRONG)?;
+        }
+        Ok(found)
+    }
+}
+
+impl Kernel {
+    /// A ring, by its `struct file`.
+    pub(crate) fn ring(&mut self, file: u64) -> Result<RingState, Unreadable> {
+        let private = self.btf.field("file", "private_data")?.offset;
+        let at = self.word(file.wrapping_add(private), "a ring of io_uring")?;
+        let size = self.btf.size_of(RING)? as usize;
+        let bytes = self.read(&[(at, size)])?.pop().flatten().ok_or(WRONG)?;
+        let btf = &self.btf;
+        let ring = Bytes { btf, at, bytes };
+        let (tables, submitter) = (ring.tables()?, ring.pointer("submitter_task")?);
+        let mut state = RingState {
+            flags: ring.number("flags")?,
+            sizes: (ring.number("sq_entries")?, ring.number("cq_entries")?),
+            counts: (
+                ring.number("cached_sq_head")?,
+                ring.number("cached_cq_tail")?,
+            ),
+            offsets: ring.offsets()?,
+            drains_no_more: ring.drains_no_more()?,
+            submitter: None,
+            has: ring.has()?,
+            waiting: ring.any_in_lists()?,
+            overflown: !ring.is_empty_list("cq_overflow_list")?,
+        };
+        for table in tables {
+            state.waiting |= self.any_in_table(table)?;
+        }
+        if submitter != 0 {
+            state.submitter = Some(self.submitter(submitter)?);
+        }
+        Ok(state)
+    }
+
+    fn submitter(&mut self, task: u64) -> Result<Tid, Unreadable> {
+        let number = self.btf.field("task_struct", "thread_pid")?.offset;
+        let pid = self.word(task.wrapping_add(number), "a thread that submits")?;
+        self.number_of(pid).map(Tid)
+    }
+
+    fn any_in_table(&mut self, (first, buckets): (u64, u64)) -> Result<bool, Unreadable> {
+        let size = self.btf.size_of("io_hash_bucket")?;
+        let list = self.btf.field("io_hash_bucket", "list")?.offset;
+        let places: Vec<u64> = (0..buckets)
+            .map(|n| first.wrapping_add(n * size + list))
+            .collect();
+        let lists: Option<Vec<u64>> = self.words(&places)?.into_iter().collect();
+        Ok(lists.ok_or(WRONG)?.iter().any(|first| *first != 0))
+    }
+
+    /// What each of these threads has under way (`struct io_uring_task`), in all rings: the number of requests, and
+    /// whether it has rings among its own numbers (`IORING_REGISTER_RING_FDS`).
+    pub(crate) fn ring_users(&mut self, tasks: &[u64]) -> Result<Vec<RingUser>, Unreadable> {
+        const WHAT: &str = "a user of io_uring";
+        let place = self.btf.field("task_struct", "io_uring")?.offset;
+        let places: Vec<u64> = tasks.iter().map(|task| task.wrapping_add(place)).collect();
+        let users: Option<Vec<u64>> = self.words(&places)?.into_iter().collect();
+        let users = users.ok_or(Unreadable::Inconsistent(WHAT))?;
+        let mut found = vec![RingUser::default(); tasks.len()];
+        for (user, found) in users.into_iter().zip(&mut found).filter(|(at, _)| *at != 0) {
+            *found = self.ring_user(user)?;
+        }
+        Ok(found)
+    }
+
+    fn ring_user(&mut self, user: u64) -> Result<RingUser, Unreadable> {
+        let of = |path| Ok(self.btf.field("io_uring_task", path)?.offset);
+        let (size, cached) = (self.btf.size_of("io_uring_task")?, of("cached_refs")?);
+        let (count, parts) = (of("inflight.count")?, of("inflight.counters")?);
+        let registered = self.btf.field("io_uring_task", "registered_rings")?;
+        let read = self.read(&[(user, size as usize)])?.pop().flatten();
+        let bytes = read.ok_or(WRONG)?;
+        let (from, len) = (registered.offset as usize, registered.size as usize);
+        let rings = bytes.get(from..from + len).ok_or(WRONG)?;
+        let whole = word(&bytes, count).ok_or(WRONG)?.cast_signed();
+        let parts = match self.of_processors(word(&bytes, parts).ok_or(WRONG)?) {
+            Ok(parts) => parts.into_iter().map(|part| part.cast_signed()).collect(),
+            // Where they cannot be read: what is added is too much for the parts, and only what others than the
+            // thread itself take away may be there. So more may seem to be under way than is.
+            Err(Unreadable::NoField(_)) if processors::few() => Vec::new(),
+            Err(other) => return Err(other),
+        };
+        let parts: i64 = parts.into_iter().map(i64::from).sum();
+        // Some are taken ahead of the requests they are for.
+        let ahead = half(&bytes, cached).ok_or(WRONG)?.cast_signed();
+        let requests = (whole + parts).saturating_sub(ahead.into());
+        Ok(RingUser {
+            requests: u64::try_from(requests).unwrap_or(0),
+            names_rings: rings.iter().any(|byte| *byte != 0),
+        })
+    }
+}
+
+/// What a thread does with rings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RingUser {
+    /// Requests that have not ended.
+    pub(crate) requests: u64,
+    /// It has registered descriptors of rings.
+    pub(crate) names_rings: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{look, readable};
+    use std::os::fd::AsFd;
+    use sys::uring::{Memory, OFFSET_RINGS, Params, enter, flags, setup};
+
+    #[test]
+    fn a_ring_of_this_process_is_seen() {
+        let mut params = Params::new(128, flags::CQSIZE);
+        let Ok(ring) = setup(16, &mut params) else {
+            return;
+        };
+        let offsets = params.offsets();
+        let memory = Memory::map(&ring, OFFSET_RINGS, offsets[6] as usize + 64).unwrap();
+        memory.set_word(offsets[1], 5);
+        enter(&ring, 5, 0, 0).unwrap();
+        let found = look(|kernel| {
+            let file = kernel.own_file(ring.as_fd())?;
+            let me = kernel.own_task()?;
+            Ok((kernel.ring(file)?, kernel.ring_users(&[me])?))
+        });
+        let Some((state, users)) = readable(found) else {
+            return;
+        };
+        assert_eq!((state.flags, state.sizes), (flags::CQSIZE, (16, 128)));
+        assert_eq!((state.counts, state.offsets), ((5, 5), offsets));
+        assert_eq!((state.submitter, state.has), (None, vec![]));
+        assert!(!state.waiting && !state.overflown && !state.drains_no_more);
+        assert_eq!((users[0].requests, users[0].names_rings), (0, false));
+    }
+}

@@ -1,0 +1,190 @@
+//! io_uring(7): making rings, entering them, and their memory.
+//!
+//! What the rings' memory holds where is told by `io_uring_setup(2)` in [`Params`]; both sides write into it
+//! at any time, so that it is only read and written as words, never borrowed.
+
+use crate::raw::syscall;
+use crate::{Errno, PAGE_SIZE, Result};
+use memmap2::{MmapOptions, MmapRaw};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+/// Offsets for mmap(2): the two rings, and the entries of the submission queue.
+pub const OFFSET_RINGS: u64 = 0;
+/// The completion queue, which lies in the same memory as the submission queue (`IORING_FEAT_SINGLE_MMAP`).
+pub const OFFSET_COMPLETIONS: u64 = 0x800_0000;
+/// The entries.
+pub const OFFSET_ENTRIES: u64 = 0x1000_0000;
+
+/// Bits of `struct io_uring_params.flags` (include/uapi/linux/io_uring.h).
+pub mod flags {
+    /// The number of completions is given.
+    pub const CQSIZE: u32 = 1 << 3;
+    /// Numbers that are too large are made smaller.
+    pub const CLAMP: u32 = 1 << 4;
+    /// Workers are shared with another ring.
+    pub const ATTACH_WQ: u32 = 1 << 5;
+    /// It takes nothing until it is enabled.
+    pub const R_DISABLED: u32 = 1 << 6;
+    /// The rest is submitted although one fails.
+    pub const SUBMIT_ALL: u32 = 1 << 7;
+    /// Threads that run are not interrupted for completions.
+    pub const COOP_TASKRUN: u32 = 1 << 8;
+    /// A bit tells that completions wait to be made.
+    pub const TASKRUN_FLAG: u32 = 1 << 9;
+    /// Entries of 128 bytes.
+    pub const SQE128: u32 = 1 << 10;
+    /// Completions of 32 bytes.
+    pub const CQE32: u32 = 1 << 11;
+    /// One thread submits.
+    pub const SINGLE_ISSUER: u32 = 1 << 12;
+    /// Completions are made when that thread asks for them.
+    pub const DEFER_TASKRUN: u32 = 1 << 13;
+    /// Entries are taken in their order.
+    pub const NO_SQARRAY: u32 = 1 << 16;
+}
+
+/// `IORING_ENTER_GETEVENTS`.
+pub const ENTER_GETEVENTS: u32 = 1;
+/// `IORING_REGISTER_ENABLE_RINGS`.
+pub const REGISTER_ENABLE_RINGS: u32 = 12;
+
+/// Words of `struct io_uring_params`.
+const PARAMS: usize = 30;
+
+/// `struct io_uring_params`, as words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Params([u32; PARAMS]);
+
+impl Params {
+    /// For a ring with room for so many completions and with these flags.
+    #[must_use]
+    pub fn new(completions: u32, flags: u32) -> Params {
+        let mut words = [0; PARAMS];
+        (words[1], words[2]) = (completions, flags);
+        Params(words)
+    }
+
+    /// Numbers of entries and of completions.
+    #[must_use]
+    pub fn sizes(&self) -> (u32, u32) {
+        (self.0[0], self.0[1])
+    }
+
+    /// Where the fields are: of the submission queue `head`, `tail`, `ring_mask`, `ring_entries`, `flags`, `dropped`,
+    /// `array`; of the completion queue `head`, `tail`, `ring_mask`, `ring_entries`, `overflow`, `cqes`, `flags`.
+    #[must_use]
+    pub fn offsets(&self) -> [u32; 14] {
+        let mut found = [0; 14];
+        found[..7].copy_from_slice(&self.0[10..17]);
+        found[7..].copy_from_slice(&self.0[20..27]);
+        found
+    }
+}
+
+/// io_uring_setup(2).
+///
+/// # Errors
+/// `EINVAL` for flags or numbers that the kernel does not take, `EPERM` where `kernel.io_uring_disabled` forbids
+/// it, `ENOSYS`, `EMFILE`.
+pub fn setup(entries: u32, params: &mut Params) -> Result<OwnedFd> {
+    let args = [entries.into(), params.0.as_mut_ptr() as u64, 0, 0, 0, 0];
+    // SAFETY: the structure is as large as the kernel's, and lives through the call.
+    let fd = unsafe { syscall(libc::SYS_io_uring_setup, args) }?;
+    // SAFETY: the kernel has just returned this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap_or(-1)) })
+}
+
+/// io_uring_enter(2) without a mask or a time-out; returns how many entries were taken.
+///
+/// # Errors
+/// `EBADFD` for a ring that is not enabled, `EEXIST` where another thread submits, `EINTR`.
+pub fn enter(ring: impl AsFd, submit: u32, complete: u32, flags: u32) -> Result<u32> {
+    let fd = u64::try_from(ring.as_fd().as_raw_fd()).unwrap_or(u64::MAX);
+    let args = [fd, submit.into(), complete.into(), flags.into(), 0, 0];
+    // SAFETY: no pointers. What entries point to is for who has written them ([`Memory::write`]).
+    let taken = unsafe { syscall(libc::SYS_io_uring_enter, args) }?;
+    u32::try_from(taken).map_err(|_| Errno::ERANGE)
+}
+
+/// Memory of a ring.
+#[derive(Debug)]
+pub struct Memory(MmapRaw);
+
+impl Memory {
+    /// Maps `len` bytes from one of the offsets above on.
+    ///
+    /// # Errors
+    /// As mmap(2).
+    pub fn map(ring: impl AsFd, offset: u64, len: usize) -> Result<Memory> {
+        let len = len.next_multiple_of(PAGE_SIZE);
+        let fd = ring.as_fd();
+        let mapped = MmapOptions::new().offset(offset).len(len).map_raw(&fd);
+        mapped
+            .map(Memory)
+            .map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+    }
+
+    /// A word; 0 behind the end.
+    #[must_use]
+    pub fn word(&self, at: u32) -> u32 {
+        let at = at as usize & !3;
+        if at + 4 > self.0.len() {
+            return 0;
+        }
+        // SAFETY: inside of the mapping and aligned; volatile, since others write there.
+        unsafe { self.0.as_ptr().add(at).cast::<u32>().read_volatile() }
+    }
+
+    /// Sets a word; nothing behind the end.
+    pub fn set_word(&self, at: u32, value: u32) {
+        let at = at as usize & !3;
+        if at + 4 > self.0.len() {
+            return;
+        }
+        let place = self.0.as_mut_ptr();
+        // SAFETY: inside of the mapping, which is writable, and aligned.
+        unsafe { place.add(at).cast::<u32>().write_volatile(value) };
+    }
+
+    /// Its first `len` bytes, a multiple of four.
+    #[must_use]
+    pub fn read(&self, len: usize) -> Vec<u8> {
+        let words = (0..len.min(self.0.len())).step_by(4);
+        words
+            .flat_map(|at| self.word(at as u32).to_ne_bytes())
+            .collect()
+    }
+
+    /// Writes bytes, a multiple of four, from `at` on, as far as they fit.
+    pub fn write(&self, at: u32, bytes: &[u8]) {
+        for (word, at) in bytes.as_chunks::<4>().0.iter().zip((at..).step_by(4)) {
+            self.set_word(at, u32::from_ne_bytes(*word));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_counts_what_it_is_given() {
+        let mut params = Params::new(64, flags::CQSIZE);
+        let ring = match setup(8, &mut params) {
+            Ok(ring) => ring,
+            Err(Errno::ENOSYS | Errno::EPERM) => return,
+            Err(other) => panic!("{other}"),
+        };
+        assert_eq!(params.sizes(), (8, 64));
+        let [head, tail, mask, _, _, _, array, ..] = params.offsets();
+        let memory = Memory::map(&ring, OFFSET_RINGS, array as usize + 32).unwrap();
+        assert_eq!((memory.word(mask), memory.word(head)), (7, 0));
+        memory.set_word(tail, 3);
+        // The entries are zero, which is IORING_OP_NOP.
+        assert_eq!(enter(&ring, 3, 0, 0), Ok(3));
+        assert_eq!(
+            (memory.word(head), memory.word(params.offsets()[8])),
+            (3, 3)
+        );
+    }
+}

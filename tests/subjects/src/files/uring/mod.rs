@@ -1,0 +1,353 @@
+//! io_uring(7)
+
+mod ring;
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use ring::{DRAIN, EXT_ARG, Entry, GETEVENTS, MSG_RING, NO_COMPLETION, NOP, READ, Ring, WRITE};
+
+use crate::kit::{
+    Kin, LONG_TERM, SOON, Setting, TERM, Watch, args, blocked, not_here, raw, same, timed,
+    timed_long, until,
+};
+
+/// Completions that nobody has read, and entries that nobody has submitted.
+pub(crate) fn start(_: &Setting) -> Result<Watch> {
+    let Some(ring) = Ring::new(8, 16, 0)? else {
+        return not_here("no io_uring");
+    };
+    // More than there is room for at once.
+    for data in 0..37 {
+        ring.nop(data);
+        ring.submit(1)?;
+        same("a completion", &Some((data, 0)), &ring.take())?;
+    }
+    let fill = move || {
+        (0..3).for_each(|data| ring.nop(0x100 + data));
+        ring.submit(3)?;
+        (0..2).for_each(|data| ring.nop(0x200 + data));
+        Ok(())
+    };
+    fill()?;
+    let mut count = 40;
+    Ok(Watch::new(move || {
+        same("counts", &(count, count), &ring.counts())?;
+        let unread = [(0x100, 0), (0x101, 0), (0x102, 0)];
+        same("unread", &unread[..], &ring.take_all()[..])?;
+        same("submitted", &2, &ring.enter(2, 2))?;
+        same("new", &[(0x200, 0), (0x201, 0)][..], &ring.take_all()[..])?;
+        same("nothing is left", &0, &ring.enter(1, 0))?;
+        count += 5;
+        fill()
+    })
+    .spoiled_by(move || {
+        ring.take();
+        Ok(())
+    }))
+}
+
+/// More requests than completions, and more completions than requests.
+pub(crate) fn counts(_: &Setting) -> Result<Watch> {
+    let rings = [Ring::new(4, 8, 0)?, Ring::new(4, 8, 0)?];
+    let [Some(silent), Some(loud)] = rings else {
+        return not_here("no io_uring");
+    };
+    let more = move || {
+        for _ in 0..50 {
+            silent.add(Entry {
+                flags: NO_COMPLETION,
+                ..Entry::default()
+            });
+            silent.submit(1)?;
+            // A message to itself: its own completion, and that of the message.
+            loud.add(Entry {
+                opcode: MSG_RING,
+                fd: loud.fd,
+                offset: 7,
+                len: 9,
+                data: 8,
+                ..Entry::default()
+            });
+            same("sent", &1, &loud.enter(1, 2))?;
+            same("completions", &2, &loud.take_all().len())?;
+        }
+        silent.nop(1);
+        silent.submit(1)?;
+        same("completions", &vec![(1, 0)], &silent.take_all())
+    };
+    more()?;
+    let mut known = (silent.counts(), loud.counts());
+    same("counts", &((51, 1), (50, 100)), &known)?;
+    Ok(Watch::new(move || {
+        same("counts", &known, &(silent.counts(), loud.counts()))?;
+        more()?;
+        // An entry that waits for those before it: not where some have no completions.
+        let drain = Entry {
+            opcode: NOP,
+            flags: DRAIN,
+            ..Entry::default()
+        };
+        loud.add(drain);
+        same("to be drained", &1, &loud.enter(1, 1))?;
+        same("drained", &vec![(0, 0)], &loud.take_all())?;
+        silent.add(drain);
+        silent.enter(1, 0);
+        let refused = vec![(0, -libc::EOPNOTSUPP)];
+        same("not drained", &refused, &silent.take_all())?;
+        known = (silent.counts(), loud.counts());
+        Ok(())
+    })
+    .spoiled_by(move || {
+        silent.nop(1);
+        silent.submit(1)
+    }))
+}
+
+/// A child that has its parent's ring.
+pub(crate) fn child(setting: &Setting) -> Result<Watch> {
+    let Some(ring) = Ring::new(8, 16, 0)? else {
+        return not_here("no io_uring");
+    };
+    // The child takes what the parent has submitted, and the other way round.
+    let expect = move |data| match ring.take() {
+        Some((found, 0)) if found == data => Ok(()),
+        other => bail!("a completion: {other:?}, not {data:#x}"),
+    };
+    ring.nop(0x10);
+    ring.submit(1)?;
+    let mut child = Kin::start(setting, "child", move |_| {
+        Ok(Watch::new(move || {
+            expect(0x10)?;
+            ring.nop(0x20);
+            ring.submit(1)
+        }))
+    })?;
+    Ok(Watch::new(move || {
+        child.check()?;
+        expect(0x20)?;
+        ring.nop(0x10);
+        ring.submit(1)
+    })
+    .spoiled_by(move || expect(0x10)))
+}
+
+/// `IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN`
+const DEFERRED: u32 = 1 << 12 | 1 << 13;
+
+/// A thread waits for its ring, to which nobody else may submit; another ring sends it a message.
+pub(crate) fn deferred(_: &Setting) -> Result<Watch> {
+    let Some(sender) = Ring::new(4, 8, 0)? else {
+        return not_here("no io_uring");
+    };
+    if Ring::new(4, 8, DEFERRED)?.is_none() {
+        return not_here("no IORING_SETUP_DEFER_TASKRUN");
+    }
+    let number = Arc::new(AtomicI32::new(-1));
+    let target = number.clone();
+    let mut own = None;
+    let wait = move || {
+        if own.is_none() {
+            own = Ring::new(4, 64, DEFERRED).ok().flatten();
+        }
+        let Some(ring) = own else { return -1 };
+        number.store(ring.fd, Ordering::SeqCst);
+        // Some of its own first: 3 requests for each message.
+        for data in 0..3 {
+            ring.nop(data);
+            if ring.enter(1, 1) != 1 || ring.take() != Some((data, 0)) {
+                return -2;
+            }
+        }
+        let done = ring.enter(0, 1);
+        match ring.take_all()[..] {
+            [(7, 9)] => done,
+            _ => -3,
+        }
+    };
+    blocked(libc::SYS_io_uring_enter, wait, 0, move || {
+        let fd = target.load(Ordering::SeqCst);
+        // Nobody else may submit.
+        let args = args([fd as u64, 1]);
+        let other = raw(libc::SYS_io_uring_enter, args);
+        same("another thread", &-i64::from(libc::EEXIST), &other)?;
+        send(sender, fd)
+    })
+}
+
+/// Sends a ring a message.
+fn send(from: Ring, to: i32) -> Result<()> {
+    from.add(Entry {
+        opcode: MSG_RING,
+        fd: to,
+        offset: 7,
+        len: 9,
+        ..Entry::default()
+    });
+    from.submit(1)?;
+    until("the message is sent", SOON, || from.take_all() == [(0, 0)])
+}
+
+/// A thread has submitted two requests and waits for three completions.
+pub(crate) fn partly(_: &Setting) -> Result<Watch> {
+    let rings = [Ring::new(4, 8, 0)?, Ring::new(4, 8, 0)?];
+    let [Some(ring), Some(sender)] = rings else {
+        return not_here("no io_uring");
+    };
+    let wait = move || {
+        (0..2).for_each(|data| ring.nop(data));
+        let done = ring.enter(2, 3);
+        match ring.take_all()[..] {
+            [(0, 0), (1, 0), (7, 9)] => done,
+            _ => -3,
+        }
+    };
+    blocked(libc::SYS_io_uring_enter, wait, 2, move || {
+        send(sender, ring.fd)
+    })
+}
+
+/// Waits for a completion that does not come.
+fn in_vain(ring: Ring, limit: Duration) -> i64 {
+    let time = [limit.as_secs(), limit.subsec_nanos().into()];
+    // struct io_uring_getevents_arg: a mask, its size, the time-out.
+    let argument = [0_u64, 0, time.as_ptr() as u64];
+    let (flags, at) = (GETEVENTS | EXT_ARG, argument.as_ptr() as u64);
+    let args = args([ring.fd as u64, 0, 1, flags, at, 24]);
+    let done = raw(libc::SYS_io_uring_enter, args);
+    // The call must not have written there.
+    match time == [limit.as_secs(), limit.subsec_nanos().into()] {
+        true => done,
+        false => -1000,
+    }
+}
+
+/// A wait with a time-out.
+pub(crate) fn limited(_: &Setting) -> Result<Watch> {
+    let Some(ring) = Ring::new(4, 8, 0)? else {
+        return not_here("no io_uring");
+    };
+    let expected = -i64::from(libc::ETIME);
+    timed(
+        libc::SYS_io_uring_enter,
+        move || in_vain(ring, TERM),
+        expected,
+    )
+}
+
+/// A wait with a time-out, stopped more than once.
+pub(crate) fn limited_long(_: &Setting) -> Result<Watch> {
+    let Some(ring) = Ring::new(4, 8, 0)? else {
+        return not_here("no io_uring");
+    };
+    let expected = -i64::from(libc::ETIME);
+    let wait = move || in_vain(ring, LONG_TERM);
+    timed_long(libc::SYS_io_uring_enter, wait, expected)
+}
+
+/// Bytes of a block of a file.
+const BLOCK: usize = 4096;
+/// Blocks that are read or written at once.
+const AT_ONCE: usize = 8;
+
+/// A thread writes a file and reads it again, without a pause.
+pub(crate) fn file(setting: &Setting) -> Result<Watch> {
+    let Some(ring) = Ring::new(16, 32, 0)? else {
+        return not_here("no io_uring");
+    };
+    let mut options = fs::OpenOptions::new();
+    options.create(true).truncate(true).read(true).write(true);
+    let path = setting.fresh("file");
+    let file = match options.clone().custom_flags(libc::O_DIRECT).open(&path) {
+        Ok(file) => file,
+        Err(_) => options.open(&path)?,
+    };
+    file.set_len((AT_ONCE * BLOCK) as u64)?;
+    let rounds = Arc::new(AtomicU64::new(0));
+    let counted = rounds.clone();
+    let failure = Arc::new(OnceLock::new());
+    let failed = failure.clone();
+    let spoiled = file.try_clone()?;
+    std::thread::spawn(move || {
+        for round in 1.. {
+            if let Err(why) = turn(ring, file.as_raw_fd(), round) {
+                let _ = failed.set(format!("round {round}: {why}"));
+                counted.store(u64::MAX, Ordering::SeqCst);
+                return;
+            }
+            counted.store(round, Ordering::SeqCst);
+        }
+    });
+    Ok(Watch::new(move || {
+        let before = rounds.load(Ordering::SeqCst);
+        until("the file is written", SOON, || {
+            rounds.load(Ordering::SeqCst) > before.saturating_add(3)
+        })?;
+        match failure.get() {
+            Some(why) => bail!("{why}"),
+            None => Ok(()),
+        }
+    })
+    .spoiled_by(move || {
+        let rubbish = vec![1; AT_ONCE * BLOCK];
+        // Until it comes between a write and its read.
+        for _ in 0..2000 {
+            spoiled.write_all_at(&rubbish, 0).or_else(|_| {
+                let path = format!("/proc/self/fd/{}", spoiled.as_raw_fd());
+                fs::OpenOptions::new()
+                    .write(true)
+                    .open(path)?
+                    .write_all_at(&rubbish, 0)
+            })?;
+        }
+        Ok(())
+    }))
+}
+
+/// Memory at the borders of pages.
+#[repr(align(4096))]
+struct Blocks([u8; AT_ONCE * BLOCK]);
+
+/// Writes all blocks, and reads them.
+fn turn(ring: Ring, fd: i32, round: u64) -> Result<()> {
+    let mut written = Box::new(Blocks([0; AT_ONCE * BLOCK]));
+    for (number, block) in written.0.chunks_mut(BLOCK).enumerate() {
+        block.fill((round as usize * 7 + number) as u8);
+    }
+    let mut read = Box::new(Blocks([0; AT_ONCE * BLOCK]));
+    all(ring, fd, WRITE, written.0.as_mut_ptr() as u64)?;
+    all(ring, fd, READ, read.0.as_mut_ptr() as u64)?;
+    match written.0 == read.0 {
+        true => Ok(()),
+        false => bail!("what was read is not what was written"),
+    }
+}
+
+fn all(ring: Ring, fd: i32, opcode: u8, address: u64) -> Result<()> {
+    for number in 0..AT_ONCE {
+        let offset = (number * BLOCK) as u64;
+        ring.add(Entry {
+            opcode,
+            flags: 0,
+            fd,
+            offset,
+            address: address + offset,
+            len: BLOCK as u32,
+            data: offset,
+        });
+    }
+    ring.submit(AT_ONCE as u64)?;
+    let mut done = Vec::new();
+    while done.len() < AT_ONCE {
+        same("a wait", &0, &ring.enter(0, 1))?;
+        done.extend(ring.take_all());
+    }
+    done.sort_unstable();
+    let expected = (0..AT_ONCE).map(|n| ((n * BLOCK) as u64, BLOCK as i32));
+    same("results", &expected.collect::<Vec<_>>(), &done)
+}

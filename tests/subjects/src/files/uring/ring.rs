@@ -1,0 +1,171 @@
+//! A ring of io_uring without a library.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Result, bail};
+
+use crate::kit::{args, raw};
+
+pub(super) const NOP: u8 = 0;
+pub(super) const READ: u8 = 22;
+pub(super) const WRITE: u8 = 23;
+pub(super) const MSG_RING: u8 = 40;
+/// `IOSQE_IO_DRAIN`, `IOSQE_CQE_SKIP_SUCCESS`
+pub(super) const DRAIN: u8 = 1 << 1;
+pub(super) const NO_COMPLETION: u8 = 1 << 6;
+/// `IORING_ENTER_GETEVENTS`, `IORING_ENTER_EXT_ARG`
+pub(super) const GETEVENTS: u64 = 1;
+pub(super) const EXT_ARG: u64 = 1 << 3;
+
+/// Places in `struct io_uring_params`, in words.
+const SQ_HEAD: usize = 10;
+const SQ_TAIL: usize = 11;
+const SQ_ARRAY: usize = 16;
+const CQ_HEAD: usize = 20;
+const CQ_TAIL: usize = 21;
+const CQES: usize = 25;
+
+/// A ring with its mappings, which stay for the life of the process.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ring {
+    pub(super) fd: i32,
+    params: [u32; 30],
+    rings: *mut u8,
+    sqes: *mut u8,
+}
+
+// SAFETY: a ring is a number and addresses; accesses are atomic and the subjects order them themselves.
+unsafe impl Send for Ring {}
+
+/// `struct io_uring_sqe`, as far as it is needed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Entry {
+    pub(super) opcode: u8,
+    pub(super) flags: u8,
+    pub(super) fd: i32,
+    pub(super) offset: u64,
+    pub(super) address: u64,
+    pub(super) len: u32,
+    pub(super) data: u64,
+}
+
+impl Ring {
+    /// None where the machine has none.
+    pub(super) fn new(entries: u32, completions: u32, flags: u32) -> Result<Option<Ring>> {
+        const CQSIZE: u32 = 1 << 3;
+        let mut params = [0_u32; 30];
+        params[1] = completions;
+        params[2] = flags | CQSIZE;
+        let at = params.as_mut_ptr() as u64;
+        let fd = raw(libc::SYS_io_uring_setup, args([entries.into(), at]));
+        if fd < 0 {
+            return Ok(None);
+        }
+        let fd = fd as i32;
+        let rings = map(fd, (params[SQ_ARRAY] + params[0] * 4) as usize, 0)?;
+        let sqes = map(fd, params[0] as usize * 64, 0x1000_0000)?;
+        Ok(Some(Ring {
+            fd,
+            params,
+            rings,
+            sqes,
+        }))
+    }
+
+    fn word(&self, at: u32) -> &AtomicU32 {
+        // SAFETY: the kernel says that a word is there, and the mapping stays.
+        unsafe { AtomicU32::from_ptr(self.rings.add(at as usize).cast()) }
+    }
+
+    fn of(&self, place: usize) -> &AtomicU32 {
+        self.word(self.params[place])
+    }
+
+    /// Entries that the kernel has taken so far, and completions that it has made.
+    pub(super) fn counts(&self) -> (u32, u32) {
+        let get = |place| self.of(place).load(Ordering::Acquire);
+        (get(SQ_HEAD), get(CQ_TAIL))
+    }
+
+    /// Puts an entry into the queue; [`Ring::enter`] submits it.
+    pub(super) fn add(&self, entry: Entry) {
+        let tail = self.of(SQ_TAIL).load(Ordering::Relaxed);
+        let index = tail & (self.params[0] - 1);
+        let words = [
+            u64::from(entry.opcode)
+                | u64::from(entry.flags) << 8
+                | u64::from(entry.fd.cast_unsigned()) << 32,
+            entry.offset,
+            entry.address,
+            entry.len.into(),
+            entry.data,
+            0,
+            0,
+            0,
+        ];
+        // SAFETY: inside of the mapping; the kernel does not look before the tail tells of it.
+        unsafe {
+            let place = self.sqes.add(index as usize * 64).cast::<[u64; 8]>();
+            place.write_volatile(words);
+        }
+        self.word(self.params[SQ_ARRAY] + index * 4)
+            .store(index, Ordering::Relaxed);
+        self.of(SQ_TAIL)
+            .store(tail.wrapping_add(1), Ordering::Release);
+    }
+
+    pub(super) fn nop(&self, data: u64) {
+        self.add(Entry {
+            data,
+            ..Entry::default()
+        });
+    }
+
+    /// io_uring_enter(2)
+    pub(super) fn enter(&self, submit: u64, complete: u64) -> i64 {
+        let flags = if complete > 0 { GETEVENTS } else { 0 };
+        let fd = self.fd as u64;
+        raw(
+            libc::SYS_io_uring_enter,
+            args([fd, submit, complete, flags]),
+        )
+    }
+
+    /// Submits, and it is an error when not all are taken.
+    pub(super) fn submit(&self, count: u64) -> Result<()> {
+        match self.enter(count, 0) {
+            done if done == count as i64 => Ok(()),
+            other => bail!("io_uring_enter: {other}, not {count}"),
+        }
+    }
+
+    /// Takes a completion: its data and its result.
+    pub(super) fn take(&self) -> Option<(u64, i32)> {
+        let head = self.of(CQ_HEAD).load(Ordering::Relaxed);
+        if head == self.of(CQ_TAIL).load(Ordering::Acquire) {
+            return None;
+        }
+        let index = head & (self.params[1] - 1);
+        let at = (self.params[CQES] + index * 16) as usize;
+        // SAFETY: inside of the mapping, and the kernel has written it.
+        let [data, rest] = unsafe { self.rings.add(at).cast::<[u64; 2]>().read_volatile() };
+        self.of(CQ_HEAD)
+            .store(head.wrapping_add(1), Ordering::Release);
+        Some((data, rest as i32))
+    }
+
+    /// Takes all completions.
+    pub(super) fn take_all(&self) -> Vec<(u64, i32)> {
+        std::iter::from_fn(|| self.take()).collect()
+    }
+}
+
+fn map(fd: i32, len: usize, offset: i64) -> Result<*mut u8> {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    // SAFETY: the kernel chooses a free address.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, fd, offset) };
+    if at == libc::MAP_FAILED {
+        bail!("mmap: {}", std::io::Error::last_os_error());
+    }
+    Ok(at.cast())
+}
