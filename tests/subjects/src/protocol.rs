@@ -9,8 +9,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::kit::{NotHere, Setting, Watch};
 
-/// How often a subject looks whether it is asked.
+/// How often a subject looks whether it is asked, at first and when nobody has asked for long: hundreds of them wait
+/// in one machine.
 const TICK: Duration = Duration::from_millis(20);
+const SLOW_TICK: Duration = Duration::from_millis(300);
 
 /// The question for breaking what is watched over, see [`Watch::spoil`].
 pub(crate) const SPOIL: &str = "spoil";
@@ -31,7 +33,10 @@ pub(crate) fn serve(setting: &Setting, start: impl FnOnce() -> Result<Watch>) ->
         &format!("READY {}\n", std::process::id()),
     )?;
     let ask = setting.path("ask");
+    let mut tick = TICK;
     loop {
+        sleep(tick);
+        tick = SLOW_TICK.min(tick + TICK / 10);
         if let Ok(word) = fs::read_to_string(&ask) {
             fs::remove_file(&ask).context("cannot remove the question")?;
             let word = word.trim();
@@ -44,8 +49,8 @@ pub(crate) fn serve(setting: &Setting, start: impl FnOnce() -> Result<Watch>) ->
                 str::to_owned,
             );
             put(&setting.path("result"), &format!("{word} {verdict}\n"))?;
+            tick = TICK;
         }
-        sleep(TICK);
     }
 }
 

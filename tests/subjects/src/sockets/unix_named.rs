@@ -204,10 +204,18 @@ pub(crate) fn relinked(setting: &Setting) -> Result<Watch> {
     fs::hard_link(&bound, &kept)?;
     fs::remove_file(&bound)?;
     let dir = kept.parent().context("a directory")?.to_owned();
+    let own = kept.with_extension("");
+    let own = own
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+        + ".";
     let entries = move || {
         let here = fs::read_dir(&dir)?.map(|entry| Ok(entry?.file_name()));
         let mut names = here.collect::<Result<Vec<_>>>()?;
-        names.retain(|name| ["moment", "kept"].iter().any(|part| has(name, part)));
+        // Others have files there, too.
+        names.retain(|name| has(name, &own));
         names.sort();
         Ok(names)
     };
