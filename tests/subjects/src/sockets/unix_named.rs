@@ -204,18 +204,17 @@ pub(crate) fn relinked(setting: &Setting) -> Result<Watch> {
     fs::hard_link(&bound, &kept)?;
     fs::remove_file(&bound)?;
     let dir = kept.parent().context("a directory")?.to_owned();
-    let own = kept.with_extension("");
-    let own = own
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
-        + ".";
+    let own = [&bound, &kept].map(|path| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    });
     let entries = move || {
         let here = fs::read_dir(&dir)?.map(|entry| Ok(entry?.file_name()));
         let mut names = here.collect::<Result<Vec<_>>>()?;
         // Others have files there, too.
-        names.retain(|name| has(name, &own));
+        names.retain(|name| own.iter().any(|own| has(name, own)));
         names.sort();
         Ok(names)
     };
