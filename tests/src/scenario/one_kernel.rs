@@ -22,7 +22,8 @@ pub(super) fn checkpoint(host: &mut Host, _rig: &Rig) -> Result<()> {
         )
     };
     let count = "import os,time,ctypes,itertools\ns=None\nopen(\"/var/lab/ck.pid\",\"w\").write(str(os.getpid()))\n\
-                 for n in itertools.count(1):\n  open(\"/var/lab/ck.count\",\"w\").write(str(n)); time.sleep(0.1)\n";
+                 for n in itertools.count(1):\n  open(\"/var/lab/ck.next\",\"w\").write(str(n))\n  \
+                 os.rename(\"/var/lab/ck.next\",\"/var/lab/ck.count\"); time.sleep(0.1)\n";
     let pid = last_line(&shell.must(&start(count), SHORT)?);
     shell.must(
         &format!("rm -rf /var/lab/ck-image; kupgrade checkpoint --pid {pid} --dir /var/lab/ck-image --leave-running"),
