@@ -229,8 +229,11 @@ impl<'a> Life<'a> {
 
     /// Breaks its state, if it knows how: the check must see it.
     fn spoil(&mut self) -> Result<()> {
-        if self.ask("spoil")? == "SPOILED" && self.ask("")? == "PASS" {
-            self.story.survives_spoiling = true;
+        match self.ask("spoil")?.as_str() {
+            "SPOILED" => self.story.survives_spoiling = self.ask("")? == "PASS",
+            // tests/subjects/src/kit/mod.rs
+            answer if answer.contains("nobody said how to break it") => {}
+            answer => bail!("its state cannot be broken: {answer}"),
         }
         Ok(())
     }

@@ -46,7 +46,8 @@ const DESCRIPTORS: Kind = Kind::Subjects {
 /// What 6.1 has not: it begins on the newest kernel.
 const RECENT: Kind = Kind::Subjects {
     from: "backports",
-    parts: "=guard =mseal =droppable =deny-write-exec =slices =leader-exited =tun =tap =tun-idle",
+    parts: "=guard =mseal =droppable =deny-write-exec =slices =tun =tap =tun-idle \
+            =tcp-peek-place =recv-timed-apart =posix-timers-ids",
 };
 
 /// All real programs, and those that need nothing but the ordinary root file system.

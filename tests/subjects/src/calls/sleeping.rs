@@ -1,5 +1,6 @@
 //! Sleeping.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -89,19 +90,23 @@ pub(crate) fn processor(_: &Setting) -> Result<Watch> {
     const LONG: Duration = Duration::from_millis(500);
     /// The kernel looks at such sleeps when a tick meets the process on the processor.
     const TICKS: Duration = Duration::from_millis(100);
+    static SLEPT: AtomicU64 = AtomicU64::new(0);
     blocked(
         libc::SYS_clock_nanosleep,
         || {
             let clock = i64::from(OWN_PROCESS).cast_unsigned();
-            raw(
-                libc::SYS_clock_nanosleep,
-                args([clock, 0, spec(LONG).as_ptr() as u64]),
-            )
+            let long = spec(LONG);
+            let arguments = args([clock, 0, long.as_ptr() as u64]);
+            let result = raw(libc::SYS_clock_nanosleep, arguments);
+            SLEPT.fetch_add(1, Ordering::SeqCst);
+            result
         },
         0,
         || {
-            let begin = now(OWN_PROCESS);
-            while now(OWN_PROCESS) - begin < LONG + TICKS {
+            // No longer than that takes: the next sleep has begun then.
+            let (begin, before) = (now(OWN_PROCESS), SLEPT.load(Ordering::SeqCst));
+            while SLEPT.load(Ordering::SeqCst) == before && now(OWN_PROCESS) - begin < LONG + TICKS
+            {
                 std::hint::spin_loop();
             }
             Ok(())

@@ -30,18 +30,25 @@ pub(crate) fn start(setting: &Setting) -> Result<Watch> {
     .spoiled_by(move || place(last, Some(0)).map(drop)))
 }
 
-/// Close to the limit, and nothing between.
-pub(crate) fn high(setting: &Setting) -> Result<Watch> {
-    let path = setting.fresh("file");
-    fs::write(&path, "text")?;
-    let fd = open(&path, O_RDWR)?;
+/// How many files may be open.
+fn limit() -> Result<libc::rlimit> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
     // SAFETY: the structure is alive.
-    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    let highest = i32::try_from(limit.rlim_cur.min(15_000))? - 1;
+    sys("getrlimit", unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit)
+    })?;
+    Ok(limit)
+}
+
+/// Close to the limit, and nothing between.
+pub(crate) fn high(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("file");
+    fs::write(&path, "text")?;
+    let fd = open(&path, O_RDWR)?;
+    let highest = i32::try_from(limit()?.rlim_cur.min(15_000))? - 1;
     for number in [777, highest] {
         fcntl(fd, libc::F_DUPFD, number)?;
     }
@@ -59,14 +66,10 @@ pub(crate) fn last(setting: &Setting) -> Result<Watch> {
     let path = setting.fresh("file");
     fs::write(&path, "text")?;
     let fd = open(&path, O_RDWR)?;
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the structure is alive.
-    sys("getrlimit", unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit)
-    })?;
+    /// A table of descriptors takes eight bytes for each.
+    const MOST: u64 = 1 << 20;
+    let mut limit = limit()?;
+    limit.rlim_max = limit.rlim_max.min(MOST);
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: the same.
     sys("setrlimit", unsafe {

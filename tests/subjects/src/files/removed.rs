@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use libc::{O_APPEND, O_DIRECTORY, O_NOFOLLOW, O_PATH, O_RDONLY, O_RDWR, O_TMPFILE, O_WRONLY};
 
 use crate::kit::files::{open, place, read, seen, share, write};
-use crate::kit::{PAGE, Setting, Watch, fd, not_here, same};
+use crate::kit::{PAGE, Setting, Watch, fd, not_here, same, sys};
 
 /// Size, mode, owner, links.
 fn stat(fd: i32) -> Result<(u64, u32, u32, u64)> {
@@ -329,9 +329,10 @@ pub(crate) fn nofollow(setting: &Setting) -> Result<Watch> {
     for flags in of_dir {
         all.push(open(&dir, flags | O_NOFOLLOW)?);
     }
+    let plain = open(&file, O_RDONLY)?;
     fs::remove_file(&file)?;
     fs::remove_dir(&dir)?;
-    let [reader, writer] = [all[0], all[2]];
+    let reader = all[0];
     let observe = move || {
         let one = |fd: &i32| Ok((seen(*fd)?, stat(*fd)?));
         all.iter().map(one).collect::<Result<Vec<_>>>()
@@ -342,6 +343,7 @@ pub(crate) fn nofollow(setting: &Setting) -> Result<Watch> {
             same("contents", b"contents".as_slice(), &read(reader, 20)?)?;
             place(reader, Some(0)).map(drop)
         })
-        .spoiled_by(move || write(writer, b"C")),
+        // SAFETY: both are open.
+        .spoiled_by(move || sys("dup2", unsafe { libc::dup2(plain, reader) }).map(drop)),
     ))
 }

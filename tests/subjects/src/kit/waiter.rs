@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail};
 
 use super::{SOON, Watch, sys, tid, until};
 
-/// What [`raw`] returns where a call has changed registers that it was given: no error number is so large.
-const REGISTERS: i64 = -5000;
+/// What [`raw`] returns where a call has changed registers that it was given: no error has this number.
+const REGISTERS: i64 = -4095;
 
 /// A system call without the C library: its result, or the negative error number. The program may count on the
 /// registers that it gave its arguments in.

@@ -257,8 +257,8 @@ fn keep(sockets: Vec<RawFd>, set: &[RawFd], left_out: &'static [(i32, i32)]) -> 
     .spoiled_by(move || set_option(first, SOL_SOCKET, SO_PRIORITY, 5)))
 }
 
-/// Lets nothing come to it: a raw socket gets what others send.
-fn deafen(fd: RawFd) -> Result<()> {
+/// Lets nothing come to them: raw sockets get what others send.
+fn deafen(all: &[RawFd]) -> Result<()> {
     // ret #0
     let program = libc::sock_filter {
         code: 6,
@@ -270,36 +270,41 @@ fn deafen(fd: RawFd) -> Result<()> {
         len: 1,
         filter: (&raw const program).cast_mut(),
     };
-    // SAFETY: the program is alive and as long as it says.
-    let done = unsafe {
-        let (at, len) = ((&raw const filter).cast(), size_of_val(&filter) as u32);
-        libc::setsockopt(fd, SOL_SOCKET, libc::SO_ATTACH_FILTER, at, len)
-    };
-    sys("SO_ATTACH_FILTER", done)?;
-    // What came between socket(2) and now.
+    for fd in all {
+        // SAFETY: the program is alive and as long as it says.
+        let done = unsafe {
+            let (at, len) = ((&raw const filter).cast(), size_of_val(&filter) as u32);
+            libc::setsockopt(*fd, SOL_SOCKET, libc::SO_ATTACH_FILTER, at, len)
+        };
+        sys("SO_ATTACH_FILTER", done)?;
+    }
+    // What came before, and what was on its way then.
+    std::thread::sleep(std::time::Duration::from_millis(100));
     let mut byte = 0_u8;
-    // SAFETY: one byte of this function.
-    while unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_DONTWAIT) } >= 0 {}
+    for fd in all {
+        // SAFETY: one byte of this function.
+        while unsafe { libc::recv(*fd, (&raw mut byte).cast(), 1, libc::MSG_DONTWAIT) } >= 0 {}
+    }
     Ok(())
 }
 
 /// Sockets of these kinds, as far as this machine has them; every one is set, and one of each is left as it is.
 fn of_kinds(kinds: &[(i32, i32, i32)]) -> Result<Watch> {
     loopback()?;
-    let (mut all, mut set) = (Vec::new(), Vec::new());
+    let (mut all, mut set, mut hear) = (Vec::new(), Vec::new(), Vec::new());
     for (family, kind, protocol) in kinds {
         if let (Ok(one), Ok(new)) = (
             socket(*family, *kind, *protocol),
             socket(*family, *kind, *protocol),
         ) {
             if *kind == SOCK_RAW {
-                deafen(one)?;
-                deafen(new)?;
+                hear.extend([one, new]);
             }
             all.extend([one, new]);
             set.push(one);
         }
     }
+    deafen(&hear)?;
     keep(all, &set, &[])
 }
 

@@ -1,5 +1,7 @@
 //! Packets that nobody has read, and packet sockets that share theirs.
 
+use std::os::fd::RawFd;
+
 use anyhow::Result;
 use libc::{
     AF_INET, AF_INET6, AF_PACKET, IPPROTO_ICMP, IPPROTO_ICMPV6, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW,
@@ -163,23 +165,54 @@ fn on_loopback(protocol: u16) -> [u8; 20] {
     address
 }
 
+const KIND: i32 = SOCK_RAW | SOCK_NONBLOCK;
+
+/// Two sockets that share what passes the loopback interface with an EtherType, as a fan-out group of that number.
+fn members(ether_type: u16, mode: i32) -> Result<[RawFd; 2]> {
+    loopback()?;
+    let member = || {
+        let one = socket(AF_PACKET, KIND, 0)?;
+        let address = on_loopback(ether_type);
+        let arguments = args([one as u64, address.as_ptr() as u64, 20]);
+        sys("bind", raw(libc::SYS_bind, arguments))?;
+        let group = i32::from(ether_type) | mode << 16;
+        set_option(one, SOL_PACKET, PACKET_FANOUT, group)?;
+        anyhow::Ok(one)
+    };
+    Ok([member()?, member()?])
+}
+
+/// Sends packets, each filled with one of these bytes. How many does each of the two get?
+fn shares([one, two]: [RawFd; 2], ether_type: u16, bytes: &[u8]) -> Result<(usize, usize)> {
+    for fd in [one, two] {
+        all(fd);
+    }
+    let sender = socket(AF_PACKET, KIND, 0)?;
+    let mut frame = [0; 60];
+    frame[12..14].copy_from_slice(&ether_type.to_be_bytes());
+    for byte in bytes {
+        frame[14..].fill(*byte);
+        let (at, to) = (frame.as_ptr() as u64, on_loopback(ether_type));
+        let arguments = [sender as u64, at, 60, 0, to.as_ptr() as u64, 20];
+        sys("sendto", raw(libc::SYS_sendto, arguments))?;
+    }
+    close(sender);
+    Ok((all(one).len(), all(two).len()))
+}
+
+/// Another socket takes the place of a member.
+fn replace(member: RawFd) -> Result<()> {
+    let fresh = socket(AF_PACKET, KIND, 0)?;
+    // SAFETY: both are open.
+    sys("dup2", unsafe { libc::dup2(fresh, member) }).map(drop)
+}
+
 /// Two sockets share what passes the loopback interface, in turns.
 pub(crate) fn fanout(_: &Setting) -> Result<Watch> {
     const ROUND_ROBIN: i32 = 1;
     /// An EtherType that nobody else has.
     const FOR_TRYING: u16 = 0x88b5;
-    loopback()?;
-    let kind = SOCK_RAW | SOCK_NONBLOCK;
-    let mut members = Vec::new();
-    for _ in 0..2 {
-        let one = socket(AF_PACKET, kind, 0)?;
-        let address = on_loopback(FOR_TRYING);
-        let arguments = args([one as u64, address.as_ptr() as u64, 20]);
-        sys("bind", raw(libc::SYS_bind, arguments))?;
-        set_option(one, SOL_PACKET, PACKET_FANOUT, 4711 | ROUND_ROBIN << 16)?;
-        members.push(one);
-    }
-    let (one, two) = (members[0], members[1]);
+    let members = members(FOR_TRYING, ROUND_ROBIN)?;
     let groups = Watch::keep(move || {
         members
             .iter()
@@ -188,26 +221,10 @@ pub(crate) fn fanout(_: &Setting) -> Result<Watch> {
     })?;
     Ok(groups
         .and(Watch::new(move || {
-            for fd in [one, two] {
-                all(fd);
-            }
-            let sender = socket(AF_PACKET, kind, 0)?;
-            let mut frame = [0; 60];
-            frame[12..14].copy_from_slice(&FOR_TRYING.to_be_bytes());
-            for _ in 0..10 {
-                let (at, to) = (frame.as_ptr() as u64, on_loopback(FOR_TRYING));
-                let arguments = [sender as u64, at, 60, 0, to.as_ptr() as u64, 20];
-                sys("sendto", raw(libc::SYS_sendto, arguments))?;
-            }
-            close(sender);
-            let count = |fd| all(fd).len();
-            same("packets of each", &(5, 5), &(count(one), count(two)))
+            let counts = shares(members, FOR_TRYING, &[0; 10])?;
+            same("packets of each", &(5, 5), &counts)
         }))
-        .spoiled_by(move || {
-            let fresh = socket(AF_PACKET, kind, 0)?;
-            // SAFETY: both are open.
-            sys("dup2", unsafe { libc::dup2(fresh, two) }).map(drop)
-        }))
+        .spoiled_by(move || replace(members[1])))
 }
 
 /// The first byte behind the header chooses, and may choose either.
@@ -215,49 +232,18 @@ pub(crate) fn chosen(_: &Setting) -> Result<Watch> {
     const BY_PROGRAM: i32 = 6;
     const PACKET_FANOUT_DATA: i32 = 22;
     /// An EtherType that nobody else has.
-    const FOR_TRYING: u16 = 0x88b6;
-    loopback()?;
-    let kind = SOCK_RAW | SOCK_NONBLOCK;
-    let mut members = Vec::new();
-    for _ in 0..2 {
-        let one = socket(AF_PACKET, kind, 0)?;
-        let address = on_loopback(FOR_TRYING);
-        let arguments = args([one as u64, address.as_ptr() as u64, 20]);
-        sys("bind", raw(libc::SYS_bind, arguments))?;
-        set_option(one, SOL_PACKET, PACKET_FANOUT, 4712 | BY_PROGRAM << 16)?;
-        members.push(one);
-    }
+    const FOR_TRYING: u16 = 0x88b4;
+    let members = members(FOR_TRYING, BY_PROGRAM)?;
     // ldb [20]; ret a: on either side of the Ethernet header there is the same.
     let program: [u64; 2] = [0x30 | 20 << 32, 0x16];
     let mut value = [0_u8; 16];
     value[0] = 2;
     value[8..].copy_from_slice(&(program.as_ptr() as u64).to_ne_bytes());
     set_option_bytes(members[0], SOL_PACKET, PACKET_FANOUT_DATA, &value)?;
-    let (one, two) = (members[0], members[1]);
-    let counts = move || -> Result<(usize, usize)> {
-        for fd in [one, two] {
-            all(fd);
-        }
-        let sender = socket(AF_PACKET, kind, 0)?;
-        let mut frame = [0; 60];
-        frame[12..14].copy_from_slice(&FOR_TRYING.to_be_bytes());
-        for to_second in [0, 1, 1, 1, 0, 1] {
-            frame[14..].fill(to_second);
-            let (at, to) = (frame.as_ptr() as u64, on_loopback(FOR_TRYING));
-            let arguments = [sender as u64, at, 60, 0, to.as_ptr() as u64, 20];
-            sys("sendto", raw(libc::SYS_sendto, arguments))?;
-        }
-        close(sender);
-        Ok((all(one).len(), all(two).len()))
-    };
+    let counts = move || shares(members, FOR_TRYING, &[0, 1, 1, 1, 0, 1]);
     same("packets of each", &(2, 4), &counts()?)?;
-    Ok(
-        Watch::new(move || same("packets of each", &(2, 4), &counts()?)).spoiled_by(move || {
-            let fresh = socket(AF_PACKET, kind, 0)?;
-            // SAFETY: both are open.
-            sys("dup2", unsafe { libc::dup2(fresh, two) }).map(drop)
-        }),
-    )
+    let watch = Watch::new(move || same("packets of each", &(2, 4), &counts()?));
+    Ok(watch.spoiled_by(move || replace(members[1])))
 }
 
 /// A packet, with what is told of its sender: protocol, kind of interface, kind of packet.

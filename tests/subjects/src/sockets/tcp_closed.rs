@@ -1,8 +1,10 @@
 //! TCP connections whose other end was closed before everything that it had sent found room.
 
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -99,11 +101,10 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
                 .collect::<Result<Vec<_>>>()
         }
     };
-    let ends = begin()?;
-    let spoilt = ends[0].0.try_clone()?;
-    let mut ends = Some(ends);
+    let ends = Rc::new(RefCell::new(begin()?));
+    let spoilt = ends.clone();
     Ok(Watch::new(move || {
-        for (left, (own, sent)) in ALL.iter().zip(ends.take().context("no connections")?) {
+        for (left, (own, sent)) in ALL.iter().zip(ends.take()) {
             drain(&own, sent)?;
             if *left != Left::Finished {
                 until("being told that nobody is there", SOON / 4, || {
@@ -112,12 +113,14 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
                 })?;
             }
         }
-        ends = Some(begin()?);
+        ends.replace(begin()?);
         Ok(())
     })
     .spoiled_by(move || {
-        spoilt.set_nonblocking(true)?;
-        (&spoilt).read_exact(&mut [0; 4])?;
+        let ends = spoilt.borrow();
+        let (own, _) = ends.first().context("no connections")?;
+        let mut own = own;
+        own.read_exact(&mut [0; 4])?;
         Ok(())
     }))
 }

@@ -62,7 +62,7 @@ pub(super) fn accept(listener: i32) -> Result<i32> {
         libc::SYS_accept4,
         args([listener as u64, 0, 0, SOCK_NONBLOCK as u64]),
     );
-    fd("accept", i32::try_from(accepted.max(-1))?)
+    Ok(i32::try_from(sys("accept", accepted)?)?)
 }
 
 pub(super) fn bytes(path: &Path) -> Vec<u8> {

@@ -13,15 +13,12 @@ use anyhow::{Result, bail};
 use ring::{DRAIN, EXT_ARG, Entry, GETEVENTS, MSG_RING, NO_COMPLETION, NOP, READ, Ring, WRITE};
 
 use crate::kit::{
-    Kin, LONG_TERM, SOON, Setting, TERM, Watch, args, blocked, not_here, raw, same, timed,
-    timed_long, until,
+    Kin, LONG_TERM, SOON, Setting, TERM, Watch, args, blocked, raw, same, timed, timed_long, until,
 };
 
 /// Completions that nobody has read, and entries that nobody has submitted.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
-    let Some(ring) = Ring::new(8, 16, 0)? else {
-        return not_here("no io_uring");
-    };
+    let ring = Ring::new(8, 16, 0)?;
     // More than there is room for at once.
     for data in 0..37 {
         ring.nop(data);
@@ -54,10 +51,7 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
 
 /// More requests than completions, and more completions than requests.
 pub(crate) fn counts(_: &Setting) -> Result<Watch> {
-    let rings = [Ring::new(4, 8, 0)?, Ring::new(4, 8, 0)?];
-    let [Some(silent), Some(loud)] = rings else {
-        return not_here("no io_uring");
-    };
+    let [silent, loud] = [Ring::new(4, 8, 0)?, Ring::new(4, 8, 0)?];
     let more = move || {
         for _ in 0..50 {
             silent.add(Entry {
@@ -111,9 +105,7 @@ pub(crate) fn counts(_: &Setting) -> Result<Watch> {
 
 /// A child that has its parent's ring.
 pub(crate) fn child(setting: &Setting) -> Result<Watch> {
-    let Some(ring) = Ring::new(8, 16, 0)? else {
-        return not_here("no io_uring");
-    };
+    let ring = Ring::new(8, 16, 0)?;
     // The child takes what the parent has submitted, and the other way round.
     let expect = move |data| match ring.take() {
         Some((found, 0)) if found == data => Ok(()),
@@ -142,18 +134,14 @@ const DEFERRED: u32 = 1 << 12 | 1 << 13;
 
 /// A thread waits for its ring, to which nobody else may submit; another ring sends it a message.
 pub(crate) fn deferred(_: &Setting) -> Result<Watch> {
-    let Some(sender) = Ring::new(4, 8, 0)? else {
-        return not_here("no io_uring");
-    };
-    if Ring::new(4, 8, DEFERRED)?.is_none() {
-        return not_here("no IORING_SETUP_DEFER_TASKRUN");
-    }
+    let sender = Ring::new(4, 8, 0)?;
+    Ring::new(4, 8, DEFERRED)?;
     let number = Arc::new(AtomicI32::new(-1));
     let target = number.clone();
     let mut own = None;
     let wait = move || {
         if own.is_none() {
-            own = Ring::new(4, 64, DEFERRED).ok().flatten();
+            own = Ring::new(4, 64, DEFERRED).ok();
         }
         let Some(ring) = own else { return -1 };
         number.store(ring.fd, Ordering::SeqCst);
@@ -195,10 +183,7 @@ fn send(from: Ring, to: i32) -> Result<()> {
 
 /// A thread has submitted two requests and waits for three completions.
 pub(crate) fn partly(_: &Setting) -> Result<Watch> {
-    let rings = [Ring::new(4, 8, 0)?, Ring::new(4, 8, 0)?];
-    let [Some(ring), Some(sender)] = rings else {
-        return not_here("no io_uring");
-    };
+    let [ring, sender] = [Ring::new(4, 8, 0)?, Ring::new(4, 8, 0)?];
     let wait = move || {
         (0..2).for_each(|data| ring.nop(data));
         let done = ring.enter(2, 3);
@@ -229,9 +214,7 @@ fn in_vain(ring: Ring, limit: Duration) -> i64 {
 
 /// A wait with a time-out.
 pub(crate) fn limited(_: &Setting) -> Result<Watch> {
-    let Some(ring) = Ring::new(4, 8, 0)? else {
-        return not_here("no io_uring");
-    };
+    let ring = Ring::new(4, 8, 0)?;
     let expected = -i64::from(libc::ETIME);
     timed(
         libc::SYS_io_uring_enter,
@@ -242,9 +225,7 @@ pub(crate) fn limited(_: &Setting) -> Result<Watch> {
 
 /// A wait with a time-out, stopped more than once.
 pub(crate) fn limited_long(_: &Setting) -> Result<Watch> {
-    let Some(ring) = Ring::new(4, 8, 0)? else {
-        return not_here("no io_uring");
-    };
+    let ring = Ring::new(4, 8, 0)?;
     let expected = -i64::from(libc::ETIME);
     let wait = move || in_vain(ring, LONG_TERM);
     timed_long(libc::SYS_io_uring_enter, wait, expected)
@@ -257,9 +238,7 @@ const AT_ONCE: usize = 8;
 
 /// A thread writes a file and reads it again, without a pause.
 pub(crate) fn file(setting: &Setting) -> Result<Watch> {
-    let Some(ring) = Ring::new(16, 32, 0)? else {
-        return not_here("no io_uring");
-    };
+    let ring = Ring::new(16, 32, 0)?;
     let mut options = fs::OpenOptions::new();
     options.create(true).truncate(true).read(true).write(true);
     let path = setting.fresh("file");

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Result, bail};
 
-use crate::kit::{args, raw};
+use crate::kit::{args, not_here, raw, sys};
 
 pub(super) const NOP: u8 = 0;
 pub(super) const READ: u8 = 22;
@@ -50,26 +50,31 @@ pub(super) struct Entry {
 }
 
 impl Ring {
-    /// None where the machine has none.
-    pub(super) fn new(entries: u32, completions: u32, flags: u32) -> Result<Option<Ring>> {
+    /// A ring; [`NotHere`](crate::kit::NotHere) where the machine has none, or none with these flags.
+    pub(super) fn new(entries: u32, completions: u32, flags: u32) -> Result<Ring> {
+        const NONE: i64 = -(libc::ENOSYS as i64);
+        const FORBIDDEN: i64 = -(libc::EPERM as i64);
+        const UNKNOWN: i64 = -(libc::EINVAL as i64);
         const CQSIZE: u32 = 1 << 3;
         let mut params = [0_u32; 30];
         params[1] = completions;
         params[2] = flags | CQSIZE;
         let at = params.as_mut_ptr() as u64;
         let fd = raw(libc::SYS_io_uring_setup, args([entries.into(), at]));
-        if fd < 0 {
-            return Ok(None);
+        match fd {
+            NONE | FORBIDDEN => return not_here("no io_uring"),
+            UNKNOWN if flags != 0 => return not_here("no io_uring with these flags"),
+            _ => {}
         }
-        let fd = fd as i32;
+        let fd = i32::try_from(sys("io_uring_setup", fd)?)?;
         let rings = map(fd, (params[SQ_ARRAY] + params[0] * 4) as usize, 0)?;
         let sqes = map(fd, params[0] as usize * 64, 0x1000_0000)?;
-        Ok(Some(Ring {
+        Ok(Ring {
             fd,
             params,
             rings,
             sqes,
-        }))
+        })
     }
 
     fn word(&self, at: u32) -> &AtomicU32 {
