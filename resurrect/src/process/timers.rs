@@ -90,16 +90,17 @@ fn interval(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resu
 
 /// Arms an interval timer, in microseconds.
 fn arm_interval(batch: &mut Batch, which: usize, interval: u64, value: u64) {
-    let parts = |us: u64| [us / 1_000_000, us % 1_000_000];
-    let words = [parts(interval), parts(value)];
-    let bytes: Vec<u8> = words
-        .as_flattened()
-        .iter()
-        .flat_map(|w| w.to_le_bytes())
-        .collect();
-    let spec = batch.data(&bytes);
+    let spec = batch.data(&spec([interval, value], 1_000_000));
     let args = [which.into(), spec.into(), 0.into()];
     batch.call("arming an interval timer", nr::SETITIMER, args);
+}
+
+/// `struct itimerval` and `struct itimerspec`: interval and value, each in seconds and what is left over, of which a
+/// second has so many.
+fn spec(times: [u64; 2], second: u64) -> Vec<u8> {
+    let words = times.map(|time| [time / second, time % second]);
+    let words = words.as_flattened().iter();
+    words.flat_map(|word| word.to_le_bytes()).collect()
 }
 
 fn sigevent(timer: &PosixTimer) -> [u8; SIGEVENT] {
@@ -228,14 +229,7 @@ fn arm(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurrect
             Some(expiry) => (TIMER_ABSTIME, expiry),
             None => (0, timer.remaining.saturating_sub(passed).max(1)),
         };
-        let parts = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
-        let words = [parts(timer.interval), parts(value)];
-        let bytes: Vec<u8> = words
-            .as_flattened()
-            .iter()
-            .flat_map(|w| w.to_le_bytes())
-            .collect();
-        let spec = batch.data(&bytes);
+        let spec = batch.data(&spec([timer.interval, value], 1_000_000_000));
         let args = [timer.id.into(), flags.into(), spec.into(), 0.into()];
         batch.call("arming a timer", nr::TIMER_SETTIME, args);
     }
