@@ -74,7 +74,8 @@ pub(crate) fn kmsg(_: &Setting) -> Result<Watch> {
         return not_here("/dev/kmsg may not be written");
     };
     let hear = move || {
-        write(writer, b"a subject says hello")?;
+        // Without its end a record waits for more of the same line.
+        write(writer, b"a subject says hello\n")?;
         let mut found = false;
         while let Ok(record) = read(log, 8192) {
             found |= String::from_utf8_lossy(&record).contains("a subject says hello");

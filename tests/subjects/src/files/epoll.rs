@@ -1,7 +1,6 @@
 //! epoll(7)
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use anyhow::Result;
 use libc::{
@@ -277,23 +276,25 @@ pub(crate) fn timed_edge(_: &Setting) -> Result<Watch> {
         let arguments = [timer as u64, 0, value.as_ptr() as u64];
         raw(libc::SYS_timerfd_settime, args(arguments))
     };
-    std::thread::spawn(move || {
+    let mut waiter = Some(std::thread::spawn(move || {
         while !STOP.load(Ordering::SeqCst) && next() == 0 {
             let mut event = libc::epoll_event { events: 0, u64: 0 };
             // SAFETY: there is room for one event.
             while unsafe { libc::epoll_wait(epoll, &raw mut event, 1, -1) } != 1 {}
             EDGES.fetch_add(1, Ordering::SeqCst);
         }
-    });
+    }));
     Ok(Watch::new(|| {
         let before = EDGES.load(Ordering::SeqCst);
         until("another edge is told", SOON / 4, || {
             EDGES.load(Ordering::SeqCst) > before
         })
     })
-    .spoiled_by(|| {
+    .spoiled_by(move || {
         STOP.store(true, Ordering::SeqCst);
-        std::thread::sleep(Duration::from_millis(700));
-        Ok(())
+        match waiter.take().map(std::thread::JoinHandle::join) {
+            Some(Ok(())) => Ok(()),
+            _ => anyhow::bail!("the thread has panicked"),
+        }
     }))
 }

@@ -50,6 +50,8 @@ fn drain(from: &TcpStream, count: usize) -> Result<()> {
 /// A listening socket with little room, which those that it accepts take over.
 fn listener() -> Result<TcpListener> {
     loopback()?;
+    // The kernel gives up what nobody holds any more after some 200 s (tcp_probe_timer).
+    std::fs::write("/proc/sys/net/ipv4/tcp_orphan_retries", "100")?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
     set_option(listener.as_raw_fd(), SOL_SOCKET, SO_RCVBUF, 60_000)?;
     Ok(listener)
@@ -142,6 +144,10 @@ pub(crate) fn halves(_: &Setting) -> Result<Watch> {
     }
     pairs[3][1].shutdown(Shutdown::Write)?;
     (&pairs[1][1]).write_all(b"an answer")?;
+    let answered = pairs[1][0].as_raw_fd();
+    until("the answer", SOON / 4, || {
+        ready(answered, POLLIN).is_ok_and(|events| events & POLLIN != 0)
+    })?;
     let spoilt = pairs[0][0].try_clone()?;
     let look = move |end: &TcpStream| {
         let asked = POLLIN | POLLOUT | POLLRDHUP;

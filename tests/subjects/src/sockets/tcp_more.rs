@@ -120,7 +120,11 @@ pub(crate) fn peeked(_: &Setting) -> Result<Watch> {
     let [from, to] = pair()?;
     let fd = to.as_raw_fd();
     if set_option(fd, SOL_SOCKET, SO_PEEK_OFF, 2).is_err() {
-        return not_here("SO_PEEK_OFF of TCP, which came with Linux 6.9");
+        let refused = std::io::Error::last_os_error();
+        return match refused.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => not_here("SO_PEEK_OFF of TCP, which came with Linux 6.9"),
+            _ => Err(refused.into()),
+        };
     }
     let fill = move || {
         (&from).write_all(b"tcp-data")?;

@@ -2,7 +2,6 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use libc::{
@@ -68,11 +67,15 @@ fn asking(host: &str) -> Result<UdpSocket> {
 
 /// Sends one that is refused; `told` takes the error off, so that the report alone is left.
 fn refuse(from: &UdpSocket, to: SocketAddr, text: &[u8], told: bool) -> Result<()> {
-    from.send_to(text, to)?;
     let fd = from.as_raw_fd();
+    let waiting = || option(fd, libc::SOL_SOCKET, libc::SO_MEMINFO).map(|info| info[..4].to_vec());
+    let before = waiting()?;
+    from.send_to(text, to)?;
     if !told {
-        // Reports that wait already hide from poll(2) whether this one has come.
-        std::thread::sleep(Duration::from_millis(100));
+        // Reports that wait already hide from poll(2) whether this one has come: it takes room (SK_MEMINFO_RMEM_ALLOC).
+        until("a report", SOON / 4, || {
+            waiting().is_ok_and(|now| now != before)
+        })?;
         let events = ready(fd, POLLIN)?;
         return same("a refusal", &POLLERR, &(events & POLLERR));
     }

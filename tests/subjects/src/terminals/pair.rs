@@ -298,7 +298,7 @@ pub(crate) fn full_input(_: &Setting) -> Result<Watch> {
 pub(crate) fn full_lines(_: &Setting) -> Result<Watch> {
     const ROOM: usize = 4095;
     let [master, slave] = pty()?;
-    // What is written, of which the last line is not finished; what is echoed goes at once.
+    // What is written, of which the last line is not finished; what is echoed goes at once, until there is no room.
     let fill = move || {
         let lines = (0..).map(|number| format!("line {number} {}\n", "x".repeat(number % 70)));
         let lines = lines.flat_map(String::into_bytes).take(16_000 + 13);
