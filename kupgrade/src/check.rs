@@ -41,7 +41,6 @@ pub(crate) fn run(root: Option<Pid>, json: bool) -> Result<ExitCode> {
             .collect();
         if root.is_none() {
             reasons.extend(freezer::check::check(pid)?);
-            reasons.extend(freezer::files::ring_across(pid));
         }
         let verdict = if reasons.is_empty() {
             "carried"

@@ -50,5 +50,4 @@ pub(crate) use removed::removed_cwd;
 pub use socket::{silence_connections, take_backlogs, take_device_messages, untaken_backlogs};
 pub(crate) use table::Table;
 pub use tunnel::take_packets;
-pub use uring::across as ring_across;
 pub(crate) use uring::{holds as holds_ring, of_process as rings_of};

@@ -36,6 +36,8 @@ struct Told<'a> {
 pub(crate) struct Table {
     /// This process.
     pub(super) this: Option<Pid>,
+    /// It is for a host that changes its kernel.
+    whole_host: bool,
     pub(super) descriptions: Vec<Description>,
     /// Objects that descriptions and mappings lead to.
     pub(crate) objects: Objects,
@@ -79,6 +81,7 @@ impl Table {
             externals,
             sockets: socket::Sockets::new(whole_host),
             this: Some(Pid(nix::unistd::getpid().as_raw())),
+            whole_host,
             ..Table::default()
         }
     }
@@ -275,7 +278,7 @@ impl Table {
             Class::Socket => self.sockets.capture(open, id)?,
             Class::Queue => self.queues.capture(open)?,
             Class::Tunnel => self.tunnels.capture(open)?,
-            Class::Ring => uring::capture(open)?,
+            Class::Ring => uring::capture(open, self.whole_host)?,
             Class::Plain(kind) => kind,
         })
     }

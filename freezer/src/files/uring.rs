@@ -6,7 +6,7 @@
 
 use super::{Open, Table};
 use crate::kernel::{self, RingState, Unreadable};
-use crate::{FreezerError, Refusal, proc};
+use crate::{FreezerError, proc};
 use persist_mem::manifest::{DescriptionKind, Ring};
 use std::os::fd::{AsFd, OwnedFd};
 use sys::Pid;
@@ -56,7 +56,8 @@ fn state(ring: &OwnedFd) -> Result<RingState, Unreadable> {
 }
 
 /// Refuses what is not carried of a process that may run.
-pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
+pub(super) fn check(open: &Open<'_>, whole_host: bool) -> Result<(), FreezerError> {
+    on_one_kernel(open, whole_host)?;
     let state = state(open.copy).map_err(|why| unreadable(open, &why))?;
     if let Some(why) = obstacle(&state) {
         return Err(open.refuse(why));
@@ -75,6 +76,15 @@ pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
             Err(open.refuse("kernel.io_uring_disabled is 2: nobody may make a ring"))
         }
         _ => Ok(()),
+    }
+}
+
+/// Refuses rings where the kernel changes: that has not been tried. From Linux 6.6 on their fields have other places,
+/// too, which a program is told once.
+fn on_one_kernel(open: &Open<'_>, whole_host: bool) -> Result<(), FreezerError> {
+    match whole_host {
+        true => Err(open.refuse("rings of io_uring are carried on one kernel only")),
+        false => Ok(()),
     }
 }
 
@@ -115,7 +125,8 @@ fn dropped(state: &RingState, ring: &OwnedFd) -> bool {
 }
 
 /// A ring whose contents are still to come ([`resolve`]).
-pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
+pub(super) fn capture(open: &Open<'_>, whole_host: bool) -> Result<DescriptionKind, FreezerError> {
+    on_one_kernel(open, whole_host)?;
     Ok(DescriptionKind::Ring(Box::new(Ring {
         inode: open.stat.st_ino,
         ..Ring::default()
@@ -206,17 +217,4 @@ pub(crate) fn of_process(pid: Pid) -> Vec<(i32, u64)> {
 /// Whether a process has a descriptor of a ring.
 pub(crate) fn holds(pid: Pid, inode: u64) -> bool {
     of_process(pid).iter().any(|(_, its)| *its == inode)
-}
-
-/// Why rings of a process are not taken to another kernel: that has not been tried. From Linux 6.6 on the fields of
-/// rings have other places, too, which a program is told once.
-#[must_use]
-pub fn across(pid: Pid) -> Option<Refusal> {
-    let (fd, _) = *of_process(pid).first()?;
-    Some(Refusal {
-        pid,
-        comm: proc::comm(pid),
-        resource: format!("fd {fd} (anon_inode:[io_uring])"),
-        reason: "rings of io_uring are carried on one kernel only".into(),
-    })
 }

@@ -79,8 +79,6 @@ fn refuse_what_is_not_carried(host: &Host, table: &MountTable) -> Result<()> {
     for pid in &pids {
         let refusals = freezer::check::check(*pid)?;
         found.extend(refusals.iter().map(ToString::to_string));
-        let ring = freezer::files::ring_across(*pid);
-        found.extend(ring.map(|refusal| refusal.to_string()));
     }
     let shared = freezer::tables::shared(&pids)?;
     found.extend(shared.iter().map(ToString::to_string));
