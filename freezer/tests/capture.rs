@@ -142,3 +142,44 @@ fn a_ring_of_io_uring_does_not_come_to_another_kernel() {
     assert!(refused.contains(words), "{refused}");
     capture(&frozen).unwrap();
 }
+
+/// Makes a ring of io_uring that only its maker may submit to. The maker is a leader that ends before its other thread,
+/// or a parent whose child alone keeps the ring.
+const RING_WITHOUT_ITS_SUBMITTER: &str = "
+import ctypes, os, sys, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+CQSIZE, SINGLE_ISSUER = 1 << 3, 1 << 12
+params = (ctypes.c_uint32 * 30)(0, 8, CQSIZE | SINGLE_ISSUER)
+fd = libc.syscall(425, 4, params)
+if fd < 0: os._exit(7)
+if how == 'leader':
+    threading.Thread(target=time.sleep, args=(1000,)).start()
+    time.sleep(0.2)
+    libc.syscall(60, 0)
+if os.fork() > 0: os.close(fd)
+time.sleep(1000)
+";
+
+#[test]
+fn a_ring_of_io_uring_needs_the_thread_that_submits() {
+    for (how, words) in [
+        ("leader", "is not there any more"),
+        ("parent", "is not part of the tree"),
+    ] {
+        let script = format!("how = '{how}'{RING_WITHOUT_ITS_SUBMITTER}");
+        let mut subject = Subject::python(how, &script);
+        if subject.0.try_wait().unwrap().is_some() {
+            return;
+        }
+        let holder = freezer::proc::tree(subject.pid()).unwrap().pop().unwrap();
+        let found = check::check_tree(holder).unwrap();
+        let told: Vec<_> = found.iter().map(|one| &one.reason).collect();
+        assert!(
+            told.len() == 1 && told[0].contains(words),
+            "{how}: {told:?}"
+        );
+        let frozen = freeze(holder).unwrap();
+        let refused = capture(&frozen).map(drop).unwrap_err().to_string();
+        assert!(refused.contains(words), "{how}: {refused}");
+    }
+}

@@ -138,9 +138,9 @@ fn describe(
     }
     let inside: Vec<Pid> = members(frozen).into_iter().chain(ours).collect();
     table.refuse_outside(&inside, outsiders)?;
-    let found = table.finish()?;
-    let mut objects = found.objects;
     let inside: Vec<Pid> = frozen.pids().collect();
+    let found = table.finish(&inside)?;
+    let mut objects = found.objects;
     let outside = objects.shared_outside(&inside);
     if !outside.is_empty() {
         return Err(FreezerError::Refused(outside));

@@ -84,7 +84,7 @@ pub(crate) fn refusals(
             Class::Plain(DescriptionKind::Epoll { targets, .. }) => epoll::check(&open, &targets),
             Class::Socket if is_copy => socket::examine(&open, &mut sockets).map(drop),
             Class::Socket => Err(FreezerError::Refused(vec![sent::refusal(pid, fd, &link)])),
-            Class::Ring => uring::check(&open, inside.is_none()),
+            Class::Ring => uring::check(&open, inside),
             _ => Ok(()),
         });
         let locks = lock::capture(&open, DescriptionId(0), true, &mut Vec::new());

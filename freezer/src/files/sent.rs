@@ -125,7 +125,7 @@ pub(super) fn look(table: Pid, fd: i32) -> Option<(OwnedFd, bool)> {
     Some((reference.ok()?, false))
 }
 
-fn tgid(table: Pid) -> Option<Pid> {
+pub(super) fn tgid(table: Pid) -> Option<Pid> {
     let status = Status::read(table, "status").ok()?;
     status.value("Tgid")?.parse().ok().map(Pid)
 }

@@ -284,8 +284,8 @@ impl Table {
     }
 
     /// What takes the whole: descriptors in flight, what epolls watch, what is in rings, and terminals, which
-    /// have two ends.
-    pub(crate) fn finish(mut self) -> Result<Found, FreezerError> {
+    /// have two ends. `inside` are the processes that live.
+    pub(crate) fn finish(mut self, inside: &[Pid]) -> Result<Found, FreezerError> {
         while let Some(sent) = self.sockets.next_in_flight() {
             let ids: Result<_, _> = match &sent.what {
                 Flying::Copies(all) => all.iter().map(|one| self.in_flight(&sent, one)).collect(),
@@ -297,7 +297,7 @@ impl Table {
         sockets.link(&mut self.descriptions, &self.copies, &self.externals)?;
         epoll::resolve(&mut self)?;
         located::resolve(&mut self)?;
-        uring::resolve(&mut self)?;
+        uring::resolve(&mut self, inside)?;
         let terminals = terminal::finish(self.terminals, &self.copies)?;
         Ok(Found {
             descriptions: self.descriptions,

@@ -4,7 +4,8 @@
 //! through a mapping of our own. A ring is carried when nothing is under way in it: what ends by itself is waited
 //! for before anything is described (`capture/uring.rs`).
 
-use super::{Open, Table};
+use super::{Open, Table, sent};
+use crate::freeze::vfork;
 use crate::kernel::{self, RingState, Unreadable};
 use crate::{FreezerError, proc};
 use persist_mem::manifest::{DescriptionKind, Ring};
@@ -41,6 +42,7 @@ const NAMES: [(u32, &str); 9] = [
 /// Indices into [`sys::uring::Params::offsets`].
 const SQ_HEAD: usize = 0;
 const ARRAY: usize = 6;
+const CQ_HEAD: usize = 7;
 const CQ_TAIL: usize = 8;
 const CQES: usize = 12;
 /// A new ring's counts begin at 0 and are brought to where they were by requests that do nothing, each of which
@@ -56,10 +58,12 @@ fn state(ring: &OwnedFd) -> Result<RingState, Unreadable> {
 }
 
 /// Refuses what is not carried of a process that may run.
-pub(super) fn check(open: &Open<'_>, whole_host: bool) -> Result<(), FreezerError> {
-    on_one_kernel(open, whole_host)?;
+/// `inside` are the processes of its tree, None for a whole host.
+pub(super) fn check(open: &Open<'_>, inside: Option<&[Pid]>) -> Result<(), FreezerError> {
+    on_one_kernel(open, inside.is_none())?;
     let state = state(open.copy).map_err(|why| unreadable(open, &why))?;
-    if let Some(why) = obstacle(&state) {
+    let submitter = submitter_obstacle(&state, inside.unwrap_or_default());
+    if let Some(why) = obstacle(&state).or(submitter) {
         return Err(open.refuse(why));
     }
     if state.waiting {
@@ -105,9 +109,6 @@ fn obstacle(state: &RingState) -> Option<String> {
         let what = state.has.join(", ");
         return Some(format!("a ring with {what} is not carried"));
     }
-    if state.submitter.is_some_and(|tid| tid.0 == 0) {
-        return Some("the only thread that may submit to its ring is not there any more".into());
-    }
     let (submitted, completed) = state.counts;
     if submitted.max(completed) > MOST {
         return Some(format!(
@@ -115,6 +116,21 @@ fn obstacle(state: &RingState) -> Option<String> {
         ));
     }
     (state.drains_no_more && submitted == 0).then(|| "its ring has counted 2^32 requests".into())
+}
+
+/// Why the only thread that may submit to a ring would not be there to do so where these processes are built again.
+fn submitter_obstacle(state: &RingState, inside: &[Pid]) -> Option<String> {
+    let tid = state.submitter?;
+    let submitter = Pid(tid.0);
+    let lives = proc::Stat::read(submitter, "stat")
+        .is_ok_and(|stat| tid.0 != 0 && !matches!(stat.state(), 'Z' | 'X'));
+    let why = match sent::tgid(submitter).filter(|_| lives) {
+        None => "is not there any more",
+        Some(pid) if !inside.contains(&pid) => "is not part of the tree",
+        Some(pid) if vfork::waiting_thread(pid) == Some(tid) => "waits in vfork(2)",
+        Some(_) => return None,
+    };
+    Some(format!("the only thread that may submit to its ring {why}"))
 }
 
 /// Entries that name no entry are dropped, and have no completion.
@@ -133,8 +149,8 @@ pub(super) fn capture(open: &Open<'_>, whole_host: bool) -> Result<DescriptionKi
     })))
 }
 
-/// Reads what is in every ring, now that nothing runs.
-pub(super) fn resolve(table: &mut Table) -> Result<(), FreezerError> {
+/// Reads what is in every ring, now that nothing runs. `inside` are the processes that live.
+pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerError> {
     for description in &mut table.descriptions {
         let DescriptionKind::Ring(ring) = &mut description.kind else {
             continue;
@@ -149,7 +165,7 @@ pub(super) fn resolve(table: &mut Table) -> Result<(), FreezerError> {
         };
         let state = state(copy)
             .map_err(|why| refuse(format!("what its ring holds cannot be read: {why}")))?;
-        if let Some(why) = obstacle(&state) {
+        if let Some(why) = obstacle(&state).or_else(|| submitter_obstacle(&state, inside)) {
             return Err(refuse(why));
         }
         if state.waiting || state.overflown {
@@ -160,7 +176,9 @@ pub(super) fn resolve(table: &mut Table) -> Result<(), FreezerError> {
         let (head, tail) = (word(ring, SQ_HEAD), word(ring, CQ_TAIL));
         let (submitted, completed) = state.counts;
         let behind = submitted > completed && !state.drains_no_more;
-        if (head, tail) != (Some(submitted), Some(completed)) || behind {
+        let unread = word(ring, CQ_HEAD).map(|head| completed.wrapping_sub(head));
+        let fits = unread.is_some_and(|unread| unread <= completed.min(ring.completions));
+        if (head, tail) != (Some(submitted), Some(completed)) || behind || !fits {
             return Err(refuse("its ring is not consistent".into()));
         }
     }

@@ -68,6 +68,7 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         },
     ),
     ("uring", RING),
+    ("uring-lap", RING),
     ("uring-counts", RING),
     ("uring-child", RING),
     ("uring-deferred", RING),

@@ -305,6 +305,11 @@ pub(crate) const GROUP: Group = Group {
             uring::start,
         ),
         subject(
+            "uring-lap",
+            "unread completions of io_uring from the end of their queue to its beginning",
+            uring::lap,
+        ),
+        subject(
             "uring-counts",
             "rings of io_uring with more requests than completions, and fewer",
             uring::counts,

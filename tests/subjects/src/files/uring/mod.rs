@@ -49,6 +49,42 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     }))
 }
 
+/// Unread completions that lie at the end of their queue and at its beginning; then more come than there is room for.
+pub(crate) fn lap(_: &Setting) -> Result<Watch> {
+    const ROOM: u32 = 16;
+    let ring = Ring::new(8, ROOM, 0)?;
+    let five = move |first: u64| {
+        (first..first + 5).for_each(|data| ring.nop(data));
+        ring.submit(5)
+    };
+    let fill = move || {
+        // The five before these are at the end of a lap.
+        while ring.counts().1 % ROOM != ROOM - 5 {
+            ring.nop(0);
+            ring.submit(1)?;
+            same("a completion", &Some((0, 0)), &ring.take())?;
+        }
+        five(0)?;
+        five(5)
+    };
+    fill()?;
+    Ok(Watch::new(move || {
+        // There is room for six.
+        five(10)?;
+        five(15)?;
+        let expected = |numbers: std::ops::Range<u64>| numbers.map(|data| (data, 0)).collect();
+        let found: Vec<(u64, i32)> = ring.take_all();
+        same("unread", &expected(0..16), &found)?;
+        same("asked for the rest", &0, &ring.enter(0, 1))?;
+        same("the rest", &expected(16..20), &ring.take_all())?;
+        fill()
+    })
+    .spoiled_by(move || {
+        ring.take();
+        Ok(())
+    }))
+}
+
 /// More requests than completions, and more completions than requests.
 pub(crate) fn counts(_: &Setting) -> Result<Watch> {
     let [silent, loud] = [Ring::new(4, 8, 0)?, Ring::new(4, 8, 0)?];

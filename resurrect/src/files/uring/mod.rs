@@ -1,0 +1,102 @@
+//! Rings of io_uring(7).
+//!
+//! A new ring counts from 0. It is brought to where the old one was (`counts.rs`), then its memory is written, and what
+//! is in there and was not taken yet is taken by whoever takes it next.
+//!
+//! Where one thread alone may submit, the ring is enabled by that thread, and so becomes its.
+
+mod counts;
+mod mapped;
+mod user;
+
+use super::Opening;
+use crate::ResurrectError;
+use crate::restore::Restore;
+use mapped::Mapped;
+use persist_mem::manifest::{DescriptionKind, Ring};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use sys::tracee::Tracee;
+use sys::uring::{self, Params, flags};
+use sys::{Errno, Pid, Tid};
+use user::User;
+
+/// Indices into [`Params::offsets`].
+mod at {
+    pub(super) const SQ_TAIL: usize = 1;
+    pub(super) const ARRAY: usize = 6;
+    pub(super) const CQ_HEAD: usize = 7;
+    pub(super) const CQ_TAIL: usize = 8;
+}
+
+/// Makes an empty ring.
+pub(super) fn open(opening: &Opening<'_, '_>, ring: &Ring) -> Result<OwnedFd, ResurrectError> {
+    let mut wanted = ring.flags & !flags::ATTACH_WQ;
+    if ring.submitter.is_some() {
+        wanted |= flags::R_DISABLED;
+    }
+    let made = make(ring.entries, ring.completions, wanted);
+    let (params, made) = made.map_err(opening.failed("making it"))?;
+    if params.sizes() != (ring.entries, ring.completions) || params.offsets() != ring.offsets {
+        return Err(opening.failed("laying it out as it was")(Errno::EINVAL));
+    }
+    Ok(made)
+}
+
+fn make(entries: u32, completions: u32, wanted: u32) -> sys::Result<(Params, OwnedFd)> {
+    let mut params = Params::new(completions, wanted);
+    let ring = uring::setup(entries, &mut params)?;
+    Ok((params, ring))
+}
+
+/// Brings every ring to where it was.
+pub(crate) fn fill(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let manifest = restore.manifest;
+    for description in &manifest.descriptions {
+        let DescriptionKind::Ring(ring) = &description.kind else {
+            continue;
+        };
+        let Some(opened) = restore.files.opened.get(&description.id) else {
+            continue;
+        };
+        let opened = opened.try_clone().map_err(|_| Errno::EMFILE);
+        let failed = || super::failed(description, "filling its ring");
+        let opened = opened.map_err(failed())?;
+        let memory = Mapped::of(ring, &opened).map_err(failed())?;
+        let pidfd = restore.self_pidfd.as_raw_fd();
+        let mut user = match ring.submitter {
+            None => User::This(opened.as_fd()),
+            Some(tid) => {
+                let (pid, thread) = thread(restore, tid)?;
+                User::thread(pid, thread, pidfd, opened.as_raw_fd())?
+            }
+        };
+        counts::advance(ring, &memory, &mut user, opened.as_fd())?;
+        user.finish()?;
+        memory.rings.write(0, &ring.rings);
+        memory.sqes.write(0, &ring.sqes);
+    }
+    Ok(())
+}
+
+/// The thread that submits to a ring.
+fn thread<'a>(
+    restore: &'a mut Restore<'_>,
+    tid: Tid,
+) -> Result<(Pid, &'a mut Tracee), ResurrectError> {
+    let mut lives = restore.lives();
+    let found = lives.find(|(_, live)| live.threads.iter().any(|thread| thread.tid == tid));
+    let missing = || ResurrectError::Impossible {
+        pid: Pid(tid.0),
+        why: format!("thread {tid}, which submits to a ring of io_uring, is not there"),
+    };
+    let (pid, live) = found.ok_or_else(missing)?;
+    let acts = live.threads.first().is_some_and(|first| first.tid == tid);
+    let task = restore.task(pid)?;
+    if let Some(thread) = task.threads.get_mut(&tid) {
+        return Ok((pid, thread));
+    }
+    if acts && task.in_vfork.is_none() {
+        return Ok((pid, &mut task.first));
+    }
+    Err(missing())
+}
