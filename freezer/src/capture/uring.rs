@@ -3,22 +3,29 @@
 //! Requests for regular files and disks end by themselves, in some milliseconds. Their completions are made by the
 //! threads that have submitted them when these go back to their program, and, with `IORING_SETUP_DEFER_TASKRUN`,
 //! when they ask for them: so a stopped thread makes calls that do nothing until there are none left.
+//!
+//! What waits for an event is in a list of its ring (`files/uring.rs`); what a worker of the kernel does (open(2) of
+//! a FIFO, splice(2)) may last as well, which is seen by the worker standing still.
 
 use super::inside::{self, Inside};
 use super::process::{Place, in_scratch};
 use super::{Finder, mappings};
-use crate::files;
+use crate::files::{self, apart};
 use crate::kernel::{self, RingUser, Unreadable};
-use crate::proc::{self, Mapping};
+use crate::proc::{self, Mapping, Status};
 use crate::{FreezerError, Frozen};
 use persist_mem::manifest::{AddressSpace, RingMapping};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use sys::batch::Batch;
 use sys::uring::{ENTER_GETEVENTS, OFFSET_COMPLETIONS, OFFSET_ENTRIES, OFFSET_RINGS};
 use sys::{Pid, Tid};
 
-/// How long requests may take.
-const WITHIN: Duration = Duration::from_secs(10);
+/// How long requests may take while their process stands still.
+const WITHIN: Duration = Duration::from_secs(2);
+/// A worker that has not moved for this long does not end soon.
+const LASTING: Duration = Duration::from_millis(500);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 const GETPID: i64 = 39;
 const IO_URING_ENTER: i64 = 426;
 
@@ -52,8 +59,12 @@ pub(super) fn mapping(pid: Pid, map: &Mapping) -> Result<RingMapping, String> {
 /// What keeps the threads of a process that may run from being carried.
 pub(super) fn refusal(pid: Pid) -> Option<String> {
     let tids = proc::threads(pid).ok()?;
-    let users = users(&tids).ok()?;
-    names_rings(&users)
+    match users(&tids) {
+        Ok(users) => names_rings(&users).or_else(|| lasting(pid, &users)),
+        // It is changing.
+        Err(Unreadable::Inconsistent(_)) => None,
+        Err(why) => has_rings(pid).then(|| unreadable(&why)),
+    }
 }
 
 fn names_rings(users: &[RingUser]) -> Option<String> {
@@ -61,12 +72,60 @@ fn names_rings(users: &[RingUser]) -> Option<String> {
     names.then(|| "registered descriptors of rings (io_uring) are not carried".into())
 }
 
-/// What each thread does; nothing of those that have ended.
+fn has_rings(pid: Pid) -> bool {
+    let mut tables = apart::tables_of(pid).into_iter();
+    tables.any(|table| !files::rings_of(table).is_empty())
+}
+
+fn unreadable(why: &Unreadable) -> String {
+    format!("io_uring: what is under way in its rings cannot be read: {why}")
+}
+
+/// Whether there are requests that workers have been at for a while without having moved.
+fn lasting(pid: Pid, users: &[RingUser]) -> Option<String> {
+    if under_way(users) == 0 {
+        return None;
+    }
+    let begun = Instant::now();
+    let mut same = at_work(pid);
+    while !same.is_empty() && begun.elapsed() < LASTING {
+        std::thread::sleep(BETWEEN_LOOKS);
+        let now = at_work(pid);
+        same.retain(|tid, doing| now.get(tid) == Some(doing));
+    }
+    let count = same.len();
+    (count > 0).then(|| format!("{count} requests of io_uring do not end"))
+}
+
+/// Workers of a process that have something to do: what, and how often each has slept. None where that cannot be read.
+fn at_work(pid: Pid) -> BTreeMap<Tid, (u64, Option<String>)> {
+    let mut tids = proc::threads(pid).unwrap_or_default();
+    tids.retain(|tid| proc::is_worker(pid, *tid));
+    let found = kernel::look(|kernel| {
+        let tasks = kernel.tasks(&tids)?.into_iter().zip(&tids);
+        let (tasks, tids): (Vec<u64>, Vec<Tid>) =
+            tasks.filter_map(|(task, tid)| Some((task?, *tid))).unzip();
+        Ok(tids.into_iter().zip(kernel.ring_works(&tasks)?))
+    });
+    let slept = |tid: Tid| {
+        let status = Status::read(pid, &format!("task/{tid}/status")).ok()?;
+        status.value("voluntary_ctxt_switches").map(str::to_owned)
+    };
+    let found = found.into_iter().flatten().filter(|(_, work)| *work != 0);
+    found.map(|(tid, work)| (tid, (work, slept(tid)))).collect()
+}
+
+/// What each thread that uses rings does; nothing of those that have ended.
 fn users(tids: &[Tid]) -> Result<Vec<RingUser>, Unreadable> {
     kernel::look(|kernel| {
         let tasks: Vec<u64> = kernel.tasks(tids)?.into_iter().flatten().collect();
         kernel.ring_users(&tasks)
     })
+}
+
+/// The number of requests that have not ended.
+fn under_way(users: &[RingUser]) -> u64 {
+    users.iter().map(|user| user.requests).sum()
 }
 
 /// Waits until the stopped processes have nothing under way.
@@ -77,24 +136,52 @@ pub(super) fn settle(frozen: &Frozen, finder: &mut Finder) -> Result<(), Freezer
     let pids: Vec<Pid> = frozen.pids().collect();
     for pid in pids {
         let tids: Vec<Tid> = frozen.threads(pid).iter().map(|(tid, _)| *tid).collect();
-        // Who cannot look refuses rings.
-        let Ok(users) = users(&tids) else { continue };
-        if let Some(why) = names_rings(&users) {
-            return Err(FreezerError::refuse(pid, "io_uring", why));
+        match users(&tids) {
+            Ok(users) if users.is_empty() => continue,
+            Ok(users) => {
+                if let Some(why) = names_rings(&users) {
+                    return Err(FreezerError::refuse(pid, "io_uring", why));
+                }
+            }
+            // Its counters were about to change.
+            Err(Unreadable::Inconsistent(_)) => {}
+            Err(_) if !has_rings(pid) => continue,
+            Err(why) => return Err(FreezerError::refuse(pid, "io_uring", unreadable(&why))),
         }
-        if users.iter().all(|user| user.requests == 0) {
+        if left(pid, &tids).is_none() {
             continue;
         }
         if frozen.in_vfork(pid).is_some() {
-            return Err(FreezerError::refuse(
-                pid,
-                "io_uring",
-                "requests are under way in vfork",
-            ));
+            let why = "requests are under way in vfork";
+            return Err(FreezerError::refuse(pid, "io_uring", why));
         }
         wait(frozen, pid, finder)?;
     }
     Ok(())
+}
+
+/// What stopped threads of a process have under way, in words. None for nothing.
+fn left(pid: Pid, tids: &[Tid]) -> Option<String> {
+    let requests = match users(tids) {
+        Ok(users) => under_way(&users),
+        Err(why) => return Some(unreadable(&why)),
+    };
+    if requests > 0 {
+        return Some(format!("{requests} requests of io_uring do not end"));
+    }
+    tables(pid, tids).into_iter().find_map(|(table, holder)| {
+        match files::queued_in_rings(table, holder, tids) {
+            Ok(false) => None,
+            Ok(true) => Some("messages to a ring of io_uring do not arrive".into()),
+            Err(why) => Some(unreadable(&why)),
+        }
+    })
+}
+
+/// The descriptor tables of threads, and one that has each.
+fn tables(pid: Pid, tids: &[Tid]) -> BTreeMap<Pid, Tid> {
+    let tables = tids.iter().map(|tid| (apart::table_of(pid, *tid), *tid));
+    tables.collect()
 }
 
 fn wait(frozen: &Frozen, pid: Pid, finder: &mut Finder) -> Result<(), FreezerError> {
@@ -115,32 +202,34 @@ fn wait(frozen: &Frozen, pid: Pid, finder: &mut Finder) -> Result<(), FreezerErr
 fn complete(pid: Pid, threads: &mut [Inside]) -> Result<(), FreezerError> {
     let begun = Instant::now();
     let tids: Vec<Tid> = threads.iter().map(|thread| thread.tracee.tid()).collect();
-    let rings = files::rings_of(pid);
-    let mut batch = Batch::new();
-    batch.call("asking for its id", GETPID, []);
-    for (fd, _) in rings {
-        let args = [fd.into(), 0.into(), 0.into(), ENTER_GETEVENTS.into()];
-        batch.try_call("asking for completions", IO_URING_ENTER, args);
-    }
+    let tables = tables(pid, &tids).into_keys();
+    let batches: BTreeMap<Pid, Batch> = tables.map(|table| (table, asking(table))).collect();
     loop {
         for thread in threads.iter_mut() {
-            thread
-                .tracee
-                .run(&batch)
-                .map_err(FreezerError::tracee(pid))?;
+            let table = apart::table_of(pid, thread.tracee.tid());
+            let batch = batches.get(&table).into_iter();
+            for batch in batch {
+                let ran = thread.tracee.run(batch);
+                ran.map_err(FreezerError::tracee(pid))?;
+            }
         }
-        let left = match users(&tids) {
-            Ok(users) => users.iter().map(|user| user.requests).sum::<u64>(),
-            // Its counters were about to change.
-            Err(_) => 1,
-        };
-        if left == 0 {
+        let Some(left) = left(pid, &tids) else {
             return Ok(());
-        }
+        };
         if begun.elapsed() > WITHIN {
-            let why = format!("{left} requests of io_uring do not end");
-            return Err(FreezerError::refuse(pid, "io_uring", why));
+            return Err(FreezerError::refuse(pid, "io_uring", left));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Calls that do nothing but complete what has ended in the rings of a table.
+fn asking(table: Pid) -> Batch {
+    let mut batch = Batch::new();
+    batch.call("asking for its id", GETPID, []);
+    for (fd, _) in files::rings_of(table) {
+        let args = [fd.into(), 0.into(), 0.into(), ENTER_GETEVENTS.into()];
+        batch.try_call("asking for completions", IO_URING_ENTER, args);
+    }
+    batch
 }

@@ -50,4 +50,4 @@ pub(crate) use removed::removed_cwd;
 pub use socket::{silence_connections, take_backlogs, take_device_messages, untaken_backlogs};
 pub(crate) use table::Table;
 pub use tunnel::take_packets;
-pub(crate) use uring::{holds as holds_ring, of_process as rings_of};
+pub(crate) use uring::{any_queued as queued_in_rings, holds as holds_ring, of_table as rings_of};

@@ -4,14 +4,14 @@
 //! through a mapping of our own. A ring is carried when nothing is under way in it: what ends by itself is waited
 //! for before anything is described (`capture/uring.rs`).
 
-use super::{Open, Table, sent};
+use super::{Open, Table, apart, sent};
 use crate::freeze::vfork;
 use crate::kernel::{self, RingState, Unreadable};
 use crate::{FreezerError, proc};
 use persist_mem::manifest::{DescriptionKind, Ring};
 use std::os::fd::{AsFd, OwnedFd};
-use sys::Pid;
 use sys::uring::{Memory, OFFSET_ENTRIES, OFFSET_RINGS, flags};
+use sys::{Pid, Tid};
 
 const LINK: &[u8] = b"anon_inode:[io_uring]";
 /// Flags whose rings are made again.
@@ -41,6 +41,7 @@ const NAMES: [(u32, &str); 9] = [
 ];
 /// Indices into [`sys::uring::Params::offsets`].
 const SQ_HEAD: usize = 0;
+const SQ_DROPPED: usize = 5;
 const ARRAY: usize = 6;
 const CQ_HEAD: usize = 7;
 const CQ_TAIL: usize = 8;
@@ -48,6 +49,7 @@ const CQES: usize = 12;
 /// A new ring's counts begin at 0 and are brought to where they were by requests that do nothing, each of which
 /// takes 0.15 µs. More than these take too long.
 const MOST: u32 = 100_000_000;
+const DROPPED: &str = "its ring has dropped entries, which is not carried";
 
 /// Where the kernel has a ring that is open here.
 fn state(ring: &OwnedFd) -> Result<RingState, Unreadable> {
@@ -70,7 +72,7 @@ pub(super) fn check(open: &Open<'_>, inside: Option<&[Pid]>) -> Result<(), Freez
         return Err(open.refuse("requests in its ring wait for something, which are not carried"));
     }
     if dropped(&state, open.copy) {
-        return Err(open.refuse("its ring has dropped entries, which is not carried"));
+        return Err(open.refuse(DROPPED));
     }
     if state.overflown {
         return Err(open.refuse("it has completions that its ring has no room for"));
@@ -135,9 +137,8 @@ fn submitter_obstacle(state: &RingState, inside: &[Pid]) -> Option<String> {
 
 /// Entries that name no entry are dropped, and have no completion.
 fn dropped(state: &RingState, ring: &OwnedFd) -> bool {
-    const DROPPED: usize = 5;
     let rings = Memory::map(ring, OFFSET_RINGS, sys::PAGE_SIZE);
-    rings.map_or(true, |rings| rings.word(state.offsets[DROPPED]) != 0)
+    rings.map_or(true, |rings| rings.word(state.offsets[SQ_DROPPED]) != 0)
 }
 
 /// A ring whose contents are still to come ([`resolve`]).
@@ -168,8 +169,11 @@ pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerEr
         if let Some(why) = obstacle(&state).or_else(|| submitter_obstacle(&state, inside)) {
             return Err(refuse(why));
         }
-        if state.waiting || state.overflown {
+        if state.waiting || state.overflown || state.queued {
             return Err(refuse("requests are under way in its ring".into()));
+        }
+        if dropped(&state, copy) {
+            return Err(refuse(DROPPED.into()));
         }
         **ring = contents(ring.inode, &state, copy)
             .map_err(|why| refuse(format!("reading its ring: {why}")))?;
@@ -219,8 +223,8 @@ fn contents(inode: u64, state: &RingState, ring: &OwnedFd) -> sys::Result<Ring> 
     })
 }
 
-/// The rings that a process has descriptors of: numbers and inodes.
-pub(crate) fn of_process(pid: Pid) -> Vec<(i32, u64)> {
+/// The rings that a table has descriptors of: numbers and inodes.
+pub(crate) fn of_table(pid: Pid) -> Vec<(i32, u64)> {
     let Ok(links) = proc::Links::open(pid) else {
         return Vec::new();
     };
@@ -232,7 +236,30 @@ pub(crate) fn of_process(pid: Pid) -> Vec<(i32, u64)> {
     links.numbers().iter().filter_map(ring).collect()
 }
 
-/// Whether a process has a descriptor of a ring.
+/// Whether something waits in rings of a table, which `holder` has, until one of these threads asks for it.
+pub(crate) fn any_queued(table: Pid, holder: Tid, threads: &[Tid]) -> Result<bool, Unreadable> {
+    let rings = of_table(table);
+    if rings.is_empty() {
+        return Ok(false);
+    }
+    kernel::look(|kernel| {
+        let Some(task) = kernel.tasks(&[holder])?.into_iter().flatten().next() else {
+            return Ok(false);
+        };
+        let files = kernel.files(task)?;
+        let is_ring = |fd: i32| rings.iter().any(|(ring, _)| *ring == fd);
+        for (_, file) in files.into_iter().filter(|(fd, _)| is_ring(*fd)) {
+            let ring = kernel.ring(file)?;
+            if ring.queued && ring.submitter.is_some_and(|tid| threads.contains(&tid)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    })
+}
+
+/// Whether a process or one of its threads has a descriptor of a ring.
 pub(crate) fn holds(pid: Pid, inode: u64) -> bool {
-    of_process(pid).iter().any(|(_, its)| *its == inode)
+    let tables = apart::tables_of(pid).into_iter();
+    tables.flat_map(of_table).any(|(_, its)| its == inode)
 }

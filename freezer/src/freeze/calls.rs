@@ -150,7 +150,7 @@ impl Repeated {
         let again = stays || begins_anew(nr, result);
         // A job that was stopped before has had its call fail with that.
         let failed = thread.group_stop.is_none()
-            && (result == -EINTR || result == 0 && uring::is_cut_short(pid, tid, regs));
+            && (result == -EINTR || result == 0 && uring::is_cut_short(pid, tid, regs, result));
         let timeout = match (repeated(nr), &rest) {
             (_, Some(rest)) if rest.orig_rax == POLL => TimeOut::MillisecondsRdx,
             (Some(timeout), Some(_)) => timeout,

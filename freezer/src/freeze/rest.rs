@@ -103,7 +103,7 @@ fn call(nr: i64, regs: &Regs) -> Option<(Shape, On)> {
 /// The registers with which a thread makes the rest of its call, as if that had been interrupted before it did
 /// anything; what they need is in its memory then. None when the call has no rest.
 pub(super) fn of((pid, tid): (Pid, Tid), regs: &Regs, thread: FrozenThread) -> Option<Regs> {
-    let (nr, done) = regs.interrupted_syscall()?;
+    let (nr, result) = regs.interrupted_syscall()?;
     if thread.group_stop.is_none()
         && let Some(plan) = awaited::of((pid, tid), regs, thread)
     {
@@ -112,8 +112,8 @@ pub(super) fn of((pid, tid): (Pid, Tid), regs: &Regs, thread: FrozenThread) -> O
             Awaited::Rest(rest) => prepared(pid, regs, &rest),
         };
     }
-    let done = u64::try_from(done).ok().filter(|done| *done > 0)?;
-    if thread.group_stop.is_none() && uring::is_cut_short(pid, tid, regs) {
+    let done = u64::try_from(result).ok().filter(|done| *done > 0)?;
+    if thread.group_stop.is_none() && uring::is_cut_short(pid, tid, regs, result) {
         return prepared(pid, regs, &Rest::new(done, uring::only_waiting(regs)));
     }
     let (shape, on) = call(nr, regs)?;

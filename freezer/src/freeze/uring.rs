@@ -23,9 +23,11 @@ const ABS_TIMER: u64 = 1 << 5;
 const ARG: usize = 24;
 const TIME_OUT: usize = 16;
 
-/// Whether a thread that has returned from its call waited for more completions than there are.
-pub(super) fn is_cut_short(pid: Pid, tid: Tid, regs: &Regs) -> bool {
+/// Whether a thread that has returned from its call, with `taken` entries, waited for more completions than there
+/// are. It did not wait if it took fewer entries than it was given (`SYSCALL_DEFINE6(io_uring_enter)`).
+pub(super) fn is_cut_short(pid: Pid, tid: Tid, regs: &Regs, taken: i64) -> bool {
     let waits = regs.orig_rax.cast_signed() == ENTER
+        && taken == i64::from(regs.rsi as u32)
         && regs.r10 & GETEVENTS != 0
         && regs.r10 & REGISTERED_RING == 0;
     let fd = i32::try_from(regs.rdi).ok().filter(|_| waits);

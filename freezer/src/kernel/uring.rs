@@ -28,6 +28,9 @@ pub(crate) struct RingState {
     pub(crate) waiting: bool,
     /// There are completions that the ring has no room for.
     pub(crate) overflown: bool,
+    /// Something waits until the thread that submits asks for it (`IORING_SETUP_DEFER_TASKRUN`). From Linux 6.10 on
+    /// messages of other rings do, which are no requests of anybody's ([`RingUser::requests`]).
+    pub(crate) queued: bool,
 }
 
 /// What a ring may have, by the fields that are zero when it has not; the first one that the kernel knows counts.
@@ -58,6 +61,9 @@ const MAY_HAVE: [(&str, &str); 11] = [
 /// Lists (`struct list_head`, `struct hlist_head`) of requests that wait.
 const LISTS: [&str; 3] = ["timeout_list", "ltimeout_list", "defer_list"];
 const SHORT_LISTS: [&str; 3] = ["waitid_list", "futex_list", "cancelable_uring_cmd"];
+/// What waits for the thread that submits (`struct llist_head`, `struct llist_node *`).
+const QUEUED: &str = "work_llist";
+const QUEUED_AGAIN: &str = "retry_llist";
 const TABLES: [&str; 2] = ["cancel_table", "cancel_table_locked"];
 
 /// Fields of `struct io_rings`; the entry `array` is behind the completions.
@@ -160,6 +166,11 @@ impl Bytes<'_> {
         Ok(short.into_iter().any(|list| !self.is_zero(list)))
     }
 
+    fn any_queued(&self) -> Result<bool, Unreadable> {
+        let again = self.field(QUEUED_AGAIN).ok();
+        Ok(self.pointer(QUEUED)? != 0 || again.is_some_and(|again| !self.is_zero(again)))
+    }
+
     /// Where the buckets of its tables of requests are, and how many.
     fn tables(&self) -> Result<Vec<(u64, u64)>, Unreadable> {
         let mut found = Vec::new();
@@ -220,6 +231,7 @@ impl Kernel {
             has: ring.has()?,
             waiting: ring.any_in_lists()?,
             overflown: !ring.is_empty_list("cq_overflow_list")?,
+            queued: ring.any_queued()?,
         };
         for table in tables {
             state.waiting |= self.any_in_table(table)?;
@@ -246,17 +258,33 @@ impl Kernel {
         Ok(lists.ok_or(WRONG)?.iter().any(|first| *first != 0))
     }
 
-    /// What each of these threads has under way (`struct io_uring_task`), in all rings: the number of requests, and
-    /// whether it has rings among its own numbers (`IORING_REGISTER_RING_FDS`).
+    /// What each of these threads that uses rings has under way (`struct io_uring_task`), in all of them: the number of
+    /// requests, and whether it has rings among its own numbers (`IORING_REGISTER_RING_FDS`).
     pub(crate) fn ring_users(&mut self, tasks: &[u64]) -> Result<Vec<RingUser>, Unreadable> {
         const WHAT: &str = "a user of io_uring";
         let place = self.btf.field("task_struct", "io_uring")?.offset;
         let places: Vec<u64> = tasks.iter().map(|task| task.wrapping_add(place)).collect();
         let users: Option<Vec<u64>> = self.words(&places)?.into_iter().collect();
         let users = users.ok_or(Unreadable::Inconsistent(WHAT))?;
-        let mut found = vec![RingUser::default(); tasks.len()];
-        for (user, found) in users.into_iter().zip(&mut found).filter(|(at, _)| *at != 0) {
-            *found = self.ring_user(user)?;
+        let users = users.into_iter().filter(|at| *at != 0);
+        users.map(|user| self.ring_user(user)).collect()
+    }
+
+    /// What each of these threads works at, when it is one of the kernel's that work for rings: where the kernel has
+    /// it (`struct io_wq_work`), 0 for nothing.
+    pub(crate) fn ring_works(&mut self, tasks: &[u64]) -> Result<Vec<u64>, Unreadable> {
+        const WHAT: &str = "a worker of io_uring";
+        let place = self.btf.field("task_struct", "worker_private")?.offset;
+        let work = self.btf.field("io_worker", "cur_work")?.offset;
+        let places: Vec<u64> = tasks.iter().map(|task| task.wrapping_add(place)).collect();
+        let workers: Option<Vec<u64>> = self.words(&places)?.into_iter().collect();
+        let workers = workers.ok_or(Unreadable::Inconsistent(WHAT))?;
+        let mut found = Vec::new();
+        for worker in workers {
+            found.push(match worker {
+                0 => 0,
+                worker => self.word(worker.wrapping_add(work), WHAT)?,
+            });
         }
         Ok(found)
     }
@@ -290,7 +318,7 @@ impl Kernel {
 }
 
 /// What a thread does with rings.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RingUser {
     /// Requests that have not ended.
     pub(crate) requests: u64,
@@ -325,7 +353,7 @@ mod tests {
         assert_eq!((state.flags, state.sizes), (flags::CQSIZE, (16, 128)));
         assert_eq!((state.counts, state.offsets), ((5, 5), offsets));
         assert_eq!((state.submitter, state.has), (None, vec![]));
-        assert!(!state.waiting && !state.overflown && !state.drains_no_more);
+        assert!(!state.waiting && !state.overflown && !state.drains_no_more && !state.queued);
         assert_eq!((users[0].requests, users[0].names_rings), (0, false));
     }
 }

@@ -72,6 +72,15 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
     ("uring-counts", RING),
     ("uring-child", RING),
     ("uring-deferred", RING),
+    ("uring-unasked", RING),
+    ("uring-short", RING),
+    (
+        "uring-lasting",
+        Expected {
+            here: Refused("requests of io_uring do not end"),
+            across: RING.across,
+        },
+    ),
     ("uring-partly", RING),
     ("uring-timed", RING),
     ("uring-timed-twice", RING),

@@ -325,6 +325,21 @@ pub(crate) const GROUP: Group = Group {
             uring::deferred,
         ),
         subject(
+            "uring-unasked",
+            "a message to a ring of io_uring that its thread has not asked for (IORING_SETUP_DEFER_TASKRUN)",
+            uring::unasked,
+        ),
+        subject(
+            "uring-short",
+            "a thread that submits fewer entries to a ring of io_uring than it says",
+            uring::short,
+        ),
+        subject(
+            "uring-lasting",
+            "a request of io_uring that opens a FIFO which nobody writes to",
+            uring::lasting,
+        ),
+        subject(
             "uring-partly",
             "a thread that has submitted to a ring of io_uring and waits for more completions",
             uring::partly,

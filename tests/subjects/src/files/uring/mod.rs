@@ -10,7 +10,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use ring::{DRAIN, EXT_ARG, Entry, GETEVENTS, MSG_RING, NO_COMPLETION, NOP, READ, Ring, WRITE};
+use ring::{
+    ASYNC, DRAIN, EXT_ARG, Entry, GETEVENTS, MSG_RING, NO_COMPLETION, NOP, OPENAT, READ, Ring,
+    WRITE,
+};
 
 use crate::kit::{
     Kin, LONG_TERM, SOON, Setting, TERM, Watch, args, blocked, raw, same, timed, timed_long, until,
@@ -215,6 +218,94 @@ fn send(from: Ring, to: i32) -> Result<()> {
     });
     from.submit(1)?;
     until("the message is sent", SOON, || from.take_all() == [(0, 0)])
+}
+
+/// A message to a ring whose thread has not asked for it: from Linux 6.10 on it waits in the kernel, and is nobody's
+/// request.
+pub(crate) fn unasked(_: &Setting) -> Result<Watch> {
+    let [sender, ring] = [Ring::new(4, 8, 0)?, Ring::new(4, 8, DEFERRED)?];
+    let ask = move || {
+        let args = args([ring.fd as u64, 0, 0, GETEVENTS]);
+        raw(libc::SYS_io_uring_enter, args);
+        ring.take_all()
+    };
+    send(sender, ring.fd)?;
+    Ok(Watch::new(move || {
+        same("the message", &vec![(7, 9)], &ask())?;
+        same("nothing more", &vec![], &ask())?;
+        send(sender, ring.fd)
+    })
+    .spoiled_by(move || {
+        ask();
+        Ok(())
+    }))
+}
+
+/// Entries of a call that says that there are more, and does not wait for that.
+const TAKEN: u64 = 200;
+
+/// A thread submits fewer entries than it says, over and over, and would wait for more than comes.
+pub(crate) fn short(_: &Setting) -> Result<Watch> {
+    let ring = Ring::new(256, 512, 0)?;
+    let rounds = Arc::new(AtomicU64::new(0));
+    let counted = rounds.clone();
+    let failure = Arc::new(OnceLock::new());
+    let (failed, spoiled) = (failure.clone(), failure.clone());
+    std::thread::spawn(move || {
+        while failed.get().is_none() {
+            (0..TAKEN).for_each(|data| ring.nop(data));
+            let done = ring.enter(TAKEN + 1, TAKEN + 1);
+            let completed = ring.take_all().len() as u64;
+            if done != TAKEN as i64 || completed != TAKEN {
+                let _ = failed.set(format!("{done} taken and {completed} completed"));
+            }
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    Ok(Watch::new(move || {
+        let before = rounds.load(Ordering::SeqCst);
+        until("entries are taken", SOON, || {
+            failure.get().is_some() || rounds.load(Ordering::SeqCst) > before + 3
+        })?;
+        match failure.get() {
+            Some(why) => bail!("{why}"),
+            None => Ok(()),
+        }
+    })
+    .spoiled_by(move || {
+        let _ = spoiled.set("it ends".to_owned());
+        Ok(())
+    }))
+}
+
+/// A request that a worker of the kernel is at until somebody opens the other end of a FIFO.
+pub(crate) fn lasting(setting: &Setting) -> Result<Watch> {
+    let ring = Ring::new(4, 8, 0)?;
+    let fifo = setting.fresh("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
+    let path = std::ffi::CString::new(fifo.as_os_str().as_encoded_bytes())?;
+    let begin = move || {
+        ring.add(Entry {
+            opcode: OPENAT,
+            flags: ASYNC,
+            fd: libc::AT_FDCWD,
+            address: path.as_ptr() as u64,
+            ..Entry::default()
+        });
+        ring.submit(1)
+    };
+    begin()?;
+    Ok(Watch::new(move || {
+        same("not opened", &None, &ring.take())?;
+        let other = fs::OpenOptions::new().write(true).open(&fifo)?;
+        same("a wait", &0, &ring.enter(0, 1))?;
+        drop(other);
+        match ring.take() {
+            Some((0, fd)) if fd > 0 => nix::unistd::close(fd)?,
+            other => bail!("opened: {other:?}"),
+        }
+        begin()
+    }))
 }
 
 /// A thread has submitted two requests and waits for three completions.

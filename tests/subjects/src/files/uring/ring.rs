@@ -7,11 +7,13 @@ use anyhow::{Result, bail};
 use crate::kit::{args, not_here, raw, sys};
 
 pub(super) const NOP: u8 = 0;
+pub(super) const OPENAT: u8 = 18;
 pub(super) const READ: u8 = 22;
 pub(super) const WRITE: u8 = 23;
 pub(super) const MSG_RING: u8 = 40;
-/// `IOSQE_IO_DRAIN`, `IOSQE_CQE_SKIP_SUCCESS`
+/// `IOSQE_IO_DRAIN`, `IOSQE_ASYNC`, `IOSQE_CQE_SKIP_SUCCESS`
 pub(super) const DRAIN: u8 = 1 << 1;
+pub(super) const ASYNC: u8 = 1 << 4;
 pub(super) const NO_COMPLETION: u8 = 1 << 6;
 /// `IORING_ENTER_GETEVENTS`, `IORING_ENTER_EXT_ARG`
 pub(super) const GETEVENTS: u64 = 1;
