@@ -4,7 +4,8 @@
 //! master. So a terminal is described when all descriptions are known ([`finish`]).
 
 use super::{Open, elsewhere, path};
-use crate::{FreezerError, kernel, proc};
+use crate::kernel::{self, Unreadable};
+use crate::{FreezerError, proc};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
@@ -334,12 +335,9 @@ fn one(id: TerminalId, met: &Met, master: Option<&OwnedFd>) -> Result<Terminal, 
         queues: match own {
             Some(slave) => {
                 let status = pty.as_ref().map_or(0, |pty| pty.status);
-                match master.and_then(|_| look_into(&slave)) {
-                    Some(seen) => seen,
-                    None => {
-                        copy_queues(&slave, master, status).map_err(call("reading its queues"))?
-                    }
-                }
+                let seen = master.and_then(|_| look_into(&slave));
+                let read = seen.unwrap_or_else(|| copy_queues(&slave, master, status));
+                read.map_err(call("reading its queues"))?
             }
             None => Queues::default(),
         },
@@ -396,17 +394,31 @@ fn node_path(rdev: u64) -> Option<PathBuf> {
 
 /// What is queued in a pseudo terminal, from the kernel's memory: nobody is the wiser, and lines that wait for room
 /// are not echoed. None where that cannot be read.
-fn look_into(slave: &OwnedFd) -> Option<Queues> {
-    /// How long the kernel may take to pass on what was written.
+///
+/// The kernel may be passing something on, from one place to the next: two looks must see the same.
+fn look_into(slave: &OwnedFd) -> Option<sys::Result<Queues>> {
+    /// How long that may take.
     const SETTLE: Duration = Duration::from_millis(500);
     let canonical = queues::is_canonical(&tty::termios(slave).ok()?);
     let end = Instant::now() + SETTLE;
+    let mut before = None;
     loop {
-        let found = kernel::look(|kernel| kernel.pty_queues(slave.as_fd(), canonical)).ok()?;
-        if !found.moving || Instant::now() > end {
-            return Some(found.queues);
+        let found = match kernel::look(|kernel| kernel.pty_queues(slave.as_fd(), canonical)) {
+            Err(Unreadable::Inconsistent(_)) => None,
+            found => Some(found.ok()?),
+        };
+        if let Some(found) = found.as_ref().filter(|found| !found.moving)
+            && before.as_ref() == Some(found)
+        {
+            return Some(Ok(found.queues.clone()));
         }
-        std::thread::sleep(Duration::from_millis(1));
+        if Instant::now() > end {
+            return Some(Err(Errno::EAGAIN));
+        }
+        if found.as_ref().is_none_or(|found| found.moving) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        before = found;
     }
 }
 
@@ -488,5 +500,7 @@ fn decode_queues(mut bytes: &[u8]) -> Option<Queues> {
         rest: parts.next()?,
         behind: parts.next()?,
         lines: parts.collect(),
+        echo: Vec::new(),
+        literal: false,
     })
 }

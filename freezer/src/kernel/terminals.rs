@@ -2,7 +2,7 @@
 
 use super::{Kernel, Unreadable, half, word};
 use std::os::fd::BorrowedFd;
-use sys::tty::queues::Queues;
+use sys::tty::queues::{Echo, Queues};
 
 /// Bytes that a line discipline keeps (`N_TTY_BUF_SIZE`); one of them stays free.
 const ROOM: u64 = 4096;
@@ -10,6 +10,8 @@ const ROOM: u64 = 4096;
 const END_OF_FILE: u8 = 0;
 /// More buffers than a terminal has (`TTYB_DEFAULT_MEM_LIMIT`, drivers/tty/tty_buffer.c).
 const MOST: usize = 4096;
+
+const BACKSPACE: u8 = 8;
 
 const WRONG: Unreadable = Unreadable::Inconsistent("a terminal");
 
@@ -73,6 +75,8 @@ impl Kernel {
             output: [shown.between(shown.tail, shown.head), waiting].concat(),
             stopped: stopped && !held,
             held,
+            echo: input.echo.decode()?,
+            literal: input.literal,
         };
         Ok(PtyQueues { queues, moving })
     }
@@ -87,19 +91,33 @@ impl Kernel {
             field("read_tail")?,
         ];
         let (buffer, flags) = (field("read_buf")?, field("read_flags")?);
+        let echo = [field("echo_tail")?, field("echo_head")?];
+        let columns = [field("column")?, field("canon_column")?];
+        let echoed = field("echo_buf")?;
+        let (next, next_bit) = self.btf.flag("n_tty_data", "lnext")?;
         let size = self.btf.size_of("n_tty_data")? as usize;
         let data = self.word(terminal.wrapping_add(data), "a terminal")?;
         let bytes = self.read(&[(data, size)])?.pop().flatten().ok_or(WRONG)?;
         let part = |at: u64, len| bytes.get(at as usize..)?.get(..len);
         let [head, lines, tail] = marks.map(|at| word(&bytes, at));
+        let [from, to] = echo.map(|at| word(&bytes, at));
+        let [column, line] = columns.map(|at| half(&bytes, at));
         let found = Discipline {
             head: head.ok_or(WRONG)?,
             lines: lines.ok_or(WRONG)?,
             tail: tail.ok_or(WRONG)?,
             buffer: part(buffer, ROOM as usize).ok_or(WRONG)?.to_vec(),
             flags: part(flags, ROOM as usize / 8).ok_or(WRONG)?.to_vec(),
+            echo: EchoBuffer {
+                from: from.ok_or(WRONG)?,
+                to: to.ok_or(WRONG)?,
+                bytes: part(echoed, ROOM as usize).ok_or(WRONG)?.to_vec(),
+                columns: (column.ok_or(WRONG)?, line.ok_or(WRONG)?),
+            },
+            literal: part(next, 1).ok_or(WRONG)?[0] & next_bit != 0,
         };
-        match found.head.wrapping_sub(found.tail) < ROOM {
+        let echo = found.echo.to.wrapping_sub(found.echo.from);
+        match found.head.wrapping_sub(found.tail) < ROOM && echo <= ROOM {
             true => Ok(found),
             false => Err(WRONG),
         }
@@ -142,7 +160,7 @@ impl Kernel {
 }
 
 /// What waits in a pseudo terminal.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct PtyQueues {
     pub(crate) queues: Queues,
     /// The kernel is about to pass some of it on.
@@ -158,6 +176,75 @@ struct Discipline {
     buffer: Vec<u8>,
     /// Bits of bytes that end a line.
     flags: Vec<u8>,
+    echo: EchoBuffer,
+    /// The next byte means itself (`^V`).
+    literal: bool,
+}
+
+/// What a line discipline has to echo: a ring of bytes and operations.
+struct EchoBuffer {
+    from: u64,
+    to: u64,
+    bytes: Vec<u8>,
+    /// Columns where output is, and where the line began that is typed.
+    columns: (u32, u32),
+}
+
+impl EchoBuffer {
+    /// The bytes that are echoed so (drivers/tty/n_tty.c, `__process_echoes`).
+    fn decode(&self) -> Result<Vec<Echo>, Unreadable> {
+        const OPERATION: u8 = 0xff;
+        const BACK: u8 = 0x80;
+        const LINE_BEGINS: u8 = 0x81;
+        const ERASE_TAB: u8 = 0x82;
+        let len = self.to.wrapping_sub(self.from).min(ROOM);
+        let at = |n: u64| self.bytes[(self.from.wrapping_add(n) % ROOM) as usize];
+        let mut bytes = (0..len).map(at);
+        let (mut column, mut line) = self.columns;
+        let mut found: Vec<Echo> = Vec::new();
+        while let Some(byte) = bytes.next() {
+            let (byte, count, as_control) = match byte {
+                OPERATION => match bytes.next().ok_or(WRONG)? {
+                    OPERATION => (OPERATION, 1, false),
+                    BACK => (BACKSPACE, 1, false),
+                    // It comes by itself with the first byte of a line.
+                    LINE_BEGINS => {
+                        line = column;
+                        continue;
+                    }
+                    ERASE_TAB => {
+                        let since = u32::from(bytes.next().ok_or(WRONG)?);
+                        // Columns since a tab before it, or since the line began.
+                        let since = if since & 0x80 == 0 {
+                            since + line
+                        } else {
+                            since
+                        };
+                        (BACKSPACE, 8 - (since & 7), false)
+                    }
+                    byte => (byte, 1, true),
+                },
+                byte => (byte, 1, false),
+            };
+            for _ in 0..count {
+                found.push(Echo { byte, as_control });
+                column = column_after(column, byte, as_control);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The column after a byte was shown with the usual settings (`do_output_char`).
+fn column_after(column: u32, byte: u8, as_control: bool) -> u32 {
+    match byte {
+        _ if as_control => column.wrapping_add(2),
+        b'\n' | b'\r' => 0,
+        b'\t' => (column | 7).wrapping_add(1),
+        BACKSPACE => column.saturating_sub(1),
+        byte if byte.is_ascii_control() => column,
+        _ => column.wrapping_add(1),
+    }
 }
 
 impl Discipline {
@@ -230,6 +317,33 @@ mod tests {
         assert_eq!(found.rest, b"fou");
         assert_eq!(found.output, b"one\r\ntwothree\r\nfou");
         assert!(found.behind.is_empty() && !found.stopped && !found.held);
+    }
+
+    #[test]
+    fn echo_that_waits_and_a_byte_that_is_to_come() {
+        let (master, slave) = pair();
+        nix::unistd::write(&master, b"\x13a\tb\x01\x7f\x7f\x7f\n\xff\x16").unwrap();
+        let Some(found) = queued(&slave, true) else {
+            return;
+        };
+        let control = |byte| (byte, true);
+        let plain = |bytes: &[u8]| bytes.iter().map(|byte| (*byte, false)).collect::<Vec<_>>();
+        let expected = [
+            plain(b"a\tb"),
+            vec![control(1)],
+            // Both bytes of ^A, the letter, the tab behind the other letter.
+            plain(&[b"\x08 \x08".repeat(3), b"\x08".repeat(7)].concat()),
+            plain(b"\n\xff^\x08"),
+        ];
+        let echo: Vec<_> = found.echo.iter().map(|e| (e.byte, e.as_control)).collect();
+        assert_eq!(echo, expected.concat());
+        assert!(found.stopped && found.literal && found.output.is_empty());
+        assert_eq!(
+            (found.lines, found.rest),
+            (vec![b"a\n".to_vec()], vec![0xff])
+        );
+        nix::unistd::write(&master, b"x").unwrap();
+        assert!(!queued(&slave, true).unwrap().literal);
     }
 
     #[test]

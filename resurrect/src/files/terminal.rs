@@ -223,6 +223,9 @@ fn set_up(
             .after(&terminal.termios)
             .map_err(failed(terminal, "setting packet mode"))?;
     }
+    if terminal.queues.literal {
+        queues::expect_literal(any).map_err(failed(terminal, "filling its queues"))?;
+    }
     Ok(())
 }
 

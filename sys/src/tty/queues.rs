@@ -1,8 +1,8 @@
 //! What a terminal holds that nobody has read yet.
 //!
-//! A line discipline cannot be looked into: what it holds is read, and put back ([`put`]) as if it had
-//! been received again. That takes settings under which no byte means anything; the terminal's own
-//! come back at the end. Whoever uses the terminal must be stopped meanwhile.
+//! What a line discipline holds is put into it ([`put`]) as if it had been received. Who cannot look into the
+//! kernel's memory reads it out before ([`take`]). Both take settings under which no byte means anything; the
+//! terminal's own come back at the end. Whoever uses the terminal must be stopped meanwhile.
 
 use super::{Termios, push, readable, set_termios, termios};
 use crate::{Errno, Result};
@@ -35,6 +35,20 @@ pub struct Queues {
     pub stopped: bool,
     /// Whether it is stopped by a call (tcflow(3), `TCOOFF`), which only a call ends.
     pub held: bool,
+    /// Echo that waits because output is stopped or full. [`take`] cannot see it.
+    pub echo: Vec<Echo>,
+    /// Whether the next byte means itself, since `^V` came before it. [`take`] cannot see it, and [`put`] leaves it
+    /// to [`expect_literal`].
+    pub literal: bool,
+}
+
+/// A byte that is echoed when output goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Echo {
+    /// What was received.
+    pub byte: u8,
+    /// It is shown as `^` and a letter.
+    pub as_control: bool,
 }
 
 /// Both ends, opened non-blocking for this purpose; no master for other terminals.
@@ -115,9 +129,20 @@ fn put_quietly(ends: Ends<'_>, queues: &Queues, own: &Termios) -> Result<()> {
         set_termios(slave, &settings)?;
         write_all(slave, &queues.output, PIECE)?;
     }
+    if queues.stopped {
+        let mut settings = quiet(own, false);
+        settings.iflag |= libc::IXON;
+        settings.cc[libc::VSTOP] = XOFF;
+        set_termios(slave, &settings)?;
+        push(slave, XOFF)?;
+    }
+    if queues.held {
+        flow(slave, libc::TCOOFF)?;
+    }
+    put_echo(slave, &queues.echo, own, queues.stopped)?;
     let canonical = is_canonical(own);
     let end_of_file = unused_byte(queues);
-    let mut settings = quiet(own, canonical);
+    let mut settings = kept_stopped(quiet(own, canonical), queues.stopped);
     if canonical {
         settings.cc[libc::VEOF] = end_of_file;
         settings.cc[libc::VEOL] = own.cc[libc::VEOL];
@@ -135,17 +160,50 @@ fn put_quietly(ends: Ends<'_>, queues: &Queues, own: &Termios) -> Result<()> {
             push(slave, end_of_file)?;
         }
     }
-    queues.rest.iter().try_for_each(|byte| push(slave, *byte))?;
-    if queues.stopped {
-        settings.iflag |= libc::IXON;
-        settings.cc[libc::VSTOP] = XOFF;
+    queues.rest.iter().try_for_each(|byte| push(slave, *byte))
+}
+
+/// Receives what is to be echoed, and takes it out of the input again, where nothing else is yet. What is shown as
+/// it is echoed, and how, is for the terminal's own settings of output.
+fn put_echo(slave: &OwnedFd, echo: &[Echo], own: &Termios, stopped: bool) -> Result<()> {
+    for alike in echo.chunk_by(|one, two| one.as_control == two.as_control) {
+        let mut settings = kept_stopped(quiet(own, false), stopped);
+        settings.oflag = own.oflag;
+        settings.lflag = match alike[0].as_control {
+            true => libc::ECHO | libc::ECHOCTL,
+            false => libc::ECHO,
+        };
         set_termios(slave, &settings)?;
-        push(slave, XOFF)?;
-    }
-    if queues.held {
-        flow(slave, libc::TCOOFF)?;
+        for some in alike.chunks(ECHOED_AT_ONCE) {
+            some.iter().try_for_each(|echo| push(slave, echo.byte))?;
+            read_all(slave)?;
+        }
     }
     Ok(())
+}
+
+/// Has the next byte mean itself. Nothing must change between lines and bytes (`ICANON`) afterwards.
+///
+/// # Errors
+/// As [`put`].
+pub fn expect_literal(slave: &OwnedFd) -> Result<()> {
+    const NEXT: u8 = 0x16;
+    let own = termios(slave)?;
+    let mut settings = quiet(&own, true);
+    settings.lflag |= libc::IEXTEN | own.lflag & libc::EXTPROC;
+    settings.cc[libc::VLNEXT] = NEXT;
+    set_termios(slave, &settings)?;
+    let pushed = push(slave, NEXT);
+    set_termios(slave, &own)?;
+    pushed
+}
+
+/// Settings that do not start what its key has stopped: to clear IXON does.
+fn kept_stopped(mut settings: Termios, stopped: bool) -> Termios {
+    if stopped {
+        settings.iflag |= libc::IXON;
+    }
+    settings
 }
 
 /// `TCXONC` (ioctl_tty(2)).
@@ -202,6 +260,9 @@ const PIECE: usize = 1020;
 
 /// The same for what is to be packed as closely as it can be: one buffer (`TTY_BUFFER_PAGE`).
 const WHOLE: usize = 1792;
+
+/// Bytes that are echoed before they are taken out of the input, which has room for more.
+const ECHOED_AT_ONCE: usize = 1024;
 
 /// Writes all of it in pieces, waiting while the kernel moves what was written on to the reader's side.
 fn write_all(fd: &OwnedFd, mut data: &[u8], piece: usize) -> Result<()> {
@@ -350,6 +411,62 @@ pub(super) mod tests {
             "what was put back, to the end"
         );
         drop(master);
+    }
+
+    #[test]
+    fn echo_waits_until_output_is_started() {
+        let (master, slave) = pair();
+        let own = termios(&slave).unwrap();
+        let echo = [
+            (b'a', false),
+            (1, true),
+            (2, true),
+            (b'\n', false),
+            (0xff, false),
+        ];
+        let queues = Queues {
+            rest: b"input".to_vec(),
+            output: b"output ".to_vec(),
+            stopped: true,
+            echo: echo
+                .map(|(byte, as_control)| Echo { byte, as_control })
+                .to_vec(),
+            ..Queues::default()
+        };
+        let ends = Ends {
+            slave: &slave,
+            master: Some(&master),
+        };
+        put(ends, &queues).unwrap();
+        assert_eq!(termios(&slave).unwrap(), own);
+        assert_eq!(read_all(&master).unwrap(), b"output ");
+        assert!(!can(&slave, PollFlags::POLLOUT).unwrap());
+        write(&master, b"\x11");
+        assert_eq!(read_all(&master).unwrap(), b"a^A^B\r\n\xff");
+        write(&master, b"!\n");
+        let mut text = [0; 64];
+        assert_eq!(nix::unistd::read(&slave, &mut text), Ok(7));
+        assert_eq!(&text[..7], b"input!\n");
+    }
+
+    #[test]
+    fn the_next_byte_means_itself() {
+        let (master, slave) = pair();
+        let ends = Ends {
+            slave: &slave,
+            master: Some(&master),
+        };
+        let queues = Queues {
+            rest: b"a".to_vec(),
+            ..Queues::default()
+        };
+        put(ends, &queues).unwrap();
+        expect_literal(&slave).unwrap();
+        write(&master, b"\x7f\x7f\x7fb\n");
+        let mut text = [0; 64];
+        // One is taken as it is, one erases that, and one the letter.
+        assert_eq!(nix::unistd::read(&slave, &mut text), Ok(2));
+        assert_eq!(&text[..2], b"b\n");
     }
 
     #[test]

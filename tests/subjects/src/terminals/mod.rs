@@ -25,6 +25,16 @@ pub(crate) const GROUP: Group = Group {
             pair::line,
         ),
         subject(
+            "pty-echo",
+            "echo of a pty that waits while its output is stopped",
+            pair::echo,
+        ),
+        subject(
+            "pty-literal",
+            "a ^V whose character has not come yet",
+            pair::literal,
+        ),
+        subject(
             "pty-stopped",
             "stopped and full output of a pty",
             pair::stopped,

@@ -187,6 +187,57 @@ pub(crate) fn line(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || read(slave, 100).map(drop)))
 }
 
+/// What is typed while output is stopped is echoed when it goes on.
+pub(crate) fn echo(_: &Setting) -> Result<Watch> {
+    let [master, slave] = pty()?;
+    let fill = move || {
+        write(slave, b"before")?;
+        write(master, b"\x13ab\x01\tc\x7f\x7fd\xff\n")?;
+        until("the line can be read", SOON, || {
+            get(slave, libc::FIONREAD).is_ok_and(|count| count == 6)
+        })
+    };
+    fill()?;
+    Ok(Watch::new(move || {
+        receive(master, b"before")?;
+        same("it is stopped", &true, &write(slave, b"x").is_err())?;
+        same("no echo yet", &true, &read(master, 1).is_err())?;
+        write(master, b"\x11")?;
+        // The tab went from column 10 to 16: one letter is erased, then that.
+        let echo = b"ab^A\tc\x08 \x08\x08\x08\x08\x08\x08\x08d\xff\r\n";
+        receive(master, echo)?;
+        receive(slave, b"ab\x01d\xff\n")?;
+        fill()
+    })
+    .spoiled_by(move || {
+        // SAFETY: takes numbers.
+        sys("tcflush", unsafe { libc::tcflush(slave, libc::TCIFLUSH) }).map(drop)
+    }))
+}
+
+/// After `^V` the next byte means itself.
+pub(crate) fn literal(_: &Setting) -> Result<Watch> {
+    let [master, slave] = pty()?;
+    let mut quiet = termios(slave)?;
+    quiet.c_lflag &= !libc::ECHO;
+    set_termios(slave, &quiet)?;
+    let fill = move || {
+        write(master, b"line\nx\x16")?;
+        until("the line can be read", SOON, || {
+            get(slave, libc::FIONREAD).is_ok_and(|count| count == 5)
+        })
+    };
+    fill()?;
+    Ok(Watch::new(move || {
+        receive(slave, b"line\n")?;
+        // It would flush the line.
+        write(master, b"\x03y\n")?;
+        receive(slave, b"x\x03y\n")?;
+        fill()
+    })
+    .spoiled_by(move || write(master, b"z")))
+}
+
 /// Packet mode with a state change that nobody has read.
 pub(crate) fn packet(_: &Setting) -> Result<Watch> {
     let [master, slave] = pty()?;
