@@ -119,6 +119,40 @@ pub(crate) fn packet() -> Result<HashMap<u64, PacketInfo>> {
     Ok(found)
 }
 
+/// Bytes of `struct inet_diag_msg`, whose last word is the inode.
+const INET_MESSAGE: usize = 72;
+
+/// Asks for all UDP sockets of this network namespace that are bound or connected.
+fn udp(mut each: impl FnMut(&[u8])) -> Result<()> {
+    for family in [c::AF_INET, c::AF_INET6] {
+        // struct inet_diag_req_v2: family, protocol, extensions, pad, states: all, struct inet_diag_sockid
+        let mut request = vec![family as u8, c::IPPROTO_UDP as u8, 0, 0];
+        request.extend_from_slice(&u32::MAX.to_ne_bytes());
+        request.resize(56, 0);
+        dump(&request, &mut each)?;
+    }
+    Ok(())
+}
+
+/// Where UDP sockets of this network namespace are: ports and hosts, bytes in network order.
+///
+/// # Errors
+/// `ENOENT` when the kernel lacks udp_diag.
+pub(crate) fn udp_names() -> Result<Vec<([u8; 2], Vec<u8>)>> {
+    let mut found = Vec::new();
+    udp(|message| {
+        let len = match message.first() {
+            Some(family) if i32::from(*family) == c::AF_INET => 4,
+            _ => 16,
+        };
+        let (port, host) = (message.get(4..6), message.get(8..8 + len));
+        if let (Some(&[high, low]), Some(host)) = (port, host) {
+            found.push(([high, low], host.to_vec()));
+        }
+    })?;
+    Ok(found)
+}
+
 /// Which halves of the UDP sockets of this network namespace are shut down, by inode: `SHUT_RD` as 1,
 /// `SHUT_WR` as 2 (include/uapi/linux/inet_diag.h).
 ///
@@ -126,23 +160,15 @@ pub(crate) fn packet() -> Result<HashMap<u64, PacketInfo>> {
 /// `ENOENT` when the kernel lacks udp_diag.
 pub(crate) fn udp_shutdown() -> Result<HashMap<u64, u8>> {
     const INET_DIAG_SHUTDOWN: u16 = 8;
-    /// Bytes of `struct inet_diag_msg`, whose last word is the inode.
-    const INET_MESSAGE: usize = 72;
     let mut found = HashMap::new();
-    for family in [c::AF_INET, c::AF_INET6] {
-        // struct inet_diag_req_v2: family, protocol, extensions, pad, states: all, struct inet_diag_sockid
-        let mut request = vec![family as u8, c::IPPROTO_UDP as u8, 0, 0];
-        request.extend_from_slice(&u32::MAX.to_ne_bytes());
-        request.resize(56, 0);
-        dump(&request, |message| {
-            let inode = u64::from(word(message, INET_MESSAGE - 4));
-            for (kind, value) in attributes(message.get(INET_MESSAGE..).unwrap_or(&[])) {
-                if kind == INET_DIAG_SHUTDOWN {
-                    found.insert(inode, value.first().copied().unwrap_or(0));
-                }
+    udp(|message| {
+        let inode = u64::from(word(message, INET_MESSAGE - 4));
+        for (kind, value) in attributes(message.get(INET_MESSAGE..).unwrap_or(&[])) {
+            if kind == INET_DIAG_SHUTDOWN {
+                found.insert(inode, value.first().copied().unwrap_or(0));
             }
-        })?;
-    }
+        }
+    })?;
     Ok(found)
 }
 

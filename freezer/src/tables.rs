@@ -9,7 +9,7 @@ use nix::sched::CloneFlags;
 use persist_mem::manifest::Thread;
 use std::collections::BTreeMap;
 use sys::process::{KcmpKind, kcmp};
-use sys::{Pid, Tid};
+use sys::{Errno, Pid, Tid};
 
 const TABLES: [(KcmpKind, &str, &str); 5] = [
     (KcmpKind::Vm, "memory", "CLONE_VM"),
@@ -189,6 +189,17 @@ pub(crate) fn note_own_undo(threads: &mut [Thread]) {
     }
 }
 
+/// Why nobody can tell what threads of a process share: kcmp(2) is missing or not allowed. Those that have ended
+/// share nothing.
+pub(crate) fn incomparable(pid: Pid, representative: Tid, threads: &[Tid]) -> Option<Refusal> {
+    let compared = |tid: &Tid| kcmp(representative, *tid, KcmpKind::Files, 0, 0);
+    let failed = |tid: &Tid| compared(tid).err().map(|errno| (*tid, errno));
+    let mut failed = threads.iter().filter_map(failed);
+    let (tid, errno) = failed.find(|(_, errno)| *errno != Errno::ESRCH)?;
+    let reason = format!("what thread {tid} shares cannot be asked (kcmp: {errno})");
+    Some(refusal(pid, "threads", reason))
+}
+
 /// Threads that do not share a table with the one that stands for their process.
 pub(crate) fn apart(
     representative: Tid,
@@ -228,6 +239,9 @@ fn in_vfork(family: &[Pid]) -> bool {
 /// When the threads cannot be listed.
 pub(crate) fn of_threads(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, FreezerError> {
     let threads = proc::threads(pid)?;
+    if let Some(why) = incomparable(pid, representative, &threads) {
+        return Ok(vec![why]);
+    }
     let undo = apart(representative, &threads, KcmpKind::Sysvsem);
     let undo: Vec<Tid> = undo.filter(|tid| !has_no_undo_list(*tid)).collect();
     let directories = directories_apart(pid, representative, &threads);
@@ -263,4 +277,30 @@ fn in_vfork_for_long(pid: Pid) -> Result<Option<Refusal>, FreezerError> {
     let reason =
         format!("it waits in vfork(2) until its child ends or runs another program: {why}");
     Ok(Some(refusal(pid, "thread", reason)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sys::process;
+
+    #[test]
+    fn who_may_not_compare_is_told() {
+        let me = Pid(std::process::id().cast_signed());
+        assert_eq!(
+            incomparable(me, me.leader(), &[me.leader(), Tid(i32::MAX)]),
+            None
+        );
+        let child = process::spawn(0, &[], || {
+            if nix::unistd::setuid(nix::unistd::Uid::from_raw(65534)).is_err() {
+                return 2;
+            }
+            i32::from(incomparable(me, me.leader(), &[me.leader()]).is_some())
+        })
+        .unwrap();
+        let ended = sys::wait::wait_for(child.leader()).unwrap();
+        // Who is nobody in particular cannot become another.
+        let root = nix::unistd::geteuid().is_root();
+        assert_eq!(ended, sys::wait::Status::Exited(if root { 1 } else { 2 }));
+    }
 }

@@ -49,7 +49,7 @@ impl Contexts {
     }
 }
 
-/// A running process: itself, its parent and its threads that live, the one that stands for it first.
+/// A running process: itself, its parent and its threads, the leader first.
 struct Member {
     pid: Pid,
     parent: Pid,
@@ -89,10 +89,8 @@ pub(crate) fn refusals(pids: &[Pid]) -> Vec<Refusal> {
 }
 
 fn member(pid: Pid) -> Option<Member> {
-    let first = proc::representative(pid)?;
     let mut threads = proc::threads(pid).ok()?;
     threads.retain(|tid| !proc::is_worker(pid, *tid));
-    threads.sort_by_key(|tid| *tid != first);
     Some(Member {
         pid,
         parent: proc::Stat::read(pid, "stat").ok()?.pid(4),
@@ -100,20 +98,18 @@ fn member(pid: Pid) -> Option<Member> {
     })
 }
 
-/// Whether sharers get it from one of them by ways that a restore goes ([`Contexts::tell`]).
+/// Whether sharers get it from one of them by ways that a restore goes ([`Contexts::tell`]): from leaders, which must
+/// live, since one that has ended has none.
 fn made_again(sharers: &[(&Member, Tid)]) -> bool {
-    let has = |tid: Option<&Tid>| sharers.iter().any(|(_, its)| Some(its) == tid);
     let leader_has = |pid: Pid| {
         sharers
             .iter()
             .any(|(m, tid)| m.pid == pid && *tid == pid.leader())
     };
-    let from_leader = sharers
-        .iter()
-        .all(|(member, _)| has(member.threads.first()));
+    let from_leader = sharers.iter().all(|(member, _)| leader_has(member.pid));
     let leaders = sharers
         .iter()
-        .filter(|(member, tid)| member.threads.first() == Some(tid));
+        .filter(|(member, tid)| *tid == member.pid.leader());
     let alone = leaders.filter(|(member, _)| !leader_has(member.parent));
     from_leader && alone.count() == 1
 }
@@ -138,5 +134,9 @@ mod tests {
         assert!(!shared(&[(&old, 11), (&old, 12)]), "their leader has not");
         assert!(!shared(&[(&old, 11), (&young, 20)]), "from a thread");
         assert!(!shared(&[(&old, 10), (&stranger, 30)]), "a stranger");
+        let mut ended = member(40, 10);
+        ended.threads.remove(0);
+        assert!(!shared(&[(&ended, 41), (&ended, 42)]), "its leader ended");
+        assert!(!shared(&[(&old, 10), (&ended, 41)]), "its leader ended");
     }
 }

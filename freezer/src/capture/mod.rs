@@ -181,6 +181,12 @@ fn lives(
     (stats, children): (&[(Pid, Stat)], &Children),
 ) -> Result<Vec<(Process, timers::TimersAt)>, FreezerError> {
     let pids: Vec<Pid> = frozen.pids().collect();
+    for pid in &pids {
+        let tids: Vec<Tid> = frozen.threads(*pid).iter().map(|(tid, _)| *tid).collect();
+        if let Some(why) = crate::tables::incomparable(*pid, frozen.first(*pid)?, &tids) {
+            return Err(FreezerError::Refused(vec![why]));
+        }
+    }
     let [memory, actions, files, directories, undone] = sharing(&pids);
     let mut captured = Vec::new();
     // Who has another's memory may leave something on that one's stack, which gives it back then.

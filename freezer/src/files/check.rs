@@ -46,6 +46,13 @@ pub(crate) fn refusals(
 ) -> Result<Vec<Refusal>, FreezerError> {
     let pidfd = match proc::pidfd(pid) {
         Err(Errno::EINVAL) => None,
+        Err(gone @ Errno::ESRCH) => {
+            return Err(FreezerError::Proc {
+                pid,
+                what: "pidfd".into(),
+                cause: gone.into(),
+            });
+        }
         opened => Some(opened.map_err(FreezerError::call(pid, "opening a pidfd"))?),
     };
     let mut found = Vec::new();
@@ -84,6 +91,10 @@ pub(crate) fn refusals(
             Class::Plain(DescriptionKind::Epoll { targets, .. }) => epoll::check(&open, &targets),
             Class::Socket if is_copy => socket::examine(&open, &mut sockets).map(drop),
             Class::Socket => Err(FreezerError::Refused(vec![sent::refusal(pid, fd, &link)])),
+            // From Linux 6.7 on nobody sends one (`SCM_RIGHTS`), and a reference leads nowhere.
+            Class::Ring if !is_copy => {
+                Err(FreezerError::Refused(vec![sent::refusal(pid, fd, &link)]))
+            }
             Class::Ring => uring::check(&open, inside),
             _ => Ok(()),
         });
@@ -106,4 +117,21 @@ pub(crate) fn refusals(
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_whose_thread_has_ended_is_gone() {
+        let thread = std::thread::spawn(|| nix::unistd::gettid().as_raw());
+        let table = Pid(thread.join().unwrap());
+        // The thread is joined a moment before it is gone.
+        while std::path::Path::new(&format!("/proc/{table}")).exists() {
+            std::thread::yield_now();
+        }
+        let found = refusals(table, &mut Objects::default(), &Externals::default(), None);
+        assert!(matches!(found, Err(FreezerError::Proc { cause, .. }) if proc::gone(&cause)));
+    }
 }

@@ -1,4 +1,5 @@
-//! What processes may each hold an end of: pipes, sockets, FIFOs, terminals, pidfds.
+//! What ties processes together by their descriptors: ends of pipes, sockets, FIFOs and terminals; pidfds; and what
+//! several hold alike and has no other end: tunnels, eventfds, rings of io_uring.
 
 use super::{O_PATH, Open, apart, pidfd};
 use crate::proc::{self, FdInfo, Links};
@@ -7,7 +8,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use sys::Pid;
 
-/// A thing that has two ends.
+/// A thing that processes may hold an end of, or hold alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum End {
     /// A pipe by its inode: both ends have the same.

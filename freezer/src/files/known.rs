@@ -18,7 +18,8 @@ pub(super) type Copies = BTreeMap<DescriptionId, OwnedFd>;
 /// Device and inode.
 pub(super) type File = (u64, u64);
 
-/// Every open file of a stopped process by its number, as the kernel has it; empty where that cannot be read.
+/// Every open file of a table by its number, as the kernel has it; empty where that cannot be read, and where the
+/// process runs and has just changed it. Who holds a description that may be closed meanwhile compares it again.
 pub(super) fn open_files(pid: Pid) -> BTreeMap<i32, OpenFile> {
     let found = kernel::look(|kernel| {
         let thread = proc::representative(pid).map_or_else(Vec::new, |tid| vec![tid]);

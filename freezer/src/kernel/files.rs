@@ -101,7 +101,7 @@ impl Kernel {
         Ok(words.map(|word| u64::from_le_bytes(*word)).collect())
     }
 
-    /// The open file of every descriptor of a stopped thread, by number.
+    /// The open file of every descriptor of a thread, by number; of one that runs they may be closed by now.
     pub(crate) fn open_files(&mut self, task: u64) -> Result<BTreeMap<i32, OpenFile>, Unreadable> {
         let table = self.descriptor_table(task)?;
         let closed = self.array(table.close_on_exec, table.count.div_ceil(64))?;

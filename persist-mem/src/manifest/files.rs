@@ -412,7 +412,7 @@ pub struct Lock {
 /// What a process has asked to be told of a directory (fcntl(2), `F_NOTIFY`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
-    /// The process.
+    /// The process, or the thread with a descriptor table of its own, whose descriptor it is.
     pub pid: Pid,
     /// The descriptor it asked by, which the signal tells.
     pub fd: i32,

@@ -3,12 +3,11 @@
 //! when they are sent again; whatever else waits there is not carried.
 
 use super::tcp::is_local;
+use crate::diag;
 use crate::kernel::sockets::Buffer;
 use crate::kernel::{Kernel, Unreadable};
 use nix::libc as c;
 use persist_mem::manifest::RefusedDatagram;
-use std::os::fd::AsFd;
-use sys::socket;
 
 const WRONG: Unreadable = Unreadable::Inconsistent("a report of an error");
 /// include/uapi/linux/errqueue.h: `SO_EE_ORIGIN_ICMP` and `SO_EE_ORIGIN_ICMP6`.
@@ -37,9 +36,25 @@ pub(super) fn waiting(
 
 /// Nobody has taken the port since.
 fn nobody_is_at(address: &[u8]) -> bool {
-    let domain = i32::from(address.first().copied().unwrap_or(0));
-    socket::socket(domain, c::SOCK_DGRAM, 0)
-        .is_ok_and(|fd| socket::bind(fd.as_fd(), address).is_ok())
+    let host = match i32::from(address.first().copied().unwrap_or(0)) {
+        c::AF_INET => address.get(4..8),
+        _ => address.get(8..24),
+    };
+    let (Some(port), Some(host)) = (address.get(2..4), host) else {
+        return false;
+    };
+    diag::udp_names().is_ok_and(|all| {
+        let at_port = |one: &&([u8; 2], Vec<u8>)| one.0 == port;
+        !all.iter().filter(at_port).any(|(_, its)| hears(its, host))
+    })
+}
+
+/// Whether a socket that is bound to one host gets what is sent to another: the same, also as IPv6 says it, or all.
+fn hears(bound: &[u8], host: &[u8]) -> bool {
+    const V4_IN_V6: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+    let any = bound.iter().all(|byte| *byte == 0) && bound.len() >= host.len();
+    let mapped = bound.strip_prefix(&V4_IN_V6);
+    any || bound == host || mapped.is_some_and(|v4| v4 == host || v4 == [0; 4])
 }
 
 /// A report (net/ipv4/ip_sockglue.c, ip_icmp_error; net/ipv6/datagram.c): the datagram behind its header, with the
@@ -100,4 +115,40 @@ fn report(kernel: &mut Kernel, buffer: &Buffer) -> Result<Option<RefusedDatagram
         data,
         len: whole,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_that_somebody_has() {
+        let bytes = |address: std::net::SocketAddr| {
+            let port = address.port().to_be_bytes();
+            match address.ip() {
+                std::net::IpAddr::V4(host) => {
+                    [&[2, 0], &port[..], &host.octets(), &[0; 8]].concat()
+                }
+                std::net::IpAddr::V6(host) => {
+                    [&[10, 0], &port[..], &[0; 4], &host.octets(), &[0; 4]].concat()
+                }
+            }
+        };
+        let is_taken = |at: &str, to: &str| {
+            let socket = std::net::UdpSocket::bind(format!("{at}:0")).unwrap();
+            let port = socket.local_addr().unwrap().port();
+            let to = bytes(format!("{to}:{port}").parse().unwrap());
+            let taken = !nobody_is_at(&to);
+            drop(socket);
+            assert!(nobody_is_at(&to), "{at} {to:?}");
+            taken
+        };
+        assert!(is_taken("127.0.0.1", "127.0.0.1"));
+        assert!(!is_taken("127.0.0.2", "127.0.0.1"));
+        assert!(is_taken("0.0.0.0", "127.0.0.1"));
+        assert!(is_taken("[::]", "127.0.0.1"));
+        assert!(is_taken("[::ffff:127.0.0.1]", "127.0.0.1"));
+        assert!(is_taken("[::1]", "[::1]"));
+        assert!(!is_taken("0.0.0.0", "[::1]"));
+    }
 }
