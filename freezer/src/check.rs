@@ -2,6 +2,7 @@
 
 use crate::capture::{Finder, Prepared};
 use crate::files::outsiders::Outsiders;
+use crate::freeze::traced;
 use crate::objects::Objects;
 use crate::proc::{self, Status};
 use crate::{Externals, FreezerError, Refusal, capture, files, tables};
@@ -109,7 +110,7 @@ fn examine(
         };
         return Ok(core.into_iter().collect());
     };
-    let mut found = attributes(pid, representative)?;
+    let mut found = attributes(pid, representative, inside)?;
     if representative != pid.leader() {
         found.extend(capture::leader_refusal(pid)?);
     }
@@ -141,7 +142,11 @@ pub(crate) fn directories(pid: Pid, task: &str) -> Result<Vec<Refusal>, FreezerE
     Ok(found)
 }
 
-fn attributes(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, FreezerError> {
+fn attributes(
+    pid: Pid,
+    representative: Tid,
+    inside: Option<&[Pid]>,
+) -> Result<Vec<Refusal>, FreezerError> {
     let comm = proc::comm(pid);
     let status = Status::read(pid, &format!("task/{representative}/status"))?;
     let mut found = Vec::new();
@@ -153,12 +158,11 @@ fn attributes(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, FreezerErro
             reason,
         });
     };
-    match status.value("TracerPid") {
-        None | Some("0") => {}
-        Some(tracer) => refuse(
-            "ptrace",
-            format!("process {tracer} traces it; detach it first"),
-        ),
+    if let Some(tracer) = traced::tracer_of(pid, representative) {
+        let refused = traced_by(pid, tracer, inside)?;
+        if let Some(why) = refused {
+            refuse("ptrace", format!("{tracer} traces it: {why}"));
+        }
     }
     if status.value("Seccomp").is_some_and(|mode| mode != "0") && !may_suspend_seccomp()? {
         let why =
@@ -170,6 +174,19 @@ fn attributes(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, FreezerErro
     }
     found.extend(capture::room_refusal(pid, &status)?);
     Ok(found)
+}
+
+/// Why a traced process is not carried.
+fn traced_by(
+    pid: Pid,
+    tracer: Tid,
+    inside: Option<&[Pid]>,
+) -> Result<Option<String>, FreezerError> {
+    let has = |of: &Pid| proc::threads(*of).is_ok_and(|threads| threads.contains(&tracer));
+    if inside.is_some_and(|pids| !pids.iter().any(has)) {
+        return Ok(Some("that one is not part of the tree".into()));
+    }
+    capture::traced_obstacle(pid, tracer)
 }
 
 /// What `PTRACE_O_SUSPEND_SECCOMP` takes (kernel/ptrace.c, check_ptrace_options).

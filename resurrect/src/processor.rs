@@ -72,8 +72,10 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         give(pid, tracee.tid(), thread)
     })?;
     for (pid, live) in restore.lives() {
-        let waiting = restore.task(pid)?.in_vfork.as_ref();
-        if let (Some(tracee), Some(thread)) = (waiting, live.threads.first()) {
+        let task = restore.task(pid)?;
+        let traced = task.handed_over.then_some(&task.first);
+        let apart = task.in_vfork.as_ref().or(traced);
+        if let (Some(tracee), Some(thread)) = (apart, live.threads.first()) {
             give(pid, tracee.tid(), thread)?;
         }
     }

@@ -30,6 +30,8 @@ pub(crate) struct Task {
     pub(crate) ending: Option<Tracee>,
     /// Its only thread, when that waits in vfork(2) for a child: `first` is a helper then.
     pub(crate) in_vfork: Option<Tracee>,
+    /// Its tracer has it again: `first` only names it.
+    pub(crate) handed_over: bool,
     /// What its memory is.
     pub(crate) memory: Memory,
 }
@@ -50,7 +52,8 @@ impl Task {
 
     /// All its threads that go on and can be worked in, the one that acts for it first.
     pub(crate) fn all(&mut self) -> impl Iterator<Item = &mut Tracee> {
-        let first = self.in_vfork.is_none().then_some(&mut self.first);
+        let works = self.in_vfork.is_none() && !self.handed_over;
+        let first = works.then_some(&mut self.first);
         first.into_iter().chain(self.threads.values_mut())
     }
 }

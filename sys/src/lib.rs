@@ -12,6 +12,7 @@
 //! | [`process`] | pidfds, kcmp, clone3, signals to threads |
 //! | [`wait`] | waiting with real-time signals kept (nix loses them) |
 //! | [`ptrace`] | single ptrace requests |
+//! | [`by_tracer`] | requests that a process makes of its own tracee |
 //! | [`regs`] | register sets |
 //! | [`batch`] | lists of system calls as data, and the loop that runs them |
 //! | [`scratch`] | the memory that batches run from |
@@ -43,6 +44,7 @@
 //! | [`deadline`] | a bound for system calls that have none |
 
 pub mod batch;
+pub mod by_tracer;
 pub mod cgroups;
 pub mod clock;
 pub mod core_pattern;

@@ -81,6 +81,13 @@ impl Regs {
         unsafe { core::mem::transmute::<[u64; size_of::<Regs>() / 8], Regs>(all) }
     }
 
+    /// The words of `struct user_regs_struct`.
+    #[must_use]
+    pub fn words(&self) -> [u64; size_of::<Regs>() / 8] {
+        // SAFETY: the structure is as many words.
+        unsafe { core::mem::transmute::<Regs, [u64; size_of::<Regs>() / 8]>(*self) }
+    }
+
     /// The system call the thread was interrupted in: its number and negative result so far.
     /// None when it runs user code.
     #[must_use]
@@ -105,6 +112,7 @@ mod tests {
         let words: Vec<u64> = (1..=21).collect();
         let regs = Regs::from_words(&words);
         assert_eq!((regs.r15, regs.orig_rax, regs.rip), (1, 16, 17));
+        assert_eq!(regs.words()[..21], words);
         assert_eq!((regs.ss, regs.fs_base, regs.gs), (21, 0, 0));
     }
 }

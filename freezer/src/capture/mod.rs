@@ -8,6 +8,7 @@ mod dispatch;
 mod foothold;
 mod inside;
 mod io_contexts;
+mod kept;
 mod lasting;
 mod ldt;
 mod leader;
@@ -28,6 +29,7 @@ mod signals;
 mod sleep;
 mod thread;
 mod timers;
+mod traced;
 mod uring;
 mod vfork;
 
@@ -39,6 +41,7 @@ pub(crate) use memory::refusals as memory_refusals;
 pub use pages::capture_pages;
 pub(crate) use restart::is_readable as rest_is_readable;
 pub(crate) use room::refusal as room_refusal;
+pub(crate) use traced::obstacle as traced_obstacle;
 pub(crate) use vfork::obstacle as vfork_obstacle;
 
 use crate::files::outsiders::Outsiders;

@@ -6,7 +6,7 @@ use super::room::Raised;
 use super::timers::TimersAt;
 use super::{
     attributes, leader, mappings, membarrier, memory, policy, reports, signals, thread, timers,
-    vfork,
+    traced, vfork,
 };
 use crate::files::{Table, sent};
 use crate::proc::{self, Stat};
@@ -49,9 +49,10 @@ pub(super) fn capture(
         maps: &maps,
         finder,
     };
-    let (mut live, timers_at) = match frozen.in_vfork(pid) {
-        Some(child) => vfork::describe(frozen, (pid, child), place, &mut mm)?,
-        None => {
+    let (mut live, timers_at) = match (frozen.in_vfork(pid), frozen.traced_by(pid)) {
+        (Some(child), _) => vfork::describe(frozen, (pid, child), place, &mut mm)?,
+        (_, Some(tracer)) => traced::describe(frozen, (pid, tracer), place, &mut mm)?,
+        (None, None) => {
             let mut threads = inside::threads(frozen, pid, mem)?;
             let (found, sent) = in_scratch(pid, &mut threads, place, &mut mm, |threads, mm| {
                 let sent = hand_over(threads, &senders)?;
@@ -147,6 +148,7 @@ pub(super) fn nothing() -> Live {
         threads: Vec::new(),
         ended_leader: None,
         in_vfork: None,
+        traced: None,
         mm: AddressSpace::default(),
         files: Vec::new(),
         mm_of: None,

@@ -57,7 +57,7 @@ pub(super) fn pending(
 
 /// Adds those that are pending without a siginfo, since there was no room in the queue (`RLIMIT_SIGPENDING`):
 /// they come with one of zeros (kernel/signal.c, collect_signal).
-fn with_bare(mut queued: Vec<QueuedSignal>, set: u64) -> Vec<QueuedSignal> {
+pub(super) fn with_bare(mut queued: Vec<QueuedSignal>, set: u64) -> Vec<QueuedSignal> {
     for signal in (1..=SIGNALS).filter(|signal| *signal != SIGKILL && set >> (signal - 1) & 1 != 0)
     {
         let number = signal.to_le_bytes();

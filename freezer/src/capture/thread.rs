@@ -7,15 +7,14 @@ use crate::proc::Stat;
 use persist_mem::manifest::{Filter, MemoryPolicy, Rseq, Scheduling, Thread};
 use std::sync::OnceLock;
 use sys::batch::{Batch, Buffer, CallIndex, Output};
-use sys::tracee;
-use sys::{process, ptrace};
+use sys::{Tid, process, ptrace, tracee};
 
 const PRCTL: i64 = 157;
 const SIGALTSTACK: i64 = 131;
 const IOPRIO_GET: i64 = 252;
 const PERSONALITY: i64 = 135;
 const SCHED_GETSCHEDULER: i64 = 145;
-const SCHED_RESET_ON_FORK: u64 = 0x4000_0000;
+pub(super) const SCHED_RESET_ON_FORK: u64 = 0x4000_0000;
 const PR_MCE_KILL_GET: i32 = 34;
 const PR_GET_PDEATHSIG: i32 = 2;
 const PR_GET_SECUREBITS: i32 = 27;
@@ -103,7 +102,7 @@ fn describe(
             ioprio: asked.ioprio,
             affinity: status.cpu_mask("Cpus_allowed"),
             timer_slack: asked.timer_slack,
-            io_flusher: stat.field(9).cast_unsigned() & IO_FLUSHER == IO_FLUSHER,
+            io_flusher: is_io_flusher(&stat),
         },
         pdeathsig: asked.pdeathsig,
         personality: asked.personality,
@@ -124,6 +123,59 @@ fn describe(
         limit: inside.limit,
         sleep: inside.sleep,
     })
+}
+
+/// `PR_SET_IO_FLUSHER`
+pub(super) fn is_io_flusher(stat: &Stat) -> bool {
+    stat.field(9).cast_unsigned() & IO_FLUSHER == IO_FLUSHER
+}
+
+/// What another thread may ask, and what that one has in common with it.
+pub(super) struct Others {
+    policy: CallIndex,
+    attr: Buffer,
+    ioprio: CallIndex,
+    processor: ProcessorCalls,
+}
+
+impl Others {
+    pub(super) fn ask(batch: &mut Batch, tid: Tid) -> Others {
+        let attr = batch.space(SCHED_ATTR);
+        let args = [tid.0.into(), attr.into(), SCHED_ATTR.into(), 0.into()];
+        batch.call("asking for a scheduling", SCHED_GETATTR, args);
+        let ioprio = [IOPRIO_WHO_PROCESS.into(), tid.0.into()];
+        let policy = "asking for a scheduling policy";
+        Others {
+            policy: batch.call(policy, SCHED_GETSCHEDULER, [tid.0.into()]),
+            attr,
+            ioprio: batch.call("asking for an I/O priority", IOPRIO_GET, ioprio),
+            processor: ProcessorCalls::add(batch),
+        }
+    }
+
+    pub(super) fn policy(&self, out: &Output) -> u64 {
+        out.result(self.policy).unwrap_or(0)
+    }
+
+    pub(super) fn slice(&self, out: &Output) -> Option<u64> {
+        slice(out, self.attr)
+    }
+
+    pub(super) fn ioprio(&self, out: &Output) -> i32 {
+        out.result(self.ioprio).unwrap_or(0) as i32
+    }
+
+    /// Of the thread that asks.
+    pub(super) fn speculation(&self, out: &Output) -> [u8; 3] {
+        self.processor.read(out).speculation
+    }
+}
+
+/// The time slice that is not the usual one.
+fn slice(out: &Output, attr: Buffer) -> Option<u64> {
+    let runtime = out.u64(attr, 3);
+    let ordinary = matches!(out.u32(attr, 1), SCHED_OTHER | SCHED_BATCH);
+    (ordinary && runtime != usual_slice()).then_some(runtime)
 }
 
 /// What only the thread itself can ask for.
@@ -208,13 +260,10 @@ impl Question {
             let word = |index| out.u64(attr, index);
             [word(1), word(3), word(4), word(5)]
         });
-        let runtime = out.u64(attr, 3);
-        let ordinary = matches!(out.u32(attr, 1), SCHED_OTHER | SCHED_BATCH);
-        let slice = (ordinary && runtime != usual_slice()).then_some(runtime);
         Asked {
             processor: self.processor.read(out),
             deadline,
-            slice,
+            slice: slice(out, attr),
             memory_policy: self.memory_policy.read(out),
             altstack: (out.u64(stack, 0), out.u32(stack, 2), out.u64(stack, 2)),
             clear_child_tid: out.u64(self.tid_address, 0),

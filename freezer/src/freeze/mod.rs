@@ -12,6 +12,7 @@ mod rest;
 mod scope;
 mod sleepers;
 mod stop;
+pub(crate) mod traced;
 mod uring;
 pub(crate) mod vfork;
 
@@ -51,14 +52,25 @@ pub struct FrozenThread {
     moved_to: Option<u64>,
     /// The child it waits for in vfork(2): it is not stopped, and cannot run before that one does.
     pub in_vfork: Option<Pid>,
+    /// The thread of another process that traces it: it is in one of that one's stops.
+    pub traced_by: Option<Tid>,
     /// It slept in a call whose rest is to be read from the kernel's memory.
     pub rest_is_kept: bool,
 }
 
 impl FrozenThread {
+    /// One in a stop of its tracer.
+    fn traced_by(tracer: Tid) -> FrozenThread {
+        FrozenThread {
+            traced_by: Some(tracer),
+            rest_is_kept: true,
+            ..FrozenThread::default()
+        }
+    }
+
     /// Whether it runs when it is let go.
     fn goes_on(&self) -> bool {
-        self.group_stop.is_none() && self.in_vfork.is_none()
+        self.group_stop.is_none() && self.in_vfork.is_none() && self.traced_by.is_none()
     }
 }
 
@@ -117,6 +129,12 @@ impl Frozen {
         threads.iter().find_map(|(_, thread)| thread.in_vfork)
     }
 
+    /// The thread that traces the only one of a process.
+    pub(crate) fn traced_by(&self, pid: Pid) -> Option<Tid> {
+        let threads = self.threads(pid);
+        threads.iter().find_map(|(_, thread)| thread.traced_by)
+    }
+
     /// What a thread waits for on a socket with a time-out: descriptor, whether it sends, and the
     /// nanoseconds that remain.
     pub(crate) fn socket_wait(&self, tid: Tid) -> Option<(i32, bool, u64)> {
@@ -141,6 +159,9 @@ impl Frozen {
             let rest = threads.keys().filter(|tid| **tid != pid.leader());
             for tid in rest.chain([&pid.leader()]) {
                 let _ = wait::wait_for_at_most(*tid, STOP_WITHIN);
+            }
+            if threads.values().any(|thread| thread.traced_by.is_some()) {
+                traced::wait_for_end(*pid, SOON);
             }
         }
     }
@@ -179,6 +200,9 @@ impl Frozen {
     /// Detaches a thread. One that has not stopped yet gets a moment, unless it waits for its child; one that has
     /// ended is reaped, so that its parent hears of it.
     fn let_go(&mut self, tid: Tid, thread: FrozenThread) {
+        if thread.traced_by.is_some() {
+            return;
+        }
         let call = self.repeating.remove(&tid);
         // The time it was stopped has passed, too. A failure leaves it as it was at the stop.
         let wait = call.and_then(|call| {
@@ -285,6 +309,7 @@ fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
         if !news {
             started = stop::no_longer_in_vfork(&mut frozen);
             if started.is_empty() {
+                traced::settle(&frozen)?;
                 frozen.sort();
                 let first = |pid| Some((pid, frozen.first(pid).ok()?));
                 proc::note_stopped(frozen.pids().filter_map(first));

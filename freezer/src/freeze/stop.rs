@@ -1,6 +1,6 @@
 //! Seizing threads, and waiting until they stop.
 
-use super::{Frozen, FrozenThread, STOP_WITHIN, calls, position, sleepers, vfork};
+use super::{Frozen, FrozenThread, STOP_WITHIN, calls, position, sleepers, traced, vfork};
 use crate::{FreezerError, capture, proc};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -66,7 +66,15 @@ pub(super) fn begin(
                 news |= tid == pid.leader();
                 continue;
             }
-            Err(e) => return Err(e),
+            Err(e) => {
+                let Some(tracer) = traced::tracer_of(pid, tid) else {
+                    return Err(e);
+                };
+                let thread = FrozenThread::traced_by(tracer);
+                frozen.process(pid).insert(tid, thread);
+                news = true;
+                continue;
+            }
         }
         frozen.leaving.retain(|left| *left != tid);
         let thread = FrozenThread {
@@ -76,6 +84,7 @@ pub(super) fn begin(
             moved_to: None,
             asleep: sleeper.and_then(|sleeper| sleeper.asleep),
             in_vfork: None,
+            traced_by: None,
             rest_is_kept: sleeper.is_some_and(|sleeper| sleeper.rest_is_kept),
         };
         frozen.process(pid).insert(tid, thread);

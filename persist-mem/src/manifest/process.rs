@@ -1,6 +1,6 @@
 //! Processes and threads.
 
-use super::{AddressSpace, DescriptionId, FileRef, Membership, RemovedId};
+use super::{AddressSpace, DescriptionId, FileRef, Membership, RemovedId, Traced};
 use serde::{Deserialize, Serialize};
 use sys::regs::Regs;
 use sys::{Pid, Tid};
@@ -77,6 +77,8 @@ pub struct Live {
     pub files: Vec<Descriptor>,
     /// The child with its memory that its only thread waits for in vfork(2).
     pub in_vfork: Option<Pid>,
+    /// Who traces its only thread, and in which stop that is.
+    pub traced: Option<Box<Traced>>,
     /// The process whose memory it has, if that is not its own (CLONE_VM); [`Live::mm`] names no pages then.
     pub mm_of: Option<Pid>,
     /// The process whose signal actions it has, if those are not its own (CLONE_SIGHAND).

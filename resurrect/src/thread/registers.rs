@@ -1,16 +1,16 @@
 //! Registers and signal masks. The last stage: batches run on the registers.
 
 use super::signals::settled;
-use super::sleeps;
+use super::{sleeps, traced};
 use crate::ResurrectError;
 use crate::calls::nr;
 use crate::restore::Restore;
-use persist_mem::manifest::{Backing, Dispatch, Limit, Live, Vma};
+use persist_mem::manifest::{Backing, Dispatch, Limit, Live, Thread, Vma};
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use sys::batch::Batch;
 use sys::ptrace::SudConfiguration;
-use sys::regs::{NO_SYSCALL, restart};
+use sys::regs::{NO_SYSCALL, Regs, restart};
 use sys::tracee::Tracee;
 use sys::{Errno, Pid, Tid, ptrace};
 
@@ -23,9 +23,11 @@ const LOOK_AT: usize = 4 << 20;
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let elapsed = restore.elapsed();
     let dispatched = dispatch_from_inside(restore)?;
-    let returned = sleeps::go_on(restore, elapsed)?;
+    traced::hand_over(restore)?;
+    let returned = sleeps::go_on(restore, elapsed, |live| live.traced.is_none())?;
     let mut gate = None;
-    for (pid, live) in restore.lives().filter(|(_, live)| live.mm_of.is_none()) {
+    let own = |live: &Live| live.mm_of.is_none() && live.traced.is_none();
+    for (pid, live) in restore.lives().filter(|(_, live)| own(live)) {
         // A child with the same memory acts for who waits for it.
         let actor = live.in_vfork.unwrap_or(pid);
         remove_scratch(pid, &mut restore.task(actor)?.first, live, &mut gate)?;
@@ -33,24 +35,13 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     in_vfork(restore)?;
     let passed = u64::try_from(restore.elapsed().as_nanos()).unwrap_or(u64::MAX);
     super::each(restore, |pid, tracee, thread| {
-        let mut regs = thread.regs;
-        if let Some(result) = returned.get(&thread.tid) {
-            regs.rax = *result;
-            regs.orig_rax = NO_SYSCALL;
-        } else if let Some(sleep) = thread.sleep {
-            regs.orig_rax = sleep.nr.cast_unsigned();
-            regs.rax = (-restart::ERESTART_RESTARTBLOCK).cast_unsigned();
-        } else if let Some(limit) = thread.limit {
-            let remaining = limit.remaining.saturating_sub(passed);
-            let left = Limit { remaining, ..limit };
-            match left.bytes() {
-                Some((at, bytes)) => tracee
-                    .mem()
-                    .write(at, &bytes)
-                    .map_err(ResurrectError::call(pid, "writing a time-out"))?,
-                None => left.set(&mut regs),
-            }
-        }
+        let regs = to_go_on(
+            pid,
+            tracee,
+            thread,
+            returned.get(&thread.tid).copied(),
+            passed,
+        )?;
         xstate(pid, tracee, &thread.xstate)?;
         tracee
             .set_regs(&regs)
@@ -63,6 +54,35 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             _ => Ok(()),
         }
     })
+}
+
+/// The registers that a thread goes on with: with what its call has `returned`, or what remains of its time-out.
+pub(super) fn to_go_on(
+    pid: Pid,
+    tracee: &Tracee,
+    thread: &Thread,
+    returned: Option<u64>,
+    passed: u64,
+) -> Result<Regs, ResurrectError> {
+    let mut regs = thread.regs;
+    if let Some(result) = returned {
+        regs.rax = result;
+        regs.orig_rax = NO_SYSCALL;
+    } else if let Some(sleep) = thread.sleep {
+        regs.orig_rax = sleep.nr.cast_unsigned();
+        regs.rax = (-restart::ERESTART_RESTARTBLOCK).cast_unsigned();
+    } else if let Some(limit) = thread.limit {
+        let remaining = limit.remaining.saturating_sub(passed);
+        let left = Limit { remaining, ..limit };
+        match left.bytes() {
+            Some((at, bytes)) => tracee
+                .mem()
+                .write(at, &bytes)
+                .map_err(ResurrectError::call(pid, "writing a time-out"))?,
+            None => left.set(&mut regs),
+        }
+    }
+    Ok(regs)
 }
 
 /// Threads that wait in vfork(2): they are in the call, and return from it with these registers.
@@ -123,7 +143,7 @@ fn dispatch(pid: Pid, tracee: &Tracee, wanted: Dispatch) -> Result<(), Resurrect
 }
 
 /// Unmaps the batch loop, through a system call instruction of the process itself.
-fn remove_scratch(
+pub(super) fn remove_scratch(
     pid: Pid,
     first: &mut Tracee,
     live: &Live,
@@ -141,7 +161,7 @@ fn remove_scratch(
 
 /// A `syscall` instruction: in the vdso, else in any code. `known` is where the last process had one, counted
 /// from its vdso.
-fn own_gate(first: &Tracee, live: &Live, known: &mut Option<u64>) -> Option<u64> {
+pub(super) fn own_gate(first: &Tracee, live: &Live, known: &mut Option<u64>) -> Option<u64> {
     let mut vmas = live.mm.vmas.iter();
     let saved = vmas.find(|vma| vma.backing == Backing::Vdso);
     if let (Some(vma), Some(offset)) = (saved, *known)
@@ -179,7 +199,7 @@ fn any_gate(first: &Tracee, live: &Live) -> Option<u64> {
 }
 
 /// The kernel wants its own size, which may be another kernel's or processor's.
-fn xstate(pid: Pid, tracee: &Tracee, saved: &[u8]) -> Result<(), ResurrectError> {
+pub(super) fn xstate(pid: Pid, tracee: &Tracee, saved: &[u8]) -> Result<(), ResurrectError> {
     let failed = || ResurrectError::call(pid, "setting its extended registers");
     // The same for all threads of a kernel.
     static SIZE: OnceLock<usize> = OnceLock::new();

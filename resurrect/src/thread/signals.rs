@@ -119,7 +119,7 @@ fn nothing_to_queue(live: &Live) -> bool {
 }
 
 /// The signals that wait in a process or its threads.
-fn queued(live: &Live) -> BTreeSet<i32> {
+pub(super) fn queued(live: &Live) -> BTreeSet<i32> {
     let threads = live.threads.iter().flat_map(|thread| &thread.pending);
     live.pending.iter().chain(threads).map(signal).collect()
 }

@@ -31,12 +31,13 @@ const AT_ONCE: usize = 1024;
 type Sleeper<'a> = (Pid, &'a mut Tracee, &'a Thread, Sleep);
 
 /// Brings every sleeping thread to where it was in its call. Returns what calls have returned that had nothing
-/// to sleep for, by the threads' ids in their namespace.
+/// to sleep for, by the threads' ids in their namespace. `of` chooses whose.
 pub(super) fn go_on(
     restore: &mut Restore<'_>,
     elapsed: Duration,
+    of: impl Fn(&Live) -> bool,
 ) -> Result<BTreeMap<Tid, u64>, ResurrectError> {
-    let lives: BTreeMap<Pid, &Live> = restore.lives().collect();
+    let lives: BTreeMap<Pid, &Live> = restore.lives().filter(|(_, live)| of(live)).collect();
     let mut sleepers: Vec<Sleeper<'_>> = Vec::new();
     for (pid, task) in &mut restore.tasks {
         let Some(live) = lives.get(pid).filter(|_| task.in_vfork.is_none()) else {

@@ -59,6 +59,7 @@ pub(super) fn fork(
                     threads: BTreeMap::new(),
                     ending: None,
                     in_vfork: None,
+                    handed_over: false,
                     memory: Memory::Empty,
                 };
                 restore.tasks.insert(INTERMEDIATE, task);
@@ -75,6 +76,7 @@ pub(super) fn fork(
         threads: BTreeMap::new(),
         ending: None,
         in_vfork: None,
+        handed_over: false,
         memory: memory.unwrap_or_default(),
     };
     let host = task.host_pid();

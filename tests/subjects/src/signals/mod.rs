@@ -4,6 +4,7 @@ mod dispositions;
 mod handler;
 mod pending;
 mod stopped;
+mod traced;
 
 use crate::registry::{Group, subject};
 
@@ -83,6 +84,36 @@ pub(crate) const GROUP: Group = Group {
             "continued-unreported",
             "a continued child that nobody has waited for",
             stopped::continued,
+        ),
+        subject(
+            "traced-signal",
+            "a traced child before a signal is delivered to it",
+            traced::signalled,
+        ),
+        subject(
+            "traced-attached",
+            "a sleeping child that was attached to",
+            traced::attached,
+        ),
+        subject(
+            "traced-seized",
+            "a running child that was seized and interrupted",
+            traced::seized,
+        ),
+        subject(
+            "traced-entry",
+            "a traced child before a system call",
+            traced::entry,
+        ),
+        subject(
+            "traced-exit",
+            "a traced child behind a system call",
+            traced::exit,
+        ),
+        subject(
+            "traced-unread",
+            "a traced child whose stop nobody has waited for",
+            traced::unread,
         ),
     ],
 };

@@ -1,0 +1,226 @@
+//! What the kernel keeps of a thread that cannot be asked anything inside.
+
+use crate::kernel::{self, Kernel, Unreadable, half, word};
+use crate::proc;
+use persist_mem::manifest::{Rseq, SigAction};
+use sys::{Pid, Tid};
+
+const SIGNALS: usize = 64;
+/// `struct k_sigaction`
+const ACTION: usize = 32;
+/// `SIGNAL_STOP_STOPPED`, `SIGNAL_STOP_CONTINUED` (include/linux/sched/signal.h)
+const CHILD_STOPS: u32 = 3;
+/// `SYSCALL_WORK_SYSCALL_USER_DISPATCH` (include/linux/thread_info.h)
+const DISPATCHED: u64 = 1 << 5;
+const SS_ONSTACK: u32 = 1;
+const SS_DISABLE: u32 = 2;
+const SS_AUTODISARM: u32 = 1 << 31;
+/// A length of rseq areas before the kernel noted it (6.3).
+const RSEQ_LEN: u32 = 32;
+
+/// What is the thread's, and its process's.
+pub(super) struct Kept {
+    /// Address, flags, size.
+    pub(super) altstack: (u64, u32, u64),
+    pub(super) clear_child_tid: u64,
+    pub(super) pdeathsig: i32,
+    pub(super) securebits: u32,
+    pub(super) rseq: Option<Rseq>,
+    pub(super) actions: Vec<SigAction>,
+    pub(super) child_subreaper: bool,
+}
+
+/// Looks at the leader of a process; `work` gets the `task_struct`s of its children, too.
+pub(super) fn look<T>(
+    pid: Pid,
+    work: impl FnOnce(&mut Reader<'_>, &[u64]) -> Result<T, Unreadable>,
+) -> Result<T, Unreadable> {
+    let children = proc::children(pid).unwrap_or_default();
+    kernel::look(|kernel| {
+        let tids: Vec<Tid> = std::iter::once(pid.leader())
+            .chain(children.iter().map(|child| child.leader()))
+            .collect();
+        let tasks = kernel.tasks(&tids)?;
+        let [Some(task), children @ ..] = &tasks[..] else {
+            return Err(Unreadable::Inconsistent("a thread"));
+        };
+        let children: Vec<u64> = children.iter().flatten().copied().collect();
+        let task = *task;
+        work(&mut Reader { kernel, task }, &children)
+    })
+}
+
+/// Reads what belongs to one thread.
+pub(super) struct Reader<'a> {
+    pub(super) kernel: &'a mut Kernel,
+    pub(super) task: u64,
+}
+
+impl Reader<'_> {
+    /// `rsp` tells whether it is on its signal stack.
+    pub(super) fn kept(&mut self, rsp: u64) -> Result<Kept, Unreadable> {
+        let signal = self.pointer("signal")?;
+        let (byte, bit) = self
+            .kernel
+            .btf()
+            .flag("signal_struct", "is_child_subreaper")?;
+        let flags = self.bytes(signal + byte, 1, "signals")?;
+        let credentials = self.pointer("cred")?;
+        let securebits = self.kernel.btf().field("cred", "securebits")?.offset;
+        let securebits = self.half_at(credentials + securebits, "credentials")?;
+        Ok(Kept {
+            altstack: self.altstack(rsp)?,
+            clear_child_tid: self.pointer("clear_child_tid")?,
+            pdeathsig: self.half_of("pdeath_signal")?.cast_signed(),
+            securebits,
+            rseq: self.rseq()?,
+            actions: self.actions()?,
+            child_subreaper: flags[0] & bit != 0,
+        })
+    }
+
+    pub(super) fn offset(&self, structure: &str, path: &str) -> Result<u64, Unreadable> {
+        Ok(self.kernel.btf().field(structure, path)?.offset)
+    }
+
+    pub(super) fn bytes(
+        &mut self,
+        at: u64,
+        len: usize,
+        what: &'static str,
+    ) -> Result<Vec<u8>, Unreadable> {
+        let found = self.kernel.read(&[(at, len)])?.pop().flatten();
+        found.ok_or(Unreadable::Inconsistent(what))
+    }
+
+    pub(super) fn half_at(&mut self, at: u64, what: &'static str) -> Result<u32, Unreadable> {
+        let bytes = self.bytes(at, 4, what)?;
+        half(&bytes, 0).ok_or(Unreadable::Inconsistent(what))
+    }
+
+    /// A field of eight bytes of the thread.
+    pub(super) fn pointer(&mut self, path: &str) -> Result<u64, Unreadable> {
+        let at = self.task + self.offset("task_struct", path)?;
+        self.kernel.word(at, "a thread")
+    }
+
+    /// One of four bytes.
+    pub(super) fn half_of(&mut self, path: &str) -> Result<u32, Unreadable> {
+        let at = self.task + self.offset("task_struct", path)?;
+        self.half_at(at, "a thread")
+    }
+
+    /// As sigaltstack(2) tells it.
+    fn altstack(&mut self, rsp: u64) -> Result<(u64, u32, u64), Unreadable> {
+        let (start, size) = (self.pointer("sas_ss_sp")?, self.pointer("sas_ss_size")?);
+        let kept = self.half_of("sas_ss_flags")? & SS_AUTODISARM;
+        let on_it = rsp.wrapping_sub(start) <= size && rsp > start;
+        let flags = match (size, on_it) {
+            (0, _) => SS_DISABLE,
+            (_, true) => SS_ONSTACK,
+            _ => 0,
+        };
+        Ok((start, flags | kept, size))
+    }
+
+    fn rseq(&mut self) -> Result<Option<Rseq>, Unreadable> {
+        // A structure of its own since Linux 6.19.
+        let newer = self.offset("task_struct", "rseq.usrptr").is_ok();
+        let [pointer, len, signature] = match newer {
+            true => ["rseq.usrptr", "rseq.len", "rseq.sig"],
+            false => ["rseq", "rseq_len", "rseq_sig"],
+        };
+        let pointer = self.pointer(pointer)?;
+        let size = match self.offset("task_struct", len) {
+            Ok(_) => self.half_of(len)?,
+            Err(_) => RSEQ_LEN,
+        };
+        let signature = self.half_of(signature)?;
+        Ok((pointer != 0).then_some(Rseq {
+            pointer,
+            size,
+            signature,
+        }))
+    }
+
+    fn actions(&mut self) -> Result<Vec<SigAction>, Unreadable> {
+        const WHAT: &str = "signal actions";
+        let table = self.pointer("sighand")?;
+        let field = self.kernel.btf().field("sighand_struct", "action")?;
+        if field.size != (SIGNALS * ACTION) as u64 {
+            return Err(Unreadable::Inconsistent(WHAT));
+        }
+        let bytes = self.bytes(table + field.offset, SIGNALS * ACTION, WHAT)?;
+        let word = |at: usize| word(&bytes, at as u64).ok_or(Unreadable::Inconsistent(WHAT));
+        (0..SIGNALS)
+            .map(|index| {
+                let at = index * ACTION;
+                Ok(SigAction {
+                    handler: word(at)?,
+                    flags: word(at + 8)?,
+                    restorer: word(at + 16)?,
+                    mask: word(at + 24)?,
+                })
+            })
+            .collect()
+    }
+
+    /// What is not carried of somebody who cannot be asked.
+    pub(super) fn obstacle(
+        &mut self,
+        children: &[u64],
+    ) -> Result<Option<&'static str>, Unreadable> {
+        if self.signals_wait()? {
+            return Ok(Some("signals wait for it"));
+        }
+        self.obstacle_but_signals(children)
+    }
+
+    fn signals_wait(&mut self) -> Result<bool, Unreadable> {
+        let signal = self.pointer("signal")?;
+        let queued = self.offset("sigpending", "list")?;
+        let own = self.task + self.offset("task_struct", "pending")? + queued;
+        let shared = signal + self.offset("signal_struct", "shared_pending")? + queued;
+        for list in [own, shared] {
+            if self.kernel.word(list, "signals")? != list {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// As [`Reader::obstacle`], of somebody whose signals can be seen.
+    pub(super) fn obstacle_but_signals(
+        &mut self,
+        children: &[u64],
+    ) -> Result<Option<&'static str>, Unreadable> {
+        if self.pointer("thread_info.syscall_work")? & DISPATCHED != 0 {
+            return Ok(Some("its system calls are dispatched to user space"));
+        }
+        let signal = self.pointer("signal")?;
+        let real = signal + self.offset("signal_struct", "it_real_incr")?;
+        let armed = self
+            .offset("signal_struct", "real_timer.state")
+            .or_else(|_| self.offset("signal_struct", "real_timer.is_queued"))?;
+        let counting = self.kernel.btf().field("signal_struct", "it")?;
+        let timers = [
+            (real, 8),
+            (signal + armed, 1),
+            (signal + counting.offset, counting.size as usize),
+        ];
+        for (at, len) in timers {
+            if self.bytes(at, len, "timers")?.iter().any(|byte| *byte != 0) {
+                return Ok(Some("it has interval timers"));
+            }
+        }
+        let flags = self.offset("signal_struct", "flags")?;
+        let signals = self.offset("task_struct", "signal")?;
+        for child in children {
+            let signal = self.kernel.word(child + signals, "a child")?;
+            if self.half_at(signal + flags, "a child")? & CHILD_STOPS != 0 {
+                return Ok(Some("a child of it was stopped or continued"));
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,35 @@
+//! Processes that another one of those saved traces (ptrace(2)).
+
+use super::QueuedSignal;
+use serde::{Deserialize, Serialize};
+use sys::Tid;
+
+/// Who traces a process, and in which of its stops it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traced {
+    /// The thread that traces it.
+    pub tracer: Tid,
+    /// `PTRACE_SEIZE`, not `PTRACE_ATTACH` or `PTRACE_TRACEME`.
+    pub seized: bool,
+    /// `PTRACE_O_*` bits.
+    pub options: u64,
+    /// Its stop.
+    pub stop: TracedStop,
+    /// `PTRACE_GETSIGINFO`.
+    pub info: QueuedSignal,
+    /// Its tracer has not waited for the stop yet.
+    pub unread: bool,
+}
+
+/// Stops of a tracee, as ptrace(2) tells them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TracedStop {
+    /// Before this signal is delivered.
+    Signal(i32),
+    /// `PTRACE_EVENT_STOP` without a group stop.
+    Interrupted,
+    /// Before a system call.
+    Entry,
+    /// Behind a system call.
+    Exit,
+}

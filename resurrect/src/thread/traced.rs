@@ -1,0 +1,193 @@
+//! Processes that one of the others traces (ptrace(2)).
+//!
+//! A thread has one tracer: as long as this process builds it, that is this one. When it is complete it is let go
+//! to wait where nothing happens to it, and its tracer, from inside, attaches to it and brings it to the stop it
+//! was in. From then on nobody else can do anything to it.
+
+use super::registers::{own_gate, remove_scratch, to_go_on, xstate};
+use super::sleeps;
+use crate::ResurrectError;
+use crate::restore::Restore;
+use persist_mem::manifest::{Live, Traced, TracedStop};
+use std::collections::BTreeSet;
+use sys::batch::Batch;
+use sys::by_tracer;
+use sys::regs::{NO_SYSCALL, Regs};
+use sys::tracee::Tracee;
+use sys::{Pid, Tid, ptrace};
+
+const PAUSE: u64 = 34;
+const TGKILL: i64 = 234;
+const RT_SIGTIMEDWAIT: i64 = 128;
+const EVERY: u64 = u64::MAX;
+const SIGCHLD: i32 = 17;
+const SIGSTOP: i32 = 19;
+/// `PTRACE_O_EXITKILL`
+const EXITKILL: u64 = 1 << 20;
+const DOING: &str = "bringing a tracee to its stop";
+
+/// Gives every traced process to its tracer.
+pub(super) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let elapsed = restore.elapsed();
+    let returned = sleeps::go_on(restore, elapsed, |live| live.traced.is_some())?;
+    let mut tracers = BTreeSet::new();
+    for (pid, live) in restore.lives() {
+        let (Some(traced), Some(thread)) = (&live.traced, live.threads.first()) else {
+            continue;
+        };
+        let passed = u64::try_from(restore.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let returned = returned.get(&thread.tid).copied();
+        let task = restore.task(pid)?;
+        let mut regs = to_go_on(pid, &task.first, thread, returned, passed)?;
+        if returned.is_none() {
+            regs.orig_rax = thread.regs.orig_rax;
+        }
+        let gate = own_gate(&task.first, live, &mut None);
+        let gate = gate.ok_or_else(|| ResurrectError::Impossible {
+            pid,
+            why: "no system call instruction is mapped in it".into(),
+        })?;
+        remove_scratch(pid, &mut task.first, live, &mut None)?;
+        xstate(pid, &task.first, &thread.xstate)?;
+        park(pid, &mut task.first, &regs, gate)?;
+        task.handed_over = true;
+        let tracee = Stopped {
+            pid,
+            traced,
+            regs,
+            gate,
+            sigmask: thread.sigmask,
+        };
+        let (by, tracer) = tracer(restore, pid, traced.tracer)?;
+        let doing = ResurrectError::tracee(by, DOING);
+        tracer.run(&tracee.batch()).map(drop).map_err(doing)?;
+        tracers.insert((by, traced.tracer));
+    }
+    tracers
+        .into_iter()
+        .try_for_each(|(by, tid)| forget_stops(restore, by, tid))
+}
+
+/// Lets it wait in pause(2), with all signals blocked.
+fn park(pid: Pid, tracee: &mut Tracee, regs: &Regs, gate: u64) -> Result<(), ResurrectError> {
+    let parked = Regs {
+        rip: gate,
+        rax: PAUSE,
+        orig_rax: NO_SYSCALL,
+        ..*regs
+    };
+    let doing = "letting it wait for its tracer";
+    tracee
+        .set_regs(&parked)
+        .and_then(|()| tracee.set_sigmask(EVERY))
+        .map_err(ResurrectError::tracee(pid, doing))?;
+    ptrace::detach(tracee.tid(), 0).map_err(ResurrectError::call(pid, doing))
+}
+
+/// The thread that traces `pid`, and whose it is.
+fn tracer<'a>(
+    restore: &'a mut Restore<'_>,
+    pid: Pid,
+    tid: Tid,
+) -> Result<(Pid, &'a mut Tracee), ResurrectError> {
+    let is_its = |live: &Live| live.threads.iter().position(|thread| thread.tid == tid);
+    let mut lives = restore.lives();
+    let found = lives.find_map(|(by, live)| Some((by, is_its(live)?)));
+    let missing = || ResurrectError::Impossible {
+        pid,
+        why: format!("{tid}, which traces it, was not made"),
+    };
+    let (by, place) = found.ok_or_else(missing)?;
+    let task = restore.task(by)?;
+    let tracee = match place {
+        0 => Some(&mut task.first),
+        _ => task.threads.get_mut(&tid),
+    };
+    Ok((by, tracee.ok_or_else(missing)?))
+}
+
+/// Stops tell the tracer of themselves: it has nothing from them but what it had.
+fn forget_stops(restore: &mut Restore<'_>, by: Pid, tid: Tid) -> Result<(), ResurrectError> {
+    let mut lives = restore.lives();
+    let waits =
+        lives.any(|(pid, live)| pid == by && super::signals::queued(live).contains(&SIGCHLD));
+    if waits {
+        return Ok(());
+    }
+    let mut batch = Batch::new();
+    let set = batch.data(&(1_u64 << (SIGCHLD - 1)).to_le_bytes());
+    let now = batch.data(&[0; 16]);
+    let args = [set.into(), 0.into(), now.into(), 8.into()];
+    batch.try_call("forgetting stops of tracees", RT_SIGTIMEDWAIT, args);
+    let (by, tracer) = tracer(restore, by, tid)?;
+    let doing = ResurrectError::tracee(by, DOING);
+    tracer.run(&batch).map(drop).map_err(doing)
+}
+
+/// A tracee, and where it is to be.
+struct Stopped<'a> {
+    pid: Pid,
+    traced: &'a Traced,
+    regs: Regs,
+    /// A `syscall` instruction of its own.
+    gate: u64,
+    sigmask: u64,
+}
+
+impl Stopped<'_> {
+    /// What its tracer does. Its last stop is the one that it may not have been told of.
+    fn batch(&self) -> Batch {
+        let mut batch = Batch::new();
+        let it = by_tracer::Tracee(self.pid.leader());
+        let keep = self.traced.unread;
+        it.attach(&mut batch, self.traced.seized);
+        let first_is_it = match self.traced.stop {
+            TracedStop::Interrupted => true,
+            TracedStop::Signal(signal) => signal == SIGSTOP && !self.traced.seized,
+            TracedStop::Entry | TracedStop::Exit => false,
+        };
+        it.wait(&mut batch, keep && first_is_it);
+        it.set_options(&mut batch, self.traced.options | EXITKILL);
+        match self.traced.stop {
+            _ if first_is_it => {}
+            TracedStop::Signal(signal) => {
+                it.set_sigmask(&mut batch, !(1 << (signal - 1)));
+                let id = self.pid.0;
+                let args = [id.into(), id.into(), signal.into()];
+                batch.call("sending a tracee its signal", TGKILL, args);
+                it.go_on(&mut batch, false);
+                it.wait(&mut batch, keep);
+            }
+            TracedStop::Entry => {
+                let calling = Regs {
+                    rip: self.regs.rip.wrapping_sub(2),
+                    rax: self.regs.orig_rax,
+                    orig_rax: NO_SYSCALL,
+                    ..self.regs
+                };
+                it.set_regs(&mut batch, &calling);
+                it.go_on(&mut batch, true);
+                it.wait(&mut batch, keep);
+            }
+            TracedStop::Exit => {
+                let none = Regs {
+                    rip: self.gate,
+                    rax: NO_SYSCALL,
+                    orig_rax: NO_SYSCALL,
+                    ..self.regs
+                };
+                it.set_regs(&mut batch, &none);
+                for kept in [false, keep] {
+                    it.go_on(&mut batch, true);
+                    it.wait(&mut batch, kept);
+                }
+            }
+            TracedStop::Interrupted => {}
+        }
+        it.set_regs(&mut batch, &self.regs);
+        it.set_sigmask(&mut batch, self.sigmask);
+        it.set_siginfo(&mut batch, &self.traced.info.0);
+        it.set_options(&mut batch, self.traced.options);
+        batch
+    }
+}

@@ -1,0 +1,294 @@
+//! Processes in stops of their tracer (ptrace(2)), which is their parent.
+
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use anyhow::{Result, bail};
+use libc::{
+    CLD_TRAPPED, PTRACE_ATTACH, PTRACE_CONT, PTRACE_EVENT_STOP, PTRACE_GETREGS, PTRACE_GETSIGINFO,
+    PTRACE_INTERRUPT, PTRACE_O_TRACESYSGOOD, PTRACE_SEIZE, PTRACE_SETOPTIONS, PTRACE_SYSCALL,
+    PTRACE_TRACEME, SIGCHLD, SIGSTOP, SIGTRAP, SIGUSR1, WNOHANG, WNOWAIT, WSTOPPED,
+};
+
+use crate::kit::{SOON, Setting, Watch, fork, procfs, same, sys, until};
+
+type Registers = [u64; 27];
+
+fn request(number: u32, pid: i32, data: u64) -> Result<()> {
+    // SAFETY: the requests that are made take numbers, or places of their size.
+    let done = unsafe { libc::ptrace(number, pid, 0_usize, data) };
+    sys("ptrace", done as i32).map(drop)
+}
+
+fn registers(pid: i32) -> Result<Registers> {
+    let mut all = [0; 27];
+    request(PTRACE_GETREGS, pid, all.as_mut_ptr() as u64)?;
+    Ok(all)
+}
+
+/// What the tracer is told of the signal of a stop.
+fn signal(pid: i32) -> Result<[u8; 128]> {
+    let mut info = [0; 128];
+    request(PTRACE_GETSIGINFO, pid, info.as_mut_ptr() as u64)?;
+    Ok(info)
+}
+
+/// The status of a child that has stopped, if its parent has not been told of it; `options` are waitid's.
+fn stop(pid: i32, options: i32) -> Result<Option<i32>> {
+    // SAFETY: zeros are a valid siginfo, and the kernel fills it.
+    let (done, info) = unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let options = options | WSTOPPED;
+        let done = libc::waitid(libc::P_PID, pid as u32, &raw mut info, options);
+        (done, info)
+    };
+    sys("waitid", done)?;
+    // SAFETY: it tells of a child.
+    let (who, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if who == 0 {
+        return Ok(None);
+    }
+    same("why the child is told of", &CLD_TRAPPED, &info.si_code)?;
+    Ok(Some(status))
+}
+
+fn stops(pid: i32, expected: i32) -> Result<()> {
+    same("the stop", &Some(expected), &stop(pid, 0)?)?;
+    forget()
+}
+
+/// Takes the SIGCHLD of a stop, which is blocked.
+fn forget() -> Result<()> {
+    // SAFETY: the set is made before it is used; there is no time-out and nothing to be told.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        sys("sigemptyset", libc::sigemptyset(&raw mut set))?;
+        sys("sigaddset", libc::sigaddset(&raw mut set, SIGCHLD))?;
+        let mask = libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        same("blocking a signal", &0, &mask)?;
+        let now: libc::timespec = std::mem::zeroed();
+        libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const now);
+    }
+    Ok(())
+}
+
+/// What can be seen of a tracee in a stop.
+fn seen(pid: i32) -> Result<impl PartialEq + std::fmt::Debug> {
+    let state = procfs::status(&pid.to_string(), "State")?;
+    let by = procfs::status(&pid.to_string(), "TracerPid")?;
+    let told = stop(pid, WNOHANG | WNOWAIT)?;
+    let waits = pending(SIGCHLD)?;
+    Ok((
+        state,
+        by,
+        told,
+        waits,
+        registers(pid)?,
+        signal(pid)?.to_vec(),
+    ))
+}
+
+/// Watches a child that `child` makes: it is as it was, does what it would have done, and is in its stop again.
+fn watch(
+    child: i32,
+    again: impl Fn() -> Result<()> + 'static,
+    goes_on: impl Fn() -> Result<()> + 'static,
+) -> Result<Watch> {
+    forget()?;
+    again()?;
+    let look = move || seen(child);
+    let mut before = look()?;
+    Ok(Watch::new(move || {
+        same("what is seen of it", &before, &look()?)?;
+        goes_on()?;
+        again()?;
+        before = look()?;
+        Ok(())
+    })
+    .spoiled_by(move || {
+        let mut all = registers(child)?;
+        all[0] = !all[0];
+        // SAFETY: they are as many as the kernel reads.
+        let done = unsafe { libc::ptrace(libc::PTRACE_SETREGS, child, 0_usize, all.as_ptr()) };
+        sys("ptrace", done as i32).map(drop)
+    }))
+}
+
+fn pending(signal: i32) -> Result<bool> {
+    // SAFETY: the kernel fills the set.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        sys("sigpending", libc::sigpending(&raw mut set))?;
+        Ok(libc::sigismember(&raw const set, signal) == 1)
+    }
+}
+
+fn raise(signal: i32) {
+    // SAFETY: takes numbers.
+    unsafe { libc::raise(signal) };
+}
+
+static COUNTED: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn count(_: i32) {
+    COUNTED.fetch_add(1, Ordering::SeqCst);
+}
+
+/// A child that asked to be traced: before a signal is delivered that its handler counts.
+pub(crate) fn signalled(_: &Setting) -> Result<Watch> {
+    // SAFETY: the handler only counts.
+    unsafe { libc::signal(SIGUSR1, count as *const () as usize) };
+    let child = fork(|| {
+        // SAFETY: takes numbers.
+        unsafe { libc::ptrace(PTRACE_TRACEME, 0, 0, 0) };
+        for round in 1.. {
+            raise(SIGUSR1);
+            // What was delivered is told by how it stops next.
+            let counted = COUNTED.load(Ordering::SeqCst);
+            raise(if counted == round { SIGSTOP } else { SIGTRAP });
+        }
+    })?;
+    watch(
+        child,
+        move || stops(child, SIGUSR1),
+        move || {
+            request(PTRACE_CONT, child, SIGUSR1 as u64)?;
+            stops(child, SIGSTOP)?;
+            request(PTRACE_CONT, child, 0)
+        },
+    )
+}
+
+/// A child that sleeps, and that its parent has attached to.
+pub(crate) fn attached(_: &Setting) -> Result<Watch> {
+    let child = fork(|| {
+        loop {
+            std::thread::sleep(std::time::Duration::from_secs(1000));
+        }
+    })?;
+    until("it sleeps", SOON, || {
+        procfs::status(&child.to_string(), "State").is_ok_and(|state| state.starts_with('S'))
+    })?;
+    request(PTRACE_ATTACH, child, 0)?;
+    watch(
+        child,
+        move || stops(child, SIGSTOP),
+        move || {
+            request(PTRACE_CONT, child, 0)?;
+            until("it sleeps on", SOON, || {
+                procfs::status(&child.to_string(), "State").is_ok_and(|now| now.starts_with('S'))
+            })?;
+            same("another stop", &None, &stop(child, WNOHANG)?)?;
+            // SAFETY: takes numbers.
+            sys("kill", unsafe { libc::kill(child, SIGSTOP) }).map(drop)
+        },
+    )
+}
+
+/// A child that runs, and that its parent has seized and interrupted.
+pub(crate) fn seized(_: &Setting) -> Result<Watch> {
+    let child = fork(|| {
+        loop {
+            std::hint::spin_loop();
+        }
+    })?;
+    request(PTRACE_SEIZE, child, PTRACE_O_TRACESYSGOOD as u64)?;
+    watch(
+        child,
+        move || {
+            request(PTRACE_INTERRUPT, child, 0)?;
+            stops(child, SIGTRAP | PTRACE_EVENT_STOP << 8)
+        },
+        move || {
+            request(PTRACE_CONT, child, 0)?;
+            until("it runs", SOON, || {
+                procfs::status(&child.to_string(), "State").is_ok_and(|now| now.starts_with('R'))
+            })
+        },
+    )
+}
+
+/// A child before and behind a system call: `rounds` of the four stops are gone through in between.
+fn calling(stops_before: usize) -> Result<Watch> {
+    const NUMBER: u64 = libc::SYS_getppid as u64;
+    const ORIG_RAX: usize = 15;
+    const RAX: usize = 10;
+    let child = fork(|| {
+        // SAFETY: takes numbers.
+        unsafe { libc::ptrace(PTRACE_TRACEME, 0, 0, 0) };
+        raise(SIGSTOP);
+        loop {
+            // SAFETY: takes no arguments.
+            unsafe { libc::syscall(libc::SYS_getppid) };
+        }
+    })?;
+    stops(child, SIGSTOP)?;
+    request(PTRACE_SETOPTIONS, child, PTRACE_O_TRACESYSGOOD as u64)?;
+    let next = move || {
+        request(PTRACE_SYSCALL, child, 0)?;
+        stops(child, SIGTRAP | 0x80)
+    };
+    // Whatever raise(3) does on its way out.
+    while registers(child)?[ORIG_RAX] != NUMBER {
+        next()?;
+    }
+    if stops_before == 1 {
+        next()?;
+    }
+    let entry = stops_before == 0;
+    watch(
+        child,
+        move || {
+            let all = registers(child)?;
+            same("the call", &NUMBER, &all[ORIG_RAX])?;
+            let enosys = (-i64::from(libc::ENOSYS)).cast_unsigned();
+            same("before it", &entry, &(all[RAX] == enosys))
+        },
+        move || {
+            next()?;
+            let result = registers(child)?[RAX];
+            let behind = if entry {
+                u64::from(std::process::id())
+            } else {
+                result
+            };
+            same("what it returns", &behind, &result)?;
+            next()
+        },
+    )
+}
+
+/// Before it.
+pub(crate) fn entry(_: &Setting) -> Result<Watch> {
+    calling(0)
+}
+
+/// Behind it.
+pub(crate) fn exit(_: &Setting) -> Result<Watch> {
+    calling(1)
+}
+
+/// A stop that the tracer has not waited for yet, and a signal to come.
+pub(crate) fn unread(_: &Setting) -> Result<Watch> {
+    let child = fork(|| {
+        // SAFETY: takes numbers.
+        unsafe { libc::ptrace(PTRACE_TRACEME, 0, 0, 0) };
+        loop {
+            raise(SIGUSR1);
+        }
+    })?;
+    watch(
+        child,
+        move || {
+            until("it stops", SOON, || {
+                stop(child, WNOHANG | WNOWAIT).is_ok_and(|told| told == Some(SIGUSR1))
+            })
+        },
+        move || {
+            stops(child, SIGUSR1)?;
+            if stop(child, WNOHANG)?.is_some() {
+                bail!("the stop is told of twice");
+            }
+            request(PTRACE_CONT, child, 0)
+        },
+    )
+}
