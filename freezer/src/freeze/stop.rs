@@ -54,22 +54,15 @@ pub(super) fn begin(
         if sleeper.is_none() && proc::is_worker(pid, tid) {
             continue;
         }
-        match seize(pid, tid) {
-            Ok(()) => {}
-            Err(FreezerError::Seize {
-                errno: Errno::ESRCH,
-                ..
-            }) => continue,
-            Err(e) if has_ended(pid, tid) => {
-                log::debug!("{e}: it has just ended");
+        match meet(pid, tid)? {
+            Met::Seized => {}
+            Met::Gone => continue,
+            Met::Ending => {
                 // What its process is now is seen in the next round.
                 news |= tid == pid.leader();
                 continue;
             }
-            Err(e) => {
-                let Some(tracer) = traced::tracer_of(pid, tid) else {
-                    return Err(e);
-                };
+            Met::Traced(tracer) => {
                 let thread = FrozenThread::traced_by(tracer);
                 frozen.process(pid).insert(tid, thread);
                 news = true;
@@ -78,14 +71,9 @@ pub(super) fn begin(
         }
         frozen.leaving.retain(|left| *left != tid);
         let thread = FrozenThread {
-            group_stop: None,
-            asleep_since_ns: None,
-            ends_ns: None,
-            moved_to: None,
             asleep: sleeper.and_then(|sleeper| sleeper.asleep),
-            in_vfork: None,
-            traced_by: None,
             rest_is_kept: sleeper.is_some_and(|sleeper| sleeper.rest_is_kept),
+            ..FrozenThread::default()
         };
         frozen.process(pid).insert(tid, thread);
         news = true;
@@ -105,6 +93,30 @@ pub(super) fn begin(
     }
     frozen.processes.retain(|(_, threads)| !threads.is_empty());
     Ok(news)
+}
+
+/// What came of seizing a thread.
+enum Met {
+    Seized,
+    Gone,
+    Ending,
+    /// This one of another process has it already.
+    Traced(Tid),
+}
+
+fn meet(pid: Pid, tid: Tid) -> Result<Met, FreezerError> {
+    match seize(pid, tid) {
+        Ok(()) => Ok(Met::Seized),
+        Err(FreezerError::Seize {
+            errno: Errno::ESRCH,
+            ..
+        }) => Ok(Met::Gone),
+        Err(e) if has_ended(pid, tid) => {
+            log::debug!("{e}: it has just ended");
+            Ok(Met::Ending)
+        }
+        Err(e) => traced::tracer_of(pid, tid).map(Met::Traced).ok_or(e),
+    }
 }
 
 /// The leader has ended and no other thread could be stopped: they will be gone in a moment, unless
