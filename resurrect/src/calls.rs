@@ -76,6 +76,7 @@ pub(crate) mod nr {
     pub(crate) const RT_TGSIGQUEUEINFO: i64 = 297;
     pub(crate) const SCHED_SETATTR: i64 = 314;
     pub(crate) const SECCOMP: i64 = 317;
+    pub(crate) const USERFAULTFD: i64 = 323;
     pub(crate) const MEMBARRIER: i64 = 324;
     pub(crate) const PRLIMIT64: i64 = 302;
     pub(crate) const MLOCK2: i64 = 325;

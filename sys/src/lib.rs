@@ -22,6 +22,7 @@
 //! | [`socket_wait`] | waits whose time-out is an option of the socket |
 //! | [`tracee`] | one stopped thread: registers, memory, batches |
 //! | [`vm`] | memory of other processes |
+//! | [`userfault`] | new pages of other processes |
 //! | [`held`] | pages of our own that stay in memory |
 //! | [`pagemap`] | which pages a process has |
 //! | [`ipc`] | System V IPC |
@@ -87,6 +88,7 @@ pub mod tty;
 pub mod tun;
 pub mod urgent;
 pub mod uring;
+pub mod userfault;
 pub mod vm;
 pub mod wait;
 pub mod xattr;

@@ -96,6 +96,11 @@ impl Source {
         self.len
     }
 
+    /// Where it begins.
+    pub(crate) fn address(&self) -> u64 {
+        self.address as u64
+    }
+
     /// Its first `len` bytes, or all of it.
     #[must_use]
     pub fn first(&self, len: usize) -> Source {

@@ -8,6 +8,7 @@
 //! | [`apart`] | keeps neighbours apart that the kernel would make one mapping of |
 //! | [`segments`] | attaches System V shared memory |
 //! | [`pages`] | fills in saved pages |
+//! | [`place`] | puts many pages into new memory at once |
 //! | [`protect`] | protections, advice and locks, once the pages are there |
 //! | [`layout`] | heap, stack, arguments, executable (`PR_SET_MM_MAP`) |
 //! | [`vdso`] | the kernel's code in the process |
@@ -25,6 +26,7 @@ mod ldt;
 mod map;
 pub(crate) mod numa;
 mod pages;
+mod place;
 pub(crate) mod policy;
 mod protect;
 mod segments;
@@ -187,7 +189,7 @@ fn contents(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<bool, Re
             empty::again(pid, leader, scratch)?;
         }
         map::make(&builder, leader, &live.mm.vmas, &live.mm)?;
-        pages::fill(&builder, leader, &live.mm, &live.mm.extents, &live.mm.huge)?;
+        pages::fill_new(&builder, leader, &live.mm)?;
         vdso::place(pid, leader, &live.mm, &builder.kernel.parked)?;
     }
     let inherited = theirs.is_some();

@@ -2,6 +2,7 @@
 
 use super::Builder;
 use super::map::has_pages;
+use super::place;
 use crate::ResurrectError;
 use crate::calls::{Calls, nr, run};
 use crate::processor::OneProcessor;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use sys::batch::Batch;
 use sys::tracee::Tracee;
 use sys::vm::{Source, write_process};
-use sys::{Errno, PAGE_SIZE_U64, Pid};
+use sys::{Errno, PAGE_SIZE_U64};
 
 /// Pages copied in one piece: what one thread takes at a time is a few MiB at most.
 const PIECE: u64 = 512;
@@ -43,6 +44,18 @@ impl HugePages {
     }
 }
 
+/// Copies all pages into memory that has none yet.
+pub(super) fn fill_new(
+    builder: &Builder<'_>,
+    leader: &mut Tracee,
+    mm: &AddressSpace,
+) -> Result<(), ResurrectError> {
+    let (huge, small) = split(&mm.extents, &mm.huge);
+    let small = place::many(builder, leader, mm, small)?;
+    copy_both(builder, leader, mm, &huge, &small)?;
+    collapse(builder, leader, &mm.huge)
+}
+
 /// Copies the pages of extents into the process, into huge pages in the given ranges.
 pub(super) fn fill(
     builder: &Builder<'_>,
@@ -52,6 +65,17 @@ pub(super) fn fill(
     ranges: &[PageRange],
 ) -> Result<(), ResurrectError> {
     let (huge, small) = split(extents, ranges);
+    copy_both(builder, leader, mm, &huge, &small)?;
+    collapse(builder, leader, ranges)
+}
+
+fn copy_both(
+    builder: &Builder<'_>,
+    leader: &mut Tracee,
+    mm: &AddressSpace,
+    huge: &[Extent],
+    small: &[Extent],
+) -> Result<(), ResurrectError> {
     let advised = mm
         .vmas
         .iter()
@@ -64,15 +88,14 @@ pub(super) fn fill(
     if !huge.is_empty() && advised {
         advise(builder, leader, mm)?;
     }
-    copy(builder, leader, &huge)?;
-    if by_itself {
+    copy(builder, leader, huge)?;
+    if by_itself && !small.is_empty() {
         switch(builder, leader, true)?;
-    }
-    copy(builder, leader, &small)?;
-    if by_itself {
+        copy(builder, leader, small)?;
         switch(builder, leader, false)?;
+        return Ok(());
     }
-    collapse(builder, leader, ranges)
+    copy(builder, leader, small)
 }
 
 /// `MADV_HUGEPAGE` before the pages come, so that they come as huge ones.
@@ -153,23 +176,31 @@ pub(super) fn split(extents: &[Extent], ranges: &[PageRange]) -> (Vec<Extent>, V
     (inside, outside)
 }
 
-/// Copies with all processors: most of the time goes into the pages that the kernel must find and
-/// clear for it.
 fn copy(builder: &Builder<'_>, leader: &Tracee, extents: &[Extent]) -> Result<(), ResurrectError> {
-    let (pid, host) = (builder.pid, leader.pid());
-    let pieces = pieces(builder, extents)?;
-    let pages: u64 = extents.iter().map(|extent| extent.pages).sum();
-    let done = if pages > FEW {
-        OneProcessor::without(builder.processor, || copy_pieces(host, &pieces))
-    } else {
-        pieces
-            .chunks(AT_ONCE)
-            .try_for_each(|some| write_process(host, some))
-    };
-    done.map_err(ResurrectError::call(pid, "copying its pages"))
+    let host = leader.pid();
+    copy_by(builder, extents, |some| write_process(host, some))?
+        .map_err(ResurrectError::call(builder.pid, "copying its pages"))
 }
 
-fn copy_pieces(host: Pid, pieces: &[(Source, u64)]) -> sys::Result<()> {
+/// Copies with all processors: most of the time goes into the pages that the kernel must find, and clear, for it.
+pub(super) fn copy_by(
+    builder: &Builder<'_>,
+    extents: &[Extent],
+    copy: impl Fn(&[(Source, u64)]) -> sys::Result<()> + Sync,
+) -> Result<sys::Result<()>, ResurrectError> {
+    let pieces = pieces(builder, extents)?;
+    let pages: u64 = extents.iter().map(|extent| extent.pages).sum();
+    Ok(if pages > FEW {
+        OneProcessor::without(builder.processor, || copy_pieces(&pieces, copy))
+    } else {
+        pieces.chunks(AT_ONCE).try_for_each(copy)
+    })
+}
+
+fn copy_pieces(
+    pieces: &[(Source, u64)],
+    copy: impl Fn(&[(Source, u64)]) -> sys::Result<()> + Sync,
+) -> sys::Result<()> {
     let threads = match std::thread::available_parallelism() {
         Ok(threads) => threads.get(),
         Err(_) => 1,
@@ -183,7 +214,7 @@ fn copy_pieces(host: Pid, pieces: &[(Source, u64)]) -> sys::Result<()> {
             let end = pieces.len().min(start + at_once);
             match pieces.get(start..end) {
                 None | Some([]) => return Ok(()),
-                Some(some) => write_process(host, some)?,
+                Some(some) => copy(some)?,
             }
         }
     };
