@@ -1,6 +1,7 @@
 //! What could not be carried, found without stopping anything.
 
 use crate::capture::{Finder, Prepared};
+use crate::files::Facts;
 use crate::files::outsiders::Outsiders;
 use crate::freeze::traced;
 use crate::objects::Objects;
@@ -9,13 +10,33 @@ use crate::{Externals, FreezerError, Refusal, capture, files, tables};
 use std::time::Duration;
 use sys::{Pid, Tid};
 
-/// Why a process of a whole host would be refused; empty when it is carried. A process that ends meanwhile has
-/// nothing to refuse.
+/// A look at the processes of a whole host: what is asked of the kernel for all of them is asked once.
+pub struct HostCheck(Facts);
+
+impl HostCheck {
+    /// To be asked for one process after the other, soon.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it is a moment's look")]
+    pub fn new() -> HostCheck {
+        HostCheck(Facts::of_running(None))
+    }
+
+    /// Why a process would be refused; empty when it is carried. A process that ends meanwhile has nothing to refuse.
+    ///
+    /// # Errors
+    /// When a file of `/proc` is not understood.
+    pub fn check(&mut self, pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
+        let HostCheck(facts) = self;
+        check_one(pid, &mut Objects::default(), &Externals::default(), facts)
+    }
+}
+
+/// Why a process of a whole host would be refused.
 ///
 /// # Errors
-/// When a file of `/proc` is not understood.
+/// As [`HostCheck::check`].
 pub fn check(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
-    check_one(pid, &mut Objects::default(), &Externals::default(), None)
+    HostCheck::new().check(pid)
 }
 
 /// How often a process is looked at until what is read of it fits together: one that ends loses its
@@ -27,11 +48,11 @@ fn check_one(
     pid: Pid,
     objects: &mut Objects,
     externals: &Externals,
-    inside: Option<&[Pid]>,
+    facts: &mut Facts,
 ) -> Result<Vec<Refusal>, FreezerError> {
     let mut looks = LOOKS;
     let found = loop {
-        let found = examine(pid, objects, externals, inside);
+        let found = examine(pid, objects, externals, facts);
         if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
             return Ok(Vec::new());
         }
@@ -62,7 +83,7 @@ fn check_one(
 /// Why a process tree would be refused: every process of it, and what they share with others.
 ///
 /// # Errors
-/// As [`check`].
+/// As [`HostCheck::check`].
 pub fn check_tree(root: Pid) -> Result<Vec<Refusal>, FreezerError> {
     check_tree_with(root, &Externals::default()).map(|(found, _)| found)
 }
@@ -71,7 +92,7 @@ pub fn check_tree(root: Pid) -> Result<Vec<Refusal>, FreezerError> {
 /// [`crate::capture_with`].
 ///
 /// # Errors
-/// As [`check`].
+/// As [`HostCheck::check`].
 pub fn check_tree_with(
     root: Pid,
     externals: &Externals,
@@ -80,8 +101,9 @@ pub fn check_tree_with(
     let mut found = Vec::new();
     let mut objects = Objects::default();
     let mut finder = Finder::default();
+    let mut facts = Facts::of_running(Some(&pids));
     for pid in &pids {
-        found.extend(check_one(*pid, &mut objects, externals, Some(&pids))?);
+        found.extend(check_one(*pid, &mut objects, externals, &mut facts)?);
         finder.learn(*pid);
     }
     found.extend(tables::shared(&pids)?);
@@ -98,9 +120,9 @@ fn examine(
     pid: Pid,
     objects: &mut Objects,
     externals: &Externals,
-    inside: Option<&[Pid]>,
+    facts: &mut Facts,
 ) -> Result<Vec<Refusal>, FreezerError> {
-    let whole_host = inside.is_none();
+    let whole_host = facts.inside().is_none();
     // All its threads have ended: little is left that could not be carried.
     let Some(representative) = proc::representative(pid) else {
         let core = if whole_host {
@@ -110,7 +132,7 @@ fn examine(
         };
         return Ok(core.into_iter().collect());
     };
-    let mut found = attributes(pid, representative, inside)?;
+    let mut found = attributes(pid, representative, facts.inside())?;
     if representative != pid.leader() {
         found.extend(capture::leader_refusal(pid)?);
     }
@@ -121,7 +143,7 @@ fn examine(
     found.extend(crate::keyrings::refusal(pid, whole_host));
     found.extend(capture::memory_refusals(pid, objects)?);
     for table in files::apart::tables_of(pid) {
-        found.extend(files::refusals(table, objects, externals, inside)?);
+        found.extend(files::refusals(table, objects, externals, facts)?);
     }
     found.extend(directories(pid, "")?);
     Ok(found)

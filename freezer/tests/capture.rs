@@ -183,3 +183,39 @@ fn a_ring_of_io_uring_needs_the_thread_that_submits() {
         assert!(refused.contains(words), "{how}: {refused}");
     }
 }
+
+/// Sends what is not carried from one socket to another, and keeps the sockets only.
+const REFUSED_IN_FLIGHT: &str = "
+import array, ctypes, os, socket, time
+libc = ctypes.CDLL(None, use_errno=True)
+fd = libc.syscall(430, b'tmpfs', 0)
+if fd < 0: os._exit(7)
+pair = socket.socketpair(socket.AF_UNIX, kind)
+rights = lambda fd: [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [fd]))]
+event = os.eventfd(0)
+for one in (event, fd):
+    pair[0].sendmsg([b'x'], rights(one))
+    os.close(one)
+time.sleep(1000)
+";
+
+#[test]
+fn what_is_in_flight_is_looked_at_before_anything_stops() {
+    for kind in ["SOCK_STREAM", "SOCK_DGRAM", "SOCK_SEQPACKET"] {
+        let script = REFUSED_IN_FLIGHT.replace("kind", &format!("socket.{kind}"));
+        let mut subject = Subject::python(kind, &script);
+        if subject.0.try_wait().unwrap().is_some() {
+            return;
+        }
+        let found = check::check(subject.pid()).unwrap();
+        let told: Vec<_> = found.iter().map(|one| &one.reason).collect();
+        let words = "in flight in its queue: half-made mounts";
+        assert!(
+            told.len() == 1 && told[0].contains(words),
+            "{kind}: {told:?}"
+        );
+        let frozen = freeze(subject.pid()).unwrap();
+        let refused = capture(&frozen).map(drop).unwrap_err().to_string();
+        assert!(refused.contains("half-made mounts"), "{kind}: {refused}");
+    }
+}

@@ -33,6 +33,7 @@ pub(crate) fn run(root: Option<Pid>, json: bool) -> Result<ExitCode> {
             (pids, shared)
         }
     };
+    let mut host = freezer::check::HostCheck::new();
     let mut verdicts = Vec::new();
     for pid in pids {
         let comm = proc::comm(pid);
@@ -40,7 +41,7 @@ pub(crate) fn run(root: Option<Pid>, json: bool) -> Result<ExitCode> {
             .extract_if(.., |refusal| refusal.pid == pid)
             .collect();
         if root.is_none() {
-            reasons.extend(freezer::check::check(pid)?);
+            reasons.extend(host.check(pid)?);
         }
         let verdict = if reasons.is_empty() {
             "carried"

@@ -36,13 +36,12 @@ pub(crate) fn reaching_out(
     externals.excuse(found)
 }
 
-/// What of a process's descriptors is not carried, found without stopping it; `inside` are the processes of its tree,
-/// None for a whole host.
+/// What of a table's descriptors is not carried, found without stopping its process.
 pub(crate) fn refusals(
     pid: Pid,
     objects: &mut Objects,
     externals: &Externals,
-    inside: Option<&[Pid]>,
+    facts: &mut socket::Facts,
 ) -> Result<Vec<Refusal>, FreezerError> {
     let pidfd = match proc::pidfd(pid) {
         Err(Errno::EINVAL) => None,
@@ -56,7 +55,6 @@ pub(crate) fn refusals(
         opened => Some(opened.map_err(FreezerError::call(pid, "opening a pidfd"))?),
     };
     let mut found = Vec::new();
-    let mut sockets = socket::Facts::of_running(inside);
     let links = proc::Links::open(pid)?;
     if pidfd.is_none() {
         found.extend(sent::full(pid, links.numbers()));
@@ -89,13 +87,13 @@ pub(crate) fn refusals(
         };
         let checked = classify(&open, objects).and_then(|class| match class {
             Class::Plain(DescriptionKind::Epoll { targets, .. }) => epoll::check(&open, &targets),
-            Class::Socket if is_copy => socket::examine(&open, &mut sockets).map(drop),
+            Class::Socket if is_copy => socket::examine(&open, facts).map(drop),
             Class::Socket => Err(FreezerError::Refused(vec![sent::refusal(pid, fd, &link)])),
             // From Linux 6.7 on nobody sends one (`SCM_RIGHTS`), and a reference leads nowhere.
             Class::Ring if !is_copy => {
                 Err(FreezerError::Refused(vec![sent::refusal(pid, fd, &link)]))
             }
-            Class::Ring => uring::check(&open, inside),
+            Class::Ring => uring::check(&open, facts.inside()),
             _ => Ok(()),
         });
         let locks = lock::capture(&open, DescriptionId(0), true, &mut Vec::new());
@@ -131,7 +129,12 @@ mod tests {
         while std::path::Path::new(&format!("/proc/{table}")).exists() {
             std::thread::yield_now();
         }
-        let found = refusals(table, &mut Objects::default(), &Externals::default(), None);
+        let found = refusals(
+            table,
+            &mut Objects::default(),
+            &Externals::default(),
+            &mut socket::Facts::of_running(None),
+        );
         assert!(matches!(found, Err(FreezerError::Proc { cause, .. }) if proc::gone(&cause)));
     }
 }

@@ -3,9 +3,10 @@
 use super::open::{O_PATH, Open};
 use super::{
     deleted, device, epoll, fanotify, fifo, inotify, memfd, mqueue, path, pidfd, pseudo, signalfd,
-    terminal, timerfd,
+    socket, terminal, timerfd,
 };
 use crate::FreezerError;
+use crate::kernel::Nature;
 use crate::objects::Objects;
 use nix::sys::stat::SFlag;
 use persist_mem::manifest::DescriptionKind;
@@ -73,6 +74,31 @@ const ANONYMOUS: [(&[u8], &str); 7] = [
     (b"sync_file", "fences of devices are not carried"),
     (b"[fscontext]", "half-made mounts are not carried"),
 ];
+
+/// Names of `anon_inode:` links of what is carried.
+const CARRIED: [&[u8]; 8] = [
+    b"[io_uring]",
+    b"[eventfd]",
+    b"[signalfd]",
+    b"[timerfd]",
+    b"[eventpoll]",
+    b"inotify",
+    b"[fanotify]",
+    b"[pidfd]",
+];
+
+/// Why an open file is not carried, whatever it holds, as far as the kernel's memory tells its kind.
+pub(super) fn obstacle(nature: &Nature) -> Option<String> {
+    match nature {
+        Nature::Anonymous(name) if CARRIED.contains(&name.as_slice()) => None,
+        Nature::Anonymous(name) => Some(anonymous(name)),
+        Nature::Socket(family) => socket::family_obstacle(*family),
+        Nature::Device(rdev) if terminal::has_number(*rdev) => None,
+        Nature::Device(rdev) => device::obstacle(*rdev),
+        Nature::Disk => Some(device::DISK.to_owned()),
+        Nature::Other => None,
+    }
+}
 
 fn anonymous(link: &[u8]) -> String {
     let name = link.strip_prefix(b"anon_inode:").unwrap_or(link);

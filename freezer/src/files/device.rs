@@ -12,6 +12,8 @@ const STATELESS: [u64; 5] = [3, 5, 7, 8, 9];
 /// `/dev/kmsg`, of the same major.
 const KMSG: u64 = 11;
 
+pub(super) const DISK: &str = "block devices are not carried";
+
 /// `/dev/net/tun`.
 const TUN: (u64, u64) = (10, 200);
 
@@ -35,7 +37,7 @@ const REFUSED: [(u64, Option<u64>, &str); 6] = [
 
 pub(super) fn classify(open: &Open<'_>) -> Result<Class, FreezerError> {
     if open.file_type() == SFlag::S_IFBLK {
-        return Err(open.refuse("block devices are not carried"));
+        return Err(open.refuse(DISK));
     }
     let rdev = open.stat.st_rdev;
     let (major, minor) = (major(rdev), minor(rdev));
@@ -57,11 +59,21 @@ pub(super) fn classify(open: &Open<'_>) -> Result<Class, FreezerError> {
         tunnel::examine(open)?;
         return Ok(Class::Tunnel);
     }
+    let why = obstacle(rdev).unwrap_or_else(|| "this device is not carried".into());
+    Err(open.refuse(why))
+}
+
+/// Why a character device that is no terminal is not carried, whoever holds it.
+pub(super) fn obstacle(rdev: u64) -> Option<String> {
+    let (major, minor) = (major(rdev), minor(rdev));
+    if major == 1 && (STATELESS.contains(&minor) || minor == KMSG) || (major, minor) == TUN {
+        return None;
+    }
     let known = REFUSED
         .iter()
         .find(|(a, b, _)| *a == major && b.is_none_or(|b| b == minor));
-    Err(match known {
-        Some((_, _, why)) => open.refuse(*why),
-        None => open.refuse(format!("the device {major}:{minor} is not carried")),
+    Some(match known {
+        Some((_, _, why)) => (*why).to_owned(),
+        None => format!("the device {major}:{minor} is not carried"),
     })
 }

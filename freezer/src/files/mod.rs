@@ -47,6 +47,7 @@ pub(crate) use check::{reaching_out, refusals};
 pub use path::reference;
 pub(crate) use place::{Identity, lasting, other_name};
 pub(crate) use removed::removed_cwd;
+pub(crate) use socket::Facts;
 pub use socket::{silence_connections, take_backlogs, take_device_messages, untaken_backlogs};
 pub(crate) use table::Table;
 pub use tunnel::take_packets;

@@ -37,7 +37,12 @@ const OTHERS: [u64; 6] = [4, 5, 166, 188, 204, 229];
 
 /// Whether a character device is one.
 pub(super) fn is(open: &Open<'_>) -> bool {
-    let major = major(open.stat.st_rdev);
+    has_number(open.stat.st_rdev)
+}
+
+/// Whether a character device of this number is one.
+pub(super) fn has_number(rdev: u64) -> bool {
+    let major = major(rdev);
     SLAVES.contains(&major) || OTHERS.contains(&major)
 }
 

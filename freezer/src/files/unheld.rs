@@ -1,7 +1,7 @@
 //! Open files that are in flight in a message and nobody can make copies of: known by where the kernel has them
 //! (`struct file`). Somebody may hold them as well; else they are reached by what they are open on.
 
-use super::{O_PATH, place};
+use super::{O_PATH, apart, class, place};
 use crate::kernel::{self, Kernel, OpenFile, Unreadable};
 use crate::proc;
 use nix::fcntl::{OFlag, open};
@@ -27,36 +27,77 @@ pub(super) struct Reached {
     pub(super) file: OpenFile,
 }
 
+/// The open files that processes hold, asked for when the first one is looked for.
+#[derive(Default)]
+pub(super) struct Held(Option<HashSet<u64>>);
+
+impl Held {
+    /// Those of some open files that none of these processes holds, or of all for None.
+    fn missing(&mut self, files: &[u64], inside: Option<&[Pid]>) -> Result<Vec<u64>, String> {
+        let missing = |held: &HashSet<u64>| {
+            let files = files.iter().copied();
+            files.filter(|file| !held.contains(file)).collect()
+        };
+        match &self.0 {
+            _ if files.is_empty() => return Ok(Vec::new()),
+            // What is not among them may have come since.
+            Some(held) if Vec::is_empty(&missing(held)) => return Ok(Vec::new()),
+            _ => {}
+        }
+        let held = held(&processes(inside)?).map_err(|why| why.to_string())?;
+        Ok(missing(self.0.insert(held)))
+    }
+}
+
+fn processes(inside: Option<&[Pid]>) -> Result<Vec<Pid>, String> {
+    match inside {
+        Some(inside) => Ok(inside.to_vec()),
+        None => proc::everyone().map_err(|why| why.to_string()),
+    }
+}
+
 /// Refuses those of some open files that no process of the tree holds and that cannot be reached.
 ///
 /// # Errors
 /// Why one of them cannot.
-pub(super) fn check(files: &[u64], inside: Option<&[Pid]>) -> Result<(), String> {
-    if files.is_empty() {
+pub(super) fn check(files: &[u64], held: &mut Held, inside: Option<&[Pid]>) -> Result<(), String> {
+    let missing = held.missing(files, inside)?;
+    if missing.is_empty() {
         return Ok(());
     }
-    let all;
-    let inside = match inside {
-        Some(inside) => inside,
-        None => {
-            all = proc::everyone().map_err(|why| why.to_string())?;
-            &all
+    let inside = processes(inside)?;
+    missing
+        .into_iter()
+        .try_for_each(|file| reach(file, &inside).map(drop))
+}
+
+/// Refuses those of some open files that no process of the tree holds, and that are not carried whoever has copies.
+///
+/// # Errors
+/// Why one of them is not.
+pub(super) fn check_kinds(
+    files: &[u64],
+    held: &mut Held,
+    inside: Option<&[Pid]>,
+) -> Result<(), String> {
+    for file in held.missing(files, inside)? {
+        // It may have been received meanwhile, and closed.
+        let nature = kernel::look(|kernel| kernel.nature(file));
+        if let Some(why) = nature.ok().as_ref().and_then(class::obstacle) {
+            return Err(why);
         }
-    };
-    let held = held(inside).map_err(|why| why.to_string())?;
-    for file in files.iter().filter(|file| !held.contains(file)) {
-        reach(*file, inside)?;
     }
     Ok(())
 }
 
-/// The open files that processes hold.
+/// The open files that processes and their threads hold.
 fn held(inside: &[Pid]) -> Result<HashSet<u64>, Unreadable> {
     let mut found = HashSet::new();
-    for pid in inside {
+    let tables = inside.iter().flat_map(|pid| apart::tables_of(*pid));
+    for table in tables {
         // It may have ended, or change just now.
         let all = kernel::look(|kernel| {
-            let task = task(kernel, *pid)?;
+            let task = task(kernel, table)?;
             task.map_or_else(|| Ok(Vec::new()), |task| kernel.files(task))
         });
         match all {
@@ -125,13 +166,13 @@ fn by_path(file: OpenFile) -> Result<Reached, String> {
 
 /// A pipe that is reached through another open file of it that somebody holds.
 fn by_other_end(file: OpenFile, inside: &[Pid]) -> Result<Reached, String> {
-    for pid in inside {
-        let files = super::known::open_files(*pid);
+    for table in inside.iter().flat_map(|pid| apart::tables_of(*pid)) {
+        let files = super::known::open_files(table);
         let Some((fd, _)) = files.iter().find(|(_, other)| other.path == file.path) else {
             continue;
         };
-        let link = proc::link(*pid, &format!("fd/{fd}")).unwrap_or_default();
-        let copy = proc::pidfd(*pid).and_then(|pidfd| process::pidfd_getfd(pidfd.as_fd(), *fd));
+        let link = proc::link(table, &format!("fd/{fd}")).unwrap_or_default();
+        let copy = proc::pidfd(table).and_then(|pidfd| process::pidfd_getfd(pidfd.as_fd(), *fd));
         if let (true, Ok(copy)) = (link.starts_with(b"pipe:["), copy) {
             return Ok(Reached { copy, link, file });
         }

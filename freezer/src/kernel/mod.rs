@@ -3,7 +3,7 @@
 //! Here is how things are found: structures by the kernel's own description of its types ([`btf`]), threads
 //! from the numbers of this PID namespace ([`mod@tasks`]), open files from their tables ([`mod@files`]), messages in
 //! the queues of sockets ([`mod@sockets`]), buffers of pipes ([`mod@pipes`]), inodes
-//! ([`mod@inodes`]), what is told of files ([`mod@notify`]), paths ([`mod@paths`]), connections of TCP
+//! ([`mod@inodes`]), kinds of open files ([`mod@nature`]), what is told of files ([`mod@notify`]), paths ([`mod@paths`]), connections of TCP
 //! ([`mod@connections`]), terminals ([`mod@terminals`]), rings of io_uring ([`mod@uring`]), pages ([`mod@pages`]),
 //! mappings ([`mod@vmas`]), counters of the processors ([`mod@processors`]), what
 //! sleeping threads wait for ([`mod@stacks`]). What they
@@ -16,6 +16,7 @@ mod connections;
 mod credentials;
 mod files;
 mod inodes;
+mod nature;
 mod notify;
 mod pages;
 mod paths;
@@ -30,6 +31,7 @@ mod vmas;
 
 pub(crate) use btf::Btf;
 pub(crate) use files::OpenFile;
+pub(crate) use nature::Nature;
 pub(crate) use stacks::{End, Place, Waits};
 pub(crate) use uring::{RingState, RingUser};
 pub(crate) use vmas::Vma;

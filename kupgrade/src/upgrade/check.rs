@@ -76,8 +76,9 @@ fn refuse_what_is_not_carried(host: &Host, table: &MountTable) -> Result<()> {
     let me = Pid(nix::unistd::getpid().as_raw());
     let mut pids = proc::everyone()?;
     pids.retain(|pid| *pid != me);
+    let mut checked = freezer::check::HostCheck::new();
     for pid in &pids {
-        let refusals = freezer::check::check(*pid)?;
+        let refusals = checked.check(*pid)?;
         found.extend(refusals.iter().map(ToString::to_string));
     }
     let shared = freezer::tables::shared(&pids)?;

@@ -61,6 +61,7 @@ pub(crate) struct Facts {
     running: bool,
     /// The processes of their tree; None for a whole host.
     inside: Option<Vec<sys::Pid>>,
+    held: unheld::Held,
     unix: Option<HashMap<u64, UnixInfo>>,
     packet: Option<HashMap<u64, PacketInfo>>,
     udp_shutdown: Option<HashMap<u64, u8>>,
@@ -82,6 +83,17 @@ impl Facts {
             inside: inside.map(<[_]>::to_vec),
             ..Facts::new(inside.is_none())
         }
+    }
+
+    /// The processes of their tree; None for a whole host.
+    pub(crate) fn inside(&self) -> Option<&[sys::Pid]> {
+        self.inside.as_deref()
+    }
+
+    /// As [`Facts::unix`], asked for now.
+    fn unix_now(&mut self, open: &Open<'_>, inode: u64) -> Result<UnixInfo, FreezerError> {
+        self.unix = None;
+        self.unix(open, inode)
     }
 
     fn unix(&mut self, open: &Open<'_>, inode: u64) -> Result<UnixInfo, FreezerError> {
@@ -180,9 +192,9 @@ pub(crate) fn examine(open: &Open<'_>, facts: &mut Facts) -> Result<Socket, Free
         c::AF_INET | c::AF_INET6 => SocketState::Inet(inet::examine(open, &common, facts)?),
         c::AF_NETLINK => SocketState::Netlink(netlink::examine(open, &common, facts)?),
         c::AF_PACKET => SocketState::Packet(packet::examine(open, &common, facts)?),
-        c::AF_VSOCK => return Err(open.refuse("vsock sockets are not carried")),
         other => {
-            return Err(open.refuse(format!("sockets of address family {other} are not carried")));
+            let why = family_obstacle(other).unwrap_or_default();
+            return Err(open.refuse(why));
         }
     };
     let filter = socket::filter(open.copy.as_fd()).map_err(|errno| match errno {
@@ -212,6 +224,15 @@ pub(crate) fn examine(open: &Open<'_>, facts: &mut Facts) -> Result<Socket, Free
         filter_locked: int(open, c::SOL_SOCKET, c::SO_LOCK_FILTER)? != 0,
         state,
     })
+}
+
+/// Why sockets of an address family are not carried.
+pub(crate) fn family_obstacle(family: i32) -> Option<String> {
+    match family {
+        c::AF_UNIX | c::AF_INET | c::AF_INET6 | c::AF_NETLINK | c::AF_PACKET => None,
+        c::AF_VSOCK => Some("vsock sockets are not carried".into()),
+        other => Some(format!("sockets of address family {other} are not carried")),
+    }
 }
 
 fn common(open: &Open<'_>) -> Result<Common, FreezerError> {

@@ -45,6 +45,18 @@ pub(super) fn in_queue(kernel: &mut Kernel, sk: u64) -> Result<Vec<Piece>, Unrea
     buffers.iter().map(piece).collect()
 }
 
+/// The open files that are in flight in a socket's queue.
+pub(super) fn in_flight(fd: BorrowedFd<'_>) -> Result<Vec<u64>, Unreadable> {
+    kernel::look(|kernel| {
+        let sk = kernel.own_sock(fd)?;
+        let mut found = Vec::new();
+        for buffer in kernel.queue(sk)? {
+            found.extend(kernel.in_flight(&buffer)?);
+        }
+        Ok(found)
+    })
+}
+
 /// What is in flight in a stream with urgent data, or a mark where it was: nobody can peek past that.
 pub(super) fn beside_urgent(fd: BorrowedFd<'_>) -> Result<Vec<u64>, Unreadable> {
     let pieces = of(fd)?;

@@ -145,18 +145,25 @@ pub(super) fn examine(
         }
     }
     let in_flight = if info.listens() {
-        sent_by_clients(open, &info)?
+        sent_by_clients(open, common, info.clone(), facts)?
     } else if common.has(c::POLLIN) {
         cannot_be_peeked(open, common)?
     } else {
         Vec::new()
     };
     if facts.running {
-        unheld::check(&in_flight, facts.inside.as_deref()).map_err(|why| {
+        let Facts { held, inside, .. } = facts;
+        unheld::check(&in_flight, held, inside.as_deref()).map_err(|why| {
             open.refuse(format!(
                 "a descriptor is in flight in it that nobody else holds: {why}"
             ))
         })?;
+        if common.has(c::POLLIN) && !info.listens() {
+            // The queue may change just now.
+            let all = pieces::in_flight(fd).unwrap_or_default();
+            unheld::check_kinds(&all, held, inside.as_deref())
+                .map_err(|why| open.refuse(format!("in flight in its queue: {why}")))?;
+        }
     }
     Ok(UnixSocket {
         file: if name.first().is_some_and(|first| *first != 0) {
@@ -172,15 +179,28 @@ pub(super) fn examine(
 }
 
 /// The open files that those have sent who wait to be accepted.
-fn sent_by_clients(open: &Open<'_>, info: &UnixInfo) -> Result<Vec<u64>, FreezerError> {
-    if let Some(all) = look_at_waiting(open, info) {
-        return Ok(all.into_iter().flat_map(|one| one.files.concat()).collect());
+fn sent_by_clients(
+    open: &Open<'_>,
+    common: &Common,
+    info: UnixInfo,
+    facts: &mut Facts,
+) -> Result<Vec<u64>, FreezerError> {
+    let mut known = info;
+    // What was asked a while ago of one that runs may not be true any more.
+    for asked_now in [!facts.running, true] {
+        if let Some(all) = look_at_waiting(open, &known) {
+            return Ok(all.into_iter().flat_map(|one| one.files.concat()).collect());
+        }
+        // The kernel counts them (Linux 6.7).
+        if open.info.number("scm_fds", 10).unwrap_or(0) == 0 {
+            return Ok(Vec::new());
+        }
+        if asked_now {
+            break;
+        }
+        known = facts.unix_now(open, common.inode)?;
     }
-    // The kernel counts them (Linux 6.7).
-    if open.info.number("scm_fds", 10).unwrap_or(0) != 0 {
-        return Err(open.refuse("a client that waits to be accepted has sent descriptors"));
-    }
-    Ok(Vec::new())
+    Err(open.refuse("a client that waits to be accepted has sent descriptors"))
 }
 
 /// The open files in flight in messages that nobody can peek at.
