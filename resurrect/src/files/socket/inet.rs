@@ -1,7 +1,7 @@
 //! Sockets of IP: TCP, UDP, ICMP, raw.
 
 use super::options::{self, When};
-use super::{Making, Sockets, interface, packets, queue};
+use super::{Making, Sockets, interface, packets, queue, refused};
 use crate::ResurrectError;
 use nix::libc as c;
 use persist_mem::manifest::{InetSocket, MulticastGroup, SocketMessage, SocketState};
@@ -215,16 +215,16 @@ pub(super) fn wildcard(address: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Connects it, when it was connected.
+/// Has what waits as an error come again, and connects it, when it was connected.
 pub(super) fn connect(
     making: &Making<'_>,
     state: &InetSocket,
     sockets: &mut Sockets,
 ) -> Result<(), ResurrectError> {
-    if state.remote.is_empty() || state.connection.is_some() {
-        return Ok(());
-    }
     let fd = sockets.get(making)?;
+    if state.remote.is_empty() || state.connection.is_some() {
+        return refused::send_again(making, state, fd);
+    }
     connect_one(making, state, fd)?;
     let raw = making.socket.kind == c::SOCK_RAW;
     if raw || state.local.is_empty() || socket::name(fd).is_ok_and(|name| name == state.local) {
@@ -250,6 +250,7 @@ fn connect_one(
     if state.error != 0 && state.refused.is_empty() {
         fail_to_send(fd, &state.local).map_err(making.failed("having its error wait"))?;
     }
+    refused::send_again(making, state, fd)?;
     socket::connect(fd, &state.remote).map_err(making.failed("connecting it"))
 }
 

@@ -139,7 +139,6 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
     for making in &all {
         if let SocketState::Inet(state) = &making.socket.state {
             inet::connect(making, state, &mut sockets)?;
-            refused::send_again(making, state, sockets.get(making)?)?;
             inet::shut_down(making, state, sockets.get(making)?)?;
             inet::begin_to_send(making, state, sockets.get(making)?)?;
             if state.connection.is_some() {

@@ -65,6 +65,14 @@ fn asking(host: &str) -> Result<UdpSocket> {
     Ok(socket)
 }
 
+/// Ends a connection, if there is one (connect(2), AF_UNSPEC).
+fn disconnect(socket: &UdpSocket) -> Result<()> {
+    let nobody = [0_u8; 28];
+    // SAFETY: the address is as long as it is said to be.
+    let done = unsafe { libc::connect(socket.as_raw_fd(), nobody.as_ptr().cast(), 28) };
+    same("disconnected", &0, &done)
+}
+
 /// Sends one that is refused; `told` takes the error off, so that the report alone is left.
 fn refuse(from: &UdpSocket, to: SocketAddr, text: &[u8], told: bool) -> Result<()> {
     let fd = from.as_raw_fd();
@@ -85,29 +93,41 @@ fn refuse(from: &UdpSocket, to: SocketAddr, text: &[u8], told: bool) -> Result<(
     })
 }
 
-/// A socket, where it sends, and whether it was told of the last refusal.
-type Asking = (UdpSocket, SocketAddr, bool);
+/// A socket that is refused.
+struct Asking {
+    socket: UdpSocket,
+    /// Where it sends.
+    to: SocketAddr,
+    /// It was told of the last refusal.
+    told: bool,
+    /// It has connected to this one since.
+    since: Option<SocketAddr>,
+}
 
 /// All reports of each.
 fn take(all: &[Asking]) -> Vec<Vec<Report>> {
     let mut found = Vec::new();
-    for (socket, ..) in all {
+    for Asking { socket, .. } in all {
         found.push(std::iter::from_fn(|| report(socket.as_raw_fd())).collect());
     }
     found
 }
 
-/// Several on sockets of IPv4, of IPv6, and of both; one was not told of the error either.
+/// Several on sockets of IPv4, of IPv6, and of both, and of some that have connected elsewhere since; one of each was not
+/// told of the error either.
 pub(crate) fn refused(_: &Setting) -> Result<Watch> {
     loopback()?;
     let long = vec![7_u8; 1200];
     let texts = [b"is anybody there?".as_slice(), b"", &long].map(<[u8]>::to_vec);
     let mut all = Vec::new();
-    for (own, other, told) in [
-        ("127.0.0.1:0", "127.0.0.1", true),
-        ("127.0.0.1:0", "127.0.0.1", false),
-        ("[::1]:0", "::1", true),
-        ("[::]:0", "127.0.0.9", true),
+    let elsewhere = Some(SocketAddr::from(([127, 0, 0, 3], NOBODY)));
+    for (own, other, told, since) in [
+        ("127.0.0.1:0", "127.0.0.1", true, None),
+        ("127.0.0.1:0", "127.0.0.1", false, None),
+        ("[::1]:0", "::1", true, None),
+        ("[::]:0", "127.0.0.9", true, None),
+        ("127.0.0.1:0", "127.0.0.1", true, elsewhere),
+        ("127.0.0.2:0", "127.0.0.1", false, elsewhere),
     ] {
         let Ok(socket) = asking(own) else { continue };
         let to = SocketAddr::new(other.parse()?, NOBODY);
@@ -117,16 +137,25 @@ pub(crate) fn refused(_: &Setting) -> Result<Watch> {
             }
             to => to,
         };
-        all.push((socket, mapped, told));
+        all.push(Asking {
+            socket,
+            to: mapped,
+            told,
+            since,
+        });
     }
     if all.is_empty() {
         bail!("no socket");
     }
     let fill = move |all: &[Asking]| -> Result<()> {
-        for (socket, to, told) in all {
+        for one in all {
+            disconnect(&one.socket)?;
             for (at, text) in texts.iter().enumerate() {
                 // An error that waits is told to the next call.
-                refuse(socket, *to, text, *told || at + 1 < texts.len())?;
+                refuse(&one.socket, one.to, text, one.told || at + 1 < texts.len())?;
+            }
+            if let Some(since) = one.since {
+                one.socket.connect(since)?;
             }
         }
         Ok(())
@@ -139,9 +168,9 @@ pub(crate) fn refused(_: &Setting) -> Result<Watch> {
         &before.iter().map(Vec::len).collect::<Vec<_>>(),
     )?;
     fill(&all)?;
-    let spoilt = all[0].0.try_clone()?;
+    let spoilt = all[0].socket.try_clone()?;
     Ok(Watch::new(move || {
-        for (socket, _, told) in &all {
+        for Asking { socket, told, .. } in &all {
             let error = option(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ERROR)?;
             let expected = if *told { 0 } else { ECONNREFUSED };
             same(
