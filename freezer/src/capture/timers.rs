@@ -13,7 +13,6 @@ use sys::{Pid, Tid};
 const GETITIMER: i64 = 36;
 const PRCTL: i64 = 157;
 const TIMER_GETTIME: i64 = 224;
-const SIGEV_NONE: i32 = 1;
 
 /// CLOCK_MONOTONIC when a process was asked how long its timers and sleeps still last.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +40,7 @@ impl TimersAt {
                 timer.missed = 0;
             }
         }
-        for timer in live.timers.iter_mut().filter(|t| !counts_cpu(t.clock)) {
+        for timer in live.timers.iter_mut().filter(|t| !t.counts_cpu()) {
             keep_phase(timer, passed);
             timer.remaining = left(timer.remaining, passed);
         }
@@ -69,14 +68,7 @@ fn keep_phase(timer: &mut PosixTimer, passed: u64) {
     }
     let periods = (passed - timer.remaining) / timer.interval + 1;
     timer.remaining += periods * timer.interval;
-    let notifies = timer.notify & SIGEV_NONE == 0;
-    timer.missed += if notifies { periods } else { 0 };
-}
-
-/// Clocks that stand still with their process: CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID, and
-/// those of other tasks (negative).
-fn counts_cpu(clock: i32) -> bool {
-    clock < 0 || clock == 2 || clock == 3
+    timer.missed += if timer.notifies() { periods } else { 0 };
 }
 
 /// Asks whether the process chooses the ids of its timers (before Linux 6.16 nobody does).
@@ -146,7 +138,7 @@ pub(super) fn posix(
     for (timer, buffer) in timers.iter_mut().zip(asked) {
         timer.interval = out.u64(buffer, 0) * 1_000_000_000 + out.u64(buffer, 1);
         timer.remaining = out.u64(buffer, 2) * 1_000_000_000 + out.u64(buffer, 3);
-        let periodic = timer.interval > 0 && !counts_cpu(timer.clock);
+        let periodic = timer.interval > 0 && !timer.counts_cpu();
         let Some(kept) = kept.get(&timer.id).filter(|_| timer.remaining > 0) else {
             continue;
         };

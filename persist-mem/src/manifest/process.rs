@@ -204,6 +204,20 @@ pub struct PosixTimer {
 }
 
 impl PosixTimer {
+    /// Whether its clock stands still with its process: CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID, and those of
+    /// other tasks (negative).
+    #[must_use]
+    pub fn counts_cpu(&self) -> bool {
+        self.clock < 0 || self.clock == 2 || self.clock == 3
+    }
+
+    /// Whether it sends a signal (all but `SIGEV_NONE`).
+    #[must_use]
+    pub fn notifies(&self) -> bool {
+        const SIGEV_NONE: i32 = 1;
+        self.notify & SIGEV_NONE == 0
+    }
+
     /// Whether a queued signal is its.
     #[must_use]
     pub fn has_queued(&self, queued: &QueuedSignal) -> bool {

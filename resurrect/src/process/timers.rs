@@ -156,12 +156,6 @@ fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurr
     Ok(())
 }
 
-/// Whether a clock stands still with its process: CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID, and those of
-/// other tasks (negative).
-fn counts_cpu(clock: i32) -> bool {
-    clock < 0 || clock == 2 || clock == 3
-}
-
 /// What a timer's clock showed when the saved ones were read. None for clocks that stand still.
 fn shown(restore: &Restore<'_>, timer: &PosixTimer) -> Option<u64> {
     let clocks = &restore.manifest.host.clocks;
@@ -202,20 +196,32 @@ fn showed(restore: &Restore<'_>, clock: i32) -> Option<u64> {
 /// armed for when it expired: it queues its signal itself, and counts the periods since when that is taken; so does
 /// one whose periods have passed while nobody was there. None for clocks that stand still, and for relative timers
 /// that do not follow when their clock is set (CLOCK_REALTIME).
-fn expiry(restore: &Restore<'_>, timer: &PosixTimer, elapsed: u64) -> Option<u64> {
-    let then = shown(restore, timer)?;
-    let is_late = timer.missed > 0 || timer.interval > 0 && timer.remaining <= elapsed;
-    if timer.clock == CLOCK_REALTIME && !timer.absolute && !is_late {
+fn expiry(restore: &Restore<'_>, timer: &PosixTimer) -> Option<u64> {
+    if timer.clock == CLOCK_REALTIME && !timer.absolute {
         return None;
     }
+    let then = shown(restore, timer)?;
     let since = timer.missed.saturating_mul(timer.interval);
     let expiry = then.saturating_add(timer.remaining).saturating_sub(since);
     Some(expiry.max(1))
 }
 
+/// How long a relative timer still lasts when so much time has passed, and how often it has expired while nobody was
+/// there or took its signal. A periodic one keeps its phase.
+fn lasts(timer: &PosixTimer, passed: u64) -> (u64, u64) {
+    let left = timer.remaining.saturating_sub(passed);
+    if left > 0 || timer.interval == 0 {
+        return (left.max(1), timer.missed);
+    }
+    let late = passed - timer.remaining;
+    let periods = late / timer.interval + 1;
+    let left = timer.interval - late % timer.interval;
+    (left, timer.missed.saturating_add(periods))
+}
+
 /// Whether a queued signal comes from a timer that queues it again when it is armed.
 pub(crate) fn comes_again(live: &Live, queued: &QueuedSignal) -> bool {
-    let armed = |timer: &&PosixTimer| timer.missed > 0 && !counts_cpu(timer.clock);
+    let armed = |timer: &&PosixTimer| timer.missed > 0 && !timer.counts_cpu();
     let mut timers = live.timers.iter().filter(armed);
     timers.any(|timer| timer.has_queued(queued))
 }
@@ -224,14 +230,22 @@ fn arm(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurrect
     let mut batch = Batch::new();
     for timer in live.timers.iter().filter(|timer| timer.remaining > 0) {
         let elapsed = elapsed_ns(restore);
-        let passed = if counts_cpu(timer.clock) { 0 } else { elapsed };
-        let (flags, value) = match expiry(restore, timer, elapsed) {
+        let passed = if timer.counts_cpu() { 0 } else { elapsed };
+        let mut expired = 0;
+        let (flags, value) = match expiry(restore, timer) {
             Some(expiry) => (TIMER_ABSTIME, expiry),
-            None => (0, timer.remaining.saturating_sub(passed).max(1)),
+            None => {
+                let (left, times) = lasts(timer, passed);
+                expired = times;
+                (0, left)
+            }
         };
         let spec = batch.data(&spec([timer.interval, value], 1_000_000_000));
         let args = [timer.id.into(), flags.into(), spec.into(), 0.into()];
         batch.call("arming a timer", nr::TIMER_SETTIME, args);
+        if expired > 0 && timer.notifies() {
+            tell(&mut batch, pid, timer, expired - 1);
+        }
     }
     run(
         pid,
@@ -240,4 +254,67 @@ fn arm(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurrect
         &batch,
     )
     .map(drop)
+}
+
+/// Queues the signal of a timer that was armed for later, with the expiries that it stands for beside its own.
+fn tell(batch: &mut Batch, pid: Pid, timer: &PosixTimer, overruns: u64) {
+    const SI_TIMER: i32 = -2;
+    const SIGEV_THREAD_ID: i32 = 4;
+    // Most that the kernel tells (kernel/time/posix-timers.c, timer_overrun_to_int).
+    let overruns = i32::try_from(overruns).unwrap_or(i32::MAX);
+    let mut info = [0; sys::ptrace::SIGINFO_SIZE];
+    let words = [
+        (0, timer.signal),
+        (8, SI_TIMER),
+        (16, timer.id),
+        (20, overruns),
+    ];
+    for (at, word) in words {
+        info[at..at + 4].copy_from_slice(&word.to_le_bytes());
+    }
+    info[24..32].copy_from_slice(&timer.value.to_le_bytes());
+    let info = batch.data(&info);
+    let doing = "queueing the signal of a timer";
+    if timer.notify & SIGEV_THREAD_ID != 0 {
+        let args = [
+            pid.0.into(),
+            timer.tid.0.into(),
+            timer.signal.into(),
+            info.into(),
+        ];
+        batch.call(doing, nr::RT_TGSIGQUEUEINFO, args);
+    } else {
+        let args = [pid.0.into(), timer.signal.into(), info.into()];
+        batch.call(doing, nr::RT_SIGQUEUEINFO, args);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relative_timer_keeps_its_phase() {
+        let lasts = |remaining, interval, missed, passed| {
+            let timer = PosixTimer {
+                id: 0,
+                clock: CLOCK_REALTIME,
+                notify: 0,
+                signal: 46,
+                value: 0,
+                tid: sys::Tid(0),
+                remaining,
+                interval,
+                missed,
+                absolute: false,
+            };
+            lasts(&timer, passed)
+        };
+        assert_eq!(lasts(30, 100, 0, 20), (10, 0));
+        assert_eq!(lasts(30, 100, 0, 30), (100, 1));
+        assert_eq!(lasts(30, 100, 0, 250), (80, 3));
+        assert_eq!(lasts(30, 100, 2, 250), (80, 5));
+        assert_eq!(lasts(30, 100, 2, 10), (20, 2));
+        assert_eq!(lasts(30, 0, 0, 250), (1, 0));
+    }
 }

@@ -70,6 +70,11 @@ pub(crate) const GROUP: Group = Group {
             "absolute POSIX timers",
             posix::absolute,
         ),
+        subject(
+            "posix-timers-relative",
+            "a periodic POSIX timer of CLOCK_REALTIME that does not follow when that is set",
+            posix::relative,
+        ),
         subject("timerfd", "timerfds of every clock", timerfd::clocks),
         subject("timerfd-absolute", "absolute timerfds", timerfd::absolute),
         subject(

@@ -376,3 +376,60 @@ pub(crate) fn absolute(_: &Setting) -> Result<Watch> {
     })
     .spoiled_by(move || set(first, 0, Duration::ZERO, LONG)))
 }
+
+/// When timers of this kind expire by CLOCK_REALTIME, in nanoseconds.
+fn kept_by_real_time() -> Result<Vec<u64>> {
+    let list = fs::read_to_string("/proc/timer_list")?;
+    let mut found = Vec::new();
+    let (mut real, mut ours) = (false, false);
+    for line in list.lines() {
+        let line = line.trim();
+        if let Some(index) = line.strip_prefix(".index:") {
+            real = index.trim() == "1";
+        } else if line.contains("posix_timer_fn") {
+            ours = real;
+        } else if let Some(at) = line.strip_prefix("# expires at ") {
+            let at = at.split('-').next().unwrap_or_default();
+            found.extend(at.parse::<u64>().ok().filter(|_| ours));
+            ours = false;
+        }
+    }
+    Ok(found)
+}
+
+/// A periodic timer by CLOCK_REALTIME, relative and so not to follow when that is set, though its periods pass while
+/// nobody runs.
+pub(crate) fn relative(_: &Setting) -> Result<Watch> {
+    /// Nanoseconds between a timer and what is read of it.
+    const CLOSE: u64 = 200_000;
+    if !std::path::Path::new("/proc/timer_list").exists() {
+        return not_here("/proc/timer_list");
+    }
+    let every = Duration::from_nanos(9_876_543);
+    let id = create(libc::CLOCK_REALTIME, libc::SIGEV_SIGNAL, 46, 0)?;
+    extern "C" fn nothing(_: i32) {}
+    // SAFETY: the handler does nothing. (A timer whose signal is ignored does not run since Linux 6.13.)
+    unsafe { libc::signal(46, nothing as *const () as usize) };
+    let follows = move || -> Result<bool> {
+        let mut times = 0;
+        for _ in 0..10 {
+            let [_, left] = get(id)?;
+            let end = now(libc::CLOCK_REALTIME) + left;
+            let close = |at: &u64| at.abs_diff(end) < CLOSE;
+            times += u32::from(kept_by_real_time()?.iter().any(close));
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        Ok(times >= 3)
+    };
+    let absolute = move || {
+        let start = Duration::from_nanos(now(libc::CLOCK_REALTIME));
+        set(id, libc::TIMER_ABSTIME, every, start)
+    };
+    absolute()?;
+    same("an absolute one follows", &true, &follows()?)?;
+    set(id, 0, every, every)?;
+    Ok(
+        Watch::new(move || same("a relative one follows", &false, &follows()?))
+            .spoiled_by(absolute),
+    )
+}
