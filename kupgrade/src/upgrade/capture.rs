@@ -2,8 +2,8 @@
 
 use super::check::Host;
 use anyhow::{Context, Result};
-use freezer::{Frozen, Objects};
-use persist_mem::manifest::{Carried, Manifest, MemoryPlan, State, Upgrade};
+use freezer::{FreezerError, Frozen, Objects, Refusal};
+use persist_mem::manifest::{Carried, Manifest, MemoryPlan, Process, State, Upgrade};
 
 /// Most bytes one file system in memory may hold.
 const MEMORY_FILES: u64 = 256 << 20;
@@ -17,6 +17,7 @@ pub(super) struct Captured {
 
 pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
     let (manifest, objects) = freezer::capture_host(frozen)?;
+    refuse_for(&host.image.release, &manifest)?;
     let threads = |state: &State| match state {
         State::Live(live) => live.threads.len() as u64,
         State::Zombie { .. } => 0,
@@ -46,4 +47,58 @@ pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
         objects,
         upgrade,
     })
+}
+
+/// Refuses what the other kernel does not know.
+fn refuse_for(release: &str, manifest: &Manifest) -> Result<(), FreezerError> {
+    if has_chosen_timer_ids(release) {
+        return Ok(());
+    }
+    let chooses = |process: &&Process| process.live().is_some_and(|live| live.chooses_timer_ids);
+    let refusal = |process: &Process| Refusal {
+        pid: process.pid,
+        comm: freezer::proc::comm(process.pid),
+        resource: "timers".into(),
+        reason: format!(
+            "it chooses the ids of its timers (PR_TIMER_CREATE_RESTORE_IDS), which Linux {release} does not let it"
+        ),
+    };
+    let found: Vec<Refusal> = manifest
+        .processes
+        .iter()
+        .filter(chooses)
+        .map(refusal)
+        .collect();
+    match found.is_empty() {
+        true => Ok(()),
+        false => Err(FreezerError::Refused(found)),
+    }
+}
+
+/// Whether a kernel has `PR_TIMER_CREATE_RESTORE_IDS`: since Linux 6.16.
+fn has_chosen_timer_ids(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next()?.parse::<u32>().ok();
+    let version = next().zip(next());
+    version >= Some((6, 16))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_kernels_let_timers_be_numbered() {
+        for older in [
+            "6.12.118+deb13-cloud-amd64",
+            "6.1.0-44-amd64",
+            "5.16.0",
+            "strange",
+        ] {
+            assert!(!has_chosen_timer_ids(older), "{older}");
+        }
+        for newer in ["7.3.4+deb13-cloud-amd64", "6.16", "6.18.0"] {
+            assert!(has_chosen_timer_ids(newer), "{newer}");
+        }
+    }
 }

@@ -29,9 +29,13 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
         if live.chooses_timer_ids {
             let mut batch = Batch::new();
-            choose_ids(&mut batch, true);
+            let choose = choose_ids(&mut batch, true);
+            let doing = "letting it choose timer ids (PR_TIMER_CREATE_RESTORE_IDS)";
             let first = &mut restore.task(pid)?.first;
-            run(pid, "letting it choose timer ids", first, &batch)?;
+            let output = run(pid, doing, first, &batch)?;
+            output
+                .result(choose)
+                .map_err(ResurrectError::call(pid, doing))?;
         }
     }
     Ok(())
