@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use sys::cgroups::Hierarchies;
-use sys::first_taker::Leader;
+use sys::first_taker::{Leader, wait_for_all};
 use sys::scratch::OwnScratch;
 use sys::tracee::Tracee;
 use sys::{Errno, Pid, Tid, process, ptrace, wait};
@@ -237,10 +237,16 @@ pub fn restore(
         };
         log::log!(level, "stage `{name}`: {:?}", begun.elapsed());
     }
-    Ok(World {
-        waits: crate::thread::waits::find(&mut restore)?,
-        tasks: restore.tasks,
-    })
+    match crate::thread::waits::find(&mut restore) {
+        Ok(waits) => Ok(World {
+            waits,
+            tasks: restore.tasks,
+        }),
+        Err(error) => {
+            restore.end_all();
+            Err(error)
+        }
+    }
 }
 
 /// Rebuilt processes, stopped. When the value is dropped without a thaw they end with this process.
@@ -272,31 +278,39 @@ impl World {
                 }
             }
         };
-        let waiting: BTreeSet<Tid> = self.waits.iter().map(Wait::tid).collect();
-        for (pid, task) in &mut self.tasks {
-            let threads = task.all().map(|thread| thread.tid());
-            let threads: Vec<Tid> = threads.filter(|tid| !waiting.contains(tid)).collect();
-            // What has come for the process is its leader's.
-            let first = task.first.tid();
-            let its_own = match threads[..] {
-                [leader, other, ..] if leader == first => Some(Leader::of(leader, other)),
-                _ => None,
-            };
-            for tid in threads {
-                let_go(*pid, tid);
-                if let Some(its_own) = its_own.as_ref().filter(|_| tid == first) {
-                    its_own.wait();
-                }
-            }
-            // It waits for its child then.
-            if let Some(thread) = &task.in_vfork {
-                let_go(*pid, thread.tid());
-            }
-        }
-        // One after the other: threads may wait on the same socket. Those whose time is nearly over are last.
+        // Those whose time is nearly over are last.
         self.waits
             .sort_by_key(|wait| core::cmp::Reverse(wait.left()));
-        for wait in &self.waits {
+        let waiting: BTreeSet<Tid> = self.waits.iter().map(Wait::tid).collect();
+        // What has come for a process is its leader's, so that goes on first.
+        let (mut leaders, mut others) = (Vec::new(), Vec::new());
+        for (pid, task) in &mut self.tasks {
+            let threads: Vec<Tid> = task.all().map(|thread| thread.tid()).collect();
+            if let [leader, other, ..] = threads[..]
+                && leader == task.first.tid()
+            {
+                leaders.push(Leader::of(leader, other));
+            }
+            let mut threads = threads.into_iter();
+            if let Some(first) = threads.next().filter(|tid| !waiting.contains(tid)) {
+                let_go(*pid, first);
+            }
+            others.extend(threads.map(|tid| (*pid, tid)));
+            // It waits for its child then.
+            others.extend(task.in_vfork.as_ref().map(|thread| (*pid, thread.tid())));
+        }
+        let waits_in_others = |wait: &Wait| others.iter().any(|(_, tid)| *tid == wait.tid());
+        // One after the other: threads may wait on the same socket.
+        let (later, first): (Vec<&Wait>, Vec<&Wait>) =
+            self.waits.iter().partition(|wait| waits_in_others(wait));
+        for wait in first {
+            wait.go_on(|| let_go(wait.pid(), wait.tid()));
+        }
+        wait_for_all(&leaders);
+        for (pid, tid) in others.iter().filter(|(_, tid)| !waiting.contains(tid)) {
+            let_go(*pid, *tid);
+        }
+        for wait in later {
             wait.go_on(|| let_go(wait.pid(), wait.tid()));
         }
         failed.map_or(Ok(()), Err)

@@ -1,6 +1,6 @@
 //! Who takes a signal that comes for a process while all its threads are stopped by a tracer: nobody is chosen then,
 //! so whoever goes on first has it (kernel/signal.c, `complete_signal`, `recalc_sigpending_tsk`). In a process that
-//! was never stopped it is the leader, unless that blocks it.
+//! was never stopped it is the leader, unless that blocks it or is about to take another one.
 
 use crate::{Pid, Result, Tid, procdir, ptrace};
 use nix::fcntl::OFlag;
@@ -8,15 +8,15 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-/// How long a leader that goes on may take to be on a processor again.
+/// How long leaders that go on may take to be on a processor again, all of them together.
 const WITHIN: Duration = Duration::from_millis(20);
 
 /// A stopped leader, which is to go on before the other threads of its process do.
 #[derive(Debug)]
 pub struct Leader {
-    /// Signals that it takes.
-    takes: u64,
-    /// `/proc/PID/schedstat`: the last number tells how often it was on a processor.
+    tid: Tid,
+    /// `/proc/PID/schedstat`: the last number tells how often it was on a processor. None where the kernel does not
+    /// count that.
     runs: Option<(File, Vec<u8>)>,
     /// Another stopped thread, through which can be seen what waits for the process.
     other: Tid,
@@ -24,35 +24,62 @@ pub struct Leader {
 
 impl Leader {
     /// Looks at it before it is let go. `other` is another stopped thread of its process. Nothing is waited for when
-    /// one of them is not stopped.
+    /// that one is not stopped.
     #[must_use]
     pub fn of(leader: Tid, other: Tid) -> Leader {
-        let blocked = ptrace::get_sigmask(leader).unwrap_or(u64::MAX);
         let runs = procdir::open(Pid(leader.0), "schedstat", OFlag::O_RDONLY);
-        let runs = runs.ok().filter(|_| blocked != u64::MAX);
+        let runs = runs
+            .ok()
+            .and_then(|file| text(&file).map(|text| (file, text)));
         Leader {
-            takes: !blocked,
-            runs: runs.and_then(|file| text(&file).map(|text| (file, text))),
+            tid: leader,
+            runs: runs.filter(|(_, text)| text != NOT_COUNTED),
             other,
         }
     }
 
-    /// Waits until it has gone on and taken what has come for it. Then the others may go on.
-    pub fn wait(&self) {
-        let begun = Instant::now();
-        while !self.is_on() && begun.elapsed() < WITHIN {
-            std::thread::sleep(Duration::from_micros(50));
-        }
-    }
-
+    /// Whether it has gone on and taken what it can, or will not.
     fn is_on(&self) -> bool {
         let ran = match &self.runs {
             Some((file, before)) => text(file).as_ref() != Some(before),
             None => true,
         };
-        ran && pending(self.other).unwrap_or(0) & self.takes == 0
+        ran && self.has_taken() || self.is_stopped()
+    }
+
+    /// What it blocks just now, in a call that blocks more for its time for instance, others take.
+    fn has_taken(&self) -> bool {
+        match pending(self.other) {
+            Ok(0) | Err(_) => true,
+            Ok(waiting) => waiting & !blocked(self.tid) == 0,
+        }
+    }
+
+    /// By a signal, with its whole process.
+    fn is_stopped(&self) -> bool {
+        let stat = procdir::read(Pid(self.tid.0), "stat").unwrap_or_default();
+        // Behind the name, which may hold anything (proc(5)).
+        let name_ends = stat.iter().rposition(|byte| *byte == b')');
+        name_ends.and_then(|at| stat.get(at + 2)) == Some(&b'T')
     }
 }
+
+/// Waits until leaders that were let go have gone on, and have taken what had come for them. Then the others may go
+/// on.
+pub fn wait_for_all(leaders: &[Leader]) {
+    let begun = Instant::now();
+    for leader in leaders {
+        while !leader.is_on() {
+            if begun.elapsed() > WITHIN {
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+}
+
+/// What `/proc/PID/schedstat` shows where nothing is counted (fs/proc/base.c, proc_pid_schedstat).
+const NOT_COUNTED: &[u8] = b"0 0 0\n";
 
 fn text(schedstat: &File) -> Option<Vec<u8>> {
     let mut text = [0; 64];
@@ -71,11 +98,20 @@ fn pending(tid: Tid) -> Result<u64> {
     Ok(bits.fold(0, |all, bit| all | bit))
 }
 
+/// The signals that a thread blocks, a bit each; all of them when it is gone.
+fn blocked(tid: Tid) -> u64 {
+    let status = procdir::read(Pid(tid.0), "status").unwrap_or_default();
+    let text = String::from_utf8_lossy(&status);
+    let mask = text.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::process;
-    use crate::wait::{Status, wait_for, wait_for_at_most};
+    use crate::wait::{Status, wait_for_at_most};
     use std::io::Read;
     use std::os::fd::{AsRawFd, OwnedFd};
     use std::sync::atomic::{AtomicI32, Ordering};
@@ -112,13 +148,18 @@ mod tests {
             }
         }
 
-        /// A signal comes while both are stopped. Who takes it when they go on one after the other?
-        fn who_takes(&mut self, go_on: impl Fn(Tid, Tid)) -> Tid {
-            for tid in [self.other, self.leader] {
+        fn stop(&self) -> [Option<Status>; 2] {
+            [self.other, self.leader].map(|tid| {
                 ptrace::seize(tid, 0).unwrap();
                 ptrace::interrupt(tid).unwrap();
-                let stop = wait_for_at_most(tid, Duration::from_secs(5)).unwrap();
-                assert_eq!(stop, Some(Status::Trap));
+                wait_for_at_most(tid, Duration::from_secs(5)).unwrap()
+            })
+        }
+
+        /// A signal comes while both are stopped. Who takes it when they go on one after the other?
+        fn who_takes(&mut self, go_on: impl Fn(Tid, Tid)) -> Tid {
+            for status in self.stop() {
+                assert_eq!(status, Some(Status::Trap));
             }
             process::kill(Pid(self.leader.0), libc::SIGUSR1).unwrap();
             go_on(self.leader, self.other);
@@ -129,7 +170,10 @@ mod tests {
     impl Drop for Pair {
         fn drop(&mut self) {
             let _ = process::kill(Pid(self.leader.0), libc::SIGKILL);
-            let _ = wait_for(self.leader);
+            // The leader can be waited for when the other is gone.
+            for tid in [self.other, self.leader] {
+                let _ = wait_for_at_most(tid, Duration::from_secs(5));
+            }
         }
     }
 
@@ -172,10 +216,45 @@ mod tests {
             let taker = pair.who_takes(|leader, other| {
                 let first = Leader::of(leader, other);
                 ptrace::detach(leader, 0).unwrap();
-                first.wait();
+                wait_for_all(&[first]);
                 ptrace::detach(other, 0).unwrap();
             });
             assert_eq!(taker, leader);
         }
+    }
+
+    #[test]
+    fn leaders_that_do_not_go_on_are_waited_for_together() {
+        let pairs: Vec<Pair> = (0..10).map(|_| Pair::start()).collect();
+        for pair in &pairs {
+            pair.stop();
+        }
+        let all: Vec<Leader> = pairs
+            .iter()
+            .map(|pair| Leader::of(pair.leader, pair.other))
+            .collect();
+        let begun = Instant::now();
+        wait_for_all(&all);
+        assert!(begun.elapsed() >= WITHIN, "they are stopped");
+        assert!(begun.elapsed() < WITHIN * 5, "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn a_job_that_is_stopped_is_not_waited_for() {
+        let pair = Pair::start();
+        process::kill(Pid(pair.leader.0), libc::SIGSTOP).unwrap();
+        let begun = Instant::now();
+        while procdir::read(Pid(pair.leader.0), "stat").is_ok_and(|stat| !stat.contains(&b'T')) {
+            assert!(begun.elapsed() < Duration::from_secs(5), "it does not stop");
+        }
+        pair.stop();
+        let leader = Leader::of(pair.leader, pair.other);
+        ptrace::detach(pair.leader, 0).unwrap();
+        // It stops again at once.
+        let stopped = (0..200).any(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            leader.is_stopped() && leader.is_on()
+        });
+        assert!(stopped);
     }
 }

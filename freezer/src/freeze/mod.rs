@@ -25,7 +25,7 @@ pub(crate) use sleepers::monotonic_ns;
 use sleepers::{Asleep, SchedulerClocks};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-use sys::first_taker::Leader;
+use sys::first_taker::{Leader, wait_for_all};
 use sys::urgent::Urgent;
 use sys::{Pid, Tid, ptrace, wait};
 
@@ -178,21 +178,23 @@ impl Frozen {
     /// Lets one process go on again.
     fn release(&mut self, pid: Pid) {
         let threads = core::mem::take(self.process(pid));
-        self.let_all_go(pid, threads);
+        self.let_all_go(vec![(pid, threads)]);
         self.processes.retain(|(found, _)| *found != pid);
     }
 
-    /// Detaches the threads of a process, the leader first: what came for the process meanwhile is the leader's.
-    fn let_all_go(&mut self, pid: Pid, mut threads: BTreeMap<Tid, FrozenThread>) {
-        if let Some(leader) = threads.remove(&pid.leader()) {
-            let others = threads.keys().next().filter(|_| leader.goes_on());
-            let its_own = others.map(|other| Leader::of(pid.leader(), *other));
+    /// Detaches the threads of processes, the leaders first: what came for a process meanwhile is its leader's.
+    fn let_all_go(&mut self, mut processes: Vec<(Pid, BTreeMap<Tid, FrozenThread>)>) {
+        let mut leaders = Vec::new();
+        for (pid, threads) in &mut processes {
+            let Some(leader) = threads.remove(&pid.leader()) else {
+                continue;
+            };
+            let other = threads.keys().next().filter(|_| leader.goes_on());
+            leaders.extend(other.map(|other| Leader::of(pid.leader(), *other)));
             self.let_go(pid.leader(), leader);
-            if let Some(its_own) = its_own {
-                its_own.wait();
-            }
         }
-        for (tid, thread) in threads {
+        wait_for_all(&leaders);
+        for (tid, thread) in processes.into_iter().flat_map(|(_, threads)| threads) {
             self.let_go(tid, thread);
         }
     }
@@ -254,9 +256,8 @@ impl Frozen {
 impl Drop for Frozen {
     fn drop(&mut self) {
         proc::forget_stopped(self.pids());
-        for (pid, threads) in core::mem::take(&mut self.processes) {
-            self.let_all_go(pid, threads);
-        }
+        let processes = core::mem::take(&mut self.processes);
+        self.let_all_go(processes);
         let begun = Instant::now();
         self.see_off();
         while !self.leaving.is_empty() && begun.elapsed() < SOON {
