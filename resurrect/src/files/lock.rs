@@ -51,6 +51,8 @@ pub(super) fn take_of_descriptions(restore: &mut Restore<'_>) -> Result<(), Resu
         // Of the others nobody is noted.
         if matches!(lock.holder, LockHolder::Ofd(_)) {
             take_here(restore, id, lock)?;
+        } else if let Some((table, fd)) = own_number(manifest, id, lock) {
+            lease_by(restore, table, fd, lock)?;
         } else if restore.tasks.contains_key(&lock.taker) {
             take_by(restore, lock.taker, id, lock)?;
         } else if !take_for_ended(restore, id, lock) {
@@ -61,6 +63,36 @@ pub(super) fn take_of_descriptions(restore: &mut Restore<'_>) -> Result<(), Resu
         }
     }
     Ok(())
+}
+
+/// Where who took a lease has the file: the number goes into the signal that tells of its end (`si_fd`).
+fn own_number<'a>(
+    manifest: &'a Manifest,
+    id: DescriptionId,
+    lock: &Lock,
+) -> Option<(FileTable<'a>, i32)> {
+    if !matches!(lock.holder, LockHolder::Lease(_)) {
+        return None;
+    }
+    manifest.tables().find_map(|table| {
+        let entry = table.files.iter().find(|entry| entry.description == id)?;
+        (table.pid == lock.taker).then_some((table, entry.fd))
+    })
+}
+
+fn lease_by(
+    restore: &mut Restore<'_>,
+    table: FileTable<'_>,
+    fd: i32,
+    lock: &Lock,
+) -> Result<(), ResurrectError> {
+    let keeper = restore.keeper(table)?;
+    let mut calls = Calls::new(table.pid, "taking a lease of a file", keeper);
+    let args = [fd.into(), F_SETLEASE.into(), i32::from(lock.write).into()];
+    calls
+        .batch()
+        .call("taking a lease of a file", nr::FCNTL, args);
+    calls.flush()
 }
 
 /// By a process, which need not have the file.

@@ -202,6 +202,7 @@ pub(crate) fn lease(setting: &Setting) -> Result<Watch> {
             &44,
             &raw(libc::SYS_rt_sigtimedwait, args(arguments)),
         )?;
+        same("si_fd", &writing.cast_unsigned(), &(info[3] as u32))?;
         fcntl(writing, libc::F_SETLEASE, F_UNLCK)?;
         lease().map(drop)
     })
