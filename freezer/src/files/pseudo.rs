@@ -1,12 +1,15 @@
 //! Files that the kernel makes up: the path is all there is.
 
-use super::Open;
+use super::{O_PATH, Open};
 use crate::FreezerError;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::SFlag;
 use nix::sys::statfs::{
     CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, FsType, PROC_SUPER_MAGIC,
     SECURITYFS_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC, fstatfs,
 };
 use persist_mem::manifest::DescriptionKind;
+use std::os::fd::AsFd;
 use sys::Pid;
 
 /// File systems whose inodes are made when they are looked at.
@@ -42,7 +45,20 @@ pub(super) fn capture(open: &Open<'_>) -> Result<Option<DescriptionKind>, Freeze
         return Err(open.refuse("files about single descriptors are not carried"));
     }
     let path = link.to_vec();
-    Ok(Some(DescriptionKind::Pseudo { path }))
+    let seen = system.filesystem_type() != PROC_SUPER_MAGIC && has_seen(open)?;
+    Ok(Some(DescriptionKind::Pseudo { path, seen }))
+}
+
+/// Files of sysfs and of control groups tell of a change until they are read again, and before they are read at
+/// all (`kernfs_generic_poll`, fs/kernfs/file.c). Those of pressure have triggers in place of that.
+fn has_seen(open: &Open<'_>) -> Result<bool, FreezerError> {
+    let regular = open.file_type() == SFlag::S_IFREG && open.flags()? & O_PATH == 0;
+    if !regular || open.link.ends_with(b"pressure") {
+        return Ok(false);
+    }
+    let mut polled = [PollFd::new(open.copy.as_fd(), PollFlags::POLLPRI)];
+    poll(&mut polled, PollTimeout::ZERO).map_err(open.call("poll"))?;
+    Ok(polled[0].revents() == Some(PollFlags::empty()))
 }
 
 /// A namespace (`net:[4026531840]`): the path by which its holder is in it, None when the holder is in
@@ -56,6 +72,7 @@ pub(super) fn namespace(open: &Open<'_>) -> Option<DescriptionKind> {
     (own.as_os_str().as_encoded_bytes() == open.link && open.pid != me).then(|| {
         DescriptionKind::Pseudo {
             path: path.into_bytes(),
+            seen: false,
         }
     })
 }

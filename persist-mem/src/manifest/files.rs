@@ -81,6 +81,8 @@ pub enum DescriptionKind {
     Pseudo {
         /// Its path.
         path: Vec<u8>,
+        /// Its reader has seen its last change: poll(2) says nothing (`POLLPRI`).
+        seen: bool,
     },
     /// A character device that has no state of its own, opened again by path.
     Device {

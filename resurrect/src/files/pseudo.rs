@@ -49,13 +49,18 @@ fn of_nobody(opening: &Opening<'_, '_>, at: &[u8]) -> sys::Result<OwnedFd> {
     opened
 }
 
-/// Sets the offsets. The kernel writes the text up to there when it is asked to, so everything that it
+/// Has them seen what their readers had, and sets the offsets. The kernel writes the text up to there when it is asked to, so everything that it
 /// tells of must be as it was.
 pub(crate) fn seek(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for description in &restore.manifest.descriptions {
-        let made_up = matches!(description.kind, DescriptionKind::Pseudo { .. });
-        let fd = restore.files.opened.get(&description.id);
-        if let Some(fd) = fd.filter(|_| made_up) {
+        let DescriptionKind::Pseudo { seen, .. } = description.kind else {
+            continue;
+        };
+        if let Some(fd) = restore.files.opened.get(&description.id) {
+            if seen {
+                // Also where it has nothing to read, or writes only.
+                let _ = nix::sys::uio::pread(fd, &mut [0; 1], 0);
+            }
             let opening = Opening {
                 restore,
                 description,

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use libc::{O_DIRECTORY, O_RDONLY, O_RDWR};
 
-use crate::kit::files::{open, place, read, seen};
+use crate::kit::files::{open, place, read, ready, seen};
 use crate::kit::{Setting, Watch, fork, same, sys as kit_sys};
 
 /// Of the system and of the process, at a place in the middle.
@@ -73,14 +73,21 @@ pub(crate) fn sys(_: &Setting) -> Result<Watch> {
     let file = open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY)?;
     let dir = open("/sys/class/net", O_RDONLY | O_DIRECTORY)?;
     place(file, Some(2))?;
-    Ok(
-        Watch::keep(move || Ok((seen(file)?, seen(dir)?, place(file, None)?)))?
-            .spoiled_by(move || place(file, Some(0)).map(drop))
-            .and(Watch::new(move || {
-                if read(file, 10)?.is_empty() {
-                    bail!("it is empty");
-                }
-                place(file, Some(2)).map(drop)
-            })),
-    )
+    // Until they are read they tell poll(2) of a change.
+    let (told, untold) = (
+        open("/sys/class/net/lo/mtu", O_RDONLY)?,
+        open("/sys/class/net/lo/mtu", O_RDONLY)?,
+    );
+    read(told, 10)?;
+    Ok(Watch::keep(move || {
+        let polled = (ready(told, libc::POLLPRI)?, ready(untold, libc::POLLPRI)?);
+        Ok((seen(file)?, seen(dir)?, place(file, None)?, polled))
+    })?
+    .spoiled_by(move || place(file, Some(0)).map(drop))
+    .and(Watch::new(move || {
+        if read(file, 10)?.is_empty() {
+            bail!("it is empty");
+        }
+        place(file, Some(2)).map(drop)
+    })))
 }
