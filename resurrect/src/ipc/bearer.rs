@@ -2,6 +2,7 @@
 //! or, for one that has ended, a child that bears its id for a moment. The kernel keeps the id when it is gone
 //! (ipc/util.h, `ipc_update_pid`).
 
+use super::semaphores::neutral;
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
@@ -18,6 +19,8 @@ const SHM_RDONLY: i32 = 0o10000;
 pub(crate) enum Use<'a> {
     /// A semaphore is set.
     Set { set: i32, member: i32, value: u16 },
+    /// A semaphore is changed and changed back: what it is to undo stays, which a set would forget.
+    Touch { set: i32, number: u16, value: u16 },
     /// A message is sent.
     Send {
         queue: i32,
@@ -57,6 +60,7 @@ pub(crate) fn act(
 pub(crate) fn here(what: Use<'_>) -> sys::Result<()> {
     match what {
         Use::Set { set, member, value } => ipc::sem_set_value(set, member, value),
+        Use::Touch { set, number, value } => ipc::sem_operate(set, &neutral(number, value)),
         Use::Send { queue, kind, text } => ipc::msg_send(queue, kind, text),
         Use::Receive { queue } => ipc::msg_receive(queue),
         Use::Attach { segment } => ipc::Attached::new(segment, true).map(drop),
@@ -77,6 +81,16 @@ fn within(restore: &mut Restore<'_>, pid: Pid, what: Use<'_>) -> Result<(), Resu
                 u32::from(value).into(),
             ];
             batch.call("setting a semaphore", nr::SEMCTL, args);
+        }
+        Use::Touch { set, number, value } => {
+            let operations = neutral(number, value);
+            let bytes: Vec<u8> = operations.iter().flat_map(|one| one.to_bytes()).collect();
+            let args = [
+                set.into(),
+                batch.data(&bytes).into(),
+                operations.len().into(),
+            ];
+            batch.call("changing a semaphore", nr::SEMOP, args);
         }
         Use::Send { queue, kind, text } => {
             let message = batch.data(&[&kind.to_ne_bytes(), text].concat());

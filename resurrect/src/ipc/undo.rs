@@ -4,8 +4,8 @@
 //! reverse remembered and leaves the value as it is. On the kernel where the tree was saved its end has
 //! undone everything, so there the value is put back first.
 
+use super::bearer::{self, Use};
 use super::failed;
-use super::semaphores::neutral;
 use crate::ResurrectError;
 use crate::calls::nr;
 use crate::restore::Restore;
@@ -62,20 +62,18 @@ fn one(
                 by: *by,
                 undo: false,
             };
-            operate(restore, first.pid, Some(first.tid), set, &[operation])?;
+            operate(restore, first.pid, first.tid, set, &[operation])?;
         }
         value = now((set, number))?;
     }
     for (undo, user) in users {
         for operations in remembered(number, value, user.adjustment) {
-            operate(restore, undo.pid, Some(undo.tid), set, &operations)?;
+            operate(restore, undo.pid, undo.tid, set, &operations)?;
         }
     }
     // Each of them has become the last to change it.
-    if restore.tasks.contains_key(&member.last) {
-        operate(restore, member.last, None, set, &neutral(number, value))?;
-    }
-    Ok(())
+    let last = Use::Touch { set, number, value };
+    bearer::act(restore, member.last, last).map(drop)
 }
 
 fn now((set, number): Semaphore) -> Result<u16, ResurrectError> {
@@ -136,11 +134,11 @@ fn remembered(number: u16, value: u16, adjustment: i16) -> Vec<[SemOperation; 2]
         .collect()
 }
 
-/// One semop(2) in a thread, or in any of a process.
+/// One semop(2) in a thread.
 fn operate(
     restore: &mut Restore<'_>,
     pid: Pid,
-    tid: Option<Tid>,
+    tid: Tid,
     set: i32,
     operations: &[SemOperation],
 ) -> Result<(), ResurrectError> {
@@ -148,12 +146,11 @@ fn operate(
     let live = restore.lives().find(|(found, _)| *found == pid);
     let first = live.and_then(|(_, live)| Some(live.threads.first()?.tid));
     let task = restore.task(pid)?;
-    let tracee = match tid.filter(|tid| Some(*tid) != first) {
-        None => &mut task.first,
-        Some(tid) => {
-            let thread = task.threads.get_mut(&tid);
-            thread.ok_or_else(|| ResurrectError::call(pid, doing)(Errno::ESRCH))?
-        }
+    let tracee = if Some(tid) == first {
+        &mut task.first
+    } else {
+        let thread = task.threads.get_mut(&tid);
+        thread.ok_or_else(|| ResurrectError::call(pid, doing)(Errno::ESRCH))?
     };
     let mut batch = Batch::new();
     let bytes: Vec<u8> = operations.iter().flat_map(|one| one.to_bytes()).collect();

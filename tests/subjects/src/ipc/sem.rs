@@ -139,9 +139,13 @@ pub(crate) fn undo_threads(setting: &Setting) -> Result<Watch> {
         for number in 0..2 {
             change(id, number, 1, 0)?;
         }
-        Ok::<_, anyhow::Error>(child)
+        let last = super::users::gone(|| {
+            change(id, 2, 1, 0)?;
+            change(id, 2, -1, 0)
+        })?;
+        Ok::<_, anyhow::Error>((child, last))
     };
-    let mut child = start()?;
+    let (mut child, mut last) = start()?;
     let mut given = 1;
     Ok(Watch::new(move || {
         child.check()?;
@@ -151,10 +155,15 @@ pub(crate) fn undo_threads(setting: &Setting) -> Result<Watch> {
         for number in 0..2 {
             same("who changed it", &me, &control(id, number, GETPID, 0)?)?;
         }
+        same(
+            "who has ended and changed it",
+            &i64::from(last),
+            &control(id, 2, GETPID, 0)?,
+        )?;
         end(child.pid)?;
         let after = [10 + given, 10 + given, 0];
         same("the values after its end", &after, &values::<3>(id)?)?;
-        child = start()?;
+        (child, last) = start()?;
         given += 1;
         Ok(())
     })

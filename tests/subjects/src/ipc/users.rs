@@ -67,7 +67,7 @@ impl Objects {
 }
 
 /// Runs `life` in a child that ends.
-fn gone(life: impl FnOnce() -> Result<()>) -> Result<i32> {
+pub(super) fn gone(life: impl FnOnce() -> Result<()>) -> Result<i32> {
     let pid = fork(|| {
         let done = life();
         std::process::exit(i32::from(done.is_err()));
