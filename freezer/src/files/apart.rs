@@ -5,7 +5,7 @@
 //! of its process, or that of the first thread that has it.
 
 use super::Table;
-use crate::proc::{self, Status};
+use crate::proc;
 use crate::{FreezerError, Refusal, tables};
 use persist_mem::manifest::{Live, ThreadFiles};
 use std::cmp::Ordering;
@@ -109,9 +109,7 @@ pub(crate) fn refusals(pid: Pid, representative: Tid, threads: &[Tid]) -> Vec<Re
 /// Has refusals about tables of threads name their processes.
 pub(crate) fn named(found: Vec<Refusal>) -> Vec<Refusal> {
     let name = |mut refusal: Refusal| {
-        let tgid = Status::read(refusal.pid, "status")
-            .ok()
-            .and_then(|status| status.value("Tgid")?.parse().ok().map(Pid));
+        let tgid = proc::tgid(refusal.pid);
         if let Some(pid) = tgid.filter(|pid| *pid != refusal.pid) {
             refusal.resource = format!("thread {}: {}", refusal.pid, refusal.resource);
             refusal.pid = pid;

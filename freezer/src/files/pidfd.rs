@@ -35,9 +35,5 @@ pub(super) fn process_of(info: &proc::FdInfo, target: Pid) -> Pid {
     if !of_thread {
         return target;
     }
-    let status = proc::Status::read(target, "status");
-    let leader = status
-        .ok()
-        .and_then(|status| status.value("Tgid")?.parse().ok());
-    leader.map_or(target, Pid)
+    proc::tgid(target).unwrap_or(target)
 }

@@ -5,7 +5,7 @@
 //! (`O_PATH`) then, which tell enough of all but sockets, terminals and others that answer questions of their own.
 
 use super::{O_PATH, apart};
-use crate::proc::{self, Stat, Status};
+use crate::proc::{self, Stat};
 use crate::{FreezerError, Refusal};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -108,7 +108,7 @@ fn message(batch: &mut Batch, name: &[u8], numbers: &[i32]) -> Buffer {
 /// under the same number, or a reference to its file. The second is whether it is a copy.
 pub(super) fn look(table: Pid, fd: i32) -> Option<(OwnedFd, bool)> {
     let holder = proc::representative(table)?;
-    let tgid = tgid(table)?;
+    let tgid = proc::tgid(table)?;
     let parent = Stat::read(tgid, "stat").ok()?.pid(4);
     for other in [tgid, parent].into_iter().filter(|pid| *pid != table) {
         let same = proc::representative(other).is_some_and(|its| {
@@ -123,11 +123,6 @@ pub(super) fn look(table: Pid, fd: i32) -> Option<(OwnedFd, bool)> {
     let path = proc::path(table, &format!("fd/{fd}"));
     let reference = nix::fcntl::open(path.as_str(), flags, Mode::empty());
     Some((reference.ok()?, false))
-}
-
-pub(super) fn tgid(table: Pid) -> Option<Pid> {
-    let status = Status::read(table, "status").ok()?;
-    status.value("Tgid")?.parse().ok().map(Pid)
 }
 
 /// Why a descriptor that only [`look`] leads to is not carried.
@@ -145,7 +140,7 @@ pub(super) fn refusal(table: Pid, fd: i32, link: &[u8]) -> Refusal {
 /// Why such a table is not carried as a whole: the socket that its thread sends through must have a number.
 pub(super) fn full(table: Pid, numbers: &[i32]) -> Option<Refusal> {
     const RLIMIT_NOFILE: u32 = 7;
-    let (soft, _) = process::prlimit(tgid(table)?, RLIMIT_NOFILE, None).ok()?;
+    let (soft, _) = process::prlimit(proc::tgid(table)?, RLIMIT_NOFILE, None).ok()?;
     let below = numbers
         .iter()
         .filter(|number| u64::try_from(**number).is_ok_and(|n| n < soft));

@@ -4,7 +4,7 @@
 //! through a mapping of our own. A ring is carried when nothing is under way in it: what ends by itself is waited
 //! for before anything is described (`capture/uring.rs`).
 
-use super::{Open, Table, apart, sent};
+use super::{Open, Table, apart};
 use crate::freeze::vfork;
 use crate::kernel::{self, RingState, Unreadable};
 use crate::{FreezerError, proc};
@@ -126,7 +126,7 @@ fn submitter_obstacle(state: &RingState, inside: &[Pid]) -> Option<String> {
     let submitter = Pid(tid.0);
     let lives = proc::Stat::read(submitter, "stat")
         .is_ok_and(|stat| tid.0 != 0 && !matches!(stat.state(), 'Z' | 'X'));
-    let why = match sent::tgid(submitter).filter(|_| lives) {
+    let why = match proc::tgid(submitter).filter(|_| lives) {
         None => "is not there any more",
         Some(pid) if !inside.contains(&pid) => "is not part of the tree",
         Some(pid) if vfork::waiting_thread(pid) == Some(tid) => "waits in vfork(2)",

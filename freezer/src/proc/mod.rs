@@ -206,6 +206,12 @@ pub(crate) fn gone(cause: &std::io::Error) -> bool {
     cause.kind() == std::io::ErrorKind::NotFound || cause.raw_os_error() == Some(nix::libc::ESRCH)
 }
 
+/// The process that a thread belongs to; None when it is gone.
+pub(crate) fn tgid(tid: Pid) -> Option<Pid> {
+    let status = Status::read(tid, "status").ok()?;
+    status.value("Tgid")?.parse().ok().map(Pid)
+}
+
 /// Every process of user space in this PID namespace, in ascending order: kernel threads are left
 /// out.
 ///

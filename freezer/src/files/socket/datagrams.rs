@@ -27,7 +27,7 @@ struct Seen {
 
 /// The datagrams in its queue, the oldest first.
 pub(super) fn queue(open: &Open<'_>) -> Result<Vec<Message>, FreezerError> {
-    let mut messages = queue::datagrams(open, false)?;
+    let mut messages = queue::datagrams(open, false, false)?;
     let seen = kernel::look(|kernel| {
         let sk = kernel.own_sock(open.copy.as_fd())?;
         // Those that were peeked at have gone to a queue of UDP's own.

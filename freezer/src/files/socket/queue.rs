@@ -3,6 +3,7 @@
 use super::pieces::{self, Piece};
 use crate::FreezerError;
 use crate::files::Open;
+use core::cell::Cell;
 use nix::libc as c;
 use std::os::fd::{AsFd, OwnedFd};
 use sys::socket::{self, Received};
@@ -26,6 +27,20 @@ pub(super) struct Message {
     pub(super) consumed: u32,
     pub(super) urgent: bool,
     pub(super) header: Vec<u8>,
+}
+
+impl Message {
+    /// A piece of a stream, as the kernel's memory has it.
+    fn of(piece: Piece) -> Message {
+        Message {
+            data: piece.data,
+            credentials: piece.credentials,
+            consumed: piece.consumed,
+            urgent: piece.urgent,
+            files: piece.files,
+            ..Message::default()
+        }
+    }
 }
 
 /// All bytes that wait in a socket, as many as there are said to be, wherever `MSG_PEEK` looks.
@@ -57,17 +72,24 @@ pub(super) fn from_start(
 struct Place<'a> {
     open: &'a Open<'a>,
     before: i32,
+    moved: Cell<bool>,
 }
 
 impl<'a> Place<'a> {
     fn take(open: &'a Open<'a>) -> core::result::Result<Place<'a>, FreezerError> {
         let before = super::int(open, c::SOL_SOCKET, c::SO_PEEK_OFF)?;
-        Ok(Place { open, before })
+        let moved = Cell::new(false);
+        Ok(Place {
+            open,
+            before,
+            moved,
+        })
     }
 
     fn set(&self, offset: usize) -> Result<()> {
         let offset = i32::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
         let fd = self.open.copy.as_fd();
+        self.moved.set(true);
         socket::set_int_option(fd, c::SOL_SOCKET, c::SO_PEEK_OFF, offset)
     }
 
@@ -79,6 +101,9 @@ impl<'a> Place<'a> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
+        if !self.moved.get() {
+            return;
+        }
         let fd = self.open.copy.as_fd();
         // It was read from there; a kernel that has the option takes its own value.
         let _ = socket::set_int_option(fd, c::SOL_SOCKET, c::SO_PEEK_OFF, self.before);
@@ -108,17 +133,22 @@ impl Drop for Credentials<'_> {
 }
 
 /// Datagrams or packets with their boundaries, until there are no more. `ends` when behind the last
-/// one a read gives 0 bytes: an empty packet differs from that only by what comes with it.
+/// one a read gives 0 bytes: an empty packet differs from that only by what comes with it. `alone` when there is one:
+/// then nothing has to be moved to look at it.
 pub(super) fn datagrams(
     open: &Open<'_>,
     ends: bool,
+    alone: bool,
 ) -> core::result::Result<Vec<Message>, FreezerError> {
     let reading = "reading what is in its queue";
     let asked = if ends { Credentials::ask(open)? } else { None };
     let place = Place::take(open)?;
-    place.set(0).map_err(open.call(reading))?;
+    let moves = !alone || place.before >= 0;
+    if moves {
+        place.set(0).map_err(open.call(reading))?;
+    }
     let mut found = Vec::new();
-    loop {
+    while moves || found.is_empty() {
         match place.peek(LARGEST) {
             Ok(received) if ends && received.data.is_empty() && received.credentials.is_none() => {
                 return Ok(found);
@@ -132,6 +162,7 @@ pub(super) fn datagrams(
             Err(errno) => return Err(open.call(reading)(errno)),
         }
     }
+    Ok(found)
 }
 
 /// The bytes of a stream, `total` of them, in the pieces that they were sent in: each takes some of the
@@ -143,7 +174,7 @@ pub(super) fn stream(
     match pieces::of(open.copy.as_fd()) {
         Ok(pieces) if pieces.iter().any(|piece| piece.urgent) => Ok(with_urgent(pieces)),
         // Linux 6.17 and later count an urgent byte that was skipped for unread.
-        Ok(pieces) => in_pieces(open, &pieces),
+        Ok(pieces) => in_pieces(open, pieces),
         Err(why) => {
             log::debug!("fd {}: the pieces of its stream: {why}", open.fd);
             runs(open, total)
@@ -151,22 +182,30 @@ pub(super) fn stream(
     }
 }
 
-/// What is peeked at piece by piece comes with the descriptors of each.
+/// What is peeked at piece by piece comes with the descriptors of each. Where there are none nothing needs a peek: if
+/// this process was killed while it moves where the next one looks, that would stay so.
 fn in_pieces(
     open: &Open<'_>,
-    pieces: &[Piece],
+    pieces: Vec<Piece>,
 ) -> core::result::Result<Vec<Message>, FreezerError> {
     let reading = "reading what is in its queue";
-    let place = Place::take(open)?;
+    let mut place = None;
     let mut found = Vec::new();
     let mut at = 0;
-    for piece in pieces.iter().filter(|piece| piece.unread() != 0) {
-        place.set(at).map_err(open.call(reading))?;
-        let mut received = place.peek(piece.unread()).map_err(open.call(reading))?;
-        // A piece that is read to its end comes with the descriptors of the next one as well.
+    for piece in pieces.into_iter().filter(|piece| piece.unread() != 0) {
         if piece.files.is_empty() {
-            received.fds.clear();
+            at += piece.unread();
+            found.push(Message::of(piece));
+            continue;
         }
+        let place = match &place {
+            Some(place) => place,
+            None => place.insert(Place::take(open)?),
+        };
+        if at != 0 || place.before >= 0 {
+            place.set(at).map_err(open.call(reading))?;
+        }
+        let received = place.peek(piece.unread()).map_err(open.call(reading))?;
         let len = received.data.len();
         if len != piece.unread() {
             let text = format!("{len} of {} bytes of a piece could be read", piece.unread());
@@ -185,15 +224,7 @@ fn in_pieces(
 
 /// Nobody can peek past an urgent byte: all of it is what the kernel's memory says.
 fn with_urgent(pieces: Vec<Piece>) -> Vec<Message> {
-    let message = |piece: Piece| Message {
-        data: piece.data,
-        credentials: piece.credentials,
-        consumed: piece.consumed,
-        urgent: piece.urgent,
-        files: piece.files,
-        ..Message::default()
-    };
-    pieces.into_iter().map(message).collect()
+    pieces.into_iter().map(Message::of).collect()
 }
 
 /// The bytes of a stream in runs that were sent alike: descriptors come with the first byte of a run.

@@ -325,7 +325,9 @@ pub(super) fn queue(
     if common.kind != c::SOCK_STREAM {
         const SHUT_RD: u8 = 1;
         let ends = common.kind == c::SOCK_SEQPACKET && info.shutdown & SHUT_RD != 0;
-        let messages = queue::datagrams(open, ends)?;
+        let packets = pieces::packets(open.copy.as_fd());
+        let alone = packets.is_ok_and(|packets| packets.len() == 1);
+        let messages = queue::datagrams(open, ends, alone)?;
         return Ok(complete(open, messages));
     }
     // A stream that nobody writes to any more can be read as well: there is its end.
