@@ -6,6 +6,7 @@
 
 use super::{Open, Table, apart, edges};
 use crate::{FreezerError, proc};
+use core::cell::LazyCell;
 use persist_mem::manifest::{DescriptionId, DescriptionKind, EpollTarget};
 use std::os::fd::AsRawFd;
 use sys::process::{EpollSlot, kcmp_epoll};
@@ -75,17 +76,15 @@ pub(super) fn check(open: &Open<'_>, targets: &[EpollTarget]) -> Result<(), Free
     let is = |tid: Tid, fd: i32, slot: EpollSlot| {
         kcmp_epoll(tid, fd, holder, slot).is_ok_and(|order| order.is_eq())
     };
-    let any_of = |pid: Pid, slot: EpollSlot| {
-        apart::tables_of(pid).into_iter().any(|table| {
-            let fds = proc::numbers(table, "fd").unwrap_or_default();
-            let first = proc::representative(table);
-            first.is_some_and(|tid| fds.into_iter().any(|fd| is(tid, fd, slot)))
-        })
+    let any_of = |all: &[(Tid, Vec<i32>)], slot: EpollSlot| {
+        all.iter()
+            .any(|(tid, fds)| fds.iter().any(|fd| is(*tid, *fd, slot)))
     };
+    // Listed when an entry is found by another number than its own, and once for all such entries.
+    let own = LazyCell::new(|| numbers(open.pid));
+    let all = LazyCell::new(|| everyone().flat_map(numbers).collect::<Vec<_>>());
     for (target, slot) in targets.iter().zip(slots(open.fd, targets)) {
-        let known = is(holder, target.fd, slot)
-            || any_of(open.pid, slot)
-            || everyone().any(|pid| any_of(pid, slot));
+        let known = is(holder, target.fd, slot) || any_of(&own, slot) || any_of(&all, slot);
         // An entry that is gone by now is nobody's any more.
         let there = proc::FdInfo::read(open.pid, open.fd).is_ok_and(|info| {
             let mut entries = info.values("tfd").filter_map(parse);
@@ -96,6 +95,16 @@ pub(super) fn check(open: &Open<'_>, targets: &[EpollTarget]) -> Result<(), Free
         }
     }
     Ok(())
+}
+
+/// The numbers of a process's descriptors, of every table with a thread that has it.
+fn numbers(pid: Pid) -> Vec<(Tid, Vec<i32>)> {
+    let tables = apart::tables_of(pid).into_iter();
+    let listed = tables.filter_map(|table| {
+        let first = proc::representative(table)?;
+        Some((first, proc::numbers(table, "fd").unwrap_or_default()))
+    });
+    listed.collect()
 }
 
 fn everyone() -> impl Iterator<Item = Pid> {
