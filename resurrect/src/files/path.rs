@@ -3,11 +3,11 @@
 use crate::ResurrectError;
 use crate::processor::OneProcessor;
 use crate::restore::Restore;
-use nix::fcntl::OFlag;
+use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::Mode;
 use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, FileRef};
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -54,28 +54,59 @@ fn open_all(
     let mut opened = Vec::with_capacity(part.len());
     // What has just been looked at need not be for the next description of it.
     let mut checked = None;
+    let mut directory = Directory::default();
     for (description, file) in part {
         if checked != Some(file) {
             check_same(file)?;
             checked = Some(file);
         }
-        opened.push((description.id, open_checked(description, file)?));
+        let from = directory.of(&file.path);
+        opened.push((description.id, open_checked(description, file, from)?));
     }
     Ok(opened)
 }
 
+/// The directory of the file before, open if that was the second one in it: the way there is looked up once.
+#[derive(Default)]
+struct Directory<'a> {
+    path: Option<&'a Path>,
+    fd: Option<OwnedFd>,
+}
+
+impl<'a> Directory<'a> {
+    /// Where to open a path from, and the rest of it.
+    fn of(&mut self, path: &'a [u8]) -> (BorrowedFd<'_>, &'a Path) {
+        let path = Path::new(OsStr::from_bytes(path));
+        if self.path != path.parent() {
+            self.path = path.parent();
+            self.fd = None;
+        } else if let (None, Some(parent)) = (&self.fd, self.path) {
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            self.fd = nix::fcntl::open(parent, flags, Mode::empty()).ok();
+        }
+        match (&self.fd, path.file_name()) {
+            (Some(fd), Some(name)) => (fd.as_fd(), Path::new(name)),
+            _ => (AT_FDCWD, path),
+        }
+    }
+}
+
 pub(super) fn open(description: &Description, file: &FileRef) -> Result<OwnedFd, ResurrectError> {
     check_same(file)?;
-    open_checked(description, file)
+    open_checked(description, file, Directory::default().of(&file.path))
 }
 
 /// Opens a path that leads to the file that was saved ([`check_same`]).
-fn open_checked(description: &Description, file: &FileRef) -> Result<OwnedFd, ResurrectError> {
+fn open_checked(
+    description: &Description,
+    file: &FileRef,
+    (from, rest): (BorrowedFd<'_>, &Path),
+) -> Result<OwnedFd, ResurrectError> {
     // Regular files take `O_ASYNC` only here, and signal nothing.
     let inert = OFlag::from_bits_retain(description.flags.cast_signed()) & OFlag::O_ASYNC;
     let flags = super::flags(description) | inert;
     let path = Path::new(OsStr::from_bytes(&file.path));
-    let fd = match nix::fcntl::open(path, flags, Mode::empty()) {
+    let fd = match nix::fcntl::openat(from, rest, flags, Mode::empty()) {
         Err(Errno::EPERM) => in_spite_of_attributes(path, flags),
         opened => opened,
     };
