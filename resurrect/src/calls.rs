@@ -25,6 +25,7 @@ pub(crate) mod nr {
     pub(crate) const GETITIMER: i64 = 36;
     pub(crate) const SETITIMER: i64 = 38;
     pub(crate) const CONNECT: i64 = 42;
+    pub(crate) const RECVMSG: i64 = 47;
     pub(crate) const LISTEN: i64 = 50;
     pub(crate) const SOCKETPAIR: i64 = 53;
     pub(crate) const SEMOP: i64 = 65;

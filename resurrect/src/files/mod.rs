@@ -21,6 +21,7 @@ mod lock;
 mod memfd;
 pub(crate) mod mqueue;
 pub(crate) mod owner;
+mod parcel;
 pub(crate) mod path;
 mod pidfd;
 mod pipe;
@@ -38,10 +39,13 @@ use crate::calls::{Calls, nr};
 use crate::objects::TMPFILE;
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
-use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, PipeId, RemovedId};
+use persist_mem::manifest::{
+    Description, DescriptionId, DescriptionKind, Descriptor, FileTable, PipeId, RemovedId,
+};
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use sys::Errno;
+use sys::batch::Arg;
 
 const F_SETFD: i32 = 2;
 /// `O_APPEND`, `O_NONBLOCK`, `O_DIRECT`, `O_NOATIME`: what fcntl(2) changes. `O_ASYNC` needs an owner first.
@@ -304,43 +308,66 @@ pub(crate) fn removed_directory(
 /// Fills every table of descriptors.
 pub(crate) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let manifest = restore.manifest;
+    let mut parcel = None;
     for table in manifest.tables().filter(|table| !table.shared) {
-        let pid = table.pid;
-        let pidfd = restore.self_pidfd.as_raw_fd();
-        let files = table.files.iter();
-        let numbers: Vec<(i32, bool, i32)> = files
-            .filter_map(|f| {
-                let opened = restore.files.opened.get(&f.description)?;
-                Some((f.fd, f.cloexec, opened.as_raw_fd()))
-            })
-            .collect();
-        let mut calls = Calls::new(pid, "taking its descriptors", restore.keeper(table)?);
-        let mut lowest = 0;
-        for (wanted, cloexec, theirs) in numbers {
-            let args = [pidfd.into(), theirs.into(), 0.into()];
-            let got = calls
-                .batch()
-                .call("taking a descriptor", nr::PIDFD_GETFD, args);
-            // Numbers come in ascending order, so the kernel's choice, the lowest free one, is known.
-            if wanted == lowest {
-                lowest += 1;
-                if !cloexec {
-                    let args = [got.into(), F_SETFD.into(), 0.into()];
-                    calls.batch().call("keeping it over exec", nr::FCNTL, args);
-                }
-            } else {
-                let flags = if cloexec { O_CLOEXEC } else { 0 };
-                let args = [got.into(), wanted.into(), flags.into()];
-                calls.batch().call("numbering a descriptor", nr::DUP3, args);
-                calls
-                    .batch()
-                    .call("closing a copy", nr::CLOSE, [got.into()]);
+        let opened = |f: &&Descriptor| restore.files.opened.contains_key(&f.description);
+        let wanted: Vec<&Descriptor> = table.files.iter().filter(opened).collect();
+        let mut done = 0;
+        if wanted.len() >= parcel::MANY {
+            let parcel = parcel.get_or_insert_with(|| parcel::Parcel::new(manifest));
+            if let Some(parcel) = parcel {
+                done = parcel.hand_over(restore, table, &wanted)?;
             }
-            calls.breathe()?;
         }
-        calls.flush()?;
+        take(restore, table, &wanted, done)?;
     }
     Ok(())
+}
+
+/// Has a process take the descriptors of its table, and number them. The first `there` it has already, all of them
+/// closed on exec.
+fn take(
+    restore: &mut Restore<'_>,
+    table: FileTable<'_>,
+    wanted: &[&Descriptor],
+    there: usize,
+) -> Result<(), ResurrectError> {
+    let pidfd = restore.self_pidfd.as_raw_fd();
+    let theirs = wanted.iter().map(|f| restore.files.opened(f.description));
+    let theirs: Vec<Option<i32>> = theirs.collect();
+    let mut calls = Calls::new(table.pid, "taking its descriptors", restore.keeper(table)?);
+    let keep = |calls: &mut Calls<'_>, fd: Arg| {
+        let args = [fd, F_SETFD.into(), 0.into()];
+        calls.batch().call("keeping it over exec", nr::FCNTL, args);
+    };
+    for file in wanted[..there].iter().filter(|file| !file.cloexec) {
+        keep(&mut calls, file.fd.into());
+        calls.breathe()?;
+    }
+    let mut lowest = i32::try_from(there).unwrap_or(i32::MAX);
+    for (file, theirs) in wanted.iter().zip(theirs).skip(there) {
+        let Some(theirs) = theirs else { continue };
+        let args = [pidfd.into(), theirs.into(), 0.into()];
+        let got = calls
+            .batch()
+            .call("taking a descriptor", nr::PIDFD_GETFD, args);
+        // Numbers come in ascending order, so the kernel's choice, the lowest free one, is known.
+        if file.fd == lowest {
+            lowest += 1;
+            if !file.cloexec {
+                keep(&mut calls, got.into());
+            }
+        } else {
+            let flags = if file.cloexec { O_CLOEXEC } else { 0 };
+            let args = [got.into(), file.fd.into(), flags.into()];
+            calls.batch().call("numbering a descriptor", nr::DUP3, args);
+            calls
+                .batch()
+                .call("closing a copy", nr::CLOSE, [got.into()]);
+        }
+        calls.breathe()?;
+    }
+    calls.flush()
 }
 
 /// What each process does itself with its table; then the way back to this process is closed.

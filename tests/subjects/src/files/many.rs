@@ -1,12 +1,13 @@
 //! Many descriptors, and high numbers.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::Result;
 use libc::{O_RDONLY, O_RDWR};
 
-use crate::kit::files::{close, fcntl, open, place, seen};
-use crate::kit::{Setting, Watch, same, sys};
+use crate::kit::files::{close, fcntl, open, place, read, seen, share, write};
+use crate::kit::{Setting, Watch, fd, same, sys};
 
 const COUNT: i32 = 4000;
 
@@ -28,6 +29,83 @@ pub(crate) fn start(setting: &Setting) -> Result<Watch> {
             .try_for_each(|(fd, number)| same("a place", &number, &place(*fd, None)?))
     })
     .spoiled_by(move || place(last, Some(0)).map(drop)))
+}
+
+/// A file at a place, another number for it, an eventfd with a count, and a pipe.
+struct Row {
+    number: i32,
+    file: i32,
+    copy: i32,
+    event: i32,
+    reader: i32,
+    writer: i32,
+}
+
+impl Row {
+    fn open(path: &Path, number: i32) -> Result<Self> {
+        // Some are kept over exec, not the same of every kind.
+        let flag = |every: i32, flag: i32| if number % every == 0 { flag } else { 0 };
+        let file = open(path, O_RDONLY | flag(3, libc::O_CLOEXEC))?;
+        place(file, Some(number.into()))?;
+        let copy = fcntl(file, libc::F_DUPFD, 0)?;
+        // SAFETY: no pointers.
+        let event = unsafe { libc::eventfd(0, flag(2, libc::EFD_CLOEXEC)) };
+        let event = fd("eventfd", event)?;
+        write(event, &count(number))?;
+        let mut ends = [0; 2];
+        // SAFETY: there is room for two numbers.
+        let made = unsafe { libc::pipe2(ends.as_mut_ptr(), flag(5, libc::O_CLOEXEC)) };
+        sys("pipe2", made)?;
+        let [reader, writer] = ends;
+        Ok(Self {
+            number,
+            file,
+            copy,
+            event,
+            reader,
+            writer,
+        })
+    }
+
+    /// What it is, and that everything is connected as it was.
+    fn observe(&self) -> Result<(i64, bool, Vec<i32>)> {
+        let me = std::process::id().cast_signed();
+        same("a count", &count(self.number)[..], &read(self.event, 8)?)?;
+        write(self.event, &count(self.number))?;
+        write(self.writer, &count(self.number))?;
+        let came = read(self.reader, 16)?;
+        same("what came through a pipe", &count(self.number)[..], &came)?;
+        let all = [self.file, self.copy, self.event, self.reader, self.writer];
+        let flags = all.iter().map(|fd| fcntl(*fd, libc::F_GETFD, 0));
+        Ok((
+            place(self.file, None)?,
+            share(self.file, me, self.copy)?,
+            flags.collect::<Result<_>>()?,
+        ))
+    }
+}
+
+fn count(number: i32) -> [u8; 8] {
+    (i64::from(number) + 1).to_ne_bytes()
+}
+
+/// Hundreds of several kinds, and a number in between that nothing has.
+pub(crate) fn kinds(setting: &Setting) -> Result<Watch> {
+    const ROWS: i32 = 120;
+    let path = setting.fresh("file");
+    fs::write(&path, [0; ROWS as usize])?;
+    let mut rows = Vec::new();
+    let mut between = None;
+    for number in 0..ROWS {
+        if number == 2 * ROWS / 3 {
+            between = Some(open(&path, O_RDONLY)?);
+        }
+        rows.push(Row::open(&path, number)?);
+    }
+    between.into_iter().for_each(close);
+    let broken = rows[ROWS as usize / 2].copy;
+    let observe = move || rows.iter().map(Row::observe).collect::<Result<Vec<_>>>();
+    Ok(Watch::keep(observe)?.spoiled_by(move || fcntl(broken, libc::F_SETFD, 1).map(drop)))
 }
 
 /// How many files may be open.

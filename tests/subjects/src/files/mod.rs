@@ -130,6 +130,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("many-descriptors", "four thousand descriptors", many::start),
         subject(
+            "many-kinds",
+            "hundreds of descriptors of several kinds, with a gap",
+            many::kinds,
+        ),
+        subject(
             "high-descriptor",
             "descriptors with high numbers",
             many::high,
