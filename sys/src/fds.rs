@@ -2,7 +2,7 @@
 
 use crate::raw::syscall;
 use crate::{Errno, Result};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 fn owned(fd: u64) -> OwnedFd {
     // SAFETY: the kernel has just returned this descriptor; nobody else owns it.
@@ -28,6 +28,21 @@ pub fn duplicate(fd: impl AsFd, least: i32) -> Result<OwnedFd> {
     ];
     // SAFETY: no pointers.
     unsafe { syscall(libc::SYS_fcntl, args) }.map(owned)
+}
+
+/// Closes descriptors, those with numbers in a row at once (close_range(2)).
+pub fn close_all(fds: impl IntoIterator<Item = OwnedFd>) {
+    let numbers = fds.into_iter().map(IntoRawFd::into_raw_fd);
+    let mut numbers: Vec<u64> = numbers.map(|fd| i64::from(fd).cast_unsigned()).collect();
+    numbers.sort_unstable();
+    for row in numbers.chunk_by(|one, next| one + 1 == *next) {
+        let args = [row[0], row[row.len() - 1], 0, 0, 0, 0];
+        // SAFETY: no pointers; whoever owned these numbers has given them up above.
+        if unsafe { syscall(libc::SYS_close_range, args) }.is_err() {
+            // A filter may not know the call.
+            row.iter().for_each(|fd| drop(owned(*fd)));
+        }
+    }
 }
 
 /// Status flags (fcntl(2), `F_SETFL`).

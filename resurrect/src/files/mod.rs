@@ -78,6 +78,12 @@ impl Files {
     }
 }
 
+impl Drop for Files {
+    fn drop(&mut self) {
+        sys::fds::close_all(core::mem::take(&mut self.opened).into_values());
+    }
+}
+
 /// A description that is being opened.
 pub(crate) struct Opening<'a, 'b> {
     pub(crate) restore: &'a Restore<'b>,
