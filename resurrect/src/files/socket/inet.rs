@@ -23,6 +23,9 @@ pub(super) const SO_REUSEPORT: (i32, i32) = (c::SOL_SOCKET, c::SO_REUSEPORT);
 /// Made, bound and listening; not connected yet.
 pub(super) fn make(making: &Making<'_>, state: &InetSocket) -> Result<OwnedFd, ResurrectError> {
     let fd = making.new_socket()?;
+    if packets::gets_packets(making) {
+        packets::begin(making, fd.as_fd())?;
+    }
     options::set(making, fd.as_fd(), When::Early)?;
     if making.socket.kind == c::SOCK_STREAM {
         // Ended connections may still have the port (TIME_WAIT); the real value comes at the end.
@@ -434,14 +437,11 @@ fn send(
         sender.socket.kind == c::SOCK_DGRAM
             && sender.socket.domain == domain
             && sender.socket.protocol == making.socket.protocol
-            && sender.id() != making.id()
+            && sends_from(sender, &source, local)
     });
-    let known = senders.find(|sender| match &sender.socket.state {
-        SocketState::Inet(state) => {
-            state.local == source || (local && state.local == wildcard(&source))
-        }
-        _ => false,
-    });
+    // Also itself, where nobody else has the address.
+    let myself = senders.clone().find(|sender| sender.id() == making.id());
+    let known = senders.find(|sender| sender.id() != making.id()).or(myself);
     if let Some(sender) = known {
         return queue::send_inet(making, sockets.get(sender)?, message, &to, &control);
     }
@@ -464,6 +464,16 @@ fn send(
     }
     socket::bind(fd, &source).map_err(making.failed(doing))?;
     queue::send_inet(making, fd, message, &to, &control)
+}
+
+/// Whether what a socket sends comes from an address, which is one of this host's or not.
+fn sends_from(sender: &Making<'_>, source: &[u8], local: bool) -> bool {
+    match &sender.socket.state {
+        SocketState::Inet(state) => {
+            state.local == source || (local && state.local == wildcard(source))
+        }
+        _ => false,
+    }
 }
 
 /// Hops and type of service of a header of IP, as control messages of the sender.

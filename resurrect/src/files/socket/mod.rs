@@ -145,9 +145,17 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
                 tcp::settle(making, sockets.get(making)?)?;
             }
         }
-        settle(making, sockets.get(making)?)?;
+        if !packets::gets_packets(making) {
+            settle(making, sockets.get(making)?)?;
+        }
     }
     tcp::ask_again(&all, &sockets)?;
+    // Nothing is sent any more that they could hear.
+    for making in all.iter().filter(|making| packets::gets_packets(making)) {
+        let fd = sockets.get(making)?;
+        packets::end(making, fd)?;
+        settle(making, fd)?;
+    }
     unix.place(&all)?;
     restore.files.opened.append(&mut sockets.fds);
     Ok(())

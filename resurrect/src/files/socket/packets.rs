@@ -1,7 +1,8 @@
 //! Queues of raw and ICMP sockets: packets are received again from the loopback interface.
 //!
-//! Every such socket gets a copy of what comes for its protocol, and the kernel answers some. So all have a
-//! filter meanwhile that takes nothing, but for the one that a packet is for.
+//! Every such socket gets a copy of what comes for its protocol, also of what the rebuilding of other sockets sends,
+//! and the kernel answers some. So all have a filter meanwhile that takes nothing, but for the one that a packet is
+//! for.
 
 use super::{Making, Sockets};
 use crate::ResurrectError;
@@ -20,16 +21,31 @@ const NOTHING: [u64; 1] = [0x06];
 const SO_DETACH_FILTER: i32 = 27;
 const IPV6_HDRINCL: i32 = 36;
 
+/// Has a new socket take nothing, and forget what has come already.
+pub(super) fn begin(making: &Making<'_>, fd: BorrowedFd<'_>) -> Result<(), ResurrectError> {
+    let begin = || {
+        socket::attach_filter(fd, &NOTHING)?;
+        while socket::events(fd)? & c::POLLIN != 0 {
+            socket::receive(fd, c::MSG_DONTWAIT | c::MSG_TRUNC, 1)?;
+        }
+        Ok(())
+    };
+    begin().map_err(making.failed("filtering what comes while it is made"))
+}
+
+/// Has it take everything; its own filter comes with the last of its options.
+pub(super) fn end(making: &Making<'_>, fd: BorrowedFd<'_>) -> Result<(), ResurrectError> {
+    if !making.socket.filter.is_empty() {
+        return Ok(());
+    }
+    socket::set_int_option(fd, c::SOL_SOCKET, SO_DETACH_FILTER, 0)
+        .map_err(making.failed("taking its filter away"))
+}
+
 /// Fills the queues.
 pub(super) fn fill(all: &[Making<'_>], sockets: &Sockets) -> Result<(), ResurrectError> {
     let of_packets: Vec<&Making<'_>> = all.iter().filter(|making| gets_packets(making)).collect();
-    if of_packets.iter().all(|making| queue(making).is_empty()) {
-        return Ok(());
-    }
     let doing = "filtering what comes while queues are filled";
-    for making in &of_packets {
-        socket::attach_filter(sockets.get(making)?, &NOTHING).map_err(making.failed(doing))?;
-    }
     for making in &of_packets {
         let fd = sockets.get(making)?;
         for message in queue(making) {
@@ -37,12 +53,6 @@ pub(super) fn fill(all: &[Making<'_>], sockets: &Sockets) -> Result<(), Resurrec
             receive_again(fd, message).map_err(making.failed("filling its queue"))?;
             socket::attach_filter(fd, &NOTHING).map_err(making.failed(doing))?;
         }
-    }
-    for making in &of_packets {
-        // Its own comes with the last of its options.
-        let fd = sockets.get(making)?;
-        socket::set_int_option(fd, c::SOL_SOCKET, SO_DETACH_FILTER, 0)
-            .map_err(making.failed(doing))?;
     }
     Ok(())
 }

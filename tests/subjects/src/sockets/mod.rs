@@ -400,6 +400,11 @@ pub(crate) const GROUP: Group = Group {
             netlink::from_process,
         ),
         subject("raw", "raw sockets", packet::raw_socket),
+        subject(
+            "raw-beside-udp",
+            "a raw socket of UDP hears nothing of an upgrade",
+            packet_queues::raw_beside_udp,
+        ),
         subject("icmp", "ICMP sockets", packet::icmp),
         subject("packet", "packet sockets", packet::packet),
         subject("netlink", "netlink sockets with groups", netlink::start),

@@ -108,6 +108,33 @@ pub(crate) fn raw_sockets(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || read(one, 4000).map(drop)))
 }
 
+/// A raw socket of UDP, which hears every datagram to its address, beside a socket whose datagram is unread since
+/// before it was made.
+pub(crate) fn raw_beside_udp(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let udp = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0)?;
+    let mut own = here(false);
+    own[2..8].copy_from_slice(&[0x1a, 0x0b, 127, 78, 0, 1]);
+    let bind = |socket: i32, address: &[u8]| {
+        let arguments = args([socket as u64, address.as_ptr() as u64, 16]);
+        sys("bind", raw(libc::SYS_bind, arguments)).map(drop)
+    };
+    bind(udp, &own)?;
+    send_to(udp, b"unread", &own)?;
+    until("a datagram", SOON, || {
+        ready(udp, libc::POLLIN).is_ok_and(|events| events != 0)
+    })?;
+    let hears = socket(AF_INET, SOCK_RAW | SOCK_NONBLOCK, libc::IPPROTO_UDP)?;
+    let mut host = own.clone();
+    host[2..4].fill(0);
+    bind(hears, &host)?;
+    Ok(Watch::new(move || {
+        same("what it has heard", &0, &all(hears).len())?;
+        same("the datagram", &libc::POLLIN, &ready(udp, libc::POLLIN)?)
+    })
+    .spoiled_by(move || send_to(udp, b"another", &own)))
+}
+
 /// Two sockets with answers of their own.
 pub(crate) fn icmp(_: &Setting) -> Result<Watch> {
     loopback()?;
