@@ -78,7 +78,7 @@ fn changes(kernel: &mut Kernel) -> Result<Vec<u64>, Unreadable> {
     const GONE: Unreadable = Unreadable::Inconsistent("a thread of this process");
     let (tell, told) = mpsc::channel();
     let (order, ordered) = mpsc::channel::<()>();
-    let thread = std::thread::spawn(move || {
+    let thread = std::thread::Builder::new().spawn(move || {
         let _ = tell.send((this_thread(), true));
         if ordered.recv().is_ok() {
             let done = sys::landlock::restrict_this_thread().is_ok();
@@ -87,6 +87,11 @@ fn changes(kernel: &mut Kernel) -> Result<Vec<u64>, Unreadable> {
             let _ = ordered.recv();
         }
     });
+    let Ok(thread) = thread else {
+        return Err(Unreadable::Inconsistent(
+            "a thread of this process, which cannot be made",
+        ));
+    };
     let found = (|| {
         let (tid, _) = told.recv().map_err(|_| GONE)?;
         let before = added(kernel, tid)?;

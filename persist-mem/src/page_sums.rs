@@ -64,7 +64,9 @@ impl PageSums {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let others = cpus.min(READERS).min(self.crcs.len()).saturating_sub(1);
         std::thread::scope(|scope| {
-            let others: Vec<_> = (0..others).map(|_| scope.spawn(read)).collect();
+            // As many as there may be; this one reads what the others do not.
+            let other = |_| std::thread::Builder::new().spawn_scoped(scope, read).ok();
+            let others: Vec<_> = (0..others).map_while(other).collect();
             let mine = read();
             let theirs = others.into_iter().map(|one| {
                 one.join()

@@ -20,7 +20,7 @@ const WITHIN: Duration = Duration::from_secs(5);
 /// Receives the next message of `socket` into nothing, and does something while it is on its way.
 ///
 /// # Errors
-/// `EPERM` without CAP_SYS_PTRACE, `EAGAIN` when there is no message, `ETIMEDOUT` when nobody came to the page,
+/// `EPERM` without CAP_SYS_PTRACE, `EAGAIN` when there is no message, or no thread to be had, `ETIMEDOUT` when nobody came to the page,
 /// and what `meanwhile` says.
 pub fn hold(socket: BorrowedFd<'_>, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
     let io = |e: std::io::Error| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
@@ -29,12 +29,13 @@ pub fn hold(socket: BorrowedFd<'_>, meanwhile: impl FnOnce() -> Result<()>) -> R
     let faults = hold_back(at)?;
     std::thread::scope(|scope| {
         let number = socket.as_raw_fd() as u64;
-        let receiver = scope.spawn(move || {
+        let receiver = std::thread::Builder::new().spawn_scoped(scope, move || {
             let flags = libc::MSG_DONTWAIT as u64;
             let args = [number, at, PAGE_SIZE as u64, flags, 0, 0];
             // SAFETY: the mapping lives longer than the scope; nobody else uses it.
             unsafe { syscall(libc::SYS_recvfrom, args) }
         });
+        let receiver = receiver.map_err(io)?;
         let begun = Instant::now();
         let done = loop {
             if waits(&faults)? {

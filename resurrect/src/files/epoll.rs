@@ -1,7 +1,7 @@
 //! epoll_create(2). What it watches is registered inside a process that has it: the kernel remembers the
 //! descriptor's number, and a signalfd is bound to the signals of who registers it.
 
-use super::{O_CLOEXEC, Opening};
+use super::{O_CLOEXEC, Opening, timerfd};
 use crate::ResurrectError;
 use crate::calls::{Calls, nr, run};
 use crate::restore::Restore;
@@ -164,11 +164,18 @@ fn told(restore: &Restore<'_>, target: &EpollTarget) -> bool {
 /// Whether it is a timer that may have expired since it was looked at: that is to be told.
 fn has_expired(restore: &Restore<'_>, target: &EpollTarget) -> bool {
     let found = restore.manifest.description(target.description);
-    let Some(DescriptionKind::TimerFd { ticks, value, .. }) = found.map(|found| &found.kind) else {
+    let Some(DescriptionKind::TimerFd {
+        ticks,
+        value,
+        read_at,
+        ..
+    }) = found.map(|found| &found.kind)
+    else {
         return false;
     };
-    let elapsed = u64::try_from(restore.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    *ticks == 0 || (1..=elapsed).contains(value)
+    let clocks = &restore.manifest.host.clocks;
+    let passed = timerfd::since(restore.elapsed(), clocks, *read_at);
+    *ticks == 0 || (1..=u64::try_from(passed).unwrap_or(0)).contains(value)
 }
 
 const DOING: &str = "watching a descriptor";

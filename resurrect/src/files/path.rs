@@ -37,8 +37,19 @@ pub(super) fn open_many(
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let parts = work.chunks(work.len().div_ceil(threads));
         std::thread::scope(|scope| {
-            let parts: Vec<_> = parts.map(|part| scope.spawn(|| open_all(part))).collect();
-            parts.into_iter().map(|part| part.join()).collect()
+            let begin = |part| {
+                let thread = std::thread::Builder::new();
+                // Where there are no more threads this one does it.
+                thread
+                    .spawn_scoped(scope, move || open_all(part))
+                    .map_err(|_| part)
+            };
+            let parts: Vec<_> = parts.map(begin).collect();
+            let end = |begun: Result<_, _>| match begun {
+                Ok(thread) => std::thread::ScopedJoinHandle::join(thread),
+                Err(part) => Ok(open_all(part)),
+            };
+            parts.into_iter().map(end).collect()
         })
     });
     for part in opened {

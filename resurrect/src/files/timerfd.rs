@@ -65,7 +65,7 @@ fn then(clocks: &Clocks, clock: i32, read_at: i64) -> i64 {
 }
 
 /// Nanoseconds since the timer was read.
-fn since(elapsed: Duration, clocks: &Clocks, read_at: i64) -> i64 {
+pub(super) fn since(elapsed: Duration, clocks: &Clocks, read_at: i64) -> i64 {
     let elapsed = i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX);
     elapsed.saturating_add(clocks.monotonic - read_at)
 }

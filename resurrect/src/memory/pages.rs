@@ -219,7 +219,9 @@ fn copy_pieces(
         }
     };
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        // As many as there may be; this one does what the others do not.
+        let other = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
+        let others: Vec<_> = (1..threads).map_while(other).collect();
         let mut done = work();
         for other in others {
             done = done.and(other.join().unwrap_or(Err(Errno::EFAULT)));

@@ -83,6 +83,31 @@ fn own() -> Option<Credentials> {
     (same(&own.uid) && same(&own.gid) && own.effective == own.permitted).then_some(own)
 }
 
+/// As [`become_user`], for one that is about to end. It may have had a user namespace of its own, in which it had
+/// capabilities that this process has not: it gets those that there are.
+pub(super) fn become_ended_user(batch: &mut Batch, c: &Credentials) {
+    let ours = permitted().unwrap_or(u64::MAX);
+    let [inheritable, permitted, effective, ambient] =
+        [c.inheritable, c.permitted, c.effective, c.ambient].map(|set| set & ours);
+    let possible = Credentials {
+        inheritable,
+        permitted,
+        effective,
+        ambient,
+        ..c.clone()
+    };
+    become_user(batch, &possible);
+}
+
+/// The capabilities of this process.
+fn permitted() -> Option<u64> {
+    let me = Pid(nix::unistd::getpid().as_raw());
+    let status = sys::procdir::read(me, "status").ok()?;
+    let text = std::str::from_utf8(&status).ok()?;
+    let set = text.lines().find_map(|line| line.strip_prefix("CapPrm:"))?;
+    u64::from_str_radix(set.trim(), 16).ok()
+}
+
 pub(crate) fn become_user(batch: &mut Batch, c: &Credentials) {
     let last = last_capability();
     let fixup = (c.securebits | NO_SETUID_FIXUP).into();

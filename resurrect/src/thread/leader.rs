@@ -56,7 +56,7 @@ pub(crate) fn appearance(batch: &mut Batch, remains: &Remains) {
     attributes::name(batch, &remains.comm);
     attributes::scheduling(batch, &remains.scheduling);
     attributes::processors(batch, &remains.scheduling);
-    credentials::become_user(batch, &remains.credentials);
+    credentials::become_ended_user(batch, &remains.credentials);
     if remains.no_new_privs {
         credentials::no_new_privs(batch);
     }

@@ -60,6 +60,11 @@ pub(crate) const GROUP: Group = Group {
             zombies::kept_all_the_same,
         ),
         subject(
+            "zombie-namespace",
+            "a zombie that had a user namespace of its own",
+            zombies::with_namespace,
+        ),
+        subject(
             "zombie-killed",
             "a zombie killed by a signal",
             zombies::killed,

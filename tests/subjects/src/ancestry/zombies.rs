@@ -67,6 +67,23 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     )
 }
 
+/// It had a user namespace of its own, and so all capabilities, which those who build it again need not have.
+pub(crate) fn with_namespace(_: &Setting) -> Result<Watch> {
+    let make = || {
+        let pid = fork(|| {
+            // SAFETY: takes a number.
+            let alone = unsafe { libc::unshare(libc::CLONE_NEWUSER) } == 0;
+            std::process::exit(if alone { 42 } else { 1 })
+        })?;
+        becomes_zombie(pid)?;
+        match status(pid)? {
+            (libc::CLD_EXITED, 1) => not_here("user namespaces"),
+            _ => Ok(pid),
+        }
+    };
+    kept(make, (libc::CLD_EXITED, 42), 42 << 8)
+}
+
 /// SIGTERM
 pub(crate) fn killed(_: &Setting) -> Result<Watch> {
     kept(
