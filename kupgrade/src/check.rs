@@ -1,5 +1,6 @@
 //! `kupgrade check`.
 
+use crate::checkpoint::numbers_used_up;
 use crate::limits::allow_descriptors;
 use crate::say;
 use anyhow::Result;
@@ -23,7 +24,9 @@ pub(crate) fn run(root: Option<Pid>, json: bool) -> Result<ExitCode> {
     let (pids, mut refusals) = match root {
         Some(root) => {
             let pids = proc::tree(root)?;
-            (pids, freezer::check::check_tree(root)?)
+            let mut found = freezer::check::check_tree(root)?;
+            found.extend(numbers_used_up(root)?);
+            (pids, found)
         }
         None => {
             let me = Pid(nix::unistd::getpid().as_raw());

@@ -6,7 +6,7 @@ use crate::limits::allow_descriptors;
 use crate::patience::{NotCarried, patiently};
 use crate::signals::Held;
 use anyhow::{Context, Result, bail};
-use freezer::{Externals, FreezerError, Frozen, PageRun, PageSink, Prepared};
+use freezer::{Externals, FreezerError, Frozen, PageRun, PageSink, Prepared, Refusal};
 use persist_mem::manifest::{Extent, Manifest};
 use persist_mem::pages_file::PagesWriter;
 use std::io::Write;
@@ -29,6 +29,7 @@ fn attempt(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> 
     if leave_running {
         refusals.extend(freezer::untaken_backlogs(&freezer::proc::tree(pid)?)?);
     }
+    refusals.extend(numbers_used_up(pid)?);
     NotCarried::unless_empty(&refusals)?;
     let image = place(dir)?;
     let held = Held::hold()?;
@@ -56,6 +57,22 @@ fn attempt(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> 
     frozen.kill();
     silenced?;
     Ok(())
+}
+
+/// Why a tree is refused that leaves no number for a descriptor of who rebuilds it.
+pub(crate) fn numbers_used_up(root: Pid) -> Result<Option<Refusal>> {
+    let used = freezer::files::numbers_of(&freezer::proc::tree(root)?);
+    Ok((!resurrect::is_one_left(&used)).then(|| no_number(root)))
+}
+
+fn no_number(root: Pid) -> Refusal {
+    Refusal {
+        pid: root,
+        comm: freezer::proc::comm(root),
+        resource: "descriptors".into(),
+        reason: "the processes use every descriptor that the limit of open files allows; to rebuild them takes one more"
+            .into(),
+    }
 }
 
 /// Where the image will be.
@@ -124,10 +141,9 @@ fn save(
     (externals, prepared): (Externals, &mut Prepared),
 ) -> Result<Saved> {
     let (mut manifest, objects) = freezer::capture_with(frozen, externals, prepared)?;
-    if !resurrect::is_one_left(&manifest) {
-        bail!(
-            "the processes use every descriptor that the limit of open files allows; to rebuild them takes one more"
-        );
+    if !resurrect::suffice(&manifest) {
+        let root = manifest.processes.first().map_or(Pid(0), |first| first.pid);
+        return Err(FreezerError::Refused(vec![no_number(root)]).into());
     }
     // From here on this process has a second thread.
     let mut sink = FileSink {

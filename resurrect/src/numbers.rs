@@ -1,12 +1,15 @@
 //! A number for a descriptor that no process of a manifest uses.
 
 use crate::ResurrectError;
+use crate::files::epoll;
 use nix::sys::resource::{Resource, getrlimit};
 use persist_mem::manifest::Manifest;
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 use sys::Errno;
 
+/// Most numbers behind all others that something takes for a while.
+const BESIDE: i32 = 4;
 /// Numbers below it are those of this process itself.
 const LEAST: i32 = 64;
 
@@ -16,10 +19,24 @@ pub(crate) fn highest(manifest: &Manifest) -> i32 {
     files.map(|file| file.fd).max().unwrap_or(0)
 }
 
-/// Whether this process's limit of open files leaves a number for [`crate::restore`]: a tree that uses all of them
-/// cannot be rebuilt by who may not raise it.
-pub fn is_one_left(manifest: &Manifest) -> bool {
-    spare(manifest, limit()).is_some()
+/// Whether this process's limit of open files leaves a number for [`crate::restore`] where processes use these: a tree
+/// that uses all of them cannot be rebuilt by who may not raise it.
+#[must_use]
+pub fn is_one_left(used: &BTreeSet<i32>) -> bool {
+    spare(used, limit()).is_some()
+}
+
+/// As [`is_one_left`], for all that a manifest takes.
+#[must_use]
+pub fn suffice(manifest: &Manifest) -> bool {
+    let (used, limit) = (used(manifest), limit());
+    let some_behind = behind(&used) + BESIDE < limit;
+    is_one_left(&used) && (some_behind || !epoll::needs_numbers(manifest))
+}
+
+fn used(manifest: &Manifest) -> BTreeSet<i32> {
+    let files = manifest.tables().flat_map(|table| table.files);
+    files.map(|file| file.fd).collect()
 }
 
 /// A copy of a descriptor under a number that no process of the manifest uses.
@@ -30,11 +47,11 @@ pub(crate) fn copy(manifest: &Manifest, fd: &OwnedFd) -> Result<OwnedFd, Resurre
             "duplicating a descriptor to a number below {limit}, the limit of open files, that no process uses"
         ))
     };
-    let number = spare(manifest, limit).ok_or_else(|| failed()(Errno::EMFILE))?;
+    let used = used(manifest);
+    let number = spare(&used, limit).ok_or_else(|| failed()(Errno::EMFILE))?;
     let copy = sys::fds::duplicate(fd, number).map_err(failed())?;
     // Where this process has that number itself it is the next one.
-    let used = manifest.tables().flat_map(|table| table.files);
-    if copy.as_raw_fd() != number && used.into_iter().any(|file| file.fd == copy.as_raw_fd()) {
+    if copy.as_raw_fd() != number && used.contains(&copy.as_raw_fd()) {
         return Err(failed()(Errno::EMFILE));
     }
     Ok(copy)
@@ -46,13 +63,31 @@ fn limit() -> i32 {
     i32::try_from(soft).unwrap_or(i32::MAX)
 }
 
+/// The number behind all of them.
+fn behind(used: &BTreeSet<i32>) -> i32 {
+    used.last().map_or(0, |highest| highest + 1).max(LEAST)
+}
+
 /// The number behind all of them, or else the last one that nobody uses.
-fn spare(manifest: &Manifest, limit: i32) -> Option<i32> {
-    let behind = (highest(manifest) + 1).max(LEAST);
+fn spare(used: &BTreeSet<i32>, limit: i32) -> Option<i32> {
+    let behind = behind(used);
     if behind < limit {
         return Some(behind);
     }
-    let files = manifest.tables().flat_map(|table| table.files);
-    let used: BTreeSet<i32> = files.map(|file| file.fd).collect();
     (LEAST..limit).rev().find(|number| !used.contains(number))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_number_that_nobody_uses() {
+        let spare = |used: &[i32], limit| super::spare(&used.iter().copied().collect(), limit);
+        assert_eq!(spare(&[], 1024), Some(64));
+        assert_eq!(spare(&[0, 1, 500], 1024), Some(501));
+        assert_eq!(spare(&[0, 1, 99], 100), Some(98));
+        let all: Vec<i32> = (0..100).filter(|number| *number != 70).collect();
+        assert_eq!(spare(&all, 100), Some(70));
+        let all: Vec<i32> = (0..100).filter(|number| *number != 7).collect();
+        assert_eq!(spare(&all, 100), None);
+    }
 }

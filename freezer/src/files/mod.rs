@@ -50,5 +50,6 @@ pub(crate) use removed::removed_cwd;
 pub(crate) use socket::Facts;
 pub use socket::{silence_connections, take_backlogs, take_device_messages, untaken_backlogs};
 pub(crate) use table::Table;
+pub use table::numbers_of;
 pub use tunnel::take_packets;
 pub(crate) use uring::{any_queued as queued_in_rings, holds as holds_ring, of_table as rings_of};

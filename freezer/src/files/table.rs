@@ -4,8 +4,8 @@ use super::class::{Class, classify};
 use super::open::{O_CLOEXEC, O_PATH, Open};
 use super::socket::Flying;
 use super::{
-    check, dnotify, ends, epoll, eventfd, fifo, kmsg, known, located, lock, mqueue, outsiders,
-    owner, path, pipe, removed, sent, socket, terminal, tunnel, unheld, uring,
+    apart, check, dnotify, ends, epoll, eventfd, fifo, kmsg, known, located, lock, mqueue,
+    outsiders, owner, path, pipe, removed, sent, socket, terminal, tunnel, unheld, uring,
 };
 use crate::kernel::OpenFile;
 use crate::objects::Objects;
@@ -16,7 +16,7 @@ use persist_mem::manifest::{
     Description, DescriptionId, DescriptionKind, Descriptor, Directories, FileRef, Lock, Notice,
     Pipe, PosixQueue, RemovedDirectory, Terminal, Tunnel,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use sys::{Errno, Pid, process};
 
@@ -378,6 +378,14 @@ fn of_holder(sent: &socket::InFlight, error: FreezerError) -> FreezerError {
     let what: Vec<_> = what.collect();
     let reason = format!("in flight in its queue: {}", what.join("; "));
     FreezerError::refuse(pid, format!("fd {fd}"), reason)
+}
+
+/// The numbers of all descriptors of processes, each once.
+#[must_use]
+pub fn numbers_of(pids: &[Pid]) -> BTreeSet<i32> {
+    let tables = pids.iter().flat_map(|pid| apart::tables_of(*pid));
+    let links = tables.filter_map(|table| proc::Links::open(table).ok());
+    links.flat_map(|links| links.numbers().to_vec()).collect()
 }
 
 /// What fdinfo would tell.

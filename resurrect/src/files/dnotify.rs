@@ -12,10 +12,19 @@ const DOING: &str = "asking to be told of a directory";
 pub(super) fn watch(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let manifest = restore.manifest;
     for notice in &manifest.notices {
-        let mut tables = manifest.tables().filter(|table| !table.shared);
-        let Some(table) = tables.find(|table| table.shown_as() == notice.pid) else {
+        let mut tables = manifest.tables();
+        let table = tables.find(|table| table.shown_as() == notice.pid);
+        let table = table.ok_or_else(|| ResurrectError::Impossible {
+            pid: notice.pid,
+            why: format!(
+                "who asked to be told of a directory by descriptor {} is not there",
+                notice.fd
+            ),
+        })?;
+        // The one with whom it shares its descriptors asks.
+        if table.shared {
             continue;
-        };
+        }
         let mut calls = Calls::new(table.pid, DOING, restore.keeper(table)?);
         let args = [notice.fd.into(), F_NOTIFY.into(), notice.events.into()];
         calls.batch().call(DOING, nr::FCNTL, args);

@@ -61,6 +61,24 @@ pub(super) fn watch_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError>
     Ok(())
 }
 
+/// Whether some epoll can only be filled by descriptors under numbers that nobody uses: one that is in flight, or that
+/// watches what its holder has closed or replaced since.
+pub(crate) fn needs_numbers(manifest: &Manifest) -> bool {
+    manifest.descriptions.iter().any(|description| {
+        let DescriptionKind::Epoll { targets, .. } = &description.kind else {
+            return false;
+        };
+        let Some((table, _)) = manifest.holder(description.id) else {
+            return true;
+        };
+        let has = |target: &EpollTarget| {
+            let entry = table.files.iter().find(|entry| entry.fd == target.fd);
+            entry.is_some_and(|entry| entry.description == target.description)
+        };
+        !targets.iter().all(has)
+    })
+}
+
 /// How many epolls are below one another.
 fn depth(manifest: &Manifest, targets: &[EpollTarget], above: usize) -> usize {
     /// More than the kernel allows (fs/eventpoll.c, `EP_MAX_NESTS`).

@@ -8,7 +8,7 @@ mod brief;
 mod deleted;
 mod device;
 mod dnotify;
-mod epoll;
+pub(crate) mod epoll;
 mod eventfd;
 mod external;
 mod fanotify;
@@ -353,6 +353,10 @@ fn take(
     let mut lowest = i32::try_from(there).unwrap_or(i32::MAX);
     for (file, theirs) in wanted.iter().zip(theirs).skip(there) {
         let Some(theirs) = theirs else { continue };
+        // Where it is not behind all others.
+        if lowest == pidfd {
+            lowest += 1;
+        }
         let args = [pidfd.into(), theirs.into(), 0.into()];
         let got = calls
             .batch()
