@@ -112,6 +112,7 @@ mod tests {
     use super::*;
     use crate::process;
     use crate::wait::{Status, wait_for_at_most};
+    use std::cell::Cell;
     use std::io::Read;
     use std::os::fd::{AsRawFd, OwnedFd};
     use std::sync::atomic::{AtomicI32, Ordering};
@@ -135,17 +136,35 @@ mod tests {
     }
 
     impl Pair {
+        /// A child that is made while a thread of another test has the allocator's lock never gets its second
+        /// thread: another one is made then.
         fn start() -> Pair {
+            (0..20).find_map(|_| Pair::try_to_start()).unwrap()
+        }
+
+        fn try_to_start() -> Option<Pair> {
+            const SOON: i32 = 1000;
             let (told, write) = nix::unistd::pipe().unwrap();
             let child = process::spawn(0, &[], || sleep(&write)).unwrap();
             drop(write);
+            let mut asked = libc::pollfd {
+                fd: told.as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // SAFETY: the structure is one, and a live local.
+            if unsafe { libc::poll(&raw mut asked, 1, SOON) } != 1 {
+                process::kill(child, libc::SIGKILL).unwrap();
+                wait_for_at_most(child.leader(), Duration::from_secs(5)).unwrap();
+                return None;
+            }
             let mut told = File::from(told);
             let other = Tid(number(&mut told));
-            Pair {
+            Some(Pair {
                 leader: child.leader(),
                 other,
                 told,
-            }
+            })
         }
 
         fn stop(&self) -> [Option<Status>; 2] {
@@ -212,15 +231,24 @@ mod tests {
             ptrace::detach(leader, 0).unwrap();
         });
         assert_eq!(taker, other, "the first one that goes on takes it");
+        let waited = Cell::new(Duration::ZERO);
+        let mut in_time = 0;
         for _ in 0..100 {
             let taker = pair.who_takes(|leader, other| {
                 let first = Leader::of(leader, other);
                 ptrace::detach(leader, 0).unwrap();
+                let begun = Instant::now();
                 wait_for_all(&[first]);
+                waited.set(begun.elapsed());
                 ptrace::detach(other, 0).unwrap();
             });
-            assert_eq!(taker, leader);
+            // On a busy host it may get no processor for so long.
+            if waited.get() < WITHIN {
+                assert_eq!(taker, leader);
+                in_time += 1;
+            }
         }
+        assert!(in_time > 50, "{in_time} times of 100");
     }
 
     #[test]
@@ -233,10 +261,15 @@ mod tests {
             .iter()
             .map(|pair| Leader::of(pair.leader, pair.other))
             .collect();
-        let begun = Instant::now();
-        wait_for_all(&all);
-        assert!(begun.elapsed() >= WITHIN, "they are stopped");
-        assert!(begun.elapsed() < WITHIN * 5, "{:?}", begun.elapsed());
+        // Whoever waits may stand still as well.
+        let shortest = (0..5).map(|_| {
+            let begun = Instant::now();
+            wait_for_all(&all);
+            begun.elapsed()
+        });
+        let shortest = shortest.min().unwrap();
+        assert!(shortest >= WITHIN, "they are stopped");
+        assert!(shortest < WITHIN * 5, "{shortest:?}");
     }
 
     #[test]
@@ -251,7 +284,7 @@ mod tests {
         let leader = Leader::of(pair.leader, pair.other);
         ptrace::detach(pair.leader, 0).unwrap();
         // It stops again at once.
-        let stopped = (0..200).any(|_| {
+        let stopped = (0..5000).any(|_| {
             std::thread::sleep(Duration::from_millis(1));
             leader.is_stopped() && leader.is_on()
         });
