@@ -33,14 +33,14 @@ pub(super) fn capture(open: &Open<'_>) -> Result<Option<DescriptionKind>, Freeze
         return Ok(None);
     }
     let link = match open.link.strip_suffix(super::path::DELETED) {
+        Some(link) if of_a_thread(link) => {
+            return Err(open.refuse("files about threads that have ended are not carried"));
+        }
         // Of a process that has ended: another one that has ended will do.
         Some(link) if link.starts_with(b"/proc/") => link,
         Some(_) => return Err(open.refuse("what it told about is gone")),
         None => open.link,
     };
-    if of_a_thread(open.link) {
-        return Err(open.refuse("files about single threads are not carried"));
-    }
     if of_a_descriptor(open.link) {
         return Err(open.refuse("files about single descriptors are not carried"));
     }
@@ -77,8 +77,7 @@ pub(super) fn namespace(open: &Open<'_>) -> Option<DescriptionKind> {
     })
 }
 
-/// `/proc/PID/task/TID/..` of another thread than the leading one, which is not there yet when files
-/// are opened.
+/// `/proc/PID/task/TID/..` of another thread than the leading one, which no process can stand for.
 fn of_a_thread(path: &[u8]) -> bool {
     let mut parts = path.split(|b| *b == b'/').skip(1);
     let (Some(b"proc"), Some(pid), Some(b"task"), Some(tid)) =

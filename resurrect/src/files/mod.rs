@@ -382,7 +382,6 @@ fn take(
 
 /// What each process does itself with its table; then the way back to this process is closed.
 pub(crate) fn inside(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    pidfd::of_threads(restore)?;
     lock::take_of_descriptions(restore)?;
     epoll::watch_all(restore)?;
     let manifest = restore.manifest;

@@ -1,4 +1,4 @@
-//! Files that the kernel makes up. Those about processes are there, for all processes are.
+//! Files that the kernel makes up. Those about processes and threads are there, for these are.
 
 use super::{Opening, path};
 use crate::ResurrectError;

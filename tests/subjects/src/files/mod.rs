@@ -282,6 +282,11 @@ pub(crate) const GROUP: Group = Group {
         subject("pidfd-thread", "pidfds of threads", pidfd::thread),
         subject("owner", "F_SETOWN, F_SETSIG and O_ASYNC", ownership::start),
         subject("proc-files", "files and directories of /proc", proc::start),
+        subject(
+            "proc-files-threads",
+            "files and directories of /proc about threads",
+            proc::threads,
+        ),
         subject("sys-files", "files of /sys", proc::sys),
         subject(
             "devices",

@@ -1,9 +1,12 @@
 //! Files of /proc and /sys.
 
+use std::os::fd::AsRawFd;
+
 use anyhow::{Result, bail};
 use libc::{O_DIRECTORY, O_RDONLY, O_RDWR};
 
-use crate::kit::files::{open, place, read, ready, seen};
+use crate::kit::files::{close, open, place, read, ready, seen};
+use crate::kit::net::{receive_descriptor, send_descriptor};
 use crate::kit::{Setting, Watch, fork, same, sys as kit_sys};
 
 /// Of the system and of the process, at a place in the middle.
@@ -65,6 +68,68 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
                 bail!("the maps are empty");
             }
             place(files[1].0, Some(0)).map(drop)
+        })))
+}
+
+/// Of another thread: files at a place in the middle, one by the thread's id alone, a directory, and a file
+/// that only a message holds.
+pub(crate) fn threads(_: &Setting) -> Result<Watch> {
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::Builder::new()
+        .name("told-about".to_owned())
+        .spawn(move || {
+            // The receiver waits.
+            let _ = tell.send(crate::kit::tid());
+            loop {
+                std::thread::park();
+            }
+        })?;
+    let tid = told.recv()?;
+    let of = |name: &str| format!("/proc/self/task/{tid}/{name}");
+    let files = [
+        (open(of("comm"), O_RDWR)?, 5),
+        (open(format!("/proc/{tid}/comm"), O_RDONLY)?, 2),
+        (open(of("schedstat"), O_RDONLY)?, 1),
+        (open(of("stat"), O_RDONLY)?, 0),
+    ];
+    for (file, at) in files {
+        place(file, Some(at))?;
+    }
+    let dir = open(of(""), O_RDONLY | O_DIRECTORY)?;
+    let (near, far) = std::os::unix::net::UnixDatagram::pair()?;
+    let sent = open(of("comm"), O_RDONLY)?;
+    place(sent, Some(5))?;
+    send_descriptor(near.as_raw_fd(), sent)?;
+    close(sent);
+    let observe = move || {
+        let mut all = vec![(seen(dir)?, 0)];
+        for (file, _) in files {
+            all.push((seen(file)?, place(file, None)?));
+        }
+        Ok(all)
+    };
+    Ok(Watch::keep(observe)?
+        .spoiled_by(move || place(files[0].0, Some(0)).map(drop))
+        .and(Watch::new(move || {
+            let got = receive_descriptor(far.as_raw_fd())?;
+            send_descriptor(near.as_raw_fd(), got)?;
+            for (fd, name) in [
+                (files[0].0, "about"),
+                (files[1].0, "ld-about"),
+                (got, "about"),
+            ] {
+                let at = place(fd, None)?;
+                same("its name", format!("{name}\n").as_bytes(), &read(fd, 20)?)?;
+                place(fd, Some(at))?;
+            }
+            close(got);
+            let stat = read(files[3].0, 100)?;
+            place(files[3].0, Some(0))?;
+            let start = format!("{tid} (told-about) ");
+            match stat.starts_with(start.as_bytes()) {
+                true => Ok(()),
+                false => bail!("another thread: {}", String::from_utf8_lossy(&stat)),
+            }
         })))
 }
 
