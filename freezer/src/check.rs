@@ -140,6 +140,7 @@ fn examine(
     found.extend(namespaces(pid)?);
     found.extend(crate::ipc::undo::refusal(pid));
     found.extend(crate::landlock::refusal(pid));
+    found.extend(crate::ports::refusal(pid));
     found.extend(crate::keyrings::refusal(pid, whole_host));
     found.extend(capture::memory_refusals(pid, objects)?);
     for table in files::apart::tables_of(pid) {

@@ -32,6 +32,7 @@ mod keyrings;
 mod landlock;
 mod nettcp;
 mod objects;
+mod ports;
 pub mod proc;
 mod sink;
 pub mod tables;

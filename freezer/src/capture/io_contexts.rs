@@ -9,7 +9,7 @@ use sys::{Pid, Tid};
 
 /// Contexts of threads, 0 for none.
 #[derive(Debug, Default)]
-pub(super) struct Contexts(BTreeMap<Tid, u64>);
+pub(crate) struct Contexts(BTreeMap<Tid, u64>);
 
 impl Contexts {
     /// Of everybody who is stopped. None are known where the kernel's memory cannot be read.
@@ -18,7 +18,7 @@ impl Contexts {
         Contexts::of(&threads.map(|(tid, _)| tid).collect::<Vec<_>>())
     }
 
-    fn of(tids: &[Tid]) -> Contexts {
+    pub(crate) fn of(tids: &[Tid]) -> Contexts {
         let found = kernel::look(|kernel| {
             let field = kernel.btf().field("task_struct", "io_context")?.offset;
             let tasks = kernel.tasks(tids)?;
@@ -28,7 +28,7 @@ impl Contexts {
         Contexts(found.filter_map(|(at, tid)| Some((*tid, at?))).collect())
     }
 
-    fn same(&self, one: Tid, two: Tid) -> bool {
+    pub(crate) fn same(&self, one: Tid, two: Tid) -> bool {
         let of = |tid| self.0.get(&tid).copied().filter(|at| *at != 0);
         of(one).is_some() && of(one) == of(two)
     }

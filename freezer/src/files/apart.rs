@@ -5,6 +5,7 @@
 //! of its process, or that of the first thread that has it.
 
 use super::Table;
+use crate::capture::Contexts;
 use crate::proc;
 use crate::{FreezerError, Refusal, tables};
 use persist_mem::manifest::{Live, ThreadFiles};
@@ -83,17 +84,25 @@ pub(crate) fn capture(pid: Pid, live: &mut Live, table: &mut Table) -> Result<()
 /// What keeps such tables of a running process from being carried, beside what is in them.
 pub(crate) fn refusals(pid: Pid, representative: Tid, threads: &[Tid]) -> Vec<Refusal> {
     let mut found = Vec::new();
-    for group in groups(pid, representative, threads) {
+    let groups = groups(pid, representative, threads);
+    if groups.is_empty() {
+        return found;
+    }
+    let contexts = Contexts::of(threads);
+    for group in groups {
         let owner = group[0];
         // One of them makes the others, which get from it what they share with their leader.
         let like_owner = |tid: Tid| {
-            let shares = |tid: Tid| tables::shares_undo(representative, tid);
+            let shares = |tid: Tid| {
+                let context = contexts.same(representative, tid);
+                (tables::shares_undo(representative, tid), context)
+            };
             shares(tid) == shares(owner)
         };
         if let Some(tid) = group.iter().copied().find(|tid| !like_owner(*tid)) {
             let reason = format!(
                 "threads {owner} and {tid} share one that their leader has not, and only one of them shares its \
-                 semaphore undo list (CLONE_SYSVSEM): that is not carried"
+                 semaphore undo list (CLONE_SYSVSEM) or its I/O context (CLONE_IO): that is not carried"
             );
             found.push(Refusal {
                 pid,

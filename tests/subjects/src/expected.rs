@@ -32,6 +32,7 @@ const RING: Expected = Expected {
 /// Subjects that are not carried in both ways.
 const EXCEPTIONS: &[(&str, Expected)] = &[
     ("landlock", both(Refused("restricted itself with Landlock"))),
+    ("ports", both(Refused("ports of devices"))),
     ("keys", both(Refused("keys in its process keyring"))),
     (
         "session-keys",

@@ -13,6 +13,7 @@ mod leader;
 mod limits;
 mod lists;
 mod names;
+mod ports;
 mod registers;
 mod scheduling;
 mod seccomp;
@@ -172,6 +173,7 @@ pub(crate) const GROUP: Group = Group {
             seccomp::threads,
         ),
         subject("landlock", "a domain of Landlock", confined::landlock),
+        subject("ports", "ports of devices (ioperm)", ports::start),
         subject("keys", "keys in a process keyring", confined::keys),
         subject(
             "session-keys",
