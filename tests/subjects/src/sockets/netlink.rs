@@ -81,6 +81,10 @@ fn answer(socket: i32) -> Result<Vec<u8>> {
 /// The whole answer.
 fn hear(socket: i32) -> Result<()> {
     let mut part = answer(socket)?;
+    // Notices of what others do with their interfaces have no number.
+    while part[8] == 0 {
+        part = answer(socket)?;
+    }
     let found = (part[4], part[8]);
     same("RTM_NEWLINK with our number", &(16, 42), &found)?;
     while !is_last(&part) {

@@ -12,7 +12,7 @@ use libc::{
 
 use crate::kit::files::ready;
 use crate::kit::net::{option, set_option, set_option_bytes};
-use crate::kit::{Setting, Watch, loopback, not_here, same, sys, until};
+use crate::kit::{SOON, Setting, Watch, loopback, not_here, same, sys, until};
 
 fn bound(to: &str) -> Result<Rc<UdpSocket>> {
     loopback()?;
@@ -252,7 +252,7 @@ pub(crate) fn multicast_order(_: &Setting) -> Result<Watch> {
         }
     }
     let last = sockets[0].clone();
-    let observe = move || {
+    let look = move || {
         let _held = (&sockets, &v6);
         let mut groups = Vec::new();
         for table in ["igmp", "igmp6"] {
@@ -260,7 +260,19 @@ pub(crate) fn multicast_order(_: &Setting) -> Result<Watch> {
             let ours = text.split_whitespace().map(str::to_lowercase);
             groups.extend(ours.filter(|w| w.ends_with("0707ef") || w.starts_with("ff15")));
         }
-        Ok(groups)
+        anyhow::Ok(groups)
+    };
+    // Where others join and leave meanwhile, a list that is read in pieces has some of it twice, or not.
+    let observe = move || {
+        let mut last = look()?;
+        until("the lists stand still", SOON / 4, || {
+            look().is_ok_and(|now| {
+                let same = now == last;
+                last = now;
+                same
+            })
+        })?;
+        Ok(last)
     };
     Ok(Watch::keep(observe)?.spoiled_by(move || {
         let group = Ipv4Addr::new(239, 7, 7, 100);

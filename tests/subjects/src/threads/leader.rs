@@ -23,12 +23,12 @@ type Info = [u64; 16];
 pub(crate) fn start(setting: &Setting) -> Result<Watch> {
     block(bit(libc::SIGCHLD))?;
     let mut child = Kin::start_in_thread(setting, "child", leave, life)?;
-    // Which code SIGCHLD tells, the first thread's or the last one's, differs from kernel to kernel.
-    let told = ends(mortal()?)?;
     let mortal = Rc::new(Cell::new(mortal()?));
     let other = mortal.clone();
     Ok(Watch::new(move || {
         child.check()?;
+        // Which code SIGCHLD tells, the first thread's or the last one's, differs from kernel to kernel.
+        let told = ends(self::mortal()?)?;
         same("the code in SIGCHLD", &told, &ends(mortal.get())?)?;
         mortal.set(self::mortal()?);
         Ok(())
