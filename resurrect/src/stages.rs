@@ -50,6 +50,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("parents in vfork", tree::vfork::end_helpers),
     ("credentials", thread::credentials::set),
     ("queued signals", thread::signals::queue),
+    ("tracees", thread::traced::hand_over),
     ("registers", thread::registers::set),
     ("processors", processor::set),
 ];

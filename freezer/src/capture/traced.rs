@@ -46,7 +46,10 @@ const VM_LOCKONFAULT: u64 = 0x8_0000;
 /// `PF_MCE_PROCESS`, `PF_MCE_EARLY`.
 const MCE_PROCESS: i64 = 0x80;
 const MCE_EARLY: i64 = 0x8000;
-const CAP_SYS_PTRACE: u64 = 1 << 19;
+/// `CAP_SYS_PTRACE`, to attach to anybody, and `CAP_KILL`, to send it the signal of its stop.
+const ANYBODY: u64 = 1 << 19 | 1 << 5;
+/// `SUID_DUMP_USER`: who has the same ids may attach.
+const DUMPABLE: u8 = 1;
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 /// How often one is looked at until it stands still.
 const LOOKS: u32 = 10;
@@ -81,6 +84,7 @@ pub(super) fn describe(
     if let Some(why) = obstacle(pid, tracer)? {
         return Err(refuse(pid, why));
     }
+    let has_keys = place.maps.iter().any(|map| map.protection_key.is_some());
     let state = frozen.threads(pid).first().map(|(_, state)| *state);
     let state = state.ok_or_else(|| refuse(pid, "it has ended".into()))?;
     let seen = ask_tracer(frozen, (pid, tracer), place)?.settled(pid, state)?;
@@ -93,7 +97,7 @@ pub(super) fn describe(
     mm.membarrier = stands.memory.membarrier;
     mm.lock_future = stands.memory.lock_future;
     mm.protection_keys = 1;
-    if place_has_keys(pid)? {
+    if has_keys {
         mm.protection_keys = stands.memory.protection_keys;
     }
     let status = Status::read(pid, "status")?;
@@ -124,12 +128,6 @@ pub(super) fn describe(
 
 fn refuse(pid: Pid, why: String) -> FreezerError {
     FreezerError::refuse(pid, "ptrace", format!("it is traced: {why}"))
-}
-
-/// Whether any of its mappings has a protection key.
-fn place_has_keys(pid: Pid) -> Result<bool, FreezerError> {
-    let maps = mappings::of_stopped(pid, pid.leader())?;
-    Ok(maps.iter().any(|map| map.protection_key.is_some()))
 }
 
 /// What its tracer sees of it, and what anybody may ask.
@@ -355,11 +353,15 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<String>, FreezerE
     if has_policies(pid)? {
         return told("its memory has policies");
     }
+    // ptrace(2), PTRACE_MODE_ATTACH_REALCREDS; that it is a child satisfies Yama.
     let ids = |of: &Status| (of.numbers("Uid"), of.numbers("Gid"));
-    let may = its_tracer.mask("CapEff") & CAP_SYS_PTRACE != 0
-        || stat.pid(4) == Pid(tracer.0) && ids(&status) == ids(&its_tracer);
-    if !may {
-        return told("its tracer might not be allowed to attach to it once more");
+    let anybody = its_tracer.mask("CapEff") & ANYBODY == ANYBODY;
+    let own = stat.pid(4) == Pid(tracer.0)
+        && ids(&status) == ids(&its_tracer)
+        && status.mask("CapPrm") & !its_tracer.mask("CapPrm") == 0;
+    let forbidden = || told("its tracer might not be allowed to attach to it once more");
+    if !anybody && !own {
+        return forbidden();
     }
     let relatives = proc::children(pid)?.into_iter().chain([stat.pid(4)]);
     let shares = |other: Pid| {
@@ -370,6 +372,7 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<String>, FreezerE
         return told("others have its memory");
     }
     Ok(match look(pid, 0) {
+        Ok(stands) if !anybody && stands.memory.dumpable != DUMPABLE => return forbidden(),
         Ok(stands) => stands.obstacle.or(stands.stop.err()).map(str::to_owned),
         Err(why) => Some(why.to_string()),
     })

@@ -8,7 +8,7 @@ pub(crate) mod registers;
 pub(crate) mod seccomp;
 pub(crate) mod signals;
 pub(crate) mod sleeps;
-mod traced;
+pub(crate) mod traced;
 pub(crate) mod waits;
 
 use crate::ResurrectError;

@@ -1,7 +1,7 @@
-//! Registers and signal masks. The last stage: batches run on the registers.
+//! Registers and signal masks. No batch can run after: they run on the registers.
 
 use super::signals::settled;
-use super::{sleeps, traced};
+use super::sleeps;
 use crate::ResurrectError;
 use crate::calls::nr;
 use crate::restore::Restore;
@@ -23,7 +23,6 @@ const LOOK_AT: usize = 4 << 20;
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let elapsed = restore.elapsed();
     let dispatched = dispatch_from_inside(restore)?;
-    traced::hand_over(restore)?;
     let returned = sleeps::go_on(restore, elapsed, |live| live.traced.is_none())?;
     let mut gate = None;
     let own = |live: &Live| live.mm_of.is_none() && live.traced.is_none();

@@ -27,7 +27,7 @@ const EXITKILL: u64 = 1 << 20;
 const DOING: &str = "bringing a tracee to its stop";
 
 /// Gives every traced process to its tracer.
-pub(super) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+pub(crate) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let elapsed = restore.elapsed();
     let returned = sleeps::go_on(restore, elapsed, |live| live.traced.is_some())?;
     let mut tracers = BTreeSet::new();
