@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::tool::{self, Tool};
 use crate::ui;
@@ -25,8 +25,25 @@ const PROGRAMS: &[(&str, &str)] = &[
 /// The keys that Debian's archives are signed with.
 pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Installs what is missing.
+/// Installs what is missing. What it replaces may take other programs away (qemu-system-x86 of one release a
+/// qemu-utils of another), so it looks twice.
 pub(super) fn ensure() -> Result<()> {
+    for _ in 0..2 {
+        let missing = missing();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        install(&missing)?;
+    }
+    let missing = missing();
+    if !missing.is_empty() {
+        bail!("{} cannot be installed side by side", missing.join(", "));
+    }
+    Ok(())
+}
+
+/// Packages whose programs are not there.
+fn missing() -> Vec<&'static str> {
     let mut missing: Vec<&str> = PROGRAMS
         .iter()
         .filter(|(program, _)| !tool::exists(program))
@@ -35,10 +52,11 @@ pub(super) fn ensure() -> Result<()> {
     if !std::path::Path::new(KEYRING).exists() {
         missing.push("debian-archive-keyring");
     }
-    if missing.is_empty() {
-        return Ok(());
-    }
-    ui::step(&format!("installing {}", missing.join(", ")));
+    missing
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    ui::step(&format!("installing {}", packages.join(", ")));
     Tool::root("apt-get", Duration::from_secs(300))
         .arg("update")
         .run()
@@ -46,7 +64,7 @@ pub(super) fn ensure() -> Result<()> {
     Tool::root("apt-get", Duration::from_secs(900))
         .env("DEBIAN_FRONTEND", "noninteractive")
         .args(["install", "-y", "--no-install-recommends"])
-        .args(missing)
+        .args(packages)
         .run()
         .context("the lab's programs could not be installed")
 }
