@@ -1,0 +1,161 @@
+//! What the kernel keeps of a traced process.
+
+use super::super::kept::{self, Kept, Reader};
+use crate::kernel::{Unreadable, half};
+use persist_mem::manifest::{LockFuture, TracedStop};
+use sys::Pid;
+
+const SIGTRAP: u32 = 5;
+const EVENT_STOP: u32 = 128;
+/// `PT_SEIZED`, and where the options begin (include/linux/ptrace.h).
+const SEIZED: u32 = 1 << 16;
+const OPTIONS_SHIFT: u32 = 3;
+const OPTIONS: u64 = 0x3000ff;
+/// `JOBCTL_PENDING_MASK`, `JOBCTL_STOP_CONSUME`, `JOBCTL_TRAPPING`, `JOBCTL_LISTENING` (include/linux/sched/jobctl.h).
+const JOBCTL: u64 = 0xfe_0000;
+const SIGNAL_STOP_STOPPED: u32 = 1;
+/// `MMF_HAS_MDWE`, its inheritance, and `MMF_VM_MERGE_ANY` (include/linux/mm_types.h, linux/sched/coredump.h).
+const MM_SETTINGS: u32 = 7 << 28;
+const VM_LOCKED: u64 = 0x2000;
+const VM_LOCKONFAULT: u64 = 0x8_0000;
+
+/// What the kernel keeps of it.
+pub(super) struct Stands {
+    pub(super) kept: Kept,
+    pub(super) seized: bool,
+    pub(super) options: u64,
+    pub(super) stop: Result<TracedStop, &'static str>,
+    pub(super) memory: Memory,
+    pub(super) obstacle: Option<&'static str>,
+}
+
+/// Of its address space.
+pub(super) struct Memory {
+    pub(super) brk: u64,
+    pub(super) dumpable: u8,
+    pub(super) membarrier: u32,
+    pub(super) lock_future: LockFuture,
+    pub(super) protection_keys: u16,
+}
+
+/// Looks at the process; `rsp` tells whether its thread is on its signal stack.
+pub(super) fn look(pid: Pid, rsp: u64) -> Result<Stands, Unreadable> {
+    kept::look(pid, |reader, children| {
+        let flags = reader.half_of("ptrace")?;
+        let mut obstacle = reader.obstacle_but_signals(children)?;
+        let mut refuse = |why| {
+            obstacle.get_or_insert(why);
+        };
+        let options = u64::from((flags & !SEIZED) >> OPTIONS_SHIFT);
+        if options & !OPTIONS != 0 {
+            refuse("it has options that are not known");
+        }
+        let signal = reader.pointer("signal")?;
+        let flags_at = signal + reader.offset("signal_struct", "flags")?;
+        if reader.pointer("jobctl")? & JOBCTL != 0
+            || reader.half_at(flags_at, "a process")? & SIGNAL_STOP_STOPPED != 0
+        {
+            refuse("its process is stopped (job control)");
+        }
+        let points = reader.task + reader.offset("task_struct", "thread.ptrace_bps")?;
+        let points = reader.bytes(points, 4 * 8, "break points")?;
+        if points.iter().any(|byte| *byte != 0) {
+            refuse("its tracer has set hardware break points");
+        }
+        let traces = reader.task + reader.offset("task_struct", "ptraced")?;
+        if reader.kernel.word(traces, "its tracees")? != traces {
+            refuse("it traces others");
+        }
+        Ok(Stands {
+            kept: reader.kept(rsp)?,
+            seized: flags & SEIZED != 0,
+            options: options & OPTIONS,
+            stop: stop(reader, flags & SEIZED != 0)?,
+            memory: memory(reader, &mut refuse)?,
+            obstacle,
+        })
+    })
+}
+
+/// Which stop it is in: by the siginfo of the stop, and the message that tells calls apart.
+fn stop(
+    reader: &mut Reader<'_>,
+    seized: bool,
+) -> Result<Result<TracedStop, &'static str>, Unreadable> {
+    const WHAT: &str = "the signal of a stop";
+    const GOOD: u32 = SIGTRAP | 0x80;
+    let info = reader.pointer("last_siginfo")?;
+    if info == 0 {
+        return Ok(Err("its process is stopped (job control)"));
+    }
+    let bytes = reader.bytes(info, 12, WHAT)?;
+    let (Some(signal), Some(code)) = (half(&bytes, 0), half(&bytes, 8)) else {
+        return Err(Unreadable::Inconsistent(WHAT));
+    };
+    let message = reader.pointer("ptrace_message")?;
+    Ok(match (signal, code) {
+        (SIGTRAP, SIGTRAP | GOOD) if message == 1 => Ok(TracedStop::Entry),
+        (SIGTRAP, SIGTRAP | GOOD) if message == 2 => Ok(TracedStop::Exit),
+        (SIGTRAP, GOOD) => Err("its stop is not understood"),
+        (SIGTRAP, code) if code >> 8 == EVENT_STOP && seized => Ok(TracedStop::Interrupted),
+        (_, code) if code >> 8 == EVENT_STOP => Err("its process is stopped (job control)"),
+        (SIGTRAP, code) if code & 0xff == SIGTRAP && (1..=8).contains(&(code >> 8)) => {
+            Err("it stands at an event (PTRACE_O_TRACE*)")
+        }
+        (signal, _) => Ok(TracedStop::Signal(signal.cast_signed())),
+    })
+}
+
+/// What is not carried of memory is told to `refuse`.
+fn memory(
+    reader: &mut Reader<'_>,
+    refuse: &mut impl FnMut(&'static str),
+) -> Result<Memory, Unreadable> {
+    const WHAT: &str = "an address space";
+    let mm = reader.pointer("mm")?;
+    let at = |reader: &Reader<'_>, path: &str| Ok(mm + reader.offset("mm_struct", path)?);
+    let flags = at(reader, "flags")?;
+    let flags = reader.half_at(flags, WHAT)?;
+    if flags & MM_SETTINGS != 0 {
+        refuse("its memory has settings that only it can tell (PR_SET_MDWE, PR_SET_MEMORY_MERGE)");
+    }
+    let table = at(reader, "context.ldt")?;
+    if reader.kernel.word(table, WHAT)? != 0 {
+        refuse("it has segments of its own");
+    }
+    if reader.offset("task_struct", "mempolicy").is_ok() && reader.pointer("mempolicy")? != 0 {
+        refuse("its memory has a policy");
+    }
+    let keys = at(reader, "context.pkey_allocation_map");
+    let protection_keys = match keys {
+        Ok(place) => reader.half_at(place, WHAT)? as u16,
+        Err(_) => 1,
+    };
+    let [brk, locked] = [at(reader, "brk")?, at(reader, "def_flags")?];
+    let locked = reader.kernel.word(locked, WHAT)?;
+    let barriers = at(reader, "membarrier_state")?;
+    Ok(Memory {
+        brk: reader.kernel.word(brk, WHAT)?,
+        dumpable: (flags & 3) as u8,
+        membarrier: registrations(reader.half_at(barriers, WHAT)?),
+        lock_future: match (locked & VM_LOCKED, locked & VM_LOCKONFAULT) {
+            (0, _) => LockFuture::No,
+            (_, 0) => LockFuture::Now,
+            _ => LockFuture::OnFault,
+        },
+        protection_keys,
+    })
+}
+
+/// The commands of membarrier(2) that register for what the state allows (`MEMBARRIER_STATE_*`,
+/// include/linux/sched/mm.h).
+fn registrations(state: u32) -> u32 {
+    const STATES: [(u32, u32); 4] = [
+        (1 << 0, 1 << 4),
+        (1 << 2, 1 << 2),
+        (1 << 4, 1 << 6),
+        (1 << 6, 1 << 8),
+    ];
+    let ready = STATES.iter().filter(|(ready, _)| state & ready != 0);
+    ready.fold(0, |all, (_, command)| all | command)
+}
