@@ -181,7 +181,9 @@ fn attributes(
             reason,
         });
     };
-    if let Some(tracer) = traced::tracer_of(pid, representative) {
+    let threads = proc::threads(pid)?;
+    let tracer = threads.iter().find_map(|tid| traced::tracer_of(pid, *tid));
+    if let Some(tracer) = tracer {
         let refused = traced_by(pid, tracer, inside)?;
         if let Some(why) = refused {
             refuse("ptrace", format!("{tracer} traces it: {why}"));

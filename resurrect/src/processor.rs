@@ -5,9 +5,11 @@
 
 use crate::ResurrectError;
 use crate::restore::Restore;
+use crate::thread::in_order;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid as This;
 use persist_mem::manifest::Thread;
+use sys::tracee::Tracee;
 use sys::{Pid, Tid};
 
 /// While it lives, this thread and what it forks run on the processor it is on.
@@ -73,10 +75,10 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     })?;
     for (pid, live) in restore.lives() {
         let task = restore.task(pid)?;
-        let traced = task.handed_over.then_some(&task.first);
-        let apart = task.in_vfork.as_ref().or(traced);
-        if let (Some(tracee), Some(thread)) = (apart, live.threads.first()) {
-            give(pid, tracee.tid(), thread)?;
+        let waits = task.in_vfork.as_ref().map(Tracee::tid);
+        let apart = waits.into_iter().chain(task.handed_over());
+        for (tid, thread) in apart.zip(in_order(&live.threads)) {
+            give(pid, tid, thread)?;
         }
     }
     Ok(())

@@ -30,7 +30,7 @@ pub(crate) struct Task {
     pub(crate) ending: Option<Tracee>,
     /// Its only thread, when that waits in vfork(2) for a child: `first` is a helper then.
     pub(crate) in_vfork: Option<Tracee>,
-    /// Its tracer has it again: `first` only names it.
+    /// Its tracer has it again: its threads are only named here.
     pub(crate) handed_over: bool,
     /// What its memory is.
     pub(crate) memory: Memory,
@@ -52,8 +52,15 @@ impl Task {
 
     /// All its threads that go on and can be worked in, the one that acts for it first.
     pub(crate) fn all(&mut self) -> impl Iterator<Item = &mut Tracee> {
-        let works = self.in_vfork.is_none() && !self.handed_over;
-        let first = works.then_some(&mut self.first);
-        first.into_iter().chain(self.threads.values_mut())
+        let first = self.in_vfork.is_none().then_some(&mut self.first);
+        let all = first.into_iter().chain(self.threads.values_mut());
+        all.filter(|_| !self.handed_over)
+    }
+
+    /// Its threads in the same order, when its tracer has them.
+    pub(crate) fn handed_over(&self) -> impl Iterator<Item = Tid> {
+        let all = core::iter::once(&self.first).chain(self.threads.values());
+        let all = all.filter(|_| self.handed_over);
+        all.map(Tracee::tid)
     }
 }

@@ -35,18 +35,38 @@ pub(super) fn look<T>(
     pid: Pid,
     work: impl FnOnce(&mut Reader<'_>, &[u64]) -> Result<T, Unreadable>,
 ) -> Result<T, Unreadable> {
+    let mut work = Some(work);
+    let mut found = None;
+    look_at(pid, &[pid.leader()], |reader, children| {
+        if let Some(work) = work.take() {
+            found = Some(work(reader, children)?);
+        }
+        Ok(())
+    })?;
+    found.ok_or(Unreadable::Inconsistent("a thread"))
+}
+
+/// Looks at some threads of a process, one after the other.
+pub(super) fn look_at<T>(
+    pid: Pid,
+    threads: &[Tid],
+    mut work: impl FnMut(&mut Reader<'_>, &[u64]) -> Result<T, Unreadable>,
+) -> Result<Vec<T>, Unreadable> {
     let children = proc::children(pid).unwrap_or_default();
+    let all: Vec<Tid> = threads
+        .iter()
+        .copied()
+        .chain(children.iter().map(|child| child.leader()))
+        .collect();
     kernel::look(|kernel| {
-        let tids: Vec<Tid> = std::iter::once(pid.leader())
-            .chain(children.iter().map(|child| child.leader()))
-            .collect();
-        let tasks = kernel.tasks(&tids)?;
-        let [Some(task), children @ ..] = &tasks[..] else {
-            return Err(Unreadable::Inconsistent("a thread"));
-        };
+        let tasks = kernel.tasks(&all)?;
+        let (threads, children) = tasks.split_at(threads.len());
         let children: Vec<u64> = children.iter().flatten().copied().collect();
-        let task = *task;
-        work(&mut Reader { kernel, task }, &children)
+        let one = |task: &Option<u64>| {
+            let task = task.ok_or(Unreadable::Inconsistent("a thread"))?;
+            work(&mut Reader { kernel, task }, &children)
+        };
+        threads.iter().map(one).collect()
     })
 }
 

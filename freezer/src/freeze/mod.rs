@@ -129,7 +129,7 @@ impl Frozen {
         threads.iter().find_map(|(_, thread)| thread.in_vfork)
     }
 
-    /// The thread that traces the only one of a process.
+    /// The thread that traces those of a process.
     pub(crate) fn traced_by(&self, pid: Pid) -> Option<Tid> {
         let threads = self.threads(pid);
         threads.iter().find_map(|(_, thread)| thread.traced_by)

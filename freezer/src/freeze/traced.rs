@@ -29,24 +29,28 @@ pub(crate) fn stands_still(pid: Pid, tid: Tid) -> bool {
 /// [`FreezerError::Refused`] when one runs, or its tracer does.
 pub(super) fn settle(frozen: &Frozen) -> Result<(), FreezerError> {
     let begun = Instant::now();
+    let free = |tracer: Tid| {
+        let of = |pid| frozen.threads(pid).into_iter();
+        let mut all = frozen.pids().flat_map(of);
+        all.any(|(tid, thread)| tid == tracer && thread.traced_by.is_none())
+    };
     for pid in frozen.pids() {
         let threads = frozen.threads(pid);
-        for (tid, thread) in &threads {
-            let Some(tracer) = thread.traced_by else {
-                continue;
-            };
-            let refuse = |why: String| Err(FreezerError::refuse(pid, "ptrace", why));
-            if threads.len() > 1 {
-                return refuse(format!("{tracer} traces it, and it has several threads"));
-            }
-            let stands = |of: &Pid| {
-                let mut of = frozen.threads(*of).into_iter();
-                of.any(|(tid, thread)| tid == tracer && thread.traced_by.is_none())
-            };
-            if !frozen.pids().any(|pid| stands(&pid)) {
-                return refuse(format!("{tracer}, which traces it, is not stopped"));
-            }
-            while !stands_still(pid, *tid) {
+        let Some(tracer) = frozen.traced_by(pid) else {
+            continue;
+        };
+        let refuse = |why: String| Err(FreezerError::refuse(pid, "ptrace", why));
+        if threads
+            .iter()
+            .any(|(_, thread)| thread.traced_by != Some(tracer))
+        {
+            return refuse(format!("{tracer} traces some of its threads, and not all"));
+        }
+        if !free(tracer) {
+            return refuse(format!("{tracer}, which traces it, is not stopped"));
+        }
+        for (tid, _) in threads {
+            while !stands_still(pid, tid) {
                 if begun.elapsed() > WITHIN {
                     return refuse(format!("{tracer} traces it, and it runs"));
                 }

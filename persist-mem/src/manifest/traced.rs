@@ -4,11 +4,18 @@ use super::QueuedSignal;
 use serde::{Deserialize, Serialize};
 use sys::Tid;
 
-/// Who traces a process, and in which of its stops it is.
+/// Who traces a process, and in which of its stops its threads are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traced {
-    /// The thread that traces it.
+    /// The thread that traces all of its threads.
     pub tracer: Tid,
+    /// Them, in the order of the process's threads.
+    pub threads: Vec<TracedThread>,
+}
+
+/// How a thread is traced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TracedThread {
     /// `PTRACE_SEIZE`, not `PTRACE_ATTACH` or `PTRACE_TRACEME`.
     pub seized: bool,
     /// `PTRACE_O_*` bits.
@@ -19,6 +26,8 @@ pub struct Traced {
     pub info: QueuedSignal,
     /// Its tracer has not waited for the stop yet.
     pub unread: bool,
+    /// A SIGSTOP that its tracer has sent to it waits as well.
+    pub to_stop: bool,
 }
 
 /// Stops of a tracee, as ptrace(2) tells them apart.

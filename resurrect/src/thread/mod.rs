@@ -70,7 +70,7 @@ fn together(
 }
 
 /// The one that acts for the process, then the others by id, as [`crate::task::Task::all`] gives them.
-fn in_order(threads: &[Thread]) -> impl Iterator<Item = &Thread> {
+pub(crate) fn in_order(threads: &[Thread]) -> impl Iterator<Item = &Thread> {
     let mut rest: Vec<&Thread> = threads.iter().skip(1).collect();
     rest.sort_by_key(|thread| thread.tid);
     threads.first().into_iter().chain(rest)

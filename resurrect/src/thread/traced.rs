@@ -5,11 +5,11 @@
 //! was in. From then on nobody else can do anything to it.
 
 use super::registers::{own_gate, remove_scratch, to_go_on, xstate};
-use super::sleeps;
+use super::{in_order, sleeps};
 use crate::ResurrectError;
 use crate::restore::Restore;
-use persist_mem::manifest::{Live, Traced, TracedStop};
-use std::collections::BTreeSet;
+use persist_mem::manifest::{Live, Traced, TracedStop, TracedThread};
+use std::collections::{BTreeMap, BTreeSet};
 use sys::batch::Batch;
 use sys::by_tracer;
 use sys::regs::{NO_SYSCALL, Regs};
@@ -32,40 +32,65 @@ pub(crate) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError>
     let returned = sleeps::go_on(restore, elapsed, |live| live.traced.is_some())?;
     let mut tracers = BTreeSet::new();
     for (pid, live) in restore.lives() {
-        let (Some(traced), Some(thread)) = (&live.traced, live.threads.first()) else {
+        let Some(traced) = &live.traced else {
             continue;
         };
-        let passed = u64::try_from(restore.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let returned = returned.get(&thread.tid).copied();
-        let task = restore.task(pid)?;
-        let mut regs = to_go_on(pid, &task.first, thread, returned, passed)?;
-        if returned.is_none() {
-            regs.orig_rax = thread.regs.orig_rax;
+        let stopped = park_all(restore, (pid, live), traced, &returned)?;
+        for tracee in stopped {
+            let (by, tracer) = tracer(restore, pid, traced.tracer)?;
+            let doing = ResurrectError::tracee(by, DOING);
+            tracer.run(&tracee.batch()).map(drop).map_err(doing)?;
+            tracers.insert((by, traced.tracer));
         }
-        let gate = own_gate(&task.first, live, &mut None);
-        let gate = gate.ok_or_else(|| ResurrectError::Impossible {
-            pid,
-            why: "no system call instruction is mapped in it".into(),
-        })?;
-        remove_scratch(pid, &mut task.first, live, &mut None)?;
-        xstate(pid, &task.first, &thread.xstate)?;
-        park(pid, &mut task.first, &regs, gate)?;
-        task.handed_over = true;
-        let tracee = Stopped {
-            pid,
-            traced,
-            regs,
-            gate,
-            sigmask: thread.sigmask,
-        };
-        let (by, tracer) = tracer(restore, pid, traced.tracer)?;
-        let doing = ResurrectError::tracee(by, DOING);
-        tracer.run(&tracee.batch()).map(drop).map_err(doing)?;
-        tracers.insert((by, traced.tracer));
     }
     tracers
         .into_iter()
         .try_for_each(|(by, tid)| forget_stops(restore, by, tid))
+}
+
+/// Completes the threads of a process and has them wait for their tracer.
+fn park_all<'a>(
+    restore: &mut Restore<'_>,
+    (pid, live): (Pid, &Live),
+    traced: &'a Traced,
+    returned: &BTreeMap<Tid, u64>,
+) -> Result<Vec<Stopped<'a>>, ResurrectError> {
+    let passed = u64::try_from(restore.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let task = restore.task(pid)?;
+    let gate = own_gate(&task.first, live, &mut None);
+    let gate = gate.ok_or_else(|| ResurrectError::Impossible {
+        pid,
+        why: "no system call instruction is mapped in it".into(),
+    })?;
+    remove_scratch(pid, &mut task.first, live, &mut None)?;
+    let how = |tid: Tid| {
+        let place = live.threads.iter().position(|thread| thread.tid == tid)?;
+        traced.threads.get(place)
+    };
+    let mut stopped = Vec::new();
+    for (tracee, thread) in task.all().zip(in_order(&live.threads)) {
+        let how = how(thread.tid).ok_or_else(|| ResurrectError::Impossible {
+            pid,
+            why: format!("nothing tells how its thread {} is traced", thread.tid),
+        })?;
+        let returned = returned.get(&thread.tid).copied();
+        let mut regs = to_go_on(pid, tracee, thread, returned, passed)?;
+        if returned.is_none() {
+            regs.orig_rax = thread.regs.orig_rax;
+        }
+        xstate(pid, tracee, &thread.xstate)?;
+        park(pid, tracee, &regs, gate)?;
+        stopped.push(Stopped {
+            pid,
+            tid: thread.tid,
+            how,
+            regs,
+            gate,
+            sigmask: thread.sigmask,
+        });
+    }
+    task.handed_over = true;
+    Ok(stopped)
 }
 
 /// Lets it wait in pause(2), with all signals blocked.
@@ -127,7 +152,8 @@ fn forget_stops(restore: &mut Restore<'_>, by: Pid, tid: Tid) -> Result<(), Resu
 /// A tracee, and where it is to be.
 struct Stopped<'a> {
     pid: Pid,
-    traced: &'a Traced,
+    tid: Tid,
+    how: &'a TracedThread,
     regs: Regs,
     /// A `syscall` instruction of its own.
     gate: u64,
@@ -138,23 +164,21 @@ impl Stopped<'_> {
     /// What its tracer does. Its last stop is the one that it may not have been told of.
     fn batch(&self) -> Batch {
         let mut batch = Batch::new();
-        let it = by_tracer::Tracee(self.pid.leader());
-        let keep = self.traced.unread;
-        it.attach(&mut batch, self.traced.seized);
-        let first_is_it = match self.traced.stop {
+        let it = by_tracer::Tracee(self.tid);
+        let keep = self.how.unread;
+        it.attach(&mut batch, self.how.seized);
+        let first_is_it = match self.how.stop {
             TracedStop::Interrupted => true,
-            TracedStop::Signal(signal) => signal == SIGSTOP && !self.traced.seized,
+            TracedStop::Signal(signal) => signal == SIGSTOP && !self.how.seized,
             TracedStop::Entry | TracedStop::Exit => false,
         };
         it.wait(&mut batch, keep && first_is_it);
-        it.set_options(&mut batch, self.traced.options | EXITKILL);
-        match self.traced.stop {
+        it.set_options(&mut batch, self.how.options | EXITKILL);
+        match self.how.stop {
             _ if first_is_it => {}
             TracedStop::Signal(signal) => {
                 it.set_sigmask(&mut batch, !(1 << (signal - 1)));
-                let id = self.pid.0;
-                let args = [id.into(), id.into(), signal.into()];
-                batch.call("sending a tracee its signal", TGKILL, args);
+                self.send(&mut batch, signal);
                 it.go_on(&mut batch, false);
                 it.wait(&mut batch, keep);
             }
@@ -186,8 +210,16 @@ impl Stopped<'_> {
         }
         it.set_regs(&mut batch, &self.regs);
         it.set_sigmask(&mut batch, self.sigmask);
-        it.set_siginfo(&mut batch, &self.traced.info.0);
-        it.set_options(&mut batch, self.traced.options);
+        it.set_siginfo(&mut batch, &self.how.info.0);
+        if self.how.to_stop {
+            self.send(&mut batch, SIGSTOP);
+        }
+        it.set_options(&mut batch, self.how.options);
         batch
+    }
+
+    fn send(&self, batch: &mut Batch, signal: i32) {
+        let args = [self.pid.0.into(), self.tid.0.into(), signal.into()];
+        batch.call("sending a tracee its signal", TGKILL, args);
     }
 }

@@ -1,4 +1,4 @@
-//! A process whose only thread is in a stop of its tracer ([`crate::freeze::traced`]).
+//! A process whose threads are in stops of their tracer ([`crate::freeze::traced`]).
 //!
 //! Nothing is asked inside of it: what it did for that its tracer would see. Its registers, its signals and its
 //! stop the tracer sees and is asked for them ([`seen`]); the rest the kernel keeps ([`stands`]) or `/proc`
@@ -15,7 +15,7 @@ use super::timers::TimersAt;
 use super::{attributes, signals};
 use crate::proc::Status;
 use crate::{FreezerError, Frozen};
-use persist_mem::manifest::{AddressSpace, Directories, Live, QueuedSignal, Traced};
+use persist_mem::manifest::{AddressSpace, Directories, Live, QueuedSignal, Traced, TracedThread};
 use sys::{Pid, Tid};
 
 /// Describes the process.
@@ -29,42 +29,51 @@ pub(super) fn describe(
         return Err(refuse(pid, why));
     }
     let has_keys = place.maps.iter().any(|map| map.protection_key.is_some());
-    let state = frozen.threads(pid).first().map(|(_, state)| *state);
-    let state = state.ok_or_else(|| refuse(pid, "it has ended".into()))?;
-    let seen = seen::ask_tracer(frozen, (pid, tracer), place)?.settled(pid, state)?;
-    let stands = stands::look(pid, seen.regs.rsp).map_err(|e| refuse(pid, e.to_string()))?;
-    let stop = stands.stop.map_err(|why| refuse(pid, why.into()))?;
-    if let Some(why) = seen.obstacle(pid, stop, &stands)? {
+    let seen = seen::ask_tracer(frozen, (pid, tracer), place)?;
+    let places: Vec<_> = seen.iter().map(|one| (one.tid, one.regs.rsp)).collect();
+    let stands = stands::look(pid, &places).map_err(|e| refuse(pid, e.to_string()))?;
+    let both = || seen.iter().zip(&stands);
+    if let Some(why) = obstacles::of_stops(pid, both())? {
         return Err(refuse(pid, why));
     }
-    mm.layout.brk = stands.memory.brk;
-    mm.membarrier = stands.memory.membarrier;
-    mm.lock_future = stands.memory.lock_future;
+    let (Some(first), Some(kept)) = (seen.first(), stands.first()) else {
+        return Err(refuse(pid, "it has ended".into()));
+    };
+    mm.layout.brk = kept.memory.brk;
+    mm.membarrier = kept.memory.membarrier;
+    mm.lock_future = kept.memory.lock_future;
     mm.protection_keys = 1;
     if has_keys {
-        mm.protection_keys = stands.memory.protection_keys;
+        mm.protection_keys = kept.memory.protection_keys;
     }
     let status = Status::read(pid, "status")?;
+    let traced = |(seen, stands): (&seen::Seen, &stands::Stands)| {
+        Ok(TracedThread {
+            seized: stands.seized,
+            options: stands.options,
+            stop: stands.stop.map_err(|why| refuse(pid, why.into()))?,
+            info: QueuedSignal(seen.info.clone()),
+            unread: seen.unread,
+            to_stop: seen.to_stop,
+        })
+    };
+    let threads = both().map(|(seen, stands)| seen.thread(pid, &stands.kept));
     let live = Live {
         traced: Some(Box::new(Traced {
             tracer,
-            seized: stands.seized,
-            options: stands.options,
-            stop,
-            info: QueuedSignal(seen.info.clone()),
-            unread: seen.unread,
+            threads: both().map(traced).collect::<Result<_, FreezerError>>()?,
         })),
-        actions: stands.kept.actions.clone(),
-        child_subreaper: stands.kept.child_subreaper,
-        pending: signals::with_bare(seen.shared.clone(), status.mask("ShdPnd")),
+        actions: kept.kept.actions.clone(),
+        child_subreaper: kept.kept.child_subreaper,
+        pending: signals::with_bare(first.shared.clone(), status.mask("ShdPnd")),
         directories: Directories {
             umask: status.umask(),
             ..Directories::default()
         },
         limits: attributes::limits(pid)?,
         oom_score_adj: attributes::number(pid, "oom_score_adj", 10)? as i32,
-        dumpable: stands.memory.dumpable,
-        threads: vec![seen.thread(pid, &status, &stands.kept)?],
+        dumpable: kept.memory.dumpable,
+        threads: threads.collect::<Result<_, FreezerError>>()?,
         ..process::nothing()
     };
     Ok((live, TimersAt::now()))

@@ -1,8 +1,10 @@
 //! What stands in the way of carrying a traced process.
 
+use super::refuse;
 use super::seen::Seen;
 use super::stands::{Stands, look};
 use crate::FreezerError;
+use crate::files::sent;
 use crate::freeze::traced::{stands_still, tracer_of};
 use crate::proc::{self, Stat, Status};
 use core::cmp::Ordering;
@@ -18,18 +20,45 @@ const JOBS: core::ops::RangeInclusive<i32> = 18..=22;
 const ANYBODY: u64 = 1 << 19 | 1 << 5;
 /// `SUID_DUMP_USER`: who has the same ids may attach.
 const DUMPABLE: u8 = 1;
+const MORE_WAIT: &str = "more signals of the kind of its stop wait for it";
+const FORBIDDEN: &str = "its tracer might not be allowed to attach to it once more";
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 /// How often one is looked at until it stands still.
 const LOOKS: u32 = 10;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
+/// Why threads are not carried in the stops that they are in.
+pub(super) fn of_stops<'a>(
+    pid: Pid,
+    threads: impl Iterator<Item = (&'a Seen, &'a Stands)> + Clone,
+) -> Result<Option<String>, FreezerError> {
+    let mut waiting = 0;
+    let mut takes = false;
+    for (seen, stands) in threads.clone() {
+        let stop = stands.stop.map_err(|why| refuse(pid, why.into()))?;
+        let status = Status::read(pid, &format!("task/{}/status", seen.tid))?;
+        if let Some(why) = seen.obstacle(pid, (&status, stop))? {
+            return Ok(Some(why));
+        }
+        waiting |= seen.own_mask(&status) | status.mask("ShdPnd");
+        let job = matches!(stop, TracedStop::Signal(signal) if JOBS.contains(&signal));
+        takes |= !stands.seized || seen.to_stop || job;
+    }
+    // Signals that stop and SIGCONT take each other away (kernel/signal.c, prepare_signal).
+    let conflict = takes && JOBS.clone().any(|signal| waits(waiting, signal));
+    Ok(conflict.then(|| MORE_WAIT.to_owned()))
+}
+
+fn waits(mask: u64, signal: i32) -> bool {
+    mask >> (signal - 1) & 1 != 0
+}
+
 impl Seen {
     /// Why it is not carried in the stop it is in.
-    pub(super) fn obstacle(
+    fn obstacle(
         &self,
         pid: Pid,
-        stop: TracedStop,
-        stands: &Stands,
+        (status, stop): (&Status, TracedStop),
     ) -> Result<Option<String>, FreezerError> {
         let told = |why: &str| Ok(Some(why.to_owned()));
         let fits = match stop {
@@ -40,20 +69,12 @@ impl Seen {
         if !fits || self.info.is_empty() {
             return told("its stop is not understood");
         }
-        let status = Status::read(pid, "status")?;
         if status.mask("SigBlk") != self.sigmask {
             return told("its signal mask is to be put back");
         }
-        let waiting = status.mask("SigPnd") | status.mask("ShdPnd");
-        let waits = |signal: i32| waiting >> (signal - 1) & 1 != 0;
-        let comes = match stop {
-            TracedStop::Signal(signal) => Some(signal),
-            _ => None,
-        };
-        // Signals that stop and SIGCONT take each other away (kernel/signal.c, prepare_signal).
-        let takes = !stands.seized || comes.is_some_and(|signal| JOBS.contains(&signal));
-        if comes.is_some_and(waits) || takes && JOBS.clone().any(waits) {
-            return told("more signals of the kind of its stop wait for it");
+        let waiting = self.own_mask(status) | status.mask("ShdPnd");
+        if matches!(stop, TracedStop::Signal(signal) if waits(waiting, signal)) {
+            return told(MORE_WAIT);
         }
         if stop == TracedStop::Entry {
             let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
@@ -69,37 +90,26 @@ impl Seen {
 /// Why a process that `tracer` traces is not carried, found without stopping it.
 pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<String>, FreezerError> {
     let told = |why: &str| Ok(Some(why.to_owned()));
-    if proc::threads(pid)? != [pid.leader()] {
-        return told("it has several threads");
+    let threads = proc::threads(pid)?;
+    if proc::representative(pid) != Some(pid.leader()) {
+        return told("its first thread has ended");
     }
-    let mut looks = LOOKS;
-    while !stands_still(pid, pid.leader()) {
-        looks -= 1;
-        if looks == 0 {
-            return told("it runs, and nobody but its tracer can stop it");
-        }
-        std::thread::sleep(BETWEEN_LOOKS);
+    if threads
+        .iter()
+        .any(|tid| tracer_of(pid, *tid) != Some(tracer))
+    {
+        return told("some of its threads are not traced, or by somebody else");
     }
-    let status = Status::read(pid, "status")?;
+    if !stand_still(pid, &threads) {
+        return told("it runs, and nobody but its tracer can stop it");
+    }
+    if !sent::needed(pid, pid.leader(), &threads).is_empty() {
+        return told("a thread has descriptors of its own, which only it can hand over");
+    }
     // The process of a thread has its directory under the thread's number, too.
     let its_tracer = Status::read(Pid(tracer.0), "status")?;
     if tracer_of(Pid(tracer.0), tracer).is_some() {
         return told("its tracer is traced itself");
-    }
-    if status.mask("Seccomp") != 0 {
-        return told("it has seccomp filters");
-    }
-    if status.value("THP_enabled") == Some("0") {
-        return told("huge pages are switched off for it");
-    }
-    for key in ["Speculation_Store_Bypass", "SpeculationIndirectBranch"] {
-        if status.value(key) != its_tracer.value(key) {
-            return told("it speculates as its tracer does not");
-        }
-    }
-    let stat = Stat::read(pid, "stat")?;
-    if stat.field(41) != 0 {
-        return told("it has a scheduling policy");
     }
     if !proc::read(pid, "timers")?.is_empty() {
         return told("it has POSIX timers");
@@ -107,15 +117,16 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<String>, FreezerE
     if has_policies(pid)? {
         return told("its memory has policies");
     }
+    for tid in &threads {
+        if let Some(why) = of_thread((pid, *tid), &its_tracer)? {
+            return told(why);
+        }
+    }
     // ptrace(2), PTRACE_MODE_ATTACH_REALCREDS; that it is a child satisfies Yama.
-    let ids = |of: &Status| (of.numbers("Uid"), of.numbers("Gid"));
     let anybody = its_tracer.mask("CapEff") & ANYBODY == ANYBODY;
-    let own = stat.pid(4) == Pid(tracer.0)
-        && ids(&status) == ids(&its_tracer)
-        && status.mask("CapPrm") & !its_tracer.mask("CapPrm") == 0;
-    let forbidden = || told("its tracer might not be allowed to attach to it once more");
-    if !anybody && !own {
-        return forbidden();
+    let stat = Stat::read(pid, "stat")?;
+    if !anybody && (stat.pid(4) != Pid(tracer.0) || !is_like(pid, &threads, &its_tracer)?) {
+        return told(FORBIDDEN);
     }
     let relatives = proc::children(pid)?.into_iter().chain([stat.pid(4)]);
     let shares = |other: Pid| {
@@ -125,11 +136,60 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<String>, FreezerE
     if relatives.into_iter().any(shares) {
         return told("others have its memory");
     }
-    Ok(match look(pid, 0) {
-        Ok(stands) if !anybody && stands.memory.dumpable != DUMPABLE => return forbidden(),
-        Ok(stands) => stands.obstacle.or(stands.stop.err()).map(str::to_owned),
-        Err(why) => Some(why.to_string()),
+    let places: Vec<(Tid, u64)> = threads.iter().map(|tid| (*tid, 0)).collect();
+    let all = match look(pid, &places) {
+        Ok(all) => all,
+        Err(why) => return Ok(Some(why.to_string())),
+    };
+    if !anybody && all.iter().any(|one| one.memory.dumpable != DUMPABLE) {
+        return told(FORBIDDEN);
+    }
+    let why = |one: &Stands| one.obstacle.or(one.stop.err());
+    Ok(all.iter().find_map(why).map(str::to_owned))
+}
+
+/// Whether all threads stand still, or do so soon.
+fn stand_still(pid: Pid, threads: &[Tid]) -> bool {
+    (0..LOOKS).any(|look| {
+        if look > 0 {
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        threads.iter().all(|tid| stands_still(pid, *tid))
     })
+}
+
+/// Whether all threads have the ids of their tracer, and no more capabilities.
+fn is_like(pid: Pid, threads: &[Tid], tracer: &Status) -> Result<bool, FreezerError> {
+    let ids = |of: &Status| (of.numbers("Uid"), of.numbers("Gid"));
+    for tid in threads {
+        let status = Status::read(pid, &format!("task/{tid}/status"))?;
+        if ids(&status) != ids(tracer) || status.mask("CapPrm") & !tracer.mask("CapPrm") != 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What of one thread is in the way, as `/proc` tells.
+fn of_thread(
+    (pid, tid): (Pid, Tid),
+    its_tracer: &Status,
+) -> Result<Option<&'static str>, FreezerError> {
+    let status = Status::read(pid, &format!("task/{tid}/status"))?;
+    if status.mask("Seccomp") != 0 {
+        return Ok(Some("it has seccomp filters"));
+    }
+    if status.value("THP_enabled") == Some("0") {
+        return Ok(Some("huge pages are switched off for it"));
+    }
+    for key in ["Speculation_Store_Bypass", "SpeculationIndirectBranch"] {
+        if status.value(key) != its_tracer.value(key) {
+            return Ok(Some("it speculates as its tracer does not"));
+        }
+    }
+    let stat = Stat::read(pid, &format!("task/{tid}/stat"))?;
+    let ordinary = stat.field(41) == 0;
+    Ok((!ordinary).then_some("it has a scheduling policy"))
 }
 
 /// Policies of nodes, of its own or of mappings (`/proc/PID/numa_maps`: address, policy, the rest).

@@ -2,6 +2,7 @@
 
 use super::super::kept::Kept;
 use super::super::process::{self, Place, SCRATCH};
+use super::super::restart::Block;
 use super::super::{attributes, credentials, inside, mappings, signals, sleep, thread};
 use super::refuse;
 use crate::freeze::FrozenThread;
@@ -15,19 +16,24 @@ use sys::regs::Regs;
 use sys::tracee::Tracee;
 use sys::{Pid, Tid, process as calls};
 
+const SIGSTOP: i32 = 19;
 /// `PF_MCE_PROCESS`, `PF_MCE_EARLY`.
 const MCE_PROCESS: i64 = 0x80;
 const MCE_EARLY: i64 = 0x8000;
 
-/// What its tracer sees of it, and what anybody may ask.
+/// What its tracer sees of a thread, and what anybody may ask.
 pub(super) struct Seen {
+    pub(super) tid: Tid,
     pub(super) regs: Regs,
     pub(super) sleep: Option<Sleep>,
     pub(super) xstate: Vec<u8>,
     pub(super) sigmask: u64,
     pub(super) call: CallStop,
     pub(super) info: Vec<u8>,
+    /// But for what is told by `to_stop`.
     pub(super) own: Vec<QueuedSignal>,
+    /// A SIGSTOP of its tracer waits for it.
+    pub(super) to_stop: bool,
     pub(super) shared: Vec<QueuedSignal>,
     pub(super) unread: bool,
     pub(super) policy: u64,
@@ -41,7 +47,7 @@ pub(super) fn ask_tracer(
     frozen: &Frozen,
     (pid, tracer): (Pid, Tid),
     place: Place<'_>,
-) -> Result<Seen, FreezerError> {
+) -> Result<Vec<Seen>, FreezerError> {
     let is_its = |of: &Pid| frozen.threads(*of).iter().any(|(tid, _)| *tid == tracer);
     let owner = frozen.pids().find(is_its);
     let owner = owner.ok_or_else(|| refuse(pid, format!("{tracer} is not stopped")))?;
@@ -52,67 +58,104 @@ pub(super) fn ask_tracer(
         maps: &maps,
         finder: place.finder,
     };
+    let tracees = frozen.threads(pid);
     let mut unused = AddressSpace::default();
-    process::in_scratch(owner, &mut threads, place, &mut unused, |threads, _| {
+    let seen = process::in_scratch(owner, &mut threads, place, &mut unused, |threads, _| {
         let thread = threads
             .iter_mut()
             .find(|thread| thread.tracee.tid() == tracer);
         let thread = thread.ok_or_else(|| refuse(pid, format!("{tracer} is not stopped")))?;
-        let mut batch = Batch::new();
-        let asked = by_tracer::Tracee(pid.leader()).ask(&mut batch);
-        let others = thread::Others::ask(&mut batch, pid.leader());
-        debug_assert!(batch.size() < SCRATCH);
-        let out = thread.tracee.run(&batch);
-        let out = out.map_err(FreezerError::tracee(owner))?;
-        let queued = |shared| {
-            let found = asked.queued(&out, shared);
-            found.ok_or_else(|| refuse(pid, "many signals wait for it".into()))
-        };
-        let seen = Seen {
-            regs: asked.regs(&out),
-            sleep: None,
-            xstate: asked.xstate(&out),
-            sigmask: asked.sigmask(&out),
-            call: asked.call(&out),
-            info: asked.siginfo(&out).map_or_else(Vec::new, |i| i.to_vec()),
-            own: queued(false)?.into_iter().map(QueuedSignal).collect(),
-            shared: queued(true)?.into_iter().map(QueuedSignal).collect(),
-            unread: asked.unread(&out),
-            policy: others.policy(&out),
-            slice: others.slice(&out),
-            ioprio: others.ioprio(&out),
-            speculation: others.speculation(&out),
-        };
-        Ok(seen)
+        let tids = tracees.iter().map(|(tid, _)| *tid);
+        tids.map(|tid| ask((owner, &mut thread.tracee), (pid, tid)))
+            .collect::<Result<Vec<Seen>, FreezerError>>()
+    })?;
+    let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
+    let mem = Arc::new(mem);
+    let kept = sleep::kept(seen.iter().map(|one| (one.tid, &one.regs)));
+    let both = seen.into_iter().zip(tracees);
+    both.map(|(one, (tid, state))| {
+        let tracee = Tracee::with_memory(pid, tid, Arc::clone(&mem));
+        one.settled(&tracee, state, kept.get(&tid))
     })
+    .collect()
+}
+
+/// Asks about one thread.
+fn ask((owner, tracer): (Pid, &mut Tracee), (pid, tid): (Pid, Tid)) -> Result<Seen, FreezerError> {
+    let mut batch = Batch::new();
+    let asked = by_tracer::Tracee(tid).ask(&mut batch);
+    let others = thread::Others::ask(&mut batch, tid);
+    debug_assert!(batch.size() < SCRATCH);
+    let out = tracer.run(&batch).map_err(FreezerError::tracee(owner))?;
+    let queued = |shared| {
+        let found = asked.queued(&out, shared);
+        let found = found.ok_or_else(|| refuse(pid, "many signals wait for it".into()))?;
+        Ok(found.into_iter().map(QueuedSignal).collect())
+    };
+    let mut own: Vec<QueuedSignal> = queued(false)?;
+    let all = own.len();
+    own.retain(|signal| !is_sent_to_stop(signal, owner));
+    Ok(Seen {
+        tid,
+        regs: asked.regs(&out),
+        sleep: None,
+        xstate: asked.xstate(&out),
+        sigmask: asked.sigmask(&out),
+        call: asked.call(&out),
+        info: asked.siginfo(&out).map_or_else(Vec::new, |i| i.to_vec()),
+        to_stop: own.len() < all,
+        own,
+        shared: queued(true)?,
+        unread: asked.unread(&out),
+        policy: others.policy(&out),
+        slice: others.slice(&out),
+        ioprio: others.ioprio(&out),
+        speculation: others.speculation(&out),
+    })
+}
+
+/// Whether a signal is the SIGSTOP by which `tracer` stops a thread that it has attached to (tgkill(2)), as
+/// debuggers do with all others when one has stopped.
+fn is_sent_to_stop(QueuedSignal(info): &QueuedSignal, tracer: Pid) -> bool {
+    const SI_TKILL: i32 = -6;
+    let half = |at: usize| {
+        let bytes = info.get(at..at + 4)?.try_into().ok()?;
+        Some(i32::from_le_bytes(bytes))
+    };
+    [half(0), half(8), half(16)] == [Some(SIGSTOP), Some(SI_TKILL), Some(tracer.0)]
 }
 
 impl Seen {
     /// With what remains of a sleep.
-    pub(super) fn settled(mut self, pid: Pid, state: FrozenThread) -> Result<Seen, FreezerError> {
-        let tid = pid.leader();
-        let kept = sleep::kept(std::iter::once((tid, &self.regs)));
-        let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
-        let tracee = Tracee::with_memory(pid, tid, Arc::new(mem));
-        let (regs, sleep) = sleep::settle(&tracee, self.regs, state, kept.get(&tid))?;
+    fn settled(
+        mut self,
+        tracee: &Tracee,
+        state: FrozenThread,
+        kept: Option<&Block>,
+    ) -> Result<Seen, FreezerError> {
+        let (regs, sleep) = sleep::settle(tracee, self.regs, state, kept)?;
         if sleep.is_none() && regs != self.regs {
             let why = "it sleeps for a time that only the kernel knows";
-            return Err(refuse(pid, why.into()));
+            return Err(refuse(tracee.pid(), why.into()));
         }
         // Its tracer sees the call under the number that it has, restart_syscall(2) or its own.
         self.sleep = sleep;
         Ok(self)
     }
 
-    pub(super) fn thread(
-        &self,
-        pid: Pid,
-        status: &Status,
-        kept: &Kept,
-    ) -> Result<Thread, FreezerError> {
-        let tid = pid.leader();
-        let stat = Stat::read(pid, "stat")?;
-        let slack = proc::read_text(pid, "timerslack_ns")?;
+    /// The signals that wait for it alone, but for what is told by `to_stop`.
+    pub(super) fn own_mask(&self, status: &Status) -> u64 {
+        let sent = if self.to_stop { 1 << (SIGSTOP - 1) } else { 0 };
+        status.mask("SigPnd") & !sent
+    }
+
+    pub(super) fn thread(&self, pid: Pid, kept: &Kept) -> Result<Thread, FreezerError> {
+        let tid = self.tid;
+        let status = &Status::read(pid, &format!("task/{tid}/status"))?;
+        let stat = Stat::read(pid, &format!("task/{tid}/stat"))?;
+        // Of other threads, too (fs/proc/base.c, which looks at who has that number).
+        let slack = proc::read_text(Pid(tid.0), "timerslack_ns")?;
+        let personality = attributes::number(Pid(tid.0), "personality", 16)?;
         let robust_list = calls::get_robust_list(tid);
         let flags = stat.field(9);
         let memory_failure = match (flags & MCE_PROCESS, flags & MCE_EARLY) {
@@ -126,7 +169,7 @@ impl Seen {
             regs: self.regs,
             xstate: self.xstate.clone(),
             sigmask: self.sigmask,
-            pending: signals::with_bare(self.own.clone(), status.mask("SigPnd")),
+            pending: signals::with_bare(self.own.clone(), self.own_mask(status)),
             altstack: kept.altstack,
             robust_list: robust_list.map_err(FreezerError::call(pid, "reading its robust list"))?,
             clear_child_tid: kept.clear_child_tid,
@@ -145,7 +188,7 @@ impl Seen {
                 io_flusher: thread::is_io_flusher(&stat),
             },
             pdeathsig: kept.pdeathsig,
-            personality: attributes::number(pid, "personality", 16)? as u32,
+            personality: personality as u32,
             memory_failure,
             speculation: self.speculation,
             tsc_faults: false,

@@ -1,9 +1,9 @@
-//! What the kernel keeps of a traced process.
+//! What the kernel keeps of a traced thread.
 
 use super::super::kept::{self, Kept, Reader};
 use crate::kernel::{Unreadable, half};
 use persist_mem::manifest::{LockFuture, TracedStop};
-use sys::Pid;
+use sys::{Pid, Tid};
 
 const SIGTRAP: u32 = 5;
 const EVENT_STOP: u32 = 128;
@@ -19,7 +19,7 @@ const MM_SETTINGS: u32 = 7 << 28;
 const VM_LOCKED: u64 = 0x2000;
 const VM_LOCKONFAULT: u64 = 0x8_0000;
 
-/// What the kernel keeps of it.
+/// What the kernel keeps of a thread.
 pub(super) struct Stands {
     pub(super) kept: Kept,
     pub(super) seized: bool,
@@ -29,7 +29,7 @@ pub(super) struct Stands {
     pub(super) obstacle: Option<&'static str>,
 }
 
-/// Of its address space.
+/// Of its address space, which is its process's.
 pub(super) struct Memory {
     pub(super) brk: u64,
     pub(super) dumpable: u8,
@@ -38,9 +38,12 @@ pub(super) struct Memory {
     pub(super) protection_keys: u16,
 }
 
-/// Looks at the process; `rsp` tells whether its thread is on its signal stack.
-pub(super) fn look(pid: Pid, rsp: u64) -> Result<Stands, Unreadable> {
-    kept::look(pid, |reader, children| {
+/// Looks at threads of a process, of which their stack pointers tell whether they are on their signal stacks.
+pub(super) fn look(pid: Pid, threads: &[(Tid, u64)]) -> Result<Vec<Stands>, Unreadable> {
+    let tids: Vec<Tid> = threads.iter().map(|(tid, _)| *tid).collect();
+    let mut stacks = threads.iter().map(|(_, rsp)| *rsp);
+    kept::look_at(pid, &tids, |reader, children| {
+        let rsp = stacks.next().unwrap_or(0);
         let flags = reader.half_of("ptrace")?;
         let mut obstacle = reader.obstacle_but_signals(children)?;
         let mut refuse = |why| {

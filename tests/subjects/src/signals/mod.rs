@@ -115,5 +115,15 @@ pub(crate) const GROUP: Group = Group {
             "a traced child whose stop nobody has waited for",
             traced::unread,
         ),
+        subject(
+            "traced-threads",
+            "a traced child with several threads",
+            traced::threaded,
+        ),
+        subject(
+            "traced-breakpoint",
+            "a traced child with threads at a break point",
+            traced::breakpoint,
+        ),
     ],
 };

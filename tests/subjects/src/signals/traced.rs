@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use anyhow::{Result, bail};
 use libc::{
-    CLD_TRAPPED, PTRACE_ATTACH, PTRACE_CONT, PTRACE_EVENT_STOP, PTRACE_GETREGS, PTRACE_GETSIGINFO,
-    PTRACE_INTERRUPT, PTRACE_O_TRACESYSGOOD, PTRACE_SEIZE, PTRACE_SETOPTIONS, PTRACE_SYSCALL,
-    PTRACE_TRACEME, SIGCHLD, SIGSTOP, SIGTRAP, SIGUSR1, WNOHANG, WNOWAIT, WSTOPPED,
+    __WALL, CLD_TRAPPED, PTRACE_ATTACH, PTRACE_CONT, PTRACE_EVENT_STOP, PTRACE_GETREGS,
+    PTRACE_GETSIGINFO, PTRACE_INTERRUPT, PTRACE_O_TRACESYSGOOD, PTRACE_SEIZE, PTRACE_SETOPTIONS,
+    PTRACE_SYSCALL, PTRACE_TRACEME, SIGCHLD, SIGSTOP, SIGTRAP, SIGUSR1, WNOHANG, WNOWAIT, WSTOPPED,
 };
 
 use crate::kit::{SOON, Setting, Watch, fork, procfs, same, sys, until};
@@ -37,7 +37,7 @@ fn stop(pid: i32, options: i32) -> Result<Option<i32>> {
     // SAFETY: zeros are a valid siginfo, and the kernel fills it.
     let (done, info) = unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
-        let options = options | WSTOPPED;
+        let options = options | WSTOPPED | __WALL;
         let done = libc::waitid(libc::P_PID, pid as u32, &raw mut info, options);
         (done, info)
     };
@@ -72,12 +72,13 @@ fn forget() -> Result<()> {
 }
 
 /// What can be seen of a tracee in a stop.
-fn seen(pid: i32) -> Result<impl PartialEq + std::fmt::Debug> {
+fn seen(pid: i32) -> Result<impl PartialEq + std::fmt::Debug + use<>> {
     let state = procfs::status(&pid.to_string(), "State")?;
     let by = procfs::status(&pid.to_string(), "TracerPid")?;
     let told = stop(pid, WNOHANG | WNOWAIT)?;
     let waits = pending(SIGCHLD)?;
     Ok((
+        procfs::status(&pid.to_string(), "SigPnd")?,
         state,
         by,
         told,
@@ -93,9 +94,19 @@ fn watch(
     again: impl Fn() -> Result<()> + 'static,
     goes_on: impl Fn() -> Result<()> + 'static,
 ) -> Result<Watch> {
+    watch_all(vec![child], again, goes_on)
+}
+
+/// The same for all of these threads. The last one is spoilt.
+fn watch_all(
+    threads: Vec<i32>,
+    again: impl Fn() -> Result<()> + 'static,
+    goes_on: impl Fn() -> Result<()> + 'static,
+) -> Result<Watch> {
     forget()?;
     again()?;
-    let look = move || seen(child);
+    let child = threads.last().copied().unwrap_or(0);
+    let look = move || -> Result<Vec<_>> { threads.iter().map(|tid| seen(*tid)).collect() };
     let mut before = look()?;
     Ok(Watch::new(move || {
         same("what is seen of it", &before, &look()?)?;
@@ -160,11 +171,7 @@ pub(crate) fn signalled(_: &Setting) -> Result<Watch> {
 
 /// A child that sleeps, and that its parent has attached to.
 pub(crate) fn attached(_: &Setting) -> Result<Watch> {
-    let child = fork(|| {
-        loop {
-            std::thread::sleep(std::time::Duration::from_secs(1000));
-        }
-    })?;
+    let child = fork(sleep)?;
     until("it sleeps", SOON, || {
         procfs::status(&child.to_string(), "State").is_ok_and(|state| state.starts_with('S'))
     })?;
@@ -186,11 +193,7 @@ pub(crate) fn attached(_: &Setting) -> Result<Watch> {
 
 /// A child that runs, and that its parent has seized and interrupted.
 pub(crate) fn seized(_: &Setting) -> Result<Watch> {
-    let child = fork(|| {
-        loop {
-            std::hint::spin_loop();
-        }
-    })?;
+    let child = fork(spin)?;
     request(PTRACE_SEIZE, child, PTRACE_O_TRACESYSGOOD as u64)?;
     watch(
         child,
@@ -289,6 +292,135 @@ pub(crate) fn unread(_: &Setting) -> Result<Watch> {
                 bail!("the stop is told of twice");
             }
             request(PTRACE_CONT, child, 0)
+        },
+    )
+}
+
+/// The threads of a child that makes as many, the first one first.
+fn threads_of(child: i32, count: usize) -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    until("it has its threads", SOON, || {
+        let all = std::fs::read_dir(format!("/proc/{child}/task"));
+        let names = all.into_iter().flatten().flatten();
+        found = names
+            .filter_map(|entry| entry.file_name().to_string_lossy().parse().ok())
+            .collect();
+        found.len() == count
+    })?;
+    found.sort_unstable();
+    Ok(found)
+}
+
+fn in_state(child: i32, tid: i32, state: char) -> bool {
+    procfs::status(&format!("{child}/task/{tid}"), "State").is_ok_and(|now| now.starts_with(state))
+}
+
+/// What a debugger does with every thread but the one that tells it of a stop.
+fn send_stop(child: i32, tid: i32) -> Result<()> {
+    // SAFETY: takes numbers.
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, child, tid, SIGSTOP) };
+    sys("tgkill", sent as i32).map(drop)
+}
+
+fn spin() {
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+fn sleep() {
+    loop {
+        std::thread::sleep(std::time::Duration::from_secs(1000));
+    }
+}
+
+/// A child whose threads were all attached to: one runs, two sleep.
+pub(crate) fn threaded(_: &Setting) -> Result<Watch> {
+    let child = fork(|| {
+        std::thread::spawn(spin);
+        std::thread::spawn(sleep);
+        sleep();
+    })?;
+    let threads = threads_of(child, 3)?;
+    for tid in &threads {
+        request(PTRACE_ATTACH, *tid, 0)?;
+        stops(*tid, SIGSTOP)?;
+        request(PTRACE_SETOPTIONS, *tid, PTRACE_O_TRACESYSGOOD as u64)?;
+        request(PTRACE_CONT, *tid, 0)?;
+    }
+    let (stopped, gone_on) = (threads.clone(), threads.clone());
+    watch_all(
+        threads,
+        move || {
+            for tid in &stopped {
+                send_stop(child, *tid)?;
+                stops(*tid, SIGSTOP)?;
+            }
+            Ok(())
+        },
+        move || {
+            for tid in &gone_on {
+                request(PTRACE_CONT, *tid, 0)?;
+            }
+            let states = ['S', 'R', 'S'];
+            until("they go on", SOON, || {
+                let mut all = gone_on.iter().zip(states);
+                all.all(|(tid, state)| in_state(child, *tid, state))
+            })?;
+            for tid in &gone_on {
+                same("another stop", &None, &stop(*tid, WNOHANG)?)?;
+            }
+            Ok(())
+        },
+    )
+}
+
+/// A child of which two threads have come to a break point, as a debugger that stops all others then has it: the
+/// second one has the debugger's SIGSTOP still before it.
+pub(crate) fn breakpoint(_: &Setting) -> Result<Watch> {
+    // SAFETY: the handler only counts. It is called until the tracer is there.
+    unsafe { libc::signal(SIGTRAP, count as *const () as usize) };
+    let child = fork(|| {
+        for _ in 0..2 {
+            std::thread::spawn(|| {
+                loop {
+                    // SAFETY: its tracer is told, and lets it go on behind.
+                    unsafe { std::arch::asm!("int3", options(nomem, nostack)) };
+                }
+            });
+        }
+        sleep();
+    })?;
+    let threads = threads_of(child, 3)?;
+    for tid in &threads {
+        request(PTRACE_ATTACH, *tid, 0)?;
+        while stop(*tid, 0)? != Some(SIGSTOP) {
+            request(PTRACE_CONT, *tid, 0)?;
+        }
+        request(PTRACE_CONT, *tid, 0)?;
+    }
+    let [main, first, second] = threads[..] else {
+        bail!("there are {threads:?}");
+    };
+    watch_all(
+        vec![main, second, first],
+        move || {
+            until("both have come to it", SOON, || {
+                in_state(child, first, 't') && in_state(child, second, 't')
+            })?;
+            stops(first, SIGTRAP)?;
+            for (tid, told) in [(main, SIGSTOP), (second, SIGTRAP)] {
+                send_stop(child, tid)?;
+                stops(tid, told)?;
+            }
+            Ok(())
+        },
+        move || {
+            request(PTRACE_CONT, second, 0)?;
+            stops(second, SIGSTOP)?;
+            [second, first, main]
+                .into_iter()
+                .try_for_each(|tid| request(PTRACE_CONT, tid, 0))
         },
     )
 }
