@@ -20,6 +20,7 @@
 //! | [`supervisor`] | the process outside of the world: PID 1 of the new kernel |
 #![forbid(unsafe_code)]
 
+mod booted;
 mod calls;
 mod error;
 pub mod files;

@@ -1,6 +1,7 @@
 //! Interval timers and POSIX timers.
 
 use crate::ResurrectError;
+use crate::booted::Booted;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
 use nix::time::ClockId;
@@ -230,26 +231,37 @@ pub(crate) fn comes_again(live: &Live, queued: &QueuedSignal) -> bool {
     timers.any(|timer| timer.has_queued(queued))
 }
 
+/// Of a timer that expired when its clock showed `expiry`: when it expires for the first time since this kernel has
+/// booted, and how often it did so before. That is what no kernel counts: no timer of its expires before its own clock
+/// began (kernel/time/namespace.c, do_timens_ktime_to_host).
+fn since_boot(timer: &PosixTimer, expiry: u64, booted: u64) -> (u64, u64) {
+    if timer.interval == 0 {
+        return (expiry, 0);
+    }
+    let before = booted.saturating_sub(expiry).div_ceil(timer.interval);
+    (expiry + before * timer.interval, before)
+}
+
 fn arm(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
     let mut batch = Batch::new();
+    let booted = Booted::read()?;
     for timer in live.timers.iter().filter(|timer| timer.remaining > 0) {
         let elapsed = elapsed_ns(restore);
         let passed = if timer.counts_cpu() { 0 } else { elapsed };
-        let mut expired = 0;
-        let (flags, value) = match expiry(restore, timer) {
-            Some(expiry) => (TIMER_ABSTIME, expiry),
-            None => {
-                let (left, times) = lasts(timer, passed);
-                expired = times;
-                (0, left)
+        let (flags, (value, expired)) = match expiry(restore, timer) {
+            Some(expiry) => {
+                let booted = booted.showed(timer.clock);
+                (TIMER_ABSTIME, since_boot(timer, expiry, booted))
             }
+            None => (0, lasts(timer, passed)),
         };
-        let spec = batch.data(&spec([timer.interval, value], 1_000_000_000));
-        let args = [timer.id.into(), flags.into(), spec.into(), 0.into()];
-        batch.call("arming a timer", nr::TIMER_SETTIME, args);
+        // Before those that the timer tells itself.
         if expired > 0 && timer.notifies() {
             tell(&mut batch, pid, timer, expired - 1);
         }
+        let spec = batch.data(&spec([timer.interval, value], 1_000_000_000));
+        let args = [timer.id.into(), flags.into(), spec.into(), 0.into()];
+        batch.call("arming a timer", nr::TIMER_SETTIME, args);
     }
     run(
         pid,
@@ -297,22 +309,37 @@ fn tell(batch: &mut Batch, pid: Pid, timer: &PosixTimer, overruns: u64) {
 mod tests {
     use super::*;
 
+    fn timer(remaining: u64, interval: u64, missed: u64) -> PosixTimer {
+        PosixTimer {
+            id: 0,
+            clock: CLOCK_REALTIME,
+            notify: 0,
+            signal: 46,
+            value: 0,
+            tid: sys::Tid(0),
+            remaining,
+            interval,
+            missed,
+            absolute: false,
+        }
+    }
+
+    #[test]
+    fn expiries_before_the_kernel_booted() {
+        let since_boot =
+            |expiry, interval, booted| since_boot(&timer(1, interval, 0), expiry, booted);
+        assert_eq!(since_boot(1000, 7, 0), (1000, 0));
+        assert_eq!(since_boot(1000, 7, 1000), (1000, 0));
+        assert_eq!(since_boot(1000, 7, 1001), (1007, 1));
+        assert_eq!(since_boot(1000, 7, 1014), (1014, 2));
+        assert_eq!(since_boot(1000, 7, 1015), (1021, 3));
+        assert_eq!(since_boot(1000, 0, 2000), (1000, 0));
+    }
+
     #[test]
     fn a_relative_timer_keeps_its_phase() {
         let lasts = |remaining, interval, missed, passed| {
-            let timer = PosixTimer {
-                id: 0,
-                clock: CLOCK_REALTIME,
-                notify: 0,
-                signal: 46,
-                value: 0,
-                tid: sys::Tid(0),
-                remaining,
-                interval,
-                missed,
-                absolute: false,
-            };
-            lasts(&timer, passed)
+            lasts(&timer(remaining, interval, missed), passed)
         };
         assert_eq!(lasts(30, 100, 0, 20), (10, 0));
         assert_eq!(lasts(30, 100, 0, 30), (100, 1));

@@ -61,6 +61,11 @@ pub(crate) const GROUP: Group = Group {
             posix::counted,
         ),
         subject(
+            "posix-timers-phase",
+            "periodic POSIX timers keep their phase",
+            posix::phase,
+        ),
+        subject(
             "posix-timers-ids",
             "prctl(PR_TIMER_CREATE_RESTORE_IDS)",
             posix::ids,
@@ -81,6 +86,11 @@ pub(crate) const GROUP: Group = Group {
             "timerfd-periodic",
             "periodic timerfds fire on",
             timerfd::periodic,
+        ),
+        subject(
+            "timerfd-count",
+            "periodic timerfds of every clock lose no expiration",
+            timerfd::counted,
         ),
         subject(
             "timerfd-short",

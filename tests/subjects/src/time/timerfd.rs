@@ -141,6 +141,51 @@ pub(crate) fn periodic(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || set(timer, 0, Duration::ZERO, Duration::ZERO)))
 }
 
+/// Every expiration is counted, relative and absolute, also those that pass while nobody runs.
+pub(crate) fn counted(_: &Setting) -> Result<Watch> {
+    let every = Duration::from_millis(25);
+    let mut timers = Vec::new();
+    for clock in [
+        libc::CLOCK_MONOTONIC,
+        libc::CLOCK_BOOTTIME,
+        libc::CLOCK_REALTIME,
+    ] {
+        for flags in [0, libc::TFD_TIMER_ABSTIME] {
+            let timer = create(clock)?;
+            let start = now(clock);
+            let first = match flags {
+                0 => every,
+                _ => every + Duration::from_nanos(start),
+            };
+            set(timer, flags, every, first)?;
+            timers.push((clock, flags, timer, start, 0));
+        }
+    }
+    let last = timers[timers.len() - 1].2;
+    Ok(Watch::new(move || {
+        for (clock, flags, timer, start, count) in &mut timers {
+            // Whoever stands between the two readings finds less.
+            let mut off = i64::MAX;
+            for _ in 0..20 {
+                std::thread::sleep(Duration::from_millis(7));
+                let expected = (now(*clock) - *start) / every.as_nanos() as u64;
+                *count += read(*timer).unwrap_or(0);
+                let tried = expected as i64 - *count as i64;
+                off = if tried.abs() < off.abs() { tried } else { off };
+            }
+            if off.abs() > 1 {
+                bail!("clock {clock}, flags {flags}: {off} expirations are lost");
+            }
+        }
+        Ok(())
+    })
+    .spoiled_by(move || {
+        std::thread::sleep(every * 10);
+        read(last);
+        Ok(())
+    }))
+}
+
 /// An expiration waits for a reader, and no more will come for a long time.
 pub(crate) fn ticks(_: &Setting) -> Result<Watch> {
     let (once, periodic) = (
