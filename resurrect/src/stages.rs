@@ -35,6 +35,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("owners of signals", files::owner::set),
     ("asynchronous I/O", memory::aio::set),
     ("timers", process::timers::set),
+    ("clocks of processor time", memory::cpu_clocks::set),
     ("zombies", tree::zombies::end_all),
     ("stopped jobs", process::jobs::stop),
     ("attributes of threads", thread::attributes::set),

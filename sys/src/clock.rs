@@ -1,6 +1,6 @@
 //! Clocks, and the one clock that runs on across a kexec: the time stamp counter.
 
-use crate::Result;
+use crate::{Pid, Result};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 
@@ -19,6 +19,16 @@ pub fn tsc() -> u64 {
 pub fn read_ns(clock: ClockId) -> Result<i64> {
     let t = clock_gettime(clock)?;
     Ok(t.tv_sec() * 1_000_000_000 + t.tv_nsec())
+}
+
+/// Processor time of all threads of a process, ended ones too (`MAKE_PROCESS_CPUCLOCK`, clock_getcpuclockid(3)), in
+/// nanoseconds.
+///
+/// # Errors
+/// `EINVAL` when there is no such process.
+pub fn process_cpu_ns(pid: Pid) -> Result<i64> {
+    const CPUCLOCK_SCHED: i32 = 2;
+    read_ns(ClockId::from_raw(!pid.0 << 3 | CPUCLOCK_SCHED))
 }
 
 /// Readings of all clocks that belong together: nanoseconds, and ticks of the counter.

@@ -49,6 +49,7 @@ pub mod by_tracer;
 pub mod cgroups;
 pub mod clock;
 pub mod core_pattern;
+pub mod cpu_clock;
 pub mod deadline;
 pub mod epoll;
 pub mod fds;

@@ -13,6 +13,7 @@ use crate::proc::{self, Stat};
 use crate::{FreezerError, Frozen};
 use persist_mem::manifest::{AddressSpace, Directories, Live, LockFuture, Process, State};
 use sys::batch::{Batch, CallIndex};
+use sys::cpu_clock::{self, Counted, Whose};
 use sys::tracee::Foothold;
 use sys::{PAGE_SIZE, Pid, Tid, ptrace};
 
@@ -68,6 +69,8 @@ pub(super) fn capture(
     let leader = ended_leader.as_ref();
     let exit_signal = leader.map_or(stat.exit_signal(), |leader| leader.exit_signal);
     live.ended_leader = ended_leader;
+    live.cpu_time = cpu_time(pid)?;
+    count_on(pid, &mut live, &cpu_clock::take_out(&mut mm.vdso));
     live.directories = Directories {
         umask: live.directories.umask,
         ..directories
@@ -86,6 +89,30 @@ pub(super) fn capture(
         state: State::Live(Box::new(live)),
     };
     Ok((process, timers_at))
+}
+
+/// Processor time of all threads of a process.
+pub(super) fn cpu_time(pid: Pid) -> Result<u64, FreezerError> {
+    let time = sys::clock::process_cpu_ns(pid);
+    let time = time.map_err(FreezerError::call(pid, "asking for its processor time"))?;
+    Ok(u64::try_from(time).unwrap_or(0))
+}
+
+/// Processor time of a thread, as the scheduler shows it; its clock is for threads of the same process only.
+pub(super) fn thread_time(pid: Pid, tid: Tid) -> Option<u64> {
+    let text = proc::read_text(pid, &format!("task/{tid}/schedstat")).ok()?;
+    text.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// Adds what was counted before this life of a process, which its clocks show, too.
+fn count_on(pid: Pid, live: &mut Live, before: &[Counted]) {
+    let found = |whose| before.iter().find(|(other, _)| *other == whose);
+    let before = |whose| found(whose).map_or(0, |(_, time)| *time);
+    live.cpu_time = live.cpu_time.saturating_add(before(Whose::Process(pid.0)));
+    for thread in &mut live.threads {
+        let own = before(Whose::Thread(thread.tid.0));
+        thread.cpu_time = thread.cpu_time.saturating_add(own);
+    }
 }
 
 /// What threads hand over of their tables.
@@ -161,6 +188,7 @@ pub(super) fn nothing() -> Live {
         pending: Vec::new(),
         stopped: None,
         reports: Vec::new(),
+        cpu_time: 0,
         limits: Vec::new(),
         itimers: Default::default(),
         timers: Vec::new(),

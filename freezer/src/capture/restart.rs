@@ -4,7 +4,6 @@
 //! It names the moment at which the sleep ends, however often it was interrupted.
 
 use crate::kernel::{self, Kernel, Unreadable, half, word};
-use crate::proc;
 use nix::time::ClockId;
 use std::collections::BTreeMap;
 use sys::regs::Regs;
@@ -233,10 +232,8 @@ fn processor_time(pid: Pid, clock: i32) -> Option<i64> {
     if clock & OF_THREAD == 0 {
         return sys::clock::read_ns(ClockId::from_raw(clock)).ok();
     }
-    // The clock itself is for threads of the same process only.
-    let tid = !(clock >> 3);
-    let text = proc::read_text(pid, &format!("task/{tid}/schedstat")).ok()?;
-    text.split_ascii_whitespace().next()?.parse().ok()
+    let time = super::process::thread_time(pid, Tid(!(clock >> 3)))?;
+    i64::try_from(time).ok()
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ const PRCTL: i64 = 157;
 const SIGALTSTACK: i64 = 131;
 const IOPRIO_GET: i64 = 252;
 const PERSONALITY: i64 = 135;
+const CLOCK_GETTIME: i64 = 228;
+const CLOCK_THREAD_CPUTIME_ID: i32 = 3;
 const SCHED_GETSCHEDULER: i64 = 145;
 pub(super) const SCHED_RESET_ON_FORK: u64 = 0x4000_0000;
 const PR_MCE_KILL_GET: i32 = 34;
@@ -79,6 +81,7 @@ fn describe(
     Ok(Thread {
         tid,
         comm: stat.comm().to_vec(),
+        cpu_time: asked.cpu_time,
         regs: inside.regs,
         xstate,
         sigmask,
@@ -181,6 +184,7 @@ fn slice(out: &Output, attr: Buffer) -> Option<u64> {
 /// What only the thread itself can ask for.
 struct Asked {
     altstack: (u64, u32, u64),
+    cpu_time: u64,
     clear_child_tid: u64,
     securebits: u32,
     policy: u64,
@@ -205,6 +209,7 @@ struct Processor {
 /// The calls that ask for [`Asked`].
 struct Question {
     stack: Buffer,
+    cpu_time: Buffer,
     tid_address: Buffer,
     death: Buffer,
     secure: CallIndex,
@@ -230,6 +235,9 @@ impl Question {
         let stack = batch.space(24);
         let args = [0.into(), stack.into()];
         batch.call("asking for its signal stack", SIGALTSTACK, args);
+        let cpu_time = batch.space(16);
+        let args = [CLOCK_THREAD_CPUTIME_ID.into(), cpu_time.into()];
+        batch.call("asking for its processor time", CLOCK_GETTIME, args);
         let attr = batch.space(SCHED_ATTR);
         let args = [0.into(), attr.into(), SCHED_ATTR.into(), 0.into()];
         batch.call("asking for its scheduling", SCHED_GETATTR, args);
@@ -239,6 +247,7 @@ impl Question {
         let failure = "asking for its memory failure policy";
         Question {
             stack,
+            cpu_time,
             tid_address,
             death,
             attr,
@@ -266,6 +275,7 @@ impl Question {
             slice: slice(out, attr),
             memory_policy: self.memory_policy.read(out),
             altstack: (out.u64(stack, 0), out.u32(stack, 2), out.u64(stack, 2)),
+            cpu_time: out.u64(self.cpu_time, 0) * 1_000_000_000 + out.u64(self.cpu_time, 1),
             clear_child_tid: out.u64(self.tid_address, 0),
             securebits: out.result(self.secure).unwrap_or(0) as u32,
             policy: out.result(self.policy).unwrap_or(0),

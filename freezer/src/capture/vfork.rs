@@ -121,6 +121,7 @@ impl Waiting<'_> {
         let mut thread = Thread {
             tid,
             comm: stat.comm().to_vec(),
+            cpu_time: process::cpu_time(pid)?,
             regs: waits.regs,
             xstate: state.map_err(|e| unreadable(pid, &e))?,
             sigmask: status.mask("SigBlk"),

@@ -99,6 +99,8 @@ pub struct Live {
     pub stopped: Option<i32>,
     /// Children that have stopped or gone on without its having been told by wait(2).
     pub reports: Vec<(Pid, ChildReport)>,
+    /// Processor time of all its threads by now, ended ones too, in nanoseconds.
+    pub cpu_time: u64,
     /// Resource limits in the order of `RLIMIT_*` numbers: soft, hard.
     pub limits: Vec<(u64, u64)>,
     /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
@@ -265,6 +267,8 @@ pub struct Thread {
     pub tid: Tid,
     /// Its name, up to 15 bytes.
     pub comm: Vec<u8>,
+    /// Its processor time in nanoseconds.
+    pub cpu_time: u64,
     /// General registers as they shall be when it goes on.
     pub regs: Regs,
     /// Extended state, non-compacted XSAVE format.

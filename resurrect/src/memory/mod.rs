@@ -12,6 +12,8 @@
 //! | [`protect`] | protections, advice and locks, once the pages are there |
 //! | [`layout`] | heap, stack, arguments, executable (`PR_SET_MM_MAP`) |
 //! | [`vdso`] | the kernel's code in the process |
+//! | [`cpu_clocks`] | clocks of processor time that go on |
+//! | [`filters`] | what seccomp filters say of the calls that takes |
 //! | [`numa`] | on which nodes memory is to be |
 //! | [`ldt`] | segments of its own |
 //! | [`policy`] | what holds for mappings to come |
@@ -19,7 +21,9 @@
 
 pub(crate) mod aio;
 mod apart;
+pub(crate) mod cpu_clocks;
 pub(crate) mod empty;
+mod filters;
 mod inherit;
 mod layout;
 mod ldt;

@@ -11,6 +11,7 @@ use crate::calls::{nr, run};
 use object::{Object, ObjectSymbol};
 use persist_mem::manifest::{AddressSpace, Backing, Vma};
 use sys::batch::Batch;
+use sys::cpu_clock::Plan;
 use sys::tracee::Tracee;
 use sys::{Errno, Pid, remainder};
 
@@ -49,6 +50,34 @@ impl Parked {
     fn vdso(&self) -> Option<u64> {
         self.ranges.iter().find(|r| r.2 == "[vdso]").map(|r| r.0)
     }
+
+    /// How clocks of processor time are made to go on in it.
+    pub(super) fn cpu_clocks(&self) -> Option<Plan> {
+        Plan::of(&self.image)
+    }
+
+    /// Whether it is the one that a process had.
+    fn is(&self, image: &[u8], old: &[&Vma]) -> bool {
+        self.image == image && same_shape(old, &self.ranges)
+    }
+}
+
+fn of_kernel(mm: &AddressSpace) -> Vec<&Vma> {
+    let vmas = mm.vmas.iter();
+    vmas.filter(|vma| matches!(vma.backing, Backing::Vdso | Backing::Vvar))
+        .collect()
+}
+
+/// Where a process has this kernel's vdso once it was placed, which programs come to by whatever way.
+pub(super) fn start(mm: &AddressSpace, parked: &Parked) -> Option<u64> {
+    let old = of_kernel(mm);
+    let vdso = old.iter().find(|vma| vma.backing == Backing::Vdso)?;
+    let mut image = mm.vdso.clone();
+    remainder::take_out(&mut image);
+    match parked.is(&image, &old) {
+        true => Some(vdso.start),
+        false => parked.vdso(),
+    }
 }
 
 /// Puts the vdso where the process had it.
@@ -58,11 +87,7 @@ pub(super) fn place(
     mm: &AddressSpace,
     parked: &Parked,
 ) -> Result<(), ResurrectError> {
-    let old: Vec<&Vma> = mm
-        .vmas
-        .iter()
-        .filter(|vma| matches!(vma.backing, Backing::Vdso | Backing::Vvar))
-        .collect();
+    let old = of_kernel(mm);
     let mut batch = Batch::new();
     if old.is_empty() {
         for (start, end, _) in &parked.ranges {
@@ -73,7 +98,7 @@ pub(super) fn place(
     }
     let mut image = mm.vdso.clone();
     let makes_rests = remainder::take_out(&mut image);
-    if parked.image == image && same_shape(&old, &parked.ranges) {
+    if parked.is(&image, &old) {
         for (vma, (start, _, _)) in old.iter().zip(&parked.ranges) {
             let len = vma.len();
             let move_to = MREMAP_MOVE_TO;

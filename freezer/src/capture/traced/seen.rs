@@ -166,6 +166,7 @@ impl Seen {
         Ok(Thread {
             tid,
             comm: stat.comm().to_vec(),
+            cpu_time: process::thread_time(pid, tid).unwrap_or(0),
             regs: self.regs,
             xstate: self.xstate.clone(),
             sigmask: self.sigmask,

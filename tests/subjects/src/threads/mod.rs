@@ -16,7 +16,7 @@ mod names;
 mod ports;
 mod registers;
 mod scheduling;
-mod seccomp;
+pub(crate) mod seccomp;
 mod segments;
 mod shared_tables;
 mod steps;

@@ -9,7 +9,12 @@ use libc::{
 use crate::kit::{Crew, Setting, Watch, errno, fd, fork, procfs, same, sys, tid};
 
 /// A filter for this thread: the call fails with this error number.
-fn install(call: i64, error: u32) -> Result<()> {
+pub(crate) fn install(call: i64, error: u32) -> Result<()> {
+    answer(call, SECCOMP_RET_ERRNO | error)
+}
+
+/// A filter for this thread: what becomes of the call.
+pub(crate) fn answer(call: i64, verdict: u32) -> Result<()> {
     let op = |code: u32, k: u32, jt: u8| sock_filter {
         code: code as u16,
         jt,
@@ -22,7 +27,7 @@ fn install(call: i64, error: u32) -> Result<()> {
             jf: 1,
             ..op(BPF_JMP | BPF_JEQ | BPF_K, call as u32, 0)
         },
-        op(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error, 0),
+        op(BPF_RET | BPF_K, verdict, 0),
         op(BPF_RET | BPF_K, SECCOMP_RET_ALLOW, 0),
     ];
     let program = libc::sock_fprog {

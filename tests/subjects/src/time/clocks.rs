@@ -25,7 +25,7 @@ pub(crate) fn now(clock: i32) -> u64 {
 }
 
 /// The same through the vdso.
-fn through_vdso(clock: i32) -> u64 {
+pub(crate) fn through_vdso(clock: i32) -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

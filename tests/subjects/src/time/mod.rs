@@ -1,6 +1,7 @@
 //! Timers and clocks.
 
 mod clocks;
+mod cpu;
 mod itimers;
 mod posix;
 mod timerfd;
@@ -15,6 +16,26 @@ pub(crate) const GROUP: Group = Group {
             "clocks",
             "CLOCK_MONOTONIC and CLOCK_BOOTTIME never go back",
             clocks::start,
+        ),
+        subject(
+            "cpu-clocks",
+            "clocks of processor time of a process and its threads",
+            cpu::start,
+        ),
+        subject(
+            "cpu-clocks-family",
+            "clocks of processor time of parent and child",
+            cpu::family,
+        ),
+        subject(
+            "cpu-clocks-filtered",
+            "clocks of processor time behind seccomp filters",
+            cpu::filtered,
+        ),
+        subject(
+            "cpu-clocks-crowd",
+            "clocks of processor time of the busy ones among hundreds of threads",
+            cpu::crowd,
         ),
         subject("itimer-real", "setitimer(ITIMER_REAL)", itimers::real),
         subject("itimer-virtual", "setitimer(ITIMER_VIRTUAL)", itimers::virt),
