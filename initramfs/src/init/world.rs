@@ -38,10 +38,12 @@ pub(super) fn start(
     let now = clock::now()?;
     let wanted = clock::carried_on(&saved.manifest.host.clocks, &now, saved.tsc_hz());
     clock::set_realtime(&wanted, &now)?;
-    warnings.extend(settings::restore(Path::new("/"), &saved.upgrade.settings));
+    // Interfaces come up by some of them, and have others of their own.
+    let _ = settings::restore(Path::new("/"), &saved.upgrade.settings);
     // What is missing now is tried again when all memory is back.
     let _ = huge_pages::begin(Path::new(SYS), &saved.upgrade.huge_pools);
     warnings.extend(network::restore(&saved.upgrade.network));
+    warnings.extend(settings::restore(Path::new("/"), &saved.upgrade.settings));
     let allowed = overcommit::allow();
     forget_report();
     namespaces::new_time(proc, &clock::offsets(&wanted, &now))?;
