@@ -71,6 +71,10 @@ pub struct Network {
     pub addresses: Vec<Vec<u8>>,
     /// Payloads of `RTM_NEWROUTE` messages, without the routes the kernel makes by itself.
     pub routes: Vec<Vec<u8>>,
+    /// Payloads of `RTM_NEWRULE` messages: all rules of policy routing, those that every kernel has among them.
+    pub rules: Vec<Vec<u8>>,
+    /// Payloads of `RTM_NEWNEIGH` messages, of permanent entries alone.
+    pub neighbours: Vec<Vec<u8>>,
 }
 
 /// A network interface.

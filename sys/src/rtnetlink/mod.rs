@@ -3,10 +3,7 @@
 pub mod messages;
 
 use crate::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
-    setsockopt, socket, sockopt::ReceiveTimeout,
-};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, recv, sendto, setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike};
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -33,14 +30,35 @@ pub const NEWROUTE: u16 = 24;
 /// `RTM_GETROUTE`.
 pub const GETROUTE: u16 = 26;
 
+/// `RTM_NEWNEIGH`.
+pub const NEWNEIGH: u16 = 28;
+/// `RTM_GETNEIGH`.
+pub const GETNEIGH: u16 = 30;
+/// `RTM_NEWRULE`.
+pub const NEWRULE: u16 = 32;
+/// `RTM_DELRULE`.
+pub const DELRULE: u16 = 33;
+/// `RTM_GETRULE`.
+pub const GETRULE: u16 = 34;
+/// `RTM_GETQDISC`.
+pub const GETQDISC: u16 = 38;
+/// `RTM_GETNEXTHOP`.
+pub const GETNEXTHOP: u16 = 106;
+
 /// Bytes of `struct ifinfomsg`, `struct ifaddrmsg` and `struct rtmsg`, which messages begin with.
 pub const LINK_FIXED: usize = 16;
 /// See [`LINK_FIXED`].
 pub const ADDRESS_FIXED: usize = 8;
 /// See [`LINK_FIXED`].
 pub const ROUTE_FIXED: usize = 12;
+/// Bytes of `struct fib_rule_hdr`, which messages of rules begin with.
+pub const RULE_FIXED: usize = 12;
+/// Bytes of `struct ndmsg`.
+pub const NEIGHBOUR_FIXED: usize = 12;
+/// Bytes of `struct tcmsg`.
+pub const TRAFFIC_FIXED: usize = 20;
 
-/// A socket to the kernel's routing tables.
+/// A socket to the kernel's routing tables, or to another part of its network.
 #[derive(Debug)]
 pub struct Netlink {
     socket: OwnedFd,
@@ -52,12 +70,27 @@ impl Netlink {
     /// # Errors
     /// As socket(2).
     pub fn open() -> Result<Netlink, Errno> {
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )?;
+        Netlink::to(libc::NETLINK_ROUTE)
+    }
+
+    /// Opens one to its packet filters (nft(8)).
+    ///
+    /// # Errors
+    /// As socket(2).
+    pub fn to_filters() -> Result<Netlink, Errno> {
+        Netlink::to(libc::NETLINK_NETFILTER)
+    }
+
+    /// Opens one to its keys and policies of IPsec (ip-xfrm(8)).
+    ///
+    /// # Errors
+    /// As socket(2).
+    pub fn to_security() -> Result<Netlink, Errno> {
+        Netlink::to(libc::NETLINK_XFRM)
+    }
+
+    fn to(protocol: i32) -> Result<Netlink, Errno> {
+        let socket = crate::socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, protocol)?;
         setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(5))?;
         Ok(Netlink { socket })
     }

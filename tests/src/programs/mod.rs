@@ -2,6 +2,7 @@
 
 mod app;
 mod counter;
+mod network;
 mod pipeline;
 mod redis;
 mod shell;
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail};
 
 pub(crate) use app::App;
 pub(crate) use counter::Counter;
+pub(crate) use network::Network;
 pub(crate) use pipeline::Pipeline;
 pub(crate) use redis::Redis;
 pub(crate) use shell::OperatorShell;

@@ -75,6 +75,7 @@ const SCENARIOS: &[Scenario] = &[
         Kind::Busy,
         refuse::unsupported_descriptor,
     ),
+    ("refuse/lost-network", Kind::Busy, refuse::lost_network),
     (
         "refuse/process-that-does-not-stop",
         Kind::Busy,

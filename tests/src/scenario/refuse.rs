@@ -63,6 +63,32 @@ pub(super) fn unsupported_descriptor(host: &mut Host, rig: &Rig) -> Result<()> {
     Ok(())
 }
 
+/// A packet filter, a queueing discipline: the host would come back without them.
+pub(super) fn lost_network(host: &mut Host, rig: &Rig) -> Result<()> {
+    for (set, words, unset) in [
+        (
+            "python3 /opt/kupgrade/lab/nft_table.py add",
+            &["ip guard", "nftables"][..],
+            "python3 /opt/kupgrade/lab/nft_table.py delete",
+        ),
+        (
+            "tc qdisc add dev lo root tbf rate 1gbit burst 1mb latency 1s",
+            &["tbf", "interface lo"],
+            "tc qdisc delete dev lo root",
+        ),
+        (
+            "ip nexthop add id 7 dev lo",
+            &["next hops"],
+            "ip nexthop delete id 7",
+        ),
+    ] {
+        host.vm.shell.must(set, SHORT)?;
+        host.must_refuse(&command(rig, "")?, words)?;
+        host.vm.shell.must(unset, SHORT)?;
+    }
+    Ok(())
+}
+
 /// A parent in vfork(2) does not stop until its child lets go.
 pub(super) fn unstoppable(host: &mut Host, rig: &Rig) -> Result<()> {
     let prefix = "/var/lab/unstoppable";

@@ -1,0 +1,43 @@
+//! What the host's administrator has set of the network and the kernel, which processes see and no process holds.
+
+use anyhow::Result;
+
+use super::{Pause, Program, SHORT, same};
+use crate::guest::Shell;
+
+/// Sets something of every kind, on the loopback interface, which every machine has.
+const SET: &str = "ip rule add fwmark 7 lookup 77 priority 777 && ip -6 rule add to 2001:db8::/32 lookup 77 && \
+    ip rule del lookup default && ip route add 192.0.2.0/24 dev lo table 77 && \
+    cd /proc/sys/net/ipv4 && echo 4711 > tcp_keepalive_time && echo 2 > conf/lo/rp_filter && \
+    echo 1 > conf/all/log_martians && cd - > /dev/null";
+
+/// Tells all of it. Times and states that change by themselves are left out.
+const TELL: &str = "ip -o address | sed 's,scope.*,,'; ip rule; ip -6 rule; ip route show table 77; \
+    cd /proc/sys/net/ipv4; \
+    cat tcp_keepalive_time conf/lo/rp_filter conf/all/log_martians tcp_mem; cd - > /dev/null";
+
+/// Addresses, rules, routes and settings.
+#[derive(Default)]
+pub(crate) struct Network {
+    told: String,
+}
+
+impl Program for Network {
+    fn name(&self) -> String {
+        "network and settings".into()
+    }
+
+    fn start(&mut self, shell: &mut Shell) -> Result<()> {
+        shell.must(SET, SHORT).map(drop)
+    }
+
+    fn note(&mut self, shell: &mut Shell) -> Result<()> {
+        self.told = shell.must(TELL, SHORT)?;
+        Ok(())
+    }
+
+    fn verify(&mut self, shell: &mut Shell, _pause: &Pause) -> Result<String> {
+        same("it", &self.told, &shell.must(TELL, SHORT)?)?;
+        Ok(format!("{} lines, as before", self.told.lines().count()))
+    }
+}
