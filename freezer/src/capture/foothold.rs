@@ -218,7 +218,9 @@ fn free_memory(
         ));
     }
     let start = stack.start - size;
-    if mem.write(start, &MAGIC).is_ok() {
+    // The program's own memory may begin right there: mprotect(2) splits a stack.
+    let is_free = |map: &Mapping| map.end <= start || map.start >= stack.start;
+    if maps.iter().all(is_free) && mem.write(start, &MAGIC).is_ok() {
         return Some((
             stack.start,
             Some(Grown {
@@ -228,9 +230,13 @@ fn free_memory(
             }),
         ));
     }
-    // RLIMIT_STACK, or something is mapped there. Below the red zone nothing is kept.
-    (stack.start..stack.end)
-        .contains(&rsp)
+    // RLIMIT_STACK, or something is mapped there. Below the red zone nothing is kept; stacks that do not grow may be
+    // too small for more.
+    let has_room = |map: &Mapping| {
+        (map.start..map.end).contains(&rsp) && (map.start == stack.start || map.has(b"gd"))
+    };
+    maps.iter()
+        .any(has_room)
         .then(|| rsp.wrapping_sub(USED_BELOW_STACK) & !15)
         .filter(|top| mem.write(top - size, &[0]).is_ok())
         .map(|top| (top, None))

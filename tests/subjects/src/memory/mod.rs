@@ -49,6 +49,11 @@ pub(crate) const GROUP: Group = Group {
         subject("heap", "the heap of brk(2)", heap::start),
         subject("growsdown", "mappings that grow down", growsdown::start),
         subject(
+            "below-stack",
+            "memory that begins right below the stack",
+            growsdown::below_stack,
+        ),
+        subject(
             "reservation",
             "PROT_NONE reservations of a terabyte",
             reservation::start,
