@@ -6,7 +6,7 @@ use crate::files::outsiders::Outsiders;
 use crate::freeze::traced;
 use crate::objects::Objects;
 use crate::proc::{self, Status};
-use crate::{Externals, FreezerError, Refusal, capture, files, tables};
+use crate::{Externals, FreezerError, Refusal, capture, files, ids, tables};
 use std::time::Duration;
 use sys::{Pid, Tid};
 
@@ -107,6 +107,7 @@ pub fn check_tree_with(
         finder.learn(*pid);
     }
     found.extend(tables::shared(&pids)?);
+    found.extend(ids::used_outside(root, &pids)?);
     found.extend(crate::ipc::undo::cut_off(&pids));
     found.extend(objects.shared_outside(&pids));
     let outsiders = Outsiders::look(&pids);

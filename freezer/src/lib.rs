@@ -26,6 +26,7 @@ mod error;
 mod external;
 pub mod files;
 pub mod freeze;
+mod ids;
 mod ipc;
 mod kernel;
 mod keyrings;
