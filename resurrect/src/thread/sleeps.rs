@@ -27,8 +27,19 @@ const TIMEOUT_OFFSET: u64 = PAGE_SIZE_U64;
 const TIMEOUT: u64 = 16;
 const AT_ONCE: usize = 1024;
 
+/// Nanoseconds of a call that had been interrupted for good by a stop: it must not end here, since a handler of
+/// SIGCONT would still end it with EINTR.
+const INTERRUPTED: u64 = 200_000_000;
+
 /// A thread that is to sleep on.
-type Sleeper<'a> = (Pid, &'a mut Tracee, &'a Thread, Sleep);
+struct Sleeper<'a> {
+    pid: Pid,
+    tracee: &'a mut Tracee,
+    thread: &'a Thread,
+    sleep: Sleep,
+    /// Its job is stopped.
+    stopped: bool,
+}
 
 /// Brings every sleeping thread to where it was in its call. Returns what calls have returned that had nothing
 /// to sleep for, by the threads' ids in their namespace. `of` chooses whose.
@@ -44,7 +55,14 @@ pub(super) fn go_on(
             continue;
         };
         for (tracee, thread) in task.all().zip(super::in_order(&live.threads)) {
-            sleepers.extend(thread.sleep.map(|sleep| (*pid, tracee, thread, sleep)));
+            let Some(sleep) = thread.sleep else { continue };
+            sleepers.push(Sleeper {
+                pid: *pid,
+                tracee,
+                thread,
+                sleep,
+                stopped: live.stopped.is_some(),
+            });
         }
     }
     let mut returned = BTreeMap::new();
@@ -52,12 +70,12 @@ pub(super) fn go_on(
         for (place, sleeper) in (0..).zip(&mut *some) {
             enter(sleeper, TIMEOUT_OFFSET + place * TIMEOUT, elapsed)?;
         }
-        for (pid, tracee, ..) in &*some {
-            interrupt(*pid, tracee)?;
+        for sleeper in &*some {
+            interrupt(sleeper.pid, sleeper.tracee)?;
         }
-        for (pid, tracee, thread, _) in &*some {
-            if let Some(result) = result(*pid, tracee)? {
-                returned.insert(thread.tid, result);
+        for sleeper in &*some {
+            if let Some(result) = result(sleeper.pid, sleeper.tracee)? {
+                returned.insert(sleeper.thread.tid, result);
             }
         }
     }
@@ -65,11 +83,14 @@ pub(super) fn go_on(
 }
 
 /// Lets a thread run to the entry of its call, with a time-out at an offset in its scratch mapping.
-fn enter(
-    (pid, tracee, thread, sleep): &mut Sleeper<'_>,
-    place: u64,
-    elapsed: Duration,
-) -> Result<(), ResurrectError> {
+fn enter(sleeper: &mut Sleeper<'_>, place: u64, elapsed: Duration) -> Result<(), ResurrectError> {
+    let Sleeper {
+        pid,
+        tracee,
+        thread,
+        sleep,
+        stopped,
+    } = sleeper;
     let pid = *pid;
     let failed = || ResurrectError::call(pid, DOING);
     let Some(scratch) = tracee.scratch() else {
@@ -79,7 +100,8 @@ fn enter(
         true => 0,
         false => u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX),
     };
-    let left = sleep.remaining.saturating_sub(passed);
+    let least = if *stopped { INTERRUPTED } else { 0 };
+    let left = sleep.remaining.saturating_sub(passed).max(least);
     let time = scratch.address + place;
     let mut timespec = (left / 1_000_000_000).to_le_bytes().to_vec();
     timespec.extend_from_slice(&(left % 1_000_000_000).to_le_bytes());

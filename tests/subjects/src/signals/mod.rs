@@ -66,6 +66,11 @@ pub(crate) const GROUP: Group = Group {
             stopped::reported,
         ),
         subject(
+            "stopped-nap",
+            "a nap that was over while its process was stopped",
+            stopped::nap,
+        ),
+        subject(
             "stopped-threads",
             "a stopped child with many threads",
             stopped::threads,

@@ -57,6 +57,44 @@ fn by(signal: i32) -> i32 {
     signal << 8 | 0x7f
 }
 
+/// A nap that was over while its process stood still: the signal that has it go on has a handler, and so ends it as any
+/// other would.
+pub(crate) fn nap(_: &Setting) -> Result<Watch> {
+    const INTERRUPTED: i32 = 33;
+    extern "C" fn on_cont(_: libc::c_int) {}
+    let make = || {
+        let child = fork(|| {
+            let time = libc::timespec {
+                tv_sec: 1,
+                tv_nsec: 0,
+            };
+            // SAFETY: the handler does nothing, the structure is alive.
+            let ended = unsafe {
+                libc::signal(SIGCONT, on_cont as *const () as libc::sighandler_t);
+                libc::nanosleep(&raw const time, std::ptr::null_mut())
+            };
+            std::process::exit(if ended == 0 { 0 } else { INTERRUPTED });
+        })?;
+        until("it sleeps", SOON, || state(child).starts_with('S'))?;
+        std::thread::sleep(Duration::from_millis(100));
+        kill(child, SIGSTOP)?;
+        stops(child)?;
+        same("the stop", &(child, by(SIGSTOP)), &wait(WUNTRACED)?)?;
+        Ok::<_, anyhow::Error>(child)
+    };
+    let mut child = make()?;
+    std::thread::sleep(Duration::from_secs(1));
+    Ok(Watch::new(move || {
+        stands(child)?;
+        kill(child, SIGCONT)?;
+        until("it ends", SOON, || state(child).starts_with('Z'))?;
+        same("the end", &(child, INTERRUPTED << 8), &wait(0)?)?;
+        child = make()?;
+        std::thread::sleep(Duration::from_secs(1));
+        Ok(())
+    }))
+}
+
 /// The parent knows already.
 pub(crate) fn reported(_: &Setting) -> Result<Watch> {
     let child = sleeper(false)?;
