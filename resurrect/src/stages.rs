@@ -22,6 +22,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("memory", memory::build),
     ("a look at the pages", memory::look),
     ("threads", thread::birth::create),
+    ("flags", thread::registers::load_flags),
     ("open files", files::open),
     ("descriptor tables", files::hand_over),
     ("rings of io_uring", files::uring::fill),

@@ -10,12 +10,15 @@ const BRK: i64 = 12;
 const PR_GET_DUMPABLE: i32 = 3;
 const PR_GET_CHILD_SUBREAPER: i32 = 37;
 const PR_GET_THP_DISABLE: i32 = 42;
+const PR_FUTEX_HASH: i32 = 78;
+const PR_FUTEX_HASH_GET_SLOTS: i32 = 2;
 
 pub(super) struct Attributes {
     pub(super) brk: u64,
     pub(super) child_subreaper: bool,
     pub(super) dumpable: u8,
-    pub(super) thp_disabled: bool,
+    pub(super) thp_disabled: u32,
+    pub(super) futex_slots: Option<u32>,
 }
 
 pub(super) struct Asked {
@@ -23,6 +26,7 @@ pub(super) struct Asked {
     flag: Buffer,
     dumpable: CallIndex,
     thp: CallIndex,
+    futexes: CallIndex,
 }
 
 pub(super) fn ask(batch: &mut Batch) -> Asked {
@@ -35,11 +39,14 @@ pub(super) fn ask(batch: &mut Batch) -> Asked {
     );
     let dumpable = batch.call("asking for dumpable", PRCTL, [PR_GET_DUMPABLE.into()]);
     let thp = batch.call("asking for THP", PRCTL, [PR_GET_THP_DISABLE.into()]);
+    let slots = [PR_FUTEX_HASH.into(), PR_FUTEX_HASH_GET_SLOTS.into()];
+    let futexes = batch.try_call("asking for futex slots", PRCTL, slots);
     Asked {
         brk,
         flag,
         dumpable,
         thp,
+        futexes,
     }
 }
 
@@ -48,7 +55,8 @@ pub(super) fn read(asked: &Asked, out: &Output) -> Attributes {
         brk: out.result(asked.brk).unwrap_or(0),
         child_subreaper: out.u32(asked.flag, 0) != 0,
         dumpable: out.result(asked.dumpable).map_or(1, |value| value as u8),
-        thp_disabled: out.result(asked.thp).is_ok_and(|value| value != 0),
+        thp_disabled: out.result(asked.thp).map_or(0, |value| value as u32),
+        futex_slots: out.result(asked.futexes).ok().map(|slots| slots as u32),
     }
 }
 

@@ -289,6 +289,7 @@ fn zombie(pid: Pid) -> Result<Process, FreezerError> {
         status,
         signals: ["SigIgn", "SigCgt"].map(|key| text.mask(key)),
         remains: Box::new(leader::remains(pid, &stat, &text)?),
+        limits: attributes::limits(pid)?,
     };
     Ok(Process {
         pid,

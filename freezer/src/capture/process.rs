@@ -323,6 +323,7 @@ fn describe(
     let more = attributes::read(&asked.attributes, &out);
     mm.layout.brk = more.brk;
     mm.thp_disabled = more.thp_disabled;
+    mm.futex_slots = more.futex_slots;
     let umask = inside[0].status.umask();
     let mut filters = Vec::new();
     let pending = signals::pending((pid, first_tid), &inside[0].status, true)?;

@@ -95,6 +95,7 @@ fn memory(
     let attributes = attributes::read(&more, &out);
     mm.layout.brk = attributes.brk;
     mm.thp_disabled = attributes.thp_disabled;
+    mm.futex_slots = attributes.futex_slots;
     let threads = thread::capture(&mut inside[..1], process::SCRATCH, &mut Vec::new())?;
     let thread = threads.into_iter().next();
     let thread = thread.ok_or_else(|| FreezerError::refuse(child, "threads", "it has none"))?;

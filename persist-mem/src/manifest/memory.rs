@@ -34,8 +34,10 @@ pub struct AddressSpace {
     pub vdso: Vec<u8>,
     /// coredump_filter (proc(5)).
     pub coredump_filter: u64,
-    /// PR_SET_THP_DISABLE.
-    pub thp_disabled: bool,
+    /// What PR_GET_THP_DISABLE says: 0, or 1 with flags (`PR_THP_DISABLE_*`).
+    pub thp_disabled: u32,
+    /// What `PR_FUTEX_HASH_GET_SLOTS` says, None where the kernel has no such tables.
+    pub futex_slots: Option<u32>,
     /// PR_SET_MEMORY_MERGE.
     pub merge_any: bool,
     /// PR_SET_MDWE bits.

@@ -48,6 +48,8 @@ pub enum State {
         signals: [u64; 2],
         /// What is seen of it.
         remains: Box<Remains>,
+        /// Its resource limits, by number.
+        limits: Vec<(u64, u64)>,
     },
 }
 

@@ -4,28 +4,27 @@ use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
+use std::collections::BTreeSet;
 use std::io::Write;
 use sys::batch::Batch;
+use sys::tracee::Tracee;
 use sys::{Errno, Pid, procdir};
 
 const PR_SET_THP_DISABLE: i32 = 41;
+const PR_FUTEX_HASH: i32 = 78;
+const PR_FUTEX_HASH_SET_SLOTS: i32 = 1;
+const PR_FUTEX_HASH_GET_SLOTS: i32 = 2;
 
 /// Sets them.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives() {
         let task = restore.task(pid)?;
         let host = task.host_pid();
-        if live.mm.thp_disabled {
-            let mut batch = Batch::new();
-            let args = [
-                PR_SET_THP_DISABLE.into(),
-                1.into(),
-                0.into(),
-                0.into(),
-                0.into(),
-            ];
-            batch.call("switching huge pages off", nr::PRCTL, args);
-            run(pid, "setting its attributes", &mut task.first, &batch)?;
+        if live.mm.thp_disabled != 0 {
+            switch_huge_pages_off(pid, &mut task.first, live.mm.thp_disabled)?;
+        }
+        if let Some(slots) = live.mm.futex_slots {
+            set_futex_slots(pid, &mut task.first, slots)?;
         }
         let score = live.oom_score_adj.to_string();
         write(pid, host, "oom_score_adj", &score)?;
@@ -37,6 +36,46 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         )?;
     }
     Ok(())
+}
+
+/// `PR_SET_THP_DISABLE` with the flags that `PR_GET_THP_DISABLE` tells. A kernel without flags (before 6.18) switches
+/// them off everywhere.
+fn switch_huge_pages_off(pid: Pid, first: &mut Tracee, told: u32) -> Result<(), ResurrectError> {
+    let mut batch = Batch::new();
+    // The last one is what remains.
+    for flags in BTreeSet::from([0, told & !1]) {
+        let args = [
+            PR_SET_THP_DISABLE.into(),
+            1.into(),
+            u64::from(flags).into(),
+            0.into(),
+            0.into(),
+        ];
+        batch.try_call("switching huge pages off", nr::PRCTL, args);
+    }
+    run(pid, "switching huge pages off", first, &batch).map(drop)
+}
+
+/// Futexes of a process have a table of their own since Linux 6.16. A size that the kernel would choose by itself is
+/// left to it: one that was set does not grow with the threads any more.
+fn set_futex_slots(pid: Pid, first: &mut Tracee, slots: u32) -> Result<(), ResurrectError> {
+    let doing = "setting its futex slots";
+    let mut batch = Batch::new();
+    let args = [PR_FUTEX_HASH.into(), PR_FUTEX_HASH_GET_SLOTS.into()];
+    let asked = batch.try_call(doing, nr::PRCTL, args);
+    let now = run(pid, doing, first, &batch)?.result(asked);
+    if now.is_err() || now == Ok(slots.into()) {
+        return Ok(());
+    }
+    let mut batch = Batch::new();
+    let args = [
+        PR_FUTEX_HASH.into(),
+        PR_FUTEX_HASH_SET_SLOTS.into(),
+        u64::from(slots).into(),
+        0.into(),
+    ];
+    batch.try_call(doing, nr::PRCTL, args);
+    run(pid, doing, first, &batch).map(drop)
 }
 
 /// Writes a file of `/proc/PID` that does not hold this text already.

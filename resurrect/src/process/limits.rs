@@ -4,10 +4,12 @@ use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
 use persist_mem::manifest::Live;
-use sys::batch::Batch;
+use sys::batch::{Arg, Batch};
 
 /// `RLIMIT_SIGPENDING`
 const SIGPENDING: u32 = 11;
+/// `RLIMIT_CORE`
+pub(crate) const CORE: u32 = 4;
 /// `RLIMIT_NPROC`
 const NPROC: u32 = 6;
 /// Those that may be exceeded by now, and are set last.
@@ -46,10 +48,22 @@ pub(crate) fn set_last(batch: &mut Batch, live: &Live) {
     }
 }
 
-fn put(batch: &mut Batch, which: u32, (soft, hard): (u64, u64)) {
+/// Those of a process that is about to end again: they only show.
+pub(crate) fn show(batch: &mut Batch, limits: &[(u64, u64)], but: impl Fn(u32) -> bool) {
+    for (which, limit) in (0..).zip(limits).filter(|(which, _)| !but(*which)) {
+        let args = args(batch, which, *limit);
+        batch.try_call("showing a limit", nr::PRLIMIT64, args);
+    }
+}
+
+fn put(batch: &mut Batch, which: u32, limit: (u64, u64)) {
+    let args = args(batch, which, limit);
+    batch.call("setting a limit", nr::PRLIMIT64, args);
+}
+
+fn args(batch: &mut Batch, which: u32, (soft, hard): (u64, u64)) -> [Arg; 4] {
     let mut bytes = soft.to_le_bytes().to_vec();
     bytes.extend_from_slice(&hard.to_le_bytes());
     let new = batch.data(&bytes);
-    let args = [0.into(), which.into(), new.into(), 0.into()];
-    batch.call("setting a limit", nr::PRLIMIT64, args);
+    [0.into(), which.into(), new.into(), 0.into()]
 }

@@ -55,6 +55,21 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     })
 }
 
+/// Flags that ptrace(2) leaves as they are.
+pub(crate) fn load_flags(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    // X86_EFLAGS_ID and the bit that is always set.
+    const ID: u64 = 1 << 21;
+    const FIXED: u64 = 1 << 1;
+    super::each(restore, |pid, tracee, thread| {
+        if thread.regs.eflags & ID == 0 {
+            return Ok(());
+        }
+        tracee
+            .pop_flags(ID | FIXED)
+            .map_err(ResurrectError::tracee(pid, "loading its flags"))
+    })
+}
+
 /// The registers that a thread goes on with: with what its call has `returned`, or what remains of its time-out.
 pub(super) fn to_go_on(
     pid: Pid,

@@ -335,6 +335,7 @@ mod tests {
                 status: 0,
                 signals: [0; 2],
                 remains: Box::default(),
+                limits: Vec::new(),
             },
         }
     }

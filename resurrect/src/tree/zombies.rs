@@ -5,6 +5,7 @@
 use super::{core, exit, plan, take};
 use crate::ResurrectError;
 use crate::calls::{nr, run};
+use crate::process::limits;
 use crate::process::signals::put_action;
 use crate::restore::Restore;
 use crate::task::Task;
@@ -30,6 +31,7 @@ pub(crate) fn end_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             status,
             signals,
             remains,
+            limits: had,
         } = &process.state
         else {
             continue;
@@ -50,6 +52,9 @@ pub(crate) fn end_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
         let signal = status & 0x7f;
         let mut batch = Batch::new();
+        // A core needs room.
+        let later = |which: u32| dumped && which == limits::CORE;
+        limits::show(&mut batch, had, later);
         actions(&mut batch, *signals, signal);
         appearance(&mut batch, remains);
         let doing = "preparing its end";
@@ -66,6 +71,10 @@ pub(crate) fn end_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             exit(pid, &mut task, last, status >> 8 & 0xff)?;
         } else {
             by_signal(pid, &task, signal, remains.sigmask)?;
+        }
+        if dumped && let Some(limit) = had.get(limits::CORE as usize) {
+            // Nothing depends on it any more.
+            let _ = sys::process::prlimit(task.host_pid(), limits::CORE, Some(*limit));
         }
     }
     Ok(())

@@ -121,6 +121,9 @@ pub(crate) fn mark() -> u64 {
     (&raw const kupgrade_batch_mark as usize - start as usize) as u64
 }
 
+/// Instructions from there until the flags are loaded from where `rbp` points.
+pub(crate) const UNTIL_FLAGS: usize = 2;
+
 /// The loop's machine code: position independent, no relocations, ends in `int3`.
 #[must_use]
 pub fn code() -> &'static [u8] {

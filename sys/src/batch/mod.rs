@@ -14,7 +14,7 @@ mod code;
 mod resume;
 
 pub use code::code;
-pub(crate) use code::{mark, page};
+pub(crate) use code::{UNTIL_FLAGS, mark, page};
 use core::fmt;
 pub(crate) use resume::{EXIT_ROOM, EXITS, Exit, RESUME_ROOM, Resume};
 

@@ -180,6 +180,39 @@ impl Tracee {
         Ok(Ok(Tid(i32::try_from(born).unwrap_or(0))))
     }
 
+    /// Has the thread load flags by `popfq`, in the scratch mapping. So it gets those that ptrace(2) does not set
+    /// (`FLAG_MASK` in arch/x86/kernel/ptrace.c), and keeps them: no later request changes them. Its process must not
+    /// have an action for SIGTRAP yet: the kernel forgets one that ignores it.
+    ///
+    /// # Errors
+    /// When it ends or stops elsewhere.
+    pub fn pop_flags(&mut self, flags: u64) -> Result<(), TraceeError> {
+        const DOING: &str = "having it load its flags";
+        let (saved, mask) = self.rest()?;
+        let scratch = self.room_for(&Batch::new(), EXIT_ROOM + size_of::<u64>())?;
+        let place = scratch.address + PAGE_SIZE_U64 + EXIT_ROOM as u64;
+        self.mem
+            .write(place, &flags.to_le_bytes())
+            .map_err(self.failed(DOING))?;
+        let regs = Regs {
+            rip: scratch.address + batch::mark(),
+            rbp: place,
+            orig_rax: NO_SYSCALL,
+            ..saved.without_steps()
+        };
+        self.load(&regs)?;
+        let done = self.mask(all_but(libc::SIGTRAP)).and_then(|()| {
+            for _ in 0..batch::UNTIL_FLAGS {
+                ptrace::step(self.tid, 0).map_err(self.failed(DOING))?;
+                self.wait_for(DOING, ptrace::step, |_, status| {
+                    status == Status::Signal(libc::SIGTRAP)
+                })?;
+            }
+            Ok(0)
+        });
+        self.put_back(&saved, mask, done).map(drop)
+    }
+
     pub(super) fn room_for(&self, batch: &Batch, more: usize) -> Result<Scratch, TraceeError> {
         let (need, tid) = (batch.size() + more, self.tid);
         let scratch = self

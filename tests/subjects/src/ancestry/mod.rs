@@ -60,6 +60,11 @@ pub(crate) const GROUP: Group = Group {
             zombies::kept_all_the_same,
         ),
         subject(
+            "zombie-limits",
+            "resource limits of a zombie",
+            zombies::limited,
+        ),
+        subject(
             "zombie-namespace",
             "a zombie that had a user namespace of its own",
             zombies::with_namespace,

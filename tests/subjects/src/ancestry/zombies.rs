@@ -67,6 +67,37 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     )
 }
 
+/// What its limits were: those of a child that has lowered some.
+pub(crate) fn limited(_: &Setting) -> Result<Watch> {
+    let make = |core: u64| {
+        let pid = fork(move || {
+            for (which, value) in [(libc::RLIMIT_CORE, core), (libc::RLIMIT_NOFILE, 77)] {
+                let limit = libc::rlimit {
+                    rlim_cur: value,
+                    rlim_max: value,
+                };
+                // SAFETY: the structure is alive.
+                unsafe { libc::setrlimit(which, &raw const limit) };
+            }
+            std::process::exit(42)
+        })?;
+        becomes_zombie(pid)?;
+        Ok::<_, anyhow::Error>(pid)
+    };
+    let (one, other) = (make(1 << 20)?, make(1 << 21)?);
+    let limits = move || {
+        let of = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/limits"));
+        Ok((of(one)?, of(other)?))
+    };
+    Ok(Watch::keep(limits)?.spoiled_by(move || {
+        // SAFETY: reaps it.
+        sys("wait", unsafe {
+            libc::waitpid(one, std::ptr::null_mut(), 0)
+        })
+        .map(drop)
+    }))
+}
+
 /// It had a user namespace of its own, and so all capabilities, which those who build it again need not have.
 pub(crate) fn with_namespace(_: &Setting) -> Result<Watch> {
     let make = || {

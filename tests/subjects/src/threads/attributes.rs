@@ -80,6 +80,41 @@ pub(crate) fn thp(_: &Setting) -> Result<Watch> {
     attribute(libc::PR_SET_THP_DISABLE, libc::PR_GET_THP_DISABLE, 1, 0)
 }
 
+/// PR_SET_THP_DISABLE with a flag (Linux 6.18), and without.
+pub(crate) fn thp_advised(_: &Setting) -> Result<Watch> {
+    const EXCEPT_ADVISED: u64 = 2;
+    let set = |flags: u64| {
+        // SAFETY: takes numbers.
+        unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, flags, 0, 0) }
+    };
+    if set(EXCEPT_ADVISED) != 0 {
+        return not_here("huge pages are switched off everywhere or not at all");
+    }
+    Ok(
+        Watch::keep(|| sys("prctl", prctl(libc::PR_GET_THP_DISABLE, 0)))?
+            .spoiled_by(move || sys("prctl", set(0)).map(drop)),
+    )
+}
+
+/// Of a process with threads, which would have a table of another size by themselves (Linux 6.16).
+pub(crate) fn futex_slots(_: &Setting) -> Result<Watch> {
+    const PR_FUTEX_HASH: c_int = 78;
+    const SET: u64 = 1;
+    const GET: u64 = 2;
+    let set = |slots: u64| {
+        // SAFETY: takes numbers.
+        unsafe { libc::prctl(PR_FUTEX_HASH, SET, slots, 0, 0) }
+    };
+    if prctl(PR_FUTEX_HASH, GET) < 0 || set(256) != 0 {
+        return not_here("futexes have no tables of processes");
+    }
+    let mut crew = Crew::default();
+    crew.add(|| Watch::keep(|| sys("prctl", prctl(PR_FUTEX_HASH, GET))))?;
+    Ok(crew
+        .watch()
+        .spoiled_by(move || sys("prctl", set(64)).map(drop)))
+}
+
 /// Without address randomisation, with one flag more.
 pub(crate) fn personality(_: &Setting) -> Result<Watch> {
     // SAFETY: takes a number.

@@ -9,6 +9,7 @@ mod credentials;
 mod descriptors;
 mod directory;
 mod dispatch;
+mod flags;
 mod leader;
 mod limits;
 mod lists;
@@ -37,6 +38,7 @@ pub(crate) const GROUP: Group = Group {
             "a thread that steps itself by the trap flag",
             steps::start,
         ),
+        subject("flag-id", "the flag of RFLAGS for CPUID", flags::start),
         subject("segments", "fs and gs base of threads", segments::start),
         subject(
             "ldt",
@@ -146,6 +148,16 @@ pub(crate) const GROUP: Group = Group {
             "thp-disabled",
             "huge pages switched off for the process",
             attributes::thp,
+        ),
+        subject(
+            "thp-advised",
+            "huge pages switched off but where they are asked for (PR_THP_DISABLE_EXCEPT_ADVISED)",
+            attributes::thp_advised,
+        ),
+        subject(
+            "futex-slots",
+            "the size of a process's own table of futexes (PR_FUTEX_HASH)",
+            attributes::futex_slots,
         ),
         subject("personality", "personality", attributes::personality),
         subject(
