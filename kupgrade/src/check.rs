@@ -3,10 +3,13 @@
 use crate::checkpoint::numbers_used_up;
 use crate::limits::allow_descriptors;
 use crate::say;
+use crate::upgrade::check::of_host;
 use anyhow::Result;
 use freezer::proc;
+use initramfs::{mounts, swaps};
 use serde::Serialize;
 use std::fmt::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use sys::Pid;
 
@@ -65,11 +68,25 @@ pub(crate) fn run(root: Option<Pid>, json: bool) -> Result<ExitCode> {
         table(&verdicts)? + &format!("{} processes, {refused} refused\n", verdicts.len())
     };
     say::result(&text)?;
+    if root.is_none() {
+        tell_of_host();
+    }
     Ok(if refused == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(3)
     })
+}
+
+/// Mounts, network and memory, which an upgrade carries with the processes, are no process's: they have no verdict.
+fn tell_of_host() {
+    let swaps = swaps::capture(Path::new("/proc"));
+    match mounts::capture::survey() {
+        Ok(mounts) => of_host(&mounts, &swaps).iter().for_each(|reason| {
+            say::aside(&format!("this host cannot be upgraded: {reason}"));
+        }),
+        Err(error) => say::aside(&format!("this host's mounts: {error}")),
+    }
 }
 
 fn table(verdicts: &[Verdict]) -> Result<String> {

@@ -83,11 +83,18 @@ fn refuse_what_is_not_carried(host: &Host, table: &MountTable) -> Result<()> {
     }
     let shared = freezer::tables::shared(&pids)?;
     found.extend(shared.iter().map(ToString::to_string));
-    found.extend(mounts::check(table).iter().map(ToString::to_string));
-    found.extend(network::check());
-    found.extend(swaps::check(&host.swaps));
-    found.extend(room::Held::read().and_then(room::Held::too_much));
+    found.extend(of_host(table, &host.swaps));
     Ok(NotCarried::unless_empty(found)?)
+}
+
+/// What stands in the way but for processes, in words.
+pub(crate) fn of_host(table: &MountTable, swaps: &[Swap]) -> Vec<String> {
+    let mounts = mounts::check(table);
+    let mut found: Vec<String> = mounts.iter().map(ToString::to_string).collect();
+    found.extend(network::check());
+    found.extend(swaps::check(swaps));
+    found.extend(room::Held::read().and_then(room::Held::too_much));
+    found
 }
 
 /// Names of devices change from kernel to kernel; the identity of the root file system does not.

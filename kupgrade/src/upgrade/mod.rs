@@ -6,7 +6,7 @@
 
 mod before;
 mod capture;
-mod check;
+pub(crate) mod check;
 mod command;
 mod course;
 mod fault;
