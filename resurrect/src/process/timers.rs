@@ -16,6 +16,7 @@ const CLOCK_REALTIME_ALARM: i32 = 8;
 const CLOCK_BOOTTIME_ALARM: i32 = 9;
 const CLOCK_TAI: i32 = 11;
 const TIMER_ABSTIME: i32 = 1;
+const ARMING: &str = "arming its timers";
 const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 /// struct sigevent.
 const SIGEVENT: usize = 64;
@@ -48,7 +49,6 @@ fn elapsed_ns(restore: &Restore<'_>) -> u64 {
 }
 
 fn interval(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
-    const DOING: &str = "arming its timers";
     let elapsed_us = elapsed_ns(restore) / 1000;
     let mut batch = Batch::new();
     let mut counting = Vec::new();
@@ -74,7 +74,7 @@ fn interval(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resu
         }
     }
     let first = &mut restore.task(pid)?.first;
-    let output = run(pid, DOING, first, &batch)?;
+    let output = run(pid, ARMING, first, &batch)?;
     // The kernel adds a tick to those that count ticks (kernel/time/itimer.c, set_cpu_itimer): it is in what was
     // saved already.
     let mut batch = Batch::new();
@@ -90,7 +90,7 @@ fn interval(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resu
             );
         }
     }
-    run(pid, DOING, first, &batch).map(drop)
+    run(pid, ARMING, first, &batch).map(drop)
 }
 
 /// Arms an interval timer, in microseconds.
@@ -244,38 +244,69 @@ fn since_boot(timer: &PosixTimer, expiry: u64, booted: u64) -> (u64, u64) {
 
 fn arm(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
     let mut batch = Batch::new();
+    let mut relative = Vec::new();
     let booted = Booted::read()?;
     for timer in live.timers.iter().filter(|timer| timer.remaining > 0) {
-        let elapsed = elapsed_ns(restore);
-        let passed = if timer.counts_cpu() { 0 } else { elapsed };
-        let (flags, (value, expired)) = match expiry(restore, timer) {
+        match expiry(restore, timer) {
             Some(expiry) => {
                 let booted = booted.showed(timer.clock);
-                (TIMER_ABSTIME, since_boot(timer, expiry, booted))
+                let (value, before) = since_boot(timer, expiry, booted);
+                // Before those that the timer tells itself.
+                tell(&mut batch, pid, timer, before);
+                set_time(&mut batch, timer, TIMER_ABSTIME, value);
             }
-            None => (0, lasts(timer, passed)),
-        };
-        // Before those that the timer tells itself.
-        if expired > 0 && timer.notifies() {
-            tell(&mut batch, pid, timer, expired - 1);
+            None if timer.counts_cpu() => set_time(&mut batch, timer, 0, timer.remaining),
+            None => relative.push(timer),
         }
-        let spec = batch.data(&spec([timer.interval, value], 1_000_000_000));
-        let args = [timer.id.into(), flags.into(), spec.into(), 0.into()];
-        batch.call("arming a timer", nr::TIMER_SETTIME, args);
     }
-    run(
-        pid,
-        "arming its timers",
-        &mut restore.task(pid)?.first,
-        &batch,
-    )
-    .map(drop)
+    let first = &mut restore.task(pid)?.first;
+    run(pid, ARMING, first, &batch)?;
+    relative
+        .into_iter()
+        .try_for_each(|timer| arm_relative(restore, pid, timer))
 }
 
-/// Queues the signal of a timer that was armed for later, with the expiries that it stands for beside its own.
-fn tell(batch: &mut Batch, pid: Pid, timer: &PosixTimer, overruns: u64) {
+/// Arms a timer for what it still lasts, anew where that took long: it expires later by as much.
+fn arm_relative(
+    restore: &mut Restore<'_>,
+    pid: Pid,
+    timer: &PosixTimer,
+) -> Result<(), ResurrectError> {
+    /// Nanoseconds that are good enough.
+    const CLOSE: u64 = 200_000;
+    const TRIES: usize = 16;
+    let mut expired = 0;
+    for _ in 0..TRIES {
+        let begun = elapsed_ns(restore);
+        let (left, times) = lasts(timer, begun);
+        expired = times;
+        let mut batch = Batch::new();
+        set_time(&mut batch, timer, 0, left);
+        run(pid, ARMING, &mut restore.task(pid)?.first, &batch)?;
+        let took = elapsed_ns(restore).saturating_sub(begun);
+        // One that has expired by now has told so itself.
+        if took <= CLOSE || took >= left {
+            break;
+        }
+    }
+    let mut batch = Batch::new();
+    tell(&mut batch, pid, timer, expired);
+    run(pid, ARMING, &mut restore.task(pid)?.first, &batch).map(drop)
+}
+
+fn set_time(batch: &mut Batch, timer: &PosixTimer, flags: i32, value: u64) {
+    let spec = batch.data(&spec([timer.interval, value], 1_000_000_000));
+    let args = [timer.id.into(), flags.into(), spec.into(), 0.into()];
+    batch.call("arming a timer", nr::TIMER_SETTIME, args);
+}
+
+/// Queues the signal of a timer that was armed for later, for so many expiries; one is its own.
+fn tell(batch: &mut Batch, pid: Pid, timer: &PosixTimer, expiries: u64) {
     const SI_TIMER: i32 = -2;
     const SIGEV_THREAD_ID: i32 = 4;
+    let Some(overruns) = expiries.checked_sub(1).filter(|_| timer.notifies()) else {
+        return;
+    };
     // Most that the kernel tells (kernel/time/posix-timers.c, timer_overrun_to_int).
     let overruns = i32::try_from(overruns).unwrap_or(i32::MAX);
     let mut info = [0; sys::ptrace::SIGINFO_SIZE];
