@@ -75,7 +75,7 @@ pub(super) fn examine(
     }
     // struct tcp_info: state u8; for a listening socket unacked at 24 is the number of connections
     // that wait, sacked at 28 the backlog (net/ipv4/tcp.c, tcp_get_info).
-    let info = socket::option(fd, c::SOL_TCP, c::TCP_INFO, 104).map_err(open.call("TCP_INFO"))?;
+    let info = socket::option(fd, c::SOL_TCP, c::TCP_INFO, 160).map_err(open.call("TCP_INFO"))?;
     let word = |at: usize| {
         let found = info.get(at..at + 4).and_then(|w| w.try_into().ok());
         found.map_or(0, u32::from_ne_bytes)
@@ -93,7 +93,7 @@ pub(super) fn examine(
             return Ok(());
         }
         Some(&state::CLOSE) if common.has(c::POLLRDHUP) => {
-            found.connection = Some(ended(open, found.error)?);
+            found.connection = Some(ended(open, found.error, was_made(&info))?);
             return Ok(());
         }
         Some(&state::CLOSE) if found.error == 0 => return Ok(()),
@@ -154,11 +154,22 @@ fn asks(open: &Open<'_>) -> Result<Vec<u8>, FreezerError> {
     Ok(remote)
 }
 
+/// Whether a socket has ever had its connection: the other end has acknowledged its request then
+/// (`struct tcp_info`: bytes_acked at 120, bytes_received, data_segs_out at 156).
+fn was_made(info: &[u8]) -> bool {
+    let counts = [info.get(120..136), info.get(156..160)];
+    counts
+        .iter()
+        .flatten()
+        .any(|bytes| bytes.iter().any(|byte| *byte != 0))
+}
+
 /// A connection that is over, or could not be made.
-fn ended(open: &Open<'_>, error: i32) -> Result<Connection, FreezerError> {
+fn ended(open: &Open<'_>, error: i32, was_made: bool) -> Result<Connection, FreezerError> {
     let fd = open.copy.as_fd();
-    // One that could not be made has its first packet there for ever.
-    let failed = socket::unsent(fd).map_err(open.call("asking for unsent data"))? != 0;
+    // One that could not be made has its first packet there for ever, another one what was on its way when it broke.
+    let unsent = socket::unsent(fd).map_err(open.call("asking for unsent data"))? != 0;
+    let failed = unsent && !was_made;
     if failed && ![0, c::ECONNREFUSED].contains(&error) || !failed && error == c::ECONNREFUSED {
         let text = format!("a TCP connection that has failed is not carried (error {error})");
         return Err(open.refuse(text));

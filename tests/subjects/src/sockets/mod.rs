@@ -223,6 +223,11 @@ pub(crate) const GROUP: Group = Group {
             tcp_more::held_back,
         ),
         subject(
+            "tcp-broken-sending",
+            "TCP connections that were broken with more sent than was acknowledged, and nobody was told",
+            tcp_queues::broken_sending,
+        ),
+        subject(
             "tcp-broken",
             "TCP connections that were broken or refused, and nobody was told",
             tcp_queues::broken,

@@ -275,6 +275,53 @@ fn refused() -> Result<RawFd> {
     Ok(fd)
 }
 
+/// Broken while it had sent more than was acknowledged: before the other end had finished, and after that.
+pub(crate) fn broken_sending(_: &Setting) -> Result<Watch> {
+    let listener = {
+        loopback()?;
+        TcpListener::bind("127.0.0.1:0")?
+    };
+    let mut all = Vec::new();
+    for finished in [false, true] {
+        let mut own = TcpStream::connect(listener.local_addr()?)?;
+        let (mut other, _) = listener.accept()?;
+        if !finished {
+            // Closed with something unread: it is broken at once, and by what comes after that.
+            own.write_all(b"unread")?;
+            set_option(other.as_raw_fd(), SOL_SOCKET, libc::SO_RCVBUF, 4096)?;
+            own.set_nonblocking(true)?;
+            while own.write(&[7; 50_000]).is_ok() {}
+        }
+        other.write_all(b"last words")?;
+        drop(other);
+        if finished {
+            own.write_all(b"to nobody")?;
+        }
+        let told = || ready(own.as_raw_fd(), POLLIN).is_ok_and(|events| events & POLLERR != 0);
+        until("a broken connection", SOON, told)?;
+        all.push(own);
+    }
+    let fds = [all[0].as_raw_fd(), all[1].as_raw_fd()];
+    let events = Watch::keep(move || {
+        let _held = &all;
+        let asked = POLLIN | POLLERR | POLLHUP | POLLOUT;
+        Ok([ready(fds[0], asked)?, ready(fds[1], asked)?])
+    })?;
+    let mut checks = 0;
+    Ok(events.and(
+        Watch::new(move || {
+            checks += 1;
+            // To look is to be told: so it is looked at once, when it was carried twice.
+            if checks != 4 {
+                return Ok(());
+            }
+            let errors = [error(fds[0])?, error(fds[1])?];
+            same("errors", &[ECONNRESET, EPIPE], &errors)
+        })
+        .spoiled_by(move || error(fds[1]).map(drop)),
+    ))
+}
+
 /// Broken with and without data before it, broken after it had finished, refused, and one whose error was told.
 pub(crate) fn broken(_: &Setting) -> Result<Watch> {
     let streams = [
