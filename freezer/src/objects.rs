@@ -14,6 +14,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use sys::ipc::ShmStat;
 use sys::{Errno, PAGE_SIZE, PAGE_SIZE_U64, Pid};
 
 /// What tells objects apart. The inode number of a System V segment is its id, which may be the
@@ -126,8 +127,9 @@ impl Objects {
         refused
     }
 
-    /// A segment that nobody has attached: it is attached here for as long as it takes to open it.
-    pub(crate) fn add_segment(&mut self, id: i32) -> Result<(), ObjectError> {
+    /// A segment that nobody has attached: it is attached here for as long as it takes to open it. `before` tells who
+    /// had it before that.
+    pub(crate) fn add_segment(&mut self, id: i32, before: &ShmStat) -> Result<(), ObjectError> {
         let me = Pid(nix::unistd::getpid().as_raw());
         let attached = sys::ipc::Attached::new(id, true).map_err(io::Error::from)?;
         let text =
@@ -136,8 +138,18 @@ impl Objects {
         let map = maps.iter().find(|map| map.start == attached.address());
         let map = map.ok_or_else(|| ObjectError::Refused("it is not mapped".into()))?;
         let link = format!("/proc/self/{}", map.map_file());
-        self.find(me, &link, |_| system_v(map.inode, &map.name))
-            .map(drop)
+        let describe = || {
+            let kind = system_v(map.inode, &map.name)?;
+            Ok(match kind {
+                SharedKind::SystemV(shm) => SharedKind::SystemV(Box::new(SystemVShm {
+                    last: before.last(),
+                    unused: !before.used(),
+                    ..*shm
+                })),
+                other => other,
+            })
+        };
+        self.find(me, &link, |_| describe()).map(drop)
     }
 
     #[cfg(test)]
@@ -356,6 +368,7 @@ pub(crate) fn system_v(id: u64, link: &[u8]) -> Result<SharedKind, String> {
         bytes: stat.size(),
         creator: stat.creator(),
         last: stat.last(),
+        unused: !stat.used(),
         first_key: key.cast_signed(),
         removed: owners.mode & SHM_DEST != 0,
         locked: owners.mode & SHM_LOCKED != 0,

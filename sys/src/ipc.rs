@@ -28,6 +28,11 @@ impl ShmStat {
     pub fn last(&self) -> Pid {
         Pid(self.0.shm_lpid)
     }
+    /// Whether anybody has attached it yet.
+    #[must_use]
+    pub fn used(&self) -> bool {
+        self.0.shm_atime != 0
+    }
     /// Number of attachments.
     #[must_use]
     pub fn attached(&self) -> u64 {

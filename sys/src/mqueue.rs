@@ -28,7 +28,8 @@ fn fd(queue: BorrowedFd<'_>) -> u64 {
     i64::from(queue.as_raw_fd()).cast_unsigned()
 }
 
-/// mq_open(3). The name has no leading slash here. With sizes (messages, bytes of one) a new queue is
+/// mq_open(3). The name has no leading slash here. The descriptor is closed on exec; `O_CLOEXEC` would stay among the
+/// status flags besides (do_mq_open, ipc/mqueue.c). With sizes (messages, bytes of one) a new queue is
 /// made, which must not exist.
 ///
 /// # Errors
@@ -40,8 +41,7 @@ pub fn open(name: &CStr, flags: i32, new: Option<(i64, i64)>) -> Result<OwnedFd>
         ..Attributes::default()
     });
     let create = libc::O_CREAT | libc::O_EXCL;
-    // O_CLOEXEC would stay among the status flags (do_mq_open, ipc/mqueue.c), so it is set afterwards.
-    let flags = (flags & !libc::O_CLOEXEC) | if new.is_some() { create } else { 0 };
+    let flags = flags | if new.is_some() { create } else { 0 };
     let sizes = attributes
         .as_ref()
         .map_or(0, |a| core::ptr::from_ref(a) as u64);

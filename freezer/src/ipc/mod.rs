@@ -35,13 +35,13 @@ pub(crate) fn capture(manifest: &mut Manifest, objects: &mut Objects) -> Result<
         manifest.message_queues.extend(messages::capture(id)?);
     }
     for id in ids("shm")? {
-        let attached = match sys::ipc::shm_stat(id) {
-            Ok(stat) => stat.attached(),
+        let stat = match sys::ipc::shm_stat(id) {
+            Ok(stat) => stat,
             Err(errno) if gone(errno) => continue,
             Err(errno) => return Err(failed(id, "looking at it")(errno)),
         };
-        if attached == 0 {
-            objects.add_segment(id).map_err(|e: ObjectError| {
+        if stat.attached() == 0 {
+            objects.add_segment(id, &stat).map_err(|e: ObjectError| {
                 let what = format!("shared memory segment {id}");
                 FreezerError::refuse(me, what, e.reason())
             })?;

@@ -316,6 +316,8 @@ pub struct SystemVShm {
     pub creator: Pid,
     /// The process that attached or detached it last; 0 for nobody.
     pub last: Pid,
+    /// Nobody has attached it yet: it holds nothing.
+    pub unused: bool,
     /// It goes when the last process detaches it (`SHM_DEST`).
     pub removed: bool,
     /// `SHM_LOCK`.

@@ -75,7 +75,10 @@ pub(super) fn open(opening: &Opening<'_, '_>, queue: u32) -> Result<OwnedFd, Res
     let queues = &opening.restore.manifest.posix_queues;
     let found = queues.iter().find(|found| found.id == queue);
     let found = found.ok_or_else(|| opening.failed("finding it")(Errno::ENOENT))?;
-    let flags = (opening.flags() - OFlag::O_NOCTTY).bits();
+    // O_CLOEXEC is there when the description shows it.
+    let kept = OFlag::from_bits_retain(opening.description.flags.cast_signed()) & OFlag::O_CLOEXEC;
+    let flags = opening.flags() - OFlag::O_NOCTTY - OFlag::O_CLOEXEC;
+    let flags = (flags | kept).bits();
     mqueue::open(&name(found)?, flags, None).map_err(opening.failed("opening it"))
 }
 

@@ -42,6 +42,9 @@ pub(super) fn make(
     } else {
         create(restore, object, shm)?;
     }
+    if shm.unused {
+        return Ok(id);
+    }
     // Whole pages: what lies behind the last byte is memory as well.
     let size = object.size.next_multiple_of(sys::PAGE_SIZE_U64);
     fill(object, id, &pieces(object, restore.store, size)?)?;

@@ -57,6 +57,13 @@ fn reopen(open: &Open<'_>, flags: OFlag) -> Result<OwnedFd, FreezerError> {
     sys::fds::reopen(open.copy, flags | OFlag::O_NONBLOCK).map_err(open.call("opening it again"))
 }
 
+/// `O_CLOEXEC` stays among the status flags of a queue that was opened with it (do_mq_open, ipc/mqueue.c), where
+/// fdinfo does not tell it from what a descriptor has.
+pub(super) fn kept_flag(open: &Open<'_>) -> u32 {
+    let flags = nix::fcntl::fcntl(open.copy, nix::fcntl::FcntlArg::F_GETFL).unwrap_or(0);
+    (flags & OFlag::O_CLOEXEC.bits()).cast_unsigned()
+}
+
 impl Queues {
     pub(super) fn capture(&mut self, open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
         let examined = examine(open)?;

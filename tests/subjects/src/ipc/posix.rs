@@ -18,7 +18,8 @@ fn create(name: &CString) -> Result<i32> {
         sizes.mq_msgsize = 100;
         libc::mq_open(
             name.as_ptr(),
-            O_RDWR | O_CREAT | O_NONBLOCK,
+            // Which stays among the flags of a queue.
+            O_RDWR | O_CREAT | O_NONBLOCK | libc::O_CLOEXEC,
             0o620,
             &raw const sizes,
         )

@@ -132,6 +132,11 @@ pub(crate) const GROUP: Group = Group {
             sysv_shm::unattached,
         ),
         subject(
+            "sysv-shm-unused",
+            "System V shared memory that nobody has attached yet",
+            sysv_shm::unused,
+        ),
+        subject(
             "sysv-shm-removed",
             "attached System V shared memory marked for removal",
             sysv_shm::removed,

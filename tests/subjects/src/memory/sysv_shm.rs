@@ -47,6 +47,17 @@ fn stat(id: i32) -> Result<(i32, usize, u32, i32, u64)> {
     ))
 }
 
+/// Who attached or detached it last, and when it was attached last.
+fn times(id: i32) -> Result<(i32, i64)> {
+    let mut stat = std::mem::MaybeUninit::<libc::shmid_ds>::zeroed();
+    // SAFETY: the kernel fills the structure; zeros are a valid one as well.
+    let found = unsafe {
+        sys("shmctl", libc::shmctl(id, IPC_STAT, stat.as_mut_ptr()))?;
+        stat.assume_init()
+    };
+    Ok((found.shm_lpid, found.shm_atime))
+}
+
 /// Attached twice, once read-only.
 pub(crate) fn attached(_: &Setting) -> Result<Watch> {
     let id = create(0x6b75_0001)?;
@@ -85,12 +96,21 @@ pub(crate) fn unattached(_: &Setting) -> Result<Watch> {
     let state = Watch::keep(move || stat(id))?.spoiled_by(move || attach(id, 0).map(drop));
     Ok(state.and(Watch::new(move || {
         same("the identifier", &id, &create_existing(0x6b75_0002)?)?;
+        let me = std::process::id().cast_signed();
+        same("who detached it last", &me, &times(id)?.0)?;
         let area = attach(id, 0)?;
         let result = area.check(20);
         // SAFETY: the attachment made above; nobody uses it afterwards.
         sys("shmdt", unsafe { libc::shmdt(area.page(0)) })?;
         result
     })))
+}
+
+/// Nobody has attached it yet, and nobody is told to have.
+pub(crate) fn unused(_: &Setting) -> Result<Watch> {
+    let id = create(IPC_PRIVATE)?;
+    let observe = move || Ok((times(id)?, stat(id)?));
+    Ok(Watch::keep(observe)?.spoiled_by(move || attach(id, 0).map(drop)))
 }
 
 /// Marked for removal, alive because a family has it attached.
