@@ -265,6 +265,31 @@ pub fn remove_watch(fd: &impl AsFd, watch: i32) -> Result<()> {
     Errno::result(unsafe { libc::inotify_rm_watch(fd_of(fd), watch) }).map(drop)
 }
 
+/// Of fcntl(2): linux/fcntl.h.
+const F_GET_RW_HINT: i32 = 1035;
+const F_SET_RW_HINT: i32 = 1036;
+
+/// How long data of a file is expected to live (fcntl(2), `F_GET_RW_HINT`).
+///
+/// # Errors
+/// `EINVAL` where the kernel has none of it.
+pub fn write_hint(file: impl AsFd) -> Result<u64> {
+    let mut hint = 0u64;
+    // SAFETY: `hint` has the eight bytes that are written.
+    let done = unsafe { libc::fcntl(fd_of(&file), F_GET_RW_HINT, &raw mut hint) };
+    Errno::result(done).map(|_| hint)
+}
+
+/// Says so (`F_SET_RW_HINT`).
+///
+/// # Errors
+/// `EINVAL` for hints that the kernel does not know.
+pub fn set_write_hint(file: impl AsFd, hint: u64) -> Result<()> {
+    // SAFETY: eight bytes are read.
+    let done = unsafe { libc::fcntl(fd_of(&file), F_SET_RW_HINT, &raw const hint) };
+    Errno::result(done).map(drop)
+}
+
 /// fanotify_init(2), then close-on-exec: a flag for that would be kept with the group.
 ///
 /// # Errors

@@ -32,6 +32,7 @@ const SET_PERSIST: u64 = write(203);
 const SET_OWNER: u64 = write(204);
 const SET_LINK: u64 = write(205);
 const SET_GROUP: u64 = write(206);
+const SET_OFFLOADS: u64 = write(208);
 const GET_IFF: u64 = read(210);
 const GET_SEND_BUFFER: u64 = read(211);
 const SET_SEND_BUFFER: u64 = write(212);
@@ -197,21 +198,69 @@ pub fn set_link_type(fd: BorrowedFd<'_>, kind: u16) -> Result<()> {
     set_number(fd, SET_LINK, kind.into())
 }
 
-/// Whether an interface computes checksums (ethtool(8), tx-checksumming): a tunnel says so when packets are
-/// handed over unfinished (`TUNSETOFFLOAD`).
+/// What an interface hands over unfinished (`TUN_F_*`, `TUNSETOFFLOAD`), as its features tell (ethtool(8)): nobody
+/// can ask for it otherwise.
 ///
 /// # Errors
 /// `ENODEV` when there is none of this name.
-pub fn computes_checksums(name: &str) -> Result<bool> {
+pub fn offloads(name: &str) -> Result<u32> {
+    const COUNT: u32 = 0x37;
+    const NAMES: u32 = 0x1b;
+    const VALUES: u32 = 0x3a;
+    /// `ETH_SS_FEATURES`.
+    const FEATURES: u32 = 4;
+    /// `ETH_GSTRING_LEN`.
+    const LEN: usize = 32;
+    // struct ethtool_sset_info: command, nothing, the sets that are asked for (64 bits), the number in each.
+    let mut counts = [COUNT, 0, 1 << FEATURES, 0, 0];
+    ethtool(name, &mut counts)?;
+    let count = counts[4] as usize;
+    // struct ethtool_gstrings: command, set, number, the names.
+    let mut names = vec![0; 3 + count * LEN / 4];
+    names[..3].copy_from_slice(&[NAMES, FEATURES, counts[4]]);
+    ethtool(name, &mut names)?;
+    // struct ethtool_gfeatures: command, number of blocks; of each those available, requested, active, and fixed.
+    let blocks = count.div_ceil(32);
+    let mut values = vec![0; 2 + blocks * 4];
+    values[..2].copy_from_slice(&[VALUES, blocks as u32]);
+    ethtool(name, &mut values)?;
+    let is_active = |feature: &str| {
+        let mut all = names[3..].chunks(LEN / 4);
+        let at = all.position(|words| {
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            bytes.split(|byte| *byte == 0).next() == Some(feature.as_bytes())
+        });
+        let word = at.and_then(|at| Some((values.get(2 + at / 32 * 4 + 2)?, at % 32)));
+        word.is_some_and(|(word, bit)| word >> bit & 1 == 1)
+    };
+    let found = OFFLOADS.iter().filter(|(feature, _)| is_active(feature));
+    Ok(found.fold(0, |all, (_, bits)| all | bits))
+}
+
+/// Features of interfaces, and what `TUNSETOFFLOAD` makes them of.
+const OFFLOADS: [(&str, u32); 5] = [
+    ("tx-checksum-ip-generic", 0x01),
+    ("tx-tcp-segmentation", 0x02),
+    ("tx-tcp6-segmentation", 0x04),
+    ("tx-tcp-ecn-segmentation", 0x08),
+    ("tx-udp-segmentation", 0x60),
+];
+
+/// An ethtool request, whose answer has room in it as the request says.
+fn ethtool(name: &str, words: &mut [u32]) -> Result<()> {
     const SIOCETHTOOL: u64 = 0x8946;
-    const GET_TX_CHECKSUMS: u32 = 0x16;
-    // struct ethtool_value: the command, then the answer.
-    let mut value = [GET_TX_CHECKSUMS, 0];
     let mut request = request(name, 0)?;
-    request[NAME..NAME + 8].copy_from_slice(&(value.as_mut_ptr() as u64).to_ne_bytes());
+    request[NAME..NAME + 8].copy_from_slice(&(words.as_mut_ptr() as u64).to_ne_bytes());
     let any = crate::socket::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
-    ioctl(any.as_fd(), SIOCETHTOOL, &raw mut request as u64)?;
-    Ok(value[1] != 0)
+    ioctl(any.as_fd(), SIOCETHTOOL, &raw mut request as u64).map(drop)
+}
+
+/// Has packets handed over unfinished.
+///
+/// # Errors
+/// `EINVAL` for what the kernel does not know.
+pub fn set_offloads(fd: BorrowedFd<'_>, offloads: u32) -> Result<()> {
+    set_number(fd, SET_OFFLOADS, offloads.into())
 }
 
 /// Whether packets pass a filter (`TUNATTACHFILTER`), which cannot be read.

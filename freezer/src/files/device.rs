@@ -1,6 +1,6 @@
 //! Devices that are no terminals.
 
-use super::{Class, Open, kmsg, tunnel};
+use super::{Class, Open, gone, kmsg, tunnel};
 use crate::FreezerError;
 use nix::sys::stat::{SFlag, major, minor};
 use persist_mem::manifest::DescriptionKind;
@@ -11,6 +11,10 @@ const STATELESS: [u64; 5] = [3, 5, 7, 8, 9];
 
 /// `/dev/kmsg`, of the same major.
 const KMSG: u64 = 11;
+
+/// Devices of major 10 that only answer requests, and remember nothing of who has them open: hwrng, btrfs-control,
+/// loop-control.
+const CONTROLS: [u64; 3] = [183, 234, 237];
 
 pub(super) const DISK: &str = "block devices are not carried";
 
@@ -44,8 +48,9 @@ pub(super) fn classify(open: &Open<'_>) -> Result<Class, FreezerError> {
     let kind = DescriptionKind::Device {
         path: open.link.to_vec(),
         rdev,
+        removed: (open.stat.st_nlink == 0).then(|| gone::owner(open)),
     };
-    if major == 1 && STATELESS.contains(&minor) {
+    if is_stateless(major, minor) {
         return Ok(Class::Plain(kind));
     }
     if (major, minor) == (1, KMSG) {
@@ -63,10 +68,14 @@ pub(super) fn classify(open: &Open<'_>) -> Result<Class, FreezerError> {
     Err(open.refuse(why))
 }
 
+fn is_stateless(major: u64, minor: u64) -> bool {
+    major == 1 && STATELESS.contains(&minor) || major == 10 && CONTROLS.contains(&minor)
+}
+
 /// Why a character device that is no terminal is not carried, whoever holds it.
 pub(super) fn obstacle(rdev: u64) -> Option<String> {
     let (major, minor) = (major(rdev), minor(rdev));
-    if major == 1 && (STATELESS.contains(&minor) || minor == KMSG) || (major, minor) == TUN {
+    if is_stateless(major, minor) || [(1, KMSG), TUN].contains(&(major, minor)) {
         return None;
     }
     let known = REFUSED

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 
 /// `FAN_CLASS_CONTENT`, `FAN_CLASS_PRE_CONTENT` (include/uapi/linux/fanotify.h).
 const CLASSES: u64 = 0xc;
+/// `FAN_OPEN_PERM`, `FAN_ACCESS_PERM`, `FAN_OPEN_EXEC_PERM`, `FAN_PRE_ACCESS`: events that wait for an answer.
+const ASKED: u32 = 0x10_0000 | 0x1_0000 | 0x2_0000 | 0x4_0000;
 /// Marks of whole mounts and file systems.
 const FAN_MARK_MOUNT: u32 = 0x10;
 const FAN_MARK_FILESYSTEM: u32 = 0x100;
@@ -36,7 +38,7 @@ pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> 
         }
     }
     let (flags, event_flags) = group.ok_or_else(|| open.format())?;
-    if flags & CLASSES != 0 {
+    if flags & CLASSES != 0 && marks.iter().any(|mark| mark.mask & ASKED != 0) {
         return Err(open.refuse("fanotify groups that permit or deny access are not carried"));
     }
     Ok(DescriptionKind::Fanotify {

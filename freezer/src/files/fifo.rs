@@ -8,20 +8,37 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use persist_mem::manifest::DescriptionKind;
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-/// Whether it can be carried: its node must still be there, or have no name at all.
+/// Whether it can be carried: its node must still be there, or have no name at all, or another one while nothing
+/// has the old one.
 pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
+    other_name(open).map(drop)
+}
+
+/// Another name of a node whose path has been removed; None when it is there, or has no name at all.
+fn other_name(open: &Open<'_>) -> Result<Option<Vec<u8>>, FreezerError> {
     let node = place::Identity {
         dev: open.stat.st_dev,
         inode: open.stat.st_ino,
     };
     let there = place::leads_to(Path::new(OsStr::from_bytes(open.link)), node);
-    if !there && open.stat.st_nlink != 0 {
-        return Err(open.refuse("the named pipe (FIFO) has another name by now"));
+    if there || open.stat.st_nlink == 0 {
+        return Ok(None);
     }
-    Ok(())
+    let old = open.link.strip_suffix(DELETED).unwrap_or(open.link);
+    let path = Path::new(OsStr::from_bytes(old));
+    let free = path.parent().is_some_and(Path::is_dir) && path.symlink_metadata().is_err();
+    let found = if free {
+        place::other_name(node, old)
+    } else {
+        None
+    };
+    let found = found.ok_or_else(|| {
+        open.refuse("the named pipe (FIFO) has another name by now, and its path is taken or gone")
+    })?;
+    Ok(Some(found.into_os_string().into_vec()))
 }
 
 pub(super) fn capture(open: &Open<'_>, pipes: &mut Pipes) -> Result<DescriptionKind, FreezerError> {
@@ -31,8 +48,9 @@ pub(super) fn capture(open: &Open<'_>, pipes: &mut Pipes) -> Result<DescriptionK
         .revents()
         .is_some_and(|found| found.contains(PollFlags::POLLHUP));
     let removed = (open.stat.st_nlink == 0).then_some(open.stat.st_mode & 0o7777);
+    let other = other_name(open)?;
     let mut file = file(open);
-    if removed.is_some() {
+    if removed.is_some() || other.is_some() {
         let path = file.path.strip_suffix(DELETED).unwrap_or(&file.path);
         file.path = path.to_vec();
     }
@@ -40,6 +58,7 @@ pub(super) fn capture(open: &Open<'_>, pipes: &mut Pipes) -> Result<DescriptionK
         pipe: pipes.capture(open)?,
         file,
         removed,
+        other,
         hung_up,
     })
 }

@@ -13,6 +13,7 @@ mod epoll;
 mod eventfd;
 mod fanotify;
 mod fifo;
+mod gone;
 mod inotify;
 mod kmsg;
 mod known;

@@ -1,7 +1,7 @@
 //! Files that have a path.
 
 use super::place::{self, Identity};
-use super::{Class, Open, pseudo};
+use super::{Class, Open, gone, pseudo};
 use crate::{FreezerError, proc};
 use nix::sys::stat::SFlag;
 use persist_mem::manifest::{DescriptionKind, FileRef};
@@ -47,7 +47,7 @@ pub(super) fn reference_only(open: &Open<'_>) -> Result<Class, FreezerError> {
             // The file system may be another mount's as well, but not the mount.
             Err(open.refuse("it stands for a mount (open_tree(2), fsmount(2)) that is nowhere"))
         }
-        (0, _) => Err(open.refuse("what it refers to (O_PATH) has been removed")),
+        (0, _) => gone::capture(open).map(Class::Plain),
         _ => by_handle(open).map(Class::Plain),
     }
 }

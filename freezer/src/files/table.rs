@@ -220,11 +220,13 @@ impl Table {
             }
             None => self.kind_by_path(&open, id, &told)?,
         };
+        let queue = matches!(kind, DescriptionKind::MessageQueue { .. });
         self.descriptions.push(Description {
             id,
-            flags: open.flags()?,
+            flags: open.flags()? | if queue { mqueue::kept_flag(&open) } else { 0 },
             pos: told.info.number("pos", 10).unwrap_or(0),
             owner: owner::capture(&open)?,
+            hint: hint(&open)?,
             kind,
         });
         self.known.add(told.address, file, place, id);
@@ -389,6 +391,17 @@ pub fn numbers_of(pids: &[Pid]) -> BTreeSet<i32> {
 }
 
 /// What fdinfo would tell.
+/// How long data of a regular file is expected to live (fcntl(2), `F_GET_RW_HINT`), 0 when nobody has said.
+fn hint(open: &Open<'_>) -> Result<u64, FreezerError> {
+    let regular = open.file_type() == SFlag::S_IFREG && open.flags()? & O_PATH == 0;
+    // Kernels may be without.
+    Ok(if regular {
+        sys::files::write_hint(open.copy).unwrap_or(0)
+    } else {
+        0
+    })
+}
+
 fn plain_info(file: &OpenFile) -> FdInfo {
     let flags = u64::from(file.flags) & !O_CLOEXEC;
     let more = if file.closes_on_exec { O_CLOEXEC } else { 0 };

@@ -72,9 +72,7 @@ pub(super) fn examine(open: &Open<'_>) -> Result<Option<(Tunnel, bool)>, Freezer
     let settings = tun::settings(fd).map_err(open.call("asking for its settings"))?;
     let netlink = Netlink::open().map_err(open.call("asking for interfaces"))?;
     let link = link(open, &netlink, &name)?;
-    if offloads(&name) {
-        return Err(open.refuse("its offloads (TUNSETOFFLOAD) are not carried yet"));
-    }
+    let offloads = tun::offloads(&name).map_err(open.call("asking for its offloads"))?;
     let routes = routes(open, &netlink, link.index)?;
     let tunnel = Tunnel {
         index: link.index,
@@ -84,6 +82,7 @@ pub(super) fn examine(open: &Open<'_>) -> Result<Option<(Tunnel, bool)>, Freezer
         header_size: settings.header_size,
         little_endian: settings.little_endian,
         big_endian: settings.big_endian,
+        offloads,
         settings: own_settings(&name),
         addresses: addresses(open, &netlink, link.index)?,
         routes,
@@ -147,11 +146,6 @@ fn usual(discipline: &[u8]) -> bool {
     let name = text.trim_end_matches('\0');
     let default = std::fs::read_to_string("/proc/sys/net/core/default_qdisc").unwrap_or_default();
     name == default.trim() || ["pfifo_fast", "noop", "noqueue", "mq"].contains(&name)
-}
-
-/// Whether packets are handed over unfinished: then the interface shows that it computes checksums.
-fn offloads(name: &str) -> bool {
-    tun::computes_checksums(name).unwrap_or(true)
 }
 
 /// User and group that may use it, from `IFLA_LINKINFO`.

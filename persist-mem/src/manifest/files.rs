@@ -47,8 +47,33 @@ pub struct Description {
     pub pos: u64,
     /// Who gets SIGIO (`F_SETOWN_EX`), None when nobody.
     pub owner: Option<SignalOwner>,
+    /// How long data of its file is expected to live (`F_GET_RW_HINT`), 0 when nobody has said.
+    pub hint: u64,
     /// What is open.
     pub kind: DescriptionKind,
+}
+
+/// Permission bits and owner of a node that was removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeOwner {
+    /// `st_mode` without the type.
+    pub mode: u32,
+    /// User and group.
+    pub owner: (u32, u32),
+}
+
+/// What a removed name without contents stood for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GoneNode {
+    /// A symbolic link to this.
+    Link(Vec<u8>),
+    /// A device: `S_IFMT` of its mode, and its number.
+    Device {
+        /// `S_IFCHR` or `S_IFBLK`.
+        kind: u32,
+        /// Its number.
+        rdev: u64,
+    },
 }
 
 /// What a description is open on. Each variant has one module in `freezer::files` and one in
@@ -90,6 +115,17 @@ pub enum DescriptionKind {
         path: Vec<u8>,
         /// Its device number.
         rdev: u64,
+        /// Of a node that has been removed.
+        removed: Option<NodeOwner>,
+    },
+    /// A reference (`O_PATH`) to a symbolic link or a device that has been removed.
+    Gone {
+        /// Its old path.
+        path: Vec<u8>,
+        /// What it was.
+        node: GoneNode,
+        /// Whose it was.
+        owner: NodeOwner,
     },
     /// A POSIX message queue.
     MessageQueue {
@@ -125,6 +161,8 @@ pub enum DescriptionKind {
         file: FileRef,
         /// Permission bits of a node that has been removed since; its path is the one it had.
         removed: Option<u32>,
+        /// Another name of a node whose path has been removed.
+        other: Option<Vec<u8>>,
         /// Whether a reader sees that all writers are gone (poll(2), `POLLHUP`).
         hung_up: bool,
     },

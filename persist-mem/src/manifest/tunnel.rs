@@ -26,6 +26,8 @@ pub struct Tunnel {
     pub little_endian: bool,
     /// `TUNSETVNETBE`.
     pub big_endian: bool,
+    /// `TUNSETOFFLOAD`: `TUN_F_*`.
+    pub offloads: u32,
     /// Hardware type (`ARPHRD_*`).
     pub link_type: u16,
     /// Hardware address, empty where the type has none.

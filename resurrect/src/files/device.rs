@@ -3,6 +3,7 @@
 use super::{Opening, brief};
 use crate::ResurrectError;
 use nix::sys::stat::{Mode, SFlag};
+use persist_mem::manifest::NodeOwner;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -13,10 +14,15 @@ pub(super) fn open(
     opening: &Opening<'_, '_>,
     path: &[u8],
     rdev: u64,
+    removed: Option<NodeOwner>,
 ) -> Result<OwnedFd, ResurrectError> {
-    if let Some(old) = path.strip_suffix(b" (deleted)") {
-        let old = Path::new(OsStr::from_bytes(old));
-        return by_node(old, rdev, opening).map_err(opening.failed("making its node for it"));
+    if let Some(owner) = removed {
+        let old = path.strip_suffix(b" (deleted)").unwrap_or(path);
+        let failed = || opening.failed("making its node for it");
+        let node = brief::Node::make(Path::new(OsStr::from_bytes(old)), SFlag::S_IFCHR, rdev);
+        let node = node.map_err(failed())?;
+        node.own(owner.owner, owner.mode)?;
+        return nix::fcntl::open(node.path(), opening.flags(), Mode::empty()).map_err(failed());
     }
     let path = Path::new(OsStr::from_bytes(path));
     let changed = |why: String| ResurrectError::Changed {
@@ -28,10 +34,4 @@ pub(super) fn open(
         return Err(changed("it is another device now".into()));
     }
     nix::fcntl::open(path, opening.flags(), Mode::empty()).map_err(opening.failed("opening it"))
-}
-
-/// Opens a device whose node is gone, by one that is there as long as that takes.
-fn by_node(old: &Path, rdev: u64, opening: &Opening<'_, '_>) -> sys::Result<OwnedFd> {
-    let node = brief::Node::make(old, SFlag::S_IFCHR, rdev)?;
-    nix::fcntl::open(node.path(), opening.flags(), Mode::empty())
 }

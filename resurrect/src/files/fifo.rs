@@ -5,7 +5,7 @@ use crate::ResurrectError;
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag};
-use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, Pipe, PipeId};
+use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, FileRef, Pipe, PipeId};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -51,7 +51,10 @@ fn open_group(
 ) -> Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError> {
     let mut opened = Vec::new();
     let mut ends: Option<(OwnedFd, Option<OwnedFd>)> = None;
-    let node = removed_node(pipe, group)?;
+    let node = match linked_again(group)? {
+        None => removed_node(pipe, group)?,
+        linked => linked,
+    };
     let has_writer = group.iter().any(|d| d.flags & O_ACCMODE != 0);
     for description in group {
         let opening = Opening {
@@ -91,6 +94,25 @@ fn open_group(
         opened.push((description.id, fd));
     }
     Ok(opened)
+}
+
+/// The old name of a FIFO that has another one, until all its descriptions are open.
+fn linked_again(group: &[&Description]) -> Result<Option<brief::Node>, ResurrectError> {
+    let mut names = group.iter().filter_map(|found| match &found.kind {
+        DescriptionKind::Fifo { file, other, .. } => Some((file, other.as_ref()?)),
+        _ => None,
+    });
+    let Some((file, other)) = names.next() else {
+        return Ok(None);
+    };
+    path::check_same(&FileRef {
+        path: other.clone(),
+        ..file.clone()
+    })?;
+    let at = |path: &[u8]| Path::new(OsStr::from_bytes(path)).to_owned();
+    let node = brief::Node::link(&at(other), &at(&file.path));
+    let doing = "giving a named pipe its old name";
+    node.map(Some).map_err(ResurrectError::own(doing))
 }
 
 /// A node for a FIFO whose own has been removed, until all its descriptions are open.

@@ -13,6 +13,7 @@ mod eventfd;
 mod external;
 mod fanotify;
 mod fifo;
+mod gone;
 mod handle;
 mod inotify;
 mod kmsg;
@@ -229,11 +230,15 @@ fn set_flags(restore: &Restore<'_>) -> Result<(), ResurrectError> {
         let Some(fd) = restore.files.opened.get(&description.id) else {
             continue;
         };
+        let opening = Opening {
+            restore,
+            description,
+        };
+        if description.hint != 0 {
+            let told = sys::files::set_write_hint(fd, description.hint);
+            told.map_err(opening.failed("setting how long its data is expected to live"))?;
+        }
         if !made_with_flags {
-            let opening = Opening {
-                restore,
-                description,
-            };
             sys::fds::set_status_flags(fd, description.flags & SETTABLE)
                 .map_err(opening.failed("setting its flags"))?;
         }
@@ -245,7 +250,12 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
     match &opening.description.kind {
         DescriptionKind::External { number } => external::open(opening, *number),
         DescriptionKind::Path(file) => path::open(opening.description, file),
-        DescriptionKind::Device { path, rdev } => device::open(opening, path, *rdev),
+        DescriptionKind::Device {
+            path,
+            rdev,
+            removed,
+        } => device::open(opening, path, *rdev, *removed),
+        DescriptionKind::Gone { path, node, owner } => gone::open(opening, path, node, *owner),
         DescriptionKind::Handle {
             file,
             link,

@@ -28,6 +28,9 @@ const NO_PI: u32 = 0x1000;
 const PI: usize = 4;
 const ETH_P_IP: u16 = 0x800;
 const ETH_P_IPV6: u16 = 0x86dd;
+/// Of packet(7).
+const SOL_PACKET: i32 = 263;
+const PACKET_VNET_HDR: i32 = 15;
 /// Largest packet.
 const PACKET: usize = 1 << 17;
 
@@ -121,6 +124,9 @@ fn set_up(file: BorrowedFd<'_>, tunnel: &Tunnel, netlink: &Netlink) -> sys::Resu
         tun::make_persistent(file)?;
     }
     tun::give_to(file, tunnel.owner, tunnel.group)?;
+    if tunnel.offloads != 0 {
+        tun::set_offloads(file, tunnel.offloads)?;
+    }
     tun::set_link_type(file, tunnel.link_type)?;
     let index = index_of(netlink, &tunnel.name)?.ok_or(Errno::ENODEV)?;
     let mut link = messages::link_message(index, tunnel.state & !UP, SET_BY_USERS);
@@ -218,14 +224,30 @@ fn send_again(tunnel: &Tunnel, packets: &[Vec<u8>]) -> sys::Result<()> {
         to[..2].copy_from_slice(&(c::AF_PACKET as u16).to_ne_bytes());
         to[2..4].copy_from_slice(&protocol.to_be_bytes());
         to[4..8].copy_from_slice(&index.to_ne_bytes());
+        let header = unfinished(tunnel, packet);
+        let with_header = [header.unwrap_or_default(), data].concat();
+        let takes_header = header.is_some().into();
+        socket::set_int_option(sender.as_fd(), SOL_PACKET, PACKET_VNET_HDR, takes_header)?;
         let message = Outgoing {
-            data,
+            data: &with_header,
             to: &to,
             ..Outgoing::default()
         };
         socket::send(sender.as_fd(), &message, 0)?;
     }
     Ok(())
+}
+
+/// What says how a packet is to be finished (`struct virtio_net_hdr`), None for one that is.
+fn unfinished<'a>(tunnel: &Tunnel, packet: &'a [u8]) -> Option<&'a [u8]> {
+    /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
+    const NEEDS_CHECKSUM: u8 = 1;
+    if tunnel.flags & tun::VNET_HDR == 0 || tunnel.big_endian {
+        return None;
+    }
+    let before = if tunnel.flags & NO_PI == 0 { PI } else { 0 };
+    let header = packet.get(before..before + 10)?;
+    (header[0] & NEEDS_CHECKSUM != 0 || header[1] != 0).then_some(header)
 }
 
 /// The protocol of a packet, and the packet without what stands before it.

@@ -52,15 +52,88 @@ fn removed(setting: &Setting) -> Result<Watch> {
     let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
     // SAFETY: the path is a C string.
     sys("mknod", unsafe {
-        libc::mknod(name.as_ptr(), libc::S_IFCHR | 0o600, libc::makedev(1, 5))
+        libc::mknod(name.as_ptr(), libc::S_IFCHR | 0o640, libc::makedev(1, 5))
     })?;
     let Ok(zero) = open(&path, O_RDWR) else {
         return Ok(Watch::new(|| Ok(())));
     };
+    std::os::unix::fs::chown(&path, Some(12), Some(34))?;
     std::fs::remove_file(&path)?;
-    Ok(Watch::new(move || {
+    let kept = Watch::keep(move || stat_of(zero))?;
+    Ok(kept.and(Watch::new(move || {
         same("a removed node", &vec![0; 5], &read(zero, 5)?)
-    }))
+    })))
+}
+
+/// Mode, links, owner and device.
+fn stat_of(fd: i32) -> Result<(u32, u64, (u32, u32), u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let file = std::mem::ManuallyDrop::new(held(fd));
+    let found = file.metadata()?;
+    Ok((
+        found.mode(),
+        found.nlink(),
+        (found.uid(), found.gid()),
+        found.rdev(),
+    ))
+}
+
+/// References (`O_PATH`) to nodes that are removed, one of them with another in its place.
+pub(crate) fn references(setting: &Setting) -> Result<Watch> {
+    let (link, device) = (setting.fresh("link"), setting.fresh("device"));
+    std::os::unix::fs::symlink("leads/nowhere", &link)?;
+    let name = std::ffi::CString::new(device.as_os_str().as_encoded_bytes())?;
+    // SAFETY: the path is a C string.
+    sys("mknod", unsafe {
+        libc::mknod(name.as_ptr(), libc::S_IFBLK | 0o604, libc::makedev(7, 99))
+    })?;
+    std::os::unix::fs::lchown(&link, Some(56), Some(78))?;
+    let fds = [
+        open(&link, libc::O_PATH | libc::O_NOFOLLOW)?,
+        open(&device, libc::O_PATH | libc::O_CLOEXEC)?,
+    ];
+    std::fs::remove_file(&link)?;
+    std::fs::remove_file(&device)?;
+    std::fs::write(&device, "another file")?;
+    let target = move || {
+        let mut text = [0_u8; 99];
+        // SAFETY: an empty path, and a buffer of this size.
+        let len = sys("readlinkat", unsafe {
+            libc::readlinkat(fds[0], c"".as_ptr(), text.as_mut_ptr().cast(), text.len())
+        })?;
+        anyhow::Ok(String::from_utf8_lossy(&text[..len as usize]).into_owned())
+    };
+    let observe = move || {
+        let paths = fds.map(|fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).ok());
+        Ok((fds.map(|fd| stat_of(fd).ok()), paths, target()?))
+    };
+    Ok(Watch::keep(observe)?
+        .spoiled_by(move || {
+            crate::kit::files::close(fds[1]);
+            open("/dev/null", libc::O_PATH).map(drop)
+        })
+        .and(Watch::new(move || {
+            let now = std::fs::read_to_string(&device)?;
+            same("the other file", "another file", now.as_str())
+        })))
+}
+
+/// Devices that only answer requests.
+pub(crate) fn controls(_: &Setting) -> Result<Watch> {
+    let Ok(control) = open("/dev/loop-control", O_RDWR) else {
+        return not_here("/dev/loop-control");
+    };
+    Ok(
+        Watch::keep(move || Ok((stat_of(control)?, seen(control)?)))?.spoiled_by(move || {
+            crate::kit::files::fcntl(control, libc::F_SETFL, O_NONBLOCK).map(drop)
+        }),
+    )
+}
+
+fn held(fd: i32) -> std::fs::File {
+    use std::os::fd::FromRawFd;
+    // SAFETY: the descriptor stays open: its only user forgets the file.
+    unsafe { std::fs::File::from_raw_fd(fd) }
 }
 
 /// The kernel's log: the next record is the one after those that were read.

@@ -64,6 +64,35 @@ pub(crate) fn start(setting: &Setting) -> Result<Watch> {
     .spoiled_by(move || flush(group, 0)))
 }
 
+/// Groups of the classes that may be asked for leave, which nobody does.
+pub(crate) fn classes(setting: &Setting) -> Result<Watch> {
+    let mut watch = Watch::new(|| Ok(()));
+    for class in [libc::FAN_CLASS_CONTENT, libc::FAN_CLASS_PRE_CONTENT] {
+        let dir = setting.fresh(&format!("class-{class}"));
+        fs::create_dir(&dir)?;
+        // SAFETY: takes numbers.
+        let made =
+            unsafe { libc::fanotify_init(class | libc::FAN_NONBLOCK, libc::O_RDONLY as u32) };
+        let Ok(group) = fd("fanotify_init", made) else {
+            return not_here("no fanotify of these classes");
+        };
+        let mask = libc::FAN_CLOSE_WRITE | libc::FAN_EVENT_ON_CHILD;
+        mark(group, 0, mask, &dir)?;
+        let kept = Watch::keep(move || {
+            let info = fs::read_to_string(format!("/proc/self/fdinfo/{group}"))?;
+            let line = info.lines().find(|line| line.starts_with("fanotify flags"));
+            Ok(line.map(str::to_owned))
+        })?;
+        let one = Watch::new(move || {
+            same("no events", &true, &read(group, 4096).is_err())?;
+            fs::write(dir.join("file"), "x")?;
+            event(group, 8)
+        });
+        watch = watch.and(kept).and(one.spoiled_by(move || flush(group, 0)));
+    }
+    Ok(watch)
+}
+
 /// A file system of its own.
 fn mounted(dir: &Path) -> Result<()> {
     fs::create_dir(dir)?;

@@ -119,3 +119,33 @@ pub(crate) fn reference(setting: &Setting) -> Result<Watch> {
         .spoiled_by(move || read(end, 1).map(drop)),
     ))
 }
+
+/// Its node has another name by now, and nothing has the old one.
+pub(crate) fn renamed(setting: &Setting) -> Result<Watch> {
+    let (path, other) = (make(setting, "first-name")?, setting.fresh("second-name"));
+    let to = open(&path, O_RDWR | O_NONBLOCK)?;
+    let from = open(&path, O_RDONLY | O_NONBLOCK)?;
+    std::fs::hard_link(&path, &other)?;
+    std::fs::remove_file(&path)?;
+    write(to, b"by another name")?;
+    let kept = Watch::keep(move || {
+        use std::os::unix::fs::MetadataExt;
+        let found = std::fs::metadata(format!("/proc/self/fd/{from}"))?;
+        let link = std::fs::read_link(format!("/proc/self/fd/{to}"))?;
+        let there = path.symlink_metadata().is_ok();
+        Ok((found.mode(), found.nlink(), link, there, seen(from)?.0))
+    })?;
+    Ok(kept.and(
+        Watch::new(move || {
+            let again = open(&other, O_RDONLY | O_NONBLOCK)?;
+            same(
+                "the data",
+                b"by another name".as_slice(),
+                &read(again, 100)?,
+            )?;
+            crate::kit::files::close(again);
+            write(to, b"by another name")
+        })
+        .spoiled_by(move || read(from, 1).map(drop)),
+    ))
+}

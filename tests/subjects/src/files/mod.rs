@@ -37,6 +37,11 @@ pub(crate) const GROUP: Group = Group {
         subject("file-direct", "O_DIRECT, O_SYNC, O_NOATIME", regular::flags),
         subject("file-path", "O_PATH", regular::path),
         subject(
+            "file-hints",
+            "how long data of a file is expected to live (F_SET_RW_HINT)",
+            regular::hints,
+        ),
+        subject(
             "file-path-link",
             "O_PATH of a symbolic link",
             regular::symlink,
@@ -181,6 +186,11 @@ pub(crate) const GROUP: Group = Group {
             fifo::reference,
         ),
         subject(
+            "fifo-renamed",
+            "a FIFO that has another name than it was opened by",
+            fifo::renamed,
+        ),
+        subject(
             "fifo-removed",
             "a FIFO whose node was removed",
             fifo::removed,
@@ -255,6 +265,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("fanotify", "fanotify", fanotify::start),
         subject(
+            "fanotify-classes",
+            "fanotify groups that might be asked for leave, without such marks",
+            fanotify::classes,
+        ),
+        subject(
             "fanotify-whole",
             "fanotify of whole mounts and file systems",
             fanotify::whole,
@@ -293,6 +308,12 @@ pub(crate) const GROUP: Group = Group {
             "/dev/null, zero, full, random, urandom",
             devices::start,
         ),
+        subject(
+            "node-references",
+            "O_PATH of a symbolic link and of a device that were removed",
+            devices::references,
+        ),
+        subject("device-controls", "/dev/loop-control", devices::controls),
         subject("kmsg", "/dev/kmsg with a read position", devices::kmsg),
         subject(
             "tun",
@@ -303,6 +324,11 @@ pub(crate) const GROUP: Group = Group {
             "tap",
             "a persistent Ethernet tunnel with several descriptors",
             tunnel::tap,
+        ),
+        subject(
+            "tun-offloads",
+            "a tunnel whose packets are handed over unfinished (TUNSETOFFLOAD)",
+            tunnel::offloads,
         ),
         subject(
             "tun-idle",

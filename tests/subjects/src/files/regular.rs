@@ -233,3 +233,35 @@ pub(crate) fn socket(setting: &Setting) -> Result<Watch> {
         }))
         .spoiled_by(move || fs::rename(&path, path.with_extension("moved")).map_err(Into::into)))
 }
+
+/// How long data is expected to live (`F_SET_RW_HINT`), of a file with a name and of one without.
+pub(crate) fn hints(setting: &Setting) -> Result<Watch> {
+    // linux/fcntl.h
+    const GET: i32 = 1035;
+    const SET: i32 = 1036;
+    let (named, gone) = (setting.fresh("named"), setting.fresh("gone"));
+    let flags = libc::O_RDWR | libc::O_CREAT;
+    let fds = [open(&named, flags)?, open(&gone, flags)?];
+    std::fs::remove_file(&gone)?;
+    let set = move |fd: i32, hint: u64| {
+        // SAFETY: eight bytes are read.
+        crate::kit::sys("F_SET_RW_HINT", unsafe {
+            libc::fcntl(fd, SET, &raw const hint)
+        })
+    };
+    if set(fds[0], 3).is_err() {
+        return crate::kit::not_here("no hints about data");
+    }
+    set(fds[1], 5)?;
+    let observe = move || {
+        let mut found = [0_u64; 2];
+        for (fd, hint) in fds.into_iter().zip(&mut found) {
+            // SAFETY: eight bytes are written.
+            crate::kit::sys("F_GET_RW_HINT", unsafe {
+                libc::fcntl(fd, GET, &raw mut *hint)
+            })?;
+        }
+        Ok(found)
+    };
+    Ok(Watch::keep(observe)?.spoiled_by(move || set(fds[1], 1).map(drop)))
+}

@@ -311,6 +311,46 @@ pub(crate) fn tap(_: &Setting) -> Result<Watch> {
     }))
 }
 
+/// Packets are handed over unfinished (`TUNSETOFFLOAD`): without their checksums, also one that waits.
+pub(crate) fn offloads(_: &Setting) -> Result<Watch> {
+    const PORT: u16 = 4713;
+    const TUNSETOFFLOAD: u64 = put(208);
+    /// `TUN_F_CSUM`, `TUN_F_TSO4`.
+    const CHECKSUMS_AND_SEGMENTS: u64 = 3;
+    let tun = attached("kupoff", IFF_TUN | IFF_NO_PI | IFF_VNET_HDR)?;
+    sys(
+        "TUNSETOFFLOAD",
+        ioctl(tun, TUNSETOFFLOAD, CHECKSUMS_AND_SEGMENTS),
+    )?;
+    let interface = Interface::new("kupoff", &[])?;
+    interface.set_address(libc::SIOCSIFADDR, [10, 97, 7, 1])?;
+    interface.set_address(libc::SIOCSIFNETMASK, [255, 255, 255, 0])?;
+    interface.up()?;
+    let socket = UdpSocket::bind("10.97.7.1:0")?;
+    let send = move || socket.send_to(b"unfinished", ("10.97.7.2", PORT)).map(drop);
+    send()?;
+    // Flags and the place of the checksum (struct virtio_net_hdr), and what was sent.
+    let take = move || {
+        let mut found = Vec::new();
+        while ready(tun, libc::POLLIN)? & libc::POLLIN != 0 {
+            let packet = read(tun, 4096)?;
+            let udp = packet.len() > 38 && packet[10] == 0x45 && packet[19] == 17;
+            if udp && packet[32..34] == PORT.to_be_bytes() {
+                found.push((packet[0], packet[6..10].to_vec(), packet[38..].to_vec()));
+            }
+        }
+        anyhow::Ok(found)
+    };
+    let expected = vec![(1, vec![20, 0, 6, 0], b"unfinished".to_vec())];
+    Ok(Watch::new(move || {
+        same("the packet that waits", &expected, &take()?)?;
+        send()?;
+        same("a packet", &expected, &take()?)?;
+        send().map_err(Into::into)
+    })
+    .spoiled_by(move || sys("TUNSETOFFLOAD", ioctl(tun, TUNSETOFFLOAD, 0)).map(drop)))
+}
+
 /// Opened, and not attached to anything yet.
 pub(crate) fn idle(_: &Setting) -> Result<Watch> {
     let Ok(tun) = open("/dev/net/tun", O_RDWR) else {
