@@ -49,6 +49,18 @@ pub enum SocketState {
     Netlink(NetlinkSocket),
     /// AF_PACKET.
     Packet(PacketSocket),
+    /// AF_VSOCK.
+    Vsock(VsockSocket),
+}
+
+/// A socket of virtual machines (vsock(7)) without a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct VsockSocket {
+    /// `struct sockaddr_vm` that it is bound to, empty when it is not.
+    #[serde(with = "serde_bytes")]
+    pub name: Vec<u8>,
+    /// The backlog of one that listens.
+    pub backlog: Option<u32>,
 }
 
 /// A unix socket (unix(7)).

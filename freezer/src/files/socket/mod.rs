@@ -21,6 +21,7 @@ mod tcp;
 mod tcp_queue;
 mod unaccepted;
 mod unix;
+mod vsock;
 
 pub use backlog::{take as take_backlogs, untaken as untaken_backlogs};
 pub use netlink::take as take_device_messages;
@@ -192,6 +193,7 @@ pub(crate) fn examine(open: &Open<'_>, facts: &mut Facts) -> Result<Socket, Free
         c::AF_INET | c::AF_INET6 => SocketState::Inet(inet::examine(open, &common, facts)?),
         c::AF_NETLINK => SocketState::Netlink(netlink::examine(open, &common, facts)?),
         c::AF_PACKET => SocketState::Packet(packet::examine(open, &common, facts)?),
+        c::AF_VSOCK => SocketState::Vsock(vsock::examine(open, &common)?),
         other => {
             let why = family_obstacle(other).unwrap_or_default();
             return Err(open.refuse(why));
@@ -229,8 +231,7 @@ pub(crate) fn examine(open: &Open<'_>, facts: &mut Facts) -> Result<Socket, Free
 /// Why sockets of an address family are not carried.
 pub(crate) fn family_obstacle(family: i32) -> Option<String> {
     match family {
-        c::AF_UNIX | c::AF_INET | c::AF_INET6 | c::AF_NETLINK | c::AF_PACKET => None,
-        c::AF_VSOCK => Some("vsock sockets are not carried".into()),
+        c::AF_UNIX | c::AF_INET | c::AF_INET6 | c::AF_NETLINK | c::AF_PACKET | c::AF_VSOCK => None,
         other => Some(format!("sockets of address family {other} are not carried")),
     }
 }
@@ -283,7 +284,7 @@ impl Sockets {
                 }
                 inet::queue(open, &common)?
             }
-            SocketState::Netlink(_) | SocketState::Packet(_) => Vec::new(),
+            SocketState::Netlink(_) | SocketState::Packet(_) | SocketState::Vsock(_) => Vec::new(),
         };
         let mut queue = Vec::new();
         for (index, message) in messages.into_iter().enumerate() {
@@ -315,7 +316,7 @@ impl Sockets {
             SocketState::Unix(state) => state.queue = queue,
             SocketState::Inet(state) => state.queue = queue,
             SocketState::Packet(state) => state.queue = packet::queue(open, &common),
-            SocketState::Netlink(_) => {}
+            SocketState::Netlink(_) | SocketState::Vsock(_) => {}
         }
         Ok(DescriptionKind::Socket(Box::new(socket)))
     }

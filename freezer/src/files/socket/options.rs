@@ -225,6 +225,18 @@ const PACKET: &[Line] = &[
     (SOL_PACKET, 23 /* PACKET_IGNORE_OUTGOING */, 4),
 ];
 
+/// include/uapi/linux/vm_sockets.h: the size of the buffer lies between its bounds.
+const VSOCK: &[Line] = &[
+    (c::AF_VSOCK, 2 /* SO_VM_SOCKETS_BUFFER_MAX_SIZE */, 8),
+    (c::AF_VSOCK, 1 /* SO_VM_SOCKETS_BUFFER_MIN_SIZE */, 8),
+    (c::AF_VSOCK, 0 /* SO_VM_SOCKETS_BUFFER_SIZE */, 8),
+    (
+        c::AF_VSOCK,
+        6, /* SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD */
+        16,
+    ),
+];
+
 /// Options that only datagrams have a use for.
 const MULTICAST: &[(i32, i32)] = &[
     (c::SOL_IP, c::IP_MULTICAST_IF),
@@ -241,6 +253,7 @@ fn tables(domain: i32, kind: i32, protocol: i32) -> Vec<&'static [Line]> {
         c::AF_INET6 => found.extend([IP, IPV6]),
         c::AF_NETLINK => found.push(NETLINK),
         c::AF_PACKET => found.push(PACKET),
+        c::AF_VSOCK => found.push(VSOCK),
         _ => {}
     }
     if domain == c::AF_INET || domain == c::AF_INET6 {
@@ -325,6 +338,7 @@ mod tests {
             (c::AF_INET, c::SOCK_DGRAM, c::IPPROTO_UDP),
             (c::AF_NETLINK, c::SOCK_RAW, 0),
             (c::AF_PACKET, c::SOCK_RAW, 0),
+            (c::AF_VSOCK, c::SOCK_STREAM, 0),
         ] {
             let mut names: Vec<_> = tables(domain, kind, protocol)
                 .into_iter()

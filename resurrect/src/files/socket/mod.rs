@@ -15,6 +15,7 @@ mod queue;
 mod refused;
 mod tcp;
 mod unix;
+mod vsock;
 
 use crate::ResurrectError;
 use crate::restore::Restore;
@@ -67,6 +68,7 @@ impl<'a> Making<'a> {
             ),
             SocketState::Netlink(_) => "netlink socket".into(),
             SocketState::Packet(_) => "packet socket".into(),
+            SocketState::Vsock(_) => "vsock socket".into(),
         }
     }
 
@@ -114,6 +116,7 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
             SocketState::Inet(state) => inet::make(making, state)?,
             SocketState::Netlink(state) => netlink::make(making, state)?,
             SocketState::Packet(state) => packet::make(making, state)?,
+            SocketState::Vsock(state) => vsock::make(making, state)?,
         };
         sockets.fds.insert(making.id(), fd);
         tcp::wait(&all, making, &mut sockets)?;

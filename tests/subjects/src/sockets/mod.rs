@@ -18,6 +18,7 @@ mod unix_named;
 mod unix_pair;
 mod unix_rights;
 mod unix_room;
+mod vsock;
 mod waiting;
 
 use crate::registry::{Group, subject};
@@ -221,6 +222,11 @@ pub(crate) const GROUP: Group = Group {
             "tcp-more",
             "TCP data that waits for more to follow (MSG_MORE)",
             tcp_more::held_back,
+        ),
+        subject(
+            "vsock",
+            "sockets of virtual machines (vsock) without a connection",
+            vsock::start,
         ),
         subject(
             "tcp-broken-sending",
