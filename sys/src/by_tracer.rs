@@ -8,12 +8,16 @@ use crate::batch::{Arg, Batch, Buffer, CallIndex, Output};
 use crate::ptrace::{SIGINFO_SIZE, SigInfo};
 use crate::regs::Regs;
 
-const PTRACE: i64 = 101;
-const WAITID: i64 = 247;
+/// `ptrace(2)`, `waitid(2)`.
+pub const PTRACE: i64 = 101;
+#[allow(missing_docs, reason = "see above")]
+pub const WAITID: i64 = 247;
 
-const SYSCALL: i32 = 24;
+/// `PTRACE_SYSCALL`, `PTRACE_CONT`.
+pub const SYSCALL: i32 = 24;
 const ATTACH: i32 = 16;
-const CONT: i32 = 7;
+#[allow(missing_docs, reason = "see above")]
+pub const CONT: i32 = 7;
 const SETOPTIONS: i32 = 0x4200;
 const GETSIGINFO: i32 = 0x4202;
 const SETSIGINFO: i32 = 0x4203;
@@ -77,6 +81,12 @@ impl Tracee {
         } else {
             self.request(batch, "attaching to its tracee", ATTACH, none);
         }
+    }
+
+    /// `PTRACE_INTERRUPT`, of one that was seized.
+    pub fn interrupt(self, batch: &mut Batch) {
+        let none = (0.into(), 0.into());
+        self.request(batch, "stopping its tracee", INTERRUPT, none);
     }
 
     /// `PTRACE_SETOPTIONS`.

@@ -13,13 +13,16 @@
 use crate::regs::Regs;
 
 /// Bytes at the end of a vdso's image that the code is put into.
-const ROOM: usize = 128;
+const ROOM: usize = 384;
+/// Bytes before it that must be free as well.
+const GAP: usize = 128;
 
 // rsp: the frame. All registers but rax, rcx and r11 come back as they were; those are what a system call
 // leaves in them. A call that fails after the first part did not is told of by the next one.
 core::arch::global_asm!(
     ".pushsection .rodata.kupgrade_remainder,\"a\",@progbits",
     ".globl kupgrade_remainder_start",
+    ".globl kupgrade_series_start",
     ".globl kupgrade_remainder_end",
     "kupgrade_remainder_start:",
     "  syscall",
@@ -56,12 +59,51 @@ core::arch::global_asm!(
     "  pop rcx",
     "  pop rsp",
     "  jmp rcx",
+    // The way through several calls ([`Series`]). rsp: its head, which tells which step was made last.
+    "kupgrade_series_start:",
+    "  syscall",
+    "1:",
+    "  mov rcx, [rsp + 72]",
+    "  mov r11, [rcx + 56]",
+    "  mov r8d, [r11]",
+    "  cmp r8d, [rcx + 64]",
+    "  mov r8, [rcx + 72]",
+    "  je 2f",
+    "  mov r8, [rcx + 80]",
+    "2:",
+    "  test r8, r8",
+    "  jz 3f",
+    "  mov [rsp + 72], r8",
+    "  mov rcx, r8",
+    "  mov rax, [rcx]",
+    "  mov rdi, [rcx + 8]",
+    "  mov rsi, [rcx + 16]",
+    "  mov rdx, [rcx + 24]",
+    "  mov r10, [rcx + 32]",
+    "  mov r8, [rcx + 40]",
+    "  mov r9, [rcx + 48]",
+    "  syscall",
+    "  jmp 1b",
+    "3:",
+    "  mov rdi, [rsp]",
+    "  mov rsi, [rsp + 8]",
+    "  mov rdx, [rsp + 16]",
+    "  mov r10, [rsp + 24]",
+    "  mov r8, [rsp + 32]",
+    "  mov r9, [rsp + 40]",
+    "  mov r11, [rsp + 48]",
+    "  lea rsp, [rsp + 48]",
+    "  popfq",
+    "  pop rcx",
+    "  pop rsp",
+    "  jmp rcx",
     "kupgrade_remainder_end:",
     ".popsection",
 );
 
 unsafe extern "C" {
     static kupgrade_remainder_start: u8;
+    static kupgrade_series_start: u8;
     static kupgrade_remainder_end: u8;
 }
 
@@ -81,7 +123,7 @@ pub fn place(image: &[u8]) -> Option<usize> {
     let (code, room) = (code(), &image[at..]);
     let nothing = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
     // The last code or data of the image may end in zeros of its own.
-    let before = image.get(at.checked_sub(ROOM)?..at)?;
+    let before = image.get(at.checked_sub(GAP)?..at)?;
     let free = nothing(room) || room.starts_with(code) && nothing(&room[code.len()..]);
     (free && nothing(before)).then_some(at)
 }
@@ -157,6 +199,110 @@ impl Frame<'_> {
         }
         bytes
     }
+}
+
+/// A call of a [`Series`], and what follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Number and arguments.
+    pub call: [u64; 7],
+    /// A word of four bytes of the series' room that is looked at behind the call, by its offset, and what it is
+    /// then, or else other steps follow. None looks at nothing.
+    pub look: Option<(u64, u32)>,
+    /// The step that follows when it is so, by its place; the series ends behind the last one.
+    pub then: Option<usize>,
+    /// The one when it is not.
+    pub or: Option<usize>,
+}
+
+/// Several calls in place of the one in which a thread was interrupted, with whose registers and whose result, that
+/// of the last one made, it goes on.
+#[derive(Clone, Debug)]
+pub struct Series<'a> {
+    /// The registers behind the call that it was interrupted in.
+    pub regs: &'a Regs,
+    /// The calls, in whose arguments [`Series::ROOM`] is an address.
+    pub steps: Vec<Step>,
+    /// Bytes that they may use, zeros at first.
+    pub room: usize,
+}
+
+/// Bytes of a series' head, and of a step.
+const HEAD: usize = 80;
+const STEP: usize = 88;
+
+impl Series<'_> {
+    /// In an argument: the address of the room. No address is one like this.
+    pub const ROOM: u64 = 0x8000_0000_0000_00aa;
+
+    /// Bytes that it takes on the stack.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        HEAD + self.steps.len() * STEP + self.room
+    }
+
+    /// Those bytes, for this address, which is to be the stack pointer.
+    #[must_use]
+    pub fn bytes(&self, at: u64) -> Vec<u8> {
+        let Regs {
+            rdi,
+            rsi,
+            rdx,
+            r10,
+            r8,
+            r9,
+            eflags,
+            rip,
+            rsp,
+            ..
+        } = *self.regs;
+        let step = |place: usize| at + (HEAD + place * STEP) as u64;
+        let room = step(self.steps.len());
+        let next = |place: Option<usize>| place.map_or(0, step);
+        let mut words = vec![rdi, rsi, rdx, r10, r8, r9, eflags, rip, rsp, step(0)];
+        for (place, one) in self.steps.iter().enumerate() {
+            let argument = |word: u64| if word == Self::ROOM { room } else { word };
+            words.extend(one.call.map(argument));
+            // Without anything to look at it looks at what it compares with.
+            let own = step(place) + 64;
+            let (look, expected) = one.look.map_or((own, 0), |(at, is)| (room + at, is));
+            words.extend([look, expected.into(), next(one.then), next(one.or)]);
+        }
+        let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        bytes.resize(self.size(), 0);
+        bytes
+    }
+}
+
+/// Offset in [`code`] of the part that makes a [`Series`], which begins with its `syscall` instruction.
+#[must_use]
+pub fn series() -> u64 {
+    let start = &raw const kupgrade_remainder_start;
+    (&raw const kupgrade_series_start as usize - start as usize) as u64
+}
+
+/// The registers behind the call that a thread was interrupted in before it was sent through a series, and is in
+/// the last call of: `head` is what its stack pointer points to, `code` where the code is. None elsewhere.
+#[must_use]
+pub fn before_series(regs: &Regs, code: u64, read: impl Fn(u64) -> Option<u64>) -> Option<Regs> {
+    // The `syscall` of all steps but the first has the jump back behind it.
+    let start = &raw const kupgrade_series_start;
+    let all = &raw const kupgrade_remainder_end as usize - start as usize;
+    let within = code + series()..code + series() + all as u64;
+    if !within.contains(&regs.rip) {
+        return None;
+    }
+    let step = read(regs.rsp + 72)?;
+    let [nr, then, or] = [0, 72, 80].map(|at| read(step + at));
+    if nr? != regs.orig_rax || then? != 0 || or? != 0 {
+        return None;
+    }
+    Some(Regs {
+        eflags: read(regs.rsp + 48)?,
+        rip: read(regs.rsp + 56)?,
+        rsp: read(regs.rsp + 64)?,
+        ..*regs
+    })
 }
 
 #[cfg(test)]

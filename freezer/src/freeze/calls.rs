@@ -107,6 +107,27 @@ pub(super) fn is_interrupted_by_stops(nr: i64) -> bool {
     matches!(nr, 232 | 281 | 441 | 128 | 65 | 220 | 208 | uring::ENTER)
 }
 
+/// Whether a call that a stop may make fail waits for a time that only its arguments tell: `args` are they.
+pub(super) fn waits_for_a_time(nr: i64, args: [u64; 6]) -> bool {
+    let [_, _, rdx, r10, r8, _] = args;
+    match repeated(nr) {
+        Some(TimeOut::MillisecondsR10) => r10 as i32 > 0,
+        Some(TimeOut::MillisecondsRdx) => rdx as i32 > 0,
+        // ppoll, pselect6, select write down what remains.
+        _ if tells_what_remains(nr, -restart::ERESTARTNOHAND) => false,
+        Some(TimeOut::Rdx) => rdx != 0,
+        Some(TimeOut::R10) => r10 != 0,
+        Some(TimeOut::R8 | TimeOut::R8Timeval | TimeOut::OfRing) => r8 != 0,
+        _ => false,
+    }
+}
+
+/// The code by which the kernel makes a call again that a stop has made fail with `result`.
+pub(super) fn again(nr: i64, result: i64) -> Option<i64> {
+    let failed = result == -EINTR && repeated(nr).is_some();
+    failed.then_some(restart::ERESTARTNOHAND)
+}
+
 /// An interrupted call that is made again.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Repeated {

@@ -6,6 +6,7 @@
 
 mod awaited;
 mod calls;
+pub(crate) mod held;
 mod moved;
 mod position;
 mod rest;
@@ -310,7 +311,9 @@ fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
         if !news {
             started = stop::no_longer_in_vfork(&mut frozen);
             if started.is_empty() {
-                traced::settle(&frozen)?;
+                if !traced::settle(&mut frozen)? {
+                    continue;
+                }
                 frozen.sort();
                 let first = |pid| Some((pid, frozen.first(pid).ok()?));
                 proc::note_stopped(frozen.pids().filter_map(first));

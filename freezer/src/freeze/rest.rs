@@ -171,7 +171,7 @@ fn prepare(pid: Pid, regs: &Regs, rest: &Rest) -> sys::Result<Option<Regs>> {
 }
 
 /// The address of the code in the process's vdso, where it is put if it is not there yet.
-fn code(pid: Pid, mem: &ProcMem) -> sys::Result<Option<u64>> {
+pub(super) fn code(pid: Pid, mem: &ProcMem) -> sys::Result<Option<u64>> {
     let Ok(Some(vdso)) = position::vdso(pid) else {
         return Ok(None);
     };

@@ -9,6 +9,8 @@ mod seen;
 mod stands;
 
 pub(crate) use obstacles::obstacle;
+pub(crate) use seen::in_tracer;
+pub(crate) use stands::{Runs, runs};
 
 use super::process::{self, Place};
 use super::timers::TimersAt;

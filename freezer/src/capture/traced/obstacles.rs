@@ -5,6 +5,7 @@ use super::seen::Seen;
 use super::stands::{Stands, look};
 use crate::FreezerError;
 use crate::files::sent;
+use crate::freeze::held;
 use crate::freeze::traced::{stands_still, tracer_of};
 use crate::proc::{self, Stat, Status};
 use core::cmp::Ordering;
@@ -100,8 +101,12 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<String>, FreezerE
     {
         return told("some of its threads are not traced, or by somebody else");
     }
-    if !stand_still(pid, &threads) {
-        return told("it runs, and nobody but its tracer can stop it");
+    let still = threads.iter().all(|tid| stands_still(pid, *tid));
+    if !still
+        && let Some(why) = held::obstacle(pid, tracer)?
+        && !stand_still(pid, &threads)
+    {
+        return told(why);
     }
     if !sent::needed(pid, pid.leader(), &threads).is_empty() {
         return told("a thread has descriptors of its own, which only it can hand over");
@@ -144,8 +149,11 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<String>, FreezerE
     if !anybody && all.iter().any(|one| one.memory.dumpable != DUMPABLE) {
         return told(FORBIDDEN);
     }
-    let why = |one: &Stands| one.obstacle.or(one.stop.err());
-    Ok(all.iter().find_map(why).map(str::to_owned))
+    let why = |(one, (tid, _)): (&Stands, &(Tid, u64))| {
+        let stops = || one.stop.err().filter(|_| stands_still(pid, *tid));
+        one.obstacle.or_else(stops)
+    };
+    Ok(all.iter().zip(&places).find_map(why).map(str::to_owned))
 }
 
 /// Whether all threads stand still, or do so soon.

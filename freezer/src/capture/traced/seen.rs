@@ -1,5 +1,6 @@
 //! What its tracer sees of a process, and what anybody may ask.
 
+use super::super::foothold::Finder;
 use super::super::kept::Kept;
 use super::super::process::{self, Place, SCRATCH};
 use super::super::restart::Block;
@@ -42,31 +43,41 @@ pub(super) struct Seen {
     pub(super) speculation: [u8; 3],
 }
 
+/// Does something inside of a stopped thread that traces others.
+pub(crate) fn in_tracer<T>(
+    frozen: &Frozen,
+    tracer: Tid,
+    finder: &mut Finder,
+    work: impl FnOnce(Pid, &mut Tracee) -> Result<T, FreezerError>,
+) -> Result<T, FreezerError> {
+    let is_its = |of: &Pid| frozen.threads(*of).iter().any(|(tid, _)| *tid == tracer);
+    let stopped = || refuse(Pid(tracer.0), "its tracer is not stopped".into());
+    let owner = frozen.pids().find(is_its).ok_or_else(stopped)?;
+    let mem = proc::memory(owner).map_err(FreezerError::call(owner, "opening its memory"))?;
+    let maps = mappings::of_stopped(owner, frozen.first(owner)?)?;
+    let mut threads = inside::threads(frozen, owner, mem)?;
+    let place = Place {
+        maps: &maps,
+        finder,
+    };
+    let mut unused = AddressSpace::default();
+    process::in_scratch(owner, &mut threads, place, &mut unused, |threads, _| {
+        let mut threads = threads.iter_mut();
+        let thread = threads.find(|thread| thread.tracee.tid() == tracer);
+        work(owner, &mut thread.ok_or_else(stopped)?.tracee)
+    })
+}
+
 /// Asks inside of the tracer.
 pub(super) fn ask_tracer(
     frozen: &Frozen,
     (pid, tracer): (Pid, Tid),
     place: Place<'_>,
 ) -> Result<Vec<Seen>, FreezerError> {
-    let is_its = |of: &Pid| frozen.threads(*of).iter().any(|(tid, _)| *tid == tracer);
-    let owner = frozen.pids().find(is_its);
-    let owner = owner.ok_or_else(|| refuse(pid, format!("{tracer} is not stopped")))?;
-    let mem = proc::memory(owner).map_err(FreezerError::call(owner, "opening its memory"))?;
-    let maps = mappings::of_stopped(owner, frozen.first(owner)?)?;
-    let mut threads = inside::threads(frozen, owner, mem)?;
-    let place = Place {
-        maps: &maps,
-        finder: place.finder,
-    };
     let tracees = frozen.threads(pid);
-    let mut unused = AddressSpace::default();
-    let seen = process::in_scratch(owner, &mut threads, place, &mut unused, |threads, _| {
-        let thread = threads
-            .iter_mut()
-            .find(|thread| thread.tracee.tid() == tracer);
-        let thread = thread.ok_or_else(|| refuse(pid, format!("{tracer} is not stopped")))?;
+    let seen = in_tracer(frozen, tracer, place.finder, |owner, tracer| {
         let tids = tracees.iter().map(|(tid, _)| *tid);
-        tids.map(|tid| ask((owner, &mut thread.tracee), (pid, tid)))
+        tids.map(|tid| ask((owner, &mut *tracer), (pid, tid)))
             .collect::<Result<Vec<Seen>, FreezerError>>()
     })?;
     let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;

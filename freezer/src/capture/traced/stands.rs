@@ -16,6 +16,9 @@ const JOBCTL: u64 = 0xfe_0000;
 const SIGNAL_STOP_STOPPED: u32 = 1;
 /// `MMF_HAS_MDWE`, its inheritance, and `MMF_VM_MERGE_ANY` (include/linux/mm_types.h, linux/sched/coredump.h).
 const MM_SETTINGS: u32 = 7 << 28;
+/// `SYSCALL_WORK_SYSCALL_TRACE`, `SYSCALL_WORK_SYSCALL_EMU` (include/linux/thread_info.h).
+const SYSCALL_TRACE: u64 = 1 << 2;
+const SYSCALL_EMU: u64 = 1 << 3;
 const VM_LOCKED: u64 = 0x2000;
 const VM_LOCKONFAULT: u64 = 0x8_0000;
 
@@ -76,6 +79,33 @@ pub(super) fn look(pid: Pid, threads: &[(Tid, u64)]) -> Result<Vec<Stands>, Unre
             stop: stop(reader, flags & SEIZED != 0)?,
             memory: memory(reader, &mut refuse)?,
             obstacle,
+        })
+    })
+}
+
+/// How a thread was let go by its tracer when it was stopped last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Runs {
+    pub(crate) seized: bool,
+    /// By `PTRACE_SYSCALL`.
+    pub(crate) to_call: bool,
+    /// `PTRACE_O_TRACESYSGOOD`
+    pub(crate) good: bool,
+    /// By `PTRACE_SYSEMU`, or it is asked to stop.
+    pub(crate) otherwise: bool,
+}
+
+/// How threads of a process run.
+pub(crate) fn runs(pid: Pid, threads: &[Tid]) -> Result<Vec<Runs>, Unreadable> {
+    kept::look_at(pid, threads, |reader, _| {
+        let flags = reader.half_of("ptrace")?;
+        let work = reader.pointer("thread_info.syscall_work")?;
+        let jobs = reader.pointer("jobctl")? & JOBCTL;
+        Ok(Runs {
+            seized: flags & SEIZED != 0,
+            to_call: work & SYSCALL_TRACE != 0,
+            good: flags >> OPTIONS_SHIFT & 1 != 0,
+            otherwise: work & SYSCALL_EMU != 0 || jobs != 0,
         })
     })
 }

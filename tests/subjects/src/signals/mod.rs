@@ -3,6 +3,7 @@
 mod dispositions;
 mod handler;
 mod pending;
+mod running;
 mod stopped;
 mod traced;
 
@@ -129,6 +130,21 @@ pub(crate) const GROUP: Group = Group {
             "traced-breakpoint",
             "a traced child with threads at a break point",
             traced::breakpoint,
+        ),
+        subject(
+            "traced-runs",
+            "a traced child that runs while its tracer waits",
+            running::spinning,
+        ),
+        subject(
+            "traced-naps",
+            "a child that sleeps again and again, traced from call to call",
+            running::napping,
+        ),
+        subject(
+            "traced-waits",
+            "a child in a call that stops make fail, traced from call to call",
+            running::waiting,
         ),
     ],
 };

@@ -1,0 +1,341 @@
+//! Traced threads that run: their tracer waits for their next stop.
+//!
+//! Nobody but the tracer can stop them. So it is made to do that, by `PTRACE_INTERRUPT`, to wait for that stop, so that
+//! it is not told of it later, and to let them go on before it waits again: that it does by itself, from code behind
+//! the end of its vdso's image ([`sys::remainder`]), whenever it is let go, also on another kernel. It is sent there
+//! before anything is stopped, so this process may die at any moment.
+//!
+//! One that is traced from call to call, and is in one, tells of its way out of it when it is interrupted, and of its
+//! way into it when it makes it again. Its tracer is not told of either.
+
+use super::traced::{stands_still, tracer_of};
+use super::{Frozen, USED_BELOW_STACK, calls, rest};
+use crate::capture::{self, Finder, Runs};
+use crate::{FreezerError, proc};
+use std::time::Duration;
+use sys::batch::Batch;
+use sys::by_tracer::{self, CallStop};
+use sys::regs::{Regs, restart};
+use sys::remainder::{self, Series, Step};
+use sys::tracee::Tracee;
+use sys::{Pid, Tid, ptrace};
+
+const WAIT4: i64 = 61;
+const SIGTRAP: i32 = 5;
+const SIGCHLD: i32 = 17;
+const GOOD: i32 = 0x80;
+/// What waitid(2) tells of a thread that stopped because it was interrupted (`PTRACE_EVENT_STOP`).
+const INTERRUPTED: i32 = SIGTRAP | 128 << 8;
+const RT_SIGTIMEDWAIT: i64 = 128;
+/// `WSTOPPED`, `WEXITED`, `WNOWAIT`, `__WALL`.
+const WSTOPPED: u64 = 2;
+const WEXITED: u64 = 4;
+const WNOWAIT: u64 = 0x0100_0000;
+const WALL: u64 = 0x4000_0000;
+const P_PID: u64 = 1;
+/// `siginfo_t`, and where it tells the status.
+const SIGINFO: usize = 128;
+const SI_STATUS: u64 = 24;
+/// How often a tracer is looked at until it waits.
+const LOOKS: u32 = 20;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
+/// Threads that one tracer stops.
+const MOST: usize = 64;
+
+/// A thread that is to be stopped, or was.
+#[derive(Clone, Copy, Debug)]
+struct Runner {
+    tid: Tid,
+    runs: Runs,
+    in_call: bool,
+}
+
+impl Runner {
+    /// What its stops before and behind a call look like.
+    fn call_stop(&self) -> i32 {
+        SIGTRAP | if self.runs.good { GOOD } else { 0 }
+    }
+
+    /// What its tracer does to let it go on.
+    fn steps(&self, first: usize) -> Vec<Step> {
+        let tid = u64::from(self.tid.0.cast_unsigned());
+        let request = match self.runs.to_call {
+            true => by_tracer::SYSCALL,
+            false => by_tracer::CONT,
+        };
+        let nr = by_tracer::PTRACE.cast_unsigned();
+        let next = |step: usize| Some(first + step);
+        let go_on = |then| Step {
+            call: [nr, u64::from(request.cast_unsigned()), tid, 0, 0, 0, 0],
+            look: None,
+            then,
+            or: None,
+        };
+        if !(self.runs.to_call && self.in_call) {
+            return vec![go_on(next(1))];
+        }
+        let wait = |options: u64| {
+            let nr = by_tracer::WAITID.cast_unsigned();
+            [nr, P_PID, tid, Series::ROOM, options | WALL, 0, 0]
+        };
+        // What else it stops with its tracer is to be told of.
+        let entry = Step {
+            call: wait(WSTOPPED | WEXITED | WNOWAIT),
+            look: Some((SI_STATUS, self.call_stop().cast_unsigned())),
+            then: next(2),
+            or: next(4),
+        };
+        let take = Step {
+            call: wait(WSTOPPED),
+            look: None,
+            then: next(3),
+            or: None,
+        };
+        vec![go_on(next(1)), entry, take, go_on(next(4))]
+    }
+}
+
+/// Has `tracer` stop threads of these processes. False when it is busy with something else.
+///
+/// # Errors
+/// When they cannot be stopped so.
+pub(super) fn hold(
+    frozen: &Frozen,
+    tracer: Tid,
+    threads: &[(Pid, Tid)],
+) -> Result<bool, FreezerError> {
+    let is_its = |of: &Pid| frozen.threads(*of).iter().any(|(tid, _)| *tid == tracer);
+    let Some(owner) = frozen.pids().find(is_its) else {
+        return Ok(false);
+    };
+    let Some(regs) = waits(frozen, owner, tracer)? else {
+        return Ok(false);
+    };
+    let mut runners = Vec::new();
+    for (pid, tid) in threads {
+        if let Some(why) = obstacle_of((*pid, *tid))? {
+            return Err(FreezerError::refuse(*pid, "ptrace", why));
+        }
+        let runs = capture::runs(*pid, &[*tid]);
+        let runs = runs.map_err(|why| FreezerError::refuse(*pid, "ptrace", why.to_string()))?;
+        runners.extend(runs.first().map(|runs| Runner {
+            tid: *tid,
+            runs: *runs,
+            in_call: call(*pid, *tid).is_some(),
+        }));
+    }
+    if runners.len() > MOST {
+        let why = format!("{tracer} traces more than {MOST} threads that run");
+        return Err(FreezerError::refuse(owner, "ptrace", why));
+    }
+    aim((owner, tracer), &regs, &runners)?;
+    let told = proc::Status::read(owner, &format!("task/{tracer}/status"))?;
+    let told = told.mask("SigPnd") | told.mask("ShdPnd");
+    let waits_for = told >> (SIGCHLD - 1) & 1 != 0;
+    let mut finder = Finder::default();
+    let held = capture::in_tracer(frozen, tracer, &mut finder, |owner, tracee| {
+        let mut held = Vec::new();
+        for runner in &runners {
+            held.extend(stop(owner, tracee, *runner)?);
+        }
+        if !waits_for {
+            forget_stops(owner, tracee)?;
+        }
+        Ok(held)
+    })?;
+    aim((owner, tracer), &regs, &held)?;
+    Ok(true)
+}
+
+/// The registers of a tracer that waits for its tracees, as if it had never been sent through a series.
+fn waits(frozen: &Frozen, owner: Pid, tracer: Tid) -> Result<Option<Regs>, FreezerError> {
+    let failed = || FreezerError::call(owner, "looking at a tracer");
+    let regs = ptrace::get_regs(tracer).map_err(failed())?;
+    let mem = proc::memory(owner).map_err(failed())?;
+    let stopped = frozen.threads(owner).into_iter();
+    let mut group = stopped.filter(|(tid, _)| *tid == tracer);
+    let free = group.any(|(_, thread)| thread.group_stop.is_none());
+    let (Some((nr, result)), true) = (regs.interrupted_syscall(), free) else {
+        return Ok(None);
+    };
+    let is_wait = matches!(nr, WAIT4 | by_tracer::WAITID);
+    let again = matches!(-result, restart::ERESTARTSYS | restart::ERESTARTNOINTR);
+    if !is_wait || !again || frozen.repeating.contains_key(&tracer) {
+        return Ok(None);
+    }
+    let Some(code) = rest::code(owner, &mem).map_err(failed())? else {
+        let why = "its vdso has no room for code by which it would let its tracees go on";
+        return Err(FreezerError::refuse(owner, "ptrace", why));
+    };
+    let before = remainder::before_series(&regs, code, |at| mem.read_u64(at).ok());
+    Ok(Some(before.unwrap_or(regs)))
+}
+
+/// Sends a tracer to let threads go on before it makes its call again.
+fn aim((owner, tracer): (Pid, Tid), regs: &Regs, held: &[Runner]) -> Result<(), FreezerError> {
+    let failed = || FreezerError::call(owner, "having a tracer let its tracees go on");
+    let mut steps = Vec::new();
+    for runner in held {
+        steps.extend(runner.steps(steps.len()));
+    }
+    let Some(first) = steps.first().copied() else {
+        return ptrace::set_regs(tracer, regs).map_err(failed());
+    };
+    let [rdi, rsi, rdx, r10, r8, r9] = regs.syscall_args();
+    steps.push(Step {
+        call: [regs.orig_rax, rdi, rsi, rdx, r10, r8, r9],
+        look: None,
+        then: None,
+        or: None,
+    });
+    let series = Series {
+        regs,
+        steps,
+        room: SIGINFO,
+    };
+    let mem = proc::memory(owner).map_err(failed())?;
+    let code = rest::code(owner, &mem).map_err(failed())?;
+    let room = series.size() as u64 + USED_BELOW_STACK;
+    let frame = regs.rsp.checked_sub(room).map(|at| at & !15);
+    let (Some(code), Some(frame)) = (code, frame) else {
+        let why = "there is no room for what a tracer is to do";
+        return Err(FreezerError::refuse(owner, "ptrace", why));
+    };
+    mem.write(frame, &series.bytes(frame)).map_err(failed())?;
+    let [nr, rdi, rsi, rdx, r10, ..] = first.call;
+    let aimed = Regs {
+        rsp: frame,
+        rip: code + remainder::series() + 2,
+        orig_rax: nr,
+        rax: (-restart::ERESTARTNOINTR).cast_unsigned(),
+        rdi,
+        rsi,
+        rdx,
+        r10,
+        ..*regs
+    };
+    ptrace::set_regs(tracer, &aimed).map_err(failed())
+}
+
+/// Has the tracer stop one. None when that one has come to a stop of its own, which its tracer is to be told of.
+fn stop(owner: Pid, tracer: &mut Tracee, runner: Runner) -> Result<Option<Runner>, FreezerError> {
+    let failed = || FreezerError::tracee(owner);
+    let it = by_tracer::Tracee(runner.tid);
+    let mut batch = Batch::new();
+    it.interrupt(&mut batch);
+    let stop = it.wait(&mut batch, true);
+    let out = tracer.run(&batch).map_err(failed())?;
+    let mut told = stop.read(&out);
+    let mut in_call = false;
+    if runner.runs.to_call && told == Some(runner.call_stop()) {
+        let mut batch = Batch::new();
+        let asked = it.ask(&mut batch);
+        let out = tracer.run(&batch).map_err(failed())?;
+        let regs = asked.regs(&out);
+        if asked.call(&out) != CallStop::Exit || !is_cut_off(&regs) {
+            return Ok(None);
+        }
+        let mut batch = Batch::new();
+        it.wait(&mut batch, false);
+        it.interrupt(&mut batch);
+        it.go_on(&mut batch, true);
+        let stop = it.wait(&mut batch, true);
+        let out = tracer.run(&batch).map_err(failed())?;
+        told = stop.read(&out);
+        in_call = true;
+    }
+    if told != Some(INTERRUPTED) {
+        return Ok(None);
+    }
+    let mut batch = Batch::new();
+    it.wait(&mut batch, false);
+    let asked = it.ask(&mut batch);
+    let out = tracer.run(&batch).map_err(failed())?;
+    let regs = asked.regs(&out);
+    let interrupted = regs.interrupted_syscall();
+    let again = interrupted.and_then(|(nr, result)| calls::again(nr, result));
+    if let Some(code) = again {
+        let mut batch = Batch::new();
+        let again = Regs {
+            rax: (-code).cast_unsigned(),
+            ..regs
+        };
+        it.set_regs(&mut batch, &again);
+        tracer.run(&batch).map_err(failed())?;
+    }
+    Ok(Some(Runner { in_call, ..runner }))
+}
+
+/// Whether a call has been ended by nothing but a stop.
+fn is_cut_off(regs: &Regs) -> bool {
+    let Some((nr, result)) = regs.interrupted_syscall() else {
+        return false;
+    };
+    (restart::ERESTARTSYS..=restart::ERESTART_RESTARTBLOCK).contains(&-result)
+        || calls::again(nr, result).is_some()
+}
+
+/// Stops tell the tracer of themselves.
+fn forget_stops(owner: Pid, tracer: &mut Tracee) -> Result<(), FreezerError> {
+    let mut batch = Batch::new();
+    let set = batch.data(&(1_u64 << (SIGCHLD - 1)).to_le_bytes());
+    let now = batch.data(&[0; 16]);
+    let args = [set.into(), 0.into(), now.into(), 8.into()];
+    batch.try_call("forgetting stops of tracees", RT_SIGTIMEDWAIT, args);
+    let ran = tracer.run(&batch).map_err(FreezerError::tracee(owner));
+    ran.map(drop)
+}
+
+/// The call that a thread sleeps in, and its arguments.
+fn call(pid: Pid, tid: Tid) -> Option<(i64, [u64; 6])> {
+    let text = proc::read_text(pid, &format!("task/{tid}/syscall")).ok()?;
+    let mut words = text.split_ascii_whitespace();
+    let nr: i64 = words.next()?.parse().ok().filter(|nr| *nr >= 0)?;
+    let mut args = [0; 6];
+    for (place, word) in args.iter_mut().zip(words) {
+        *place = u64::from_str_radix(word.trim_start_matches("0x"), 16).ok()?;
+    }
+    Some((nr, args))
+}
+
+/// Why threads of a process that run could not be stopped by their tracer.
+pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<&'static str>, FreezerError> {
+    for tid in proc::threads(pid)? {
+        if tracer_of(pid, tid) != Some(tracer) || stands_still(pid, tid) {
+            continue;
+        }
+        if let Some(why) = obstacle_of((pid, tid))? {
+            return Ok(Some(why));
+        }
+    }
+    // The process of a thread has its directory under the thread's number, too.
+    let waits = || {
+        let call = call(Pid(tracer.0), tracer);
+        call.is_none_or(|(nr, _)| matches!(nr, WAIT4 | by_tracer::WAITID))
+    };
+    let soon = (0..LOOKS).any(|look| {
+        if look > 0 {
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        waits()
+    });
+    let why = "it runs, and its tracer does not wait for it by wait4(2) or waitid(2)";
+    Ok((!soon).then_some(why))
+}
+
+fn obstacle_of((pid, tid): (Pid, Tid)) -> Result<Option<&'static str>, FreezerError> {
+    let Ok(found) = capture::runs(pid, &[tid]) else {
+        return Ok(Some("it runs, and how cannot be read from the kernel"));
+    };
+    let stat = proc::Stat::read(pid, &format!("task/{tid}/stat"))?;
+    Ok(match found.first() {
+        Some(runs) if !runs.seized => {
+            Some("it runs, and who has not seized it (PTRACE_SEIZE) cannot stop it unseen")
+        }
+        Some(runs) if runs.otherwise => Some("it runs, and is about to stop"),
+        _ if stat.state() == 'D' => Some("it runs, in a call that cannot be interrupted"),
+        _ => call(pid, tid)
+            .filter(|(nr, args)| calls::waits_for_a_time(*nr, *args))
+            .map(|_| "it waits for a time in a call that its tracer would see interrupted"),
+    })
+}

@@ -1,0 +1,191 @@
+//! Traced processes that run, while a thread of ours waits for their next stop.
+
+use std::sync::{Arc, Mutex, mpsc};
+
+use anyhow::{Result, bail};
+use libc::{
+    __WALL, PTRACE_CONT, PTRACE_INTERRUPT, PTRACE_O_TRACESYSGOOD, PTRACE_SEIZE, PTRACE_SYSCALL,
+    SIGTRAP, SIGUSR1, WEXITED, WSTOPPED,
+};
+
+use crate::kit::{SOON, Setting, Watch, fork, procfs, same, sys, until};
+
+const CALL: i32 = SIGTRAP | 0x80;
+
+/// The stops that the tracer has been told of: status, and which side of a call it is.
+type Told = Arc<Mutex<Vec<(i32, u8)>>>;
+
+fn request(number: u32, pid: i32, data: u64) -> Result<i64> {
+    // SAFETY: the requests that are made take numbers.
+    let done = unsafe { libc::ptrace(number, pid, 0_usize, data) };
+    sys("ptrace", done)?;
+    Ok(done)
+}
+
+/// `PTRACE_GET_SYSCALL_INFO`: 1 before a call, 2 behind it.
+fn side(pid: i32) -> Result<u8> {
+    const GET_SYSCALL_INFO: u32 = 0x420e;
+    let mut info = [0_u8; 88];
+    // SAFETY: the kernel is told how much room there is.
+    let done = unsafe { libc::ptrace(GET_SYSCALL_INFO, pid, info.len(), info.as_mut_ptr()) };
+    sys("ptrace", done)?;
+    Ok(info[0])
+}
+
+/// The status of the next stop; None at the end.
+fn wait(pid: i32) -> Result<Option<i32>> {
+    // SAFETY: zeros are a valid siginfo, the kernel fills it, and it tells of a child.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let options = WSTOPPED | WEXITED | __WALL;
+        let done = libc::waitid(libc::P_PID, pid as u32, &raw mut info, options);
+        sys("waitid", done)?;
+        Ok((info.si_code == libc::CLD_TRAPPED).then(|| info.si_status()))
+    }
+}
+
+/// Seizes a child and lets it run; from call to call with `to_call`.
+fn trace(life: fn(), to_call: bool, made: &mpsc::Sender<i32>, told: &Told) -> Result<()> {
+    let child = fork(life)?;
+    request(PTRACE_SEIZE, child, PTRACE_O_TRACESYSGOOD as u64)?;
+    request(PTRACE_INTERRUPT, child, 0)?;
+    wait(child)?;
+    let go_on = if to_call { PTRACE_SYSCALL } else { PTRACE_CONT };
+    request(go_on, child, 0)?;
+    made.send(child)?;
+    while let Some(status) = wait(child)? {
+        let side = side(child)?;
+        tell(told, (status, side));
+        let signal = if status == CALL { 0 } else { status };
+        request(go_on, child, signal as u64)?;
+    }
+    Ok(())
+}
+
+/// A child that such a thread traces, and what that is told.
+fn traced(life: fn(), to_call: bool) -> Result<(i32, Told)> {
+    let told = Told::default();
+    let (made, child) = mpsc::channel();
+    let theirs = Arc::clone(&told);
+    std::thread::spawn(move || {
+        if trace(life, to_call, &made, &theirs).is_err() {
+            tell(&theirs, (-1, 0));
+        }
+    });
+    let child = child.recv()?;
+    until("it runs", SOON, || {
+        procfs::status(&child.to_string(), "State").is_ok_and(|state| !state.starts_with('t'))
+    })?;
+    Ok((child, told))
+}
+
+fn tell(told: &Told, stop: (i32, u8)) {
+    if let Ok(mut told) = told.lock() {
+        told.push(stop);
+    }
+}
+
+fn all(told: &Told) -> Vec<(i32, u8)> {
+    told.lock().map(|told| told.clone()).unwrap_or_default()
+}
+
+fn spin() {
+    // SAFETY: ignoring a signal.
+    unsafe { libc::signal(SIGUSR1, libc::SIG_IGN) };
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+fn nap() {
+    loop {
+        // SAFETY: both places are there.
+        unsafe {
+            let mut time = libc::timespec {
+                tv_sec: 0,
+                tv_nsec: 900_000_000,
+            };
+            if libc::nanosleep(&raw const time, &raw mut time) != 0 {
+                libc::_exit(1);
+            }
+        }
+    }
+}
+
+fn wait_for_ever() {
+    // SAFETY: nothing is waited for; the set is on the stack.
+    unsafe {
+        let mut event: libc::epoll_event = std::mem::zeroed();
+        libc::epoll_wait(libc::epoll_create1(0), &raw mut event, 1, -1);
+        libc::_exit(1);
+    }
+}
+
+/// One that spins: its tracer is told of nothing but the signal that is sent to it.
+pub(crate) fn spinning(_: &Setting) -> Result<Watch> {
+    let (child, told) = traced(spin, false)?;
+    let fake = Arc::clone(&told);
+    let mut sent = 0;
+    Ok(Watch::new(move || {
+        same("stops", &vec![(SIGUSR1, 0); sent], &all(&told))?;
+        // SAFETY: takes numbers.
+        sys("kill", unsafe { libc::kill(child, SIGUSR1) })?;
+        sent += 1;
+        until("its tracer is told", SOON, || all(&told).len() == sent)?;
+        same("the stop", &Some((SIGUSR1, 0)), &all(&told).last().copied())
+    })
+    .spoiled_by(move || {
+        tell(&fake, (SIGTRAP, 0));
+        Ok(())
+    }))
+}
+
+/// One that sleeps in one call after the other, traced from call to call.
+pub(crate) fn napping(_: &Setting) -> Result<Watch> {
+    let (child, told) = traced(nap, true)?;
+    let fake = Arc::clone(&told);
+    Ok(Watch::new(move || {
+        let seen = all(&told).len();
+        until("it calls again", SOON, || all(&told).len() > seen + 1)?;
+        let all = all(&told);
+        for (place, stop) in all.iter().enumerate() {
+            // The first one is behind the call it was interrupted in, or before one.
+            let before = all[0].1 == 1;
+            let side = if before == (place % 2 == 0) { 1 } else { 2 };
+            if *stop != (CALL, side) {
+                bail!("stop {place} of {} is {stop:?}", all.len());
+            }
+        }
+        same("its tracer", &true, &has_tracer(child)?)
+    })
+    .spoiled_by(move || {
+        tell(&fake, (CALL, 3));
+        Ok(())
+    }))
+}
+
+fn has_tracer(child: i32) -> Result<bool> {
+    Ok(procfs::status(&child.to_string(), "TracerPid")? != "0")
+}
+
+/// One that waits for what never comes, in a call that stops make fail, traced from call to call.
+pub(crate) fn waiting(_: &Setting) -> Result<Watch> {
+    let (child, told) = traced(wait_for_ever, true)?;
+    until("it waits", SOON, || {
+        std::fs::read_to_string(format!("/proc/{child}/syscall"))
+            .is_ok_and(|call| call.starts_with(&format!("{} ", libc::SYS_epoll_wait)))
+    })?;
+    let fake = Arc::clone(&told);
+    let before = all(&told);
+    Ok(Watch::new(move || {
+        same("stops", &before, &all(&told))?;
+        let now = std::fs::read_to_string(format!("/proc/{child}/syscall"))?;
+        let number = now.split(' ').next().unwrap_or_default().to_owned();
+        same("its call", &libc::SYS_epoll_wait.to_string(), &number)?;
+        same("its tracer", &true, &has_tracer(child)?)
+    })
+    .spoiled_by(move || {
+        tell(&fake, (SIGTRAP, 0));
+        Ok(())
+    }))
+}
