@@ -101,6 +101,17 @@ impl Tracee {
         self.look(batch, libc::WSTOPPED | libc::__WALL | kept)
     }
 
+    /// Waits until it has stopped or ended; whoever waits next is told of that again.
+    pub fn wait_for_any(self, batch: &mut Batch) -> Stop {
+        let look = libc::WSTOPPED | libc::WEXITED | libc::__WALL | libc::WNOWAIT;
+        self.look(batch, look)
+    }
+
+    /// Takes its stop, if it has not ended.
+    pub fn take(self, batch: &mut Batch) -> Stop {
+        self.look(batch, libc::WSTOPPED | libc::__WALL | libc::WNOHANG)
+    }
+
     /// Whether its tracer has not waited for its stop yet.
     pub fn unread(self, batch: &mut Batch) -> Stop {
         let look = libc::WSTOPPED | libc::__WALL | libc::WNOWAIT | libc::WNOHANG;

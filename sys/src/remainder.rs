@@ -282,10 +282,9 @@ pub fn series() -> u64 {
 }
 
 /// The registers behind the call that a thread was interrupted in before it was sent through a series, and is in
-/// the last call of: `head` is what its stack pointer points to, `code` where the code is. None elsewhere.
+/// the last call of: `code` is where the code is, `read` reads a word of its memory. None elsewhere.
 #[must_use]
 pub fn before_series(regs: &Regs, code: u64, read: impl Fn(u64) -> Option<u64>) -> Option<Regs> {
-    // The `syscall` of all steps but the first has the jump back behind it.
     let start = &raw const kupgrade_series_start;
     let all = &raw const kupgrade_remainder_end as usize - start as usize;
     let within = code + series()..code + series() + all as u64;
@@ -294,10 +293,12 @@ pub fn before_series(regs: &Regs, code: u64, read: impl Fn(u64) -> Option<u64>) 
     }
     let step = read(regs.rsp + 72)?;
     let [nr, then, or] = [0, 72, 80].map(|at| read(step + at));
-    if nr? != regs.orig_rax || then? != 0 || or? != 0 {
+    let (nr, again) = (nr?, libc::SYS_restart_syscall.cast_unsigned());
+    if ![nr, again].contains(&regs.orig_rax) || then? != 0 || or? != 0 {
         return None;
     }
     Some(Regs {
+        orig_rax: nr,
         eflags: read(regs.rsp + 48)?,
         rip: read(regs.rsp + 56)?,
         rsp: read(regs.rsp + 64)?,

@@ -41,6 +41,7 @@ pub(crate) use memory::refusals as memory_refusals;
 pub use pages::capture_pages;
 pub(crate) use restart::is_readable as rest_is_readable;
 pub(crate) use room::refusal as room_refusal;
+pub(crate) use sleep::interrupted_call;
 pub(crate) use traced::{Runs, in_tracer, obstacle as traced_obstacle, runs};
 pub(crate) use vfork::obstacle as vfork_obstacle;
 

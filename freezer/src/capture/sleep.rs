@@ -33,6 +33,11 @@ fn interrupted(regs: &Regs) -> Option<i64> {
     (result == -restart::ERESTART_RESTARTBLOCK).then_some(nr)
 }
 
+/// The call that a thread is interrupted in that shows restart_syscall(2), as far as the kernel tells.
+pub(crate) fn interrupted_call(tid: Tid, regs: &Regs) -> Option<i64> {
+    kept(std::iter::once((tid, regs))).get(&tid)?.call(regs)
+}
+
 /// What is kept of the calls of threads that are interrupted in one that needs it.
 pub(super) fn kept<'a>(threads: impl Iterator<Item = (Tid, &'a Regs)>) -> BTreeMap<Tid, Block> {
     let interrupted = threads.filter(|(_, regs)| interrupted(regs).is_some());

@@ -1,6 +1,7 @@
 //! Traced threads that run: their tracer waits for their next stop.
 //!
-//! Nobody but the tracer can stop them. So it is made to do that, by `PTRACE_INTERRUPT`, to wait for that stop, so that
+//! Nobody but the tracer can stop them. So it is made to do that, by `PTRACE_INTERRUPT` or, where it has attached to
+//! them, by a SIGSTOP that it does not let through, to wait for that stop, so that
 //! it is not told of it later, and to let them go on before it waits again: that it does by itself, from code behind
 //! the end of its vdso's image ([`sys::remainder`]), whenever it is let go, also on another kernel. It is sent there
 //! before anything is stopped, so this process may die at any moment.
@@ -21,6 +22,13 @@ use sys::tracee::Tracee;
 use sys::{Pid, Tid, ptrace};
 
 const WAIT4: i64 = 61;
+const POLL: i64 = 7;
+const RESTART_SYSCALL: i64 = 219;
+const TGKILL: i64 = 234;
+const SIGSTOP: i32 = 19;
+/// SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU.
+const JOBS: u64 = 0b11111 << 17;
+const WNOHANG: u64 = 1;
 const SIGTRAP: i32 = 5;
 const SIGCHLD: i32 = 17;
 const GOOD: i32 = 0x80;
@@ -45,12 +53,32 @@ const MOST: usize = 64;
 /// A thread that is to be stopped, or was.
 #[derive(Clone, Copy, Debug)]
 struct Runner {
+    pid: Pid,
     tid: Tid,
     runs: Runs,
     in_call: bool,
 }
 
 impl Runner {
+    /// Asks it to stop: who was attached to by a signal that its tracer does not let through.
+    fn ask(&self, batch: &mut Batch) {
+        if self.runs.seized {
+            by_tracer::Tracee(self.tid).interrupt(batch);
+        } else {
+            let args = [self.pid.0.into(), self.tid.0.into(), SIGSTOP.into()];
+            batch.call("sending a tracee SIGSTOP", TGKILL, args);
+        }
+    }
+
+    /// What waitid(2) tells of it then.
+    fn stopped(&self) -> i32 {
+        if self.runs.seized {
+            INTERRUPTED
+        } else {
+            SIGSTOP
+        }
+    }
+
     /// What its stops before and behind a call look like.
     fn call_stop(&self) -> i32 {
         SIGTRAP | if self.runs.good { GOOD } else { 0 }
@@ -86,7 +114,7 @@ impl Runner {
             or: next(4),
         };
         let take = Step {
-            call: wait(WSTOPPED),
+            call: wait(WSTOPPED | WNOHANG),
             look: None,
             then: next(3),
             or: None,
@@ -119,6 +147,7 @@ pub(super) fn hold(
         let runs = capture::runs(*pid, &[*tid]);
         let runs = runs.map_err(|why| FreezerError::refuse(*pid, "ptrace", why.to_string()))?;
         runners.extend(runs.first().map(|runs| Runner {
+            pid: *pid,
             tid: *tid,
             runs: *runs,
             in_call: call(*pid, *tid).is_some(),
@@ -155,12 +184,7 @@ fn waits(frozen: &Frozen, owner: Pid, tracer: Tid) -> Result<Option<Regs>, Freez
     let stopped = frozen.threads(owner).into_iter();
     let mut group = stopped.filter(|(tid, _)| *tid == tracer);
     let free = group.any(|(_, thread)| thread.group_stop.is_none());
-    let (Some((nr, result)), true) = (regs.interrupted_syscall(), free) else {
-        return Ok(None);
-    };
-    let is_wait = matches!(nr, WAIT4 | by_tracer::WAITID);
-    let again = matches!(-result, restart::ERESTARTSYS | restart::ERESTARTNOINTR);
-    if !is_wait || !again || frozen.repeating.contains_key(&tracer) {
+    if !free || frozen.repeating.contains_key(&tracer) {
         return Ok(None);
     }
     let Some(code) = rest::code(owner, &mem).map_err(failed())? else {
@@ -168,7 +192,23 @@ fn waits(frozen: &Frozen, owner: Pid, tracer: Tid) -> Result<Option<Regs>, Freez
         return Err(FreezerError::refuse(owner, "ptrace", why));
     };
     let before = remainder::before_series(&regs, code, |at| mem.read_u64(at).ok());
-    Ok(Some(before.unwrap_or(regs)))
+    let regs = before.unwrap_or(regs);
+    let Some((nr, result)) = regs.interrupted_syscall() else {
+        return Ok(None);
+    };
+    let nr = match nr {
+        RESTART_SYSCALL => capture::interrupted_call(tracer, &regs).unwrap_or(nr),
+        nr => nr,
+    };
+    let again = match -result {
+        restart::ERESTARTSYS | restart::ERESTARTNOINTR => {
+            matches!(nr, WAIT4 | by_tracer::WAITID)
+        }
+        restart::ERESTART_RESTARTBLOCK => nr == POLL && (regs.rdx as i32) < 0,
+        _ => false,
+    };
+    let orig_rax = nr.cast_unsigned();
+    Ok(again.then_some(Regs { orig_rax, ..regs }))
 }
 
 /// Sends a tracer to let threads go on before it makes its call again.
@@ -222,8 +262,8 @@ fn stop(owner: Pid, tracer: &mut Tracee, runner: Runner) -> Result<Option<Runner
     let failed = || FreezerError::tracee(owner);
     let it = by_tracer::Tracee(runner.tid);
     let mut batch = Batch::new();
-    it.interrupt(&mut batch);
-    let stop = it.wait(&mut batch, true);
+    runner.ask(&mut batch);
+    let stop = it.wait_for_any(&mut batch);
     let out = tracer.run(&batch).map_err(failed())?;
     let mut told = stop.read(&out);
     let mut in_call = false;
@@ -236,19 +276,22 @@ fn stop(owner: Pid, tracer: &mut Tracee, runner: Runner) -> Result<Option<Runner
             return Ok(None);
         }
         let mut batch = Batch::new();
-        it.wait(&mut batch, false);
-        it.interrupt(&mut batch);
+        it.take(&mut batch);
+        // The signal waits still.
+        if runner.runs.seized {
+            runner.ask(&mut batch);
+        }
         it.go_on(&mut batch, true);
-        let stop = it.wait(&mut batch, true);
+        let stop = it.wait_for_any(&mut batch);
         let out = tracer.run(&batch).map_err(failed())?;
         told = stop.read(&out);
         in_call = true;
     }
-    if told != Some(INTERRUPTED) {
+    if told != Some(runner.stopped()) {
         return Ok(None);
     }
     let mut batch = Batch::new();
-    it.wait(&mut batch, false);
+    it.take(&mut batch);
     let asked = it.ask(&mut batch);
     let out = tracer.run(&batch).map_err(failed())?;
     let regs = asked.regs(&out);
@@ -311,7 +354,10 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<&'static str>, Fr
     // The process of a thread has its directory under the thread's number, too.
     let waits = || {
         let call = call(Pid(tracer.0), tracer);
-        call.is_none_or(|(nr, _)| matches!(nr, WAIT4 | by_tracer::WAITID))
+        call.is_none_or(|(nr, args)| match nr {
+            POLL | RESTART_SYSCALL => (args[2] as i32) < 0,
+            nr => matches!(nr, WAIT4 | by_tracer::WAITID),
+        })
     };
     let soon = (0..LOOKS).any(|look| {
         if look > 0 {
@@ -319,7 +365,7 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<&'static str>, Fr
         }
         waits()
     });
-    let why = "it runs, and its tracer does not wait for it by wait4(2) or waitid(2)";
+    let why = "it runs, and its tracer does not wait in wait4(2), waitid(2), or poll(2) without a time-out";
     Ok((!soon).then_some(why))
 }
 
@@ -328,9 +374,11 @@ fn obstacle_of((pid, tid): (Pid, Tid)) -> Result<Option<&'static str>, FreezerEr
         return Ok(Some("it runs, and how cannot be read from the kernel"));
     };
     let stat = proc::Stat::read(pid, &format!("task/{tid}/stat"))?;
+    let status = proc::Status::read(pid, &format!("task/{tid}/status"))?;
+    let waiting = status.mask("SigPnd") | status.mask("ShdPnd");
     Ok(match found.first() {
-        Some(runs) if !runs.seized => {
-            Some("it runs, and who has not seized it (PTRACE_SEIZE) cannot stop it unseen")
+        Some(runs) if !runs.seized && waiting & JOBS != 0 => {
+            Some("it runs, and signals that stop it or let it go on wait for it")
         }
         Some(runs) if runs.otherwise => Some("it runs, and is about to stop"),
         _ if stat.state() == 'D' => Some("it runs, in a call that cannot be interrupted"),
