@@ -137,6 +137,11 @@ pub(crate) const GROUP: Group = Group {
             running::spinning,
         ),
         subject(
+            "traced-attached-runs",
+            "a child that runs, attached to by who waits in poll",
+            running::attached,
+        ),
+        subject(
             "traced-naps",
             "a child that sleeps again and again, traced from call to call",
             running::napping,

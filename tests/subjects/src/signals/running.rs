@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use anyhow::{Result, bail};
 use libc::{
-    __WALL, PTRACE_CONT, PTRACE_INTERRUPT, PTRACE_O_TRACESYSGOOD, PTRACE_SEIZE, PTRACE_SYSCALL,
-    SIGTRAP, SIGUSR1, WEXITED, WSTOPPED,
+    __WALL, PTRACE_ATTACH, PTRACE_CONT, PTRACE_INTERRUPT, PTRACE_O_TRACESYSGOOD, PTRACE_SEIZE,
+    PTRACE_SYSCALL, SIGTRAP, SIGUSR1, WEXITED, WSTOPPED,
 };
 
 use crate::kit::{SOON, Setting, Watch, fork, procfs, same, sys, until};
@@ -44,31 +44,85 @@ fn wait(pid: i32) -> Result<Option<i32>> {
     }
 }
 
-/// Seizes a child and lets it run; from call to call with `to_call`.
-fn trace(life: fn(), to_call: bool, made: &mpsc::Sender<i32>, told: &Told) -> Result<()> {
+/// How a child is traced.
+#[derive(Clone, Copy, PartialEq)]
+enum How {
+    Seized,
+    /// The same, from call to call.
+    Calls,
+    /// Attached to, and waited for in poll(2), as debuggers do.
+    Attached,
+}
+
+/// Waits for SIGCHLD, which is blocked.
+fn poll(signals: i32) -> Result<()> {
+    let mut wanted = libc::pollfd {
+        fd: signals,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut info = [0_u8; 128];
+    // SAFETY: there is one descriptor, and the kernel is told how much room there is.
+    unsafe {
+        sys("poll", libc::poll(&raw mut wanted, 1, -1))?;
+        let read = libc::read(signals, info.as_mut_ptr().cast(), info.len());
+        sys("read", read).map(drop)
+    }
+}
+
+/// A descriptor that tells of SIGCHLD, which is blocked from here on.
+fn children() -> Result<i32> {
+    // SAFETY: the set is made before it is used.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        sys("sigemptyset", libc::sigemptyset(&raw mut set))?;
+        sys("sigaddset", libc::sigaddset(&raw mut set, libc::SIGCHLD))?;
+        let mask = libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        same("blocking a signal", &0, &mask)?;
+        Ok(sys("signalfd", libc::signalfd(-1, &raw const set, 0))? as i32)
+    }
+}
+
+/// Traces a child and lets it run.
+fn trace(life: fn(), how: How, made: &mpsc::Sender<i32>, told: &Told) -> Result<()> {
     let child = fork(life)?;
-    request(PTRACE_SEIZE, child, PTRACE_O_TRACESYSGOOD as u64)?;
-    request(PTRACE_INTERRUPT, child, 0)?;
-    wait(child)?;
-    let go_on = if to_call { PTRACE_SYSCALL } else { PTRACE_CONT };
+    let signals = children()?;
+    if how == How::Attached {
+        request(PTRACE_ATTACH, child, 0)?;
+        wait(child)?;
+        poll(signals)?;
+    } else {
+        request(PTRACE_SEIZE, child, PTRACE_O_TRACESYSGOOD as u64)?;
+        request(PTRACE_INTERRUPT, child, 0)?;
+        wait(child)?;
+    }
+    let go_on = match how {
+        How::Calls => PTRACE_SYSCALL,
+        How::Seized | How::Attached => PTRACE_CONT,
+    };
     request(go_on, child, 0)?;
     made.send(child)?;
-    while let Some(status) = wait(child)? {
+    loop {
+        if how == How::Attached {
+            poll(signals)?;
+        }
+        let Some(status) = wait(child)? else {
+            return Ok(());
+        };
         let side = side(child)?;
         tell(told, (status, side));
         let signal = if status == CALL { 0 } else { status };
         request(go_on, child, signal as u64)?;
     }
-    Ok(())
 }
 
 /// A child that such a thread traces, and what that is told.
-fn traced(life: fn(), to_call: bool) -> Result<(i32, Told)> {
+fn traced(life: fn(), how: How) -> Result<(i32, Told)> {
     let told = Told::default();
     let (made, child) = mpsc::channel();
     let theirs = Arc::clone(&told);
     std::thread::spawn(move || {
-        if trace(life, to_call, &made, &theirs).is_err() {
+        if trace(life, how, &made, &theirs).is_err() {
             tell(&theirs, (-1, 0));
         }
     });
@@ -123,7 +177,18 @@ fn wait_for_ever() {
 
 /// One that spins: its tracer is told of nothing but the signal that is sent to it.
 pub(crate) fn spinning(_: &Setting) -> Result<Watch> {
-    let (child, told) = traced(spin, false)?;
+    spins(How::Seized)
+}
+
+/// The same, with a tracer like a debugger.
+pub(crate) fn attached(_: &Setting) -> Result<Watch> {
+    // SIGCHLD comes for the process.
+    children()?;
+    spins(How::Attached)
+}
+
+fn spins(how: How) -> Result<Watch> {
+    let (child, told) = traced(spin, how)?;
     let fake = Arc::clone(&told);
     let mut sent = 0;
     Ok(Watch::new(move || {
@@ -142,7 +207,7 @@ pub(crate) fn spinning(_: &Setting) -> Result<Watch> {
 
 /// One that sleeps in one call after the other, traced from call to call.
 pub(crate) fn napping(_: &Setting) -> Result<Watch> {
-    let (child, told) = traced(nap, true)?;
+    let (child, told) = traced(nap, How::Calls)?;
     let fake = Arc::clone(&told);
     Ok(Watch::new(move || {
         let seen = all(&told).len();
@@ -170,7 +235,7 @@ fn has_tracer(child: i32) -> Result<bool> {
 
 /// One that waits for what never comes, in a call that stops make fail, traced from call to call.
 pub(crate) fn waiting(_: &Setting) -> Result<Watch> {
-    let (child, told) = traced(wait_for_ever, true)?;
+    let (child, told) = traced(wait_for_ever, How::Calls)?;
     until("it waits", SOON, || {
         std::fs::read_to_string(format!("/proc/{child}/syscall"))
             .is_ok_and(|call| call.starts_with(&format!("{} ", libc::SYS_epoll_wait)))
