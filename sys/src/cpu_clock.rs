@@ -8,7 +8,7 @@
 //! Whose clock it is, is asked each time: children made later and other threads have the same list, and are not in it.
 
 /// Bytes behind the code, where the rests of calls are made ([`crate::remainder`]) and what it wants to be zero.
-const BEHIND: usize = 256;
+const BEHIND: usize = crate::remainder::WHOLE;
 /// Bytes of the code, filled up.
 const ROOM: usize = 192;
 /// The last code or data of the image may end in zeros of its own.

@@ -13,9 +13,11 @@
 use crate::regs::Regs;
 
 /// Bytes at the end of a vdso's image that the code is put into.
-const ROOM: usize = 384;
+const ROOM: usize = 256;
 /// Bytes before it that must be free as well.
 const GAP: usize = 128;
+/// All of them.
+pub(crate) const WHOLE: usize = ROOM + GAP;
 
 // rsp: the frame. All registers but rax, rcx and r11 come back as they were; those are what a system call
 // leaves in them. A call that fails after the first part did not is told of by the next one.
