@@ -25,10 +25,12 @@ const PR_GET_TID_ADDRESS: i32 = 40;
 const IOPRIO_WHO_PROCESS: i32 = 1;
 const SCHED_GETATTR: i64 = 315;
 const SCHED_OTHER: u32 = 0;
+const SCHED_FIFO: u32 = 1;
+const SCHED_RR: u32 = 2;
 const SCHED_BATCH: u32 = 3;
 const SCHED_DEADLINE: u32 = 6;
 /// `SCHED_ATTR_SIZE_VER0`
-const SCHED_ATTR: usize = 48;
+const SCHED_ATTR: usize = 56;
 const PR_GET_SPECULATION_CTRL: i32 = 52;
 const PR_GET_TSC: i32 = 25;
 const PR_TSC_SIGSEGV: u32 = 2;
@@ -101,6 +103,7 @@ fn describe(
             priority: stat.field(40) as i32,
             deadline: asked.deadline,
             slice: asked.slice,
+            utilisation: asked.utilisation,
             nice: stat.field(19) as i32,
             ioprio: asked.ioprio,
             affinity: status.cpu_mask("Cpus_allowed"),
@@ -164,6 +167,10 @@ impl Others {
         slice(out, self.attr)
     }
 
+    pub(super) fn utilisation(&self, out: &Output) -> Option<[u32; 2]> {
+        utilisation(out, self.attr)
+    }
+
     pub(super) fn ioprio(&self, out: &Output) -> i32 {
         out.result(self.ioprio).unwrap_or(0) as i32
     }
@@ -181,6 +188,17 @@ fn slice(out: &Output, attr: Buffer) -> Option<u64> {
     (ordinary && runtime != usual_slice()).then_some(runtime)
 }
 
+/// The bounds of utilisation that are not the usual ones; the kernel shows none where it has none
+/// (`CONFIG_UCLAMP_TASK`).
+fn utilisation(out: &Output, attr: Buffer) -> Option<[u32; 2]> {
+    // `SCHED_CAPACITY_SCALE`
+    const ALL: u32 = 1024;
+    let bounds = [out.u32(attr, 12), out.u32(attr, 13)];
+    let real_time = matches!(out.u32(attr, 1), SCHED_FIFO | SCHED_RR);
+    let usual = [if real_time { ALL } else { 0 }, ALL];
+    (bounds != [0, 0] && bounds != usual).then_some(bounds)
+}
+
 /// What only the thread itself can ask for.
 struct Asked {
     altstack: (u64, u32, u64),
@@ -196,6 +214,7 @@ struct Asked {
     processor: Processor,
     deadline: Option<[u64; 4]>,
     slice: Option<u64>,
+    utilisation: Option<[u32; 2]>,
     memory_policy: Option<MemoryPolicy>,
 }
 
@@ -273,6 +292,7 @@ impl Question {
             processor: self.processor.read(out),
             deadline,
             slice: slice(out, attr),
+            utilisation: utilisation(out, attr),
             memory_policy: self.memory_policy.read(out),
             altstack: (out.u64(stack, 0), out.u32(stack, 2), out.u64(stack, 2)),
             cpu_time: out.u64(self.cpu_time, 0) * 1_000_000_000 + out.u64(self.cpu_time, 1),

@@ -476,6 +476,9 @@ pub struct Scheduling {
     /// The time slice it asked for instead of the usual one (`sched_runtime` of an ordinary policy, since
     /// 6.12), in nanoseconds.
     pub slice: Option<u64>,
+    /// Least and most utilisation (`sched_util_min`, `sched_util_max` of sched_setattr(2)), where they are not the
+    /// usual ones.
+    pub utilisation: Option<[u32; 2]>,
     /// Nice value.
     pub nice: i32,
     /// ioprio_get(2).

@@ -142,6 +142,20 @@ fn set_slice(batch: &mut Batch, scheduling: &Scheduling, slice: u64) {
     batch.try_call("setting its time slice", nr::SCHED_SETATTR, args);
 }
 
+/// Bounds of utilisation alone.
+fn set_utilisation(batch: &mut Batch, [least, most]: [u32; 2]) {
+    const SIZE: u64 = 56;
+    // SCHED_FLAG_KEEP_ALL | SCHED_FLAG_UTIL_CLAMP
+    const FLAGS: u64 = 0x78;
+    let bounds = u64::from(least) | u64::from(most) << 32;
+    let words = [SIZE, FLAGS, 0, 0, 0, 0, bounds];
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let attr = batch.data(&bytes);
+    let args = [0.into(), attr.into(), 0.into()];
+    // Left aside where the kernel has none.
+    batch.try_call("setting its utilisation", nr::SCHED_SETATTR, args);
+}
+
 pub(super) fn processors(batch: &mut Batch, s: &Scheduling) {
     if !s.affinity.is_empty() {
         let mask = batch.data(&s.affinity);
@@ -174,6 +188,9 @@ pub(super) fn scheduling(batch: &mut Batch, s: &Scheduling) {
     }
     if let Some(slice) = s.slice {
         set_slice(batch, s, slice);
+    }
+    if let Some(bounds) = s.utilisation {
+        set_utilisation(batch, bounds);
     }
     let args = [IOPRIO_WHO_PROCESS.into(), 0.into(), s.ioprio.into()];
     batch.call("setting its I/O priority", nr::IOPRIO_SET, args);

@@ -39,6 +39,7 @@ pub(super) struct Seen {
     pub(super) unread: bool,
     pub(super) policy: u64,
     pub(super) slice: Option<u64>,
+    pub(super) utilisation: Option<[u32; 2]>,
     pub(super) ioprio: i32,
     pub(super) speculation: [u8; 3],
 }
@@ -120,6 +121,7 @@ fn ask((owner, tracer): (Pid, &mut Tracee), (pid, tid): (Pid, Tid)) -> Result<Se
         unread: asked.unread(&out),
         policy: others.policy(&out),
         slice: others.slice(&out),
+        utilisation: others.utilisation(&out),
         ioprio: others.ioprio(&out),
         speculation: others.speculation(&out),
     })
@@ -193,6 +195,7 @@ impl Seen {
                 priority: stat.field(40) as i32,
                 deadline: None,
                 slice: self.slice,
+                utilisation: self.utilisation,
                 nice: stat.field(19) as i32,
                 ioprio: self.ioprio,
                 affinity: status.cpu_mask("Cpus_allowed"),

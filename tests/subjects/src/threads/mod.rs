@@ -111,6 +111,11 @@ pub(crate) const GROUP: Group = Group {
             scheduling::policies,
         ),
         subject("slices", "time slices per thread", scheduling::slices),
+        subject(
+            "utilisation",
+            "bounds of utilisation per thread (sched_util_min, sched_util_max)",
+            scheduling::utilisation,
+        ),
         subject("nice", "nice values per thread", scheduling::nice),
         subject("affinity", "affinity per thread", scheduling::affinity),
         subject("ioprio", "I/O priorities per thread", scheduling::ioprio),

@@ -66,7 +66,7 @@ pub(crate) fn policies(_: &Setting) -> Result<Watch> {
 }
 
 /// `struct sched_attr`, SCHED_ATTR_SIZE_VER0: size and policy, flags, nice and priority, runtime.
-fn attributes(call: i64, attr: &mut [u64; 6]) -> Result<()> {
+fn attributes(call: i64, attr: &mut [u64]) -> Result<()> {
     let size = if call == libc::SYS_sched_getattr {
         size_of_val(attr)
     } else {
@@ -102,6 +102,30 @@ pub(crate) fn slices(_: &Setting) -> Result<Watch> {
             attributes(libc::SYS_sched_getattr, &mut attr)?;
             Ok(format!("policy {} slice {}", attr[0] >> 32, attr[3]))
         },
+    )
+}
+
+/// Bounds of the utilisation that threads are taken to have (`CONFIG_UCLAMP_TASK`).
+pub(crate) fn utilisation(_: &Setting) -> Result<Watch> {
+    const SIZE: u64 = 56;
+    // SCHED_FLAG_KEEP_ALL | SCHED_FLAG_UTIL_CLAMP
+    const FLAGS: u64 = 0x78;
+    fn bounds() -> Result<u64> {
+        let mut attr = [0; 7];
+        attributes(libc::SYS_sched_getattr, &mut attr)?;
+        Ok(attr[6])
+    }
+    if bounds()? == 0 {
+        return not_here("no bounds of utilisation");
+    }
+    each(
+        &[(100, 700), (0, 512)],
+        (1, 1024),
+        |(least, most): (u64, u64)| {
+            let mut attr = [SIZE, FLAGS, 0, 0, 0, 0, least | most << 32];
+            attributes(libc::SYS_sched_setattr, &mut attr)
+        },
+        || Ok(format!("{:#x}", bounds()?)),
     )
 }
 
