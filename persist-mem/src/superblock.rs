@@ -341,7 +341,7 @@ mod tests {
     fn small() -> (Memory, Superblock) {
         let block = Superblock {
             pages: vec![4096],
-            extents: vec![2 * 4096..3 * 4096],
+            extents: std::iter::once(2 * 4096..3 * 4096).collect(),
             length: 100,
             sealed: 7,
         };

@@ -186,7 +186,9 @@ mod tests {
     #[test]
     fn what_cannot_be_added_later_is_there_from_the_start() {
         let low = 0..0x9_fc00;
-        let table: &[(&[Range<u64>], &[Range<u64>])] = &[
+        type Ranges<'a> = &'a [Range<u64>];
+        let block = MIB..B + MIB;
+        let table: &[(Ranges<'_>, Ranges<'_>)] = &[
             // A partial block at the top.
             (
                 &[low.clone(), MIB..5 * B - 4096],
@@ -197,7 +199,7 @@ mod tests {
                 &[low.clone(), MIB..3 * B + MIB, 32 * B..40 * B],
                 &[MIB..B, 3 * B..3 * B + MIB, 39 * B..40 * B],
             ),
-            (&[low, MIB..B + MIB], &[MIB..B + MIB]),
+            (&[low, block.clone()], std::slice::from_ref(&block)),
             (&[], &[]),
         ];
         for (ram, want) in table {
