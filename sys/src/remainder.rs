@@ -65,6 +65,7 @@ core::arch::global_asm!(
     "kupgrade_series_start:",
     "  syscall",
     "1:",
+    "  mov [rsp + 80], rax",
     "  mov rcx, [rsp + 72]",
     "  mov r11, [rcx + 56]",
     "  mov r8d, [r11]",
@@ -230,12 +231,16 @@ pub struct Series<'a> {
 }
 
 /// Bytes of a series' head, and of a step.
-const HEAD: usize = 80;
+const HEAD: usize = 88;
+/// In the head: what the last call returned.
+const RESULT: u64 = 80;
 const STEP: usize = 88;
 
 impl Series<'_> {
     /// In an argument: the address of the room. No address is one like this.
     pub const ROOM: u64 = 0x8000_0000_0000_00aa;
+    /// As a place to look at: what the call has returned.
+    pub const RESULT: u64 = u64::MAX;
 
     /// Bytes that it takes on the stack.
     #[must_use]
@@ -261,13 +266,17 @@ impl Series<'_> {
         let step = |place: usize| at + (HEAD + place * STEP) as u64;
         let room = step(self.steps.len());
         let next = |place: Option<usize>| place.map_or(0, step);
-        let mut words = vec![rdi, rsi, rdx, r10, r8, r9, eflags, rip, rsp, step(0)];
+        let mut words = vec![rdi, rsi, rdx, r10, r8, r9, eflags, rip, rsp, step(0), 0];
         for (place, one) in self.steps.iter().enumerate() {
             let argument = |word: u64| if word == Self::ROOM { room } else { word };
             words.extend(one.call.map(argument));
             // Without anything to look at it looks at what it compares with.
             let own = step(place) + 64;
-            let (look, expected) = one.look.map_or((own, 0), |(at, is)| (room + at, is));
+            let (look, expected) = match one.look {
+                Some((Self::RESULT, is)) => (at + RESULT, is),
+                Some((offset, is)) => (room + offset, is),
+                None => (own, 0),
+            };
             words.extend([look, expected.into(), next(one.then), next(one.or)]);
         }
         let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();

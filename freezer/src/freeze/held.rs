@@ -93,14 +93,15 @@ impl Runner {
         };
         let nr = by_tracer::PTRACE.cast_unsigned();
         let next = |step: usize| Some(first + step);
-        let go_on = |then| Step {
+        // One that has not stopped yet, since this process has died before that, is left alone.
+        let go_on = |then, or| Step {
             call: [nr, u64::from(request.cast_unsigned()), tid, 0, 0, 0, 0],
-            look: None,
+            look: Some((Series::RESULT, 0)),
             then,
-            or: None,
+            or,
         };
         if !(self.runs.to_call && self.in_call) {
-            return vec![go_on(next(1))];
+            return vec![go_on(next(1), next(1))];
         }
         let wait = |options: u64| {
             let nr = by_tracer::WAITID.cast_unsigned();
@@ -119,7 +120,12 @@ impl Runner {
             then: next(3),
             or: None,
         };
-        vec![go_on(next(1)), entry, take, go_on(next(4))]
+        vec![
+            go_on(next(1), next(4)),
+            entry,
+            take,
+            go_on(next(4), next(4)),
+        ]
     }
 }
 
