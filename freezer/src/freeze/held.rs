@@ -347,6 +347,16 @@ fn call(pid: Pid, tid: Tid) -> Option<(i64, [u64; 6])> {
     Some((nr, args))
 }
 
+/// Whether a tracer has more threads to stop than there is room for.
+fn has_too_many(tracer: Tid) -> Result<bool, FreezerError> {
+    let running = proc::everyone()?.into_iter().flat_map(|pid| {
+        // One that has ended meanwhile has none.
+        let threads = proc::threads(pid).unwrap_or_default().into_iter();
+        threads.filter(move |tid| tracer_of(pid, *tid) == Some(tracer) && !stands_still(pid, *tid))
+    });
+    Ok(running.count() > MOST)
+}
+
 /// Why threads of a process that run could not be stopped by their tracer.
 pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<&'static str>, FreezerError> {
     for tid in proc::threads(pid)? {
@@ -356,6 +366,11 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<&'static str>, Fr
         if let Some(why) = obstacle_of((pid, tid))? {
             return Ok(Some(why));
         }
+    }
+    if has_too_many(tracer)? {
+        return Ok(Some(
+            "it runs, and its tracer has more threads to stop than there is room for",
+        ));
     }
     // The process of a thread has its directory under the thread's number, too.
     let waits = || {
