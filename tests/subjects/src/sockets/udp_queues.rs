@@ -208,6 +208,7 @@ pub(crate) fn empty(_: &Setting) -> Result<Watch> {
         senders[1].send_to(b"one", to)?;
         senders[1].send_to(b"", to)?;
         senders[0].send_to(b"", to)?;
+        comes(receiver.as_raw_fd())?;
         // The kernel notes it of empty ones.
         receiver.peek_from(&mut [0; 9])?;
         anyhow::Ok(())
