@@ -18,6 +18,7 @@ const BPF_PROG_TYPE_SYSCALL: u32 = 31;
 const BPF_F_SLEEPABLE: u32 = 1 << 4;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 /// Helpers (include/uapi/linux/bpf.h).
+const KTIME_GET_NS: i32 = 5;
 const GET_CURRENT_TASK: i32 = 35;
 const PROBE_READ_KERNEL: i32 = 113;
 const JIFFIES64: i32 = 118;
@@ -192,15 +193,17 @@ impl KernelMemory {
         }
     }
 
-    /// The kernel's count of ticks (`jiffies`).
+    /// The kernel's count of ticks (`jiffies`), and the first time namespace's CLOCK_MONOTONIC in nanoseconds
+    /// at the same moment.
     ///
     /// # Errors
     /// As bpf(2).
-    pub fn ticks(&mut self) -> Result<u64> {
+    pub fn ticks(&mut self) -> Result<(u64, u64)> {
         let mut program = address_of_map(6, self.map.as_raw_fd()).to_vec();
-        program.extend([call(JIFFIES64), store_u64(6, 8, 0), set(0, 0), exit()]);
+        program.extend([call(JIFFIES64), store_u64(6, 8, 0)]);
+        program.extend([call(KTIME_GET_NS), store_u64(6, 16, 0), set(0, 0), exit()]);
         run(&load(&program)?)?;
-        Ok(self.word(8))
+        Ok((self.word(8), self.word(16)))
     }
 
     /// A word of the shared memory; `at` is a multiple of eight.

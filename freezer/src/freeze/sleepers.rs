@@ -1,7 +1,7 @@
 //! Since when threads sleep: what remains of their time-outs is only known to the kernel.
 
 use super::calls;
-use crate::kernel::{self, End, Place};
+use crate::kernel::{self, Place};
 use crate::proc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::ClockId;
@@ -246,11 +246,9 @@ fn waits(threads: &[(Tid, Option<u64>)]) -> Vec<Told> {
         let expected = threads.iter().map(|(_, futex)| *futex);
         let asked: Vec<_> = tasks.into_iter().zip(expected).collect();
         let told = |waits: kernel::Waits| Told {
-            ends_ns: match waits.end {
-                Some(End::Monotonic(end)) => u64::try_from(end.saturating_sub(offset)).ok(),
-                Some(End::In(left)) => Some(monotonic_ns().saturating_add(left)),
-                None => None,
-            },
+            ends_ns: waits
+                .end
+                .and_then(|end| u64::try_from(end.saturating_sub(offset)).ok()),
             place: waits.futex,
         };
         Ok(kernel.waits(&asked)?.into_iter().map(told).collect())

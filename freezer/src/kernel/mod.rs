@@ -32,7 +32,7 @@ mod vmas;
 pub(crate) use btf::Btf;
 pub(crate) use files::OpenFile;
 pub(crate) use nature::Nature;
-pub(crate) use stacks::{End, Place, Waits};
+pub(crate) use stacks::{Place, Waits};
 pub(crate) use uring::{RingState, RingUser};
 pub(crate) use vmas::Vma;
 

@@ -5,7 +5,6 @@
 //! there by being queued. Where that is not clear, nothing is found.
 
 use super::{Kernel, Unreadable, half, word};
-use nix::time::ClockId;
 
 /// `THREAD_SIZE` (arch/x86/include/asm/page_64_types.h).
 const SIZE: u64 = 16384;
@@ -34,15 +33,6 @@ pub(super) struct Layout {
     functions: [Option<u64>; 2],
 }
 
-/// When a sleep ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
-    /// Nanoseconds of the first time namespace's CLOCK_MONOTONIC.
-    Monotonic(i64),
-    /// Nanoseconds from now.
-    In(u64),
-}
-
 /// Where a thread waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -65,8 +55,8 @@ struct Queued {
 /// What a sleeping thread's stack tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Waits {
-    /// Of the timer that wakes it.
-    pub(crate) end: Option<End>,
+    /// When the timer expires that wakes it, in nanoseconds of the first time namespace's CLOCK_MONOTONIC.
+    pub(crate) end: Option<i64>,
     /// The futex it is queued at.
     pub(crate) futex: Option<Place>,
 }
@@ -194,13 +184,10 @@ impl Kernel {
                     return Waits::default();
                 };
                 let end = match layout.timer(&stack, tasks[n]) {
-                    Some((end, false)) => Some(End::Monotonic(end)),
+                    Some((end, false)) => Some(end),
                     Some((end, true)) => {
                         let clock = *clock.get_or_insert_with(|| self.ticks());
-                        clock.map(|(now, tick)| {
-                            let left = end.saturating_sub(now);
-                            End::In(u64::try_from(left).unwrap_or(0).saturating_mul(tick))
-                        })
+                        clock.map(|clock| clock.moment(end))
                     }
                     None => None,
                 };
@@ -236,12 +223,29 @@ impl Kernel {
         Ok(linked(&seen, self.words(&behind)?))
     }
 
-    /// The kernel's count of ticks, and how long one is in nanoseconds.
-    fn ticks(&mut self) -> Option<(i64, u64)> {
-        let ticks = self.memory.ticks().ok()?.cast_signed();
-        let now = sys::clock::read_ns(ClockId::CLOCK_MONOTONIC).ok()?;
-        let rate = rate(ticks, now.saturating_add(self.clock_offsets().ok()?[0]))?;
-        Some((ticks, 1_000_000_000 / rate.cast_unsigned()))
+    fn ticks(&mut self) -> Option<Ticks> {
+        let (count, now) = self.memory.ticks().ok()?;
+        let (count, now) = (count.cast_signed(), now.cast_signed());
+        let length = 1_000_000_000 / rate(count, now)?;
+        Some(Ticks { count, now, length })
+    }
+}
+
+/// The kernel's count of ticks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ticks {
+    count: i64,
+    /// The first time namespace's CLOCK_MONOTONIC at that count.
+    now: i64,
+    /// Nanoseconds from one to the next.
+    length: i64,
+}
+
+impl Ticks {
+    /// CLOCK_MONOTONIC at another count that is still to come, or now.
+    fn moment(self, count: i64) -> i64 {
+        let left = count.saturating_sub(self.count).max(0);
+        self.now.saturating_add(left.saturating_mul(self.length))
     }
 }
 
@@ -275,6 +279,7 @@ fn rate(ticks: i64, now: i64) -> Option<i64> {
 mod tests {
     use super::super::{look, readable};
     use super::*;
+    use nix::time::ClockId;
     use std::sync::mpsc::channel;
     use std::sync::{Arc, Condvar, Mutex};
     use std::time::Duration;
@@ -287,6 +292,16 @@ mod tests {
         assert_eq!(rate((1 << 32) - 200 * 1000, 101 * second), Some(1000));
         assert_eq!(rate((1 << 32) + 100, 301 * second), None);
         assert_eq!(rate(7, 50 * second), None);
+    }
+
+    #[test]
+    fn ticks_to_come_have_a_moment() {
+        let ticks = Ticks {
+            count: 100,
+            now: 7,
+            length: 4_000_000,
+        };
+        assert_eq!([103, 100, 9].map(|at| ticks.moment(at)), [12_000_007, 7, 7]);
     }
 
     #[test]
@@ -346,7 +361,7 @@ mod tests {
             }
         );
         let now = sys::clock::read_ns(ClockId::CLOCK_MONOTONIC).unwrap();
-        let Some(End::Monotonic(end)) = waits.end else {
+        let Some(end) = waits.end else {
             panic!("{waits:?}");
         };
         let offset = look(|kernel| kernel.clock_offsets()).unwrap()[0];
