@@ -1,7 +1,7 @@
 //! Sockets: what all families have in common, and the families' modules.
 
+mod addresses;
 mod backlog;
-mod closing;
 mod datagrams;
 mod errors;
 mod hidden;
@@ -18,7 +18,6 @@ mod refused;
 mod reuseport;
 mod settle;
 mod tcp;
-mod tcp_queue;
 mod unaccepted;
 mod unix;
 mod vsock;

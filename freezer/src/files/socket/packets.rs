@@ -4,8 +4,9 @@
 //! They are received again from the loopback interface. So what the new kernel would answer, act on, or send to
 //! others is refused.
 
+use super::Common;
+use super::addresses::is_local;
 use super::queue::Message;
-use super::{Common, tcp};
 use crate::FreezerError;
 use crate::files::Open;
 use crate::kernel::sockets::Buffer;
@@ -98,13 +99,13 @@ fn can_be_received_again(common: &Common, message: &Message) -> Result<(), &'sta
         let behind: &[u8] = if v6 { &[0; 4] } else { &[0; 8] };
         [before, host, behind].concat()
     };
-    if !tcp::is_local(&address(to)) {
+    if !is_local(&address(to)) {
         return Err("one was sent to others, too");
     }
     let echo = [(c::IPPROTO_ICMP, 8, 0), (c::IPPROTO_ICMPV6, 128, 129)];
     if let Some((_, request, reply)) = echo.into_iter().find(|one| one.0 == common.protocol) {
         let kind = message.data.first().copied();
-        return if kind == Some(reply) || kind == Some(request) && tcp::is_local(&address(source)) {
+        return if kind == Some(reply) || kind == Some(request) && is_local(&address(source)) {
             Ok(())
         } else {
             Err("the kernel acts on one")

@@ -2,7 +2,7 @@
 //! takes them off, so they are read from the kernel's memory. Those that this host has refused are refused again
 //! when they are sent again; whatever else waits there is not carried.
 
-use super::tcp::is_local;
+use super::addresses::is_local;
 use crate::diag;
 use crate::kernel::sockets::Buffer;
 use crate::kernel::{Kernel, Unreadable};

@@ -2,7 +2,7 @@
 //! are in no process's table, but the listening socket leads to them.
 
 use super::pieces::{self, Piece};
-use super::tcp_queue::{self, Received};
+use super::tcp::buffers::{self, Received};
 use crate::kernel::{Kernel, Unreadable, half};
 use nix::libc as c;
 use persist_mem::manifest::{PeerCredentials, SocketMessage};
@@ -133,8 +133,8 @@ fn tcp_connection(kernel: &mut Kernel, sk: u64) -> Result<Tcp, Unreadable> {
         state: state.first().copied().ok_or(WRONG)? as u8,
         local,
         remote,
-        sent: tcp_queue::bytes(kernel, sk)?,
-        received: tcp_queue::received(kernel, sk)?,
+        sent: buffers::bytes(kernel, sk)?,
+        received: buffers::received(kernel, sk)?,
     })
 }
 

@@ -11,23 +11,26 @@ const MOST: usize = 1 << 20;
 
 /// What was received and not read.
 #[derive(Debug, Default)]
-pub(super) struct Received {
+pub(in crate::files::socket) struct Received {
     /// Number of the byte behind it.
-    pub(super) next: u32,
+    pub(in crate::files::socket) next: u32,
     /// The urgent byte in it.
-    pub(super) urgent: Option<Urgent>,
+    pub(in crate::files::socket) urgent: Option<Urgent>,
 }
 
 /// What was sent and not acknowledged.
 #[derive(Debug, Default)]
-pub(super) struct Unsent {
+pub(in crate::files::socket) struct Unsent {
     /// Number of the first byte.
-    pub(super) first: u32,
-    pub(super) bytes: Vec<u8>,
+    pub(in crate::files::socket) first: u32,
+    pub(in crate::files::socket) bytes: Vec<u8>,
 }
 
 /// How far a `struct sock` has received.
-pub(super) fn received(kernel: &mut Kernel, sk: u64) -> Result<Received, Unreadable> {
+pub(in crate::files::socket) fn received(
+    kernel: &mut Kernel,
+    sk: u64,
+) -> Result<Received, Unreadable> {
     let names = ["copied_seq", "rcv_nxt", "urg_data", "urg_seq"];
     let found = kernel.fields(sk, "tcp_sock", &names)?;
     let [first, next, urgent, place] = found[..] else {
@@ -57,7 +60,7 @@ fn marked(urgent: u32, at: u32, unread: u32) -> Result<Option<Urgent>, Unreadabl
 }
 
 /// All bytes that were received and not read, urgent ones too; those that came twice count once.
-pub(super) fn bytes(kernel: &mut Kernel, sk: u64) -> Result<Vec<u8>, Unreadable> {
+pub(in crate::files::socket) fn bytes(kernel: &mut Kernel, sk: u64) -> Result<Vec<u8>, Unreadable> {
     let read = kernel.fields(sk, "tcp_sock", &["copied_seq", "rcv_nxt"])?;
     let [first, next] = read[..] else {
         return Err(WRONG);
@@ -72,7 +75,7 @@ pub(super) fn bytes(kernel: &mut Kernel, sk: u64) -> Result<Vec<u8>, Unreadable>
 }
 
 /// What is to be sent: what was sent and not acknowledged, then what was not sent.
-pub(super) fn unsent(kernel: &mut Kernel, sk: u64) -> Result<Unsent, Unreadable> {
+pub(in crate::files::socket) fn unsent(kernel: &mut Kernel, sk: u64) -> Result<Unsent, Unreadable> {
     let found = kernel.fields(sk, "tcp_sock", &["snd_una", "write_seq"])?;
     let [first, end] = found[..] else {
         return Err(WRONG);
@@ -88,7 +91,10 @@ pub(super) fn unsent(kernel: &mut Kernel, sk: u64) -> Result<Unsent, Unreadable>
 }
 
 /// Whether it only waits for more to be written (`TCP_CORK`, `MSG_MORE`, Nagle): that ends by itself.
-pub(super) fn waits_for_more(kernel: &mut Kernel, sk: u64) -> Result<bool, Unreadable> {
+pub(in crate::files::socket) fn waits_for_more(
+    kernel: &mut Kernel,
+    sk: u64,
+) -> Result<bool, Unreadable> {
     let names = ["snd_una", "snd_nxt", "snd_wnd", "packets_out"];
     let found = kernel.fields(sk, "tcp_sock", &names)?;
     let [acknowledged, next, window, out] = found[..] else {

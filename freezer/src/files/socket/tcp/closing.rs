@@ -1,10 +1,10 @@
 //! Ends of TCP connections that were closed with more to send than the other end has room for. No process has such
 //! an end any more, but the kernel goes on sending for it: it is found in the kernel's table of connections.
 
-use super::tcp::plain;
-use super::tcp::state::{CLOSING, FIN_WAIT1, LAST_ACK};
-use super::tcp_queue::{self, Unsent};
-use super::unaccepted;
+use super::buffers::{self, Unsent};
+use super::state::{CLOSING, FIN_WAIT1, LAST_ACK};
+use crate::files::socket::addresses::plain;
+use crate::files::socket::unaccepted;
 use crate::kernel::{self, Unreadable};
 use crate::nettcp::{self, Ends};
 use nix::libc as c;
@@ -28,7 +28,7 @@ pub(super) fn find(wanted: &HashSet<Ends>) -> Result<HashMap<Ends, Unsent>, Unre
             let (local, remote) = unaccepted::addresses(kernel, sk)?;
             let ends = (plain(&local), plain(&remote));
             if wanted.contains(&ends) {
-                found.insert(ends, tcp_queue::unsent(kernel, sk)?);
+                found.insert(ends, buffers::unsent(kernel, sk)?);
             }
         }
         Ok(())
