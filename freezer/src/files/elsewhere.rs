@@ -2,7 +2,7 @@
 //! pidfds stand for.
 
 use super::ends::{End, Ours, resource};
-use super::outsiders::{Outsiders, descends, lives_outside};
+use super::outsiders::{Outsiders, lives_outside};
 use crate::proc;
 use crate::{FreezerError, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,8 +41,9 @@ pub(crate) fn refusals(ours: &Ours, outsiders: &Outsiders, inside: &[Pid]) -> Ve
                 found.extend(more);
                 None
             }
-            // A child that came after the tree was listed will be found when it is stopped.
-            End::Process(target) if !members.contains(target) && !descends(*target, inside) => {
+            // A child that came after the tree was listed will be found when it is stopped; one that was waited
+            // for meanwhile is gone for the pidfd, too.
+            End::Process(target) if !members.contains(target) && lives_outside(*target, inside) => {
                 Some(format!(
                     "it stands for process {target} ({}), which is not part of the tree",
                     proc::comm(*target)
@@ -120,6 +121,28 @@ mod tests {
             .filter(|refusal| refusal.resource.starts_with("fd 0 "))
             .filter(|refusal| refusal.reason.starts_with(&text))
             .collect()
+    }
+
+    #[test]
+    fn a_process_that_ends_meanwhile_is_not_outside() {
+        let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let mut target = sleeper(&null);
+        let pid = Pid(target.id().cast_signed());
+        let mut holder = sleeper(&sys::process::pidfd_open(pid).unwrap());
+        let inside = [Pid(holder.id().cast_signed())];
+        let ours = crate::files::ends::of_tree(&inside);
+        let found = || {
+            let all = refusals(&ours, &Outsiders::look(&inside), &inside);
+            let named = |refusal: &Refusal| refusal.reason.contains("stands for");
+            all.iter().filter(|refusal| named(refusal)).count()
+        };
+        let before = found();
+        target.kill().unwrap();
+        target.wait().unwrap();
+        let after = found();
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        assert_eq!((before, after), (1, 0));
     }
 
     #[test]

@@ -88,11 +88,6 @@ pub(crate) fn lives_outside(pid: Pid, inside: &[Pid]) -> bool {
     has_ancestor(pid, inside) == Some(false)
 }
 
-/// Whether a process is there and one of its ancestors is part of the tree.
-pub(crate) fn descends(pid: Pid, inside: &[Pid]) -> bool {
-    has_ancestor(pid, inside) == Some(true)
-}
-
 /// None when it is gone, or one of its ancestors is.
 fn has_ancestor(pid: Pid, inside: &[Pid]) -> Option<bool> {
     let mut pid = pid;
