@@ -66,7 +66,7 @@ pub(crate) struct Files {
     opened: BTreeMap<DescriptionId, OwnedFd>,
     /// Both ends of pipes, until every description is open.
     pipes: BTreeMap<PipeId, pipe::Ends>,
-    /// POSIX message queues, until every description is open.
+    /// POSIX message queues with a name, until every description is open.
     queues: mqueue::Queues,
     terminals: terminal::Terminals,
     removed: removed::Directories,
@@ -148,7 +148,7 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let manifest = restore.manifest;
     restore.files.pipes = pipe::make(manifest)?;
     deleted::open_makers(restore)?;
-    restore.files.queues = mqueue::make(manifest)?;
+    mqueue::make(restore)?;
     fifo::open_all(restore)?;
     removed::make(restore)?;
     pidfd::open_gone(restore)?;
@@ -160,7 +160,7 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     open_each(restore, all)?;
     // An end that nobody has must not stay open here.
     restore.files.pipes.clear();
-    mqueue::finish(restore)?;
+    mqueue::finish(restore);
     terminal::close(restore)?;
     tunnel::queue_packets(restore)?;
     socket::open_all(restore)?;

@@ -8,10 +8,10 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, fchown};
 use persist_mem::manifest::{
-    DescriptionKind, Descriptor, Manifest, Notification, Notify, PosixQueue,
+    Description, DescriptionId, DescriptionKind, Descriptor, Notification, Notify, PosixQueue,
 };
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 use sys::batch::Batch;
 use sys::{Errno, mqueue};
@@ -19,27 +19,63 @@ use sys::{Errno, mqueue};
 const O_RDWR: i32 = 2;
 const O_NONBLOCK: i32 = 0o4000;
 
-/// The queues, open here until every description is: they keep their names till then, since a
-/// description is opened by name. (Through /proc it would get `O_LARGEFILE`, which queues have not.)
+/// The queues that have a name, open here until every description is. (Through /proc a description would get
+/// `O_LARGEFILE`, which queues have not, so it is opened by name.)
 pub(super) type Queues = BTreeMap<u32, OwnedFd>;
 
-/// Finds every queue by its name, or makes it.
-pub(super) fn make(manifest: &Manifest) -> Result<Queues, ResurrectError> {
-    let mut queues = Queues::new();
-    for queue in &manifest.posix_queues {
-        queues.insert(queue.id, make_one(queue)?);
+/// Finds every queue by its name, or makes it. Those whose name was removed come first, with all their
+/// descriptions: others may have the name since.
+pub(super) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let queues = &restore.manifest.posix_queues;
+    for queue in queues.iter().filter(|queue| queue.unlinked) {
+        make_unlinked(restore, queue)?;
     }
-    Ok(queues)
+    for queue in queues.iter().filter(|queue| !queue.unlinked) {
+        let made = make_one(queue)?;
+        restore.files.queues.insert(queue.id, made);
+    }
+    Ok(())
 }
 
-/// Unlinks those that were.
-pub(super) fn finish(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+/// Makes a queue under its old name, or under another one where that is taken, opens all its descriptions, and
+/// removes the name.
+fn make_unlinked(restore: &mut Restore<'_>, queue: &PosixQueue) -> Result<(), ResurrectError> {
+    let (mut name, made) = (name(queue)?, create(&name(queue)?, queue));
+    let made = match made {
+        Err(Errno::EEXIST) => {
+            let other = format!(".kupgrade-{}-{}", std::process::id(), queue.id);
+            name = CString::new(other).map_err(|_| failed(queue, "naming it")(Errno::EINVAL))?;
+            create(&name, queue)
+        }
+        made => made,
+    };
+    let made = made.map_err(failed(queue, "making it"))?;
+    let opened = fill(&made, queue).and_then(|()| open_all(restore, queue, &name));
+    mqueue::unlink(&name).map_err(failed(queue, "unlinking it"))?;
+    restore.files.opened.extend(opened?);
+    Ok(())
+}
+
+fn open_all(
+    restore: &Restore<'_>,
+    queue: &PosixQueue,
+    name: &CStr,
+) -> Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError> {
+    let of_it = |description: &&Description| matches!(description.kind, DescriptionKind::MessageQueue { queue: id } if id == queue.id);
+    let descriptions = restore.manifest.descriptions.iter().filter(of_it);
+    let opened = descriptions.map(|description| {
+        let opening = Opening {
+            restore,
+            description,
+        };
+        open_by(&opening, name).map(|fd| (description.id, fd))
+    });
+    opened.collect()
+}
+
+/// Lets go of the queues.
+pub(super) fn finish(restore: &mut Restore<'_>) {
     restore.files.queues.clear();
-    let queues = restore.manifest.posix_queues.iter();
-    queues.filter(|queue| queue.unlinked).try_for_each(|queue| {
-        let name = name(queue)?;
-        mqueue::unlink(&name).map_err(failed(queue, "unlinking it"))
-    })
 }
 
 fn failed(queue: &PosixQueue, doing: &'static str) -> impl FnOnce(Errno) -> ResurrectError + use<> {
@@ -52,34 +88,44 @@ fn name(queue: &PosixQueue) -> Result<CString, ResurrectError> {
 }
 
 fn make_one(queue: &PosixQueue) -> Result<OwnedFd, ResurrectError> {
-    let failed = |doing| failed(queue, doing);
     let name = name(queue)?;
-    if !queue.unlinked
-        && let Ok(there) = mqueue::open(&name, O_RDWR | O_NONBLOCK, None)
-    {
+    if let Ok(there) = mqueue::open(&name, O_RDWR | O_NONBLOCK, None) {
         // It has outlived its users, and is as others have left it.
         return Ok(there);
     }
-    let made =
-        mqueue::open(&name, O_RDWR | O_NONBLOCK, Some(queue.sizes)).map_err(failed("making it"))?;
-    for (priority, text) in &queue.messages {
-        mqueue::send(&made, *priority, text).map_err(failed("sending its messages"))?;
-    }
-    fchmod(&made, Mode::from_bits_retain(queue.mode)).map_err(failed("setting its mode"))?;
-    let (uid, gid) = (Uid::from_raw(queue.owner.0), Gid::from_raw(queue.owner.1));
-    fchown(&made, Some(uid), Some(gid)).map_err(failed("setting its owner"))?;
+    let made = create(&name, queue).map_err(failed(queue, "making it"))?;
+    fill(&made, queue)?;
     Ok(made)
+}
+
+fn create(name: &CStr, queue: &PosixQueue) -> sys::Result<OwnedFd> {
+    mqueue::open(name, O_RDWR | O_NONBLOCK, Some(queue.sizes))
+}
+
+/// Messages, mode and owner.
+fn fill(made: &OwnedFd, queue: &PosixQueue) -> Result<(), ResurrectError> {
+    let failed = |doing| failed(queue, doing);
+    for (priority, text) in &queue.messages {
+        mqueue::send(made, *priority, text).map_err(failed("sending its messages"))?;
+    }
+    fchmod(made, Mode::from_bits_retain(queue.mode)).map_err(failed("setting its mode"))?;
+    let (uid, gid) = (Uid::from_raw(queue.owner.0), Gid::from_raw(queue.owner.1));
+    fchown(made, Some(uid), Some(gid)).map_err(failed("setting its owner"))
 }
 
 pub(super) fn open(opening: &Opening<'_, '_>, queue: u32) -> Result<OwnedFd, ResurrectError> {
     let queues = &opening.restore.manifest.posix_queues;
     let found = queues.iter().find(|found| found.id == queue);
     let found = found.ok_or_else(|| opening.failed("finding it")(Errno::ENOENT))?;
+    open_by(opening, &name(found)?)
+}
+
+fn open_by(opening: &Opening<'_, '_>, name: &CStr) -> Result<OwnedFd, ResurrectError> {
     // O_CLOEXEC is there when the description shows it.
     let kept = OFlag::from_bits_retain(opening.description.flags.cast_signed()) & OFlag::O_CLOEXEC;
     let flags = opening.flags() - OFlag::O_NOCTTY - OFlag::O_CLOEXEC;
     let flags = (flags | kept).bits();
-    mqueue::open(&name(found)?, flags, None).map_err(opening.failed("opening it"))
+    mqueue::open(name, flags, None).map_err(opening.failed("opening it"))
 }
 
 /// Registers every process again that was to be told of messages.

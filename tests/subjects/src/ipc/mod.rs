@@ -68,5 +68,10 @@ pub(crate) const GROUP: Group = Group {
             "POSIX message queues without a name",
             posix::unlinked,
         ),
+        subject(
+            "mqueue-taken",
+            "a POSIX message queue without a name, while another one has the name",
+            posix::taken,
+        ),
     ],
 };

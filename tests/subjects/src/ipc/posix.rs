@@ -126,6 +126,32 @@ pub(crate) fn unlinked(_: &Setting) -> Result<Watch> {
     filled(queue)
 }
 
+/// The name is gone, and another queue has it.
+pub(crate) fn taken(_: &Setting) -> Result<Watch> {
+    let name = name("taken")?;
+    let old = create(&name)?;
+    let new = create(&name)?;
+    let fill = move || {
+        send(old, b"old low", 1)?;
+        send(old, b"old high", 9)?;
+        send(new, b"new", 3)
+    };
+    fill()?;
+    Ok(Watch::new(move || {
+        for (text, priority) in [(b"old high".as_slice(), 9), (b"old low", 1)] {
+            same("of the old one", &(text.to_vec(), priority), &receive(old)?)?;
+        }
+        // SAFETY: the name is a C string.
+        let again = unsafe { libc::mq_open(name.as_ptr(), O_RDWR) };
+        sys("mq_open", again)?;
+        let found = receive(again);
+        crate::kit::files::close(again);
+        same("by the name", &(b"new".to_vec(), 3), &found?)?;
+        fill()
+    })
+    .spoiled_by(move || receive(old).map(drop)))
+}
+
 /// Asks to be told of a message by signal 46, which stays blocked, with a value.
 fn register(queue: i32) -> Result<()> {
     // SAFETY: zeros are a valid structure.
