@@ -83,6 +83,11 @@ fn credentials(
     if !restore.tasks.contains_key(&pid) {
         match tree::helper(restore, pid) {
             Ok(()) => helper = Some(pid),
+            // Somebody outside of the tree, who may be named as a sender.
+            Err(ResurrectError::Taken { .. }) if restore.options.root_flags == 0 => {
+                let pid = pid.0;
+                return Ok((Some(Credentials { pid, uid, gid }), None));
+            }
             Err(error @ ResurrectError::Taken { .. }) => {
                 log::warn!("the sender of a message looks different: {error}");
                 return Ok((None, None));

@@ -9,7 +9,7 @@ use persist_mem::manifest::{
     DescriptionId, PeerCredentials, SocketState, Thread, UnixLink, UnixSocket, Waiting,
 };
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use sys::Errno;
 use sys::socket::{self, Outgoing};
@@ -23,6 +23,8 @@ pub(super) struct Unix {
     gone: BTreeMap<DescriptionId, (OwnedFd, Option<Reach>)>,
     /// Clients that are gone and wait to be accepted: by which socket, and their place there.
     left: BTreeMap<(DescriptionId, usize), OwnedFd>,
+    /// Ends of pairs that have turned to somebody else since, while the other end has not.
+    turned: BTreeSet<DescriptionId>,
 }
 
 /// A unix socket of the manifest.
@@ -82,6 +84,7 @@ impl Unix {
         let mut made = Unix::default();
         // Connections first: while they are made an abstract name may be needed that is a listener's.
         made.make_pairs(restore, all, sockets)?;
+        made.make_turned(restore, all, sockets)?;
         for one in unix(all) {
             made.make_connected(restore, all, one, sockets)?;
         }
@@ -133,6 +136,34 @@ impl Unix {
                 sockets.fds.insert(first, a);
                 sockets.fds.insert(second, b);
             }
+        }
+        Ok(())
+    }
+
+    /// Makes pairs of which one end has another peer by now (or none): the other still has this one, which has no name.
+    fn make_turned(
+        &mut self,
+        restore: &mut Restore<'_>,
+        all: &[Making<'_>],
+        sockets: &mut Sockets,
+    ) -> Result<(), ResurrectError> {
+        for one in unix(all).filter(|one| !one.stream()) {
+            let id = one.making.id();
+            let UnixLink::Connected(peer) = one.state.link else {
+                continue;
+            };
+            let Some(other) = find(all, peer).filter(|other| other.state.name.is_empty()) else {
+                continue;
+            };
+            let known = |id| sockets.fds.contains_key(&id);
+            if other.state.link == UnixLink::Connected(id) || known(id) || known(peer) {
+                continue;
+            }
+            let who = one.state.peer_credentials.as_ref();
+            let (own, turned) = peer::pair(restore, who, one.making.socket.kind)?;
+            sockets.fds.insert(id, own);
+            sockets.fds.insert(peer, turned);
+            self.turned.insert(peer);
         }
         Ok(())
     }
@@ -345,7 +376,10 @@ impl Unix {
                     .filter(|other| {
                         one.stream() || other.state.name.is_empty() || one.state.name.is_empty()
                     })
-                    .filter(|other| other.state.link == UnixLink::Connected(id))
+                    .filter(|other| {
+                        other.state.link == UnixLink::Connected(id)
+                            || self.turned.contains(&other.making.id())
+                    })
                     .and_then(|other| sockets.fds.get(&other.making.id())),
                 _ => self.gone.get(&id).map(|(fd, _)| fd),
             };
@@ -413,18 +447,13 @@ impl Unix {
         all: &[Making<'_>],
         sockets: &mut Sockets,
     ) -> Result<(), ResurrectError> {
+        self.turn(all, sockets)?;
+        for one in datagrams_in_order(all) {
+            self.connect_datagram(one, sockets)?;
+        }
         for one in unix(all) {
             let fd = sockets.get(&one.making)?;
             match &one.state.link {
-                UnixLink::Connected(other) if !one.stream() => {
-                    if let Some(reach) = self.reach.get(other)
-                        && socket::peer_name(fd).is_err()
-                    {
-                        reach
-                            .with(|address| socket::connect(fd, address))
-                            .map_err(one.making.failed("connecting it"))?;
-                    }
-                }
                 UnixLink::Gone { name, .. } if !one.stream() && !name.is_empty() => {
                     let making = &one.making;
                     let gone = making.new_socket()?;
@@ -465,6 +494,29 @@ impl Unix {
         Ok(())
     }
 
+    /// Has ends of pairs turn away from the other end: what that had not read would be lost, and it has been sent.
+    fn turn(&self, all: &[Making<'_>], sockets: &Sockets) -> Result<(), ResurrectError> {
+        let nobody = (c::AF_UNSPEC as u16).to_ne_bytes();
+        for one in self.turned.iter().filter_map(|id| find(all, *id)) {
+            socket::connect(sockets.get(&one.making)?, &nobody)
+                .map_err(one.making.failed("turning it away"))?;
+        }
+        Ok(())
+    }
+
+    fn connect_datagram(&self, one: One<'_>, sockets: &Sockets) -> Result<(), ResurrectError> {
+        let UnixLink::Connected(other) = &one.state.link else {
+            return Ok(());
+        };
+        let fd = sockets.get(&one.making)?;
+        match self.reach.get(other) {
+            Some(reach) if socket::peer_name(fd).is_err() => reach
+                .with(|address| socket::connect(fd, address))
+                .map_err(one.making.failed("connecting it")),
+            _ => Ok(()),
+        }
+    }
+
     /// Puts the files of names where they belong.
     pub(super) fn place(&self, all: &[Making<'_>]) -> Result<(), ResurrectError> {
         for one in unix(all) {
@@ -479,6 +531,32 @@ impl Unix {
         }
         Ok(())
     }
+}
+
+/// Datagram sockets, those before their peers that connect to one with another peer: such a one takes no connection
+/// any more (`unix_may_send`, net/unix/af_unix.c).
+fn datagrams_in_order<'a>(all: &'a [Making<'a>]) -> Vec<One<'a>> {
+    let mut ordered: Vec<(usize, One<'a>)> = unix(all)
+        .filter(|one| !one.stream())
+        .map(|one| (steps(all, one), one))
+        .collect();
+    ordered.sort_by_key(|(steps, _)| core::cmp::Reverse(*steps));
+    ordered.into_iter().map(|(_, one)| one).collect()
+}
+
+/// How many peers lie one behind the other, until one has none or two have each other.
+fn steps(all: &[Making<'_>], one: One<'_>) -> usize {
+    let mut at = one;
+    for steps in 0..all.len() {
+        let UnixLink::Connected(peer) = at.state.link else {
+            return steps;
+        };
+        match find(all, peer) {
+            Some(next) if next.state.link != UnixLink::Connected(at.making.id()) => at = next,
+            _ => return steps,
+        }
+    }
+    0
 }
 
 /// The name in the bytes of a `struct sockaddr_un`.

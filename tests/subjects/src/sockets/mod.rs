@@ -108,6 +108,11 @@ pub(crate) const GROUP: Group = Group {
             unix_named::datagrams,
         ),
         subject(
+            "unix-turned",
+            "a unix datagram pair of which one end has another peer since",
+            unix_named::turned,
+        ),
+        subject(
             "unix-unbound",
             "unix sockets that are neither bound nor connected",
             unix_named::unbound,
@@ -142,6 +147,11 @@ pub(crate) const GROUP: Group = Group {
             "unix-credentials",
             "credentials in flight",
             unix_control::credentials,
+        ),
+        subject(
+            "unix-named-sender",
+            "credentials in flight that name somebody else",
+            unix_control::named_sender,
         ),
         subject("unix-peercred", "SO_PEERCRED", unix_control::peercred),
         subject("udp", "bound and connected UDP sockets", udp::start),

@@ -171,6 +171,53 @@ pub(crate) fn credentials(setting: &Setting) -> Result<Watch> {
     .spoiled_by(move || read(two, 1).map(drop)))
 }
 
+/// Somebody else named as the sender, who is not part of the tree on one kernel.
+pub(crate) fn named_sender(_: &Setting) -> Result<Watch> {
+    let [one, two] = pair(SOCK_DGRAM | SOCK_NONBLOCK)?;
+    set_option(two, SOL_SOCKET, SO_PASSCRED, 1)?;
+    let ids: [u8; 12] = {
+        let mut bytes = [0; 12];
+        for (place, id) in [1_i32, 12, 13].into_iter().enumerate() {
+            bytes[4 * place..][..4].copy_from_slice(&id.to_ne_bytes());
+        }
+        bytes
+    };
+    let fill = move || send_as(one, ids);
+    fill()?;
+    Ok(Watch::new(move || {
+        same("the sender", &ids, &credentials_of(two)?)?;
+        fill()
+    })
+    .spoiled_by(move || read(two, 1).map(drop)))
+}
+
+/// Sends a byte with credentials.
+fn send_as(over: i32, ids: [u8; 12]) -> Result<()> {
+    #[repr(C, align(8))]
+    struct Room([u8; 32]);
+    let mut room = Room([0; 32]);
+    // cmsg_len, SOL_SOCKET, SCM_CREDENTIALS, struct ucred.
+    room.0[..8].copy_from_slice(&28_u64.to_ne_bytes());
+    room.0[8..12].copy_from_slice(&SOL_SOCKET.to_ne_bytes());
+    room.0[12..16].copy_from_slice(&libc::SCM_CREDENTIALS.to_ne_bytes());
+    room.0[16..28].copy_from_slice(&ids);
+    let mut byte = *b"x";
+    let mut part = libc::iovec {
+        iov_base: byte.as_mut_ptr().cast(),
+        iov_len: 1,
+    };
+    // SAFETY: zeros are a valid message; what it points to is alive.
+    let sent = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut room).cast();
+        message.msg_controllen = 32;
+        libc::sendmsg(over, &raw const message, 0)
+    };
+    sys("sendmsg", sent).map(drop)
+}
+
 /// Those of whoever made the pair: here a child that has ended and was another user.
 pub(crate) fn peercred(_: &Setting) -> Result<Watch> {
     let [one, two] = pair(SOCK_STREAM)?;

@@ -11,7 +11,7 @@ use libc::{
 };
 
 use crate::kit::files::{close, read, write};
-use crate::kit::net::{name, option, receive_with_sender, set_option, socket};
+use crate::kit::net::{name, option, pair, receive_with_sender, set_option, socket};
 use crate::kit::{Setting, Watch, args, fd, raw, same, sys};
 
 /// An address and its length; abstract if it begins with a zero.
@@ -349,6 +349,52 @@ pub(crate) fn datagrams(setting: &Setting) -> Result<Watch> {
         })
         .spoiled_by(move || read(receiver, 1).map(drop)),
     ))
+}
+
+/// A pair of which one end is connected to a named socket since, that again to another one, which has it in turn.
+pub(crate) fn turned(setting: &Setting) -> Result<Watch> {
+    let paths = ["turned-first", "turned-second"].map(|name| bytes(&setting.fresh(name)));
+    let [first, second] = [(); 2].map(|()| socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK, 0));
+    let (first, second) = (first?, second?);
+    bind(first, &paths[0])?;
+    bind(second, &paths[1])?;
+    let [left, turned] = pair(SOCK_DGRAM | SOCK_NONBLOCK)?;
+    write(turned, b"before")?;
+    let reach = |socket: i32, path: &[u8]| {
+        let (bytes, len) = address(path);
+        let done = raw(
+            libc::SYS_connect,
+            args([socket as u64, bytes.as_ptr() as u64, len]),
+        );
+        sys("connect", done).map(drop)
+    };
+    reach(turned, &paths[0])?;
+    write(turned, b"turned")?;
+    reach(second, &paths[0])?;
+    reach(first, &paths[1])?;
+    let fill = move || {
+        write(second, b"second")?;
+        write(first, b"first")
+    };
+    fill()?;
+    let mut first_time = true;
+    Ok(Watch::new(move || {
+        if first_time {
+            same("what the pair had", b"before".as_slice(), &read(left, 100)?)?;
+            same("the turned one's", b"turned".as_slice(), &read(first, 100)?)?;
+            first_time = false;
+        }
+        let byte = b"x".as_ptr() as u64;
+        let sent = raw(libc::SYS_write, args([left as u64, byte, 1]));
+        same("sending from what is left", &-i64::from(libc::EPERM), &sent)?;
+        for (socket, text) in [(first, &b"second"[..]), (second, b"first")] {
+            same("a message", text, &read(socket, 100)?)?;
+        }
+        let third = connect(SOCK_DGRAM, &paths[0]).map(close);
+        same("others may connect", &false, &third.is_ok())?;
+        fill()
+    })
+    .spoiled_by(move || read(first, 1).map(drop)))
 }
 
 /// Fresh ones, and one that is bound and neither listens nor is connected.
