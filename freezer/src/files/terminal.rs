@@ -56,6 +56,10 @@ pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
         Ok(settings) => settings,
         Err(Errno::EIO) if SLAVES.contains(&major(open.stat.st_rdev)) => return Ok(()),
         Err(Errno::EIO) => return Err(open.refuse("a terminal that was hung up is not carried")),
+        // Who has no settings to tell: N_NULL, for one.
+        Err(Errno::EINVAL | Errno::ENOTTY) => {
+            return Err(open.refuse("its line discipline is not carried"));
+        }
         Err(e) => return Err(open.call("asking for its settings")(e)),
     };
     if settings.line != 0 {

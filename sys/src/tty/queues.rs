@@ -140,27 +140,48 @@ fn put_quietly(ends: Ends<'_>, queues: &Queues, own: &Termios) -> Result<()> {
         flow(slave, libc::TCOOFF)?;
     }
     put_echo(slave, &queues.echo, own, queues.stopped)?;
-    let canonical = is_canonical(own);
-    let end_of_file = unused_byte(queues);
-    let mut settings = kept_stopped(quiet(own, canonical), queues.stopped);
-    if canonical {
-        settings.cc[libc::VEOF] = end_of_file;
-        settings.cc[libc::VEOL] = own.cc[libc::VEOL];
-        settings.cc[libc::VEOL2] = own.cc[libc::VEOL2];
+    let mut settings = kept_stopped(quiet(own, false), queues.stopped);
+    if is_canonical(own) {
+        let mut lines = queues.lines.iter();
+        if let Some(odd) = queues.lines.first().filter(|line| is_odd(line)) {
+            lines.next();
+            set_termios(slave, &settings)?;
+            odd.iter().try_for_each(|byte| push(slave, *byte))?;
+        }
+        settings.lflag |= libc::ICANON;
+        let end_of_file = unused_byte(queues);
+        lines.try_for_each(|line| put_line(slave, line, settings, end_of_file))?;
     }
     set_termios(slave, &settings)?;
-    let ends_itself = |line: &[u8]| {
-        let by = [b'\n', own.cc[libc::VEOL], own.cc[libc::VEOL2]];
-        line.last()
-            .is_some_and(|last| *last != 0 && by.contains(last))
-    };
-    for line in &queues.lines {
-        line.iter().try_for_each(|byte| push(slave, *byte))?;
-        if !ends_itself(line) {
-            push(slave, end_of_file)?;
-        }
-    }
     queues.rest.iter().try_for_each(|byte| push(slave, *byte))
+}
+
+/// Whether a line has line ends inside: bytes that nobody had read when canonical mode was switched on are one line
+/// together (drivers/tty/n_tty.c, `n_tty_set_termios`).
+fn is_odd(line: &[u8]) -> bool {
+    let before = line.split_last().map_or(&[][..], |(_, before)| before);
+    before.contains(&b'\n')
+}
+
+/// A line in canonical mode. What ends it, other than a line end, is set for it alone: the same byte may be inside of
+/// others.
+fn put_line(slave: &OwnedFd, line: &[u8], mut settings: Termios, end_of_file: u8) -> Result<()> {
+    let (last, before) = match line.split_last() {
+        Some((last, before)) => (*last, before),
+        None => (0, line),
+    };
+    let ends_itself = last == b'\n';
+    let by_last = last != 0 && !before.contains(&last);
+    if !ends_itself {
+        let kind = if by_last { libc::VEOL } else { libc::VEOF };
+        settings.cc[kind] = if by_last { last } else { end_of_file };
+    }
+    set_termios(slave, &settings)?;
+    line.iter().try_for_each(|byte| push(slave, *byte))?;
+    match ends_itself || by_last {
+        true => Ok(()),
+        false => push(slave, end_of_file),
+    }
 }
 
 /// Receives what is to be echoed, and takes it out of the input again, where nothing else is yet. What is shown as

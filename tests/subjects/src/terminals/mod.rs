@@ -25,6 +25,11 @@ pub(crate) const GROUP: Group = Group {
             pair::line,
         ),
         subject(
+            "pty-line-ends",
+            "lines of a pty with other ends than a newline, and with several",
+            pair::ends,
+        ),
+        subject(
             "pty-echo",
             "echo of a pty that waits while its output is stopped",
             pair::echo,

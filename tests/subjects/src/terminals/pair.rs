@@ -187,6 +187,51 @@ pub(crate) fn line(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || read(slave, 100).map(drop)))
 }
 
+/// Lines that end otherwise than by a newline, one that holds such ends, and one with newlines inside, which were
+/// there when canonical mode was switched on.
+pub(crate) fn ends(_: &Setting) -> Result<Watch> {
+    let [master, slave] = pty()?;
+    let mut canonical = termios(slave)?;
+    canonical.c_lflag &= !libc::ECHO;
+    canonical.c_cc[libc::VEOL] = b';';
+    canonical.c_cc[libc::VEOL2] = b'!';
+    let raw = {
+        let mut raw = canonical;
+        raw.c_lflag &= !libc::ICANON;
+        raw.c_cc[libc::VMIN] = 1;
+        raw
+    };
+    let wait = move |count| {
+        until("it has come", SOON, || {
+            get(slave, libc::FIONREAD).is_ok_and(|found| found == count)
+        })
+    };
+    let fill = move || {
+        let mut without = canonical;
+        set_termios(slave, &raw)?;
+        write(master, b"a\nb;c")?;
+        wait(5)?;
+        without.c_cc[libc::VEOL] = 0;
+        set_termios(slave, &without)?;
+        write(master, b"d;e\n")?;
+        wait(9)?;
+        set_termios(slave, &canonical)?;
+        write(master, b"f;g!h\x04i!\x04rest")?;
+        wait(16)
+    };
+    fill()?;
+    Ok(Watch::new(move || {
+        for line in [&b"a\nb;c"[..], b"d;e\n", b"f;", b"g!", b"h", b"i!", b""] {
+            same("a line", line, &read(slave, 100)?)?;
+        }
+        same("the rest", &true, &read(slave, 100).is_err())?;
+        write(master, b"!")?;
+        receive(slave, b"rest!")?;
+        fill()
+    })
+    .spoiled_by(move || read(slave, 100).map(drop)))
+}
+
 /// What is typed while output is stopped is echoed when it goes on.
 pub(crate) fn echo(_: &Setting) -> Result<Watch> {
     let [master, slave] = pty()?;
