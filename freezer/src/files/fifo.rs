@@ -11,8 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-/// Whether it can be carried: its node must still be there, or have no name at all, or another one while nothing
-/// has the old one.
+/// Whether it can be carried: its node must still be there, or have another name, or none at all.
 pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
     other_name(open).map(drop)
 }
@@ -28,15 +27,8 @@ fn other_name(open: &Open<'_>) -> Result<Option<Vec<u8>>, FreezerError> {
         return Ok(None);
     }
     let old = open.link.strip_suffix(DELETED).unwrap_or(open.link);
-    let path = Path::new(OsStr::from_bytes(old));
-    let free = path.parent().is_some_and(Path::is_dir) && path.symlink_metadata().is_err();
-    let found = if free {
-        place::other_name(node, old)
-    } else {
-        None
-    };
-    let found = found.ok_or_else(|| {
-        open.refuse("the named pipe (FIFO) has another name by now, and its path is taken or gone")
+    let found = place::other_name(node, old).ok_or_else(|| {
+        open.refuse("the named pipe (FIFO) has another name by now, which is not found")
     })?;
     Ok(Some(found.into_os_string().into_vec()))
 }

@@ -35,13 +35,6 @@ impl Node {
         last.map(|()| Node(old.to_owned()))
     }
 
-    /// A further name of a node that is there, where nothing has that.
-    pub(super) fn link(node: &Path, name: &Path) -> sys::Result<Node> {
-        let here = nix::fcntl::AT_FDCWD;
-        nix::unistd::linkat(here, node, here, name, nix::fcntl::AtFlags::empty())?;
-        Ok(Node(name.to_owned()))
-    }
-
     /// Where it is.
     pub(super) fn path(&self) -> &Path {
         &self.0

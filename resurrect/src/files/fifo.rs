@@ -2,14 +2,17 @@
 
 use super::{Opening, brief, path, pipe};
 use crate::ResurrectError;
+use crate::gone_path::Naming;
 use crate::restore::Restore;
-use nix::fcntl::OFlag;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag};
+use nix::unistd::linkat;
 use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, FileRef, Pipe, PipeId};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use sys::Errno;
 
 const O_ACCMODE: u32 = 3;
 
@@ -50,93 +53,129 @@ fn open_group(
     group: &[&Description],
 ) -> Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError> {
     let mut opened = Vec::new();
-    let mut ends: Option<(OwnedFd, Option<OwnedFd>)> = None;
-    let node = match linked_again(group)? {
-        None => removed_node(pipe, group)?,
-        linked => linked,
+    let Some(node) = Node::of(pipe, group)? else {
+        return Ok(opened);
     };
     let has_writer = group.iter().any(|d| d.flags & O_ACCMODE != 0);
+    let doing = "opening a named pipe";
+    let open_end = |mode| open_node(&node.path, mode).map_err(ResurrectError::own(doing));
+    let _reader = open_end(OFlag::O_RDONLY)?;
+    let mut writer = Some(open_end(OFlag::O_WRONLY)?);
+    if let Some(writer) = &writer {
+        pipe::fill(pipe, writer)?;
+    }
     for description in group {
         let opening = Opening {
             restore,
             description,
         };
-        let DescriptionKind::Fifo { file, .. } = &description.kind else {
-            continue;
-        };
-        let path = node
-            .as_ref()
-            .map_or(Path::new(OsStr::from_bytes(&file.path)), brief::Node::path);
-        let (_, writer) = match &mut ends {
-            Some(ends) => ends,
-            None => {
-                if node.is_none() {
-                    path::check_same(file)?;
-                }
-                let reader =
-                    open_node(path, OFlag::O_RDONLY).map_err(opening.failed("opening it"))?;
-                let writer =
-                    open_node(path, OFlag::O_WRONLY).map_err(opening.failed("opening it"))?;
-                pipe::fill(pipe, &writer)?;
-                ends.insert((reader, Some(writer)))
-            }
-        };
         // A reader that has not seen any writer yet must not see ours go.
         if !has_writer && !hung_up(description) {
-            *writer = None;
+            drop(writer.take());
         }
-        let flags = OFlag::from_bits_retain(description.flags.cast_signed());
-        let kept = match flags.contains(OFlag::O_PATH) {
-            true => flags & (OFlag::O_PATH | OFlag::O_NOFOLLOW),
-            false => flags & OFlag::O_ACCMODE,
-        };
-        let fd = open_node(path, kept).map_err(opening.failed("opening it"))?;
-        opened.push((description.id, fd));
+        opened.push((description.id, open_one(&opening, &node)?));
     }
     Ok(opened)
 }
 
-/// The old name of a FIFO that has another one, until all its descriptions are open.
-fn linked_again(group: &[&Description]) -> Result<Option<brief::Node>, ResurrectError> {
-    let mut names = group.iter().filter_map(|found| match &found.kind {
-        DescriptionKind::Fifo { file, other, .. } => Some((file, other.as_ref()?)),
-        _ => None,
-    });
-    let Some((file, other)) = names.next() else {
-        return Ok(None);
-    };
-    path::check_same(&FileRef {
-        path: other.clone(),
-        ..file.clone()
-    })?;
-    let at = |path: &[u8]| Path::new(OsStr::from_bytes(path)).to_owned();
-    let node = brief::Node::link(&at(other), &at(&file.path));
-    let doing = "giving a named pipe its old name";
-    node.map(Some).map_err(ResurrectError::own(doing))
+/// The node of a FIFO, while its descriptions are opened.
+struct Node {
+    path: PathBuf,
+    /// It was made for this time.
+    _made: Option<brief::Node>,
 }
 
-/// A node for a FIFO whose own has been removed, until all its descriptions are open.
-fn removed_node(
-    pipe: &Pipe,
-    group: &[&Description],
-) -> Result<Option<brief::Node>, ResurrectError> {
-    let gone = group
-        .iter()
-        .find_map(|description| match &description.kind {
-            DescriptionKind::Fifo {
-                file,
-                removed: Some(mode),
-                ..
-            } => Some((file, *mode)),
-            _ => None,
-        });
-    let Some((file, mode)) = gone else {
-        return Ok(None);
+impl Node {
+    /// The one that is there, by any of the names that lead to it, or a new one for a node that was removed.
+    fn of(pipe: &Pipe, group: &[&Description]) -> Result<Option<Node>, ResurrectError> {
+        let names = group.iter().filter_map(|description| named(description));
+        let Some(first) = names.clone().min_by_key(|named| named.other.is_some()) else {
+            return Ok(None);
+        };
+        if let Some(mode) = first.removed {
+            let node = brief::Node::make(at(&first.file.path), SFlag::S_IFIFO, 0)
+                .map_err(ResurrectError::own("making a named pipe that was removed"))?;
+            node.own(pipe.owner, mode)?;
+            return Ok(Some(Node {
+                path: node.path().to_owned(),
+                _made: Some(node),
+            }));
+        }
+        let path = first.other.unwrap_or(&first.file.path);
+        path::check_same(&FileRef {
+            path: path.clone(),
+            ..first.file.clone()
+        })?;
+        Ok(Some(Node {
+            path: at(path).to_owned(),
+            _made: None,
+        }))
+    }
+}
+
+/// How a description's FIFO is called.
+#[derive(Clone, Copy)]
+struct Named<'a> {
+    file: &'a FileRef,
+    /// Permission bits of a node without any name.
+    removed: Option<u32>,
+    /// A name that leads to it, when that which it was opened by does not.
+    other: Option<&'a Vec<u8>>,
+}
+
+fn named(description: &Description) -> Option<Named<'_>> {
+    match &description.kind {
+        DescriptionKind::Fifo {
+            file,
+            removed,
+            other,
+            ..
+        } => Some(Named {
+            file,
+            removed: *removed,
+            other: other.as_ref(),
+        }),
+        _ => None,
+    }
+}
+
+/// Opens a description by the name that it was opened by, which the node has for so long where that is gone.
+fn open_one(opening: &Opening<'_, '_>, node: &Node) -> Result<OwnedFd, ResurrectError> {
+    let flags = OFlag::from_bits_retain(opening.description.flags.cast_signed());
+    let kept = match flags.contains(OFlag::O_PATH) {
+        true => flags & (OFlag::O_PATH | OFlag::O_NOFOLLOW),
+        false => flags & OFlag::O_ACCMODE,
     };
-    let node = brief::Node::make(Path::new(OsStr::from_bytes(&file.path)), SFlag::S_IFIFO, 0)
-        .map_err(ResurrectError::own("making a named pipe that was removed"))?;
-    node.own(pipe.owner, mode)?;
-    Ok(Some(node))
+    let Some(named) = named(opening.description) else {
+        return Err(opening.failed("opening it")(Errno::ENOENT));
+    };
+    let path = at(&named.file.path);
+    let leads = named.removed.is_none() && named.other.is_none() || node.path == path;
+    let opened = match leads {
+        true => open_node(path, kept),
+        false => by_gone_name(opening, node, path, kept).or_else(|_| open_node(&node.path, kept)),
+    };
+    opened.map_err(opening.failed("opening it"))
+}
+
+fn by_gone_name(
+    opening: &Opening<'_, '_>,
+    node: &Node,
+    path: &Path,
+    kept: OFlag,
+) -> sys::Result<OwnedFd> {
+    let flags = kept | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let naming = Naming {
+        place: |name: &Path| {
+            linkat(AT_FDCWD, &node.path, AT_FDCWD, name, AtFlags::empty()).map(|()| true)
+        },
+        open: |near: &OwnedFd, inside: &Path| openat(near, inside, flags, Mode::empty()),
+    };
+    naming.open_by(path, &format!("f{}", opening.description.id.0))
+}
+
+fn at(path: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(path))
 }
 
 fn open_node(path: &Path, mode: OFlag) -> sys::Result<OwnedFd> {

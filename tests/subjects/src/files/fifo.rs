@@ -120,6 +120,45 @@ pub(crate) fn reference(setting: &Setting) -> Result<Watch> {
     ))
 }
 
+/// It was opened by two names, of which one is gone; of others the directory is gone, or another FIFO has the name.
+pub(crate) fn names(setting: &Setting) -> Result<Watch> {
+    let (first, second) = (make(setting, "by-one-name")?, setting.fresh("by-another"));
+    std::fs::hard_link(&first, &second)?;
+    let from = open(&first, O_RDONLY | O_NONBLOCK)?;
+    let to = open(&second, O_WRONLY)?;
+    std::fs::remove_file(&first)?;
+    let directory = setting.fresh("directory");
+    std::fs::create_dir(&directory)?;
+    let inside = Setting::new(&directory.join("inside").display().to_string());
+    let gone = open(make(&inside, "fifo")?, O_RDWR | O_NONBLOCK)?;
+    std::fs::remove_dir_all(&directory)?;
+    let path = make(setting, "taken")?;
+    let old = open(&path, O_RDWR | O_NONBLOCK)?;
+    std::fs::remove_file(&path)?;
+    let path = make(setting, "taken")?;
+    let new = open(&path, O_RDWR | O_NONBLOCK)?;
+    let fill = move || {
+        for (end, text) in [(to, b"one"), (gone, b"two"), (old, b"old"), (new, b"new")] {
+            write(end, text)?;
+        }
+        anyhow::Ok(())
+    };
+    fill()?;
+    let seen_all = move || {
+        let seen = [from, to, gone, old, new].map(seen);
+        seen.into_iter().collect::<Result<Vec<_>>>()
+    };
+    Ok(Watch::keep(seen_all)?.and(
+        Watch::new(move || {
+            for (end, text) in [(from, b"one"), (gone, b"two"), (old, b"old"), (new, b"new")] {
+                same("what is in it", text.as_slice(), &read(end, 100)?)?;
+            }
+            fill()
+        })
+        .spoiled_by(move || read(old, 1).map(drop)),
+    ))
+}
+
 /// Its node has another name by now, and nothing has the old one.
 pub(crate) fn renamed(setting: &Setting) -> Result<Watch> {
     let (path, other) = (make(setting, "first-name")?, setting.fresh("second-name"));
