@@ -33,7 +33,10 @@ impl Pipes {
             }
             return Ok(pipe.id);
         }
-        let size = fcntl(reader(open)?, FcntlArg::F_GETPIPE_SZ);
+        let size = match flags & O_PATH {
+            0 => fcntl(open.copy, FcntlArg::F_GETPIPE_SZ),
+            _ => fcntl(reader(open)?, FcntlArg::F_GETPIPE_SZ),
+        };
         let size = size.map_err(open.call("asking for its size"))?;
         let id = PipeId(u32::try_from(self.0.len()).unwrap_or(u32::MAX));
         let (data, buffers) = contents(open, size, packets)?;
@@ -61,6 +64,14 @@ fn contents(
     size: i32,
     packets: bool,
 ) -> Result<(Vec<u8>, Vec<PipeBuffer>), FreezerError> {
+    if open.flags()? & O_PATH == 0 {
+        let waits =
+            sys::files::readable(open.copy).map_err(open.call("asking for what is in it"))?;
+        if waits == 0 {
+            // A reader that comes and goes is told to those who write, and who wait to.
+            return Ok((Vec::new(), Vec::new()));
+        }
+    }
     let (data, reads) = copy(open, size)?;
     let reader = reader(open)?;
     let read = kernel::look(|kernel| kernel.own_pipe(reader.as_fd())).unwrap_or_default();

@@ -185,6 +185,30 @@ pub(crate) fn edges(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || control(old, EPOLL_CTL_MOD, told[0], edge, 1)))
 }
 
+/// Edges of what has ended: a pipe that nobody reads, and a child that nobody has waited for. They were told.
+pub(crate) fn ended(_: &Setting) -> Result<Watch> {
+    let epoll = create()?;
+    let (ends, child) = (pipe()?, crate::kit::fork(|| ())?);
+    let info = [0_u8; 128];
+    let all = libc::WEXITED | libc::WNOWAIT;
+    raw(
+        libc::SYS_waitid,
+        args([1, child as u64, info.as_ptr() as u64, all as u64]),
+    );
+    let made = raw(libc::SYS_pidfd_open, args([child as u64]));
+    let child = fd("pidfd_open", i32::try_from(made)?)?;
+    close(ends[0]);
+    control(epoll, EPOLL_CTL_ADD, ends[1], EPOLLOUT | EPOLLET, 1)?;
+    control(epoll, EPOLL_CTL_ADD, child, EPOLLIN | EPOLLET, 2)?;
+    let level = pipe()?;
+    control(epoll, EPOLL_CTL_ADD, level[1], EPOLLOUT, 3)?;
+    same("they are told", &3, &ready(epoll)?.len())?;
+    Ok(
+        Watch::new(move || same("told again", &vec![(3, EPOLLOUT as u32)], &ready(epoll)?))
+            .spoiled_by(move || control(epoll, EPOLL_CTL_MOD, child, EPOLLIN | EPOLLET, 2)),
+    )
+}
+
 /// A one-shot that has fired is off, even when its pipe loses its writer.
 pub(crate) fn oneshot(_: &Setting) -> Result<Watch> {
     let epoll = create()?;

@@ -191,6 +191,11 @@ pub(crate) const GROUP: Group = Group {
             fifo::renamed,
         ),
         subject(
+            "fifo-names",
+            "FIFOs opened by names that are gone, taken by others, or one of several",
+            fifo::names,
+        ),
+        subject(
             "fifo-removed",
             "a FIFO whose node was removed",
             fifo::removed,
@@ -211,6 +216,11 @@ pub(crate) const GROUP: Group = Group {
             "epoll-edges",
             "edges of epoll that were told, and that were not",
             epoll::edges,
+        ),
+        subject(
+            "epoll-edges-ended",
+            "edges of epoll of a pipe that nobody reads and of a child that has ended",
+            epoll::ended,
         ),
         subject(
             "epoll-edge-timed",
