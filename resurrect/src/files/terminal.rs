@@ -87,7 +87,7 @@ fn own_terminals(
     });
     own.map(|description| {
         let flags = OFlag::from_bits_retain(description.flags.cast_signed());
-        let opened = own_terminal(slave, flags | OFlag::O_NONBLOCK);
+        let opened = own_terminal(slave, (flags | OFlag::O_NONBLOCK) - OFlag::O_ASYNC);
         let opened = opened.map_err(failed(terminal, "opening it as /dev/tty"))?;
         Ok((description.id, opened))
     })
@@ -183,7 +183,8 @@ fn master_at(
     multiplexer: &[u8],
     flags: u32,
 ) -> Result<OwnedFd, ResurrectError> {
-    let flags = OFlag::from_bits_retain(flags.cast_signed());
+    // `O_ASYNC` takes effect only by a call of its own.
+    let flags = OFlag::from_bits_retain(flags.cast_signed()) - OFlag::O_ASYNC;
     let mut lower = Vec::new();
     loop {
         let master = open_at(path(multiplexer), flags);

@@ -30,6 +30,11 @@ pub(crate) const GROUP: Group = Group {
             pair::ends,
         ),
         subject(
+            "pty-signals",
+            "F_SETOWN, F_SETSIG and O_ASYNC of both sides of a pty",
+            pair::signals,
+        ),
+        subject(
             "pty-echo",
             "echo of a pty that waits while its output is stopped",
             pair::echo,

@@ -3,8 +3,8 @@
 use anyhow::Result;
 use libc::{O_NOCTTY, O_NONBLOCK, O_RDWR};
 
-use crate::kit::files::{close, open, read, ready, seen, write};
-use crate::kit::{SOON, Setting, Watch, same, sys, until};
+use crate::kit::files::{F_SETSIG, close, fcntl, open, read, ready, seen, write};
+use crate::kit::{SOON, Setting, Watch, args, raw, same, sys, until};
 
 /// Master and slave; the slave belongs to no session.
 pub(super) fn pty() -> Result<[i32; 2]> {
@@ -185,6 +185,40 @@ pub(crate) fn line(_: &Setting) -> Result<Watch> {
         fill()
     })
     .spoiled_by(move || read(slave, 100).map(drop)))
+}
+
+/// Both sides signal what comes (`O_ASYNC`), each by a signal of its own.
+pub(crate) fn signals(_: &Setting) -> Result<Watch> {
+    let mask = 1_u64 << 41 | 1 << 42;
+    raw(
+        libc::SYS_rt_sigprocmask,
+        args([0, &raw const mask as u64, 0, 8]),
+    );
+    let sides = pty()?;
+    make_raw(sides[1])?;
+    for (side, signal) in sides.into_iter().zip([42, 43]) {
+        fcntl(side, libc::F_SETOWN, std::process::id() as i32)?;
+        fcntl(side, F_SETSIG, signal)?;
+        fcntl(side, libc::F_SETFL, libc::O_ASYNC | O_NONBLOCK)?;
+    }
+    let [master, slave] = sides;
+    Ok(Watch::new(move || {
+        for (from, to, signal) in [(slave, master, 42_i64), (master, slave, 43)] {
+            write(from, b"x")?;
+            receive(to, b"x")?;
+            let (wait, mut info) = ([5_u64, 0], [0_u64; 16]);
+            let arguments = [
+                &raw const mask as u64,
+                info.as_mut_ptr() as u64,
+                wait.as_ptr() as u64,
+                8,
+            ];
+            let came = raw(libc::SYS_rt_sigtimedwait, args(arguments));
+            same("the signal", &signal, &came)?;
+        }
+        Ok(())
+    })
+    .spoiled_by(move || fcntl(master, libc::F_SETFL, O_NONBLOCK).map(drop)))
 }
 
 /// Lines that end otherwise than by a newline, one that holds such ends, and one with newlines inside, which were
