@@ -88,11 +88,20 @@ pub fn read_text(pid: Pid, what: &str) -> Result<String, FreezerError> {
 /// Follows the link `/proc/PID/what`.
 ///
 /// # Errors
-/// [`FreezerError::Proc`].
+/// [`FreezerError::Refused`] for a path that the kernel does not tell, [`FreezerError::Proc`].
 pub fn link(pid: Pid, what: &str) -> Result<Vec<u8>, FreezerError> {
     use std::os::unix::ffi::OsStringExt;
     let follow = |path: &str| std::fs::read_link(path);
-    look::through(pid, what, follow, |_| false).map(|path| path.into_os_string().into_vec())
+    match look::through(pid, what, follow, |_| false) {
+        Ok(path) => Ok(path.into_os_string().into_vec()),
+        Err(FreezerError::Proc { cause, .. })
+            if cause.kind() == std::io::ErrorKind::InvalidFilename =>
+        {
+            let why = "its path is longer than the kernel tells";
+            Err(FreezerError::refuse(pid, what, why))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Lists the numbers that name entries of a directory, in ascending order.
