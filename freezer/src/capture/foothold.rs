@@ -2,7 +2,7 @@
 
 use super::inside::Inside;
 use crate::freeze::USED_BELOW_STACK;
-use crate::proc::{self, Mapping};
+use crate::proc::{self, Mapping, Pagemap};
 use std::collections::HashMap;
 use sys::Pid;
 use sys::gate::{self, Gate};
@@ -13,6 +13,9 @@ use sys::vm::ProcMem;
 const LOOK_AT: usize = 16 << 20;
 /// Stands at the start of stack memory that was made for frames: found again, it is used again.
 const MAGIC: [u8; 16] = *b"kupgrade's frame";
+
+/// Stands, with the size in bytes, at the start of a stack's part that frames were put into: it was not in use.
+const MARK: [u8; 16] = *b"kupgrade's place";
 
 /// What is known of a mapped file's code, relative to the mapping's start.
 #[derive(Clone, Copy, Debug, Default)]
@@ -201,9 +204,13 @@ fn free_memory(
     let mem = first.mem();
     let stack = maps.iter().find(|map| map.name == b"[stack]")?;
     let rsp = first.regs().ok()?.rsp;
-    let used_before = mem
-        .read_vec(stack.start, MAGIC.len())
-        .is_ok_and(|bytes| bytes == MAGIC);
+    // A look at a page that was never touched makes it one of zeros.
+    let touched = touched(first, stack.start, size);
+    let begins_with = |mark: &[u8]| {
+        let bytes = || mem.read_vec(stack.start, mark.len());
+        touched && bytes().is_ok_and(|bytes| bytes == mark)
+    };
+    let used_before = begins_with(&MAGIC);
     // Somebody may still be on their way back through it.
     let frames = stack.start..stack.start + size;
     if used_before && !stacks.iter().any(|rsp| frames.contains(rsp)) {
@@ -217,10 +224,21 @@ fn free_memory(
             }),
         ));
     }
+    // What it grew by nobody could give back if no thread is on it. Something may wait there to be gone on with: only
+    // what was never touched is free.
+    let whole = stack.start..stack.end;
+    if !stacks.iter().any(|rsp| whole.contains(rsp)) && stack.end - stack.start > 2 * size {
+        let mark = [&MARK[..], &size.to_le_bytes()].concat();
+        let marked = !touched && mem.write(stack.start, &mark).is_ok();
+        if marked || begins_with(&mark) {
+            return Some((stack.start + size, None));
+        }
+    }
     let start = stack.start - size;
     // The program's own memory may begin right there: mprotect(2) splits a stack.
     let is_free = |map: &Mapping| map.end <= start || map.start >= stack.start;
-    if maps.iter().all(is_free) && mem.write(start, &MAGIC).is_ok() {
+    // A sealed one (mseal(2)) would stay as it has grown.
+    if maps.iter().all(is_free) && !stack.has(b"sl") && mem.write(start, &MAGIC).is_ok() {
         return Some((
             stack.start,
             Some(Grown {
@@ -240,4 +258,13 @@ fn free_memory(
         .then(|| rsp.wrapping_sub(USED_BELOW_STACK) & !15)
         .filter(|top| mem.write(top - size, &[0]).is_ok())
         .map(|top| (top, None))
+}
+
+/// Whether anything is in these pages, as far as is known.
+fn touched(of: &Tracee, start: u64, size: u64) -> bool {
+    let states = Pagemap::open(of.pid()).and_then(|pages| pages.states(start, start + size));
+    states.map_or(true, |states| {
+        let mut pages = states.iter();
+        pages.any(|page| page.present() || page.swapped())
+    })
 }

@@ -5,6 +5,7 @@
 //! difference: what it maps otherwise, and the pages it has of its own.
 
 use super::apart::{accounted, would_merge};
+use super::grow::Grown;
 use super::map::{PROT_WRITE, has_pages, made_with};
 use super::pages::split;
 use super::{Builder, map, pages};
@@ -29,6 +30,8 @@ struct Difference {
     unmap: Vec<(u64, u64)>,
     /// What only the child has mapped.
     map: Vec<Vma>,
+    /// Mappings that have grown in the child: what is around the part that it has from its parent.
+    grown: Vec<Grown>,
     /// Pages to be written.
     write: Vec<Extent>,
     /// Pages of the parent that the child does not have, in mappings it has.
@@ -117,7 +120,7 @@ pub(super) fn adapt(
     parent: &AddressSpace,
     mm: &AddressSpace,
 ) -> Result<(), ResurrectError> {
-    let difference = difference(parent, mm, builder.saved_objects);
+    let mut difference = difference(parent, mm, builder.saved_objects);
     let mut calls = Calls::new(builder.pid, "changing inherited memory", leader);
     for (start, end) in &difference.unmap {
         let args = [(*start).into(), (end - start).into()];
@@ -132,15 +135,23 @@ pub(super) fn adapt(
         batch.call("dropping inherited pages", nr::MADVISE, args);
         calls.breathe()?;
     }
+    calls.flush()?;
+    for grown in &difference.grown {
+        let rest = grown.make(builder, leader)?;
+        difference.map.extend(rest);
+    }
+    difference.map.sort_by_key(|vma| vma.start);
+    let mut calls = Calls::new(builder.pid, "changing inherited memory", leader);
     let written = AddressSpace {
-        extents: difference.write,
+        extents: core::mem::take(&mut difference.write),
         ..AddressSpace::default()
     };
     for kept in &difference.kept {
         let theirs = &parent.vmas[kept.parent];
+        let (start, end) = difference.whole(kept);
         let part = Vma {
-            start: kept.start,
-            end: kept.end,
+            start,
+            end,
             ..theirs.clone()
         };
         let prot = made_with(theirs, parent, builder);
@@ -184,6 +195,7 @@ fn difference(parent: &AddressSpace, child: &AddressSpace, objects: &[SharedObje
         if parts.kept.len() + parts.map.len() > 1 && in_common(parent, child, &parts.kept) == 0 {
             parts = all_new(vma);
         }
+        parts.grow(vma, &parent.vmas);
         if let Some((neighbour, theirs)) = &mut before
             && are_one(&theirs.kept, &parts.kept)
             && would_merge(neighbour, vma)
@@ -225,6 +237,33 @@ impl Difference {
         let Some((_, mut parts)) = of else { return };
         self.kept.append(&mut parts.kept);
         self.map.append(&mut parts.map);
+        self.grown.append(&mut parts.grown);
+    }
+
+    /// What a kept part is a part of in the child, as far as that has come about.
+    fn whole(&self, kept: &Kept) -> (u64, u64) {
+        let own = (kept.start, kept.end);
+        let grown = self.grown.iter().find(|grown| grown.from == own);
+        let Some(to) = grown.map(|grown| &grown.to) else {
+            return own;
+        };
+        let mapped = |at: u64| self.map.iter().any(|vma| vma.start <= at && at < vma.end);
+        let start = if mapped(to.start) { own.0 } else { to.start };
+        let end = if mapped(to.end - 1) { own.1 } else { to.end };
+        (start, end)
+    }
+
+    /// What was found of `vma` is one mapping that has grown, if it can be made so.
+    fn grow(&mut self, vma: &Vma, parent: &[Vma]) {
+        let ([kept], [_, ..]) = (&self.kept[..], &self.map[..]) else {
+            return;
+        };
+        let theirs = parent.get(kept.parent);
+        let grown = theirs.and_then(|theirs| Grown::of(vma, theirs, (kept.start, kept.end)));
+        if grown.is_some() {
+            self.map.clear();
+            self.grown.extend(grown);
+        }
     }
 }
 
@@ -419,6 +458,7 @@ mod tests {
             [vma(0xf000, 0x1_0000), vma(0x5_0000, 0x6_0000)],
             "what the parent does not have"
         );
+        assert_eq!(found.grown, [], "it is not a stack");
         let range = |va, pages| PageRange { va, pages };
         assert_eq!(found.same, [range(0x1_0000, 3), range(0x1_5000, 1)]);
         assert_eq!(
@@ -430,6 +470,39 @@ mod tests {
             ]
         );
         assert_eq!(found.drop, [range(0x1_4000, 1), range(0x1_6000, 2)]);
+    }
+
+    #[test]
+    fn what_has_grown_stays_one() {
+        let stack = |start, end| Vma {
+            flags: vec![*b"gd"],
+            ..vma(start, end)
+        };
+        let mm = |vma: Vma| AddressSpace {
+            extents: vec![extent(0x1_8000, 8, 100)],
+            vmas: vec![vma],
+            ..AddressSpace::default()
+        };
+        let parent = mm(stack(0x1_8000, 0x2_0000));
+        let child = mm(stack(0x1_0000, 0x2_0000));
+        let found = difference(&parent, &child, &[]);
+        let grown = |from, vma: &Vma| Grown {
+            from,
+            to: vma.clone(),
+        };
+        assert_eq!(found.map, []);
+        let all = (0x1_8000, 0x2_0000);
+        assert_eq!(found.grown, [grown(all, &child.vmas[0])]);
+        assert_eq!(found.whole(&found.kept[0]), (0x1_0000, 0x2_0000));
+
+        let parent = mm(vma(0x1_8000, 0x2_0000));
+        let child = mm(vma(0x1_8000, 0x2_8000));
+        let found = difference(&parent, &child, &[]);
+        assert_eq!(found.grown, [grown(all, &child.vmas[0])], "upwards");
+        let child = mm(vma(0x1_0000, 0x2_0000));
+        let found = difference(&parent, &child, &[]);
+        assert_eq!(found.grown, [], "only stacks grow downwards");
+        assert_eq!(found.map, [vma(0x1_0000, 0x1_8000)]);
     }
 
     #[test]
@@ -553,6 +626,13 @@ mod tests {
                 for page in vma.start >> 12..vma.end >> 12 {
                     let before = memory.insert(page, (None, shows(vma, page)));
                     assert!(before.is_none(), "round {round}: mapped twice");
+                }
+            }
+            for grown in &found.grown {
+                let ((start, end), to) = (grown.from, &grown.to);
+                for page in (to.start >> 12..start >> 12).chain(end >> 12..to.end >> 12) {
+                    let before = memory.insert(page, (None, shows(to, page)));
+                    assert!(before.is_none(), "round {round}: grown over a mapping");
                 }
             }
             for written in &found.write {

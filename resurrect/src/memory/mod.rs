@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`empty`] | takes a new process's own memory away |
 //! | [`inherit`] | what a process takes over from the one that forked it |
+//! | [`grow`] | what of that has grown since |
 //! | [`map`] | makes the mappings |
 //! | [`apart`] | keeps neighbours apart that the kernel would make one mapping of |
 //! | [`segments`] | attaches System V shared memory |
@@ -24,6 +25,7 @@ mod apart;
 pub(crate) mod cpu_clocks;
 pub(crate) mod empty;
 mod filters;
+mod grow;
 mod inherit;
 mod layout;
 mod ldt;
@@ -112,12 +114,17 @@ impl Builder<'_> {
 
 /// Builds every process's memory, where that has not been done before its children were made.
 pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let mut memories = restore.tasks.values().map(|task| &task.memory);
+    let forked =
+        |memory: &Memory| matches!(memory, Memory::Of(_) | Memory::Own { inherited: true });
+    let family = memories.any(forked);
     for (pid, live) in restore.lives().filter(|(_, live)| live.mm_of.is_none()) {
         let inherited = contents(restore, pid, live)?;
         let (builder, task) = builder(restore, pid)?;
         let leader = &mut task.first;
         segments::attach(&builder, leader, &live.mm)?;
-        protect::apply(&builder, leader, &live.mm, inherited)?;
+        let kin = protect::Kinship { inherited, family };
+        protect::apply(&builder, leader, &live.mm, kin)?;
         layout::set(&builder, leader, &live.mm)?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Protections, advice, locks, guard pages and names of mappings, once the pages are there.
 
 use super::Builder;
-use super::map::made_with;
+use super::map::{PROT_WRITE, made_with};
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use persist_mem::manifest::{AddressSpace, Backing, Vma};
@@ -11,6 +11,7 @@ use sys::tracee::Tracee;
 const PR_SET_VMA: i32 = 0x5356_4d41;
 const PR_SET_VMA_ANON_NAME: i32 = 0;
 const MADV_GUARD_INSTALL: i32 = 102;
+const MADV_POPULATE_READ: i32 = 22;
 const MLOCK_ONFAULT: i32 = 1;
 /// Keys of the processor (pkeys(7)).
 const KEYS: u32 = 16;
@@ -29,17 +30,26 @@ const ADVICE: [(&[u8; 2], i32); 8] = [
 /// Flags that droppable mappings (`MAP_DROPPABLE`) have of themselves.
 const OF_DROPPABLE: [&[u8; 2]; 2] = [b"dd", b"wf"];
 
+/// What a process's memory has to do with that of others.
+#[derive(Clone, Copy)]
+pub(super) struct Kinship {
+    /// It has its mappings from who forked it.
+    pub(super) inherited: bool,
+    /// Pages may be in common with others.
+    pub(super) family: bool,
+}
+
 /// Gives every mapping what it had.
 pub(super) fn apply(
     builder: &Builder<'_>,
     leader: &mut Tracee,
     mm: &AddressSpace,
-    inherited: bool,
+    kin: Kinship,
 ) -> Result<(), ResurrectError> {
     let mut calls = Calls::new(builder.pid, "protecting its mappings", leader);
     allocate_keys(&mut calls, mm);
     // What was inherited may have any protection.
-    let has = |vma: &Vma| (!inherited).then(|| made_with(vma, mm, builder));
+    let has = |vma: &Vma| (!kin.inherited).then(|| made_with(vma, mm, builder));
     for vma in &mm.vmas {
         if matches!(vma.backing, Backing::Vdso | Backing::Vvar) {
             continue;
@@ -57,7 +67,11 @@ pub(super) fn apply(
         calls.breathe()?;
     }
     for vma in mm.vmas.iter().filter(|vma| vma.has(b"lo")) {
-        lock(&mut calls, vma, mm);
+        if kin.family && is_copied(vma) {
+            lock_as_it_is(&mut calls, vma);
+        } else {
+            lock(&mut calls, vma, mm);
+        }
         calls.breathe()?;
     }
     calls.flush()
@@ -134,4 +148,30 @@ fn lock(calls: &mut Calls<'_>, vma: &Vma, mm: &AddressSpace) {
     } else {
         batch.call("locking memory", nr::MLOCK2, args);
     }
+}
+
+/// Whether locking gives the process copies of its own of all pages that it has in common with others.
+fn is_copied(vma: &Vma) -> bool {
+    let private = !vma.has(b"sh") && vma.page_size == PAGE_SIZE_U64;
+    let writable = vma.prot & PROT_WRITE != 0;
+    private && writable && !vma.lock_on_fault && vma.len() > PAGE_SIZE_U64
+}
+
+/// Locks memory without that. mlock(2) first notes that it is locked, and then brings pages in, up to the first that
+/// cannot be (mm/gup.c, __mm_populate): that is made the first of all.
+fn lock_as_it_is(calls: &mut Calls<'_>, vma: &Vma) {
+    let first = Vma {
+        end: vma.start + PAGE_SIZE_U64,
+        ..vma.clone()
+    };
+    let all = [vma.start.into(), vma.len().into()];
+    let batch = calls.batch();
+    let none = [first.start.into(), first.len().into(), 0.into()];
+    batch.call("protecting memory", nr::MPROTECT, none);
+    let [start, len] = all;
+    batch.try_call("locking memory", nr::MLOCK2, [start, len, 0.into()]);
+    protect(calls, &first, None);
+    let args = [start, len, MADV_POPULATE_READ.into()];
+    let batch = calls.batch();
+    batch.try_call("bringing memory in", nr::MADVISE, args);
 }

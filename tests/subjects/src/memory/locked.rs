@@ -66,6 +66,28 @@ pub(crate) fn forked(setting: &Setting) -> Result<Watch> {
         .and(Watch::new(move || kin.check())))
 }
 
+/// Locked by who forked a child: the pages stay those of both, which a new lock would change.
+pub(crate) fn shared(setting: &Setting) -> Result<Watch> {
+    /// Of one page a lock may make a copy.
+    const FEW_KB: u64 = 8;
+    let area = Area::anonymous(64)?;
+    area.fill(28);
+    locked(area, 0)?;
+    let own = move || {
+        let own = procfs::smaps_kb("self", area.page(0), "Private_Dirty")?;
+        Ok::<_, anyhow::Error>(own <= FEW_KB)
+    };
+    let mut kin = Kin::start(setting, "child", |_| Ok(Watch::new(move || area.check(28))))?;
+    let lock = move || procfs::vm_flags(area.page(0));
+    Ok(Watch::keep(move || Ok((own()?, lock()?)))?
+        .spoiled_by(move || {
+            area.fill(28);
+            Ok(())
+        })
+        .and(Watch::new(move || same("pages are shared", &true, &own()?)))
+        .and(Watch::new(move || kin.check())))
+}
+
 /// What is mapped later is locked as well.
 pub(crate) fn future(_: &Setting) -> Result<Watch> {
     // SAFETY: mlockall takes flags only.

@@ -26,6 +26,7 @@ mod removed_file;
 mod reservation;
 mod shared_anon;
 mod shared_file;
+mod stacks;
 mod sysv_shm;
 
 use crate::registry::{Group, subject};
@@ -53,6 +54,22 @@ pub(crate) const GROUP: Group = Group {
             "memory that begins right below the stack",
             growsdown::below_stack,
         ),
+        subject(
+            "stack-grown",
+            "the stack of a child that has grown since the fork",
+            stacks::grown,
+        ),
+        subject(
+            "mapping-grown",
+            "a mapping that a child has made longer since the fork",
+            stacks::longer,
+        ),
+        subject(
+            "stack-unused",
+            "the stack of a child that a thread has forked",
+            stacks::of_nobody,
+        ),
+        subject("stack-sealed", "a sealed stack", stacks::sealed),
         subject(
             "reservation",
             "PROT_NONE reservations of a terabyte",
@@ -179,6 +196,11 @@ pub(crate) const GROUP: Group = Group {
             "mlock-fork",
             "memory locked in part by who forked a child",
             locked::forked,
+        ),
+        subject(
+            "mlock-shared",
+            "locked memory whose pages a child has in common",
+            locked::shared,
         ),
         subject("mlock-onfault", "mlock2(MLOCK_ONFAULT)", locked::onfault),
         subject("mlockall-future", "mlockall(MCL_FUTURE)", locked::future),
