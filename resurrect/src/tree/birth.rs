@@ -1,5 +1,6 @@
 //! One new process: a shell without memory of its own.
 
+use super::ids::GivenBack;
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::memory;
@@ -157,34 +158,36 @@ fn descendant(
         by,
         thread.and_then(|process| process.parent_thread),
     )?;
-    let output = parent.run_raw(&batch).map_err(ResurrectError::tracee(
-        by,
-        format!("making its child {pid}"),
-    ))?;
-    let born = parent.take_born();
-    if let Some(failure) = batch.failure(&output) {
-        if failure.errno == Errno::EEXIST {
-            return Err(taken(pid));
-        }
-        let tid = parent.tid();
-        let cause = sys::tracee::TraceeError::Call {
-            tid,
-            failure: Box::new(failure),
-        };
-        return Err(ResurrectError::tracee(
-            by,
-            format!("making its child {pid}"),
-        )(cause));
-    }
-    let host = born
-        .last()
-        .copied()
-        .ok_or_else(|| ResurrectError::Impossible {
-            pid,
-            why: "the kernel did not tell of its birth".into(),
-        })?;
+    let host = child(parent, by, pid, &batch)?;
     wait_until_stopped(pid, host)?;
     adopt(pid, host, scratch)
+}
+
+/// Has `parent`, a thread of `by`, make the child `pid`.
+fn child(parent: &mut Tracee, by: Pid, pid: Pid, batch: &Batch) -> Result<Tid, ResurrectError> {
+    let failed = || ResurrectError::tracee(by, format!("making its child {pid}"));
+    let given_back = GivenBack::begin();
+    loop {
+        let output = parent.run_raw(batch).map_err(failed())?;
+        let born = parent.take_born();
+        let Some(failure) = batch.failure(&output) else {
+            let host = born.last().copied();
+            return host.ok_or_else(|| ResurrectError::Impossible {
+                pid,
+                why: "the kernel did not tell of its birth".into(),
+            });
+        };
+        if failure.errno != Errno::EEXIST {
+            let cause = sys::tracee::TraceeError::Call {
+                tid: parent.tid(),
+                failure: Box::new(failure),
+            };
+            return Err(failed()(cause));
+        }
+        if !given_back.again(pid) {
+            return Err(taken(pid));
+        }
+    }
 }
 
 /// The first thread of a process that shares the I/O context of `by`, which makes it.

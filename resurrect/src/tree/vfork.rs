@@ -6,6 +6,7 @@
 //! children get those when the thread ends that has made them.
 
 use super::birth;
+use super::ids::GivenBack;
 use crate::ResurrectError;
 use crate::process::signals::forget_children;
 use crate::restore::Restore;
@@ -56,16 +57,20 @@ pub(super) fn make(
     let mut batch = Batch::new();
     let args = birth::clone_args(&mut batch, flags | CLONE_VFORK, exit_signal, pid.0);
     batch.call("making a child", crate::calls::nr::CLONE3, args);
-    let born = task.first.run_to_vfork(&batch);
-    let host = match born.map_err(ResurrectError::tracee(by, doing.as_str()))? {
-        Ok(host) => host,
-        Err(output) => {
-            let failure = batch.failure(&output);
-            if failure.as_ref().is_some_and(|f| f.errno == Errno::EEXIST) {
-                return Err(birth::taken(pid));
-            }
+    let given_back = GivenBack::begin();
+    let host = loop {
+        let born = task.first.run_to_vfork(&batch);
+        let output = match born.map_err(ResurrectError::tracee(by, doing.as_str()))? {
+            Ok(host) => break host,
+            Err(output) => output,
+        };
+        let failure = batch.failure(&output);
+        if failure.as_ref().is_none_or(|f| f.errno != Errno::EEXIST) {
             let why = failure.map_or_else(|| "it did not wait".into(), |f| f.to_string());
             return Err(ResurrectError::Impossible { pid, why });
+        }
+        if !given_back.again(pid) {
+            return Err(birth::taken(pid));
         }
     };
     if let Some((address, bytes)) = area {
