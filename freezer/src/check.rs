@@ -4,6 +4,7 @@ use crate::capture::{Finder, Prepared};
 use crate::files::Facts;
 use crate::files::outsiders::Outsiders;
 use crate::freeze::traced;
+use crate::held_groups::HeldGroups;
 use crate::objects::Objects;
 use crate::proc::{self, Status};
 use crate::{Externals, FreezerError, Refusal, capture, files, ids, tables};
@@ -11,14 +12,14 @@ use std::time::Duration;
 use sys::{Pid, Tid};
 
 /// A look at the processes of a whole host: what is asked of the kernel for all of them is asked once.
-pub struct HostCheck(Facts);
+pub struct HostCheck(Facts, HeldGroups);
 
 impl HostCheck {
     /// To be asked for one process after the other, soon.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "it is a moment's look")]
     pub fn new() -> HostCheck {
-        HostCheck(Facts::of_running(None))
+        HostCheck(Facts::of_running(None), HeldGroups::find())
     }
 
     /// Why a process would be refused; empty when it is carried. A process that ends meanwhile has nothing to refuse.
@@ -26,8 +27,10 @@ impl HostCheck {
     /// # Errors
     /// When a file of `/proc` is not understood.
     pub fn check(&mut self, pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
-        let HostCheck(facts) = self;
-        check_one(pid, &mut Objects::default(), &Externals::default(), facts)
+        let HostCheck(facts, held) = self;
+        let mut found = check_one(pid, &mut Objects::default(), &Externals::default(), facts)?;
+        found.extend(held.refusal(pid));
+        Ok(found)
     }
 }
 
@@ -102,8 +105,10 @@ pub fn check_tree_with(
     let mut objects = Objects::default();
     let mut finder = Finder::default();
     let mut facts = Facts::of_running(Some(&pids));
+    let held = HeldGroups::find();
     for pid in &pids {
         found.extend(check_one(*pid, &mut objects, externals, &mut facts)?);
+        found.extend(held.refusal(*pid));
         finder.learn(*pid);
     }
     found.extend(tables::shared(&pids)?);

@@ -26,6 +26,7 @@ mod error;
 mod external;
 pub mod files;
 pub mod freeze;
+mod held_groups;
 mod ids;
 mod ipc;
 mod kernel;

@@ -311,6 +311,7 @@ fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
         if !news {
             started = stop::no_longer_in_vfork(&mut frozen);
             if started.is_empty() {
+                crate::held_groups::refuse_held(&frozen)?;
                 if !traced::settle(&mut frozen)? {
                     continue;
                 }

@@ -33,6 +33,7 @@ const RING: Expected = Expected {
 /// Subjects that are not carried in both ways.
 const EXCEPTIONS: &[(&str, Expected)] = &[
     ("landlock", both(Refused("restricted itself with Landlock"))),
+    ("cgroups-held", both(Refused("holds it still"))),
     ("ports", both(Refused("ports of devices"))),
     ("keys", both(Refused("keys in its process keyring"))),
     (

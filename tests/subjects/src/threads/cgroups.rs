@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::kit::{Crew, Kin, Setting, Watch, not_here, sys, tid};
+use crate::kit::{Crew, Kin, SOON, Setting, Watch, not_here, sys, tid, until};
 
 /// Four groups of version 2, one with a setting: this process in one, a thread in a group for threads below it, a
 /// child in another one.
@@ -45,6 +46,75 @@ pub(crate) fn start(setting: &Setting) -> Result<Watch> {
         .spoiled_by(move || leave(&root, &top, child))
         .and(crew.watch())
         .and(Watch::new(move || kin.check())))
+}
+
+/// A group of somebody else's with an attribute, whose list of processes he may write, and an empty one in it.
+pub(crate) fn delegated(setting: &Setting) -> Result<Watch> {
+    const OWNER: u32 = 4321;
+    let root = hierarchy(setting)?;
+    let top = root.join(format!("kupgrade-delegated-{}", std::process::id()));
+    let empty = top.join("empty");
+    for old in [&empty, &top] {
+        let _ = fs::remove_dir(old);
+    }
+    for group in [&top, &empty] {
+        fs::create_dir(group).with_context(|| group.display().to_string())?;
+    }
+    fs::write(empty.join("cgroup.max.depth"), "5")?;
+    fs::set_permissions(&top, fs::Permissions::from_mode(0o750))?;
+    for file in [top.clone(), top.join("cgroup.procs")] {
+        chown(&file, Some(OWNER), Some(OWNER + 1))?;
+    }
+    let named = std::ffi::CString::new(top.as_os_str().as_encoded_bytes())?;
+    // SAFETY: the strings are alive, and the value has three bytes.
+    let set = unsafe {
+        let value = c"yes".as_ptr().cast();
+        libc::setxattr(named.as_ptr(), c"user.delegate".as_ptr(), value, 3, 0)
+    };
+    sys("setxattr", set)?;
+    let (place, depth) = (top.clone(), empty.join("cgroup.max.depth"));
+    let kept = Watch::keep(move || {
+        let who = |name: &str| {
+            let meta = fs::metadata(place.join(name))?;
+            Ok::<_, std::io::Error>((meta.uid(), meta.gid(), meta.mode()))
+        };
+        let mut value = [0_u8; 8];
+        // SAFETY: the strings are alive, and the buffer has its size.
+        let got = unsafe {
+            let to = value.as_mut_ptr().cast();
+            libc::getxattr(named.as_ptr(), c"user.delegate".as_ptr(), to, value.len())
+        };
+        let files = [who("")?, who("cgroup.procs")?, who("cgroup.type")?];
+        Ok((files, got, value, fs::read_to_string(&depth)?))
+    })?;
+    Ok(kept.spoiled_by(move || {
+        fs::remove_dir(&empty)?;
+        Ok(fs::remove_dir(&top)?)
+    }))
+}
+
+/// Nobody can have it do anything.
+pub(crate) fn held(setting: &Setting) -> Result<Watch> {
+    let root = hierarchy(setting)?;
+    let group = root.join(format!("kupgrade-held-{}", std::process::id()));
+    let _ = fs::remove_dir(&group);
+    fs::create_dir(&group).with_context(|| group.display().to_string())?;
+    let procs = group.join("cgroup.procs");
+    let kin = Kin::start(setting, "held", |_| {
+        fs::write(procs, "0")?;
+        Ok(Watch::new(|| Ok(())))
+    })?;
+    fs::write(group.join("cgroup.freeze"), "1")?;
+    let events = group.join("cgroup.events");
+    let is_held = || fs::read_to_string(&events).is_ok_and(|text| text.contains("frozen 1"));
+    until("it is held", SOON, is_held)?;
+    let kept = Watch::keep(move || Ok(fs::read_to_string(&events)?))?;
+    Ok(kept
+        .spoiled_by(move || Ok(fs::write(group.join("cgroup.freeze"), "0")?))
+        .and(Watch::new(move || {
+            let _ = &kin;
+            Ok(())
+        })))
 }
 
 /// Everybody goes back to the root, and the groups go.

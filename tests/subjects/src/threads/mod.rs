@@ -126,6 +126,16 @@ pub(crate) const GROUP: Group = Group {
             cgroups::start,
         ),
         subject(
+            "cgroups-delegated",
+            "owners and attributes of control groups, one of them empty",
+            cgroups::delegated,
+        ),
+        subject(
+            "cgroups-held",
+            "a child that a control group holds still (cgroup.freeze)",
+            cgroups::held,
+        ),
+        subject(
             "autogroup",
             "nice value of the session's autogroup",
             cgroups::autogroup,
