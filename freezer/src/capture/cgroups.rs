@@ -5,19 +5,19 @@
 
 use crate::kernel;
 use crate::{FreezerError, Frozen, proc};
-use persist_mem::manifest::{Cgroup, Live, Membership};
+use persist_mem::manifest::{Access, Cgroup, Live, Membership};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use sys::cgroups::Hierarchies;
 use sys::{Pid, Tid};
 
-/// Files that are no settings, or are handled by name.
-const NO_SETTINGS: [&str; 10] = [
+/// Files that are no settings, or are handled by name. A group that holds its threads has none (`held_groups`).
+const NO_SETTINGS: [&str; 9] = [
     "cgroup.procs",
     "cgroup.threads",
     "cgroup.kill",
-    "cgroup.freeze",
     "cgroup.type",
     "cgroup.subtree_control",
     "cpu.weight.nice",
@@ -40,7 +40,7 @@ pub(super) struct Found {
     of: BTreeMap<Tid, Vec<Membership>>,
     /// Nice values of the autogroups of sessions.
     autogroups: BTreeMap<Pid, i32>,
-    /// The groups themselves and those above them, these first.
+    /// The groups themselves and those above them, these first; of a whole host also those that nobody is in.
     pub(super) groups: Vec<Cgroup>,
 }
 
@@ -61,8 +61,8 @@ impl Found {
     }
 }
 
-/// Looks at everybody who is stopped.
-pub(super) fn capture(frozen: &Frozen) -> Result<Found, FreezerError> {
+/// Looks at everybody who is stopped, and at groups that nobody is in where the whole host goes.
+pub(super) fn capture(frozen: &Frozen, host: bool) -> Result<Found, FreezerError> {
     let threads: Vec<(Pid, Tid)> = frozen
         .pids()
         .flat_map(|pid| {
@@ -87,8 +87,11 @@ pub(super) fn capture(frozen: &Frozen) -> Result<Found, FreezerError> {
         found.of.insert(tid, groups);
     }
     let all: BTreeSet<&Membership> = found.of.values().flatten().collect();
-    let groups = with_those_above(all);
+    let mut groups = with_those_above(all);
     let mounted = Hierarchies::find();
+    if host && let Some(root) = mounted.directory(b"", b"/") {
+        below(&root, b"", &mut groups);
+    }
     found.groups = groups
         .into_iter()
         .map(|place| group(&mounted, place))
@@ -148,17 +151,75 @@ fn with_those_above(groups: BTreeSet<&Membership>) -> BTreeSet<Membership> {
     all
 }
 
-/// With the settings of those of version 2.
+/// Adds the groups of version 2 below a directory, upper ones first.
+fn below(directory: &Path, path: &[u8], groups: &mut BTreeSet<Membership>) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let path = [path, b"/", entry.file_name().as_bytes()].concat();
+            groups.insert(Membership {
+                hierarchy: Vec::new(),
+                path: path.clone(),
+            });
+            below(&entry.path(), &path, groups);
+        }
+    }
+}
+
+/// With the settings of those of version 2, and who may use them.
 fn group(mounted: &Hierarchies, place: Membership) -> Cgroup {
     let directory = match place.hierarchy.is_empty() {
         true => mounted.directory(&place.hierarchy, &place.path),
         false => None,
     };
     let root = place.path == b"/";
-    Cgroup {
-        settings: directory.map_or_else(Vec::new, |directory| settings(&directory, root)),
+    let mut group = Cgroup {
+        settings: Vec::new(),
+        access: Vec::new(),
+        attributes: Vec::new(),
         place,
+    };
+    if let Some(directory) = directory {
+        group.settings = settings(&directory, root);
+        if !root {
+            group.access = access(&directory);
+            group.attributes = attributes(&directory);
+        }
     }
+    group
+}
+
+/// Of the directory, and of files that are not as the kernel makes them: delegated ones (cgroups(7)).
+fn access(directory: &Path) -> Vec<Access> {
+    let of = |name: String, meta: &std::fs::Metadata| Access {
+        name,
+        uid: meta.uid(),
+        gid: meta.gid(),
+        mode: meta.mode() & 0o7777,
+    };
+    let mut found = Vec::new();
+    if let Ok(meta) = std::fs::metadata(directory) {
+        found.push(of(String::new(), &meta));
+    }
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let (Ok(name), Ok(meta)) = (entry.file_name().into_string(), entry.metadata()) else {
+            continue;
+        };
+        let ordinary = (meta.uid(), meta.gid()) == (0, 0)
+            && matches!(meta.mode() & 0o7777, 0o444 | 0o644 | 0o200);
+        if meta.is_file() && !ordinary {
+            found.push(of(name, &meta));
+        }
+    }
+    found
+}
+
+fn attributes(directory: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let names = sys::xattr::list(directory).unwrap_or_default();
+    let value = |name: std::ffi::CString| {
+        let value = sys::xattr::get(directory, &name).ok()?;
+        Some((name.into_bytes(), value))
+    };
+    names.into_iter().filter_map(value).collect()
 }
 
 /// What a group's files hold that can be written; of the root only which controllers are on below it.

@@ -129,7 +129,7 @@ fn describe(
     uring::settle(frozen, finder)?;
     let (stats, children) = relatives(frozen)?;
     let made_by = parents::threads(frozen, &children);
-    let mut groups = cgroups::capture(frozen)?;
+    let mut groups = cgroups::capture(frozen, ours.is_some())?;
     let lives = lives(frozen, &mut table, finder, &mut groups, (&stats, &children))?;
     let (mut processes, timers_at): (Vec<_>, Vec<_>) = lives.into_iter().unzip();
     for &pid in frozen.zombies() {

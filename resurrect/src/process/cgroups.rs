@@ -6,7 +6,10 @@
 use crate::ResurrectError;
 use crate::restore::Restore;
 use persist_mem::manifest::{Cgroup, Live, Membership};
+use std::ffi::CString;
+use std::fs::Permissions;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use sys::cgroups::Hierarchies;
 use sys::{Pid, Tid, procdir};
@@ -35,8 +38,37 @@ pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
                 set(&directory.join(name), wanted);
             }
         }
+        if new {
+            hand_over(group, &directory);
+        }
     }
     Ok(())
+}
+
+/// Gives a new group to whom it belonged, with its attributes. What cannot be is told.
+fn hand_over(group: &Cgroup, directory: &Path) {
+    for access in &group.access {
+        let file = match access.name.as_str() {
+            "" => directory.to_owned(),
+            name => directory.join(name),
+        };
+        let mode = Permissions::from_mode(access.mode);
+        let done = std::os::unix::fs::lchown(&file, Some(access.uid), Some(access.gid))
+            .and_then(|()| std::fs::set_permissions(&file, mode));
+        match done {
+            // This kernel does not have all files.
+            Err(why) if why.kind() == std::io::ErrorKind::NotFound => {}
+            Err(why) => log::warn!("{} is not handed over again: {why}", file.display()),
+            Ok(()) => {}
+        }
+    }
+    for (name, value) in &group.attributes {
+        let set =
+            CString::new(name.as_slice()).map(|name| sys::xattr::set(directory, &name, value));
+        if let Ok(Err(why)) = set {
+            log::warn!("{} does not take an attribute: {why}", directory.display());
+        }
+    }
 }
 
 fn directory(restore: &Restore<'_>, of: &Membership) -> Option<PathBuf> {
