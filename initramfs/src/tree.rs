@@ -3,6 +3,7 @@
 //! Sockets come back as names only; whoever owned one binds it again (and removes the name
 //! before). Contents of file systems mounted below are not followed.
 
+use nix::fcntl::FallocateFlags;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Whence, lseek64};
@@ -103,6 +104,8 @@ impl Walk {
             uid: meta.uid(),
             gid: meta.gid(),
             mtime: (meta.mtime(), u32::try_from(meta.mtime_nsec()).unwrap_or(0)),
+            atime: (meta.atime(), u32::try_from(meta.atime_nsec()).unwrap_or(0)),
+            allocated: meta.blocks() * 512,
             xattrs: xattrs(path)?,
         });
         if directory {
@@ -157,6 +160,8 @@ impl Walk {
             uid: 0,
             gid: 0,
             mtime: (meta.mtime(), 0),
+            atime: (meta.atime(), 0),
+            allocated: 0,
             xattrs: Vec::new(),
         });
     }
@@ -177,7 +182,10 @@ impl Walk {
         } else if kind.is_block_device() {
             InodeKind::Block(device_number(meta.rdev()))
         } else {
-            let file = File::open(path).map_err(fail(path, "open"))?;
+            // Reading is not an access that anybody may see.
+            let quiet = nix::libc::O_NOATIME;
+            let file = OpenOptions::new().read(true).custom_flags(quiet).open(path);
+            let file = file.map_err(fail(path, "open"))?;
             let pieces = self.pieces(path, &file)?;
             InodeKind::File {
                 size: meta.len(),
@@ -301,7 +309,7 @@ fn make(inode: &Inode, path: &Path, root: bool, existing: Existing) -> Result<bo
     }
     match &inode.kind {
         InodeKind::Directory => std::fs::create_dir(path).map_err(fail(path, "make"))?,
-        InodeKind::File { size, pieces } => write_file(path, *size, pieces)?,
+        InodeKind::File { size, pieces } => write_file(path, *size, pieces, inode.allocated)?,
         InodeKind::Symlink(target) => {
             std::os::unix::fs::symlink(OsStr::from_bytes(target), path)
                 .map_err(fail(path, "make link"))?;
@@ -315,7 +323,7 @@ fn make(inode: &Inode, path: &Path, root: bool, existing: Existing) -> Result<bo
     Ok(true)
 }
 
-fn write_file(path: &Path, size: u64, pieces: &[Piece]) -> Result<()> {
+fn write_file(path: &Path, size: u64, pieces: &[Piece], allocated: u64) -> Result<()> {
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -327,7 +335,44 @@ fn write_file(path: &Path, size: u64, pieces: &[Piece]) -> Result<()> {
         file.write_all_at(&piece.bytes, piece.offset)
             .map_err(fail(path, "write"))?;
     }
+    allocate(path, &file, pieces, allocated)
+}
+
+/// Blocks that hold nothing (fallocate(2)). Where they were nobody can tell: as many are had again, in the first holes.
+fn allocate(path: &Path, file: &File, pieces: &[Piece], allocated: u64) -> Result<()> {
+    let there = file.metadata().map_err(fail(path, "look at"))?.blocks() * 512;
+    for (offset, len) in places(pieces, allocated.saturating_sub(there)) {
+        let range = (i64::try_from(offset).ok(), i64::try_from(len).ok());
+        let (Some(offset), Some(len)) = range else {
+            return Ok(());
+        };
+        let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match nix::fcntl::fallocate(file, keep, offset, len) {
+            Err(Errno::EOPNOTSUPP | Errno::ENOSPC) => return Ok(()),
+            done => done.map_err(fail_errno(path, "allocate blocks"))?,
+        }
+    }
     Ok(())
+}
+
+/// So many bytes in holes between what holds data: offsets and lengths.
+fn places(pieces: &[Piece], missing: u64) -> Vec<(u64, u64)> {
+    const PAGE: u64 = 4096;
+    let mut missing = missing - missing % PAGE;
+    let (mut found, mut at) = (Vec::new(), 0);
+    for piece in pieces {
+        let hole = piece.offset.saturating_sub(at);
+        let len = missing.min(hole - hole % PAGE);
+        if len > 0 {
+            found.push((at, len));
+        }
+        missing -= len;
+        at = (piece.offset + piece.bytes.len() as u64).next_multiple_of(PAGE);
+    }
+    if missing > 0 {
+        found.push((at, missing));
+    }
+    found
 }
 
 fn node(path: &Path, kind: SFlag, device: DeviceNumber) -> Result<()> {
@@ -360,12 +405,13 @@ fn dress(inode: &Inode, path: &Path, existing: Existing) -> Result<()> {
 }
 
 fn set_time(inode: &Inode, path: &Path) -> Result<()> {
-    let time = TimeSpec::new(inode.mtime.0, i64::from(inode.mtime.1));
+    let spec = |(seconds, rest): (i64, u32)| TimeSpec::new(seconds, i64::from(rest));
+    let (access, change) = (spec(inode.atime), spec(inode.mtime));
     nix::sys::stat::utimensat(
         nix::fcntl::AT_FDCWD,
         path,
-        &time,
-        &time,
+        &access,
+        &change,
         nix::sys::stat::UtimensatFlags::NoFollowSymlink,
     )
     .map_err(fail_errno(path, "set time"))
@@ -395,6 +441,26 @@ mod tests {
         std::fs::set_permissions(&odd, Permissions::from_mode(0o4751)).unwrap();
         let _ = xattr::set(&odd, c"user.note", b"value");
         std::fs::set_permissions(at.join("dir"), Permissions::from_mode(0o1777)).unwrap();
+    }
+
+    #[test]
+    fn blocks_go_where_no_data_is() {
+        let piece = |offset, len| Piece {
+            offset,
+            bytes: vec![0; len],
+        };
+        let pieces = [piece(8192, 4096), piece(16384, 100)];
+        assert_eq!(places(&pieces, 0), []);
+        assert_eq!(places(&pieces, 4096), [(0, 4096)]);
+        assert_eq!(
+            places(&pieces, 5 * 4096),
+            [(0, 8192), (12288, 4096), (20480, 8192)]
+        );
+        assert_eq!(
+            places(&[], 512),
+            [],
+            "less than a page is the file system's own"
+        );
     }
 
     #[test]

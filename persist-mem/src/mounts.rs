@@ -102,6 +102,10 @@ pub struct Inode {
     pub gid: u32,
     /// Last change of the contents: seconds, nanoseconds.
     pub mtime: (i64, u32),
+    /// Last access: seconds, nanoseconds.
+    pub atime: (i64, u32),
+    /// Bytes that are allocated, with those of fallocate(2) that hold nothing.
+    pub allocated: u64,
     /// Extended attributes.
     pub xattrs: Vec<Xattr>,
 }
