@@ -10,9 +10,11 @@ use sys::batch::{Batch, Buffer, CallIndex, Output};
 use sys::tracee::Tracee;
 use sys::{Pid, Tid};
 
+const CLOCK_MONOTONIC: i32 = 1;
 const GETITIMER: i64 = 36;
 const PRCTL: i64 = 157;
 const TIMER_GETTIME: i64 = 224;
+const CLOCK_GETTIME: i64 = 228;
 
 /// CLOCK_MONOTONIC when a process was asked how long its timers and sleeps still last.
 #[derive(Clone, Copy, Debug)]
@@ -31,8 +33,7 @@ impl TimersAt {
             0 => 0,
             value => value.saturating_sub(passed).max(1),
         };
-        let real = &mut live.itimers[0];
-        real.value_us = left(real.value_us, passed / 1000);
+        settle_real(&mut live.itimers[0], &mut live.pending, passed / 1000);
         let threads = live.threads.iter().flat_map(|thread| &thread.pending);
         let queued: Vec<&QueuedSignal> = live.pending.iter().chain(threads).collect();
         for timer in &mut live.timers {
@@ -61,6 +62,31 @@ impl TimersAt {
     }
 }
 
+/// ITIMER_REAL, with its signal when it has expired since it was asked for: a periodic one keeps its phase.
+fn settle_real(real: &mut Itimer, pending: &mut Vec<QueuedSignal>, passed_us: u64) {
+    const SIGALRM: i32 = 14;
+    const SI_KERNEL: i32 = 0x80;
+    let Some(late) = passed_us.checked_sub(real.value_us) else {
+        real.value_us -= passed_us;
+        return;
+    };
+    if real.value_us == 0 {
+        return;
+    }
+    if real.interval_us == 0 {
+        // An armed timer stays armed.
+        real.value_us = 1;
+        return;
+    }
+    real.value_us = real.interval_us - late % real.interval_us;
+    let mut info = vec![0; sys::ptrace::SIGINFO_SIZE];
+    info[..4].copy_from_slice(&SIGALRM.to_le_bytes());
+    info[8..12].copy_from_slice(&SI_KERNEL.to_le_bytes());
+    if !pending.iter().any(|it| it.0.starts_with(&info[..4])) {
+        pending.push(QueuedSignal(info));
+    }
+}
+
 /// A periodic timer that would have expired within `passed` is asked for its next time after that.
 fn keep_phase(timer: &mut PosixTimer, passed: u64) {
     if timer.remaining == 0 || timer.interval == 0 || timer.remaining > passed {
@@ -79,11 +105,14 @@ pub(super) fn ask_ids(batch: &mut Batch) -> CallIndex {
     batch.try_call("asking for its timers' ids", PRCTL, args)
 }
 
-/// Where ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF are written.
-pub(super) struct Asked([Buffer; 3]);
+/// Where CLOCK_MONOTONIC, and where ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF are written.
+pub(super) struct Asked(Buffer, [Buffer; 3]);
 
 pub(super) fn ask(batch: &mut Batch) -> Asked {
-    Asked([0, 1, 2].map(|which| {
+    let now = batch.space(16);
+    let args = [CLOCK_MONOTONIC.into(), now.into()];
+    batch.call("asking for the time", CLOCK_GETTIME, args);
+    let timers = [0, 1, 2].map(|which| {
         let buffer = batch.space(32);
         batch.call(
             "asking for an interval timer",
@@ -91,15 +120,21 @@ pub(super) fn ask(batch: &mut Batch) -> Asked {
             [which.into(), buffer.into()],
         );
         buffer
-    }))
+    });
+    Asked(now, timers)
 }
 
-/// The interval timers.
-pub(super) fn itimers(Asked(buffers): &Asked, out: &Output) -> [Itimer; 3] {
-    buffers.map(|buffer| Itimer {
+/// The interval timers, ITIMER_REAL as it was at `at`: it was asked for some time after that.
+pub(super) fn itimers(Asked(now, timers): &Asked, out: &Output, at: TimersAt) -> [Itimer; 3] {
+    let mut found = timers.map(|buffer| Itimer {
         interval_us: out.u64(buffer, 0) * 1_000_000 + out.u64(buffer, 1),
         value_us: out.u64(buffer, 2) * 1_000_000 + out.u64(buffer, 3),
-    })
+    });
+    let asked = out.u64(*now, 0) * 1_000_000_000 + out.u64(*now, 1);
+    if found[0].value_us > 0 {
+        found[0].value_us += asked.saturating_sub(at.0) / 1000;
+    }
+    found
 }
 
 /// Timers made by timer_create(2): `/proc/PID/timers` lists them, their state is asked inside.
@@ -205,6 +240,24 @@ fn parse(text: &str) -> Option<Vec<PosixTimer>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interval_timer_that_expires_while_it_is_described() {
+        let after = |value_us, interval_us, passed| {
+            let mut timer = Itimer {
+                value_us,
+                interval_us,
+            };
+            let mut pending = Vec::new();
+            settle_real(&mut timer, &mut pending, passed);
+            settle_real(&mut timer, &mut pending, 0);
+            (timer.value_us, pending.len())
+        };
+        assert_eq!(after(300, 1000, 299), (1, 0));
+        assert_eq!(after(300, 1000, 2400), (900, 1));
+        assert_eq!(after(300, 0, 2400), (1, 0));
+        assert_eq!(after(0, 1000, 2400), (0, 0));
+    }
 
     #[test]
     fn a_periodic_timer_keeps_its_phase() {

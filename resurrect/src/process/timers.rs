@@ -5,7 +5,7 @@ use crate::booted::Booted;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
 use nix::time::ClockId;
-use persist_mem::manifest::{Live, PosixTimer, QueuedSignal};
+use persist_mem::manifest::{Itimer, Live, PosixTimer, QueuedSignal};
 use sys::Pid;
 use sys::batch::{Batch, CallIndex};
 
@@ -49,36 +49,35 @@ fn elapsed_ns(restore: &Restore<'_>) -> u64 {
 }
 
 fn interval(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
-    let elapsed_us = elapsed_ns(restore) / 1000;
+    let [real, counting @ ..] = &live.itimers;
+    if (real.value_us, real.interval_us) != (0, 0) {
+        real_time(restore, pid, *real)?;
+    }
     let mut batch = Batch::new();
-    let mut counting = Vec::new();
-    for (which, timer) in live.itimers.iter().enumerate() {
-        let remaining = match (timer.value_us, timer.interval_us) {
+    let mut asked = Vec::new();
+    for (which, timer) in (1..).zip(counting) {
+        let value = match (timer.value_us, timer.interval_us) {
             (0, 0) => continue,
-            // It has expired and starts again when its signal is taken (kernel/signal.c).
-            (0, interval) => interval,
-            (value, _) => value,
+            (value, interval) => until_expiry(value, interval).max(1),
         };
-        // Only ITIMER_REAL runs on while nothing runs.
-        let passed = if which == 0 { elapsed_us } else { 0 };
-        let value = remaining.saturating_sub(passed).max(1);
         arm_interval(&mut batch, which, timer.interval_us, value);
-        if which > 0 {
-            let told = batch.space(32);
-            batch.call(
-                "asking for an interval timer",
-                nr::GETITIMER,
-                [which.into(), told.into()],
-            );
-            counting.push((which, timer.interval_us, value, told));
-        }
+        let told = batch.space(32);
+        batch.call(
+            "asking for an interval timer",
+            nr::GETITIMER,
+            [which.into(), told.into()],
+        );
+        asked.push((which, timer.interval_us, value, told));
+    }
+    if asked.is_empty() {
+        return Ok(());
     }
     let first = &mut restore.task(pid)?.first;
     let output = run(pid, ARMING, first, &batch)?;
     // The kernel adds a tick to those that count ticks (kernel/time/itimer.c, set_cpu_itimer): it is in what was
     // saved already.
     let mut batch = Batch::new();
-    for (which, interval, value, told) in counting {
+    for (which, interval, value, told) in asked {
         let now = output.u64(told, 2) * 1_000_000 + output.u64(told, 3);
         let tick = now.saturating_sub(value);
         if tick > 0 {
@@ -91,6 +90,61 @@ fn interval(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resu
         }
     }
     run(pid, ARMING, first, &batch).map(drop)
+}
+
+/// One that is not armed has expired and starts again when its signal is taken (kernel/signal.c).
+fn until_expiry(value: u64, interval: u64) -> u64 {
+    if value == 0 { interval } else { value }
+}
+
+/// Arms ITIMER_REAL, the only one that runs on while nothing runs. It can only be set by how long it lasts, so that it
+/// is set again when that took long.
+fn real_time(restore: &mut Restore<'_>, pid: Pid, timer: Itimer) -> Result<(), ResurrectError> {
+    const CLOSE_US: u64 = 1000;
+    const TRIES: usize = 8;
+    let remaining = until_expiry(timer.value_us, timer.interval_us);
+    let mut expired = false;
+    for _ in 0..TRIES {
+        let elapsed = elapsed_ns(restore) / 1000;
+        let (value, late) = lasting(remaining, timer.interval_us, elapsed);
+        expired |= late;
+        let mut batch = Batch::new();
+        arm_interval(&mut batch, 0, timer.interval_us, value);
+        run(pid, ARMING, &mut restore.task(pid)?.first, &batch)?;
+        let took = (elapsed_ns(restore) / 1000).saturating_sub(elapsed);
+        if took <= CLOSE_US || timer.interval_us == 0 {
+            break;
+        }
+    }
+    if expired && timer.value_us > 0 {
+        let mut batch = Batch::new();
+        alarm(&mut batch, pid);
+        run(pid, ARMING, &mut restore.task(pid)?.first, &batch)?;
+    }
+    Ok(())
+}
+
+/// How long an interval timer still lasts when so much time has passed, and whether it has expired meanwhile and is
+/// to go on in its phase, as it does when its signal is taken late (kernel/signal.c). One that expires once is left
+/// to do so.
+fn lasting(remaining: u64, interval: u64, passed: u64) -> (u64, bool) {
+    match passed.checked_sub(remaining) {
+        Some(late) if interval > 0 => (interval - late % interval, true),
+        Some(_) => (1, false),
+        None => (remaining - passed, false),
+    }
+}
+
+/// Queues the signal of ITIMER_REAL.
+fn alarm(batch: &mut Batch, pid: Pid) {
+    const SIGALRM: i32 = 14;
+    const SI_KERNEL: i32 = 0x80;
+    let mut info = [0; sys::ptrace::SIGINFO_SIZE];
+    info[..4].copy_from_slice(&SIGALRM.to_le_bytes());
+    info[8..12].copy_from_slice(&SI_KERNEL.to_le_bytes());
+    let info = batch.data(&info);
+    let args = [pid.0.into(), SIGALRM.into(), info.into()];
+    batch.call("queueing the signal of a timer", nr::RT_SIGQUEUEINFO, args);
 }
 
 /// Arms an interval timer, in microseconds.
@@ -339,6 +393,14 @@ fn tell(batch: &mut Batch, pid: Pid, timer: &PosixTimer, expiries: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interval_timer_keeps_its_phase() {
+        assert_eq!(lasting(300, 1000, 299), (1, false));
+        assert_eq!(lasting(300, 1000, 300), (1000, true));
+        assert_eq!(lasting(300, 1000, 2450), (850, true));
+        assert_eq!(lasting(300, 0, 2450), (1, false));
+    }
 
     fn timer(remaining: u64, interval: u64, missed: u64) -> PosixTimer {
         PosixTimer {

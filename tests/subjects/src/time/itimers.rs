@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::clocks::{Countdown, LONG, age};
+use super::clocks::{Countdown, LONG, age, now};
 use crate::kit::{SOON, Setting, Watch, args, raw, same, sys, until};
 
 /// Interval and value in microseconds.
@@ -119,6 +119,33 @@ pub(crate) fn periodic(_: &Setting) -> Result<Watch> {
         })
     })
     .spoiled_by(move || set(libc::ITIMER_REAL, Duration::ZERO, Duration::ZERO)))
+}
+
+/// It fires at the moments it would have, though some of those pass while nobody runs.
+pub(crate) fn phase(_: &Setting) -> Result<Watch> {
+    /// How far off it may be, also on a machine that is slow: it can only be set by what remains.
+    const CLOSE: Duration = Duration::from_millis(60);
+    let every = Duration::from_millis(700);
+    // SAFETY: a valid handler, which does nothing.
+    unsafe { libc::signal(libc::SIGALRM, fired as *const () as usize) };
+    let moment = || Duration::from_nanos(now(libc::CLOCK_MONOTONIC));
+    let first = moment() + every;
+    set(libc::ITIMER_REAL, every, every)?;
+    Ok(Watch::new(move || {
+        // Whoever stands between the readings is further off.
+        let off = || -> Result<u128> {
+            let next = moment() + get(libc::ITIMER_REAL)?[1];
+            let off = (next + every * 1000 - first).as_micros() % every.as_micros();
+            Ok(off.min(every.as_micros() - off))
+        };
+        let tries = (0..20).map(|_| off()).collect::<Result<Vec<_>>>()?;
+        let off = tries.into_iter().min().unwrap_or(u128::MAX);
+        if off > CLOSE.as_micros() {
+            bail!("it is {off} us off");
+        }
+        Ok(())
+    })
+    .spoiled_by(move || set(libc::ITIMER_REAL, every / 2, every)))
 }
 
 /// Its signal is blocked and waits: it fires on all the same once the signal is taken.

@@ -51,6 +51,11 @@ pub(crate) const GROUP: Group = Group {
             itimers::periodic,
         ),
         subject(
+            "itimer-phase",
+            "a periodic interval timer keeps its phase",
+            itimers::phase,
+        ),
+        subject(
             "itimer-pending",
             "a periodic interval timer whose signal is pending",
             itimers::pending,
