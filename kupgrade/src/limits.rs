@@ -1,7 +1,8 @@
 //! This process's own limits.
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::Resource;
 use std::path::Path;
+use sys::limits::raise;
 
 /// Most descriptors of a process, whoever it is (proc_sys_fs(5)).
 const NR_OPEN: &str = "/proc/sys/fs/nr_open";
@@ -9,7 +10,7 @@ const NR_OPEN: &str = "/proc/sys/fs/nr_open";
 /// Allows this process as many descriptors as there may be: it holds a copy of everything that those it stops
 /// have open. Whoever gets less of it than is needed notices at the first descriptor too many.
 pub(crate) fn allow_descriptors() {
-    if let Err(errno) = raise(nr_open(Path::new(NR_OPEN))) {
+    if let Err(errno) = raise(Resource::RLIMIT_NOFILE, nr_open(Path::new(NR_OPEN))) {
         log::warn!("raising the limit of open files: {errno}");
     }
 }
@@ -20,19 +21,10 @@ fn nr_open(path: &Path) -> u64 {
     text.trim().parse().unwrap_or(0)
 }
 
-/// To `most`, or as far as the hard limit goes for one who may not raise that (CAP_SYS_RESOURCE).
-fn raise(most: u64) -> nix::Result<()> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if soft >= most {
-        return Ok(());
-    }
-    setrlimit(Resource::RLIMIT_NOFILE, most, hard.max(most))
-        .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard.min(most), hard))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::resource::{getrlimit, setrlimit};
 
     #[test]
     fn all_that_may_be_had_is_taken() {

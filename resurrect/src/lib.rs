@@ -32,6 +32,7 @@ mod objects;
 pub mod process;
 mod processor;
 mod restore;
+mod room;
 mod scratch;
 pub mod stages;
 pub mod supervisor;

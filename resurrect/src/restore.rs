@@ -6,12 +6,12 @@ use crate::memory::Kernel;
 use crate::numbers;
 use crate::objects::Objects;
 use crate::processor::OneProcessor;
+use crate::room::Room;
 use crate::scratch::{self, BATCH_LEN};
 use crate::stages::STAGES;
 use crate::task::Task;
 use crate::thread::waits::Wait;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use persist_mem::manifest::{FileTable, Live, Manifest};
 use persist_mem::store::PageStore;
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,6 +75,7 @@ pub(crate) struct Restore<'a> {
     /// A pidfd of this process; every process under construction has it under the same number.
     pub(crate) self_pidfd: OwnedFd,
     pub(crate) processor: Option<OneProcessor>,
+    _room: Room,
     started: Instant,
 }
 
@@ -86,7 +87,7 @@ impl<'a> Restore<'a> {
     ) -> Result<Restore<'a>, ResurrectError> {
         let started = Instant::now();
         let me = Pid(nix::unistd::getpid().as_raw());
-        allow_descriptors(manifest);
+        let room = Room::make(manifest);
         let own = own_ranges(me)?;
         let address = scratch::find(manifest, &own).ok_or_else(|| ResurrectError::Own {
             doing: "looking for an address range that all processes have free".into(),
@@ -109,6 +110,7 @@ impl<'a> Restore<'a> {
             kernel: None,
             self_pidfd: numbers::copy(manifest, &pidfd)?,
             processor: OneProcessor::hold(),
+            _room: room,
             started,
         })
     }
@@ -182,25 +184,6 @@ impl<'a> Restore<'a> {
             }
         }
         self.tasks.clear();
-    }
-}
-
-/// Raises the limit of open files: every description is open in this process for a while, and processes are
-/// made with our limit. Whoever gets less of it than is needed notices at the first descriptor too many.
-fn allow_descriptors(manifest: &Manifest) {
-    /// For this process itself.
-    const MORE: u64 = 1024;
-    let most = u64::try_from(numbers::highest(manifest)).unwrap_or(0);
-    let wanted = most.max(2 * manifest.descriptions.len() as u64) + MORE;
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
-        if soft >= wanted {
-            return Ok(());
-        }
-        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted))
-            .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard))
-    });
-    if let Err(errno) = raised {
-        log::warn!("raising the limit of open files to {wanted}: {errno}");
     }
 }
 

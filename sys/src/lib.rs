@@ -41,6 +41,7 @@
 //! | [`tty`] | terminals |
 //! | [`uring`] | rings of io_uring |
 //! | [`kmsg`] | the kernel's log |
+//! | [`limits`] | the calling process's own limits |
 //! | [`clock`] | clocks and the time stamp counter |
 //! | [`deadline`] | a bound for system calls that have none |
 
@@ -66,6 +67,7 @@ pub mod kexec;
 pub mod kmsg;
 pub mod known_page;
 pub mod landlock;
+pub mod limits;
 pub mod mountapi;
 pub mod mqueue;
 pub mod pagemap;

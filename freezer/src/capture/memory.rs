@@ -10,6 +10,7 @@ use std::fs::File;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use sys::Pid;
+use sys::limits::MAX_MAP_COUNT;
 use sys::vm::ProcMem;
 
 pub(super) fn capture(
@@ -267,6 +268,27 @@ fn file(map: &Mapping) -> Result<Option<OnDisk>, ObjectError> {
     })))
 }
 
+/// Why so many mappings cannot be made again: there must be some more for a moment, for which a restore raises the
+/// limit.
+fn too_many(count: usize) -> Option<String> {
+    const MORE: usize = 256;
+    let limit: usize = std::fs::read_to_string(MAX_MAP_COUNT)
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
+    if count + MORE <= limit {
+        return None;
+    }
+    let why = std::fs::OpenOptions::new()
+        .write(true)
+        .open(MAX_MAP_COUNT)
+        .err()?;
+    Some(format!(
+        "{count} mappings leave no room below {MAX_MAP_COUNT}, which cannot be raised: {why}"
+    ))
+}
+
 /// What of a process's memory is not carried, found without stopping it.
 pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, FreezerError> {
     let comm = proc::comm(pid);
@@ -280,7 +302,8 @@ pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, 
             reason: error.reason(),
         }),
     };
-    let mut found: Vec<Refusal> = mappings::of(pid)?
+    let maps = mappings::of(pid)?;
+    let mut found: Vec<Refusal> = maps
         .iter()
         .filter_map(|map| {
             let error = if uring::is_one(map) {
@@ -293,6 +316,9 @@ pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, 
             refuse(place(map), error)
         })
         .collect();
+    if let Some(reason) = too_many(maps.len()) {
+        found.extend(refuse("mappings".into(), ObjectError::Refused(reason)));
+    }
     if let Some(reason) = uring::refusal(pid) {
         let error = ObjectError::Refused(reason);
         found.extend(refuse("io_uring".into(), error));

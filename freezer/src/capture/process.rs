@@ -244,7 +244,7 @@ fn map_scratch(
         tracee.set_foothold(foothold);
     }
     let mapped = tracee.map_scratch(way.gate, SCRATCH).or_else(|_| {
-        let _raised = Raised::of(pid, &thread.status);
+        let _raised = Raised::of(pid, &thread.status, maps.len());
         tracee.map_scratch(way.gate, SCRATCH)
     });
     let scratch = match mapped {

@@ -7,10 +7,13 @@ use super::process::SCRATCH;
 use crate::proc::{self, Status};
 use crate::{FreezerError, Refusal};
 use sys::Pid;
+use sys::limits::{MAX_MAP_COUNT, MoreMappings};
 use sys::process::prlimit;
 
 /// What is mapped in all: room for batches with its code, and stack for a frame.
 const NEEDED: u64 = SCRATCH as u64 + (64 << 10);
+/// Mappings that are made beside a process's own.
+const BESIDE: u64 = 16;
 /// `CAP_SYS_RESOURCE`: hard limits may be raised.
 const MAY_RAISE: u64 = 1 << 24;
 
@@ -25,14 +28,20 @@ const LIMITS: [(u32, &str, &str); 3] = [
 pub(super) struct Raised {
     pid: Pid,
     were: Vec<(u32, (u64, u64))>,
+    _mappings: Option<MoreMappings>,
 }
 
 impl Raised {
     /// Raises those that leave too little room.
-    pub(super) fn of(pid: Pid, status: &Status) -> Raised {
+    pub(super) fn of(pid: Pid, status: &Status, mappings: usize) -> Raised {
+        let more = MoreMappings::allow(mappings as u64 + BESIDE).unwrap_or_else(|why| {
+            log::debug!("process {pid}: {MAX_MAP_COUNT} cannot be raised: {why}");
+            None
+        });
         let mut raised = Raised {
             pid,
             were: Vec::new(),
+            _mappings: more,
         };
         for (resource, name, line) in LIMITS {
             let need = used(status, line).saturating_add(NEEDED);

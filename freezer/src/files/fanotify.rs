@@ -2,7 +2,7 @@
 //! process would wait for their answer, and they are stopped.
 
 use super::located::{self, Fields};
-use super::{Open, place};
+use super::{Open, creator, place};
 use crate::{FreezerError, kernel};
 use nix::sys::stat::makedev;
 use persist_mem::manifest::{DescriptionKind, Mark, Place};
@@ -45,6 +45,7 @@ pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> 
         flags: flags as u32,
         event_flags: event_flags as u32,
         marks,
+        creator: creator::of(open)?,
     })
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod apart;
 mod check;
 mod class;
+mod creator;
 mod deleted;
 mod device;
 mod dnotify;

@@ -1,6 +1,7 @@
 //! Credentials of threads.
 
 use super::{Kernel, Unreadable};
+use std::os::fd::AsFd;
 use sys::Tid;
 
 impl Kernel {
@@ -9,6 +10,16 @@ impl Kernel {
         let of_task = self.btf.field("task_struct", "cred")?.offset;
         let tasks = self.tasks(tids)?;
         self.words_within(&tasks, of_task)
+    }
+
+    /// The effective user with whose credentials a file of this process was opened.
+    pub(crate) fn creator(&mut self, fd: &impl AsFd) -> Result<u32, Unreadable> {
+        const WHAT: &str = "who opened a file";
+        let field = |structure, path| Ok(self.btf.field(structure, path)?.offset);
+        let (cred, user) = (field("file", "f_cred")?, field("cred", "euid.val")?);
+        let file = self.own_file(fd.as_fd())?;
+        let cred = self.word(file.wrapping_add(cred), WHAT)?;
+        Ok(self.word(cred.wrapping_add(user), WHAT)? as u32)
     }
 
     /// The word at this offset of structures, None for those that are not there.

@@ -217,6 +217,8 @@ pub enum DescriptionKind {
         next: Option<i32>,
         /// Events that were not read, the oldest first.
         unread: Vec<WatchEvent>,
+        /// The user who made it, whose limits it counts for.
+        creator: u32,
     },
     /// fanotify_init(2), for notification only.
     Fanotify {
@@ -226,6 +228,8 @@ pub enum DescriptionKind {
         event_flags: u32,
         /// What it watches.
         marks: Vec<Mark>,
+        /// The user who made it, whose limits it counts for.
+        creator: u32,
     },
     /// pidfd_open(2); None for a process that is gone.
     PidFd {

@@ -1,5 +1,6 @@
 //! fanotify(7) groups that are told of events.
 
+use super::creator::as_creator;
 use super::{Opening, located};
 use crate::ResurrectError;
 use persist_mem::manifest::Mark;
@@ -18,10 +19,10 @@ const WHOLE: u32 = 0x10 | 0x100;
 
 pub(super) fn open(
     opening: &Opening<'_, '_>,
-    flags: u32,
-    event_flags: u32,
+    (flags, event_flags): (u32, u32),
+    creator: u32,
 ) -> Result<OwnedFd, ResurrectError> {
-    let fd = sys::files::fanotify(flags, event_flags);
+    let fd = as_creator(creator, || sys::files::fanotify(flags, event_flags));
     fd.map_err(opening.failed("making it"))
 }
 

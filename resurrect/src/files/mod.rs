@@ -5,6 +5,7 @@
 //! done by the process itself comes when its table is whole ([`inside`]).
 
 mod brief;
+mod creator;
 mod deleted;
 mod device;
 mod dnotify;
@@ -279,9 +280,14 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
         }
         DescriptionKind::Kmsg { path, next, boot } => kmsg::open(opening, path, *next, boot),
         DescriptionKind::Fanotify {
-            flags, event_flags, ..
-        } => fanotify::open(opening, *flags, *event_flags),
-        DescriptionKind::Inotify { unread, .. } => inotify::open(opening, unread),
+            flags,
+            event_flags,
+            creator,
+            ..
+        } => fanotify::open(opening, (*flags, *event_flags), *creator),
+        DescriptionKind::Inotify {
+            unread, creator, ..
+        } => inotify::open(opening, unread, *creator),
         DescriptionKind::PidFd {
             target: Some(target),
             ..

@@ -2,8 +2,8 @@
 
 mod queue;
 
-use super::Open;
 use super::located::{self, Fields, Located};
+use super::{Open, creator};
 use crate::{FreezerError, kernel};
 use persist_mem::manifest::{DescriptionKind, Watch};
 use queue::Kept;
@@ -24,6 +24,7 @@ pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> 
         watches,
         next,
         unread,
+        creator: creator::of(open)?,
     })
 }
 

@@ -3,6 +3,7 @@
 mod queue;
 mod stand_ins;
 
+use super::creator::as_creator;
 use super::{Opening, located};
 use crate::ResurrectError;
 use persist_mem::manifest::{Watch, WatchEvent};
@@ -16,8 +17,9 @@ const IN_DONT_FOLLOW: u32 = 0x0200_0000;
 pub(super) fn open(
     opening: &Opening<'_, '_>,
     unread: &[WatchEvent],
+    creator: u32,
 ) -> Result<OwnedFd, ResurrectError> {
-    let fd = sys::files::inotify(0).map_err(opening.failed("making it"))?;
+    let fd = as_creator(creator, || sys::files::inotify(0)).map_err(opening.failed("making it"))?;
     if !unread.is_empty() {
         queue::fill(&fd, unread).map_err(opening.failed("queueing its events"))?;
     }

@@ -21,6 +21,7 @@ mod sharing;
 mod signalfd;
 mod tunnel;
 mod uring;
+mod watchers;
 
 use crate::registry::{Group, subject};
 
@@ -247,6 +248,16 @@ pub(crate) const GROUP: Group = Group {
             "inotify",
             "inotify watches with gaps between their numbers",
             inotify::start,
+        ),
+        subject(
+            "inotify-of-users",
+            "more instances of inotify of several users than one may have",
+            watchers::inotify,
+        ),
+        subject(
+            "fanotify-of-users",
+            "more groups of fanotify of several users than one may have",
+            watchers::fanotify,
         ),
         subject(
             "inotify-removed",

@@ -14,6 +14,7 @@ mod locked;
 mod many_vmas;
 mod maps;
 mod memfd;
+mod most_vmas;
 mod mseal;
 mod named;
 mod neighbours;
@@ -76,6 +77,11 @@ pub(crate) const GROUP: Group = Group {
             reservation::start,
         ),
         subject("many-vmas", "thousands of mappings", many_vmas::start),
+        subject(
+            "most-vmas",
+            "as many mappings as a process may have",
+            most_vmas::start,
+        ),
         subject(
             "maps",
             "/proc/PID/maps, exe, cmdline, environ and auxv",

@@ -1,0 +1,47 @@
+//! The calling process's own limits (getrlimit(2)).
+
+use crate::Result;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Raises a limit to `most`, or as far as the hard one goes for who may not raise that (`CAP_SYS_RESOURCE`).
+///
+/// # Errors
+/// As setrlimit(2).
+pub fn raise(which: Resource, most: u64) -> Result<()> {
+    let (soft, hard) = getrlimit(which)?;
+    if soft >= most {
+        return Ok(());
+    }
+    setrlimit(which, most, hard.max(most)).or_else(|_| setrlimit(which, hard.min(most), hard))
+}
+
+/// How many mappings a process may have (proc_sys_vm(5)).
+pub const MAX_MAP_COUNT: &str = "/proc/sys/vm/max_map_count";
+
+/// More mappings than usual are allowed, to every process, until this is dropped.
+#[derive(Debug)]
+pub struct MoreMappings {
+    before: String,
+}
+
+impl MoreMappings {
+    /// Allows `wanted` at least; None where they are allowed anyway.
+    ///
+    /// # Errors
+    /// `EROFS` where the kernel's settings may not be changed.
+    pub fn allow(wanted: u64) -> std::io::Result<Option<MoreMappings>> {
+        let before = std::fs::read_to_string(MAX_MAP_COUNT)?;
+        if before.trim().parse().is_ok_and(|now: u64| now >= wanted) {
+            return Ok(None);
+        }
+        std::fs::write(MAX_MAP_COUNT, wanted.to_string())?;
+        Ok(Some(MoreMappings { before }))
+    }
+}
+
+impl Drop for MoreMappings {
+    fn drop(&mut self) {
+        // Who could raise it can lower it; a failure leaves more room than before.
+        let _ = std::fs::write(MAX_MAP_COUNT, &self.before);
+    }
+}
