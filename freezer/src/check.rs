@@ -200,6 +200,10 @@ fn attributes(
             "its filters cannot be suspended: this takes CAP_SYS_ADMIN and no filters of our own";
         refuse("seccomp", why.into());
     }
+    if may_nobody_trace() {
+        let why = "kernel.yama.ptrace_scope is 3: nobody can stop it, until the next boot";
+        refuse("ptrace", why.into());
+    }
     if is_32_bit(pid) {
         refuse("exe", "32-bit programs are not carried".into());
     }
@@ -218,6 +222,12 @@ fn traced_by(
         return Ok(Some("that one is not part of the tree".into()));
     }
     capture::traced_obstacle(pid, tracer)
+}
+
+/// `YAMA_SCOPE_NO_ATTACH` (security/yama/yama_lsm.c).
+fn may_nobody_trace() -> bool {
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    scope.is_ok_and(|scope| scope.trim() == "3")
 }
 
 /// What `PTRACE_O_SUSPEND_SECCOMP` takes (kernel/ptrace.c, check_ptrace_options).

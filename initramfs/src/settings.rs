@@ -299,6 +299,25 @@ pub fn of_pid_namespace(settings: &[Setting]) -> Vec<Setting> {
     own.cloned().collect()
 }
 
+/// How many namespaces there may be (`/proc/sys/user`, namespaces(7)). They wait until those that the processes are
+/// put into are made: there may be none at all.
+#[must_use]
+pub fn of_namespaces(settings: &[Setting]) -> Vec<Setting> {
+    let some = settings.iter().filter(|setting| is_of_namespaces(setting));
+    some.cloned().collect()
+}
+
+/// All but [`of_namespaces`].
+#[must_use]
+pub fn of_host(settings: &[Setting]) -> Vec<Setting> {
+    let some = settings.iter().filter(|setting| !is_of_namespaces(setting));
+    some.cloned().collect()
+}
+
+fn is_of_namespaces((name, _): &Setting) -> bool {
+    name.starts_with("proc/sys/user/")
+}
+
 /// The word in brackets of `always [madvise] never`, or all of it.
 #[must_use]
 pub fn chosen(text: &str) -> &str {

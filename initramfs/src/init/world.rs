@@ -39,11 +39,12 @@ pub(super) fn start(
     let wanted = clock::carried_on(&saved.manifest.host.clocks, &now, saved.tsc_hz());
     clock::set_realtime(&wanted, &now)?;
     // Interfaces come up by some of them, and have others of their own.
-    let _ = settings::restore(Path::new("/"), &saved.upgrade.settings);
+    let settings = settings::of_host(&saved.upgrade.settings);
+    let _ = settings::restore(Path::new("/"), &settings);
     // What is missing now is tried again when all memory is back.
     let _ = huge_pages::begin(Path::new(SYS), &saved.upgrade.huge_pools);
     warnings.extend(network::restore(&saved.upgrade.network));
-    warnings.extend(settings::restore(Path::new("/"), &saved.upgrade.settings));
+    warnings.extend(settings::restore(Path::new("/"), &settings));
     let allowed = overcommit::allow();
     forget_report();
     namespaces::new_time(proc, &clock::offsets(&wanted, &now))?;
@@ -55,6 +56,8 @@ pub(super) fn start(
     spans.extend(time.spans().iter().cloned());
     spans.extend(outcome.spans);
     warnings.extend(outcome.warnings);
+    let namespaces = settings::of_namespaces(&saved.upgrade.settings);
+    warnings.extend(settings::restore(Path::new("/"), &namespaces));
     let mut report = first_report(&saved, &spans, warnings);
     report.pages_verified = outcome.pages_verified;
     log::info!(

@@ -8,13 +8,15 @@ use crate::guest::Shell;
 /// Sets something of every kind, on the loopback interface, which every machine has.
 const SET: &str = "ip rule add fwmark 7 lookup 77 priority 777 && ip -6 rule add to 2001:db8::/32 lookup 77 && \
     ip rule del lookup default && ip route add 192.0.2.0/24 dev lo table 77 && \
-    cd /proc/sys/net/ipv4 && echo 4711 > tcp_keepalive_time && echo 2 > conf/lo/rp_filter && \
-    echo 1 > conf/all/log_martians && cd - > /dev/null";
+    (cd /proc/sys/net/ipv4 && echo 4711 > tcp_keepalive_time && echo 2 > conf/lo/rp_filter && \
+    echo 1 > conf/all/log_martians) && \
+    (cd /proc/sys/user && echo 0 > max_pid_namespaces && echo 0 > max_time_namespaces)";
 
 /// Tells all of it. Times and states that change by themselves are left out.
 const TELL: &str = "ip -o address | sed 's,scope.*,,'; ip rule; ip -6 rule; ip route show table 77; \
-    cd /proc/sys/net/ipv4; \
-    cat tcp_keepalive_time conf/lo/rp_filter conf/all/log_martians tcp_mem; cd - > /dev/null";
+    (cd /proc/sys/net/ipv4 && \
+    cat tcp_keepalive_time conf/lo/rp_filter conf/all/log_martians tcp_mem); \
+    cat /proc/sys/user/max_*_namespaces";
 
 /// Addresses, rules, routes and settings.
 #[derive(Default)]

@@ -146,6 +146,11 @@ const SCENARIOS: &[Scenario] = &[
         refuse::kexec_disabled,
     ),
     (
+        "refuse/nobody-traces",
+        Kind::Fresh { memory: 1536 },
+        refuse::nobody_traces,
+    ),
+    (
         "refuse/no-window",
         Kind::Fresh { memory: 224 },
         refuse::no_window,

@@ -115,6 +115,13 @@ pub(super) fn kexec_disabled(host: &mut Host, rig: &Rig) -> Result<()> {
     host.must_refuse(&command(rig, "")?, &["kexec_load_disabled"])
 }
 
+/// ptrace(2) switched off by the administrator, until the next boot.
+pub(super) fn nobody_traces(host: &mut Host, rig: &Rig) -> Result<()> {
+    let scope = "/proc/sys/kernel/yama/ptrace_scope";
+    host.vm.shell.must(&format!("echo 3 > {scope}"), SHORT)?;
+    host.must_refuse(&command(rig, "")?, &["ptrace_scope is 3"])
+}
+
 /// A machine too small for a boot window.
 pub(super) fn no_window(host: &mut Host, rig: &Rig) -> Result<()> {
     host.must_refuse(&command(rig, "")?, &["window"])
