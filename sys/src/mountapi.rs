@@ -46,8 +46,17 @@ pub fn clone_tree(directory: BorrowedFd<'_>) -> Result<OwnedFd> {
 /// A tmpfs of its own, attached nowhere: its root. It lasts as long as something in it is open.
 ///
 /// # Errors
-/// `EPERM` without CAP_SYS_ADMIN.
+/// As [`detached`].
 pub fn detached_tmpfs() -> Result<OwnedFd> {
+    detached(c"tmpfs")
+}
+
+/// A mount of a file system without a device and options, attached nowhere: its root. It lasts as long as something
+/// in it is open.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN, `ENODEV` when the kernel does not know the file system.
+pub fn detached(kind: &core::ffi::CStr) -> Result<OwnedFd> {
     const FSOPEN_CLOEXEC: u64 = 1;
     const FSMOUNT_CLOEXEC: u64 = 1;
     const FSCONFIG_CMD_CREATE: u64 = 6;
@@ -56,7 +65,7 @@ pub fn detached_tmpfs() -> Result<OwnedFd> {
         unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap_or(-1)) }
     };
     let number = |fd: &OwnedFd| i64::from(fd.as_raw_fd()).cast_unsigned();
-    let args = [c"tmpfs".as_ptr() as u64, FSOPEN_CLOEXEC, 0, 0, 0, 0];
+    let args = [kind.as_ptr() as u64, FSOPEN_CLOEXEC, 0, 0, 0, 0];
     // SAFETY: a terminated string; no memory is written.
     let context = owned(unsafe { raw::syscall(libc::SYS_fsopen, args) }?);
     let args = [number(&context), FSCONFIG_CMD_CREATE, 0, 0, 0, 0];

@@ -301,6 +301,9 @@ impl Table {
         located::resolve(&mut self)?;
         uring::resolve(&mut self, inside)?;
         let terminals = terminal::finish(self.terminals, &self.copies)?;
+        if self.whole_host {
+            self.queues.add_unheld()?;
+        }
         Ok(Found {
             descriptions: self.descriptions,
             pipes: self.pipes.finish(),

@@ -6,6 +6,7 @@
 mod inode;
 mod messages;
 mod notification;
+mod unheld;
 
 use super::Open;
 use crate::{FreezerError, kernel, proc};

@@ -64,6 +64,11 @@ pub(crate) const GROUP: Group = Group {
             posix::notify_thread,
         ),
         subject(
+            "mqueue-unheld",
+            "POSIX message queues with messages that no process has open",
+            posix::unheld,
+        ),
+        subject(
             "mqueue-unlinked",
             "POSIX message queues without a name",
             posix::unlinked,

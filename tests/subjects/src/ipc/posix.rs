@@ -275,3 +275,36 @@ pub(crate) fn notify_thread(_: &Setting) -> Result<Watch> {
         Ok(())
     }))
 }
+
+/// One that nobody has open: it belongs to the host.
+pub(crate) fn unheld(_: &Setting) -> Result<Watch> {
+    let name = name("unheld")?;
+    let queue = create(&name)?;
+    for (text, priority) in [(&b"first"[..], 3), (b"second", 1)] {
+        send(queue, text, priority)?;
+    }
+    // SAFETY: opened above.
+    sys("close", unsafe { libc::close(queue) })?;
+    let gone = name.clone();
+    // SAFETY: a C string.
+    let remove = move || sys("mq_unlink", unsafe { libc::mq_unlink(gone.as_ptr()) }).map(drop);
+    let look = move || {
+        // SAFETY: a C string.
+        let queue = unsafe { libc::mq_open(name.as_ptr(), O_RDWR | O_NONBLOCK) };
+        sys("mq_open", queue)?;
+        let found = attributes(queue)?;
+        let all = (0..found[3]).map(|_| receive(queue));
+        let all = all.collect::<Result<Vec<_>>>()?;
+        for (text, priority) in &all {
+            send(queue, text, u64::from(*priority))?;
+        }
+        // SAFETY: zeros are a valid structure, and the kernel fills it.
+        let mut file: libc::stat = unsafe { std::mem::zeroed() };
+        // SAFETY: room for the structure.
+        sys("fstat", unsafe { libc::fstat(queue, &raw mut file) })?;
+        // SAFETY: opened above.
+        sys("close", unsafe { libc::close(queue) })?;
+        Ok((found, all, file.st_mode, file.st_uid))
+    };
+    Ok(Watch::keep(look)?.spoiled_by(remove))
+}
