@@ -1,7 +1,11 @@
 //! The calling process's own limits (getrlimit(2)).
 
-use crate::Result;
+use crate::{Result, procdir};
+use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
 
 /// Raises a limit to `most`, or as far as the hard one goes for who may not raise that (`CAP_SYS_RESOURCE`).
 ///
@@ -21,6 +25,7 @@ pub const MAX_MAP_COUNT: &str = "/proc/sys/vm/max_map_count";
 /// More mappings than usual are allowed, to every process, until this is dropped.
 #[derive(Debug)]
 pub struct MoreMappings {
+    limit: File,
     before: String,
 }
 
@@ -30,18 +35,21 @@ impl MoreMappings {
     /// # Errors
     /// `EROFS` where the kernel's settings may not be changed.
     pub fn allow(wanted: u64) -> std::io::Result<Option<MoreMappings>> {
-        let before = std::fs::read_to_string(MAX_MAP_COUNT)?;
+        let mut limit = procdir::setting("vm/max_map_count", OFlag::O_RDONLY)?;
+        let mut before = String::new();
+        limit.read_to_string(&mut before)?;
         if before.trim().parse().is_ok_and(|now: u64| now >= wanted) {
             return Ok(None);
         }
-        std::fs::write(MAX_MAP_COUNT, wanted.to_string())?;
-        Ok(Some(MoreMappings { before }))
+        let limit = procdir::setting("vm/max_map_count", OFlag::O_WRONLY)?;
+        limit.write_all_at(wanted.to_string().as_bytes(), 0)?;
+        Ok(Some(MoreMappings { limit, before }))
     }
 }
 
 impl Drop for MoreMappings {
     fn drop(&mut self) {
         // Who could raise it can lower it; a failure leaves more room than before.
-        let _ = std::fs::write(MAX_MAP_COUNT, &self.before);
+        let _ = self.limit.write_all_at(self.before.as_bytes(), 0);
     }
 }

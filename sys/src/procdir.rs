@@ -19,17 +19,29 @@ pub fn set(root: File) -> Result<()> {
     ROOT.set(root).map_err(|_| Errno::EALREADY)
 }
 
+/// Opens a setting of the kernel, `sys/what` (proc_sys(5)).
+///
+/// # Errors
+/// `EROFS`, `EACCES` where it may not be written.
+pub fn setting(what: &str, flags: OFlag) -> Result<File> {
+    open_below(&format!("sys/{what}"), flags)
+}
+
+fn open_below(path: &str, flags: OFlag) -> Result<File> {
+    let flags = flags | OFlag::O_CLOEXEC;
+    let opened = match ROOT.get() {
+        Some(root) => openat(root, path, flags, Mode::empty())?,
+        None => nix::fcntl::open(format!("/proc/{path}").as_str(), flags, Mode::empty())?,
+    };
+    Ok(File::from(opened))
+}
+
 /// Opens `PID/what`.
 ///
 /// # Errors
 /// `ENOENT` when the process is gone, `EACCES` without ptrace access.
 pub fn open(pid: Pid, what: &str, flags: OFlag) -> Result<File> {
-    let flags = flags | OFlag::O_CLOEXEC;
-    let opened = match ROOT.get() {
-        Some(root) => openat(root, format!("{pid}/{what}").as_str(), flags, Mode::empty())?,
-        None => nix::fcntl::open(format!("/proc/{pid}/{what}").as_str(), flags, Mode::empty())?,
-    };
-    Ok(File::from(opened))
+    open_below(&format!("{pid}/{what}"), flags)
 }
 
 /// Where `PID/what` leads.

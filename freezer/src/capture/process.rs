@@ -337,7 +337,7 @@ fn describe(
         pending,
         reports,
         limits: attributes::limits(pid)?,
-        itimers: timers::itimers(&asked.itimers, &out, timers_at),
+        itimers: timers::itimers(&asked.itimers, &out, timers_at, first_tid),
         timers: posix,
         chooses_timer_ids: out.result(asked.timer_ids) == Ok(1),
         filters,

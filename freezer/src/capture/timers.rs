@@ -3,7 +3,7 @@
 use super::overruns;
 use crate::FreezerError;
 use crate::freeze::monotonic_ns;
-use crate::proc;
+use crate::{kernel, proc};
 use persist_mem::manifest::{Itimer, Live, PosixTimer, QueuedSignal};
 use std::collections::BTreeMap;
 use sys::batch::{Batch, Buffer, CallIndex, Output};
@@ -125,16 +125,35 @@ pub(super) fn ask(batch: &mut Batch) -> Asked {
 }
 
 /// The interval timers, ITIMER_REAL as it was at `at`: it was asked for some time after that.
-pub(super) fn itimers(Asked(now, timers): &Asked, out: &Output, at: TimersAt) -> [Itimer; 3] {
+pub(super) fn itimers(
+    Asked(now, timers): &Asked,
+    out: &Output,
+    at: TimersAt,
+    tid: Tid,
+) -> [Itimer; 3] {
     let mut found = timers.map(|buffer| Itimer {
         interval_us: out.u64(buffer, 0) * 1_000_000 + out.u64(buffer, 1),
         value_us: out.u64(buffer, 2) * 1_000_000 + out.u64(buffer, 3),
     });
     let asked = out.u64(*now, 0) * 1_000_000_000 + out.u64(*now, 1);
-    if found[0].value_us > 0 {
-        found[0].value_us += asked.saturating_sub(at.0) / 1000;
+    let real = &mut found[0];
+    if real.value_us > 0 {
+        real.value_us += asked.saturating_sub(at.0) / 1000;
+    } else if real.interval_us > 0
+        && let Ok(expired) = kernel::look(|kernel| kernel.real_timer(tid))
+    {
+        // Its signal waits; once that is taken it goes on in its phase.
+        real.value_us = next(expired, real.interval_us, at.0);
     }
     found
+}
+
+/// How long after `at` a timer expires next that has expired, both in nanoseconds.
+fn next(expired: i64, interval_us: u64, at: u64) -> u64 {
+    match u64::try_from(at.cast_signed().saturating_sub(expired)) {
+        Ok(passed) => interval_us - passed / 1000 % interval_us,
+        Err(_) => expired.abs_diff(at.cast_signed()).div_ceil(1000),
+    }
 }
 
 /// Timers made by timer_create(2): `/proc/PID/timers` lists them, their state is asked inside.
@@ -240,6 +259,14 @@ fn parse(text: &str) -> Option<Vec<PosixTimer>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interval_timer_whose_signal_waits_has_a_phase() {
+        assert_eq!(next(5_000_000, 700, 5_000_000), 700);
+        assert_eq!(next(5_000_000, 700, 5_300_000), 400);
+        assert_eq!(next(5_000_000, 700, 7_300_000), 500);
+        assert_eq!(next(5_000_000, 700, 4_999_500), 1);
+    }
 
     #[test]
     fn an_interval_timer_that_expires_while_it_is_described() {

@@ -26,6 +26,7 @@ pub(crate) mod sockets;
 mod stacks;
 mod tasks;
 mod terminals;
+mod timers;
 mod uring;
 mod vmas;
 

@@ -123,29 +123,32 @@ pub(crate) fn periodic(_: &Setting) -> Result<Watch> {
 
 /// It fires at the moments it would have, though some of those pass while nobody runs.
 pub(crate) fn phase(_: &Setting) -> Result<Watch> {
-    /// How far off it may be, also on a machine that is slow: it can only be set by what remains.
-    const CLOSE: Duration = Duration::from_millis(60);
     let every = Duration::from_millis(700);
     // SAFETY: a valid handler, which does nothing.
     unsafe { libc::signal(libc::SIGALRM, fired as *const () as usize) };
-    let moment = || Duration::from_nanos(now(libc::CLOCK_MONOTONIC));
-    let first = moment() + every;
+    let first = Duration::from_nanos(now(libc::CLOCK_MONOTONIC)) + every;
     set(libc::ITIMER_REAL, every, every)?;
-    Ok(Watch::new(move || {
-        // Whoever stands between the readings is further off.
-        let off = || -> Result<u128> {
-            let next = moment() + get(libc::ITIMER_REAL)?[1];
-            let off = (next + every * 1000 - first).as_micros() % every.as_micros();
-            Ok(off.min(every.as_micros() - off))
-        };
-        let tries = (0..20).map(|_| off()).collect::<Result<Vec<_>>>()?;
-        let off = tries.into_iter().min().unwrap_or(u128::MAX);
-        if off > CLOSE.as_micros() {
-            bail!("it is {off} us off");
-        }
-        Ok(())
-    })
-    .spoiled_by(move || set(libc::ITIMER_REAL, every / 2, every)))
+    Ok(Watch::new(move || in_phase(first, every))
+        .spoiled_by(move || set(libc::ITIMER_REAL, every / 2, every)))
+}
+
+/// Whether it expires next as if it had never been set again since its first time.
+fn in_phase(first: Duration, every: Duration) -> Result<()> {
+    /// How far off it may be, also on a machine that is slow: it can only be set by what remains.
+    const CLOSE: Duration = Duration::from_millis(60);
+    // Whoever stands between the readings is further off.
+    let off = || -> Result<u128> {
+        let now = Duration::from_nanos(now(libc::CLOCK_MONOTONIC));
+        let next = now + get(libc::ITIMER_REAL)?[1];
+        let off = (next + every * 1000 - first).as_micros() % every.as_micros();
+        Ok(off.min(every.as_micros() - off))
+    };
+    let tries = (0..20).map(|_| off()).collect::<Result<Vec<_>>>()?;
+    let off = tries.into_iter().min().unwrap_or(u128::MAX);
+    if off > CLOSE.as_micros() {
+        bail!("it is {off} us off");
+    }
+    Ok(())
 }
 
 /// Its signal is blocked and waits: it fires on all the same once the signal is taken.
@@ -189,5 +192,41 @@ pub(crate) fn alarm(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || {
         alarm(0);
         Ok(())
+    }))
+}
+
+/// It has expired long ago and its signal waits: once that is taken it goes on in its phase.
+pub(crate) fn phase_taken(_: &Setting) -> Result<Watch> {
+    let mask = 1_u64 << (libc::SIGALRM - 1);
+    raw(
+        libc::SYS_rt_sigprocmask,
+        args([0, &raw const mask as u64, 0, 8]),
+    );
+    let every = Duration::from_millis(700);
+    let moment = || Duration::from_nanos(now(libc::CLOCK_MONOTONIC));
+    let wait = move || {
+        let expired = || get(libc::ITIMER_REAL).is_ok_and(|[_, left]| left.is_zero());
+        until("it expires", SOON, expired)?;
+        // Whoever counts from now on is off.
+        std::thread::sleep(every / 2);
+        Ok(())
+    };
+    let first = moment() + every;
+    set(libc::ITIMER_REAL, every, every)?;
+    wait()?;
+    let take = move || {
+        let patience = [5_u64, 0];
+        let arguments = [&raw const mask as u64, 0, patience.as_ptr() as u64, 8];
+        let got = raw(libc::SYS_rt_sigtimedwait, args(arguments));
+        same("the signal", &i64::from(libc::SIGALRM), &got)
+    };
+    Ok(Watch::new(move || {
+        take()?;
+        in_phase(first, every)?;
+        wait()
+    })
+    .spoiled_by(move || {
+        set(libc::ITIMER_REAL, Duration::ZERO, Duration::ZERO)?;
+        take()
     }))
 }

@@ -56,6 +56,11 @@ pub(crate) const GROUP: Group = Group {
             itimers::phase,
         ),
         subject(
+            "itimer-phase-taken",
+            "a periodic interval timer keeps its phase while its signal waits",
+            itimers::phase_taken,
+        ),
+        subject(
             "itimer-pending",
             "a periodic interval timer whose signal is pending",
             itimers::pending,

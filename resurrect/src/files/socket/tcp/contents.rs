@@ -5,7 +5,8 @@ use crate::ResurrectError;
 use crate::files::socket::options::{self, When};
 use crate::files::socket::{Making, Sockets};
 use nix::libc as c;
-use persist_mem::manifest::Urgent;
+use persist_mem::manifest::{DescriptionId, SocketState, Urgent};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 use sys::Errno;
@@ -98,15 +99,17 @@ fn arrive(all: &[Making<'_>], sockets: &Sockets) -> Result<(), ResurrectError> {
     let begun = Instant::now();
     // What more comes from an end that was closed comes by itself.
     let whole = |one: &One<'_>| !one.connection.over && one.connection.closing.is_none();
+    let waiting = clients_that_wait(all);
     for one in connected(all).filter(whole) {
         let fd = sockets.get(&one.making)?;
         let received: usize = one.state.queue.iter().map(|one| one.data.len()).sum();
-        let last = one.connection.finished && one.connection.unsent.is_empty();
+        let has_other = one.connection.peer.is_some() || waiting.contains(&one.making.id());
+        let last = one.connection.finished && one.connection.unsent.is_empty() && has_other;
         let on_its_way = || {
             // The urgent byte is not counted.
             let missing =
                 one.connection.urgent.is_none() && (socket::unread(fd)? as usize) < received;
-            Ok(missing || last && one.connection.peer.is_some() && socket::unsent(fd)? > 0)
+            Ok(missing || last && socket::unsent(fd)? > 0)
         };
         while on_its_way().map_err(one.making.failed("waiting for what was sent"))?
             && begun.elapsed() < ARRIVED_WITHIN
@@ -115,6 +118,15 @@ fn arrive(all: &[Making<'_>], sockets: &Sockets) -> Result<(), ResurrectError> {
         }
     }
     Ok(())
+}
+
+/// Clients that wait to be accepted, whose data and ends the listening socket's kernel side takes.
+fn clients_that_wait(all: &[Making<'_>]) -> BTreeSet<DescriptionId> {
+    let listening = all.iter().filter_map(|making| match &making.socket.state {
+        SocketState::Inet(state) => Some(&state.waiting),
+        _ => None,
+    });
+    listening.flatten().filter_map(|one| one.client).collect()
 }
 
 /// Gives the other end its own buffer's size before anything is sent to it.
