@@ -34,7 +34,7 @@ fn of_users(make: Make) -> Result<Watch> {
     };
     let before = more()?;
     let one = made[0];
-    let watch = Watch::new(move || same("how many more they may make", &more()?, &before));
+    let watch = Watch::new(move || same("how many more they may make", &before, &more()?));
     // SAFETY: made above.
     Ok(watch.spoiled_by(move || sys("close", unsafe { libc::close(one) }).map(drop)))
 }

@@ -1,9 +1,12 @@
 //! As many mappings as a process may have.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+
 use anyhow::{Result, ensure};
 use libc::{MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE};
 
-use crate::kit::{Area, Setting, Watch, same};
+use crate::kit::{Area, Setting, Watch, procfs, same};
 
 /// More than `vm.max_map_count` is by default.
 const PAGES: usize = 140_000;
@@ -27,22 +30,22 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
         some.clone()
             .try_for_each(|page| area.part(page, 1).check(8))
     });
-    let before = count()?;
-    let number = Watch::new(move || same("mappings", &count()?, &before));
+    let before = count(area)?;
+    let number = Watch::new(move || same("mappings", &before, &count(area)?));
     Ok(number
         .spoiled_by(move || area.part(last, 1).protect(PROT_NONE))
         .and(contents))
 }
 
-/// How many there are. No memory is asked for: there is no room for a mapping.
-fn count() -> Result<usize> {
-    use std::io::Read;
-    let mut file = std::fs::File::open("/proc/self/maps")?;
-    let (mut bytes, mut lines) = ([0; 4096], 0);
-    loop {
-        match file.read(&mut bytes)? {
-            0 => return Ok(lines),
-            len => lines += bytes[..len].iter().filter(|byte| **byte == b'\n').count(),
-        }
+/// How many there are in it. The whole text finds no room any more.
+fn count(area: Area) -> Result<usize> {
+    let (first, end) = (area.page(0) as u64, area.page(PAGES) as u64);
+    let mut file = BufReader::new(File::open("/proc/self/maps")?);
+    let (mut line, mut within) = (String::new(), 0);
+    while file.read_line(&mut line)? > 0 {
+        let range = procfs::range(&line);
+        within += usize::from(range.is_some_and(|(from, to)| from >= first && to <= end));
+        line.clear();
     }
+    Ok(within)
 }
