@@ -45,6 +45,16 @@ pub mod options {
 /// Size of the kernel's siginfo as ptrace hands it over.
 pub const SIGINFO_SIZE: usize = 128;
 
+/// `siginfo_t` of a signal that the kernel sends and tells nothing else of (`SI_KERNEL`, sigaction(2)).
+#[must_use]
+pub fn of_kernel(signal: i32) -> [u8; SIGINFO_SIZE] {
+    const SI_KERNEL: i32 = 0x80;
+    let mut info = [0; SIGINFO_SIZE];
+    info[..4].copy_from_slice(&signal.to_le_bytes());
+    info[8..12].copy_from_slice(&SI_KERNEL.to_le_bytes());
+    info
+}
+
 /// A `siginfo_t` byte for byte.
 pub type SigInfo = [u8; SIGINFO_SIZE];
 

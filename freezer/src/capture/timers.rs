@@ -65,7 +65,6 @@ impl TimersAt {
 /// ITIMER_REAL, with its signal when it has expired since it was asked for: a periodic one keeps its phase.
 fn settle_real(real: &mut Itimer, pending: &mut Vec<QueuedSignal>, passed_us: u64) {
     const SIGALRM: i32 = 14;
-    const SI_KERNEL: i32 = 0x80;
     let Some(late) = passed_us.checked_sub(real.value_us) else {
         real.value_us -= passed_us;
         return;
@@ -79,11 +78,9 @@ fn settle_real(real: &mut Itimer, pending: &mut Vec<QueuedSignal>, passed_us: u6
         return;
     }
     real.value_us = real.interval_us - late % real.interval_us;
-    let mut info = vec![0; sys::ptrace::SIGINFO_SIZE];
-    info[..4].copy_from_slice(&SIGALRM.to_le_bytes());
-    info[8..12].copy_from_slice(&SI_KERNEL.to_le_bytes());
+    let info = sys::ptrace::of_kernel(SIGALRM);
     if !pending.iter().any(|it| it.0.starts_with(&info[..4])) {
-        pending.push(QueuedSignal(info));
+        pending.push(QueuedSignal(info.to_vec()));
     }
 }
 

@@ -138,11 +138,7 @@ fn lasting(remaining: u64, interval: u64, passed: u64) -> (u64, bool) {
 /// Queues the signal of ITIMER_REAL.
 fn alarm(batch: &mut Batch, pid: Pid) {
     const SIGALRM: i32 = 14;
-    const SI_KERNEL: i32 = 0x80;
-    let mut info = [0; sys::ptrace::SIGINFO_SIZE];
-    info[..4].copy_from_slice(&SIGALRM.to_le_bytes());
-    info[8..12].copy_from_slice(&SI_KERNEL.to_le_bytes());
-    let info = batch.data(&info);
+    let info = batch.data(&sys::ptrace::of_kernel(SIGALRM));
     let args = [pid.0.into(), SIGALRM.into(), info.into()];
     batch.call("queueing the signal of a timer", nr::RT_SIGQUEUEINFO, args);
 }

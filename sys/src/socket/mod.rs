@@ -6,7 +6,7 @@ mod options;
 
 use crate::Result;
 use crate::raw::syscall;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 pub use messages::{Control, Credentials, Outgoing, Received, receive, receive_whole_pieces, send};
 pub use options::{
@@ -193,6 +193,17 @@ pub fn events(fd: BorrowedFd<'_>) -> Result<i16> {
     Ok(asked.revents)
 }
 
+/// Whether an address of the Internet is one of this host's, whatever its port.
+#[must_use]
+pub fn is_local(address: &[u8]) -> bool {
+    let mut any_port = address.to_vec();
+    if let Some(port) = any_port.get_mut(2..4) {
+        port.fill(0);
+    }
+    let domain = i32::from(address.first().copied().unwrap_or(0));
+    socket(domain, libc::SOCK_DGRAM, 0).is_ok_and(|fd| bind(fd.as_fd(), &any_port).is_ok())
+}
+
 /// `SIOCUNIXFILE` (include/uapi/linux/un.h): an O_PATH descriptor of the file that a unix socket is
 /// bound to, wherever the file is now.
 ///
@@ -208,7 +219,14 @@ pub fn bound_file(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
 mod tests {
     use super::*;
     use nix::errno::Errno;
-    use std::os::fd::AsFd;
+
+    #[test]
+    fn addresses_of_this_host_are_told() {
+        let of = |host: [u8; 4]| [&[2, 0, 0, 80][..], &host, &[0; 8]].concat();
+        assert!(is_local(&of([127, 0, 0, 1])));
+        assert!(!is_local(&of([192, 0, 2, 1])));
+        assert!(!is_local(&[]));
+    }
 
     #[test]
     fn the_file_of_a_name_is_found_after_it_moved() {

@@ -1,20 +1,5 @@
 //! Addresses of the Internet as sockets have them (ip(7), ipv6(7)).
 
-use nix::libc as c;
-use std::os::fd::AsFd;
-use sys::socket;
-
-/// Whether an address is one of this host's.
-pub(super) fn is_local(address: &[u8]) -> bool {
-    let mut any_port = address.to_vec();
-    if let Some(port) = any_port.get_mut(2..4) {
-        port.fill(0);
-    }
-    let domain = i32::from(address.first().copied().unwrap_or(0));
-    socket::socket(domain, c::SOCK_DGRAM, 0)
-        .is_ok_and(|fd| socket::bind(fd.as_fd(), &any_port).is_ok())
-}
-
 /// Host and port: an IPv4 address inside an IPv6 one is the same as the IPv4 address.
 pub(super) fn plain(address: &[u8]) -> Vec<u8> {
     const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];

@@ -5,7 +5,6 @@
 //! others is refused.
 
 use super::Common;
-use super::addresses::is_local;
 use super::queue::Message;
 use crate::FreezerError;
 use crate::files::Open;
@@ -13,6 +12,7 @@ use crate::kernel::sockets::Buffer;
 use crate::kernel::{self, Kernel, Unreadable};
 use nix::libc as c;
 use std::os::fd::AsFd;
+use sys::socket;
 
 const WRONG: Unreadable = Unreadable::Inconsistent("a packet in a socket's queue");
 
@@ -99,13 +99,14 @@ fn can_be_received_again(common: &Common, message: &Message) -> Result<(), &'sta
         let behind: &[u8] = if v6 { &[0; 4] } else { &[0; 8] };
         [before, host, behind].concat()
     };
-    if !is_local(&address(to)) {
+    if !socket::is_local(&address(to)) {
         return Err("one was sent to others, too");
     }
     let echo = [(c::IPPROTO_ICMP, 8, 0), (c::IPPROTO_ICMPV6, 128, 129)];
     if let Some((_, request, reply)) = echo.into_iter().find(|one| one.0 == common.protocol) {
         let kind = message.data.first().copied();
-        return if kind == Some(reply) || kind == Some(request) && is_local(&address(source)) {
+        return if kind == Some(reply) || kind == Some(request) && socket::is_local(&address(source))
+        {
             Ok(())
         } else {
             Err("the kernel acts on one")

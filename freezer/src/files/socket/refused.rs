@@ -2,7 +2,6 @@
 //! takes them off, so they are read from the kernel's memory. Those that this host has refused are refused again
 //! when they are sent again; whatever else waits there is not carried.
 
-use super::addresses::is_local;
 use crate::diag;
 use crate::kernel::sockets::Buffer;
 use crate::kernel::{Kernel, Unreadable};
@@ -27,7 +26,7 @@ pub(super) fn waiting(
     let mut found = Vec::new();
     for buffer in kernel.queue_of(sk, "sk_error_queue")? {
         match report(kernel, &buffer)? {
-            Some(one) if is_local(&one.to) && nobody_is_at(&one.to) => found.push(one),
+            Some(one) if sys::socket::is_local(&one.to) && nobody_is_at(&one.to) => found.push(one),
             _ => return Ok(None),
         }
     }

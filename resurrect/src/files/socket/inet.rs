@@ -432,7 +432,7 @@ fn send(
     );
     let control = as_sent(&message.header);
     let domain = i32::from(source.first().copied().unwrap_or(0));
-    let local = is_local(&source);
+    let local = socket::is_local(&source);
     let mut senders = all.iter().filter(|sender| {
         sender.socket.kind == c::SOCK_DGRAM
             && sender.socket.domain == domain
@@ -492,17 +492,6 @@ fn as_sent(header: &[u8]) -> Vec<Control> {
     }
 }
 
-/// Whether an address is one of this host's.
-fn is_local(address: &[u8]) -> bool {
-    let mut any_port = address.to_vec();
-    if let Some(port) = any_port.get_mut(2..4) {
-        port.fill(0);
-    }
-    let domain = i32::from(address.first().copied().unwrap_or(0));
-    socket::socket(domain, c::SOCK_DGRAM, 0)
-        .is_ok_and(|fd| socket::bind(fd.as_fd(), &any_port).is_ok())
-}
-
 /// An IPv4 address inside an IPv6 one as an IPv4 address.
 fn plain(address: &[u8]) -> Vec<u8> {
     const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
@@ -522,7 +511,7 @@ fn to_this_host(port: &[u8], header: &[u8]) -> Option<Vec<u8>> {
     } else {
         [&[2, 0], port, header.get(16..20)?, &[0; 8]].concat()
     };
-    is_local(&to).then_some(to)
+    socket::is_local(&to).then_some(to)
 }
 
 /// Where to send a datagram so that the socket bound to `local` gets it: the address it was sent to
@@ -541,7 +530,7 @@ fn destination(local: &[u8], source: &[u8], info: &[u8], header: &[u8]) -> Vec<u
             .into_iter()
             .flatten()
             .find(|host| **host != [0; 4]);
-        let own = source.get(4..8).filter(|_| is_local(source));
+        let own = source.get(4..8).filter(|_| socket::is_local(source));
         let host = host.or(own).unwrap_or(&[127, 0, 0, 1]);
         return [&[2, 0], port, host, &[0; 8]].concat();
     }
@@ -555,7 +544,7 @@ fn destination(local: &[u8], source: &[u8], info: &[u8], header: &[u8]) -> Vec<u
         .flatten()
         .find(|host| **host != [0; 16]);
     let scope = local.get(24..28).unwrap_or(&[0; 4]);
-    let same = source.get(8..24).filter(|_| is_local(source));
+    let same = source.get(8..24).filter(|_| socket::is_local(source));
     let host = host.or(same).unwrap_or(&loopback);
     [&[10, 0], port, &[0; 4], host, scope].concat()
 }

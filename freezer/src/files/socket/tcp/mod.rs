@@ -11,7 +11,6 @@ mod live;
 mod silence;
 mod waiting;
 
-use super::addresses::is_local;
 use super::{Common, int, unaccepted};
 use crate::FreezerError;
 use crate::files::Open;
@@ -109,7 +108,7 @@ pub(super) fn examine(
     if found.error != 0 {
         return Err(open.refuse("an error waits on a TCP connection that goes on"));
     }
-    if !is_local(&found.remote) {
+    if !socket::is_local(&found.remote) {
         return Err(open.refuse("live TCP connections to other hosts are not carried yet"));
     }
     let got_all = info.first() == Some(&state::CLOSE_WAIT);
@@ -147,7 +146,7 @@ fn asks(open: &Open<'_>) -> Result<Vec<u8>, FreezerError> {
     });
     let text = "a TCP connection that is being made is not carried";
     let (_, remote) = found.map_err(|why| open.refuse(format!("{text}: {why}")))?;
-    if !is_local(&remote) {
+    if !socket::is_local(&remote) {
         return Err(open.refuse(format!("{text} to another host")));
     }
     Ok(remote)

@@ -3,7 +3,6 @@
 use super::state;
 use crate::FreezerError;
 use crate::files::Open;
-use crate::files::socket::addresses::is_local;
 use crate::files::socket::unaccepted;
 use nix::libc as c;
 use persist_mem::manifest::WaitingConnection;
@@ -24,7 +23,7 @@ pub(super) fn waiting(open: &Open<'_>) -> Result<Vec<WaitingConnection>, Freezer
         .map_err(|why| open.refuse(format!("TCP connections wait to be accepted, and {why}")))?;
     let mut waiting = Vec::new();
     for one in found {
-        if !is_local(&one.remote) {
+        if !socket::is_local(&one.remote) {
             return Err(open.refuse("TCP connections of other hosts wait to be accepted"));
         }
         if ![state::ESTABLISHED, state::CLOSE_WAIT].contains(&one.state) {
