@@ -3,7 +3,6 @@
 //! Sockets come back as names only; whoever owned one binds it again (and removes the name
 //! before). Contents of file systems mounted below are not followed.
 
-use nix::fcntl::FallocateFlags;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Whence, lseek64};
@@ -338,41 +337,13 @@ fn write_file(path: &Path, size: u64, pieces: &[Piece], allocated: u64) -> Resul
     allocate(path, &file, pieces, allocated)
 }
 
-/// Blocks that hold nothing (fallocate(2)). Where they were nobody can tell: as many are had again, in the first holes.
 fn allocate(path: &Path, file: &File, pieces: &[Piece], allocated: u64) -> Result<()> {
     let there = file.metadata().map_err(fail(path, "look at"))?.blocks() * 512;
-    for (offset, len) in places(pieces, allocated.saturating_sub(there)) {
-        let range = (i64::try_from(offset).ok(), i64::try_from(len).ok());
-        let (Some(offset), Some(len)) = range else {
-            return Ok(());
-        };
-        let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        match nix::fcntl::fallocate(file, keep, offset, len) {
-            Err(Errno::EOPNOTSUPP | Errno::ENOSPC) => return Ok(()),
-            done => done.map_err(fail_errno(path, "allocate blocks"))?,
-        }
-    }
-    Ok(())
-}
-
-/// So many bytes in holes between what holds data: offsets and lengths.
-fn places(pieces: &[Piece], missing: u64) -> Vec<(u64, u64)> {
-    const PAGE: u64 = 4096;
-    let mut missing = missing - missing % PAGE;
-    let (mut found, mut at) = (Vec::new(), 0);
-    for piece in pieces {
-        let hole = piece.offset.saturating_sub(at);
-        let len = missing.min(hole - hole % PAGE);
-        if len > 0 {
-            found.push((at, len));
-        }
-        missing -= len;
-        at = (piece.offset + piece.bytes.len() as u64).next_multiple_of(PAGE);
-    }
-    if missing > 0 {
-        found.push((at, missing));
-    }
-    found
+    let filled = pieces
+        .iter()
+        .map(|one| (one.offset, one.bytes.len() as u64));
+    sys::holes::allocate(file, filled, allocated.saturating_sub(there))
+        .map_err(fail_errno(path, "allocate blocks"))
 }
 
 fn node(path: &Path, kind: SFlag, device: DeviceNumber) -> Result<()> {
@@ -441,26 +412,6 @@ mod tests {
         std::fs::set_permissions(&odd, Permissions::from_mode(0o4751)).unwrap();
         let _ = xattr::set(&odd, c"user.note", b"value");
         std::fs::set_permissions(at.join("dir"), Permissions::from_mode(0o1777)).unwrap();
-    }
-
-    #[test]
-    fn blocks_go_where_no_data_is() {
-        let piece = |offset, len| Piece {
-            offset,
-            bytes: vec![0; len],
-        };
-        let pieces = [piece(8192, 4096), piece(16384, 100)];
-        assert_eq!(places(&pieces, 0), []);
-        assert_eq!(places(&pieces, 4096), [(0, 4096)]);
-        assert_eq!(
-            places(&pieces, 5 * 4096),
-            [(0, 8192), (12288, 4096), (20480, 8192)]
-        );
-        assert_eq!(
-            places(&[], 512),
-            [],
-            "less than a page is the file system's own"
-        );
     }
 
     #[test]

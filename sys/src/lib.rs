@@ -41,6 +41,7 @@
 //! | [`tty`] | terminals |
 //! | [`uring`] | rings of io_uring |
 //! | [`kmsg`] | the kernel's log |
+//! | [`holes`] | blocks of files that hold nothing |
 //! | [`limits`] | the calling process's own limits |
 //! | [`clock`] | clocks and the time stamp counter |
 //! | [`deadline`] | a bound for system calls that have none |
@@ -60,6 +61,7 @@ pub mod gate;
 pub mod handle;
 pub mod held;
 pub mod held_receive;
+pub mod holes;
 pub mod ids;
 pub mod ipc;
 pub mod kernel_memory;

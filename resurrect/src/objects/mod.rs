@@ -12,7 +12,7 @@ pub(crate) use system_v::as_user;
 
 use crate::ResurrectError;
 use crate::restore::Restore;
-use nix::fcntl::{FallocateFlags, OFlag};
+use nix::fcntl::OFlag;
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use persist_mem::manifest::{Backing, DescriptionKind, Manifest, SharedKind, SharedObject};
@@ -219,8 +219,7 @@ fn file(
     })
 }
 
-/// Blocks that hold nothing (fallocate(2)). Where they were nobody can tell: as many are had again, from the
-/// beginning.
+/// Blocks that hold nothing.
 fn allocate(object: &SharedObject, file: &OwnedFd) -> Result<(), ResurrectError> {
     let (SharedKind::Memfd { allocated, .. } | SharedKind::Deleted { allocated, .. }) = object.kind
     else {
@@ -228,19 +227,10 @@ fn allocate(object: &SharedObject, file: &OwnedFd) -> Result<(), ResurrectError>
     };
     let there = nix::sys::stat::fstat(file).map_err(failed(object, "looking at it"))?;
     let there = u64::try_from(there.st_blocks).unwrap_or(0) * 512;
-    if allocated < there + PAGE_SIZE_U64 {
-        return Ok(());
-    }
-    // A file system may count blocks of its own, such as those of attributes.
-    let filled: u64 = object.extents.iter().map(|extent| extent.pages).sum();
-    let own = there.saturating_sub(filled * PAGE_SIZE_U64);
-    let len = i64::try_from(allocated - own).unwrap_or(i64::MAX);
-    let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    match nix::fcntl::fallocate(file, keep, 0, len) {
-        // The file system cannot, or has put it elsewhere than the old one.
-        Err(Errno::EOPNOTSUPP | Errno::ENOSPC | Errno::EFBIG) => Ok(()),
-        done => done.map_err(failed(object, "allocating its blocks")),
-    }
+    let extents = object.extents.iter();
+    let filled = extents.map(|one| (one.va, one.pages * PAGE_SIZE_U64));
+    sys::holes::allocate(file, filled, allocated.saturating_sub(there))
+        .map_err(failed(object, "allocating its blocks"))
 }
 
 /// Sets access and modification times, nanoseconds since 1970.
