@@ -128,6 +128,19 @@ pub(super) fn again(nr: i64, result: i64) -> Option<i64> {
     failed.then_some(restart::ERESTARTNOHAND)
 }
 
+/// Lets a thread that has just stopped make its call anew if we die before [`Repeated::repeat`] has told it what
+/// remains of its time: rather a wait that lasts too long than one that fails.
+pub(super) fn begin_again(tid: Tid, regs: &Regs) {
+    let code = regs
+        .interrupted_syscall()
+        .and_then(|(nr, result)| again(nr, result));
+    if let Some(code) = code {
+        let rax = (-code).cast_unsigned();
+        // A thread that is killed meanwhile has no need of it.
+        let _ = ptrace::set_regs(tid, &Regs { rax, ..*regs });
+    }
+}
+
 /// An interrupted call that is made again.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Repeated {

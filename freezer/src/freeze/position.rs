@@ -20,19 +20,25 @@ const TRIES: usize = 500;
 /// How long it runs between two tries.
 const RUN: Duration = Duration::from_micros(20);
 
-/// Moves a stopped thread to where it can be described; returns the call that it should repeat.
+/// The registers that a thread has stopped with. None when it has been killed in between: the next round sees that.
+pub(super) fn stopped_with(pid: Pid, tid: Tid) -> Result<Option<Regs>, FreezerError> {
+    match ptrace::get_regs(tid) {
+        Ok(regs) => Ok(Some(regs)),
+        Err(sys::Errno::ESRCH) => Ok(None),
+        Err(errno) => {
+            let doing = format!("reading the registers of thread {tid}");
+            Err(FreezerError::call(pid, doing)(errno))
+        }
+    }
+}
+
+/// Moves a thread that has stopped with `regs` to where it can be described; returns the call that it should repeat.
 pub(super) fn settle(
     pid: Pid,
     tid: Tid,
+    regs: Regs,
     thread: FrozenThread,
 ) -> Result<Option<Repeated>, FreezerError> {
-    let failed = FreezerError::call(pid, format!("reading the registers of thread {tid}"));
-    let regs = match ptrace::get_regs(tid) {
-        Ok(regs) => regs,
-        // Killed in between: the next round sees that.
-        Err(sys::Errno::ESRCH) => return Ok(None),
-        Err(errno) => return Err(failed(errno)),
-    };
     if regs.interrupted_syscall().is_some() {
         return Repeated::find(pid, tid, &regs, thread);
     }

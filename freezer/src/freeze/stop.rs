@@ -78,8 +78,8 @@ pub(super) fn begin(
         frozen.process(pid).insert(tid, thread);
         news = true;
         started.push((pid, tid));
-        // Should we die between the stop and the repair of such a call, the thread sees EINTR:
-        // that time is kept short.
+        // Should we die between the stop and the first repair of such a call, the thread sees EINTR: that time is
+        // kept short.
         if sleeper.is_some_and(|sleeper| calls::is_interrupted_by_stops(sleeper.nr))
             && let Some(stop) = wait_until_stopped(tid, SOON)
         {
@@ -260,13 +260,19 @@ fn record(frozen: &mut Frozen, pid: Pid, tid: Tid, stop: Stop) -> Result<(), Fre
     if let Stop::Group(signal) = stop {
         thread.group_stop = Some(signal);
     }
+    let Some(regs) = position::stopped_with(pid, tid)? else {
+        return Ok(());
+    };
+    if thread.group_stop.is_none() {
+        calls::begin_again(tid, &regs);
+    }
     let sleep = thread.asleep.map(|asleep| asleep.of_stopped(pid, tid));
     let sleep = sleep.unwrap_or_default();
     thread.asleep_since_ns = sleep.since_ns;
     thread.ends_ns = sleep.ends_ns;
     thread.moved_to = sleep.moved_to;
     let thread = *thread;
-    if let Some(call) = position::settle(pid, tid, thread)? {
+    if let Some(call) = position::settle(pid, tid, regs, thread)? {
         call.repeat()?;
         frozen.repeating.insert(tid, call);
     }
