@@ -138,6 +138,12 @@ impl Tracee {
         self.request(batch, "letting its tracee go on", number, none);
     }
 
+    /// Lets it go on with a signal in place of the one that it is before.
+    pub fn go_on_with(self, batch: &mut Batch, signal: i32) {
+        let what = "letting its tracee have a signal";
+        self.request(batch, what, CONT, (0.into(), signal.into()));
+    }
+
     /// Sets its general registers.
     pub fn set_regs(self, batch: &mut Batch, regs: &Regs) {
         let bytes: Vec<u8> = regs

@@ -22,7 +22,7 @@ pub struct TracedThread {
     pub options: u64,
     /// Its stop.
     pub stop: TracedStop,
-    /// `PTRACE_GETSIGINFO`.
+    /// `PTRACE_GETSIGINFO`, which has nothing in a group stop of a thread that was not seized.
     pub info: QueuedSignal,
     /// Its tracer has not waited for the stop yet.
     pub unread: bool,
@@ -41,4 +41,6 @@ pub enum TracedStop {
     Entry,
     /// Behind a system call.
     Exit,
+    /// A group stop by this signal: its process is stopped.
+    Group(i32),
 }

@@ -36,10 +36,14 @@ pub(crate) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError>
             continue;
         };
         let stopped = park_all(restore, (pid, live), traced, &returned)?;
-        for tracee in stopped {
+        // A group stop stops all, and they are to have their tracer by then.
+        let attaching = stopped.iter().map(Stopped::attached);
+        let bringing = stopped.iter().enumerate();
+        let bringing = bringing.map(|(place, tracee)| tracee.brought(place == 0));
+        for batch in attaching.chain(bringing) {
             let (by, tracer) = tracer(restore, pid, traced.tracer)?;
             let doing = ResurrectError::tracee(by, DOING);
-            tracer.run(&tracee.batch()).map(drop).map_err(doing)?;
+            tracer.run(&batch).map(drop).map_err(doing)?;
             tracers.insert((by, traced.tracer));
         }
     }
@@ -161,25 +165,44 @@ struct Stopped<'a> {
 }
 
 impl Stopped<'_> {
-    /// What its tracer does. Its last stop is the one that it may not have been told of.
-    fn batch(&self) -> Batch {
+    /// Whether the stop by which its tracer attaches is the one it was in.
+    fn is_attached_in_it(&self) -> bool {
+        match self.how.stop {
+            TracedStop::Interrupted => true,
+            TracedStop::Signal(signal) => self.attaches_by(signal),
+            TracedStop::Entry | TracedStop::Exit | TracedStop::Group(_) => false,
+        }
+    }
+
+    /// Whether the stop by which its tracer attaches is the one before this signal.
+    fn attaches_by(&self, signal: i32) -> bool {
+        signal == SIGSTOP && !self.how.seized
+    }
+
+    /// How its tracer attaches. The last stop is the one that it may not have been told of.
+    fn attached(&self) -> Batch {
+        let mut batch = Batch::new();
+        let it = by_tracer::Tracee(self.tid);
+        it.attach(&mut batch, self.how.seized);
+        it.wait(&mut batch, self.how.unread && self.is_attached_in_it());
+        it.set_options(&mut batch, self.how.options | EXITKILL);
+        batch
+    }
+
+    /// What its tracer does then; `leads` is who stops its process.
+    fn brought(&self, leads: bool) -> Batch {
         let mut batch = Batch::new();
         let it = by_tracer::Tracee(self.tid);
         let keep = self.how.unread;
-        it.attach(&mut batch, self.how.seized);
-        let first_is_it = match self.how.stop {
-            TracedStop::Interrupted => true,
-            TracedStop::Signal(signal) => signal == SIGSTOP && !self.how.seized,
-            TracedStop::Entry | TracedStop::Exit => false,
-        };
-        it.wait(&mut batch, keep && first_is_it);
-        it.set_options(&mut batch, self.how.options | EXITKILL);
         match self.how.stop {
-            _ if first_is_it => {}
-            TracedStop::Signal(signal) => {
-                it.set_sigmask(&mut batch, !(1 << (signal - 1)));
-                self.send(&mut batch, signal);
-                it.go_on(&mut batch, false);
+            _ if self.is_attached_in_it() => {}
+            TracedStop::Signal(signal) => self.come_to(&mut batch, signal, keep),
+            TracedStop::Group(signal) => {
+                if leads && !self.attaches_by(signal) {
+                    self.come_to(&mut batch, signal, false);
+                }
+                // The others come to it by themselves.
+                it.go_on_with(&mut batch, if leads { signal } else { 0 });
                 it.wait(&mut batch, keep);
             }
             TracedStop::Entry => {
@@ -210,12 +233,23 @@ impl Stopped<'_> {
         }
         it.set_regs(&mut batch, &self.regs);
         it.set_sigmask(&mut batch, self.sigmask);
-        it.set_siginfo(&mut batch, &self.how.info.0);
+        if !self.how.info.0.is_empty() {
+            it.set_siginfo(&mut batch, &self.how.info.0);
+        }
         if self.how.to_stop {
             self.send(&mut batch, SIGSTOP);
         }
         it.set_options(&mut batch, self.how.options);
         batch
+    }
+
+    /// To the stop before a signal.
+    fn come_to(&self, batch: &mut Batch, signal: i32, keep: bool) {
+        let it = by_tracer::Tracee(self.tid);
+        it.set_sigmask(batch, !(1 << (signal - 1)));
+        self.send(batch, signal);
+        it.go_on(batch, false);
+        it.wait(batch, keep);
     }
 
     fn send(&self, batch: &mut Batch, signal: i32) {

@@ -35,6 +35,9 @@ pub(super) fn describe(
     let places: Vec<_> = seen.iter().map(|one| (one.tid, one.regs.rsp)).collect();
     let stands = stands::look(pid, &places).map_err(|e| refuse(pid, e.to_string()))?;
     let both = || seen.iter().zip(&stands);
+    if let Some(why) = obstacles::of_group_stop((pid, tracer), &stands)? {
+        return Err(refuse(pid, why.to_owned()));
+    }
     if let Some(why) = obstacles::of_stops(pid, both())? {
         return Err(refuse(pid, why));
     }

@@ -21,6 +21,8 @@ const JOBS: core::ops::RangeInclusive<i32> = 18..=22;
 const ANYBODY: u64 = 1 << 19 | 1 << 5;
 /// `SUID_DUMP_USER`: who has the same ids may attach.
 const DUMPABLE: u8 = 1;
+const SIGSTOP: i32 = 19;
+const SIG_DFL: u64 = 0;
 const MORE_WAIT: &str = "more signals of the kind of its stop wait for it";
 const FORBIDDEN: &str = "its tracer might not be allowed to attach to it once more";
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
@@ -38,16 +40,55 @@ pub(super) fn of_stops<'a>(
     for (seen, stands) in threads.clone() {
         let stop = stands.stop.map_err(|why| refuse(pid, why.into()))?;
         let status = Status::read(pid, &format!("task/{}/status", seen.tid))?;
-        if let Some(why) = seen.obstacle(pid, (&status, stop))? {
+        if let Some(why) = seen.obstacle(pid, (&status, stop), stands.seized)? {
             return Ok(Some(why));
         }
         waiting |= seen.own_mask(&status) | status.mask("ShdPnd");
-        let job = matches!(stop, TracedStop::Signal(signal) if JOBS.contains(&signal));
+        let job = match stop {
+            TracedStop::Signal(signal) => JOBS.contains(&signal),
+            TracedStop::Group(_) => true,
+            _ => false,
+        };
         takes |= !stands.seized || seen.to_stop || job;
     }
     // Signals that stop and SIGCONT take each other away (kernel/signal.c, prepare_signal).
     let conflict = takes && JOBS.clone().any(|signal| waits(waiting, signal));
     Ok(conflict.then(|| MORE_WAIT.to_owned()))
+}
+
+/// Why a process is not carried whose threads are in a group stop: that stops them all, by the disposition that its
+/// signal has then, and the parent hears of it.
+pub(super) fn of_group_stop(
+    (pid, tracer): (Pid, Tid),
+    threads: &[Stands],
+) -> Result<Option<&'static str>, FreezerError> {
+    let signal = |one: &Stands| match one.stop {
+        Ok(TracedStop::Group(signal)) => Some(signal),
+        _ => None,
+    };
+    let mut signals = threads.iter().map(signal);
+    let first = signals.next().flatten();
+    if signals.any(|signal| signal != first) {
+        return Ok(Some(
+            "its process is stopped (job control), and some of its threads go on",
+        ));
+    }
+    let (Some(signal), Some(stands)) = (first, threads.first()) else {
+        return Ok(None);
+    };
+    // The process of a thread has its directory under the thread's number, too.
+    let owner = Status::read(Pid(tracer.0), "status")?;
+    let owner = owner.value("Tgid").and_then(|tgid| tgid.parse().ok());
+    if owner != Some(Stat::read(pid, "stat")?.pid(4).0) {
+        return Ok(Some(
+            "its process is stopped (job control), and its parent is not its tracer",
+        ));
+    }
+    let action = usize::try_from(signal - 1).ok();
+    let action = action.and_then(|at| stands.kept.actions.get(at));
+    let stops = signal == SIGSTOP || action.is_some_and(|action| action.handler == SIG_DFL);
+    let why = "its process is stopped (job control) by a signal that would not stop it now";
+    Ok((!stops).then_some(why))
 }
 
 fn waits(mask: u64, signal: i32) -> bool {
@@ -60,14 +101,18 @@ impl Seen {
         &self,
         pid: Pid,
         (status, stop): (&Status, TracedStop),
+        seized: bool,
     ) -> Result<Option<String>, FreezerError> {
         let told = |why: &str| Ok(Some(why.to_owned()));
         let fits = match stop {
             TracedStop::Entry => self.call == CallStop::Entry,
             TracedStop::Exit => self.call == CallStop::Exit,
-            TracedStop::Signal(_) | TracedStop::Interrupted => self.call == CallStop::None,
+            TracedStop::Signal(_) | TracedStop::Interrupted | TracedStop::Group(_) => {
+                self.call == CallStop::None
+            }
         };
-        if !fits || self.info.is_empty() {
+        let without = matches!(stop, TracedStop::Group(_)) && !seized;
+        if !fits || self.info.is_empty() != without {
             return told("its stop is not understood");
         }
         if status.mask("SigBlk") != self.sigmask {
@@ -148,6 +193,11 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<String>, FreezerE
     };
     if !anybody && all.iter().any(|one| one.memory.dumpable != DUMPABLE) {
         return told(FORBIDDEN);
+    }
+    if threads.iter().all(|tid| stands_still(pid, *tid))
+        && let Some(why) = of_group_stop((pid, tracer), &all)?
+    {
+        return told(why);
     }
     let why = |(one, (tid, _)): (&Stands, &(Tid, u64))| {
         let stops = || one.stop.err().filter(|_| stands_still(pid, *tid));

@@ -13,7 +13,11 @@ const OPTIONS_SHIFT: u32 = 3;
 const OPTIONS: u64 = 0x3000ff;
 /// `JOBCTL_PENDING_MASK`, `JOBCTL_STOP_CONSUME`, `JOBCTL_TRAPPING`, `JOBCTL_LISTENING` (include/linux/sched/jobctl.h).
 const JOBCTL: u64 = 0xfe_0000;
+const JOBCTL_STOP_SIGMASK: u64 = 0xffff;
 const SIGNAL_STOP_STOPPED: u32 = 1;
+/// `__TASK_TRACED` (include/linux/sched.h)
+const TRACED: u32 = 8;
+const STOPPED: &str = "its process is stopped (job control)";
 /// `MMF_HAS_MDWE`, its inheritance, and `MMF_VM_MERGE_ANY` (include/linux/mm_types.h, linux/sched/coredump.h).
 const MM_SETTINGS: u32 = 7 << 28;
 /// `SYSCALL_WORK_SYSCALL_TRACE`, `SYSCALL_WORK_SYSCALL_EMU` (include/linux/thread_info.h).
@@ -58,10 +62,10 @@ pub(super) fn look(pid: Pid, threads: &[(Tid, u64)]) -> Result<Vec<Stands>, Unre
         }
         let signal = reader.pointer("signal")?;
         let flags_at = signal + reader.offset("signal_struct", "flags")?;
-        if reader.pointer("jobctl")? & JOBCTL != 0
-            || reader.half_at(flags_at, "a process")? & SIGNAL_STOP_STOPPED != 0
-        {
-            refuse("its process is stopped (job control)");
+        let stopped = reader.half_at(flags_at, "a process")? & SIGNAL_STOP_STOPPED != 0;
+        let stands = reader.half_of("__state")? & TRACED != 0;
+        if reader.pointer("jobctl")? & JOBCTL != 0 || stopped && !stands {
+            refuse(STOPPED);
         }
         let points = reader.task + reader.offset("task_struct", "thread.ptrace_bps")?;
         let points = reader.bytes(points, 4 * 8, "break points")?;
@@ -76,7 +80,7 @@ pub(super) fn look(pid: Pid, threads: &[(Tid, u64)]) -> Result<Vec<Stands>, Unre
             kept: reader.kept(rsp)?,
             seized: flags & SEIZED != 0,
             options: options & OPTIONS,
-            stop: stop(reader, flags & SEIZED != 0)?,
+            stop: stop(reader, flags & SEIZED != 0, stopped)?,
             memory: memory(reader, &mut refuse)?,
             obstacle,
         })
@@ -110,16 +114,24 @@ pub(crate) fn runs(pid: Pid, threads: &[Tid]) -> Result<Vec<Runs>, Unreadable> {
     })
 }
 
-/// Which stop it is in: by the siginfo of the stop, and the message that tells calls apart.
+/// Which stop it is in: by the siginfo of the stop, and the message that tells calls apart. `stopped` tells whether its
+/// process is.
 fn stop(
     reader: &mut Reader<'_>,
     seized: bool,
+    stopped: bool,
 ) -> Result<Result<TracedStop, &'static str>, Unreadable> {
     const WHAT: &str = "the signal of a stop";
     const GOOD: u32 = SIGTRAP | 0x80;
     let info = reader.pointer("last_siginfo")?;
     if info == 0 {
-        return Ok(Err("its process is stopped (job control)"));
+        let signal = (reader.pointer("jobctl")? & JOBCTL_STOP_SIGMASK) as i32;
+        let group = !seized && stopped && signal != 0;
+        return Ok(if group {
+            Ok(TracedStop::Group(signal))
+        } else {
+            Err(STOPPED)
+        });
     }
     let bytes = reader.bytes(info, 12, WHAT)?;
     let (Some(signal), Some(code)) = (half(&bytes, 0), half(&bytes, 8)) else {
@@ -130,8 +142,14 @@ fn stop(
         (SIGTRAP, SIGTRAP | GOOD) if message == 1 => Ok(TracedStop::Entry),
         (SIGTRAP, SIGTRAP | GOOD) if message == 2 => Ok(TracedStop::Exit),
         (SIGTRAP, GOOD) => Err("its stop is not understood"),
-        (SIGTRAP, code) if code >> 8 == EVENT_STOP && seized => Ok(TracedStop::Interrupted),
-        (_, code) if code >> 8 == EVENT_STOP => Err("its process is stopped (job control)"),
+        (SIGTRAP, code) if code >> 8 == EVENT_STOP && seized && !stopped => {
+            Ok(TracedStop::Interrupted)
+        }
+        (signal, code) if code >> 8 == EVENT_STOP && seized && stopped => {
+            Ok(TracedStop::Group(signal.cast_signed()))
+        }
+        (_, code) if code >> 8 == EVENT_STOP => Err(STOPPED),
+        _ if stopped => Err(STOPPED),
         (SIGTRAP, code) if code & 0xff == SIGTRAP && (1..=8).contains(&(code >> 8)) => {
             Err("it stands at an event (PTRACE_O_TRACE*)")
         }

@@ -132,6 +132,16 @@ pub(crate) const GROUP: Group = Group {
             traced::breakpoint,
         ),
         subject(
+            "traced-group",
+            "a traced child in a group stop",
+            traced::group_stopped,
+        ),
+        subject(
+            "traced-group-seized",
+            "a seized child whose threads are in a group stop",
+            traced::group_seized,
+        ),
+        subject(
             "traced-runs",
             "a traced child that runs while its tracer waits",
             running::spinning,

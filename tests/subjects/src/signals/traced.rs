@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use anyhow::{Result, bail};
 use libc::{
-    __WALL, CLD_TRAPPED, PTRACE_ATTACH, PTRACE_CONT, PTRACE_EVENT_STOP, PTRACE_GETREGS,
-    PTRACE_GETSIGINFO, PTRACE_INTERRUPT, PTRACE_O_TRACESYSGOOD, PTRACE_SEIZE, PTRACE_SETOPTIONS,
-    PTRACE_SYSCALL, PTRACE_TRACEME, SIGCHLD, SIGSTOP, SIGTRAP, SIGUSR1, WNOHANG, WNOWAIT, WSTOPPED,
+    __WALL, CLD_CONTINUED, CLD_TRAPPED, PTRACE_ATTACH, PTRACE_CONT, PTRACE_EVENT_STOP,
+    PTRACE_GETREGS, PTRACE_GETSIGINFO, PTRACE_INTERRUPT, PTRACE_O_TRACESYSGOOD, PTRACE_SEIZE,
+    PTRACE_SETOPTIONS, PTRACE_SYSCALL, PTRACE_TRACEME, SIGCHLD, SIGCONT, SIGSTOP, SIGTRAP, SIGTSTP,
+    SIGUSR1, WCONTINUED, WNOHANG, WNOWAIT, WSTOPPED,
 };
 
 use crate::kit::{SOON, Setting, Watch, fork, procfs, same, sys, until};
@@ -25,11 +26,11 @@ fn registers(pid: i32) -> Result<Registers> {
     Ok(all)
 }
 
-/// What the tracer is told of the signal of a stop.
-fn signal(pid: i32) -> Result<[u8; 128]> {
-    let mut info = [0; 128];
-    request(PTRACE_GETSIGINFO, pid, info.as_mut_ptr() as u64)?;
-    Ok(info)
+/// What the tracer is told of the signal of a stop; None in a group stop of one that was not seized.
+fn signal(pid: i32) -> Option<Vec<u8>> {
+    let mut info = vec![0; 128];
+    let asked = request(PTRACE_GETSIGINFO, pid, info.as_mut_ptr() as u64);
+    asked.is_ok().then_some(info)
 }
 
 /// The status of a child that has stopped, if its parent has not been told of it; `options` are waitid's.
@@ -84,7 +85,7 @@ fn seen(pid: i32) -> Result<impl PartialEq + std::fmt::Debug + use<>> {
         told,
         waits,
         registers(pid)?,
-        signal(pid)?.to_vec(),
+        signal(pid),
     ))
 }
 
@@ -210,6 +211,86 @@ pub(crate) fn seized(_: &Setting) -> Result<Watch> {
     )
 }
 
+/// Lets a child in a group stop go on, up to the stop before SIGCONT, and that its parent hears of.
+fn continues(child: i32) -> Result<()> {
+    send(child, child, SIGCONT)?;
+    // SAFETY: zeros are a valid siginfo, and the kernel fills it.
+    let (done, told) = unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let options = WCONTINUED | WNOHANG;
+        let done = libc::waitid(libc::P_PID, child as u32, &raw mut info, options);
+        (done, (info.si_pid(), info.si_code))
+    };
+    sys("waitid", done)?;
+    same("who is told to go on", &(child, CLD_CONTINUED), &told)
+}
+
+/// A child that is stopped by SIGSTOP, which its tracer lets through.
+pub(crate) fn group_stopped(_: &Setting) -> Result<Watch> {
+    let child = fork(|| {
+        // SAFETY: takes numbers.
+        unsafe { libc::ptrace(PTRACE_TRACEME, 0, 0, 0) };
+        loop {
+            raise(SIGSTOP);
+        }
+    })?;
+    watch(
+        child,
+        move || {
+            stops(child, SIGSTOP)?;
+            request(PTRACE_CONT, child, SIGSTOP as u64)?;
+            stops(child, SIGSTOP)?;
+            same("its signal", &None, &signal(child))
+        },
+        move || {
+            continues(child)?;
+            request(PTRACE_CONT, child, 0)?;
+            stops(child, SIGCONT)?;
+            request(PTRACE_CONT, child, SIGCONT as u64)
+        },
+    )
+}
+
+/// A seized child whose threads are all stopped by SIGTSTP.
+pub(crate) fn group_seized(_: &Setting) -> Result<Watch> {
+    const STOPPED: i32 = SIGTSTP | PTRACE_EVENT_STOP << 8;
+    let child = fork(|| {
+        // Its group has a parent in another one, so that this signal stops it.
+        // SAFETY: takes numbers.
+        unsafe { libc::setpgid(0, 0) };
+        std::thread::spawn(spin);
+        std::thread::spawn(sleep);
+        sleep();
+    })?;
+    let threads = threads_of(child, 3)?;
+    for tid in &threads {
+        request(PTRACE_SEIZE, *tid, PTRACE_O_TRACESYSGOOD as u64)?;
+    }
+    let first = threads[0];
+    let (stopped, gone_on) = (threads.clone(), threads.clone());
+    watch_all(
+        threads,
+        move || {
+            send(child, first, SIGTSTP)?;
+            stops(first, SIGTSTP)?;
+            request(PTRACE_CONT, first, SIGTSTP as u64)?;
+            stopped.iter().try_for_each(|tid| stops(*tid, STOPPED))
+        },
+        move || {
+            continues(child)?;
+            // They tell that the stop is over.
+            let over = SIGTRAP | PTRACE_EVENT_STOP << 8;
+            for tid in &gone_on {
+                request(PTRACE_CONT, *tid, 0)?;
+                stops(*tid, over)?;
+                request(PTRACE_CONT, *tid, 0)?;
+            }
+            stops(first, SIGCONT)?;
+            request(PTRACE_CONT, first, 0)
+        },
+    )
+}
+
 /// A child before and behind a system call: `rounds` of the four stops are gone through in between.
 fn calling(stops_before: usize) -> Result<Watch> {
     const NUMBER: u64 = libc::SYS_getppid as u64;
@@ -315,11 +396,15 @@ fn in_state(child: i32, tid: i32, state: char) -> bool {
     procfs::status(&format!("{child}/task/{tid}"), "State").is_ok_and(|now| now.starts_with(state))
 }
 
+fn send(child: i32, tid: i32, signal: i32) -> Result<()> {
+    // SAFETY: takes numbers.
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, child, tid, signal) };
+    sys("tgkill", sent as i32).map(drop)
+}
+
 /// What a debugger does with every thread but the one that tells it of a stop.
 fn send_stop(child: i32, tid: i32) -> Result<()> {
-    // SAFETY: takes numbers.
-    let sent = unsafe { libc::syscall(libc::SYS_tgkill, child, tid, SIGSTOP) };
-    sys("tgkill", sent as i32).map(drop)
+    send(child, tid, SIGSTOP)
 }
 
 fn spin() {
