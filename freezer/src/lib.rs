@@ -45,6 +45,6 @@ pub use external::Externals;
 pub use files::{
     silence_connections, take_backlogs, take_device_messages, take_packets, untaken_backlogs,
 };
-pub use freeze::{Frozen, freeze, freeze_all};
+pub use freeze::{Frozen, freeze, freeze_all, tracer_of};
 pub use objects::Objects;
 pub use sink::{PageRun, PageSink, PageSource};

@@ -12,6 +12,7 @@ use persist_mem::pages_file::PagesWriter;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use sys::Pid;
 
 /// Saves the tree below `pid`. On any failure the tree runs on and the image is removed.
@@ -19,6 +20,7 @@ pub(crate) fn run(pid: Pid, dir: &Path, leave_running: bool, external: &[Externa
     freezer::proc::must_be_a_process(pid)?;
     refuse_ourselves(pid)?;
     allow_descriptors();
+    wait_for_others(pid)?;
     patiently(|| attempt(pid, dir, leave_running, external))
 }
 
@@ -34,12 +36,18 @@ fn attempt(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> 
     let image = place(dir)?;
     let held = Held::hold()?;
     let frozen = freezer::freeze(pid)?;
-    let saved = save(&frozen, &image, leave_running, (externals, &mut prepared));
+    let saved = save(
+        &frozen,
+        &image,
+        (leave_running, &held),
+        (externals, &mut prepared),
+    );
     let saved = match saved.and_then(|saved| held.check().map(|()| saved)) {
         Ok(saved) => saved,
         Err(error) => {
-            drop(frozen);
+            // Once the tree goes on, another checkpoint may use the directory.
             image.discard();
+            drop(frozen);
             return Err(error);
         }
     };
@@ -49,8 +57,8 @@ fn attempt(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> 
         return saved.commit(&image).inspect_err(|_| image.discard());
     }
     if let Err(error) = saved.commit(&image) {
-        drop(frozen);
         image.discard();
+        drop(frozen);
         return Err(error);
     }
     let silenced = freezer::silence_connections(&saved.manifest);
@@ -73,6 +81,28 @@ fn no_number(root: Pid) -> Refusal {
         reason: "the processes use every descriptor that the limit of open files allows; to rebuild them takes one more"
             .into(),
     }
+}
+
+/// Waits until no other kupgrade holds the tree: one that was killed lets it go on in a moment.
+fn wait_for_others(root: Pid) -> Result<()> {
+    const WITHIN: Duration = Duration::from_secs(30);
+    const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
+    let program = |pid: Pid| freezer::proc::link(pid, "exe").ok();
+    let own = program(Pid(nix::unistd::getpid().as_raw()));
+    let holds = |pid: &Pid| {
+        let tracer = freezer::tracer_of(*pid, pid.leader());
+        tracer.is_some_and(|tracer| program(Pid(tracer.0)) == own)
+    };
+    let begun = Instant::now();
+    while freezer::proc::tree(root)?.iter().any(holds) {
+        if begun.elapsed() > WITHIN {
+            bail!(
+                "another kupgrade holds process {root} or a descendant; try again when it has ended"
+            );
+        }
+        std::thread::sleep(BETWEEN_LOOKS);
+    }
+    Ok(())
 }
 
 /// Where the image will be.
@@ -137,16 +167,20 @@ fn refuse_ourselves(pid: Pid) -> Result<()> {
 fn save(
     frozen: &Frozen,
     image: &Image,
-    leave_running: bool,
+    (leave_running, held): (bool, &Held),
     (externals, prepared): (Externals, &mut Prepared),
 ) -> Result<Saved> {
+    held.check()?;
     let (mut manifest, objects) = freezer::capture_with(frozen, externals, prepared)?;
     if !resurrect::suffice(&manifest) {
         let root = manifest.processes.first().map_or(Pid(0), |first| first.pid);
         return Err(FreezerError::Refused(vec![no_number(root)]).into());
     }
+    held.check()?;
     // From here on this process has a second thread.
     let mut sink = FileSink {
+        held,
+        since: 0,
         writer: PagesWriter::create(&image.pages)
             .with_context(|| format!("making {}", image.pages.display()))?,
     };
@@ -182,11 +216,17 @@ fn save(
     })
 }
 
-struct FileSink {
+struct FileSink<'a> {
     writer: PagesWriter,
+    held: &'a Held,
+    /// Bytes that were saved since a signal was looked for.
+    since: usize,
 }
 
-impl PageSink for FileSink {
+/// As many take some ten milliseconds.
+const BYTES_BETWEEN_LOOKS: usize = 32 << 20;
+
+impl PageSink for FileSink<'_> {
     fn wants_frames(&self) -> bool {
         false
     }
@@ -196,9 +236,15 @@ impl PageSink for FileSink {
         if pages == 0 {
             return Ok(Vec::new());
         }
-        let frame = self
-            .writer
-            .append(pages, |first, buffer| run.read_at(first, buffer))?;
+        let (held, since) = (self.held, &mut self.since);
+        let frame = self.writer.append(pages, |first, buffer| {
+            *since += buffer.len();
+            if *since > BYTES_BETWEEN_LOOKS {
+                *since = 0;
+                held.check().map_err(std::io::Error::other)?;
+            }
+            run.read_at(first, buffer)
+        })?;
         Ok(vec![Extent { va, pages, frame }])
     }
 }

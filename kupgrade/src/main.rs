@@ -17,6 +17,7 @@ mod restore;
 mod say;
 mod signals;
 mod upgrade;
+mod worker;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -116,8 +117,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             dir,
             leave_running,
             external,
-        } => checkpoint::run(sys::Pid(pid), &dir, leave_running, &external)
-            .map(|()| ExitCode::SUCCESS),
+        } => worker::run(|| checkpoint::run(sys::Pid(pid), &dir, leave_running, &external)),
         Command::Restore { dir, external } => {
             restore::run(&dir, &external).map(|()| ExitCode::SUCCESS)
         }

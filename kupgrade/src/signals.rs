@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 
-const HELD: [Signal; 4] = [
+pub(crate) const HELD: [Signal; 4] = [
     Signal::SIGTERM,
     Signal::SIGINT,
     Signal::SIGHUP,

@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use sys::first_taker::{Leader, wait_for_all};
 use sys::urgent::Urgent;
 use sys::{Pid, Tid, ptrace, wait};
+pub use traced::tracer_of;
 
 /// How long a thread may take to stop. Longer waits are uninterruptible sleeps, or a vfork parent
 /// whose child does not let go.

@@ -16,7 +16,8 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 const WITHIN: Duration = Duration::from_secs(2);
 
 /// The thread that traces one, if it is not of this process.
-pub(crate) fn tracer_of(pid: Pid, tid: Tid) -> Option<Tid> {
+#[must_use]
+pub fn tracer_of(pid: Pid, tid: Tid) -> Option<Tid> {
     let status = proc::Status::read(pid, &format!("task/{tid}/status")).ok()?;
     let tracer = Tid(status.value("TracerPid")?.parse().ok()?);
     (tracer.0 != 0 && tracer.0 != nix::unistd::gettid().as_raw()).then_some(tracer)
