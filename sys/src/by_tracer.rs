@@ -25,6 +25,7 @@ const GETREGSET: i32 = 0x4204;
 const SETREGSET: i32 = 0x4205;
 const SEIZE: i32 = 0x4206;
 const INTERRUPT: i32 = 0x4207;
+const LISTEN: i32 = 0x4208;
 const PEEKSIGINFO: i32 = 0x4209;
 const GETSIGMASK: i32 = 0x420a;
 const SETSIGMASK: i32 = 0x420b;
@@ -87,6 +88,12 @@ impl Tracee {
     pub fn interrupt(self, batch: &mut Batch) {
         let none = (0.into(), 0.into());
         self.request(batch, "stopping its tracee", INTERRUPT, none);
+    }
+
+    /// `PTRACE_LISTEN`: it stays in its group stop, and tells when that is over. Nothing else can be asked then.
+    pub fn listen(self, batch: &mut Batch) {
+        let none = (0.into(), 0.into());
+        self.request(batch, "letting its tracee listen", LISTEN, none);
     }
 
     /// `PTRACE_SETOPTIONS`.
@@ -213,6 +220,18 @@ impl Tracee {
         let call = self.request(batch, "reading a tracee's queued signals", PEEKSIGINFO, to);
         (call, found)
     }
+}
+
+/// Takes the SIGCHLD that waits, by which stops tell a tracer of themselves: it is to have none but what it had.
+pub fn forget_stops(batch: &mut Batch) {
+    let set = batch.data(&(1_u64 << (libc::SIGCHLD - 1)).to_le_bytes());
+    let now = batch.data(&[0; 16]);
+    let args = [set.into(), 0.into(), now.into(), 8.into()];
+    batch.try_call(
+        "forgetting stops of tracees",
+        libc::SYS_rt_sigtimedwait,
+        args,
+    );
 }
 
 /// A `struct iovec`.

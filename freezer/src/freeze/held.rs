@@ -34,7 +34,6 @@ const SIGCHLD: i32 = 17;
 const GOOD: i32 = 0x80;
 /// What waitid(2) tells of a thread that stopped because it was interrupted (`PTRACE_EVENT_STOP`).
 const INTERRUPTED: i32 = SIGTRAP | 128 << 8;
-const RT_SIGTIMEDWAIT: i64 = 128;
 /// `WSTOPPED`, `WEXITED`, `WNOWAIT`, `__WALL`.
 const WSTOPPED: u64 = 2;
 const WEXITED: u64 = 4;
@@ -174,7 +173,9 @@ pub(super) fn hold(
             held.extend(stop(owner, tracee, *runner)?);
         }
         if !waits_for {
-            forget_stops(owner, tracee)?;
+            let mut batch = Batch::new();
+            by_tracer::forget_stops(&mut batch);
+            tracee.run(&batch).map_err(FreezerError::tracee(owner))?;
         }
         Ok(held)
     })?;
@@ -322,17 +323,6 @@ fn is_cut_off(regs: &Regs) -> bool {
     };
     (restart::ERESTARTSYS..=restart::ERESTART_RESTARTBLOCK).contains(&-result)
         || calls::again(nr, result).is_some()
-}
-
-/// Stops tell the tracer of themselves.
-fn forget_stops(owner: Pid, tracer: &mut Tracee) -> Result<(), FreezerError> {
-    let mut batch = Batch::new();
-    let set = batch.data(&(1_u64 << (SIGCHLD - 1)).to_le_bytes());
-    let now = batch.data(&[0; 16]);
-    let args = [set.into(), 0.into(), now.into(), 8.into()];
-    batch.try_call("forgetting stops of tracees", RT_SIGTIMEDWAIT, args);
-    let ran = tracer.run(&batch).map_err(FreezerError::tracee(owner));
-    ran.map(drop)
 }
 
 /// The call that a thread sleeps in, and its arguments.

@@ -24,6 +24,8 @@ pub struct TracedThread {
     pub stop: TracedStop,
     /// `PTRACE_GETSIGINFO`, which has nothing in a group stop of a thread that was not seized.
     pub info: QueuedSignal,
+    /// It listens in its group stop (`PTRACE_LISTEN`).
+    pub listens: bool,
     /// Its tracer has not waited for the stop yet.
     pub unread: bool,
     /// A SIGSTOP that its tracer has sent to it waits as well.

@@ -18,7 +18,6 @@ use sys::{Pid, Tid, ptrace};
 
 const PAUSE: u64 = 34;
 const TGKILL: i64 = 234;
-const RT_SIGTIMEDWAIT: i64 = 128;
 const EVERY: u64 = u64::MAX;
 const SIGCHLD: i32 = 17;
 const SIGSTOP: i32 = 19;
@@ -144,10 +143,7 @@ fn forget_stops(restore: &mut Restore<'_>, by: Pid, tid: Tid) -> Result<(), Resu
         return Ok(());
     }
     let mut batch = Batch::new();
-    let set = batch.data(&(1_u64 << (SIGCHLD - 1)).to_le_bytes());
-    let now = batch.data(&[0; 16]);
-    let args = [set.into(), 0.into(), now.into(), 8.into()];
-    batch.try_call("forgetting stops of tracees", RT_SIGTIMEDWAIT, args);
+    by_tracer::forget_stops(&mut batch);
     let (by, tracer) = tracer(restore, by, tid)?;
     let doing = ResurrectError::tracee(by, DOING);
     tracer.run(&batch).map(drop).map_err(doing)
@@ -240,6 +236,9 @@ impl Stopped<'_> {
             self.send(&mut batch, SIGSTOP);
         }
         it.set_options(&mut batch, self.how.options);
+        if self.how.listens {
+            it.listen(&mut batch);
+        }
         batch
     }
 

@@ -56,6 +56,7 @@ pub(super) fn describe(
         Ok(TracedThread {
             seized: stands.seized,
             options: stands.options,
+            listens: stands.listens,
             stop: stands.stop.map_err(|why| refuse(pid, why.into()))?,
             info: QueuedSignal(seen.info.clone()),
             unread: seen.unread,

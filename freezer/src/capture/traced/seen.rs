@@ -5,7 +5,7 @@ use super::super::kept::Kept;
 use super::super::process::{self, Place, SCRATCH};
 use super::super::restart::Block;
 use super::super::{attributes, credentials, inside, mappings, signals, sleep, thread};
-use super::refuse;
+use super::{Runs, refuse, stands};
 use crate::freeze::FrozenThread;
 use crate::proc::{self, Stat, Status};
 use crate::{FreezerError, Frozen};
@@ -17,6 +17,8 @@ use sys::regs::Regs;
 use sys::tracee::Tracee;
 use sys::{Pid, Tid, process as calls};
 
+const SIGTRAP: i32 = 5;
+const SIGCHLD: i32 = 17;
 const SIGSTOP: i32 = 19;
 /// `PF_MCE_PROCESS`, `PF_MCE_EARLY`.
 const MCE_PROCESS: i64 = 0x80;
@@ -76,10 +78,18 @@ pub(super) fn ask_tracer(
     place: Place<'_>,
 ) -> Result<Vec<Seen>, FreezerError> {
     let tracees = frozen.threads(pid);
+    let tids: Vec<Tid> = tracees.iter().map(|(tid, _)| *tid).collect();
+    let runs = stands::runs(pid, &tids).map_err(|e| refuse(pid, e.to_string()))?;
     let seen = in_tracer(frozen, tracer, place.finder, |owner, tracer| {
-        let tids = tracees.iter().map(|(tid, _)| *tid);
-        tids.map(|tid| ask((owner, &mut *tracer), (pid, tid)))
-            .collect::<Result<Vec<Seen>, FreezerError>>()
+        let one = |(tid, runs): (&Tid, &Runs)| {
+            let tracer = (owner, &mut *tracer);
+            match runs.listens {
+                true => ask_listener(tracer, (pid, *tid)),
+                false => ask(tracer, (pid, *tid)),
+            }
+        };
+        let asked = tids.iter().zip(&runs).map(one);
+        asked.collect::<Result<Vec<Seen>, FreezerError>>()
     })?;
     let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
     let mem = Arc::new(mem);
@@ -90,6 +100,32 @@ pub(super) fn ask_tracer(
         one.settled(&tracee, state, kept.get(&tid))
     })
     .collect()
+}
+
+/// Asks about a thread that listens, of which nothing is told as long as it does.
+fn ask_listener(
+    (owner, tracer): (Pid, &mut Tracee),
+    (pid, tid): (Pid, Tid),
+) -> Result<Seen, FreezerError> {
+    let told = Status::read(owner, &format!("task/{}/status", tracer.tid()))?;
+    let told = told.mask("SigPnd") | told.mask("ShdPnd");
+    let it = by_tracer::Tracee(tid);
+    let mut batch = Batch::new();
+    it.interrupt(&mut batch);
+    let stop = it.wait(&mut batch, false);
+    let out = tracer.run(&batch).map_err(FreezerError::tracee(owner))?;
+    let stops = stop.read(&out).map(|status| status & 0xff);
+    let seen = ask((owner, &mut *tracer), (pid, tid));
+    let mut batch = Batch::new();
+    it.listen(&mut batch);
+    if told >> (SIGCHLD - 1) & 1 == 0 {
+        by_tracer::forget_stops(&mut batch);
+    }
+    tracer.run(&batch).map_err(FreezerError::tracee(owner))?;
+    match stops {
+        Some(SIGTRAP) | None => Err(refuse(pid, "its process goes on just now".into())),
+        Some(_) => seen,
+    }
 }
 
 /// Asks about one thread.

@@ -13,6 +13,7 @@ const OPTIONS_SHIFT: u32 = 3;
 const OPTIONS: u64 = 0x3000ff;
 /// `JOBCTL_PENDING_MASK`, `JOBCTL_STOP_CONSUME`, `JOBCTL_TRAPPING`, `JOBCTL_LISTENING` (include/linux/sched/jobctl.h).
 const JOBCTL: u64 = 0xfe_0000;
+const LISTENING: u64 = 1 << 22;
 const JOBCTL_STOP_SIGMASK: u64 = 0xffff;
 const SIGNAL_STOP_STOPPED: u32 = 1;
 /// `__TASK_TRACED` (include/linux/sched.h)
@@ -31,6 +32,7 @@ pub(super) struct Stands {
     pub(super) kept: Kept,
     pub(super) seized: bool,
     pub(super) options: u64,
+    pub(super) listens: bool,
     pub(super) stop: Result<TracedStop, &'static str>,
     pub(super) memory: Memory,
     pub(super) obstacle: Option<&'static str>,
@@ -64,7 +66,8 @@ pub(super) fn look(pid: Pid, threads: &[(Tid, u64)]) -> Result<Vec<Stands>, Unre
         let flags_at = signal + reader.offset("signal_struct", "flags")?;
         let stopped = reader.half_at(flags_at, "a process")? & SIGNAL_STOP_STOPPED != 0;
         let stands = reader.half_of("__state")? & TRACED != 0;
-        if reader.pointer("jobctl")? & JOBCTL != 0 || stopped && !stands {
+        let jobs = reader.pointer("jobctl")? & JOBCTL;
+        if jobs & !LISTENING != 0 || stopped && !stands {
             refuse(STOPPED);
         }
         let points = reader.task + reader.offset("task_struct", "thread.ptrace_bps")?;
@@ -80,6 +83,7 @@ pub(super) fn look(pid: Pid, threads: &[(Tid, u64)]) -> Result<Vec<Stands>, Unre
             kept: reader.kept(rsp)?,
             seized: flags & SEIZED != 0,
             options: options & OPTIONS,
+            listens: jobs & LISTENING != 0,
             stop: stop(reader, flags & SEIZED != 0, stopped)?,
             memory: memory(reader, &mut refuse)?,
             obstacle,
@@ -97,6 +101,8 @@ pub(crate) struct Runs {
     pub(crate) good: bool,
     /// By `PTRACE_SYSEMU`, or it is asked to stop.
     pub(crate) otherwise: bool,
+    /// By `PTRACE_LISTEN`.
+    pub(super) listens: bool,
 }
 
 /// How threads of a process run.
@@ -110,6 +116,7 @@ pub(crate) fn runs(pid: Pid, threads: &[Tid]) -> Result<Vec<Runs>, Unreadable> {
             to_call: work & SYSCALL_TRACE != 0,
             good: flags >> OPTIONS_SHIFT & 1 != 0,
             otherwise: work & SYSCALL_EMU != 0 || jobs != 0,
+            listens: jobs & LISTENING != 0,
         })
     })
 }

@@ -142,6 +142,11 @@ pub(crate) const GROUP: Group = Group {
             traced::group_seized,
         ),
         subject(
+            "traced-listens",
+            "a seized child that listens in a group stop",
+            traced::listening,
+        ),
+        subject(
             "traced-runs",
             "a traced child that runs while its tracer waits",
             running::spinning,

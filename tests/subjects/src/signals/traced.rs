@@ -211,9 +211,14 @@ pub(crate) fn seized(_: &Setting) -> Result<Watch> {
     )
 }
 
-/// Lets a child in a group stop go on, up to the stop before SIGCONT, and that its parent hears of.
+/// Lets a child in a group stop go on, and that its parent hears of.
 fn continues(child: i32) -> Result<()> {
     send(child, child, SIGCONT)?;
+    is_continued(child)
+}
+
+/// Whether the parent of a child is told that it goes on.
+fn is_continued(child: i32) -> Result<()> {
     // SAFETY: zeros are a valid siginfo, and the kernel fills it.
     let (done, told) = unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
@@ -289,6 +294,43 @@ pub(crate) fn group_seized(_: &Setting) -> Result<Watch> {
             request(PTRACE_CONT, first, 0)
         },
     )
+}
+
+/// A seized child that is stopped, and listens in that until it is told to go on.
+pub(crate) fn listening(_: &Setting) -> Result<Watch> {
+    const LISTEN: u32 = 0x4208;
+    const STOPPED: i32 = SIGSTOP | PTRACE_EVENT_STOP << 8;
+    let child = fork(sleep)?;
+    request(PTRACE_SEIZE, child, PTRACE_O_TRACESYSGOOD as u64)?;
+    let stop_it = move || {
+        send(child, child, SIGSTOP)?;
+        stops(child, SIGSTOP)?;
+        request(PTRACE_CONT, child, SIGSTOP as u64)?;
+        stops(child, STOPPED)?;
+        request(LISTEN, child, 0)
+    };
+    stop_it()?;
+    let look = move || -> Result<()> {
+        same("its state", &true, &in_state(child, child, 't'))?;
+        let told = stop(child, WNOHANG | WNOWAIT)?;
+        same("a stop to be told of", &None, &told)?;
+        same("whether SIGCHLD waits", &false, &pending(SIGCHLD)?)?;
+        same("whether it can be asked", &false, &registers(child).is_ok())
+    };
+    look()?;
+    Ok(Watch::new(move || {
+        look()?;
+        send(child, child, SIGCONT)?;
+        // It tells that the stop is over.
+        stops(child, SIGTRAP | PTRACE_EVENT_STOP << 8)?;
+        is_continued(child)?;
+        request(PTRACE_CONT, child, 0)?;
+        stops(child, SIGCONT)?;
+        request(PTRACE_CONT, child, 0)?;
+        until("it sleeps on", SOON, || in_state(child, child, 'S'))?;
+        stop_it()
+    })
+    .spoiled_by(move || request(PTRACE_INTERRUPT, child, 0)))
 }
 
 /// A child before and behind a system call: `rounds` of the four stops are gone through in between.
