@@ -4,6 +4,7 @@ use super::{Frozen, FrozenThread, STOP_WITHIN, calls, position, sleepers, traced
 use crate::{FreezerError, capture, proc};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
+use sys::ptrace::options::{SUSPEND_SECCOMP, TRACESYSGOOD};
 use sys::wait::{self, Status};
 use sys::{Errno, Pid, Tid, ptrace};
 
@@ -150,17 +151,7 @@ fn seize(pid: Pid, tid: Tid) -> Result<(), FreezerError> {
             hint,
         }
     };
-    // Filters must not see the calls made inside; where the kernel cannot suspend them, `check`
-    // has already refused processes that have any.
-    use ptrace::options::{SUSPEND_SECCOMP, TRACESYSGOOD};
-    ptrace::seize(tid, SUSPEND_SECCOMP | TRACESYSGOOD)
-        .or_else(|errno| {
-            if errno == Errno::ESRCH {
-                Err(errno)
-            } else {
-                ptrace::seize(tid, TRACESYSGOOD)
-            }
-        })
+    ptrace::seize(tid, TRACESYSGOOD)
         .or_else(|errno| match errno {
             // It was let go and has not stopped since.
             Errno::EPERM if is_held(pid, tid) => Ok(()),
@@ -168,6 +159,14 @@ fn seize(pid: Pid, tid: Tid) -> Result<(), FreezerError> {
         })
         .map_err(failed)?;
     ptrace::interrupt(tid).map_err(failed)
+}
+
+/// Filters must not see the calls made inside, but all that the thread makes itself until it has stopped. Where the
+/// kernel cannot suspend them, `check` has already refused processes that have any.
+fn suspend_filters(tid: Tid) {
+    if let Err(why) = ptrace::set_options(tid, SUSPEND_SECCOMP | TRACESYSGOOD) {
+        log::debug!("thread {tid}: its filters cannot be suspended: {why}");
+    }
 }
 
 /// Whether a thread is traced by this one.
@@ -272,7 +271,9 @@ fn record(frozen: &mut Frozen, pid: Pid, tid: Tid, stop: Stop) -> Result<(), Fre
     thread.ends_ns = sleep.ends_ns;
     thread.moved_to = sleep.moved_to;
     let thread = *thread;
-    if let Some(call) = position::settle(pid, tid, regs, thread)? {
+    let repeated = position::settle(pid, tid, regs, thread)?;
+    suspend_filters(tid);
+    if let Some(call) = repeated {
         call.repeat()?;
         frozen.repeating.insert(tid, call);
     }

@@ -188,6 +188,11 @@ pub(crate) const GROUP: Group = Group {
         subject("keepcaps", "keep-capabilities flag", attributes::keepcaps),
         subject("machine-check", "machine check policy", attributes::mce),
         subject("io-flusher", "I/O flusher state", attributes::io_flusher),
+        subject(
+            "seccomp-busy",
+            "threads that make calls which a filter denies, without a pause",
+            seccomp::busy,
+        ),
         subject("seccomp-strict", "seccomp strict mode", seccomp::strict),
         subject(
             "seccomp-filter",

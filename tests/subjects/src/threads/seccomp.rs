@@ -1,12 +1,15 @@
 //! seccomp(2)
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
 use anyhow::{Result, bail};
 use libc::{
     BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO,
     sock_filter,
 };
 
-use crate::kit::{Crew, Setting, Watch, errno, fd, fork, procfs, same, sys, tid};
+use crate::kit::{Crew, SOON, Setting, Watch, errno, fd, fork, procfs, raw, same, sys, tid, until};
 
 /// A filter for this thread: the call fails with this error number.
 pub(crate) fn install(call: i64, error: u32) -> Result<()> {
@@ -97,6 +100,33 @@ pub(crate) fn threads(_: &Setting) -> Result<Watch> {
         })?;
     }
     Ok(crew.watch().and(watch([77, 0, 0])))
+}
+
+/// Calls that were answered by the kernel though a filter denies them, and by the filter.
+static ANSWERS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// Threads that make a denied call without a pause: none may get through while they are being stopped.
+pub(crate) fn busy(_: &Setting) -> Result<Watch> {
+    install(libc::SYS_getppid, 77)?;
+    for _ in 0..4 {
+        thread::spawn(|| {
+            loop {
+                let denied = raw(libc::SYS_getppid, [0; 6]) == -77;
+                ANSWERS[usize::from(denied)].fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    Ok(Watch::new(|| {
+        let [allowed, denied] = [0, 1].map(|at: usize| ANSWERS[at].load(Ordering::Relaxed));
+        same("calls that got through", &0, &allowed)?;
+        until("the threads go on", SOON, || {
+            ANSWERS[1].load(Ordering::Relaxed) > denied
+        })
+    })
+    .spoiled_by(|| {
+        ANSWERS[0].fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }))
 }
 
 /// A child in strict mode: it may read and write, and adds one to what it reads.
