@@ -77,16 +77,31 @@ fn used(status: &Status, line: &str) -> u64 {
     number.unwrap_or(0).saturating_mul(1024)
 }
 
+/// A limit as `/proc/PID/limits` tells everybody.
+fn soft_limit(pid: Pid, name: &str) -> Result<u64, FreezerError> {
+    let label = match name {
+        "RLIMIT_AS" => "Max address space",
+        _ => "Max data size",
+    };
+    let text = proc::read_text(pid, "limits")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(label));
+    let soft = line.and_then(|rest| rest.split_whitespace().next());
+    // "unlimited"
+    Ok(soft.and_then(|soft| soft.parse().ok()).unwrap_or(u64::MAX))
+}
+
 /// Why room cannot be made in a process, found without stopping it.
 pub(crate) fn refusal(pid: Pid, status: &Status) -> Result<Option<Refusal>, FreezerError> {
     // Locked memory counts where everything to come is locked, and who may lock what he likes has no limit.
     for (resource, name, line) in &LIMITS[..2] {
         let need = used(status, line).saturating_add(NEEDED);
-        let Ok((_, hard)) = prlimit(pid, *resource, None) else {
-            continue;
+        let raised_to = match prlimit(pid, *resource, None) {
+            Ok((_, hard)) => hard,
+            // Another user's is not raised at all without the capability (kernel/sys.c, check_prlimit_permission).
+            Err(_) => soft_limit(pid, name)?,
         };
         let this = Pid(nix::unistd::getpid().as_raw());
-        if hard < need && Status::read(this, "status")?.mask("CapEff") & MAY_RAISE == 0 {
+        if raised_to < need && Status::read(this, "status")?.mask("CapEff") & MAY_RAISE == 0 {
             return Ok(Some(Refusal {
                 pid,
                 comm: proc::comm(pid),
