@@ -5,6 +5,7 @@
 use crate::freeze::monotonic_ns;
 use crate::kernel::{self, Unreadable, half, word};
 use nix::time::ClockId;
+use persist_mem::manifest::counts_maker;
 use std::collections::BTreeMap;
 use sys::Tid;
 
@@ -21,6 +22,8 @@ const MOST: usize = 1 << 20;
 pub(super) struct Kept {
     /// Periods counted by now, those that timer_gettime(2) has just counted among them.
     pub(super) periods: u64,
+    /// Of a clock of processor time the thread or process that it is about.
+    pub(super) counts: Option<Tid>,
     /// On the clock of the first time namespace.
     expires: Option<i64>,
     /// What to add to this process's reading of CLOCK_MONOTONIC and CLOCK_BOOTTIME to have that.
@@ -87,6 +90,8 @@ pub(super) fn kept(tid: Tid) -> Result<BTreeMap<i32, Kept>, Unreadable> {
             field("k_itimer", "it_overrun")?,
         );
         let expires = field("k_itimer", "it.real.timer.node.expires").ok();
+        let whose = field("k_itimer", "it.cpu.pid")?;
+        let clock = field("k_itimer", "it_clock")?;
         let size = btf.size_of("k_itimer")?;
         let offsets = kernel.clock_offsets()?;
         let task = kernel.tasks(&[tid])?.pop().flatten().ok_or(WRONG)?;
@@ -101,7 +106,11 @@ pub(super) fn kept(tid: Tid) -> Result<BTreeMap<i32, Kept>, Unreadable> {
             let id = half(&bytes, id).ok_or(WRONG)?.cast_signed();
             // -1 when nothing is counted: the first expiry is no overrun.
             let count = word(&bytes, count).ok_or(WRONG)?.cast_signed();
+            // Of other clocks something else is there.
+            let clock = half(&bytes, clock).map(u32::cast_signed);
+            let whose = word(&bytes, whose).filter(|_| clock.is_some_and(counts_maker));
             let kept = Kept {
+                counts: whose.map(|pid| kernel.number(pid)).transpose()?,
                 periods: u64::try_from(count.saturating_add(1)).unwrap_or(0),
                 expires: expires.and_then(|at| word(&bytes, at).map(u64::cast_signed)),
                 offsets,

@@ -4,7 +4,7 @@ use super::overruns;
 use crate::FreezerError;
 use crate::freeze::monotonic_ns;
 use crate::{kernel, proc};
-use persist_mem::manifest::{Itimer, Live, PosixTimer, QueuedSignal};
+use persist_mem::manifest::{Itimer, Live, PosixTimer, QueuedSignal, counts_maker};
 use std::collections::BTreeMap;
 use sys::batch::{Batch, Buffer, CallIndex, Output};
 use sys::tracee::Tracee;
@@ -189,6 +189,10 @@ pub(super) fn posix(
     for (timer, buffer) in timers.iter_mut().zip(asked) {
         timer.interval = out.u64(buffer, 0) * 1_000_000_000 + out.u64(buffer, 1);
         timer.remaining = out.u64(buffer, 2) * 1_000_000_000 + out.u64(buffer, 3);
+        let maker = kept.get(&timer.id).and_then(|kept| kept.counts);
+        timer.made_by = maker
+            .filter(|_| counts_maker(timer.clock))
+            .unwrap_or(Tid(0));
         let periodic = timer.interval > 0 && !timer.counts_cpu();
         let Some(kept) = kept.get(&timer.id).filter(|_| timer.remaining > 0) else {
             continue;
@@ -217,6 +221,7 @@ fn parse(text: &str) -> Option<Vec<PosixTimer>> {
                 signal: 0,
                 value: 0,
                 tid: Tid(0),
+                made_by: Tid(0),
                 remaining: 0,
                 interval: 0,
                 missed: 0,

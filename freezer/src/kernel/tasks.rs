@@ -175,12 +175,30 @@ fn is_node(entry: u64) -> bool {
 impl Kernel {
     /// Addresses of threads' `task_struct`, None for those that are not there.
     pub(crate) fn tasks(&mut self, tids: &[Tid]) -> Result<Vec<Option<u64>>, Unreadable> {
+        self.namespace()?.look_up(self, tids)
+    }
+
+    /// The number of the `struct pid` at this address, whose thread may have ended.
+    pub(crate) fn number(&mut self, pid: u64) -> Result<Tid, Unreadable> {
+        let tasks = self.namespace()?;
+        let number = pid.wrapping_add(tasks.pid.numbers + tasks.level * tasks.pid.number_size);
+        let bytes = self.read(&[(number, tasks.pid.number_size as usize)])?;
+        let bytes = bytes.into_iter().next().flatten();
+        let number = bytes.and_then(|bytes| {
+            let here = word(&bytes, tasks.pid.namespace)? == tasks.namespace;
+            half(&bytes, tasks.pid.number).filter(|_| here)
+        });
+        let number = number.ok_or(Unreadable::Inconsistent("the number of a thread"))?;
+        Ok(Tid(number.cast_signed()))
+    }
+
+    fn namespace(&mut self) -> Result<Tasks, Unreadable> {
         let tasks = match self.tasks {
             Some(tasks) => tasks,
             None => Tasks::find(self)?,
         };
         self.tasks = Some(tasks);
-        tasks.look_up(self, tids)
+        Ok(tasks)
     }
 }
 

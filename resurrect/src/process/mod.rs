@@ -7,4 +7,5 @@ pub(crate) mod directories;
 pub(crate) mod jobs;
 pub(crate) mod limits;
 pub(crate) mod signals;
+mod timer_owners;
 pub(crate) mod timers;

@@ -1,5 +1,6 @@
 //! Interval timers and POSIX timers.
 
+use super::timer_owners::{StandIns, signals_nobody};
 use crate::ResurrectError;
 use crate::booted::Booted;
 use crate::calls::{nr, run};
@@ -8,6 +9,7 @@ use nix::time::ClockId;
 use persist_mem::manifest::{Itimer, Live, PosixTimer, QueuedSignal};
 use sys::Pid;
 use sys::batch::{Batch, CallIndex};
+use sys::tracee::Tracee;
 
 const CLOCK_REALTIME: i32 = 0;
 const CLOCK_MONOTONIC: i32 = 1;
@@ -16,6 +18,8 @@ const CLOCK_REALTIME_ALARM: i32 = 8;
 const CLOCK_BOOTTIME_ALARM: i32 = 9;
 const CLOCK_TAI: i32 = 11;
 const TIMER_ABSTIME: i32 = 1;
+/// Nanoseconds of processor time that nobody has used.
+const NEVER: u64 = 1 << 60;
 const ARMING: &str = "arming its timers";
 const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 /// struct sigevent.
@@ -182,33 +186,63 @@ fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurr
     let chosen = output.result(choose).is_ok();
     let mut next = 0;
     for timer in &live.timers {
-        loop {
-            let mut batch = Batch::new();
-            let event = batch.data(&sigevent(timer));
-            let id = batch.data(&timer.id.to_le_bytes());
-            let args = [timer.clock.into(), event.into(), id.into()];
-            batch.call("making a timer", nr::TIMER_CREATE, args);
-            let output = run(pid, "making its timers", first, &batch)?;
-            let got = output.u32(id, 0).cast_signed();
-            if got == timer.id {
-                break;
-            }
-            if chosen || got > timer.id || next > (1 << 20) {
-                let why = format!("timer {} came as {got}", timer.id);
+        let mut stand_ins = StandIns::of(restore, (pid, live), timer)?;
+        let stands_in = stand_ins.any();
+        let task = restore.task(pid)?;
+        let clock = match timer.maker() {
+            // It waits in vfork(2) and cannot be asked to.
+            Some(tid) if task.in_vfork.is_some() => clock_of(tid),
+            _ => timer.clock,
+        };
+        let maker = stand_ins.maker(task, live, timer);
+        while let Some(other) = make((pid, maker), timer, clock)? {
+            if chosen || other > timer.id || next > (1 << 20) {
+                let why = format!("timer {} came as {other}", timer.id);
                 return Err(ResurrectError::Impossible { pid, why });
             }
             next += 1;
             let mut batch = Batch::new();
-            batch.call("removing a timer", nr::TIMER_DELETE, [got.into()]);
-            run(pid, "making its timers", first, &batch)?;
+            batch.call("removing a timer", nr::TIMER_DELETE, [other.into()]);
+            run(pid, "making its timers", maker, &batch)?;
         }
+        if stands_in && timer.counts_cpu() && timer.interval > 0 {
+            // Nobody can set it later, but its period is told still.
+            let mut batch = Batch::new();
+            set_time(&mut batch, timer, 0, NEVER);
+            run(pid, ARMING, maker, &batch)?;
+        }
+        stand_ins.end(pid)?;
     }
     if chosen {
         let mut batch = Batch::new();
         choose_ids(&mut batch, false);
+        let first = &mut restore.task(pid)?.first;
         run(pid, "choosing timer ids", first, &batch)?;
     }
     Ok(())
+}
+
+/// Has a thread make a timer. Returns the id that it got when that is another one.
+fn make(
+    (pid, maker): (Pid, &mut Tracee),
+    timer: &PosixTimer,
+    clock: i32,
+) -> Result<Option<i32>, ResurrectError> {
+    let mut batch = Batch::new();
+    let event = batch.data(&sigevent(timer));
+    let id = batch.data(&timer.id.to_le_bytes());
+    let args = [clock.into(), event.into(), id.into()];
+    batch.call("making a timer", nr::TIMER_CREATE, args);
+    let output = run(pid, "making its timers", maker, &batch)?;
+    let got = output.u32(id, 0).cast_signed();
+    Ok((got != timer.id).then_some(got))
+}
+
+/// The clock of a thread's processor time (include/linux/posix-timers_types.h, make_thread_cpuclock).
+fn clock_of(tid: sys::Tid) -> i32 {
+    const OF_A_THREAD: i32 = 4;
+    const SCHED: i32 = 2;
+    (!tid.0 << 3) | OF_A_THREAD | SCHED
 }
 
 /// What a timer's clock showed when the saved ones were read. None for clocks that stand still.
@@ -302,7 +336,7 @@ fn arm(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurrect
                 let booted = booted.showed(timer.clock);
                 let (value, before) = since_boot(timer, expiry, booted);
                 // Before those that the timer tells itself.
-                tell(&mut batch, pid, timer, before);
+                tell(&mut batch, (pid, live), timer, before);
                 set_time(&mut batch, timer, TIMER_ABSTIME, value);
             }
             None if timer.counts_cpu() => set_time(&mut batch, timer, 0, timer.remaining),
@@ -313,13 +347,13 @@ fn arm(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurrect
     run(pid, ARMING, first, &batch)?;
     relative
         .into_iter()
-        .try_for_each(|timer| arm_relative(restore, pid, timer))
+        .try_for_each(|timer| arm_relative(restore, (pid, live), timer))
 }
 
 /// Arms a timer for what it still lasts, anew where that took long: it expires later by as much.
 fn arm_relative(
     restore: &mut Restore<'_>,
-    pid: Pid,
+    (pid, live): (Pid, &Live),
     timer: &PosixTimer,
 ) -> Result<(), ResurrectError> {
     /// Nanoseconds that are good enough.
@@ -340,7 +374,7 @@ fn arm_relative(
         }
     }
     let mut batch = Batch::new();
-    tell(&mut batch, pid, timer, expired);
+    tell(&mut batch, (pid, live), timer, expired);
     run(pid, ARMING, &mut restore.task(pid)?.first, &batch).map(drop)
 }
 
@@ -351,9 +385,11 @@ fn set_time(batch: &mut Batch, timer: &PosixTimer, flags: i32, value: u64) {
 }
 
 /// Queues the signal of a timer that was armed for later, for so many expiries; one is its own.
-fn tell(batch: &mut Batch, pid: Pid, timer: &PosixTimer, expiries: u64) {
+fn tell(batch: &mut Batch, (pid, live): (Pid, &Live), timer: &PosixTimer, expiries: u64) {
     const SI_TIMER: i32 = -2;
-    const SIGEV_THREAD_ID: i32 = 4;
+    if signals_nobody(pid, live, timer) {
+        return;
+    }
     let Some(overruns) = expiries.checked_sub(1).filter(|_| timer.notifies()) else {
         return;
     };
@@ -372,7 +408,7 @@ fn tell(batch: &mut Batch, pid: Pid, timer: &PosixTimer, expiries: u64) {
     info[24..32].copy_from_slice(&timer.value.to_le_bytes());
     let info = batch.data(&info);
     let doing = "queueing the signal of a timer";
-    if timer.notify & SIGEV_THREAD_ID != 0 {
+    if timer.signals_thread() {
         let args = [
             pid.0.into(),
             timer.tid.0.into(),
@@ -406,6 +442,7 @@ mod tests {
             signal: 46,
             value: 0,
             tid: sys::Tid(0),
+            made_by: sys::Tid(0),
             remaining,
             interval,
             missed,

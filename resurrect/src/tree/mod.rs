@@ -11,7 +11,7 @@ use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
 use crate::task::Task;
-pub(crate) use birth::{OPTIONS, clone_args, taken, wait_until_stopped};
+pub(crate) use birth::{OPTIONS, clone_args, taken, thread, wait_until_stopped};
 use plan::{Outside, Step};
 use sys::batch::Batch;
 use sys::{Errno, Pid};

@@ -19,7 +19,7 @@ use sys::{Errno, Pid, Tid};
 
 const CLONE_VFORK: u64 = 0x4000;
 /// A thread that shares everything with the one that makes it: CLONE_VM, _FS, _FILES, _SIGHAND, _THREAD, _SYSVSEM.
-const HELPER: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
+pub(crate) const HELPER: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
 /// Ids that are tried for a helper.
 const TRIES: usize = 1000;
 const EXIT: i64 = crate::calls::nr::EXIT;
@@ -82,7 +82,7 @@ pub(super) fn make(
 }
 
 /// A thread under an id that nobody has or will have.
-fn helper(restore: &mut Restore<'_>, by: Pid) -> Result<Tracee, ResurrectError> {
+pub(crate) fn helper(restore: &mut Restore<'_>, by: Pid) -> Result<Tracee, ResurrectError> {
     let wanted: BTreeSet<i32> = restore.manifest.processes.iter().flat_map(ids).collect();
     let first = &mut restore.task(by)?.first;
     let mut free = (by.0 + 1..).filter(|id| !wanted.contains(id)).take(TRIES);

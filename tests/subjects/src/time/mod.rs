@@ -3,6 +3,7 @@
 mod clocks;
 mod cpu;
 mod itimers;
+mod owners;
 mod posix;
 mod timerfd;
 
@@ -75,6 +76,16 @@ pub(crate) const GROUP: Group = Group {
             "posix-timers-thread",
             "POSIX timers that signal a thread",
             posix::thread,
+        ),
+        subject(
+            "posix-timers-own-clock",
+            "POSIX timers of threads' own processor time (CLOCK_THREAD_CPUTIME_ID)",
+            owners::busy,
+        ),
+        subject(
+            "posix-timers-ended",
+            "POSIX timers of threads and children that have ended",
+            owners::ended,
         ),
         subject(
             "posix-timers-overruns",

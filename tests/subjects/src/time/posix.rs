@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 use super::clocks::{Countdown, LONG, age, distance, now};
 use crate::kit::{Crew, Gaps, SOON, Setting, Watch, args, not_here, raw, same, sys, tid, until};
 
-/// Creates a timer; the value is handed over with its signal.
-fn create(clock: i32, notify: i32, signal: i32, value: usize) -> Result<i32> {
+/// Creates a timer; the value is handed over with its signal, to this thread with SIGEV_THREAD_ID.
+pub(super) fn create(clock: i32, notify: i32, signal: i32, value: usize) -> Result<i32> {
     // SAFETY: zeros are a valid structure.
     let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
     event.sigev_notify = notify;
@@ -32,7 +32,7 @@ fn words(time: Duration) -> [u64; 2] {
     [time.as_secs(), time.subsec_nanos().into()]
 }
 
-fn set(id: i32, flags: i32, interval: Duration, value: Duration) -> Result<()> {
+pub(super) fn set(id: i32, flags: i32, interval: Duration, value: Duration) -> Result<()> {
     let words = [words(interval), words(value)];
     let done = raw(
         libc::SYS_timer_settime,
@@ -45,7 +45,7 @@ fn set(id: i32, flags: i32, interval: Duration, value: Duration) -> Result<()> {
 }
 
 /// Interval and what is left, in nanoseconds.
-fn get(id: i32) -> Result<[u64; 2]> {
+pub(super) fn get(id: i32) -> Result<[u64; 2]> {
     let mut words = [0_u64; 4];
     let done = raw(
         libc::SYS_timer_gettime,
@@ -57,7 +57,7 @@ fn get(id: i32) -> Result<[u64; 2]> {
     Ok([0, 2].map(|at| words[at] * 1_000_000_000 + words[at + 1]))
 }
 
-fn delete(id: i32) -> Result<()> {
+pub(super) fn delete(id: i32) -> Result<()> {
     sys(
         "timer_delete",
         raw(libc::SYS_timer_delete, args([id as u64])),
@@ -66,7 +66,7 @@ fn delete(id: i32) -> Result<()> {
 }
 
 /// /proc/self/timers without the `ClockID` lines' spelling mattering.
-fn listed() -> Result<String> {
+pub(super) fn listed() -> Result<String> {
     Ok(fs::read_to_string("/proc/self/timers")?)
 }
 
@@ -181,13 +181,33 @@ static PERIODS: [AtomicI64; 6] = [const { AtomicI64::new(0) }; 6];
 
 /// Counts an expiry and those that it stands for.
 extern "C" fn count(_: i32, info: *const libc::siginfo_t, _: *const libc::c_void) {
+    count_by_value(&PERIODS, info);
+}
+
+/// The counter is the one that the signal's value names.
+pub(super) fn count_by_value(counters: &[AtomicI64], info: *const libc::siginfo_t) {
     /// Word of siginfo_t with si_overrun in its upper half, and the one of si_value.
     const OVERRUN: usize = 2;
     const VALUE: usize = 3;
     // SAFETY: the kernel hands over a siginfo_t, which is 16 words.
     let info = unsafe { &*info.cast::<[u64; 16]>() };
-    if let Some(periods) = PERIODS.get(info[VALUE] as usize) {
+    if let Some(periods) = counters.get(info[VALUE] as usize) {
         periods.fetch_add(1 + (info[OVERRUN] >> 32) as i64, Ordering::SeqCst);
+    }
+}
+
+/// What a handler of SA_SIGINFO is.
+type Handler = extern "C" fn(i32, *const libc::siginfo_t, *const libc::c_void);
+
+/// Sets a handler that uses nothing but atomics.
+pub(super) fn handle(signal: i32, handler: Handler) -> Result<()> {
+    // SAFETY: zeros are a valid structure, the handler uses atomics.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_RESTART | libc::SA_SIGINFO;
+        let none = std::ptr::null_mut();
+        sys("sigaction", libc::sigaction(signal, &action, none)).map(drop)
     }
 }
 
@@ -201,14 +221,7 @@ pub(crate) fn counted(_: &Setting) -> Result<Watch> {
         (libc::CLOCK_MONOTONIC, libc::SIGEV_THREAD_ID),
         (libc::CLOCK_BOOTTIME, libc::SIGEV_THREAD_ID),
     ];
-    // SAFETY: zeros are a valid structure, the handler uses atomics.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = count as *const () as usize;
-        action.sa_flags = libc::SA_RESTART | libc::SA_SIGINFO;
-        let none = std::ptr::null_mut();
-        sys("sigaction", libc::sigaction(46, &action, none))?;
-    }
+    handle(46, count)?;
     let every = Duration::from_millis(25);
     let mut timers = Vec::new();
     for (number, (clock, notify)) in CLOCKS.into_iter().enumerate() {
