@@ -2,8 +2,8 @@
 //! thread, with the tracee stopped unless said otherwise; the kernel answers `ESRCH` if not.
 
 use crate::regs::Regs;
+use crate::xstate::{Component, PKRU};
 use crate::{Errno, Pid, Result, Tid};
-use core::arch::x86_64::__cpuid_count;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 const GETREGSET: u32 = 0x4204;
@@ -257,11 +257,9 @@ pub fn get_xstate(tid: Tid) -> Result<Vec<u8>> {
 /// has none.
 #[must_use]
 pub fn pkru(state: &[u8]) -> Option<u32> {
-    /// Its number among the components (Intel SDM, volume 1, 13.1).
-    const PKRU: u32 = 9;
-    let place = __cpuid_count(0xd, PKRU);
-    let at = usize::try_from(place.ebx).ok().filter(|_| place.eax >= 4)?;
-    Some(u32::from_le_bytes(*state.get(at..)?.first_chunk()?))
+    let rights = Component::of(PKRU);
+    let place = state.get(rights.offset..).filter(|_| rights.size >= 4)?;
+    Some(u32::from_le_bytes(*place.first_chunk()?))
 }
 
 /// Sets the extended state. Its length must be what [`get_xstate`] returns on this kernel.

@@ -4,6 +4,7 @@
 //! ptrace(2) shows is the standard one. [`standard`] makes one of the other for threads that cannot be stopped.
 
 use core::arch::x86_64::__cpuid_count;
+use std::sync::OnceLock;
 
 /// Places in the legacy region and the header.
 const MXCSR: usize = 24;
@@ -19,7 +20,7 @@ pub(crate) const HEADER_END: usize = 576;
 const X87: u64 = 1;
 const SSE: u64 = 2;
 const AVX: u64 = 4;
-const PKRU: u32 = 9;
+pub(crate) const PKRU: u32 = 9;
 const COMPACTED: u64 = 1 << 63;
 /// What the registers are when nothing was saved of them.
 const FCW_INIT: u16 = 0x37f;
@@ -27,22 +28,26 @@ const MXCSR_INIT: u32 = 0x1f80;
 
 /// A component: where it is in the standard format, its size, whether it begins at 64 bytes in the compacted
 /// one, whether it is the kernel's own.
-struct Component {
-    offset: usize,
-    size: usize,
+pub(crate) struct Component {
+    pub(crate) offset: usize,
+    pub(crate) size: usize,
     aligned: bool,
     supervisor: bool,
 }
 
 impl Component {
-    fn of(bit: u32) -> Component {
-        let leaf = __cpuid_count(0xd, bit);
-        Component {
-            offset: leaf.ebx as usize,
-            size: leaf.eax as usize,
-            aligned: leaf.ecx & 2 != 0,
-            supervisor: leaf.ecx & 1 != 0,
-        }
+    /// In a virtual machine to ask takes longer than a system call: each is asked for once.
+    pub(crate) fn of(bit: u32) -> &'static Component {
+        static KNOWN: [OnceLock<Component>; 64] = [const { OnceLock::new() }; 64];
+        KNOWN[bit as usize & 63].get_or_init(|| {
+            let leaf = __cpuid_count(0xd, bit);
+            Component {
+                offset: leaf.ebx as usize,
+                size: leaf.eax as usize,
+                aligned: leaf.ecx & 2 != 0,
+                supervisor: leaf.ecx & 1 != 0,
+            }
+        })
     }
 }
 
