@@ -1,8 +1,8 @@
 //! A checkpoint is made by a process of its own.
 //!
 //! A thread whose tracer is killed just after it was stopped sees its call fail. So whoever kills the command
-//! (SIGKILL) ends this one's parent, which has it let the processes go on in order. Only who kills both leaves
-//! that to the kernel.
+//! or its group (SIGKILL) ends this one's parent, which has it let the processes go on in order. Only who kills both
+//! leaves that to the kernel.
 
 use crate::say;
 use anyhow::{Context, Result};
@@ -26,7 +26,9 @@ pub(crate) fn run(work: impl FnOnce() -> Result<()>) -> Result<ExitCode> {
     let before = SigSet::thread_get_mask().context("asking for blocked signals")?;
     awaited.thread_block().context("holding back signals")?;
     let worker = sys::process::spawn(0, &[], || {
-        let ready = set_pdeathsig(Signal::SIGTERM).and_then(|()| before.thread_set_mask());
+        let ready = set_pdeathsig(Signal::SIGTERM)
+            .and_then(|()| before.thread_set_mask())
+            .and_then(|()| nix::unistd::setsid());
         if ready.is_err() || nix::unistd::getppid() != me {
             return 1;
         }

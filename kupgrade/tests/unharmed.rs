@@ -1,7 +1,8 @@
-//! `kupgrade checkpoint` is killed at random moments, and the processes do not notice: the command alone, whose worker
-//! lets them go on in order, or both.
+//! `kupgrade checkpoint` is killed at random moments, and the processes do not notice: the command and its group, whose
+//! worker lets them go on in order, or the worker too.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -113,6 +114,7 @@ impl Family {
             .arg("--dir")
             .arg(image)
             .stderr(Stdio::piped())
+            .process_group(0)
             .spawn()
             .unwrap()
     }
@@ -133,7 +135,8 @@ impl Family {
                     let _ = sys::process::kill(worker, 9);
                 }
             }
-            command.kill().unwrap();
+            let group = sys::Pid(-command.id().cast_signed());
+            let _ = sys::process::kill(group, 9);
             command.wait().unwrap();
             let (complaints, seen) = self.complaints();
             assert_eq!(complaints, "", "round {round}");
