@@ -107,9 +107,11 @@ impl Table {
         };
         if removed::removed_cwd(pid, &cwd) {
             let link = proc::link(pid, &cwd)?;
-            let stat = nix::sys::stat::stat(proc::path(pid, &cwd).as_str());
+            let through = proc::path(pid, &cwd);
+            let stat = nix::sys::stat::stat(through.as_str());
             let stat = stat.map_err(FreezerError::call(pid, "cwd: stat"))?;
-            found.cwd_removed = Some(self.removed.note(&link, &stat));
+            let through = std::path::Path::new(&through);
+            found.cwd_removed = Some(self.removed.note(&link, &stat, through));
         } else {
             found.cwd = path::reference(pid, &cwd)?;
         }

@@ -371,12 +371,19 @@ pub struct RemovedDirectory {
     pub id: RemovedId,
     /// The path it had, without the kernel's ` (deleted)`.
     pub path: Vec<u8>,
+    /// What it was in, where that has been removed as well. That stands before it in the manifest.
+    pub within: Option<RemovedId>,
     /// `st_mode`.
     pub mode: u32,
     /// User and group.
     pub owner: (u32, u32),
     /// Access and modification times in nanoseconds since 1970.
     pub times: (i64, i64),
+}
+
+impl RemovedDirectory {
+    /// Mode of removed directories that stand above one only to have its path read as it did: not what it was in.
+    pub const MADE_UP: u32 = 0o3000;
 }
 
 /// A watch of inotify(7).

@@ -11,56 +11,92 @@ use nix::unistd::{Gid, Uid, fchown};
 use persist_mem::manifest::{RemovedDirectory, RemovedId};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::Permissions;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use sys::Errno;
 
 /// A description of each, until every description is open.
 pub(super) type Directories = BTreeMap<RemovedId, OwnedFd>;
 
+/// What is to be done in a directory before it is removed.
+type Inside<'a> = &'a mut dyn FnMut(&OwnedFd) -> sys::Result<()>;
+
 /// Makes all of them.
 pub(super) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    for directory in &restore.manifest.removed {
-        let made = make_one(directory).map_err(|errno| ResurrectError::Description {
+    let all = &restore.manifest.removed;
+    let mut made = Directories::new();
+    for directory in all.iter().filter(|directory| directory.within.is_none()) {
+        make_one(all, directory, &mut made).map_err(|errno| ResurrectError::Description {
             what: format!("{} (removed)", String::from_utf8_lossy(&directory.path)),
             doing: "making it again",
             errno,
         })?;
-        restore.files.removed.insert(directory.id, made);
     }
+    restore.files.removed = made;
     Ok(())
 }
 
-fn make_one(directory: &RemovedDirectory) -> sys::Result<OwnedFd> {
+/// Makes one, and what was in it.
+fn make_one(
+    all: &[RemovedDirectory],
+    directory: &RemovedDirectory,
+    made: &mut Directories,
+) -> sys::Result<()> {
     let own = Path::new(OsStr::from_bytes(&directory.path));
     let near = own.ancestors().skip(1).find(|dir| dir.is_dir());
     let times = near.map(|near| (near, Times::of(near)));
-    let fd = match brief(own) {
+    let inside: Inside<'_> = &mut |fd| make_below(all, directory.id, fd, made);
+    let fd = match brief(own, inside) {
         // The name is another one's by now, or what it was in is gone too: a hidden one will do.
-        Err(Errno::ENOENT) => with_parents(own)?,
+        Err(Errno::ENOENT) => with_parents(own, inside)?,
         Err(Errno::EEXIST | Errno::ENOTDIR) => {
             let hidden = format!(".kupgrade-{}-{}", std::process::id(), directory.id.0);
             let above = own.ancestors().skip(1).find(|dir| dir.is_dir());
-            under_its_name(&above.unwrap_or(Path::new("/")).join(hidden), own)?
+            under_its_name(&above.unwrap_or(Path::new("/")).join(hidden), own, inside)?
         }
         made => made?,
     };
     if let Some((near, Ok(times))) = times {
         times.put_back(near);
     }
-    // Owner, then mode (which chown cuts), then times, which all the rest changes.
+    describe(directory, &fd)?;
+    made.insert(directory.id, fd);
+    Ok(())
+}
+
+/// Makes those that were in a directory, which has not been removed yet.
+fn make_below(
+    all: &[RemovedDirectory],
+    above: RemovedId,
+    fd: &OwnedFd,
+    made: &mut Directories,
+) -> sys::Result<()> {
+    for directory in all.iter().filter(|found| found.within == Some(above)) {
+        let name = Path::new(OsStr::from_bytes(&directory.path)).file_name();
+        let own = Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string());
+        let own = own.join(name.ok_or(Errno::ENOENT)?);
+        let new = brief(&own, &mut |fd| make_below(all, directory.id, fd, made))?;
+        describe(directory, &new)?;
+        made.insert(directory.id, new);
+    }
+    Ok(())
+}
+
+/// Owner, then mode (which chown cuts), then times, which all the rest changes.
+fn describe(directory: &RemovedDirectory, fd: &OwnedFd) -> sys::Result<()> {
     let (uid, gid) = directory.owner;
-    fchown(&fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
-    fchmod(&fd, Mode::from_bits_truncate(directory.mode))?;
+    fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    fchmod(fd, Mode::from_bits_truncate(directory.mode))?;
     let time = |ns: i64| TimeSpec::new(ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
     let (access, change) = directory.times;
-    futimens(&fd, &time(access), &time(change))?;
-    Ok(fd)
+    futimens(fd, &time(access), &time(change))
 }
 
 /// The same when what it was in is gone as well: that is made for as long as it takes.
-fn with_parents(own: &Path) -> sys::Result<OwnedFd> {
+fn with_parents(own: &Path, inside: Inside<'_>) -> sys::Result<OwnedFd> {
     let mut made = Vec::new();
     let missing = own.ancestors().skip(1).take_while(|dir| !dir.is_dir());
     let missing: Vec<&Path> = missing.collect();
@@ -72,7 +108,7 @@ fn with_parents(own: &Path) -> sys::Result<OwnedFd> {
         }
         made.push(dir);
     }
-    let fd = done.and_then(|()| brief(own));
+    let fd = done.and_then(|()| brief(own, inside));
     for dir in made.into_iter().rev() {
         // They were made here.
         let _ = std::fs::remove_dir(dir);
@@ -82,9 +118,9 @@ fn with_parents(own: &Path) -> sys::Result<OwnedFd> {
 
 /// The same below a directory `root` that is made for it, opened through a mount of that alone, so that it shows the
 /// path it had.
-fn under_its_name(root: &Path, own: &Path) -> sys::Result<OwnedFd> {
-    let inside = own.strip_prefix("/").unwrap_or(own);
-    let mut dirs: Vec<PathBuf> = inside.ancestors().map(|dir| root.join(dir)).collect();
+fn under_its_name(root: &Path, own: &Path, inside: Inside<'_>) -> sys::Result<OwnedFd> {
+    let below = own.strip_prefix("/").unwrap_or(own);
+    let mut dirs: Vec<PathBuf> = below.ancestors().map(|dir| root.join(dir)).collect();
     dirs.reverse();
     let mut made = Vec::new();
     let opened = (|| {
@@ -95,7 +131,12 @@ fn under_its_name(root: &Path, own: &Path) -> sys::Result<OwnedFd> {
         let directory = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = nix::fcntl::open(root, directory | OFlag::O_PATH, Mode::empty())?;
         let mount = sys::mountapi::clone_tree(root.as_fd())?;
-        openat(&mount, inside, directory, Mode::empty())
+        let fd = openat(&mount, below, directory, Mode::empty())?;
+        for dir in made.iter().rev().skip(1) {
+            std::fs::set_permissions(dir, Permissions::from_mode(RemovedDirectory::MADE_UP))
+                .map_err(|_| Errno::EACCES)?;
+        }
+        inside(&fd).map(|()| fd)
     })();
     for dir in made.iter().rev() {
         // They were made here.
@@ -104,11 +145,12 @@ fn under_its_name(root: &Path, own: &Path) -> sys::Result<OwnedFd> {
     opened
 }
 
-/// A directory that is there just long enough to be opened.
-fn brief(path: &Path) -> sys::Result<OwnedFd> {
+/// A directory that is there just long enough to be opened, and for what is done inside of it.
+fn brief(path: &Path, inside: Inside<'_>) -> sys::Result<OwnedFd> {
     nix::unistd::mkdir(path, Mode::S_IRWXU)?;
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let fd = nix::fcntl::open(path, flags, Mode::empty());
+    let fd = fd.and_then(|fd| inside(&fd).map(|()| fd));
     std::fs::remove_dir(path).map_err(|_| Errno::EBUSY)?;
     fd
 }

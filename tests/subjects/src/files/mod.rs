@@ -113,6 +113,11 @@ pub(crate) const GROUP: Group = Group {
             "a removed directory whose name is another one's, also with O_PATH",
             removed::directory_replaced,
         ),
+        subject(
+            "removed-tree",
+            "directories that were removed with what they were in",
+            removed::tree,
+        ),
         subject("tmpfs-removed", "a removed file on tmpfs", removed::tmpfs),
         subject(
             "dup",

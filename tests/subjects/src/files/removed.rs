@@ -142,6 +142,38 @@ pub(crate) fn tmpfile_named(setting: &Setting) -> Result<Watch> {
     .spoiled_by(move || write(file, b"x")))
 }
 
+/// Directories that were removed with what they were in: `..` leads up to what is still there. Nobody has the middle one open.
+pub(crate) fn tree(setting: &Setting) -> Result<Watch> {
+    let top = setting.fresh("top");
+    let deepest = top.join("middle/deepest");
+    fs::create_dir_all(&deepest)?;
+    let dirs = [open(&top, O_RDONLY | O_DIRECTORY)?, open(&deepest, O_PATH)?];
+    let above = fs::metadata(top.parent().context("no folder")?)?.ino();
+    for path in [&deepest, &top.join("middle"), &top] {
+        fs::remove_dir(path)?;
+    }
+    let number = move |dir: i32, path: &str| {
+        let found = fs::metadata(format!("/proc/self/fd/{dir}/{path}"));
+        anyhow::Ok(found.with_context(|| format!("{path} of fd {dir}"))?.ino())
+    };
+    let check = move || {
+        let [top, deepest] = dirs;
+        same("what all was in", &above, &number(top, "..")?)?;
+        same("two above", &number(top, ".")?, &number(deepest, "../..")?)?;
+        let (own, middle) = (number(deepest, ".")?, number(deepest, "..")?);
+        same("a middle one", &true, &(middle != own && middle != above))?;
+        same("its links", &0, &stat(deepest)?.3)
+    };
+    Ok(Watch::new(check)
+        .and(Watch::keep(move || {
+            Ok(dirs.map(|dir| seen(dir).ok().zip(stat(dir).ok())))
+        })?)
+        .spoiled_by(move || {
+            crate::kit::files::close(dirs[0]);
+            open("/", O_RDONLY | O_DIRECTORY).map(drop)
+        }))
+}
+
 /// Another directory has the name of a removed one.
 pub(crate) fn directory_replaced(setting: &Setting) -> Result<Watch> {
     let path = setting.fresh("dir");
