@@ -4,12 +4,20 @@ use super::{O_ASYNC, Opening};
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use crate::restore::Restore;
-use persist_mem::manifest::SignalOwner;
+use persist_mem::manifest::{Description, SignalOwner};
 use std::os::fd::OwnedFd;
 use sys::Errno;
 use sys::wait::Status;
 
 const F_SETFL: i32 = 4;
+
+/// Gets no signals.
+const NOBODY: SignalOwner = SignalOwner {
+    kind: 0,
+    id: 0,
+    uids: [0; 2],
+    signal: 0,
+};
 
 /// Sets all owners, then `O_ASYNC` by a process that has the descriptor: its number goes into the signal.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
@@ -19,15 +27,9 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let Some(fd) = restore.files.opened.get(&description.id) else {
             continue;
         };
-        let nobody = SignalOwner {
-            kind: 1,
-            id: 0,
-            uids: [0; 2],
-            signal: 0,
-        };
         let owner = match description.owner {
             Some(owner) => owner,
-            None if asynchronous => nobody,
+            None if asynchronous => NOBODY,
             None => continue,
         };
         let done = set_owner(restore, fd, &owner);
@@ -44,6 +46,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             // In flight: nobody has a number for it yet.
             sys::fds::set_status_flags(fd, flags)
                 .map_err(opening.failed("asking for signals about it"))?;
+            take_back(restore, description, fd)?;
             continue;
         };
         let keeper = restore.keeper(holder)?;
@@ -53,8 +56,29 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             .batch()
             .call("asking for signals about a file", nr::FCNTL, args);
         calls.flush()?;
+        if let Some(fd) = restore.files.opened.get(&description.id) {
+            take_back(restore, description, fd)?;
+        }
     }
     Ok(())
+}
+
+/// A terminal makes who sets `O_ASYNC` the owner where there is none (drivers/tty/tty_io.c, `__tty_fasync`). One that was opened
+/// with that flag has none.
+fn take_back(
+    restore: &Restore<'_>,
+    description: &Description,
+    fd: &OwnedFd,
+) -> Result<(), ResurrectError> {
+    if description.owner.is_some() {
+        return Ok(());
+    }
+    let done = set_owner(restore, fd, &NOBODY);
+    let opening = Opening {
+        restore,
+        description,
+    };
+    done.map_err(opening.failed("setting that nobody gets signals"))
 }
 
 /// By a child that sees the ids as the processes do.

@@ -35,6 +35,11 @@ pub(crate) const GROUP: Group = Group {
             pair::signals,
         ),
         subject(
+            "pty-opened-async",
+            "a pty opened with O_ASYNC",
+            pair::opened_async,
+        ),
+        subject(
             "pty-echo",
             "echo of a pty that waits while its output is stopped",
             pair::echo,

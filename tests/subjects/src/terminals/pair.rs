@@ -69,6 +69,21 @@ pub(super) fn make_raw(side: i32) -> Result<()> {
     set_termios(side, &termios)
 }
 
+/// A slave opened with `O_ASYNC`, which asks for no signals (open(2), BUGS).
+pub(crate) fn opened_async(_: &Setting) -> Result<Watch> {
+    let [master, slave] = pty()?;
+    let name = format!("/dev/pts/{}", number(master)?);
+    let quiet = open(name, O_RDWR | O_NOCTTY | O_NONBLOCK | libc::O_ASYNC)?;
+    let owner = move || fcntl(quiet, libc::F_GETOWN, 0);
+    Ok(Watch::keep(move || Ok((owner()?, seen(quiet)?)))?
+        .spoiled_by(move || fcntl(quiet, libc::F_SETOWN, std::process::id() as i32).map(drop))
+        .and(Watch::new(move || {
+            // A signal for it would end this process.
+            write(master, b"line\n")?;
+            same("a line", b"line\n".as_slice(), &read(slave, 9)?)
+        })))
+}
+
 fn size(side: i32) -> Result<[u16; 4]> {
     let mut size = [0; 4];
     // SAFETY: the kernel writes four shorts.
