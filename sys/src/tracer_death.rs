@@ -8,12 +8,12 @@ use crate::tracee::{Foothold, Tracee};
 use crate::vm::ProcMem;
 use crate::{Pid, Remaining, Tid, process, wait};
 use core::ops::Range;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 const SLEEP: Duration = Duration::from_millis(30);
-/// What a sleep may take longer, on a machine with other things to do.
-const LATE: Duration = Duration::from_millis(400);
+/// Tracers that may come during a sleep: one gives it a millisecond.
+const MOST: u64 = 40;
 /// What a tracer ends with that came to its end.
 const DONE: i32 = 0;
 
@@ -134,8 +134,28 @@ impl Drop for Subject {
     }
 }
 
+thread_local! {
+    /// How many tracers have come, for the subject to see.
+    static COME: &'static AtomicU64 = {
+        // SAFETY: fresh zeroed memory, which stays.
+        unsafe {
+            let (rights, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+            let kind = kind | libc::MAP_ANONYMOUS;
+            let page = libc::mmap(core::ptr::null_mut(), 4096, rights, kind, -1, 0);
+            assert_ne!(page, libc::MAP_FAILED);
+            &*page.cast()
+        }
+    };
+}
+
+fn come() -> u64 {
+    COME.with(|come| come.load(Ordering::Relaxed))
+}
+
 /// Lets tracers die at every moment of their lives.
 fn survive(sleeps_in: i64, body: fn() -> i32) {
+    // Before it is forked.
+    assert_eq!(come(), 0);
     let subject = Subject::start(body);
     std::thread::sleep(Duration::from_millis(20));
     let footholds = footholds(subject.0);
@@ -143,6 +163,7 @@ fn survive(sleeps_in: i64, body: fn() -> i32) {
     for (gate, restorer) in footholds {
         for limit in 0.. {
             let pid = subject.0;
+            COME.with(|come| come.fetch_add(1, Ordering::Relaxed));
             let tracer =
                 process::spawn(0, &[], || trace(pid, gate, restorer, sleeps_in, limit)).unwrap();
             let end = wait::wait_for(tracer.leader()).unwrap();
@@ -156,7 +177,7 @@ fn survive(sleeps_in: i64, body: fn() -> i32) {
         }
     }
     // A sleep that began under the last tracer must end well, too.
-    std::thread::sleep(2 * SLEEP + LATE);
+    std::thread::sleep(10 * SLEEP);
     assert_eq!(subject.ended(), None);
 }
 
@@ -245,12 +266,11 @@ fn threads_that_run_side_by_side_survive() {
 /// Fails when a sleep fails or is too long.
 fn timed(wait: impl Fn() -> bool) -> i32 {
     loop {
-        let begun = Instant::now();
+        let before = come();
         if !wait() {
             return 2;
         }
-        let slept = begun.elapsed();
-        if slept > SLEEP + LATE {
+        if come() - before > MOST {
             return 3;
         }
     }
