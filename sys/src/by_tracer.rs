@@ -3,10 +3,11 @@
 //! A thread has one tracer. What is to be known of a tracee of somebody else, and to be done to it, goes through
 //! that one.
 
-use crate::Tid;
 use crate::batch::{Arg, Batch, Buffer, CallIndex, Output};
 use crate::ptrace::{SIGINFO_SIZE, SigInfo};
 use crate::regs::Regs;
+use crate::tracee::TraceeError;
+use crate::{Errno, Tid};
 
 /// `ptrace(2)`, `waitid(2)`.
 pub const PTRACE: i64 = 101;
@@ -36,6 +37,10 @@ const NT_X86_XSTATE: i32 = 0x202;
 const PEEKSIGINFO_SHARED: u32 = 1;
 
 const P_PID: i32 = 1;
+/// What [`Tracee::only_if_it_runs`] is called in messages.
+const HAS_STOPPED: &str = "making sure that its tracee has not stopped";
+/// No memory is there.
+const NOWHERE: u64 = u64::MAX << 12;
 /// Places of `siginfo_t` that waitid(2) fills: the signal, and the status.
 const SI_SIGNO: usize = 0;
 const SI_STATUS: usize = 6;
@@ -55,6 +60,15 @@ pub enum CallStop {
     Exit,
     /// `PTRACE_EVENT_SECCOMP`, or one that is not known.
     Other,
+}
+
+/// Whether a batch has ended at [`Tracee::only_if_it_runs`].
+#[must_use]
+pub fn has_stopped(error: &TraceeError) -> bool {
+    let TraceeError::Call { failure, .. } = error else {
+        return false;
+    };
+    failure.what == HAS_STOPPED && failure.errno == Errno::EFAULT
 }
 
 /// A tracee of the thread that runs the batch.
@@ -82,6 +96,21 @@ impl Tracee {
         } else {
             self.request(batch, "attaching to its tracee", ATTACH, none);
         }
+    }
+
+    /// Ends the batch here when there is a stop, or its end, that its tracer is to be told of ([`has_stopped`]).
+    /// Asked to stop then, it would stop once more.
+    pub fn only_if_it_runs(self, batch: &mut Batch) {
+        // What it has used is told only where there is something to be told (kernel/exit.c), and fails there.
+        let look = libc::WSTOPPED | libc::WEXITED | libc::__WALL | libc::WNOWAIT | libc::WNOHANG;
+        let args = [
+            P_PID.into(),
+            self.0.0.into(),
+            0.into(),
+            look.into(),
+            NOWHERE.into(),
+        ];
+        batch.call(HAS_STOPPED, WAITID, args);
     }
 
     /// `PTRACE_INTERRUPT`, of one that was seized.

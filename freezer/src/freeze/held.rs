@@ -172,7 +172,8 @@ pub(super) fn hold(
         for runner in &runners {
             held.extend(stop(owner, tracee, *runner)?);
         }
-        if !waits_for {
+        // One that has come to a stop of its own tells of it by the same signal.
+        if !waits_for && held.len() == runners.len() {
             let mut batch = Batch::new();
             by_tracer::forget_stops(&mut batch);
             tracee.run(&batch).map_err(FreezerError::tracee(owner))?;
@@ -269,9 +270,13 @@ fn stop(owner: Pid, tracer: &mut Tracee, runner: Runner) -> Result<Option<Runner
     let failed = || FreezerError::tracee(owner);
     let it = by_tracer::Tracee(runner.tid);
     let mut batch = Batch::new();
+    it.only_if_it_runs(&mut batch);
     runner.ask(&mut batch);
     let stop = it.wait_for_any(&mut batch);
-    let out = tracer.run(&batch).map_err(failed())?;
+    let out = match tracer.run(&batch) {
+        Err(error) if by_tracer::has_stopped(&error) => return Ok(None),
+        out => out.map_err(failed())?,
+    };
     let mut told = stop.read(&out);
     let mut in_call = false;
     if runner.runs.to_call && told == Some(runner.call_stop()) {
