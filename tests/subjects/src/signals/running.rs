@@ -1,8 +1,9 @@
 //! Traced processes that run, while a thread of ours waits for their next stop.
 
+use std::io::{Read as _, Write as _};
 use std::sync::{Arc, Mutex, mpsc};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use libc::{
     __WALL, PTRACE_ATTACH, PTRACE_CONT, PTRACE_INTERRUPT, PTRACE_O_TRACESYSGOOD, PTRACE_SEIZE,
     PTRACE_SYSCALL, SIGTRAP, SIGUSR1, WEXITED, WSTOPPED,
@@ -85,7 +86,13 @@ fn children() -> Result<i32> {
 
 /// Traces a child and lets it run.
 fn trace(life: fn(), how: How, made: &mpsc::Sender<i32>, told: &Told) -> Result<()> {
-    let child = fork(life)?;
+    // It is not to be in its call already when it is seized.
+    let (mut may_begin, mut begin) = std::io::pipe()?;
+    let child = fork(|| {
+        if may_begin.read_exact(&mut [0]).is_ok() {
+            life();
+        }
+    })?;
     let signals = children()?;
     if how == How::Attached {
         request(PTRACE_ATTACH, child, 0)?;
@@ -96,6 +103,7 @@ fn trace(life: fn(), how: How, made: &mpsc::Sender<i32>, told: &Told) -> Result<
         request(PTRACE_INTERRUPT, child, 0)?;
         wait(child)?;
     }
+    begin.write_all(&[0])?;
     let go_on = match how {
         How::Calls => PTRACE_SYSCALL,
         How::Seized | How::Attached => PTRACE_CONT,
@@ -129,7 +137,8 @@ fn traced(life: fn(), how: How) -> Result<(i32, Told)> {
     let child = child.recv()?;
     until("it runs", SOON, || {
         procfs::status(&child.to_string(), "State").is_ok_and(|state| !state.starts_with('t'))
-    })?;
+    })
+    .with_context(|| format!("told {:?}", all(&told)))?;
     Ok((child, told))
 }
 
@@ -211,7 +220,8 @@ pub(crate) fn napping(_: &Setting) -> Result<Watch> {
     let fake = Arc::clone(&told);
     Ok(Watch::new(move || {
         let seen = all(&told).len();
-        until("it calls again", SOON, || all(&told).len() > seen + 1)?;
+        until("it calls again", SOON, || all(&told).len() > seen + 1)
+            .with_context(|| format!("of {:?} it knew {seen}", all(&told)))?;
         let all = all(&told);
         for (place, stop) in all.iter().enumerate() {
             // The first one is behind the call it was interrupted in, or before one.
