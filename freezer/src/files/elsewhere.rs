@@ -1,12 +1,16 @@
 //! Terminals, FIFOs, eventfds and tunnels that processes outside of the tree hold an end of, and processes outside that
 //! pidfds stand for.
 
-use super::ends::{End, Ours, resource};
+use super::apart;
+use super::ends::{End, Ours, of, resource};
 use super::outsiders::{Outsiders, lives_outside};
 use crate::proc;
 use crate::{FreezerError, Refusal};
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use sys::Pid;
+use sys::process::{KcmpKind, kcmp};
 
 /// Everything of a tree that has an end outside.
 pub(crate) fn refusals(ours: &Ours, outsiders: &Outsiders, inside: &[Pid]) -> Vec<Refusal> {
@@ -15,7 +19,7 @@ pub(crate) fn refusals(ours: &Ours, outsiders: &Outsiders, inside: &[Pid]) -> Ve
     for (pid, ends) in outsiders.ends().filter(|(pid, _)| *pid != me) {
         let shared: Vec<End> = ends
             .iter()
-            .filter(|end| meets(ours, end))
+            .filter(|end| meets(ours, end) && is_the_same(ours, pid, **end))
             .copied()
             .collect();
         // The tree may have grown since it was listed, or this one have ended.
@@ -69,6 +73,32 @@ fn meets(ours: &Ours, end: &End) -> bool {
         End::Fifo(..) | End::Tunnel(_) | End::Event(_) | End::Ring(_) => ours.contains_key(end),
         // Pipes and sockets: see `outside`. A pidfd of theirs stands for whoever has its number.
         End::Pipe(_) | End::Socket(_) | End::Process(_) => false,
+    }
+}
+
+/// Whether somebody else's end of a terminal is one of the tree's: other instances of devpts count from 0, too.
+fn is_the_same(ours: &Ours, other: Pid, end: End) -> bool {
+    let theirs = || {
+        let all = apart::tables_of(other).into_iter();
+        let all =
+            all.flat_map(|table| of(table).into_iter().map(move |(fd, end)| (table, fd, end)));
+        all.filter(|(.., found)| *found == end)
+    };
+    match end {
+        // All who have a master have it from who opened it.
+        End::Master(_) => ours.get(&end).is_none_or(|(pid, fd)| {
+            let same = |(table, theirs, _): (Pid, i32, End)| {
+                let order = kcmp(pid.leader(), table.leader(), KcmpKind::File, *fd, theirs);
+                order.is_ok_and(|order| order == Ordering::Equal)
+            };
+            theirs().any(same)
+        }),
+        End::Slave(_) => {
+            let instance = |path: &str| std::fs::metadata(path).map(|at| at.dev()).ok();
+            let here = instance("/dev/pts");
+            theirs().any(|(table, fd, _)| instance(&format!("/proc/{table}/fd/{fd}")) == here)
+        }
+        _ => true,
     }
 }
 
@@ -157,5 +187,49 @@ mod tests {
         assert_eq!(refused(&OwnedFd::from(master)).len(), 1);
         let file = std::fs::File::open("/dev/zero").unwrap();
         assert_eq!(refused(&OwnedFd::from(file)).len(), 0);
+    }
+
+    #[test]
+    fn terminals_of_another_instance_are_others() {
+        let master = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/ptmx")
+            .unwrap();
+        let mut one = sleeper(&OwnedFd::from(master));
+        let inside = [Pid(one.id().cast_signed())];
+        let ours = crate::files::ends::of_tree(&inside);
+        let index = |end: &End| match end {
+            End::Master(index) => Some(*index),
+            _ => None,
+        };
+        let most = ours.keys().filter_map(index).max().unwrap();
+        let script = format!(
+            "mount -t devpts devpts /dev/pts && for i in $(seq 0 {most}); do exec {{fd}}<>/dev/ptmx; done;
+             exec sleep 1000 <>/dev/pts/{most}"
+        );
+        let mut other = std::process::Command::new("unshare")
+            .args(["--mount", "bash", "-c", &script])
+            .spawn()
+            .unwrap();
+        let other_pid = Pid(other.id().cast_signed());
+        let has = || {
+            of(other_pid)
+                .iter()
+                .any(|(_, end)| *end == End::Master(most))
+        };
+        let begun = std::time::Instant::now();
+        while !has() && begun.elapsed().as_secs() < 20 {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let seen = has();
+        let found = refusals(&ours, &Outsiders::look(&inside), &inside);
+        for child in [&mut one, &mut other] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        let text = format!("process {other_pid} (");
+        let named = found.iter().filter(|one| one.reason.contains(&text));
+        assert!(seen && named.count() == 0, "{found:?}");
     }
 }
