@@ -120,14 +120,18 @@ impl Family {
     }
 
     /// Kills checkpoints until the time is over; returns how many there were.
-    fn kill(&self, whole: Duration, how: Kill) -> u32 {
+    fn kill(&self, mut whole: Duration, how: Kill) -> u32 {
         let begun = Instant::now();
         let mut killed = 0;
         for round in 0..KILLS {
             let mut command = self.checkpoint();
             std::thread::sleep(whole.mul_f64(spread(round) * 1.1));
+            // How long one takes depends on what else the host does just then.
             if command.try_wait().unwrap().is_none() {
                 killed += 1;
+                whole = whole.mul_f64(1.01);
+            } else {
+                whole = whole.mul_f64(0.9);
             }
             if how == Kill::Both {
                 let pid = sys::Pid(command.id().cast_signed());
