@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 /// Below `/sys`; a directory `hugepages-<KiB>kB` for every size.
 const POOLS: &str = "kernel/mm/hugepages";
+/// How many pages there may be beyond a pool's own.
+const BEYOND: &str = "nr_overcommit_hugepages";
 
 /// The pools of this kernel that are not empty.
 #[must_use]
@@ -23,7 +25,7 @@ pub fn capture(sys: &Path) -> Vec<HugePool> {
         Some(HugePool {
             kib: kib.parse().ok()?,
             pages: made.saturating_sub(surplus),
-            overcommit: read("nr_overcommit_hugepages"),
+            overcommit: read(BEYOND),
             taken: made.saturating_sub(read("free_hugepages")),
             promised: read("resv_hugepages"),
         })
@@ -41,12 +43,19 @@ pub fn promised_bytes(pools: &[HugePool]) -> u64 {
     pools.iter().map(bytes).sum()
 }
 
-/// Fills the pools as far as processes need them: while they are rebuilt memory is short. Returns what could not be
-/// done, in words: the kernel takes what it finds.
+/// Fills the pools as far as processes need them: while they are rebuilt memory is short. The rest of a pool may be
+/// had beyond that, since a new mapping is promised all its pages, also those that the old one had given back. Returns
+/// what could not be done, in words: the kernel takes what it finds.
 #[must_use]
 pub fn begin(sys: &Path, pools: &[HugePool]) -> Vec<String> {
-    let needed = |pool: &HugePool| pool.pages.min(pool.taken + pool.promised);
-    let fill = |pool: &HugePool| fill(sys, pool, needed(pool)).err();
+    let fill = |pool: &HugePool| {
+        let needed = pool.pages.min(pool.taken + pool.promised);
+        let filled = fill(sys, pool, needed).err();
+        let beyond = pool.overcommit + (pool.pages - needed);
+        // Pools of gigantic pages take nothing beyond them.
+        let _ = std::fs::write(directory(sys, pool).join(BEYOND), beyond.to_string());
+        filled
+    };
     pools.iter().filter_map(fill).collect()
 }
 
@@ -57,14 +66,16 @@ pub fn restore(sys: &Path, pools: &[HugePool]) -> Vec<String> {
     pools.iter().filter_map(fill).collect()
 }
 
+fn directory(sys: &Path, pool: &HugePool) -> PathBuf {
+    sys.join(POOLS).join(format!("hugepages-{}kB", pool.kib))
+}
+
 fn fill(sys: &Path, pool: &HugePool, pages: u64) -> Result<(), String> {
-    let directory = sys.join(POOLS).join(format!("hugepages-{}kB", pool.kib));
-    for (file, value) in [
-        ("nr_overcommit_hugepages", pool.overcommit),
-        ("nr_hugepages", pages),
-    ] {
-        let path: PathBuf = directory.join(file);
-        if number(&path) != Some(value) {
+    let extra = number(&directory(sys, pool).join("surplus_hugepages")).is_some_and(|n| n > 0);
+    for (file, value) in [(BEYOND, pool.overcommit), ("nr_hugepages", pages)] {
+        let path: PathBuf = directory(sys, pool).join(file);
+        // Pages had beyond the pool count as well, and become its own when it is set.
+        if number(&path) != Some(value) || extra {
             std::fs::write(&path, value.to_string())
                 .map_err(|error| format!("{value} huge pages of {} KiB: {error}", pool.kib))?;
         }
@@ -117,8 +128,10 @@ mod tests {
         let new = tmp.path().join("new");
         assert!(begin(&new, &pools).is_empty());
         assert_eq!(capture(&new)[0].pages, 3, "only what is needed");
+        assert_eq!(capture(&new)[0].overcommit, 9, "but all may be had");
         assert!(restore(&new, &pools).is_empty());
         assert_eq!(capture(&new)[0].pages, 4);
+        assert_eq!(capture(&new)[0].overcommit, 8);
         let other = HugePool { kib: 64, ..pool };
         assert!(restore(&new, &[other])[0].contains("of 64 KiB"));
     }
