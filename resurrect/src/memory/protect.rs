@@ -47,7 +47,10 @@ pub(super) fn apply(
     kin: Kinship,
 ) -> Result<(), ResurrectError> {
     let mut calls = Calls::new(builder.pid, "protecting its mappings", leader);
-    allocate_keys(&mut calls, mm);
+    let keys = mm.protection_keys > 1 || mm.vmas.iter().any(|vma| vma.protection_key != 0);
+    if keys {
+        allocate_keys(&mut calls);
+    }
     // What was inherited may have any protection.
     let has = |vma: &Vma| (!kin.inherited).then(|| made_with(vma, mm, builder));
     for vma in &mm.vmas {
@@ -58,6 +61,10 @@ pub(super) fn apply(
         advise(&mut calls, vma);
         name(&mut calls, vma);
         calls.breathe()?;
+    }
+    // A mapping keeps its key when that is freed, and a child has those of its parent.
+    if keys || kin.inherited {
+        free_keys(&mut calls, mm);
     }
     for range in &mm.guards {
         let len = range.pages * PAGE_SIZE_U64;
@@ -89,17 +96,18 @@ fn protect(calls: &mut Calls<'_>, vma: &Vma, has: Option<u32>) {
     }
 }
 
-/// Allocates the keys that were: all that are to be had, and the others are freed again. Their rights come
-/// with the registers.
-fn allocate_keys(calls: &mut Calls<'_>, mm: &AddressSpace) {
-    if mm.protection_keys <= 1 {
-        return;
-    }
+/// Allocates all keys that are to be had. Their rights come with the registers.
+fn allocate_keys(calls: &mut Calls<'_>) {
     let batch = calls.batch();
     for _ in 1..KEYS {
         let args = [0.into(), 0.into()];
         batch.try_call("allocating a protection key", nr::PKEY_ALLOC, args);
     }
+}
+
+/// Frees those that were not allocated.
+fn free_keys(calls: &mut Calls<'_>, mm: &AddressSpace) {
+    let batch = calls.batch();
     for key in (1..KEYS).filter(|key| mm.protection_keys >> key & 1 == 0) {
         batch.try_call("freeing a protection key", nr::PKEY_FREE, [key.into()]);
     }

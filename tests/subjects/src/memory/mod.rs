@@ -223,6 +223,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("anon-name", "names of anonymous mappings", named::start),
         subject("pkey", "protection keys", pkey::start),
+        subject(
+            "pkey-freed",
+            "a protection key that was freed while a mapping has it",
+            pkey::freed,
+        ),
         subject("guard", "guard regions", guard::start),
         subject("mseal", "sealed mappings", mseal::start),
         subject("droppable", "droppable mappings", mseal::droppable),

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::kit::{Area, PAGE, Setting, Watch, not_here, procfs, same, sys};
+use crate::kit::{Area, Kin, PAGE, Setting, Watch, not_here, procfs, same, sys};
 
 /// Two keys with different rights, on two mappings; a third stays free.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
@@ -14,13 +14,8 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     }
     let area = Area::anonymous(2)?;
     area.fill(28);
-    for (page, key) in [(0, first), (1, second)] {
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: the page is ours.
-        let done =
-            unsafe { libc::syscall(libc::SYS_pkey_mprotect, area.page(page), PAGE, prot, key) };
-        sys("pkey_mprotect", done)?;
-    }
+    give(&area, 0, first)?;
+    give(&area, 1, second)?;
     let rights = rdpkru();
     let keys = Watch::keep(move || {
         Ok((
@@ -36,12 +31,56 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
         if next == first || next == second {
             bail!("key {next} is given twice");
         }
-        // SAFETY: takes numbers only.
-        sys("pkey_free", unsafe {
-            libc::syscall(libc::SYS_pkey_free, next)
-        })
-        .map(drop)
+        free(next)
     })))
+}
+
+/// A page whose only key was freed, and a child that has freed the one that its parent has since: whoever asks for a
+/// key is given the lowest that is free.
+pub(crate) fn freed(setting: &Setting) -> Result<Watch> {
+    let key = allocate();
+    if key < 0 {
+        return not_here("no protection keys");
+    }
+    let area = Area::anonymous(1)?;
+    area.fill(29);
+    give(&area, 0, key)?;
+    free(key)?;
+    same("the key that is free", &key, &allocate())?;
+    let mut child = Kin::start(setting, "child", move |_| {
+        free(key)?;
+        let again = move || {
+            same("the key that is free", &key, &allocate())?;
+            free(key)
+        };
+        Ok(Watch::new(again))
+    })?;
+    let keys = Watch::keep(move || procfs::smaps_kb("self", area.page(0), "ProtectionKey"))?;
+    Ok(keys.and(Watch::new(move || {
+        area.check(29)?;
+        free(key)?;
+        same("the key that was not", &key, &allocate())?;
+        child.check()
+    })))
+}
+
+/// Gives a key to a page.
+fn give(area: &Area, page: usize, key: i64) -> Result<()> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the page is ours.
+    let done = unsafe { libc::syscall(libc::SYS_pkey_mprotect, area.page(page), PAGE, prot, key) };
+    sys("pkey_mprotect", done).map(drop)
+}
+
+fn allocate() -> i64 {
+    // SAFETY: takes numbers only.
+    unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) }
+}
+
+fn free(key: i64) -> Result<()> {
+    // SAFETY: takes numbers only.
+    let freed = unsafe { libc::syscall(libc::SYS_pkey_free, key) };
+    sys("pkey_free", freed).map(drop)
 }
 
 fn rdpkru() -> u32 {
