@@ -50,6 +50,12 @@ pub(super) fn examine(
             "groups of generic netlink, whose numbers change with the kernel, are not carried";
         return Err(open.refuse(why));
     }
+    // A kernel minds requests for its events only where they come from the first PID namespace
+    // (drivers/connector/cn_proc.c).
+    if facts.whole_host && common.protocol == c::NETLINK_CONNECTOR && !groups.is_empty() {
+        let why = "listeners of the connector (events of processes) are not carried";
+        return Err(open.refuse(why));
+    }
     if common.protocol == c::NETLINK_NETFILTER {
         refuse_bound_queues(open, port)?;
     }

@@ -128,8 +128,12 @@ pub(crate) fn phase(_: &Setting) -> Result<Watch> {
     unsafe { libc::signal(libc::SIGALRM, fired as *const () as usize) };
     let first = Duration::from_nanos(now(libc::CLOCK_MONOTONIC)) + every;
     set(libc::ITIMER_REAL, every, every)?;
-    Ok(Watch::new(move || in_phase(first, every))
-        .spoiled_by(move || set(libc::ITIMER_REAL, every / 2, every)))
+    Ok(
+        Watch::new(move || in_phase(first, every)).spoiled_by(move || {
+            let [_, left] = get(libc::ITIMER_REAL)?;
+            set(libc::ITIMER_REAL, left + every / 2, every)
+        }),
+    )
 }
 
 /// Whether it expires next as if it had never been set again since its first time.

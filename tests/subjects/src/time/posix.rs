@@ -402,7 +402,10 @@ pub(crate) fn phase(_: &Setting) -> Result<Watch> {
         }
         Ok(())
     })
-    .spoiled_by(move || set(last, 0, every, every / 2)))
+    .spoiled_by(move || {
+        let [_, left] = get(last)?;
+        set(last, 0, every, Duration::from_nanos(left) + every / 2)
+    }))
 }
 
 /// They end at their moment, however long anybody stood still.
