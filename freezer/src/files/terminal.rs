@@ -118,6 +118,13 @@ fn check_master(open: &Open<'_>) -> Result<(), FreezerError> {
         let why = "status of packet mode has not been read yet, and what it is cannot be known";
         return Err(open.refuse(why));
     }
+    // To put it in again takes a slave, and that nobody has opened one would be over.
+    let waits = || kernel::look(|kernel| kernel.waits_without_slave(open.copy.as_fd()));
+    let was_opened = polled(open.copy, PollFlags::POLLIN).contains(PollFlags::POLLHUP);
+    if !was_opened && waits().unwrap_or(false) {
+        let why = "what was written to a master before anybody opened its slave is not carried";
+        return Err(open.refuse(why));
+    }
     Ok(())
 }
 

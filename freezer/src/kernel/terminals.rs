@@ -19,21 +19,48 @@ impl Kernel {
     /// Status of packet mode that the master of a pseudo terminal, which a descriptor of this process is open on, has
     /// not read (`TIOCPKT_*`). It is kept at the slave's side.
     pub(crate) fn packet_status(&mut self, master: BorrowedFd<'_>) -> Result<u8, Unreadable> {
-        let field = |structure, path| Ok(self.btf.field(structure, path)?.offset);
-        let private = field("file", "private_data")?;
-        let terminal = field("tty_file_private", "tty")?;
-        let (link, status) = (
-            field("tty_struct", "link")?,
-            field("tty_struct", "ctrl.pktstatus")?,
-        );
-        let file = self.own_file(master)?;
-        let of_file = self.word(file.wrapping_add(private), "an open terminal")?;
-        let master = self.word(of_file.wrapping_add(terminal), "an open terminal")?;
-        let slave = self.word(master.wrapping_add(link), "an open terminal")?;
+        let status = self.btf.field("tty_struct", "ctrl.pktstatus")?.offset;
+        let [_, slave] = self.pair(master)?;
         let read = self.read(&[(slave.wrapping_add(status), 1)])?.pop();
         read.flatten()
             .and_then(|bytes| bytes.first().copied())
             .ok_or(WRONG)
+    }
+
+    /// Whether anything waits in the pseudo terminal of a master that a descriptor of this process is open on, and
+    /// nobody has its slave open.
+    pub(crate) fn waits_without_slave(
+        &mut self,
+        master: BorrowedFd<'_>,
+    ) -> Result<bool, Unreadable> {
+        let count = self.btf.field("tty_struct", "count")?.offset;
+        let [master, slave] = self.pair(master)?;
+        let count = self.read(&[(slave.wrapping_add(count), 4)])?.pop();
+        let count = count.flatten().and_then(|bytes| half(&bytes, 0));
+        // Its master counts as one (drivers/tty/pty.c, `pty_common_install`).
+        if count.ok_or(WRONG)? > 1 {
+            return Ok(false);
+        }
+        for side in [master, slave] {
+            let taken = self.discipline(side)?;
+            if taken.head != taken.tail || !self.flip_buffers(side)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The terminal that a descriptor of this process is open on, and the other end of its pair.
+    fn pair(&mut self, end: BorrowedFd<'_>) -> Result<[u64; 2], Unreadable> {
+        let field = |structure, path| Ok(self.btf.field(structure, path)?.offset);
+        let private = field("file", "private_data")?;
+        let terminal = field("tty_file_private", "tty")?;
+        let link = field("tty_struct", "link")?;
+        let file = self.own_file(end)?;
+        let of_file = self.word(file.wrapping_add(private), "an open terminal")?;
+        let own = self.word(of_file.wrapping_add(terminal), "an open terminal")?;
+        let other = self.word(own.wrapping_add(link), "an open terminal")?;
+        Ok([own, other])
     }
 
     /// What is queued in both directions of the pseudo terminal whose slave a descriptor of this process is open on;
@@ -44,17 +71,11 @@ impl Kernel {
         canonical: bool,
     ) -> Result<PtyQueues, Unreadable> {
         let field = |structure, path| Ok(self.btf.field(structure, path)?.offset);
-        let private = field("file", "private_data")?;
-        let terminal = field("tty_file_private", "tty")?;
-        let link = field("tty_struct", "link")?;
         let flow = [
             field("tty_struct", "flow.stopped")?,
             field("tty_struct", "flow.tco_stopped")?,
         ];
-        let file = self.own_file(slave)?;
-        let of_file = self.word(file.wrapping_add(private), "an open terminal")?;
-        let slave = self.word(of_file.wrapping_add(terminal), "an open terminal")?;
-        let master = self.word(slave.wrapping_add(link), "an open terminal")?;
+        let [slave, master] = self.pair(slave)?;
         let flow = self.read(&flow.map(|at| (slave.wrapping_add(at), 1)))?;
         let flow: Option<Vec<bool>> = flow.into_iter().map(|bytes| Some(bytes? != [0])).collect();
         let [stopped, held] = flow.ok_or(WRONG)?[..] else {

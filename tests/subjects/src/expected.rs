@@ -33,6 +33,10 @@ const RING: Expected = Expected {
 /// Subjects that are not carried in both ways.
 const EXCEPTIONS: &[(&str, Expected)] = &[
     ("landlock", both(Refused("restricted itself with Landlock"))),
+    (
+        "pty-unopened",
+        both(Refused("before anybody opened its slave")),
+    ),
     ("cgroups-held", both(Refused("holds it still"))),
     ("ports", both(Refused("ports of devices"))),
     ("keys", both(Refused("keys in its process keyring"))),

@@ -76,6 +76,11 @@ pub(crate) const GROUP: Group = Group {
             pair::exclusive,
         ),
         subject(
+            "pty-unopened",
+            "a pty master with echo whose slave nobody has opened",
+            pair::unopened,
+        ),
+        subject(
             "pty-widowed",
             "a pty master whose slave is closed",
             pair::widowed,

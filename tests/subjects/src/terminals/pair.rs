@@ -512,6 +512,23 @@ pub(crate) fn exclusive(_: &Setting) -> Result<Watch> {
     Ok(Watch::keep(observe)?.spoiled_by(move || set(locked, libc::TIOCSPTLCK, 0)))
 }
 
+/// What was written to a master, and its echo, wait for whoever opens the slave first.
+pub(crate) fn unopened(_: &Setting) -> Result<Watch> {
+    let master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK)?;
+    let write_line = move || {
+        write(master, b"early\n")?;
+        until("the echo is there", SOON, || {
+            ready(master, libc::POLLIN).is_ok_and(|is| is != 0)
+        })
+    };
+    write_line()?;
+    Ok(Watch::new(move || {
+        receive(master, b"early\r\n")?;
+        write_line()
+    })
+    .spoiled_by(move || read(master, 100).map(drop)))
+}
+
 /// The slave was open once; reading tells that nobody is there.
 pub(crate) fn widowed(_: &Setting) -> Result<Watch> {
     let [master, slave] = pty()?;
