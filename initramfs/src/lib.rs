@@ -10,6 +10,7 @@
 //! | [`network`] | the host's interfaces, addresses, routes, recorded and set up again |
 //! | [`huge_pages`] | pools of huge pages, likewise |
 //! | [`swaps`] | swap areas, likewise |
+//! | [`formats`] | interpreters of foreign formats of programs, likewise |
 //! | [`settings`] | settings of the kernel, likewise |
 //! | [`init`] | `/init`: from the new kernel's first process to the running world |
 //! | [`tree`] | contents of file systems in memory |
@@ -19,6 +20,7 @@
 
 pub mod cpio;
 pub mod early;
+pub mod formats;
 pub mod huge_pages;
 pub mod init;
 pub mod modules;

@@ -9,7 +9,7 @@ use super::restorer::{self, Outcome};
 use super::saved::Saved;
 use super::{InitError, Result, memory, release};
 use crate::early::switch::detach_proc;
-use crate::{huge_pages, network, settings, swaps};
+use crate::{formats, huge_pages, network, settings, swaps};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use persist_mem::handback::mem_total;
@@ -45,6 +45,8 @@ pub(super) fn start(
     let _ = huge_pages::begin(Path::new(SYS), &saved.upgrade.huge_pools);
     warnings.extend(network::restore(&saved.upgrade.network));
     warnings.extend(settings::restore(Path::new("/"), &settings));
+    let (unregistered, formats) = formats::restore(&saved.upgrade.formats);
+    warnings.extend(unregistered);
     let allowed = overcommit::allow();
     forget_report();
     namespaces::new_time(proc, &clock::offsets(&wanted, &now))?;
@@ -52,6 +54,7 @@ pub(super) fn start(
     sys::procdir::set(detach_proc()?).map_err(|errno| fail("keeping /proc", errno))?;
     time.done("namespaces");
     let (init, outcome) = rebuild(&saved, &home)?;
+    drop(formats);
     let mut spans = old_spans(&saved, time.began());
     spans.extend(time.spans().iter().cloned());
     spans.extend(outcome.spans);

@@ -27,6 +27,7 @@ pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
         threads: manifest.processes.iter().map(|p| threads(&p.state)).sum(),
         ..Carried::default()
     };
+    let mounts = initramfs::mounts::capture(MEMORY_FILES).context("recording the mounts")?;
     let upgrade = Upgrade {
         target: host.image.release.clone(),
         memory: MemoryPlan {
@@ -34,7 +35,8 @@ pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
             ..MemoryPlan::default()
         },
         carried,
-        mounts: initramfs::mounts::capture(MEMORY_FILES).context("recording the mounts")?,
+        formats: initramfs::formats::capture(&mounts),
+        mounts,
         settings: host.settings.clone(),
         huge_pools: host.huge_pools.clone(),
         swaps: host.swaps.clone(),

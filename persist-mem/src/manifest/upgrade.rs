@@ -24,6 +24,8 @@ pub struct Upgrade {
     pub mounts: MountTable,
     /// Settings of the kernel: paths without their `/`, and values.
     pub settings: Vec<(String, String)>,
+    /// Interpreters of foreign formats of programs.
+    pub formats: Formats,
     /// Pools of huge pages (hugetlbfs).
     pub huge_pools: Vec<HugePool>,
     /// Swap areas.
@@ -34,6 +36,15 @@ pub struct Upgrade {
     pub mem_total: u64,
     /// Checksums of carried pages, when `--verify` was given.
     pub checksums: Option<PageChecksums>,
+}
+
+/// What is registered with binfmt_misc.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Formats {
+    /// What was written to register each, and whether it is in use; the one that is tried first stands first.
+    pub registered: Vec<(Vec<u8>, bool)>,
+    /// All are switched off.
+    pub off: bool,
 }
 
 /// A pool of huge pages of one size (`/sys/kernel/mm/hugepages`).

@@ -10,15 +10,18 @@ const SET: &str = "ip rule add fwmark 7 lookup 77 priority 777 && ip -6 rule add
     ip rule del lookup default && ip route add 192.0.2.0/24 dev lo table 77 && \
     (cd /proc/sys/net/ipv4 && echo 4711 > tcp_keepalive_time && echo 2 > conf/lo/rp_filter && \
     echo 1 > conf/all/log_martians) && \
-    (cd /proc/sys/user && echo 0 > max_pid_namespaces && echo 0 > max_time_namespaces)";
+    (cd /proc/sys/user && echo 0 > max_pid_namespaces && echo 0 > max_time_namespaces) && \
+    (cd /proc/sys/fs/binfmt_misc && mount -t binfmt_misc binfmt_misc . && cd . && \
+    echo ':one:E::kupgrade::/bin/cat:' > register && \
+    echo ':two:M:2:\\xaa\\x00:\\xff\\x0f:/bin/true:P' > register && echo 0 > two)";
 
 /// Tells all of it. Times and states that change by themselves are left out.
 const TELL: &str = "ip -o address | sed 's,scope.*,,'; ip rule; ip -6 rule; ip route show table 77; \
     (cd /proc/sys/net/ipv4 && \
     cat tcp_keepalive_time conf/lo/rp_filter conf/all/log_martians tcp_mem); \
-    cat /proc/sys/user/max_*_namespaces";
+    cat /proc/sys/user/max_*_namespaces; (cd /proc/sys/fs/binfmt_misc && cat status one two)";
 
-/// Addresses, rules, routes and settings.
+/// Addresses, rules, routes, settings and interpreters of programs.
 #[derive(Default)]
 pub(crate) struct Network {
     told: String,
