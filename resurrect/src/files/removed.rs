@@ -4,15 +4,15 @@ use super::{Opening, path};
 use crate::ResurrectError;
 use crate::gone_path::Times;
 use crate::restore::Restore;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, fchmod, futimens};
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::{Mode, fchmod, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchown};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 use persist_mem::manifest::{RemovedDirectory, RemovedId};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::Permissions;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -76,9 +76,9 @@ fn make_below(
 ) -> sys::Result<()> {
     for directory in all.iter().filter(|found| found.within == Some(above)) {
         let name = Path::new(OsStr::from_bytes(&directory.path)).file_name();
-        let own = Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string());
-        let own = own.join(name.ok_or(Errno::ENOENT)?);
-        let new = brief(&own, &mut |fd| make_below(all, directory.id, fd, made))?;
+        let name = Path::new(name.ok_or(Errno::ENOENT)?);
+        let inside: Inside<'_> = &mut |fd| make_below(all, directory.id, fd, made);
+        let new = brief_at(fd.as_fd(), name, inside)?;
         describe(directory, &new)?;
         made.insert(directory.id, new);
     }
@@ -147,11 +147,15 @@ fn under_its_name(root: &Path, own: &Path, inside: Inside<'_>) -> sys::Result<Ow
 
 /// A directory that is there just long enough to be opened, and for what is done inside of it.
 fn brief(path: &Path, inside: Inside<'_>) -> sys::Result<OwnedFd> {
-    nix::unistd::mkdir(path, Mode::S_IRWXU)?;
+    brief_at(AT_FDCWD, path, inside)
+}
+
+fn brief_at(above: BorrowedFd<'_>, path: &Path, inside: Inside<'_>) -> sys::Result<OwnedFd> {
+    mkdirat(above, path, Mode::S_IRWXU)?;
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let fd = nix::fcntl::open(path, flags, Mode::empty());
+    let fd = openat(above, path, flags, Mode::empty());
     let fd = fd.and_then(|fd| inside(&fd).map(|()| fd));
-    std::fs::remove_dir(path).map_err(|_| Errno::EBUSY)?;
+    unlinkat(above, path, UnlinkatFlags::RemoveDir).map_err(|_| Errno::EBUSY)?;
     fd
 }
 
