@@ -29,10 +29,12 @@ pub(crate) fn run(work: impl FnOnce() -> Result<()>) -> Result<ExitCode> {
         let ready = set_pdeathsig(Signal::SIGTERM)
             .and_then(|()| before.thread_set_mask())
             .and_then(|()| nix::unistd::setsid());
-        if ready.is_err() || nix::unistd::getppid() != me {
-            return 1;
-        }
-        match work() {
+        let done = ready.context("preparing the process for the work");
+        let done = done.and_then(|_| {
+            let is_waited_for = nix::unistd::getppid() == me;
+            is_waited_for.then(work).context("the command was ended")?
+        });
+        match done {
             Ok(()) => 0,
             Err(error) => {
                 say::aside(&format!("{error:#}"));
@@ -44,7 +46,10 @@ pub(crate) fn run(work: impl FnOnce() -> Result<()>) -> Result<ExitCode> {
     match wait_for(worker, &awaited)? {
         Status::Exited(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
         other => {
-            anyhow::bail!("it was ended in the middle ({other:?}); everything goes on as before")
+            anyhow::bail!(
+                "the process that made it was killed ({other:?}); everything goes on as before unless the directory \
+                 has a manifest"
+            )
         }
     }
 }

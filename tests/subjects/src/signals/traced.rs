@@ -230,15 +230,20 @@ fn is_continued(child: i32) -> Result<()> {
     same("who is told to go on", &(child, CLD_CONTINUED), &told)
 }
 
-/// A child that is stopped by SIGSTOP, which its tracer lets through.
-pub(crate) fn group_stopped(_: &Setting) -> Result<Watch> {
-    let child = fork(|| {
+/// A child that asked to be traced and raises a signal again and again.
+fn raising(signal: i32) -> Result<i32> {
+    fork(|| {
         // SAFETY: takes numbers.
         unsafe { libc::ptrace(PTRACE_TRACEME, 0, 0, 0) };
         loop {
-            raise(SIGSTOP);
+            raise(signal);
         }
-    })?;
+    })
+}
+
+/// A child that is stopped by SIGSTOP, which its tracer lets through.
+pub(crate) fn group_stopped(_: &Setting) -> Result<Watch> {
+    let child = raising(SIGSTOP)?;
     watch(
         child,
         move || {
@@ -395,13 +400,7 @@ pub(crate) fn exit(_: &Setting) -> Result<Watch> {
 
 /// A stop that the tracer has not waited for yet, and a signal to come.
 pub(crate) fn unread(_: &Setting) -> Result<Watch> {
-    let child = fork(|| {
-        // SAFETY: takes numbers.
-        unsafe { libc::ptrace(PTRACE_TRACEME, 0, 0, 0) };
-        loop {
-            raise(SIGUSR1);
-        }
-    })?;
+    let child = raising(SIGUSR1)?;
     watch(
         child,
         move || {
