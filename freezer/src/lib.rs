@@ -32,6 +32,7 @@ mod ipc;
 mod kernel;
 mod keyrings;
 mod landlock;
+mod moved_rings;
 mod nettcp;
 mod objects;
 mod ports;
@@ -46,5 +47,6 @@ pub use files::{
     silence_connections, take_backlogs, take_device_messages, take_packets, untaken_backlogs,
 };
 pub use freeze::{Frozen, freeze, freeze_all, tracer_of};
+pub use moved_rings::refuse_lost_rings;
 pub use objects::Objects;
 pub use sink::{PageRun, PageSink, PageSource};

@@ -3,7 +3,7 @@
 
 mod common;
 
-use freezer::{capture, capture_host, check, freeze};
+use freezer::{capture, check, freeze};
 use persist_mem::manifest::{Backing, DescriptionKind, Manifest};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -107,40 +107,6 @@ fn saved_pages_are_the_process_s_pages() {
         hits > 3000,
         "only {hits} of 4000 repetitions of the pattern were saved"
     );
-}
-
-/// Makes a ring of io_uring in a descriptor table that only a thread has.
-const RING_OF_A_THREAD: &str = "
-import ctypes, os, threading, time
-libc = ctypes.CDLL(None, use_errno=True)
-def apart():
-    CLONE_FILES = 0x400
-    assert libc.unshare(CLONE_FILES) == 0
-    fd = libc.syscall(425, 4, ctypes.create_string_buffer(120))
-    if fd < 0: os._exit(7)
-    time.sleep(1000)
-threading.Thread(target=apart).start()
-time.sleep(1000)
-";
-
-#[test]
-fn a_ring_of_io_uring_does_not_come_to_another_kernel() {
-    let mut subject = Subject::python("ring", RING_OF_A_THREAD);
-    if subject.0.try_wait().unwrap().is_some() {
-        return;
-    }
-    let pid = subject.pid();
-    let words = "carried on one kernel only";
-    let found = check::check(pid).unwrap();
-    assert!(
-        found.len() == 1 && found[0].pid == pid && found[0].reason.contains(words),
-        "{found:?}"
-    );
-    assert_eq!(check::check_tree(pid).unwrap(), []);
-    let frozen = freeze(pid).unwrap();
-    let refused = capture_host(&frozen).map(drop).unwrap_err().to_string();
-    assert!(refused.contains(words), "{refused}");
-    capture(&frozen).unwrap();
 }
 
 /// Makes a ring of io_uring that only its maker may submit to. The maker is a leader that ends before its other thread,

@@ -13,6 +13,7 @@ pub mod phys_store;
 pub mod physmem;
 pub mod push_out;
 pub mod ranges;
+pub mod rings;
 pub mod room;
 pub mod store;
 pub mod superblock;

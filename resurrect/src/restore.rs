@@ -2,6 +2,7 @@
 
 use crate::ResurrectError;
 use crate::files::Files;
+use crate::files::uring::layout::{self, Moved};
 use crate::memory::Kernel;
 use crate::numbers;
 use crate::objects::Objects;
@@ -72,6 +73,7 @@ pub(crate) struct Restore<'a> {
     pub(crate) objects: Objects,
     pub(crate) hierarchies: Hierarchies,
     pub(crate) kernel: Option<Rc<Kernel>>,
+    pub(crate) moved_rings: Moved,
     /// A pidfd of this process; every process under construction has it under the same number.
     pub(crate) self_pidfd: OwnedFd,
     pub(crate) processor: Option<OneProcessor>,
@@ -108,6 +110,7 @@ impl<'a> Restore<'a> {
             objects: Objects::default(),
             hierarchies: Hierarchies::default(),
             kernel: None,
+            moved_rings: Moved::new(),
             self_pidfd: numbers::copy(manifest, &pidfd)?,
             processor: OneProcessor::hold(),
             _room: room,
@@ -206,7 +209,13 @@ pub fn restore(
     store: &dyn PageStore,
     options: Options<'_>,
 ) -> Result<World, ResurrectError> {
+    let laid_out = layout::laid_out(manifest)?;
+    let (manifest, moved_rings) = match laid_out {
+        Some((ref laid_out, moved)) => (laid_out, moved),
+        None => (manifest, Moved::new()),
+    };
     let mut restore = Restore::new(manifest, store, options)?;
+    restore.moved_rings = moved_rings;
     for (name, stage) in STAGES {
         let begun = Instant::now();
         if let Err(error) = stage(&mut restore) {

@@ -282,7 +282,7 @@ impl Table {
             Class::Socket => self.sockets.capture(open, id)?,
             Class::Queue => self.queues.capture(open)?,
             Class::Tunnel => self.tunnels.capture(open)?,
-            Class::Ring => uring::capture(open, self.whole_host)?,
+            Class::Ring => uring::capture(open),
             Class::Plain(kind) => kind,
         })
     }

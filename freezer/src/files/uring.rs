@@ -62,9 +62,8 @@ fn state(ring: &OwnedFd) -> Result<RingState, Unreadable> {
 /// Refuses what is not carried of a process that may run.
 /// `inside` are the processes of its tree, None for a whole host.
 pub(super) fn check(open: &Open<'_>, inside: Option<&[Pid]>) -> Result<(), FreezerError> {
-    on_one_kernel(open, inside.is_none())?;
     let state = state(open.copy).map_err(|why| unreadable(open, &why))?;
-    let submitter = submitter_obstacle(&state, inside.unwrap_or_default());
+    let submitter = submitter_obstacle(&state, inside);
     if let Some(why) = obstacle(&state).or(submitter) {
         return Err(open.refuse(why));
     }
@@ -82,15 +81,6 @@ pub(super) fn check(open: &Open<'_>, inside: Option<&[Pid]>) -> Result<(), Freez
             Err(open.refuse("kernel.io_uring_disabled is 2: nobody may make a ring"))
         }
         _ => Ok(()),
-    }
-}
-
-/// Refuses rings where the kernel changes: that has not been tried. From Linux 6.6 on their fields have other places,
-/// too, which a program is told once.
-fn on_one_kernel(open: &Open<'_>, whole_host: bool) -> Result<(), FreezerError> {
-    match whole_host {
-        true => Err(open.refuse("rings of io_uring are carried on one kernel only")),
-        false => Ok(()),
     }
 }
 
@@ -121,14 +111,17 @@ fn obstacle(state: &RingState) -> Option<String> {
 }
 
 /// Why the only thread that may submit to a ring would not be there to do so where these processes are built again.
-fn submitter_obstacle(state: &RingState, inside: &[Pid]) -> Option<String> {
+/// `inside` are those processes, None for a whole host.
+fn submitter_obstacle(state: &RingState, inside: Option<&[Pid]>) -> Option<String> {
     let tid = state.submitter?;
     let submitter = Pid(tid.0);
     let lives = proc::Stat::read(submitter, "stat")
         .is_ok_and(|stat| tid.0 != 0 && !matches!(stat.state(), 'Z' | 'X'));
     let why = match proc::tgid(submitter).filter(|_| lives) {
         None => "is not there any more",
-        Some(pid) if !inside.contains(&pid) => "is not part of the tree",
+        Some(pid) if inside.is_some_and(|inside| !inside.contains(&pid)) => {
+            "is not part of the tree"
+        }
         Some(pid) if vfork::waiting_thread(pid) == Some(tid) => "waits in vfork(2)",
         Some(_) => return None,
     };
@@ -142,12 +135,11 @@ fn dropped(state: &RingState, ring: &OwnedFd) -> bool {
 }
 
 /// A ring whose contents are still to come ([`resolve`]).
-pub(super) fn capture(open: &Open<'_>, whole_host: bool) -> Result<DescriptionKind, FreezerError> {
-    on_one_kernel(open, whole_host)?;
-    Ok(DescriptionKind::Ring(Box::new(Ring {
+pub(super) fn capture(open: &Open<'_>) -> DescriptionKind {
+    DescriptionKind::Ring(Box::new(Ring {
         inode: open.stat.st_ino,
         ..Ring::default()
-    })))
+    }))
 }
 
 /// Reads what is in every ring, now that nothing runs. `inside` are the processes that live.
@@ -166,7 +158,7 @@ pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerEr
         };
         let state = state(copy)
             .map_err(|why| refuse(format!("what its ring holds cannot be read: {why}")))?;
-        if let Some(why) = obstacle(&state).or_else(|| submitter_obstacle(&state, inside)) {
+        if let Some(why) = obstacle(&state).or_else(|| submitter_obstacle(&state, Some(inside))) {
             return Err(refuse(why));
         }
         if state.waiting || state.overflown || state.queued {

@@ -79,10 +79,15 @@ fn refuse_for(release: &str, manifest: &Manifest) -> Result<(), FreezerError> {
 
 /// Whether a kernel has `PR_TIMER_CREATE_RESTORE_IDS`: since Linux 6.16.
 fn has_chosen_timer_ids(release: &str) -> bool {
+    is_since(release, (6, 16))
+}
+
+/// Whether a kernel is of this version or a later one.
+pub(super) fn is_since(release: &str, wanted: (u32, u32)) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     let mut next = || numbers.next()?.parse::<u32>().ok();
     let version = next().zip(next());
-    version >= Some((6, 16))
+    version >= Some(wanted)
 }
 
 #[cfg(test)]

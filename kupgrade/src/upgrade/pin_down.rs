@@ -1,6 +1,6 @@
 //! Where every carried page is: in place, but for those in the boot window, which are copied.
 
-use super::capture::Captured;
+use super::capture::{Captured, is_since};
 use super::course::Course;
 use super::fault::{self, Spoil};
 use super::plan::Plan;
@@ -45,6 +45,7 @@ pub(super) fn pin_down(
         buffer: vec![0; AT_ONCE * PAGE_SIZE],
     };
     freezer::capture_pages(&mut manifest, &objects, &mut pages)?;
+    freezer::refuse_lost_rings(&manifest, is_since(&upgrade.target, (6, 6)))?;
     let kept = pages.kept();
     let ram = upgrade.memory.firmware.of_kind(kind::RAM);
     let promised = initramfs::huge_pages::promised_bytes(&upgrade.huge_pools);

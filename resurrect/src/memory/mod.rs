@@ -19,6 +19,7 @@
 //! | [`ldt`] | segments of its own |
 //! | [`policy`] | what holds for mappings to come |
 //! | [`uring`] | mappings of rings of io_uring |
+//! | [`moved_rings`] | where their fields are, when this kernel has them elsewhere |
 
 pub(crate) mod aio;
 mod apart;
@@ -30,6 +31,7 @@ mod inherit;
 mod layout;
 mod ldt;
 mod map;
+pub(crate) mod moved_rings;
 pub(crate) mod numa;
 mod pages;
 mod place;

@@ -24,12 +24,6 @@ pub(crate) struct Expected {
 
 use Fate::{Carried, Refused, Wrong};
 
-/// Rings are not taken to another kernel.
-const RING: Expected = Expected {
-    here: Carried,
-    across: Refused("on one kernel only"),
-};
-
 /// Subjects that are not carried in both ways.
 const EXCEPTIONS: &[(&str, Expected)] = &[
     ("landlock", both(Refused("restricted itself with Landlock"))),
@@ -66,24 +60,10 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         "netlink-queue",
         both(Refused("netlink messages that were not read")),
     ),
-    ("uring", RING),
-    ("uring-lap", RING),
-    ("uring-counts", RING),
-    ("uring-child", RING),
-    ("uring-deferred", RING),
-    ("uring-unasked", RING),
-    ("uring-short", RING),
     (
         "uring-lasting",
-        Expected {
-            here: Refused("requests of io_uring do not end"),
-            across: RING.across,
-        },
+        both(Refused("requests of io_uring do not end")),
     ),
-    ("uring-partly", RING),
-    ("uring-timed", RING),
-    ("uring-timed-twice", RING),
-    ("uring-file", RING),
 ];
 
 /// What is expected of a subject.

@@ -6,6 +6,7 @@
 //! Where one thread alone may submit, the ring is enabled by that thread, and so becomes its.
 
 mod counts;
+pub(crate) mod layout;
 mod mapped;
 mod user;
 
@@ -30,16 +31,21 @@ mod at {
 
 /// Makes an empty ring.
 pub(super) fn open(opening: &Opening<'_, '_>, ring: &Ring) -> Result<OwnedFd, ResurrectError> {
-    let mut wanted = ring.flags & !flags::ATTACH_WQ;
-    if ring.submitter.is_some() {
-        wanted |= flags::R_DISABLED;
-    }
-    let made = make(ring.entries, ring.completions, wanted);
+    let made = make(ring.entries, ring.completions, wanted(ring));
     let (params, made) = made.map_err(opening.failed("making it"))?;
     if params.sizes() != (ring.entries, ring.completions) || params.offsets() != ring.offsets {
         return Err(opening.failed("laying it out as it was")(Errno::EINVAL));
     }
     Ok(made)
+}
+
+/// The flags that a ring is made with.
+fn wanted(ring: &Ring) -> u32 {
+    let wanted = ring.flags & !flags::ATTACH_WQ;
+    match ring.submitter {
+        Some(_) => wanted | flags::R_DISABLED,
+        None => wanted,
+    }
 }
 
 fn make(entries: u32, completions: u32, wanted: u32) -> sys::Result<(Params, OwnedFd)> {
