@@ -2,7 +2,7 @@
 //! their parents, which make them so again.
 
 use crate::files::apart;
-use crate::freeze::vfork::{self, waiting_thread};
+use crate::freeze::vfork::{self, waiting_threads};
 use crate::{FreezerError, Refusal, capture, proc};
 use core::cmp::Ordering;
 use nix::sched::CloneFlags;
@@ -230,7 +230,7 @@ fn shared_apart(pid: Pid, of: (KcmpKind, &str, &str), apart: &[Tid]) -> Option<R
 }
 
 fn in_vfork(family: &[Pid]) -> bool {
-    family.iter().any(|pid| waiting_thread(*pid).is_some())
+    family.iter().any(|pid| !waiting_threads(*pid).is_empty())
 }
 
 /// What threads of a process do not share with each other, and a vfork(2) that lasts.
@@ -255,28 +255,33 @@ pub(crate) fn of_threads(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, 
     Ok(found)
 }
 
-/// Why a process whose thread waits in vfork(2) is refused. Usually that is over at once.
+/// Why a process whose threads wait in vfork(2) is refused. Usually that is over at once.
 fn in_vfork_for_long(pid: Pid) -> Result<Option<Refusal>, FreezerError> {
+    let mut waiting = waiting_threads(pid);
     for _ in 0..20 {
-        let Some(tid) = waiting_thread(pid) else {
+        if waiting.is_empty() {
             return Ok(None);
-        };
+        }
         std::thread::sleep(std::time::Duration::from_millis(25));
-        if waiting_thread(pid) != Some(tid) {
-            return Ok(None);
+        waiting.retain(|tid| vfork::waits(pid, *tid));
+    }
+    for tid in waiting {
+        // Nothing can be asked inside of it.
+        let why = match vfork::child_of(pid, tid) {
+            Some(_) => capture::vfork_obstacle(pid, tid)?,
+            None if !vfork::waits(pid, tid) => None,
+            None => Some(
+                "the child has other memory, or the kernel does not let its own be read".into(),
+            ),
+        };
+        if let Some(why) = why {
+            let reason = format!(
+                "thread {tid} waits in vfork(2) until its child ends or runs another program: {why}"
+            );
+            return Ok(Some(refusal(pid, "thread", reason)));
         }
     }
-    // Nothing can be asked inside of it, and with one thread there is nobody else to ask.
-    let mut why = "the child has other memory, the process other threads, or the kernel does not let its memory be read".to_owned();
-    if let Some(child) = vfork::child_of(pid) {
-        match capture::vfork_obstacle(pid, child)? {
-            Some(obstacle) => why = obstacle,
-            None => return Ok(None),
-        }
-    }
-    let reason =
-        format!("it waits in vfork(2) until its child ends or runs another program: {why}");
-    Ok(Some(refusal(pid, "thread", reason)))
+    Ok(None)
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use crate::thread::in_order;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid as This;
 use persist_mem::manifest::Thread;
-use sys::tracee::Tracee;
 use sys::{Pid, Tid};
 
 /// While it lives, this thread and what it forks run on the processor it is on.
@@ -75,10 +74,13 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     })?;
     for (pid, live) in restore.lives() {
         let task = restore.task(pid)?;
-        let waits = task.in_vfork.as_ref().map(Tracee::tid);
-        let apart = waits.into_iter().chain(task.handed_over());
-        for (tid, thread) in apart.zip(in_order(&live.threads)) {
+        for (tid, thread) in task.handed_over().zip(in_order(&live.threads)) {
             give(pid, tid, thread)?;
+        }
+        for waiting in &live.vforks {
+            if let Some(tracee) = task.in_vfork.get(&waiting.thread.tid) {
+                give(pid, tracee.tid(), &waiting.thread)?;
+            }
         }
     }
     Ok(())

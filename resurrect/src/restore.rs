@@ -180,7 +180,7 @@ impl<'a> Restore<'a> {
             // The leader can be waited for when the others are gone.
             let rest = task.threads.values().map(|thread| thread.tid());
             let ending = task.ending.as_ref().map(|leader| leader.tid());
-            let waiting = task.in_vfork.as_ref().map(|thread| thread.tid());
+            let waiting = task.in_vfork.values().map(Tracee::tid);
             let last = ending.into_iter().chain(waiting);
             for tid in rest.chain([task.first.tid()]).chain(last) {
                 let _ = wait::wait_for_at_most(tid, Duration::from_secs(2));
@@ -288,8 +288,8 @@ impl World {
                 let_go(*pid, first);
             }
             others.extend(threads.map(|tid| (*pid, tid)));
-            // It waits for its child then.
-            others.extend(task.in_vfork.as_ref().map(|thread| (*pid, thread.tid())));
+            // They wait for their children then.
+            others.extend(task.in_vfork.values().map(|thread| (*pid, thread.tid())));
         }
         let waits_in_others = |wait: &Wait| others.iter().any(|(_, tid)| *tid == wait.tid());
         // One after the other: threads may wait on the same socket.

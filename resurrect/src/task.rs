@@ -28,8 +28,10 @@ pub(crate) struct Task {
     pub(crate) threads: BTreeMap<Tid, Tracee>,
     /// Its leader, when it shall end before the others go on.
     pub(crate) ending: Option<Tracee>,
-    /// Its only thread, when that waits in vfork(2) for a child: `first` is a helper then.
-    pub(crate) in_vfork: Option<Tracee>,
+    /// Its threads that wait in vfork(2) for children.
+    pub(crate) in_vfork: BTreeMap<Tid, Tracee>,
+    /// All of them do: `first` is made for this, and ends before they go on.
+    pub(crate) helped: bool,
     /// Its tracer has it again: its threads are only named here.
     pub(crate) handed_over: bool,
     /// What its memory is.
@@ -52,7 +54,7 @@ impl Task {
 
     /// All its threads that go on and can be worked in, the one that acts for it first.
     pub(crate) fn all(&mut self) -> impl Iterator<Item = &mut Tracee> {
-        let first = self.in_vfork.is_none().then_some(&mut self.first);
+        let first = (!self.helped).then_some(&mut self.first);
         let all = first.into_iter().chain(self.threads.values_mut());
         all.filter(|_| !self.handed_over)
     }

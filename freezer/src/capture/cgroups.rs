@@ -48,10 +48,8 @@ impl Found {
     /// Says of a process and its threads where they were.
     pub(super) fn tell(&mut self, pid: Pid, sid: Pid, live: &mut Live) {
         let of = |tid| self.of.get(&tid).cloned().unwrap_or_default();
-        live.cgroups = live
-            .threads
-            .first()
-            .map_or_else(Vec::new, |thread| of(thread.tid));
+        let first = live.all_threads().next().map(|thread| thread.tid);
+        live.cgroups = first.map_or_else(Vec::new, of);
         for thread in live.threads.iter_mut().skip(1) {
             let its = of(thread.tid);
             thread.cgroups = (its != live.cgroups).then_some(its);

@@ -30,7 +30,7 @@ pub(super) struct Inside {
     pub(super) limit: Option<Limit>,
 }
 
-/// All threads of a process that live, the leader first, if it does.
+/// All threads of a process that live and do not wait in vfork(2), the leader first, if it does.
 pub(super) fn threads(
     frozen: &Frozen,
     pid: Pid,
@@ -38,7 +38,8 @@ pub(super) fn threads(
 ) -> Result<Vec<Inside>, FreezerError> {
     let mem = Arc::new(mem);
     let mut threads: Vec<Inside> = Vec::new();
-    let stopped = frozen.threads(pid);
+    let mut stopped = frozen.threads(pid);
+    stopped.retain(|(_, thread)| thread.in_vfork.is_none());
     let tids: Vec<Tid> = stopped.iter().map(|(tid, _)| *tid).collect();
     let dispatches = dispatch::of_threads(&tids);
     let mut tracees: Vec<(Tracee, Regs)> = Vec::new();

@@ -2,10 +2,12 @@
 
 use crate::kernel::{self, Kernel, Unreadable, half, word};
 use crate::proc;
-use persist_mem::manifest::{Rseq, SigAction};
-use sys::{Pid, Tid};
+use persist_mem::manifest::{QueuedSignal, Rseq, SigAction};
+use sys::{Pid, Tid, ptrace};
 
 const SIGNALS: usize = 64;
+/// Queued signals that are read.
+const MOST_QUEUED: usize = 1000;
 /// `struct k_sigaction`
 const ACTION: usize = 32;
 /// `SIGNAL_STOP_STOPPED`, `SIGNAL_STOP_CONTINUED` (include/linux/sched/signal.h)
@@ -30,14 +32,14 @@ pub(super) struct Kept {
     pub(super) child_subreaper: bool,
 }
 
-/// Looks at the leader of a process; `work` gets the `task_struct`s of its children, too.
+/// Looks at a thread of a process; `work` gets the `task_struct`s of its children, too.
 pub(super) fn look<T>(
-    pid: Pid,
+    (pid, tid): (Pid, Tid),
     work: impl FnOnce(&mut Reader<'_>, &[u64]) -> Result<T, Unreadable>,
 ) -> Result<T, Unreadable> {
     let mut work = Some(work);
     let mut found = None;
-    look_at(pid, &[pid.leader()], |reader, children| {
+    look_at(pid, &[tid], |reader, children| {
         if let Some(work) = work.take() {
             found = Some(work(reader, children)?);
         }
@@ -185,36 +187,42 @@ impl Reader<'_> {
             .collect()
     }
 
-    /// What is not carried of somebody who cannot be asked.
+    /// Signals queued for it, or (`shared`) for its process.
+    pub(super) fn queued(&mut self, shared: bool) -> Result<Vec<QueuedSignal>, Unreadable> {
+        const WHAT: &str = "signals";
+        let pending = match shared {
+            true => self.pointer("signal")? + self.offset("signal_struct", "shared_pending")?,
+            false => self.task + self.offset("task_struct", "pending")?,
+        };
+        let list = pending + self.offset("sigpending", "list")?;
+        let info = self.kernel.btf().field("sigqueue", "info")?;
+        let entry = self.offset("sigqueue", "list")?;
+        let mut queued = Vec::new();
+        let mut at = self.kernel.word(list, WHAT)?;
+        while at != list {
+            if queued.len() == MOST_QUEUED {
+                return Err(Unreadable::Inconsistent(WHAT));
+            }
+            let start = at.wrapping_sub(entry).wrapping_add(info.offset);
+            let mut bytes = self.bytes(start, info.size as usize, WHAT)?;
+            bytes.resize(ptrace::SIGINFO_SIZE, 0);
+            queued.push(QueuedSignal(bytes));
+            at = self.kernel.word(at, WHAT)?;
+        }
+        Ok(queued)
+    }
+
+    /// Whether its system calls are dispatched to user space.
+    pub(super) fn is_dispatched(&mut self) -> Result<bool, Unreadable> {
+        Ok(self.pointer("thread_info.syscall_work")? & DISPATCHED != 0)
+    }
+
+    /// What is not carried of a process that cannot be asked.
     pub(super) fn obstacle(
         &mut self,
         children: &[u64],
     ) -> Result<Option<&'static str>, Unreadable> {
-        if self.signals_wait()? {
-            return Ok(Some("signals wait for it"));
-        }
-        self.obstacle_but_signals(children)
-    }
-
-    fn signals_wait(&mut self) -> Result<bool, Unreadable> {
-        let signal = self.pointer("signal")?;
-        let queued = self.offset("sigpending", "list")?;
-        let own = self.task + self.offset("task_struct", "pending")? + queued;
-        let shared = signal + self.offset("signal_struct", "shared_pending")? + queued;
-        for list in [own, shared] {
-            if self.kernel.word(list, "signals")? != list {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// As [`Reader::obstacle`], of somebody whose signals can be seen.
-    pub(super) fn obstacle_but_signals(
-        &mut self,
-        children: &[u64],
-    ) -> Result<Option<&'static str>, Unreadable> {
-        if self.pointer("thread_info.syscall_work")? & DISPATCHED != 0 {
+        if self.is_dispatched()? {
             return Ok(Some("its system calls are dispatched to user space"));
         }
         let signal = self.pointer("signal")?;

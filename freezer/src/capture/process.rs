@@ -29,7 +29,8 @@ pub(super) fn capture(
     table: &mut Table,
     finder: &mut Finder,
 ) -> Result<(Process, TimersAt), FreezerError> {
-    let ended_leader = match frozen.first(pid)? == pid.leader() {
+    let tids: Vec<Tid> = frozen.threads(pid).iter().map(|(tid, _)| *tid).collect();
+    let ended_leader = match tids.contains(&pid.leader()) {
         true => None,
         false => Some(leader::capture(pid)?),
     };
@@ -40,20 +41,21 @@ pub(super) fn capture(
     table.session(pid, stat);
     let directories = table.directories(pid, "")?;
     let first = frozen.first(pid)?;
-    let tids: Vec<Tid> = frozen.threads(pid).iter().map(|(tid, _)| *tid).collect();
     let senders = sent::needed(pid, first, &tids);
     let mut files = Vec::new();
     if senders.is_empty() {
         files = table.capture(pid)?;
     }
+    // What is asked of others comes before what their answers leave in the same memory.
+    let vforks = vfork::threads(frozen, pid, (&maps, finder), &mut mm)?;
     let place = Place {
         maps: &maps,
         finder,
     };
-    let (mut live, timers_at) = match (frozen.in_vfork(pid), frozen.traced_by(pid)) {
-        (Some(child), _) => vfork::describe(frozen, (pid, child), place, &mut mm)?,
-        (_, Some(tracer)) => traced::describe(frozen, (pid, tracer), place, &mut mm)?,
-        (None, None) => {
+    let (mut live, timers_at) = match frozen.traced_by(pid) {
+        _ if frozen.all_in_vfork(pid) => vfork::describe(frozen, pid, place, &mut mm)?,
+        Some(tracer) => traced::describe(frozen, (pid, tracer), place, &mut mm)?,
+        None => {
             let mut threads = inside::threads(frozen, pid, mem)?;
             let (found, sent) = in_scratch(pid, &mut threads, place, &mut mm, |threads, mm| {
                 let sent = hand_over(threads, &senders)?;
@@ -69,6 +71,7 @@ pub(super) fn capture(
     let leader = ended_leader.as_ref();
     let exit_signal = leader.map_or(stat.exit_signal(), |leader| leader.exit_signal);
     live.ended_leader = ended_leader;
+    live.vforks = vforks;
     live.cpu_time = cpu_time(pid)?;
     count_on(pid, &mut live, &cpu_clock::take_out(&mut mm.vdso));
     live.directories = Directories {
@@ -109,7 +112,8 @@ fn count_on(pid: Pid, live: &mut Live, before: &[Counted]) {
     let found = |whose| before.iter().find(|(other, _)| *other == whose);
     let before = |whose| found(whose).map_or(0, |(_, time)| *time);
     live.cpu_time = live.cpu_time.saturating_add(before(Whose::Process(pid.0)));
-    for thread in &mut live.threads {
+    let waiting = live.vforks.iter_mut().map(|waiting| &mut waiting.thread);
+    for thread in live.threads.iter_mut().chain(waiting) {
         let own = before(Whose::Thread(thread.tid.0));
         thread.cpu_time = thread.cpu_time.saturating_add(own);
     }
@@ -174,7 +178,7 @@ pub(super) fn nothing() -> Live {
     Live {
         threads: Vec::new(),
         ended_leader: None,
-        in_vfork: None,
+        vforks: Vec::new(),
         traced: None,
         mm: AddressSpace::default(),
         files: Vec::new(),

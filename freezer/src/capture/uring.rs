@@ -151,7 +151,7 @@ pub(super) fn settle(frozen: &Frozen, finder: &mut Finder) -> Result<(), Freezer
         if left(pid, &tids).is_none() {
             continue;
         }
-        if frozen.in_vfork(pid).is_some() {
+        if !frozen.in_vfork(pid).is_empty() {
             let why = "requests are under way in vfork";
             return Err(FreezerError::refuse(pid, "io_uring", why));
         }

@@ -1,27 +1,38 @@
-//! A process whose only thread waits in vfork(2) ([`crate::freeze::vfork`]).
+//! Threads that wait in vfork(2) ([`crate::freeze::vfork`]).
 //!
-//! Nothing can be asked inside of it. Its memory is its child's, which is asked in its place; what the thread
-//! has of its own the kernel keeps ([`Kept`]); the rest `/proc` shows. What none of them shows is refused
-//! ([`obstacle`]).
+//! Nothing can be asked inside of them. What such a thread has of its own the kernel keeps ([`Kept`]), and some it has
+//! in common with its child, which is asked in its place. Where no other thread of its process can be asked, the
+//! child is asked about the memory, too, which is the same. The rest `/proc` shows. What none of them shows is
+//! refused ([`obstacle`]).
 
+use super::foothold::Finder;
 use super::inside::{self, Inside};
+use super::io_contexts::Contexts;
 use super::kept::{self, Kept, Reader};
 use super::process::{self, Place};
 use super::timers::TimersAt;
-use super::{attributes, credentials, membarrier, policy, thread};
+use super::{attributes, credentials, membarrier, policy, signals, thread};
+use crate::freeze::FrozenThread;
 use crate::freeze::vfork::STACK;
 use crate::kernel::{Unreadable, word};
 use crate::proc::{self, Stat, Status};
+use crate::tables::has_no_undo_list;
 use crate::{FreezerError, Frozen};
-use persist_mem::manifest::{AddressSpace, Directories, Live, Seccomp, Thread};
+use core::cmp::Ordering;
+use persist_mem::manifest::{
+    AddressSpace, Directories, InVfork, Live, QueuedSignal, Seccomp, Thread,
+};
 use sys::batch::Batch;
+use sys::process::{KcmpKind, kcmp};
 use sys::regs::Regs;
-use sys::{Pid, process as calls, xstate as extended};
+use sys::{Pid, Tid, process as calls, xstate as extended};
 
 /// `TOP_OF_KERNEL_STACK_PADDING` (arch/x86/include/asm/thread_info.h): without and with `CONFIG_X86_FRED`.
 const PADDING: [u64; 2] = [0, 16];
 /// `struct pt_regs`: as [`Regs`] up to `ss`.
 const PT_REGS: u64 = 21 * 8;
+/// Who waits in vfork(2) takes no part in the stop of its job.
+const STOPS: &str = "its process is about to be stopped";
 /// No extended state is larger.
 const STATE_MAX: u32 = 64 << 10;
 
@@ -32,36 +43,74 @@ struct Waits {
     xstate: Vec<u8>,
     pkru: Option<u32>,
     kept: Kept,
+    /// Signals for the thread, and for its process.
+    queued: [Vec<QueuedSignal>; 2],
+    dispatched: bool,
+    /// What of its process cannot be asked.
     obstacle: Option<&'static str>,
 }
 
-/// Describes the process; `maps` are its mappings and its child's.
+/// Describes the threads of a process that wait; `maps` are its mappings and its children's.
+pub(super) fn threads(
+    frozen: &Frozen,
+    pid: Pid,
+    (maps, finder): (&[proc::Mapping], &mut Finder),
+    mm: &mut AddressSpace,
+) -> Result<Vec<InVfork>, FreezerError> {
+    let mut found = Vec::new();
+    let stopped = |(_, thread): &(Tid, FrozenThread)| thread.group_stop.is_some();
+    for (tid, child) in frozen.in_vfork(pid) {
+        if frozen.threads(pid).iter().any(stopped) {
+            return Err(FreezerError::refuse(pid, "thread", STOPS));
+        }
+        if let Some(why) = obstacle(pid, tid)? {
+            return Err(FreezerError::refuse(pid, "thread", why));
+        }
+        let waits = look((pid, tid)).map_err(|e| unreadable(pid, &e))?;
+        let finder = &mut *finder;
+        let asked = asked(frozen, child);
+        let (like, _) = ask(frozen, asked, Place { maps, finder }, mm, |_, _, _| Ok(()))?;
+        let thread = Waiting { pid, tid, waits }.thread(like)?;
+        found.push(InVfork { thread, child });
+    }
+    Ok(found)
+}
+
+/// The process that can be asked about the memory of `child`, which may itself wait for another one.
+fn asked(frozen: &Frozen, child: Pid) -> Pid {
+    let next = |pid: &Pid| match frozen.all_in_vfork(*pid) {
+        true => frozen.in_vfork(*pid).first().map(|(_, child)| *child),
+        false => None,
+    };
+    let mut chain = core::iter::successors(Some(child), next);
+    chain.by_ref().last().unwrap_or(child)
+}
+
+/// Describes a process whose threads all wait, but for them.
 pub(super) fn describe(
     frozen: &Frozen,
-    (pid, child): (Pid, Pid),
+    pid: Pid,
     place: Place<'_>,
     mm: &mut AddressSpace,
 ) -> Result<(Live, TimersAt), FreezerError> {
-    if let Some(why) = obstacle(pid, child)? {
-        return Err(FreezerError::refuse(pid, "thread", why));
-    }
-    let waits = look(pid).map_err(|e| unreadable(pid, &e))?;
-    let mem = crate::proc::memory(child);
-    let mem = mem.map_err(FreezerError::call(child, "opening its memory"))?;
-    let mut inside = inside::threads(frozen, child, mem)?;
+    let waiting = frozen.in_vfork(pid);
+    let Some(&(tid, child)) = waiting.first() else {
+        return Err(FreezerError::refuse(pid, "threads", "it has none"));
+    };
+    let Waits { kept, queued, .. } = look((pid, tid)).map_err(|e| unreadable(pid, &e))?;
+    let [_, pending] = queued;
     let maps = place.maps;
-    let (thread, attributes) = process::in_scratch(child, &mut inside, place, mm, |inside, mm| {
-        memory(child, inside, maps, mm)
+    let asked = asked(frozen, child);
+    let (_, attributes) = ask(frozen, asked, place, mm, |asked, inside, mm| {
+        memory(asked, inside, maps, mm)
     })?;
-    let thread = Waiting { pid, waits: &waits }.thread(thread)?;
-    let umask = Status::read(pid, "status")?;
+    let status = Status::read(pid, "status")?;
     let live = Live {
-        threads: vec![thread],
-        in_vfork: Some(child),
-        actions: waits.kept.actions,
-        child_subreaper: waits.kept.child_subreaper,
+        actions: kept.actions,
+        pending: signals::with_bare(pending, status.mask("ShdPnd")),
+        child_subreaper: kept.child_subreaper,
         directories: Directories {
-            umask: umask.umask(),
+            umask: status.umask(),
             ..Directories::default()
         },
         limits: attributes::limits(pid)?,
@@ -72,17 +121,37 @@ pub(super) fn describe(
     Ok((live, TimersAt::now()))
 }
 
+/// Asks the first thread of another process: as what it was born, and `more`.
+fn ask<T>(
+    frozen: &Frozen,
+    asked: Pid,
+    place: Place<'_>,
+    mm: &mut AddressSpace,
+    more: impl FnOnce(Pid, &mut [Inside], &mut AddressSpace) -> Result<T, FreezerError>,
+) -> Result<(Thread, T), FreezerError> {
+    let mem = crate::proc::memory(asked);
+    let mem = mem.map_err(FreezerError::call(asked, "opening its memory"))?;
+    let mut inside = inside::threads(frozen, asked, mem)?;
+    process::in_scratch(asked, &mut inside, place, mm, |inside, mm| {
+        let more = more(asked, inside, mm)?;
+        let threads = thread::capture(&mut inside[..1], process::SCRATCH, &mut Vec::new())?;
+        let thread = threads.into_iter().next();
+        let thread = thread.ok_or_else(|| FreezerError::refuse(asked, "threads", "it has none"))?;
+        Ok((thread, more))
+    })
+}
+
 fn unreadable(pid: Pid, why: &Unreadable) -> FreezerError {
     FreezerError::refuse(pid, "thread", format!("it waits in vfork(2), and {why}"))
 }
 
-/// What the child tells: of the memory, which is the same, and as what its first thread was born.
+/// What the child tells of the memory, which is the same.
 fn memory(
     child: Pid,
     inside: &mut [Inside],
     maps: &[proc::Mapping],
     mm: &mut AddressSpace,
-) -> Result<(Thread, attributes::Attributes), FreezerError> {
+) -> Result<attributes::Attributes, FreezerError> {
     let failed = || FreezerError::tracee(child);
     let mut batch = Batch::new();
     let barriers = membarrier::ask(&mut batch);
@@ -96,45 +165,44 @@ fn memory(
     mm.layout.brk = attributes.brk;
     mm.thp_disabled = attributes.thp_disabled;
     mm.futex_slots = attributes.futex_slots;
-    let threads = thread::capture(&mut inside[..1], process::SCRATCH, &mut Vec::new())?;
-    let thread = threads.into_iter().next();
-    let thread = thread.ok_or_else(|| FreezerError::refuse(child, "threads", "it has none"))?;
-    Ok((thread, attributes))
+    Ok(attributes)
 }
 
-struct Waiting<'a> {
+struct Waiting {
     pid: Pid,
-    waits: &'a Waits,
+    tid: Tid,
+    waits: Waits,
 }
 
-impl Waiting<'_> {
+impl Waiting {
     /// The thread. What it does with the processor and with memory nodes the child has from it.
-    fn thread(&self, child: Thread) -> Result<Thread, FreezerError> {
-        let (pid, waits) = (self.pid, self.waits);
-        let kept = &waits.kept;
-        let tid = pid.leader();
+    fn thread(self, child: Thread) -> Result<Thread, FreezerError> {
+        let (pid, tid, waits) = (self.pid, self.tid, self.waits);
+        let kept = waits.kept;
         let call = |doing: &'static str| FreezerError::call(pid, doing);
-        let stat = Stat::read(pid, "stat")?;
-        let status = Status::read(pid, "status")?;
-        let slack = proc::read_text(pid, "timerslack_ns")?;
+        let (stat, status) = shown(pid, tid)?;
+        // It has its directory under its own number, too.
+        let slack = proc::read_text(Pid(tid.0), "timerslack_ns")?;
+        let personality = attributes::number(Pid(tid.0), "personality", 16)? as u32;
         let state = extended::standard(&waits.xstate, &child.xstate, waits.pkru);
         let state = state.ok_or(Unreadable::Inconsistent("the extended state"));
+        let [queued, _] = waits.queued;
         let mut thread = Thread {
             tid,
             comm: stat.comm().to_vec(),
-            cpu_time: process::cpu_time(pid)?,
+            cpu_time: process::thread_time(pid, tid).unwrap_or(0),
             regs: waits.regs,
             xstate: state.map_err(|e| unreadable(pid, &e))?,
             sigmask: status.mask("SigBlk"),
-            pending: Vec::new(),
+            pending: signals::with_bare(queued, status.mask("SigPnd")),
             altstack: kept.altstack,
             robust_list: calls::get_robust_list(tid).map_err(call("reading its robust list"))?,
             clear_child_tid: kept.clear_child_tid,
             rseq: kept.rseq,
             credentials: credentials::capture(&status, kept.securebits),
             pdeathsig: kept.pdeathsig,
-            personality: attributes::number(pid, "personality", 16)? as u32,
-            no_new_privs: false,
+            personality,
+            no_new_privs: status.mask("NoNewPrivs") != 0,
             seccomp: Seccomp::Off,
             dispatch: None,
             directories: None,
@@ -155,20 +223,22 @@ impl Waiting<'_> {
     }
 }
 
-/// Why a process that waits for `child` in vfork(2) is not carried, found without stopping it.
-pub(crate) fn obstacle(pid: Pid, child: Pid) -> Result<Option<String>, FreezerError> {
+/// What `/proc` shows of a thread.
+fn shown(pid: Pid, tid: Tid) -> Result<(Stat, Status), FreezerError> {
+    let task = |file: &str| format!("task/{tid}/{file}");
+    Ok((
+        Stat::read(pid, &task("stat"))?,
+        Status::read(pid, &task("status"))?,
+    ))
+}
+
+/// Why a thread that waits in vfork(2) is not carried, found without stopping it.
+pub(crate) fn obstacle(pid: Pid, tid: Tid) -> Result<Option<String>, FreezerError> {
     let told = |why: &str| Ok(Some(why.to_owned()));
-    let stat = Stat::read(pid, "stat")?;
-    let status = Status::read(pid, "status")?;
+    let (stat, status) = shown(pid, tid)?;
     let ours = Status::read(Pid(nix::unistd::getpid().as_raw()), "status")?;
-    if crate::freeze::vfork::waiting_thread(child).is_some() {
-        return told("its child waits in another vfork(2)");
-    }
-    if status.mask("SigPnd") | status.mask("ShdPnd") != 0 {
-        return told("signals wait for it");
-    }
-    if status.mask("Seccomp") != 0 || status.mask("NoNewPrivs") != 0 {
-        return told("it has seccomp filters or has given up new privileges");
+    if status.mask("Seccomp") != 0 {
+        return told("it has seccomp filters");
     }
     // Its child is made by it, as somebody who may still do everything that makes a process.
     let lacks = ours.mask("CapEff") & !status.mask("CapEff");
@@ -178,18 +248,82 @@ pub(crate) fn obstacle(pid: Pid, child: Pid) -> Result<Option<String>, FreezerEr
     if stat.field(41) != 0 {
         return told("it has a scheduling policy");
     }
-    if !proc::read(pid, "timers")?.is_empty() {
+    let others: Vec<Tid> = {
+        let mut others = proc::threads(pid)?;
+        others.retain(|other| !crate::freeze::vfork::waits(pid, *other));
+        others
+    };
+    let alone = others.is_empty();
+    if alone && !proc::read(pid, "timers")?.is_empty() {
         return told("it has POSIX timers");
     }
-    match look(pid) {
-        Ok(waits) => Ok(waits.obstacle.map(str::to_owned)),
+    if let Some(why) = among_others(pid, tid, &others)? {
+        return told(why);
+    }
+    match look((pid, tid)) {
+        Ok(waits) if waits.dispatched => told("its system calls are dispatched to user space"),
+        Ok(waits) if alone && waits.obstacle.is_some() => Ok(waits.obstacle.map(str::to_owned)),
+        Ok(waits) => Ok(early(&waits.queued, &status).map(str::to_owned)),
         Err(why) => Ok(Some(why.to_string())),
     }
 }
 
-fn look(pid: Pid) -> Result<Waits, Unreadable> {
-    let system_call = proc::read_text(pid, "syscall").unwrap_or_default();
-    kept::look(pid, |reader, children| {
+/// What a thread that waits has not in common with the others of its process.
+fn among_others(pid: Pid, tid: Tid, others: &[Tid]) -> Result<Option<&'static str>, FreezerError> {
+    let ended = |other: &Tid| {
+        Stat::read(pid, &format!("task/{other}/stat"))
+            .map_or(true, |stat| matches!(stat.state(), 'Z' | 'X'))
+    };
+    if others.iter().all(ended) && !others.is_empty() {
+        return Ok(Some("its leader has ended"));
+    }
+    let first = others.iter().find(|other| !ended(other)).copied();
+    let first = first.unwrap_or(pid.leader());
+    let differs = |kind| kcmp(first, tid, kind, 0, 0).is_ok_and(Ordering::is_ne);
+    if [KcmpKind::Files, KcmpKind::Fs].into_iter().any(differs) {
+        return Ok(Some("it has descriptors or directories of its own"));
+    }
+    if differs(KcmpKind::Sysvsem) && !has_no_undo_list(tid) {
+        return Ok(Some("it has an undo list of its own"));
+    }
+    let groups = |tid: Tid| proc::read_text(pid, &format!("task/{tid}/cgroup"));
+    if groups(first)? != groups(tid)? {
+        return Ok(Some("it is in another control group than its process"));
+    }
+    let stopped = |other: &Tid| {
+        Stat::read(pid, &format!("task/{other}/stat")).is_ok_and(|stat| stat.state() == 'T')
+    };
+    if others.iter().any(stopped) {
+        return Ok(Some(STOPS));
+    }
+    let contexts = Contexts::of(&proc::threads(pid)?);
+    let shares = |other: &Tid| *other != tid && contexts.same(*other, tid);
+    if proc::threads(pid)?.iter().any(shares) {
+        return Ok(Some("it shares its I/O context with other threads"));
+    }
+    Ok(None)
+}
+
+/// Signals that cannot be queued before it waits again.
+fn early(queued: &[Vec<QueuedSignal>; 2], status: &Status) -> Option<&'static str> {
+    /// SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSYS; SIGKILL; SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU.
+    const NEVER: [u32; 11] = [4, 5, 7, 8, 11, 31, 9, 19, 20, 21, 22];
+    const SI_TIMER: [u8; 4] = (-2_i32).to_le_bytes();
+    let never = NEVER
+        .iter()
+        .fold(0, |all, signal| all | 1_u64 << (signal - 1));
+    let pending = status.mask("SigPnd") | status.mask("ShdPnd");
+    if pending & never != 0 {
+        return Some("signals wait for it that faults raise, or that end or stop it");
+    }
+    let of_timer = |queued: &QueuedSignal| queued.0.get(8..12) == Some(&SI_TIMER);
+    let timers = queued[0].iter().any(of_timer);
+    timers.then_some("signals of timers wait for it")
+}
+
+fn look((pid, tid): (Pid, Tid)) -> Result<Waits, Unreadable> {
+    let system_call = proc::read_text(pid, &format!("task/{tid}/syscall")).unwrap_or_default();
+    kept::look((pid, tid), |reader, children| {
         let regs = regs(reader, &system_call)?;
         let (xstate, pkru) = xstate(reader)?;
         Ok(Waits {
@@ -197,6 +331,8 @@ fn look(pid: Pid) -> Result<Waits, Unreadable> {
             regs,
             xstate,
             pkru,
+            queued: [reader.queued(false)?, reader.queued(true)?],
+            dispatched: reader.is_dispatched()?,
             obstacle: reader.obstacle(children)?,
         })
     })
@@ -226,7 +362,7 @@ fn regs(reader: &mut Reader<'_>, system_call: &str) -> Result<Regs, Unreadable> 
             ss: found.ss & 0xffff,
             ..found
         };
-        if shown(&found) == system_call.trim() {
+        if in_words(&found) == system_call.trim() {
             return Ok(Regs {
                 fs_base,
                 gs_base,
@@ -267,7 +403,7 @@ fn xstate(reader: &mut Reader<'_>) -> Result<(Vec<u8>, Option<u32>), Unreadable>
 }
 
 /// As `/proc/PID/syscall` shows them: number, arguments, stack pointer, instruction pointer.
-fn shown(regs: &Regs) -> String {
+fn in_words(regs: &Regs) -> String {
     let mut text = (regs.orig_rax.cast_signed()).to_string();
     let all = regs.syscall_args().into_iter().chain([regs.rsp, regs.rip]);
     for value in all {

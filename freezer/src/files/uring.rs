@@ -122,7 +122,7 @@ fn submitter_obstacle(state: &RingState, inside: Option<&[Pid]>) -> Option<Strin
         Some(pid) if inside.is_some_and(|inside| !inside.contains(&pid)) => {
             "is not part of the tree"
         }
-        Some(pid) if vfork::waiting_thread(pid) == Some(tid) => "waits in vfork(2)",
+        Some(pid) if vfork::waits(pid, tid) => "waits in vfork(2)",
         Some(_) => return None,
     };
     Some(format!("the only thread that may submit to its ring {why}"))

@@ -115,20 +115,25 @@ impl Frozen {
         threads
     }
 
-    /// The thread that answers for a process: its leader, unless that has ended.
+    /// The thread that answers for a process: its leader, unless that has ended or waits in vfork(2).
     pub(crate) fn first(&self, pid: Pid) -> Result<Tid, FreezerError> {
-        let mut found = self.processes.iter().filter(|(found, _)| *found == pid);
-        let first = found.next().and_then(|(_, threads)| {
-            let leader = threads.contains_key(&pid.leader()).then(|| pid.leader());
-            leader.or_else(|| threads.keys().next().copied())
-        });
+        let threads = self.threads(pid);
+        let mut answering = threads.iter().filter(|(_, it)| it.in_vfork.is_none());
+        let first = answering.next().or(threads.first()).map(|(tid, _)| *tid);
         first.ok_or_else(|| FreezerError::refuse(pid, "threads", "it has none"))
     }
 
-    /// The child that a process waits for in vfork(2).
-    pub(crate) fn in_vfork(&self, pid: Pid) -> Option<Pid> {
+    /// Threads of a process that wait in vfork(2), the leader first, and for whom.
+    pub(crate) fn in_vfork(&self, pid: Pid) -> Vec<(Tid, Pid)> {
+        let threads = self.threads(pid).into_iter();
+        let waiting = threads.filter_map(|(tid, thread)| Some((tid, thread.in_vfork?)));
+        waiting.collect()
+    }
+
+    /// Whether no thread of a process can be asked anything, since all wait in vfork(2).
+    pub(crate) fn all_in_vfork(&self, pid: Pid) -> bool {
         let threads = self.threads(pid);
-        threads.iter().find_map(|(_, thread)| thread.in_vfork)
+        threads.iter().all(|(_, thread)| thread.in_vfork.is_some())
     }
 
     /// The thread that traces those of a process.

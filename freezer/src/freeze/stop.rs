@@ -223,9 +223,9 @@ pub(super) fn finish(frozen: &mut Frozen, started: &[(Pid, Tid)]) -> Result<(), 
 
 /// Whether a thread waits in vfork(2), so that its child is to be stopped in its place.
 fn note_vfork(frozen: &mut Frozen, pid: Pid, tid: Tid) -> bool {
-    let child = vfork::child_of(pid).filter(|_| tid == pid.leader());
+    let child = vfork::child_of(pid, tid);
     // What is not carried may be over in a moment.
-    let child = child.filter(|child| matches!(capture::vfork_obstacle(pid, *child), Ok(None)));
+    let child = child.filter(|_| matches!(capture::vfork_obstacle(pid, tid), Ok(None)));
     let Some(thread) = frozen.process(pid).get_mut(&tid) else {
         return false;
     };
@@ -238,7 +238,7 @@ pub(super) fn no_longer_in_vfork(frozen: &mut Frozen) -> Vec<(Pid, Tid)> {
     let mut found = Vec::new();
     for (pid, threads) in &mut frozen.processes {
         for (tid, thread) in threads {
-            if thread.in_vfork.is_some() && vfork::child_of(*pid) != thread.in_vfork {
+            if thread.in_vfork.is_some() && vfork::child_of(*pid, *tid) != thread.in_vfork {
                 thread.in_vfork = None;
                 found.push((*pid, *tid));
             }

@@ -13,31 +13,34 @@ use sys::{Pid, Tid};
 /// `THREAD_SIZE` (arch/x86/include/asm/page_64_types.h) without KASAN; with it nothing is found.
 pub(crate) const STACK: u64 = 16 << 10;
 
-/// A thread that waits in vfork(2): an uninterruptible sleep in clone, vfork or clone3.
-pub(crate) fn waiting_thread(pid: Pid) -> Option<Tid> {
-    proc::threads(pid).ok()?.into_iter().find(|tid| {
-        let state = proc::Stat::read(pid, &format!("task/{tid}/stat"));
-        state.is_ok_and(|stat| stat.state() == 'D')
-            && proc::read_text(pid, &format!("task/{tid}/syscall"))
-                .is_ok_and(|call| matches!(call.split(' ').next(), Some("56" | "58" | "435")))
-    })
+/// Threads that wait in vfork(2): an uninterruptible sleep in clone, vfork or clone3.
+pub(crate) fn waiting_threads(pid: Pid) -> Vec<Tid> {
+    let mut threads = proc::threads(pid).unwrap_or_default();
+    threads.retain(|tid| waits(pid, *tid));
+    threads
 }
 
-/// The child that the only thread of a process waits for, where the child has that one's memory.
-pub(crate) fn child_of(pid: Pid) -> Option<Pid> {
-    let leader = pid.leader();
-    if proc::threads(pid).ok()? != [leader] || waiting_thread(pid) != Some(leader) {
+/// Whether this one does.
+pub(crate) fn waits(pid: Pid, tid: Tid) -> bool {
+    let state = proc::Stat::read(pid, &format!("task/{tid}/stat"));
+    state.is_ok_and(|stat| stat.state() == 'D')
+        && proc::read_text(pid, &format!("task/{tid}/syscall"))
+            .is_ok_and(|call| matches!(call.split(' ').next(), Some("56" | "58" | "435")))
+}
+
+/// The child that a thread waits for, where it has that one's memory.
+pub(crate) fn child_of(pid: Pid, tid: Tid) -> Option<Pid> {
+    if !waits(pid, tid) {
         return None;
     }
     let mut children = proc::children(pid).ok()?;
-    children.retain(|child| {
-        kcmp(leader, child.leader(), KcmpKind::Vm, 0, 0).is_ok_and(Ordering::is_eq)
-    });
+    children
+        .retain(|child| kcmp(tid, child.leader(), KcmpKind::Vm, 0, 0).is_ok_and(Ordering::is_eq));
     let found = kernel::look(|kernel| {
         let field = |path| Ok(kernel.btf().field("task_struct", path)?.offset);
         let (stack, done) = (field("stack")?, field("vfork_done")?);
         let others = children.iter().map(|child| child.leader());
-        let tids: Vec<Tid> = core::iter::once(leader).chain(others).collect();
+        let tids: Vec<Tid> = core::iter::once(tid).chain(others).collect();
         let tasks = kernel.tasks(&tids)?;
         let [Some(parent), tasks @ ..] = &tasks[..] else {
             return Err(Unreadable::Inconsistent("a thread"));

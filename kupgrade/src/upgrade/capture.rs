@@ -19,7 +19,7 @@ pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
     let (manifest, objects) = freezer::capture_host(frozen)?;
     refuse_for(&host.image.release, &manifest)?;
     let threads = |state: &State| match state {
-        State::Live(live) => live.threads.len() as u64,
+        State::Live(live) => live.all_threads().count() as u64,
         State::Zombie { .. } => 0,
     };
     let carried = Carried {

@@ -200,10 +200,9 @@ impl Manifest {
         for process in &self.processes {
             let pid = process.pid;
             let Some(live) = process.live() else { continue };
-            let led = live
-                .threads
-                .first()
-                .is_some_and(|first| (first.tid == pid.leader()) != live.ended_leader.is_some());
+            let mut threads = live.all_threads();
+            let led = threads.any(|thread| thread.tid == pid.leader());
+            let led = led != live.ended_leader.is_some() && live.all_threads().next().is_some();
             if !led {
                 return missing(format!("process {pid} has no leading thread"));
             }

@@ -69,16 +69,16 @@ pub struct Directories {
 /// What a live process is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Live {
-    /// Its threads that live, the leader first, if it does.
+    /// Its threads that live, the leader first, if it does; but for those of [`Live::vforks`].
     pub threads: Vec<Thread>,
+    /// Its threads that wait in vfork(2), the leader first. Where all do, [`Live::threads`] is empty.
+    pub vforks: Vec<InVfork>,
     /// Its leader, where that has ended before the others.
     pub ended_leader: Option<EndedLeader>,
     /// Its memory.
     pub mm: AddressSpace,
     /// Its descriptors in ascending order.
     pub files: Vec<Descriptor>,
-    /// The child with its memory that its only thread waits for in vfork(2).
-    pub in_vfork: Option<Pid>,
     /// Who traces its only thread, and in which stop that is.
     pub traced: Option<Box<Traced>>,
     /// The process whose memory it has, if that is not its own (CLONE_VM); [`Live::mm`] names no pages then.
@@ -125,6 +125,29 @@ pub struct Live {
     pub cgroups: Vec<Membership>,
     /// The nice value of its session's autogroup.
     pub autogroup_nice: i32,
+}
+
+/// A thread that waits in vfork(2) until its child ends or runs another program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InVfork {
+    /// As it is once that is over.
+    pub thread: Thread,
+    /// The child, which has its process's memory.
+    pub child: Pid,
+}
+
+impl Live {
+    /// All its threads, those that wait in vfork(2) last.
+    pub fn all_threads(&self) -> impl Iterator<Item = &Thread> {
+        let waiting = self.vforks.iter().map(|waiting| &waiting.thread);
+        self.threads.iter().chain(waiting)
+    }
+
+    /// Whether a thread of it waits in vfork(2).
+    #[must_use]
+    pub fn waits_in_vfork(&self, tid: Tid) -> bool {
+        self.vforks.iter().any(|waiting| waiting.thread.tid == tid)
+    }
 }
 
 /// What a wait(2) would tell of a child that has not ended.

@@ -31,7 +31,7 @@ pub(super) fn open(opening: &Opening<'_, '_>, target: Pid) -> Result<OwnedFd, Re
 
 /// The process that has a thread.
 fn process_of(restore: &Restore<'_>, target: Pid) -> Option<Pid> {
-    let has = |live: &Live| live.threads.iter().any(|thread| thread.tid.0 == target.0);
+    let has = |live: &Live| live.all_threads().any(|thread| thread.tid.0 == target.0);
     let mut lives = restore.lives();
     let found = lives.find(|(_, live)| has(live));
     found.map(|(pid, _)| pid)

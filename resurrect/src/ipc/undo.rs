@@ -146,7 +146,9 @@ fn operate(
     let live = restore.lives().find(|(found, _)| *found == pid);
     let first = live.and_then(|(_, live)| Some(live.threads.first()?.tid));
     let task = restore.task(pid)?;
-    let tracee = if Some(tid) == first {
+    // Who waits in vfork(2) shares its list with the others.
+    let waits = live.is_some_and(|(_, live)| live.waits_in_vfork(tid));
+    let tracee = if Some(tid) == first || waits {
         &mut task.first
     } else {
         let thread = task.threads.get_mut(&tid);

@@ -61,7 +61,7 @@ fn is_free(live: &Live, vdso: u64) -> bool {
 }
 
 fn clocks(pid: Pid, live: &Live) -> impl Iterator<Item = Counted> {
-    let threads = live.threads.iter();
+    let threads = live.all_threads();
     let threads = threads.map(|thread| (Whose::Thread(thread.tid.0), thread.cpu_time));
     core::iter::once((Whose::Process(pid.0), live.cpu_time)).chain(threads)
 }

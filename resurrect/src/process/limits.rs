@@ -25,7 +25,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
                 .map_err(ResurrectError::call(pid, "asking for its limits"))?;
             // More may be queued than the process may queue. A user who has too many processes could not run
             // another program any more, had the limit been there as it became that user (setuid(2)).
-            let wanted = if LAST.contains(&which) && live.in_vfork.is_none() {
+            let wanted = if LAST.contains(&which) && !live.threads.is_empty() {
                 (now.0.max(*soft), now.1.max(*hard))
             } else {
                 (*soft, *hard)

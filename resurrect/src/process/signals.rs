@@ -3,7 +3,9 @@
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
-use persist_mem::manifest::SigAction;
+use persist_mem::manifest::{Live, SigAction};
+use std::collections::BTreeSet;
+use sys::Pid;
 use sys::batch::Batch;
 
 const SIGKILL: usize = 9;
@@ -16,10 +18,11 @@ const SIG_IGN: u64 = 1;
 /// of who ignores it leave nothing behind, and those that have ended before are still to do so.
 pub(crate) fn set_actions(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives() {
+        let early = queued_early(pid, live);
         let mut batch = Batch::new();
         for (index, action) in live.actions.iter().enumerate() {
             let signal = index + 1;
-            if ![SIGKILL, SIGSTOP, SIGCHLD].contains(&signal) {
+            if ![SIGKILL, SIGSTOP, SIGCHLD].contains(&signal) && !early.contains(&signal) {
                 put_action(&mut batch, signal, action);
             }
         }
@@ -30,17 +33,35 @@ pub(crate) fn set_actions(restore: &mut Restore<'_>) -> Result<(), ResurrectErro
 }
 
 /// Ignoring a signal empties its queue (kernel/signal.c, do_sigaction): what came of rebuilding is forgotten.
-pub(crate) fn forget_children(live: &persist_mem::manifest::Live, batch: &mut Batch) {
+pub(crate) fn forget_children(pid: Pid, live: &Live, batch: &mut Batch) {
+    let early = queued_early(pid, live);
     let ignore = SigAction {
         handler: SIG_IGN,
         ..SigAction::default()
     };
-    for signal in [SIGCHLD, SIGCONT] {
+    for signal in [SIGCHLD, SIGCONT]
+        .into_iter()
+        .filter(|signal| !early.contains(signal))
+    {
         put_action(batch, signal, &ignore);
         if let Some(action) = live.actions.get(signal - 1) {
             put_action(batch, signal, action);
         }
     }
+}
+
+/// Signals that a thread has queued before it went on to wait in vfork(2), and whose actions it has set.
+pub(crate) fn queued_early(pid: Pid, live: &Live) -> BTreeSet<usize> {
+    let own = live
+        .vforks
+        .iter()
+        .flat_map(|waiting| &waiting.thread.pending);
+    let shared = live.pending.iter();
+    let shared = shared.filter(|_| live.waits_in_vfork(pid.leader()));
+    let numbers = own.chain(shared).map(crate::thread::signals::number);
+    numbers
+        .filter_map(|number| usize::try_from(number).ok())
+        .collect()
 }
 
 /// Sets one of them.

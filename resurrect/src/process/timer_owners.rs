@@ -27,7 +27,7 @@ pub(super) struct StandIns {
 
 /// Whether the process has such a thread, be it a leader that ends.
 fn has(pid: Pid, live: &Live, tid: Tid) -> bool {
-    tid == pid.leader() || live.threads.iter().any(|thread| thread.tid == tid)
+    tid == pid.leader() || live.all_threads().any(|thread| thread.tid == tid)
 }
 
 /// Whether it was to signal a thread that has ended: nobody gets those signals.

@@ -191,7 +191,7 @@ fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurr
         let task = restore.task(pid)?;
         let clock = match timer.maker() {
             // It waits in vfork(2) and cannot be asked to.
-            Some(tid) if task.in_vfork.is_some() => clock_of(tid),
+            Some(tid) if live.waits_in_vfork(tid) => clock_of(tid),
             _ => timer.clock,
         };
         let maker = stand_ins.maker(task, live, timer);

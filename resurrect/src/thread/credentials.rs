@@ -29,7 +29,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     // Nobody who shares the memory of such a process changes its users, which would clear `dumpable`.
     let as_made = |live: &Live| {
         let same = |thread: &Thread| own.as_ref() == Some(&thread.credentials);
-        live.dumpable < 2 && live.threads.iter().all(same)
+        live.dumpable < 2 && live.all_threads().all(same)
     };
     let kept: BTreeSet<Pid> = restore
         .lives()

@@ -35,10 +35,6 @@ pub(super) fn each_in(
 ) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives() {
         let task = restore.task(pid)?;
-        // The only thread of such a process has all it needs.
-        if task.in_vfork.is_some() {
-            continue;
-        }
         for (tracee, thread) in task.all().zip(in_order(&live.threads)) {
             work(pid, tracee, live, thread)?;
         }
@@ -55,8 +51,7 @@ fn together(
     let lives: BTreeMap<Pid, &Live> = restore.lives().collect();
     let mut work = Vec::new();
     for (pid, task) in &mut restore.tasks {
-        // The only thread of such a process has all it needs.
-        let Some(live) = lives.get(pid).filter(|_| task.in_vfork.is_none()) else {
+        let Some(live) = lives.get(pid) else {
             continue;
         };
         for (tracee, thread) in task.all().zip(in_order(&live.threads)) {

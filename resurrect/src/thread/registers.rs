@@ -6,7 +6,7 @@ use crate::ResurrectError;
 use crate::calls::nr;
 use crate::restore::Restore;
 use persist_mem::manifest::{Backing, Dispatch, Limit, Live, Thread, Vma};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use sys::batch::Batch;
 use sys::ptrace::SudConfiguration;
@@ -27,8 +27,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let mut gate = None;
     let own = |live: &Live| live.mm_of.is_none() && live.traced.is_none();
     for (pid, live) in restore.lives().filter(|(_, live)| own(live)) {
-        // A child with the same memory acts for who waits for it.
-        let actor = live.in_vfork.unwrap_or(pid);
+        let actor = actor(&restore.lives().collect(), pid);
         remove_scratch(pid, &mut restore.task(actor)?.first, live, &mut gate)?;
     }
     in_vfork(restore)?;
@@ -99,20 +98,34 @@ pub(super) fn to_go_on(
     Ok(regs)
 }
 
+/// The process that acts in the memory of `pid`: a child, where all its threads wait for such children.
+fn actor(lives: &BTreeMap<Pid, &Live>, pid: Pid) -> Pid {
+    let next = |pid: &Pid| {
+        let live = lives.get(pid).filter(|live| live.threads.is_empty())?;
+        live.vforks.first().map(|waiting| waiting.child)
+    };
+    core::iter::successors(Some(pid), next)
+        .take(lives.len())
+        .last()
+        .unwrap_or(pid)
+}
+
 /// Threads that wait in vfork(2): they are in the call, and return from it with these registers.
 fn in_vfork(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives() {
-        let waiting = restore.task(pid)?.in_vfork.as_mut();
-        let (Some(tracee), Some(thread)) = (waiting, live.threads.first()) else {
-            continue;
-        };
-        xstate(pid, tracee, &thread.xstate)?;
-        tracee
-            .set_regs(&thread.regs)
-            .map_err(ResurrectError::tracee(pid, "setting its registers"))?;
-        tracee
-            .set_sigmask(thread.sigmask)
-            .map_err(ResurrectError::tracee(pid, "setting its signal mask"))?;
+        let task = restore.task(pid)?;
+        for thread in live.vforks.iter().map(|waiting| &waiting.thread) {
+            let Some(tracee) = task.in_vfork.get_mut(&thread.tid) else {
+                continue;
+            };
+            xstate(pid, tracee, &thread.xstate)?;
+            tracee
+                .set_regs(&thread.regs)
+                .map_err(ResurrectError::tracee(pid, "setting its registers"))?;
+            tracee
+                .set_sigmask(thread.sigmask)
+                .map_err(ResurrectError::tracee(pid, "setting its signal mask"))?;
+        }
     }
     Ok(())
 }

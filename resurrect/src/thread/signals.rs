@@ -5,14 +5,14 @@
 
 use crate::ResurrectError;
 use crate::calls::nr;
-use crate::process::signals::{forget_children, put_action};
+use crate::process::signals::{forget_children, put_action, queued_early};
 use crate::process::{limits, timers};
 use crate::restore::Restore;
-use persist_mem::manifest::{Live, QueuedSignal};
+use persist_mem::manifest::{Live, QueuedSignal, Thread};
 use std::collections::BTreeSet;
-use sys::Pid;
 use sys::batch::{Batch, Buffer};
 use sys::tracee::Tracee;
+use sys::{Pid, Tid};
 
 const SIGTRAP: usize = 5;
 const SIGKILL: i32 = 9;
@@ -28,7 +28,8 @@ const EVERY: u64 = u64::MAX;
 /// Signals that one batch queues.
 const AT_ONCE: usize = 400;
 
-fn signal(queued: &QueuedSignal) -> i32 {
+/// Its number.
+pub(crate) fn number(queued: &QueuedSignal) -> i32 {
     queued
         .0
         .first_chunk::<4>()
@@ -43,8 +44,8 @@ pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             .set_sigmask(EVERY)
             .map_err(ResurrectError::tracee(pid, "blocking its signals"))
     })?;
-    // For who waits in vfork(2) there are none.
-    for (pid, live) in restore.lives().filter(|(_, live)| live.in_vfork.is_none()) {
+    // Where all threads wait in vfork(2) there are none.
+    for (pid, live) in restore.lives().filter(|(_, live)| !live.threads.is_empty()) {
         let first = &mut restore.task(pid)?.first;
         // The first batch does what all processes need.
         let mut batch = Batch::new();
@@ -53,13 +54,13 @@ pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
         // Leaders that end have done the rest.
         if live.ended_leader.is_none() {
-            forget_children(live, &mut batch);
+            forget_children(pid, live, &mut batch);
         }
         if nothing_to_queue(live) {
             limits::set_last(&mut batch, live);
         }
         settled(pid, "setting its actions for signals", first, &batch)?;
-        if live.ended_leader.is_none() {
+        if live.ended_leader.is_none() && !live.waits_in_vfork(pid.leader()) {
             for batch in queues(pid, live) {
                 settled(pid, "queueing its signals", first, &batch)?;
             }
@@ -69,18 +70,12 @@ pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let queued = |queued: &&QueuedSignal| !timers::comes_again(live, queued);
         let pending: Vec<_> = thread.pending.iter().filter(queued).collect();
         for some in pending.chunks(AT_ONCE) {
-            let mut batch = Batch::new();
-            for queued in some {
-                let info = put(&mut batch, queued);
-                let (tgid, tid) = (pid.0.into(), thread.tid.0.into());
-                let args = [tgid, tid, signal(queued).into(), info.into()];
-                batch.call("queueing a signal", nr::RT_TGSIGQUEUEINFO, args);
-            }
+            let batch = for_thread(pid, thread.tid, some);
             settled(pid, "queueing a thread's signals", tracee, &batch)?;
         }
         Ok(())
     })?;
-    let with_signals = |live: &Live| live.in_vfork.is_none() && !nothing_to_queue(live);
+    let with_signals = |live: &Live| !live.threads.is_empty() && !nothing_to_queue(live);
     for (pid, live) in restore.lives().filter(|(_, live)| with_signals(live)) {
         let first = &mut restore.task(pid)?.first;
         let mut batch = Batch::new();
@@ -90,10 +85,30 @@ pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     Ok(())
 }
 
+/// What a thread queues before it goes on to wait in vfork(2), the leader also for its process. Of these signals it sets
+/// the actions before: a signal that is ignored from then on is not queued any more.
+pub(crate) fn early(pid: Pid, live: &Live, thread: &Thread) -> Vec<Batch> {
+    let mut actions = Batch::new();
+    for signal in queued_early(pid, live) {
+        if let Some(action) = live.actions.get(signal - 1) {
+            put_action(&mut actions, signal, action);
+        }
+    }
+    let shared = match thread.tid == pid.leader() {
+        true => queues(pid, live),
+        false => Vec::new(),
+    };
+    let own = thread.pending.chunks(AT_ONCE).map(|some| {
+        let some: Vec<_> = some.iter().collect();
+        for_thread(pid, thread.tid, &some)
+    });
+    std::iter::once(actions).chain(shared).chain(own).collect()
+}
+
 /// Those of a process as a whole, for its leader.
 pub(super) fn of_process(pid: Pid, live: &Live) -> Vec<Batch> {
     let mut forget = Batch::new();
-    forget_children(live, &mut forget);
+    forget_children(pid, live, &mut forget);
     std::iter::once(forget).chain(queues(pid, live)).collect()
 }
 
@@ -105,12 +120,27 @@ fn queues(pid: Pid, live: &Live) -> Vec<Batch> {
         let mut batch = Batch::new();
         for queued in some {
             let info = put(&mut batch, queued);
-            let args = [pid.0.into(), signal(queued).into(), info.into()];
+            let args = [pid.0.into(), number(queued).into(), info.into()];
             batch.call("queueing a signal", nr::RT_SIGQUEUEINFO, args);
         }
         batch
     });
     queue.collect()
+}
+
+fn for_thread(pid: Pid, tid: Tid, signals: &[&QueuedSignal]) -> Batch {
+    let mut batch = Batch::new();
+    for queued in signals {
+        let info = put(&mut batch, queued);
+        let args = [
+            pid.0.into(),
+            tid.0.into(),
+            number(queued).into(),
+            info.into(),
+        ];
+        batch.call("queueing a signal", nr::RT_TGSIGQUEUEINFO, args);
+    }
+    batch
 }
 
 /// Whether no signal waits in a process or its threads.
@@ -121,7 +151,7 @@ fn nothing_to_queue(live: &Live) -> bool {
 /// The signals that wait in a process or its threads.
 pub(super) fn queued(live: &Live) -> BTreeSet<i32> {
     let threads = live.threads.iter().flat_map(|thread| &thread.pending);
-    live.pending.iter().chain(threads).map(signal).collect()
+    live.pending.iter().chain(threads).map(number).collect()
 }
 
 /// A signal that ends batches and is not queued. The real-time ones come late: they need room in the queue. Last come

@@ -51,7 +51,7 @@ pub(super) fn go_on(
     let lives: BTreeMap<Pid, &Live> = restore.lives().filter(|(_, live)| of(live)).collect();
     let mut sleepers: Vec<Sleeper<'_>> = Vec::new();
     for (pid, task) in &mut restore.tasks {
-        let Some(live) = lives.get(pid).filter(|_| task.in_vfork.is_none()) else {
+        let Some(live) = lives.get(pid) else {
             continue;
         };
         for (tracee, thread) in task.all().zip(super::in_order(&live.threads)) {

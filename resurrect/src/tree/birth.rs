@@ -59,7 +59,8 @@ pub(super) fn fork(
                     first: leader,
                     threads: BTreeMap::new(),
                     ending: None,
-                    in_vfork: None,
+                    in_vfork: BTreeMap::new(),
+                    helped: false,
                     handed_over: false,
                     memory: Memory::Empty,
                 };
@@ -76,7 +77,8 @@ pub(super) fn fork(
         first: leader,
         threads: BTreeMap::new(),
         ending: None,
-        in_vfork: None,
+        in_vfork: BTreeMap::new(),
+        helped: false,
         handed_over: false,
         memory: memory.unwrap_or_default(),
     };
@@ -145,8 +147,8 @@ fn descendant(
     }
     // A sibling's exit signal is that of the caller.
     let signal = if sibling { 0 } else { exit_signal };
-    if super::vfork::waits(restore, by, pid) {
-        let host = super::vfork::make(restore, pid, by, (flags, signal))?;
+    if let Some(thread) = super::vfork::waits(restore, by, pid) {
+        let host = super::vfork::make(restore, pid, (by, thread), (flags, signal))?;
         wait_until_stopped(pid, host)?;
         return adopt(pid, host, scratch);
     }
@@ -195,7 +197,7 @@ fn shares_io<'a>(restore: &Restore<'a>, pid: Pid, by: Pid, sibling: bool) -> Opt
     let process = restore.manifest.processes.iter().find(|p| p.pid == pid)?;
     let made = process.ppid == by && process.parent_thread.is_none() && !sibling;
     let live = process.live().filter(|live| live.shares_io && made)?;
-    live.threads.first()
+    live.all_threads().next()
 }
 
 /// The thread of `by` that makes a child: its leader, or another one that is made for it already.
@@ -206,11 +208,13 @@ fn parent<'a>(
 ) -> Result<&'a mut Tracee, ResurrectError> {
     let live = restore.lives().find(|(pid, _)| *pid == by);
     let found = live.and_then(|(_, live)| {
-        let mut threads = live.threads.iter();
+        let mut threads = live.all_threads();
         Some((live, threads.find(|known| Some(known.tid) == thread)?))
     });
     let task = restore.task(by)?;
-    let Some((live, thread)) = found.filter(|(_, thread)| thread.tid != by.leader()) else {
+    let waits = |tid: Tid| task.in_vfork.contains_key(&tid);
+    let makes = |thread: &Thread| thread.tid != by.leader() && !waits(thread.tid);
+    let Some((live, thread)) = found.filter(|(_, thread)| makes(thread)) else {
         return Ok(&mut task.first);
     };
     crate::thread::birth::one(by, task, live, thread)?;

@@ -1,17 +1,17 @@
 //! Parents that wait in vfork(2) for a child.
 //!
 //! Only the thread that makes such a child waits for it, and does nothing else from then on. So it gets all
-//! it has of its own before; the stop that tells of the birth holds it until the thaw, and another thread, made
-//! for this, acts for its process meanwhile. That one ends before the signals at the parent's death are set:
-//! children get those when the thread ends that has made them.
+//! it has of its own before; the stop that tells of the birth holds it until the thaw. Where it is the leader,
+//! another thread acts for its process meanwhile. Where there is none, one is made for this, which ends before the
+//! signals at the parent's death are set: children get those when the thread ends that has made them.
 
 use super::birth;
 use super::ids::GivenBack;
 use crate::ResurrectError;
 use crate::process::signals::forget_children;
 use crate::restore::Restore;
-use crate::thread::{attributes, credentials};
-use persist_mem::manifest::{Live, Process};
+use crate::thread::{attributes, credentials, signals};
+use persist_mem::manifest::{Live, Process, Thread};
 use std::collections::BTreeSet;
 use sys::batch::Batch;
 use sys::tracee::{Tracee, TraceeError};
@@ -24,42 +24,46 @@ pub(crate) const HELPER: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_00
 const TRIES: usize = 1000;
 const EXIT: i64 = crate::calls::nr::EXIT;
 
-/// Whether `by` waits in vfork(2) for `pid`.
-pub(super) fn waits(restore: &Restore<'_>, by: Pid, pid: Pid) -> bool {
+/// The thread of `by` that waits in vfork(2) for `pid`.
+pub(super) fn waits<'a>(restore: &Restore<'a>, by: Pid, pid: Pid) -> Option<&'a Thread> {
     let mut lives = restore.lives();
-    lives.any(|(parent, live)| parent == by && live.in_vfork == Some(pid))
+    let (_, live) = lives.find(|(parent, _)| *parent == by)?;
+    let waiting = live.vforks.iter().find(|waiting| waiting.child == pid)?;
+    Some(&waiting.thread)
 }
 
-/// Makes the child `pid` of `by`, which waits for it from then on. Returns the child's id as this process
+/// Makes the child `pid` of `by`, whose `thread` waits for it from then on. Returns the child's id as this process
 /// sees it.
 pub(super) fn make(
     restore: &mut Restore<'_>,
     pid: Pid,
-    by: Pid,
+    (by, thread): (Pid, &Thread),
     (flags, exit_signal): (u64, u64),
 ) -> Result<Tid, ResurrectError> {
     let doing = format!("making its child {pid}, for which it waits");
-    let helper = helper(restore, by)?;
-    let lives = restore.lives().find(|(found, _)| *found == by);
-    let task = restore.task(by)?;
+    let mut waiter = step_aside(restore, by, thread)?;
     // The kernel writes there as soon as it is registered, and again when the thread goes on: until then the
     // pages are as they were saved.
-    let rseq = lives.and_then(|(_, live)| live.threads.first()?.rseq);
     let failed = || ResurrectError::call(by, "keeping its rseq area as it is");
-    let area = rseq.map(|rseq| {
-        let bytes = task.first.mem().read_vec(rseq.pointer, rseq.size as usize);
+    let area = thread.rseq.map(|rseq| {
+        let bytes = waiter.mem().read_vec(rseq.pointer, rseq.size as usize);
         bytes.map(|bytes| (rseq.pointer, bytes))
     });
     let area = area.transpose().map_err(failed())?;
-    if let Some((_, live)) = lives {
-        its_own(by, live, &mut task.first)?;
+    its_own(by, thread, &mut waiter)?;
+    let live = restore.lives().find(|(found, _)| *found == by);
+    for batch in live
+        .into_iter()
+        .flat_map(|(_, live)| signals::early(by, live, thread))
+    {
+        crate::calls::run(by, "queueing its signals", &mut waiter, &batch)?;
     }
     let mut batch = Batch::new();
     let args = birth::clone_args(&mut batch, flags | CLONE_VFORK, exit_signal, pid.0);
     batch.call("making a child", crate::calls::nr::CLONE3, args);
     let given_back = GivenBack::begin();
     let host = loop {
-        let born = task.first.run_to_vfork(&batch);
+        let born = waiter.run_to_vfork(&batch);
         let output = match born.map_err(ResurrectError::tracee(by, doing.as_str()))? {
             Ok(host) => break host,
             Err(output) => output,
@@ -74,11 +78,47 @@ pub(super) fn make(
         }
     };
     if let Some((address, bytes)) = area {
-        let written = task.first.mem().write(address, &bytes);
+        let written = waiter.mem().write(address, &bytes);
         written.map_err(failed())?;
     }
-    task.in_vfork = Some(core::mem::replace(&mut task.first, helper));
+    restore.task(by)?.in_vfork.insert(thread.tid, waiter);
     Ok(host)
+}
+
+/// Takes a thread that is going to wait from those that act. Where it has acted for its process another one does
+/// from then on.
+fn step_aside(
+    restore: &mut Restore<'_>,
+    by: Pid,
+    thread: &Thread,
+) -> Result<Tracee, ResurrectError> {
+    let live = restore.lives().find(|(pid, _)| *pid == by);
+    let Some((_, live)) = live else {
+        return Err(not_made(by, thread.tid));
+    };
+    let acts = match live.threads.first() {
+        _ if thread.tid != by.leader() => {
+            let task = restore.task(by)?;
+            crate::thread::birth::one(by, task, live, thread)?;
+            let made = task.threads.remove(&thread.tid);
+            return made.ok_or_else(|| not_made(by, thread.tid));
+        }
+        Some(other) => {
+            let task = restore.task(by)?;
+            crate::thread::birth::one(by, task, live, other)?;
+            let made = task.threads.remove(&other.tid);
+            made.ok_or_else(|| not_made(by, other.tid))?
+        }
+        None => helper(restore, by)?,
+    };
+    let task = restore.task(by)?;
+    task.helped = live.threads.is_empty();
+    Ok(core::mem::replace(&mut task.first, acts))
+}
+
+fn not_made(pid: Pid, tid: Tid) -> ResurrectError {
+    let why = format!("its thread {tid} was not made");
+    ResurrectError::Impossible { pid, why }
 }
 
 /// A thread under an id that nobody has or will have.
@@ -100,17 +140,14 @@ pub(crate) fn helper(restore: &mut Restore<'_>, by: Pid) -> Result<Tracee, Resur
 
 /// Ids that a process has or names.
 fn ids(process: &Process) -> Vec<i32> {
-    let threads = process.live().map(|live| live.threads.as_slice());
-    let threads = threads.unwrap_or_default().iter().map(|t| t.tid.0);
+    let threads = process.live().into_iter().flat_map(Live::all_threads);
+    let threads = threads.map(|thread| thread.tid.0);
     let own = [process.pid, process.pgid, process.sid].map(|pid| pid.0);
     threads.chain(own).collect()
 }
 
 /// What the waiting thread has of its own.
-fn its_own(pid: Pid, live: &Live, tracee: &mut Tracee) -> Result<(), ResurrectError> {
-    let Some(thread) = live.threads.first() else {
-        return Ok(());
-    };
+fn its_own(pid: Pid, thread: &Thread, tracee: &mut Tracee) -> Result<(), ResurrectError> {
     attributes::of_thread(pid, tracee, thread)?;
     let mut batch = Batch::new();
     credentials::become_user(&mut batch, &thread.credentials);
@@ -121,9 +158,12 @@ fn its_own(pid: Pid, live: &Live, tracee: &mut Tracee) -> Result<(), ResurrectEr
 /// Ends the threads that have acted for parents that wait.
 pub(crate) fn end_helpers(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     const DOING: &str = "ending a helper";
-    for (pid, live) in restore.lives().filter(|(_, live)| live.in_vfork.is_some()) {
+    for (pid, live) in restore.lives() {
+        if !restore.task(pid)?.helped {
+            continue;
+        }
         let mut batch = Batch::new();
-        forget_children(live, &mut batch);
+        forget_children(pid, live, &mut batch);
         batch.call(DOING, EXIT, [0.into()]);
         match restore.task(pid)?.first.run_raw(&batch) {
             Err(TraceeError::Ended { .. }) => {}

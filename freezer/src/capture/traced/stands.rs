@@ -54,7 +54,7 @@ pub(super) fn look(pid: Pid, threads: &[(Tid, u64)]) -> Result<Vec<Stands>, Unre
     kept::look_at(pid, &tids, |reader, children| {
         let rsp = stacks.next().unwrap_or(0);
         let flags = reader.half_of("ptrace")?;
-        let mut obstacle = reader.obstacle_but_signals(children)?;
+        let mut obstacle = reader.obstacle(children)?;
         let mut refuse = |why| {
             obstacle.get_or_insert(why);
         };

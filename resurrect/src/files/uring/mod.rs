@@ -101,7 +101,7 @@ fn thread<'a>(
     if let Some(thread) = task.threads.get_mut(&tid) {
         return Ok((pid, thread));
     }
-    if acts && task.in_vfork.is_none() {
+    if acts {
         return Ok((pid, &mut task.first));
     }
     Err(missing())

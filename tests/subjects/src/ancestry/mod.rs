@@ -99,5 +99,30 @@ pub(crate) const GROUP: Group = Group {
             "a parent in vfork(2) whose child starts another program",
             vfork::exec,
         ),
+        subject(
+            "vfork-nested",
+            "a parent in vfork(2) whose child is in vfork(2) itself",
+            vfork::nested,
+        ),
+        subject(
+            "vfork-leader",
+            "a leader in vfork(2) while its threads run",
+            vfork::leader,
+        ),
+        subject(
+            "vfork-thread",
+            "a thread in vfork(2) while others run",
+            vfork::thread,
+        ),
+        subject(
+            "vfork-signals",
+            "a parent in vfork(2) with queued signals",
+            vfork::signals,
+        ),
+        subject(
+            "vfork-signals-threads",
+            "a leader in vfork(2) with queued signals, while its threads run",
+            vfork::signals_of_leader,
+        ),
     ],
 };

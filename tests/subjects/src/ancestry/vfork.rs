@@ -14,6 +14,7 @@ const DONE: usize = 1;
 const WAITING: usize = 2;
 const CHILD: usize = 3;
 const WRONG: usize = 4;
+const TICKS: usize = 5;
 
 /// A descriptor that the child closes and the parent keeps.
 const CLOSED: i32 = 60;
@@ -29,21 +30,62 @@ static HANDLED: AtomicU32 = AtomicU32::new(0);
 enum Goal {
     Exit,
     Exec,
+    /// It has waited for a child of its own that does so.
+    Nested,
+}
+
+/// Who else there is in the process that waits.
+#[derive(Clone, Copy, PartialEq)]
+enum Others {
+    Nobody,
+    /// The leader waits; threads do not.
+    Threads,
+    /// A thread waits, its leader does not.
+    Leader,
+    /// Nobody; but signals wait for the process and for the thread.
+    Signals,
+    /// Threads, and signals.
+    ThreadsAndSignals,
 }
 
 /// It ends.
 pub(crate) fn exit(setting: &Setting) -> Result<Watch> {
-    start(setting, Goal::Exit)
+    start(setting, Goal::Exit, Others::Nobody)
 }
 
 /// It starts another program.
 pub(crate) fn exec(setting: &Setting) -> Result<Watch> {
-    start(setting, Goal::Exec)
+    start(setting, Goal::Exec, Others::Nobody)
 }
 
-fn start(_: &Setting, goal: Goal) -> Result<Watch> {
+/// It waits for a child of its own.
+pub(crate) fn nested(setting: &Setting) -> Result<Watch> {
+    start(setting, Goal::Nested, Others::Nobody)
+}
+
+/// The leader of a process with threads waits.
+pub(crate) fn leader(setting: &Setting) -> Result<Watch> {
+    start(setting, Goal::Exec, Others::Threads)
+}
+
+/// A thread waits whose leader does not.
+pub(crate) fn thread(setting: &Setting) -> Result<Watch> {
+    start(setting, Goal::Exec, Others::Leader)
+}
+
+/// Signals wait for who waits.
+pub(crate) fn signals(setting: &Setting) -> Result<Watch> {
+    start(setting, Goal::Exit, Others::Signals)
+}
+
+/// Signals wait for the leader of a process with threads.
+pub(crate) fn signals_of_leader(setting: &Setting) -> Result<Watch> {
+    start(setting, Goal::Exit, Others::ThreadsAndSignals)
+}
+
+fn start(_: &Setting, goal: Goal, others: Others) -> Result<Watch> {
     let page = Area::map(1, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1)?;
-    fork(|| parent(page, goal))?;
+    fork(|| process(page, goal, others))?;
     let waits = move |round: u64| {
         until("the parent waits", SOON, || {
             page.get(0, WAITING) == round + 1
@@ -72,31 +114,73 @@ extern "C" fn count(_: i32) {
     HANDLED.fetch_add(1, Ordering::SeqCst);
 }
 
+/// Has threads as `others` says.
+fn process(page: Area, goal: Goal, others: Others) {
+    let blocked = QUEUED.iter().fold(0, |all, one| all | 1 << (one - 1));
+    mask(libc::SIG_BLOCK, blocked);
+    match others {
+        Others::Nobody | Others::Signals => parent(page, goal, others),
+        Others::Threads | Others::ThreadsAndSignals => {
+            std::thread::spawn(move || tick(page));
+            parent(page, goal, others);
+        }
+        Others::Leader => {
+            std::thread::spawn(move || parent(page, goal, others));
+            tick(page);
+        }
+    }
+}
+
+/// Counts, and takes no signals.
+fn tick(page: Area) {
+    mask(libc::SIG_BLOCK, u64::MAX);
+    for ticks in 1.. {
+        page.put(0, TICKS, ticks);
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
 /// Waits for one child after the other, and notes what is not as it should be.
-fn parent(page: Area, goal: Goal) {
+fn parent(page: Area, goal: Goal, others: Others) {
     // SAFETY: takes numbers; the handler touches an atomic only.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1);
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
         libc::signal(libc::SIGUSR1, count as *const () as libc::sighandler_t);
         libc::dup2(2, CLOSED);
     }
-    block_one();
-    let Ok(stack) = Area::anonymous(16) else {
+    mask(libc::SIG_BLOCK, 1 << (SIGUSR2 - 1));
+    let (Ok(stack), Ok(inner)) = (Area::anonymous(16), Area::anonymous(16)) else {
         return;
     };
     let before = seen();
+    let ticks = !matches!(others, Others::Nobody | Others::Signals);
+    let queue = matches!(others, Others::Signals | Others::ThreadsAndSignals);
+    let makes = if goal == Goal::Nested { 2 } else { 1 };
     for round in 1.. {
-        let task = Task { page, round, goal };
+        let inner = inner.page(16) as u64;
+        let task = Task {
+            page,
+            round,
+            goal,
+            inner,
+        };
+        let queued = if queue { send_all() } else { None };
         let (child, kept) = wait_in_vfork(&task, stack.page(16) as u64);
+        let ticked = page.get(0, TICKS);
+        let handled = || HANDLED.load(Ordering::SeqCst) == round as u32 * makes;
         let checks = [
             kept,
             LEFT.load(Ordering::SeqCst) == child,
-            HANDLED.load(Ordering::SeqCst) == round as u32,
+            until("the signal is handled", SOON, handled).is_ok(),
             before == seen(),
             // SAFETY: takes numbers.
             unsafe { libc::fcntl(CLOSED, libc::F_GETFD) } >= 0,
             ended_well(child, goal),
+            // The signal of its end is one too many.
+            queued.is_none_or(|queued| queued == take_all()),
+            !ticks || until("ticks", SOON, || page.get(0, TICKS) > ticked).is_ok(),
         ];
         let wrong = checks.iter().enumerate().filter(|(_, well)| !**well);
         let wrong = wrong.fold(0, |all, (bit, _)| all | 1 << bit);
@@ -105,11 +189,67 @@ fn parent(page: Area, goal: Goal) {
     }
 }
 
-fn block_one() {
-    let mask = 1_u64 << (SIGUSR2 - 1);
-    let set = &raw const mask;
+/// A real-time signal for one thread, one with a value for the process, and one of a child that has ended.
+const QUEUED: [i32; 3] = [40, 41, libc::SIGCHLD];
+
+/// Queues them. Tells who the child was, and this thread.
+fn send_all() -> Option<[(i32, i32, i32); 3]> {
+    let me = std::process::id() as i32;
+    // SAFETY: takes numbers.
+    let (child, tid) = unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            libc::_exit(3);
+        }
+        libc::waitpid(child, std::ptr::null_mut(), 0);
+        (child, libc::syscall(libc::SYS_gettid) as i32)
+    };
+    let value = libc::sigval {
+        sival_ptr: 0x5151 as *mut libc::c_void,
+    };
+    // SAFETY: takes numbers.
+    unsafe {
+        libc::syscall(libc::SYS_tgkill, me, tid, QUEUED[0]);
+        libc::sigqueue(me, QUEUED[1], value);
+    }
+    Some([
+        (libc::SI_TKILL, me, 0),
+        (libc::SI_QUEUE, me, 0x5151),
+        (libc::CLD_EXITED, child, 3),
+    ])
+}
+
+/// Takes them: code, sender, value or status.
+fn take_all() -> [(i32, i32, i32); 3] {
+    QUEUED.map(|signal| {
+        let set = 1_u64 << (signal - 1);
+        let soon = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: a set of 8 bytes; the kernel fills a siginfo, for which zeros are valid.
+        unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let (set, info_at) = (&raw const set, &raw mut info);
+            let got = libc::syscall(libc::SYS_rt_sigtimedwait, set, info_at, &raw const soon, 8);
+            match signal {
+                _ if got != i64::from(signal) => (0, 0, 0),
+                libc::SIGCHLD => (info.si_code, info.si_pid(), info.si_status()),
+                41 => (
+                    info.si_code,
+                    info.si_pid(),
+                    info.si_value().sival_ptr as usize as i32,
+                ),
+                _ => (info.si_code, info.si_pid(), 0),
+            }
+        }
+    })
+}
+
+fn mask(how: i32, set: u64) {
+    let set = &raw const set;
     // SAFETY: a set of signals as the kernel knows it, 8 bytes.
-    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, set, 0, 8) };
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, set, 0, 8) };
 }
 
 /// Blocked signals, signal stack, subreaper.
@@ -136,7 +276,7 @@ fn ended_well(child: i64, goal: Goal) -> bool {
     let mut status = 0;
     // SAFETY: the kernel writes one int.
     let found = unsafe { libc::waitpid(child as i32, &raw mut status, 0) };
-    let code = if goal == Goal::Exit { 7 } else { 0 };
+    let code = if goal == Goal::Exec { 0 } else { 7 };
     i64::from(found) == child && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == code
 }
 
@@ -145,6 +285,8 @@ struct Task {
     page: Area,
     round: u64,
     goal: Goal,
+    /// A stack for a child's child.
+    inner: u64,
 }
 
 /// Makes a child on a stack of its own and waits for it in the kernel; tells its id and whether the registers
@@ -190,7 +332,23 @@ fn wait_in_vfork(task: &Task, stack: u64) -> (i64, bool) {
 /// Waits until it is let go. It has its parent's thread-local data, which nobody else uses meanwhile.
 extern "C" fn child(task: *const Task) -> ! {
     // SAFETY: the parent, in whose memory it is, waits.
-    let Task { page, round, goal } = unsafe { &*task };
+    let Task {
+        page,
+        round,
+        goal,
+        inner,
+    } = unsafe { &*task };
+    let mut well = true;
+    if *goal == Goal::Nested {
+        let task = Task {
+            page: *page,
+            round: *round,
+            goal: Goal::Exit,
+            inner: 0,
+        };
+        let (child, kept) = wait_in_vfork(&task, *inner);
+        well = kept && LEFT.load(Ordering::SeqCst) == child && ended_well(child, Goal::Exit);
+    }
     let pause = libc::timespec {
         tv_sec: 0,
         tv_nsec: 5_000_000,
@@ -199,14 +357,20 @@ extern "C" fn child(task: *const Task) -> ! {
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         libc::close(CLOSED);
-        page.put(0, CHILD, libc::getpid() as u64);
-        page.put(0, WAITING, *round);
+        if *goal != Goal::Nested {
+            page.put(0, CHILD, libc::getpid() as u64);
+            page.put(0, WAITING, *round);
+        }
         while page.get(0, ASKED) < *round {
             libc::nanosleep(&raw const pause, std::ptr::null_mut());
         }
         let closed = libc::fcntl(CLOSED, libc::F_GETFD) == -1;
         LEFT.store(
-            if closed { libc::getpid().into() } else { -1 },
+            if closed && well {
+                libc::getpid().into()
+            } else {
+                -1
+            },
             Ordering::SeqCst,
         );
         // It waits until its parent has returned.
