@@ -29,7 +29,7 @@ impl HostCheck {
     pub fn check(&mut self, pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
         let HostCheck(facts, held) = self;
         let mut found = check_one(pid, &mut Objects::default(), &Externals::default(), facts)?;
-        found.extend(held.refusal(pid));
+        found.extend(held.refusal(pid, None));
         Ok(found)
     }
 }
@@ -106,9 +106,10 @@ pub fn check_tree_with(
     let mut finder = Finder::default();
     let mut facts = Facts::of_running(Some(&pids));
     let held = HeldGroups::find();
+    let inside = pids.iter().copied().collect();
     for pid in &pids {
         found.extend(check_one(*pid, &mut objects, externals, &mut facts)?);
-        found.extend(held.refusal(*pid));
+        found.extend(held.refusal(*pid, Some(&inside)));
         finder.learn(*pid);
     }
     found.extend(tables::shared(&pids)?);

@@ -6,6 +6,7 @@ use crate::files::uring::layout::{self, Moved};
 use crate::memory::Kernel;
 use crate::numbers;
 use crate::objects::Objects;
+use crate::process::cgroups::Held;
 use crate::processor::OneProcessor;
 use crate::room::Room;
 use crate::scratch::{self, BATCH_LEN};
@@ -72,6 +73,8 @@ pub(crate) struct Restore<'a> {
     pub(crate) files: Files,
     pub(crate) objects: Objects,
     pub(crate) hierarchies: Hierarchies,
+    /// Control groups that hold their threads still when these go on.
+    pub(crate) held: Held,
     pub(crate) kernel: Option<Rc<Kernel>>,
     pub(crate) moved_rings: Moved,
     /// A pidfd of this process; every process under construction has it under the same number.
@@ -109,6 +112,7 @@ impl<'a> Restore<'a> {
             files: Files::default(),
             objects: Objects::default(),
             hierarchies: Hierarchies::default(),
+            held: Held::default(),
             kernel: None,
             moved_rings: Moved::new(),
             self_pidfd: numbers::copy(manifest, &pidfd)?,
@@ -233,6 +237,7 @@ pub fn restore(
         Ok(waits) => Ok(World {
             waits,
             tasks: restore.tasks,
+            held: restore.held,
         }),
         Err(error) => {
             restore.end_all();
@@ -246,6 +251,7 @@ pub fn restore(
 pub struct World {
     tasks: BTreeMap<Pid, Task>,
     waits: Vec<Wait>,
+    held: Held,
 }
 
 impl World {
@@ -260,6 +266,7 @@ impl World {
     /// # Errors
     /// The first process that could not be let go; the others go on.
     pub fn thaw(mut self) -> Result<(), ResurrectError> {
+        drop(self.held);
         let mut failed = None;
         let mut let_go = |pid: Pid, tid: Tid| {
             match ptrace::detach(tid, 0) {

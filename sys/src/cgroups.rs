@@ -1,9 +1,11 @@
 //! Where hierarchies of control groups are mounted (cgroups(7)).
 
-use crate::{Pid, procdir};
+use crate::{Pid, Tid, procdir};
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Those that are mounted as a whole: type, options of the file system, place.
 #[derive(Debug, Default, PartialEq)]
@@ -46,6 +48,46 @@ impl Hierarchies {
         let below = path.strip_prefix(b"/").unwrap_or(path);
         Some(place.join(OsStr::from_bytes(below)))
     }
+}
+
+/// The setting by which a group of version 2 holds its threads still.
+pub const FREEZE: &str = "cgroup.freeze";
+
+/// Whether a group of version 2 is to hold its threads still, by itself.
+#[must_use]
+pub fn holds(directory: &Path) -> bool {
+    std::fs::read(directory.join(FREEZE)).is_ok_and(|text| text == b"1\n")
+}
+
+/// Has a group hold its threads, or let them go.
+///
+/// # Errors
+/// As the file tells.
+pub fn hold(directory: &Path, still: bool) -> std::io::Result<()> {
+    let mut file = File::options().write(true).open(directory.join(FREEZE))?;
+    file.write_all(if still { b"1" } else { b"0" })
+}
+
+/// The groups right below one.
+#[must_use]
+pub fn below(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let groups = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    groups.map(|entry| entry.path()).collect()
+}
+
+/// The threads in a group of version 2 and in those below it.
+#[must_use]
+pub fn threads(directory: &Path) -> Vec<Tid> {
+    let text = std::fs::read_to_string(directory.join("cgroup.threads")).unwrap_or_default();
+    let mut found: Vec<Tid> = text
+        .lines()
+        .filter_map(|n| n.parse().ok().map(Tid))
+        .collect();
+    for below in below(directory) {
+        found.extend(threads(&below));
+    }
+    found
 }
 
 #[cfg(test)]

@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use sys::cgroups::Hierarchies;
+use sys::cgroups::{FREEZE, Hierarchies};
 use sys::{Pid, Tid};
 
-/// Files that are no settings, or are handled by name. A group that holds its threads has none (`held_groups`).
+/// Files that are no settings, or are handled by name.
 const NO_SETTINGS: [&str; 9] = [
     "cgroup.procs",
     "cgroup.threads",
@@ -92,7 +92,7 @@ pub(super) fn capture(frozen: &Frozen, host: bool) -> Result<Found, FreezerError
     }
     found.groups = groups
         .into_iter()
-        .map(|place| group(&mounted, place))
+        .map(|place| group(frozen, &mounted, place))
         .collect();
     Ok(found)
 }
@@ -164,7 +164,7 @@ fn below(directory: &Path, path: &[u8], groups: &mut BTreeSet<Membership>) {
 }
 
 /// With the settings of those of version 2, and who may use them.
-fn group(mounted: &Hierarchies, place: Membership) -> Cgroup {
+fn group(frozen: &Frozen, mounted: &Hierarchies, place: Membership) -> Cgroup {
     let directory = match place.hierarchy.is_empty() {
         true => mounted.directory(&place.hierarchy, &place.path),
         false => None,
@@ -178,6 +178,13 @@ fn group(mounted: &Hierarchies, place: Membership) -> Cgroup {
     };
     if let Some(directory) = directory {
         group.settings = settings(&directory, root);
+        if frozen.is_held_by(&directory) {
+            let held = |(name, _): &&mut (String, String)| name == FREEZE;
+            let setting = group.settings.iter_mut().find(held);
+            setting
+                .into_iter()
+                .for_each(|(_, text)| *text = "1\n".into());
+        }
         if !root {
             group.access = access(&directory);
             group.attributes = attributes(&directory);

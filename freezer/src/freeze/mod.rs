@@ -17,6 +17,7 @@ pub(crate) mod traced;
 mod uring;
 pub(crate) mod vfork;
 
+use crate::held_groups::{self, LetGo};
 use crate::{FreezerError, capture, proc};
 use calls::Repeated;
 pub(crate) use calls::USED_BELOW_STACK;
@@ -25,6 +26,7 @@ use scope::Scope;
 pub(crate) use sleepers::monotonic_ns;
 use sleepers::{Asleep, SchedulerClocks};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use sys::first_taker::{Leader, wait_for_all};
 use sys::urgent::Urgent;
@@ -86,6 +88,8 @@ pub struct Frozen {
     /// Calls that threads repeat.
     repeating: BTreeMap<Tid, Repeated>,
     begun: Instant,
+    /// Groups that held some of them.
+    let_go: LetGo,
     /// Threads that were let go before they had stopped: they are detached when they have, or held again.
     leaving: Vec<Tid>,
 }
@@ -123,6 +127,11 @@ impl Frozen {
         first.ok_or_else(|| FreezerError::refuse(pid, "threads", "it has none"))
     }
 
+    /// Whether a control group holds its threads when they go on.
+    pub(crate) fn is_held_by(&self, group: &Path) -> bool {
+        self.let_go.has(group)
+    }
+
     /// Threads of a process that wait in vfork(2), the leader first, and for whom.
     pub(crate) fn in_vfork(&self, pid: Pid) -> Vec<(Tid, Pid)> {
         let threads = self.threads(pid).into_iter();
@@ -155,6 +164,7 @@ impl Frozen {
 
     /// Ends every process (SIGKILL), children first, instead of letting it go on.
     pub fn kill(mut self) {
+        self.let_go.hold_again();
         let processes = core::mem::take(&mut self.processes);
         proc::forget_stopped(processes.iter().map(|(pid, _)| *pid));
         for (pid, _) in processes.iter().rev() {
@@ -262,6 +272,7 @@ impl Frozen {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
+        self.let_go.hold_again();
         proc::forget_stopped(self.pids());
         let processes = core::mem::take(&mut self.processes);
         self.let_all_go(processes);
@@ -304,6 +315,7 @@ fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
         clocks,
         repeating: BTreeMap::new(),
         begun: Instant::now(),
+        let_go: LetGo::default(),
         leaving: Vec::new(),
     };
     // New threads and children appear as long as one of them runs; a round without news ends it.
@@ -317,10 +329,10 @@ fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
         if !news {
             started = stop::no_longer_in_vfork(&mut frozen);
             if started.is_empty() {
-                crate::held_groups::refuse_held(&frozen)?;
                 if !traced::settle(&mut frozen)? {
                     continue;
                 }
+                frozen.let_go = held_groups::let_go(&frozen)?;
                 frozen.sort();
                 let first = |pid| Some((pid, frozen.first(pid).ok()?));
                 proc::note_stopped(frozen.pids().filter_map(first));

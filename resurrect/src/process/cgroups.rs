@@ -11,17 +11,19 @@ use std::fs::Permissions;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use sys::cgroups::Hierarchies;
+use sys::cgroups::{self, FREEZE, Hierarchies};
 use sys::{Pid, Tid, procdir};
 
 /// Makes the groups that are not there, with their settings.
 pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     restore.hierarchies = Hierarchies::find();
+    restore.held = let_go(restore)?;
     let groups = &restore.manifest.cgroups;
     let place = |group: &Cgroup| directory(restore, &group.place);
     if groups.iter().filter_map(place).all(|path| path.is_dir()) {
         return Ok(());
     }
+    let mut held = Vec::new();
     for group in groups {
         let Some(directory) = place(group) else {
             continue;
@@ -34,15 +36,68 @@ pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
         for (name, wanted) in &group.settings {
             // Of groups that are there only what those below need.
-            if new || name == "cgroup.subtree_control" {
+            if name != FREEZE && (new || name == "cgroup.subtree_control") {
                 set(&directory.join(name), wanted);
             }
         }
         if new {
             hand_over(group, &directory);
+            if holds(group) {
+                held.push(directory);
+            }
         }
     }
+    restore.held.0.extend(held);
     Ok(())
+}
+
+/// Whether a group held its threads still.
+fn holds(group: &Cgroup) -> bool {
+    let mut settings = group.settings.iter();
+    settings.any(|(name, text)| name == FREEZE && text.trim() == "1")
+}
+
+/// Has groups that hold their threads still, and are there, let those go that come: they have none yet. Those that hold
+/// nobody any more are left so.
+fn let_go(restore: &Restore<'_>) -> Result<Held, ResurrectError> {
+    let mut held = Held::default();
+    let groups = restore.manifest.cgroups.iter().filter(|group| holds(group));
+    let directories = groups.filter_map(|group| directory(restore, &group.place));
+    for directory in directories.filter(|directory| cgroups::holds(directory)) {
+        let others = !cgroups::threads(&directory).is_empty();
+        let why = match cgroups::hold(&directory, others) {
+            Ok(()) if !others => {
+                held.0.push(directory);
+                continue;
+            }
+            Ok(()) => "it holds others".to_owned(),
+            Err(why) => why.to_string(),
+        };
+        let first = restore.manifest.processes.first();
+        return Err(ResurrectError::Impossible {
+            pid: first.map_or(Pid(0), |process| process.pid),
+            why: format!(
+                "the control group {} holds it still: {why}",
+                directory.display()
+            ),
+        });
+    }
+    Ok(held)
+}
+
+/// Groups that let their threads go as long as those are stopped. Dropped, they hold them still.
+#[derive(Debug, Default)]
+pub(crate) struct Held(Vec<PathBuf>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for directory in &self.0 {
+            if let Err(why) = cgroups::hold(directory, true) {
+                let place = directory.display();
+                log::warn!("the control group {place} does not hold its threads again: {why}");
+            }
+        }
+    }
 }
 
 /// Gives a new group to whom it belonged, with its attributes. What cannot be is told.

@@ -6,8 +6,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use libc::{MAP_ANONYMOUS, MAP_SHARED, PROT_READ, PROT_WRITE};
 
-use crate::kit::{Crew, Kin, SOON, Setting, Watch, not_here, sys, tid, until};
+use crate::kit::{Area, Crew, Kin, SOON, Setting, Watch, fork, not_here, same, sys, tid, until};
 
 /// Four groups of version 2, one with a setting: this process in one, a thread in a group for threads below it, a
 /// child in another one.
@@ -93,28 +94,70 @@ pub(crate) fn delegated(setting: &Setting) -> Result<Watch> {
     }))
 }
 
-/// Nobody can have it do anything.
+/// It counts as long as it runs, in two threads, and naps in a third.
 pub(crate) fn held(setting: &Setting) -> Result<Watch> {
     let root = hierarchy(setting)?;
     let group = root.join(format!("kupgrade-held-{}", std::process::id()));
-    let _ = fs::remove_dir(&group);
-    fs::create_dir(&group).with_context(|| group.display().to_string())?;
-    let procs = group.join("cgroup.procs");
-    let kin = Kin::start(setting, "held", |_| {
-        fs::write(procs, "0")?;
-        Ok(Watch::new(|| Ok(())))
+    let inner = group.join("inner");
+    for old in [&inner, &group] {
+        let _ = fs::remove_dir(old);
+    }
+    for new in [&group, &inner] {
+        fs::create_dir(new).with_context(|| new.display().to_string())?;
+    }
+    let page = Area::map(1, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1)?;
+    let procs = inner.join("cgroup.procs");
+    fork(|| {
+        if fs::write(procs, "0").is_err() {
+            return;
+        }
+        let naps = |place: usize| {
+            move || {
+                for n in 1.. {
+                    page.put(0, place, n);
+                    std::thread::sleep(std::time::Duration::from_millis(3));
+                }
+            }
+        };
+        std::thread::spawn(naps(1));
+        std::thread::spawn(naps(2));
+        for n in 1.. {
+            page.put(0, 0, n);
+        }
     })?;
-    fs::write(group.join("cgroup.freeze"), "1")?;
-    let events = group.join("cgroup.events");
-    let is_held = || fs::read_to_string(&events).is_ok_and(|text| text.contains("frozen 1"));
-    until("it is held", SOON, is_held)?;
-    let kept = Watch::keep(move || Ok(fs::read_to_string(&events)?))?;
-    Ok(kept
-        .spoiled_by(move || Ok(fs::write(group.join("cgroup.freeze"), "0")?))
-        .and(Watch::new(move || {
-            let _ = &kin;
-            Ok(())
-        })))
+    let freeze = move |what: &str| fs::write(group.join("cgroup.freeze"), what);
+    let events = inner.join("cgroup.events");
+    let counts = move || [0, 1, 2].map(|place| page.get(0, place));
+    let run = move |from: [u64; 3]| {
+        let more = || counts().iter().zip(from).all(|(now, from)| *now > from);
+        until("it runs", SOON, more)
+    };
+    let hold = {
+        let (freeze, events) = (freeze.clone(), events.clone());
+        move || -> Result<[u64; 3]> {
+            freeze("1")?;
+            let is = || fs::read_to_string(&events).is_ok_and(|text| text.contains("frozen 1"));
+            until("it is held", SOON, is)?;
+            Ok(counts())
+        }
+    };
+    run([0; 3])?;
+    let mut stood = hold()?;
+    let again = freeze.clone();
+    Ok(Watch::new(move || {
+        same("what it has done", &stood, &counts())?;
+        until("it is held", SOON, || {
+            fs::read_to_string(&events).is_ok_and(|text| text == "populated 1\nfrozen 1\n")
+        })?;
+        again("0")?;
+        run(stood)?;
+        stood = hold()?;
+        Ok(())
+    })
+    .spoiled_by(move || {
+        freeze("0")?;
+        run(counts())
+    }))
 }
 
 /// Everybody goes back to the root, and the groups go.
