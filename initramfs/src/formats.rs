@@ -2,22 +2,24 @@
 //! before the jump, registered again before the processes run.
 
 use crate::mounts::support::show;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use persist_mem::manifest::Formats;
 use persist_mem::mounts::MountTable;
-use std::ffi::OsStr;
-use std::fs::File;
+use std::ffi::{CStr, OsStr};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-const KIND: &str = "binfmt_misc";
+const KIND: &CStr = c"binfmt_misc";
 /// Switches one of them, or all, off.
 const OFF: &str = "0";
 
 /// Reads what is registered, as far as the file system that shows it is mounted anywhere.
 #[must_use]
 pub fn capture(table: &MountTable) -> Formats {
-    let shown = table.mounts.iter().find(|mount| mount.kind == KIND);
+    let shown = table
+        .mounts
+        .iter()
+        .find(|mount| mount.kind.as_bytes() == KIND.to_bytes());
     let point = shown.map(|mount| Path::new(OsStr::from_bytes(&mount.point)));
     point.map(capture_at).unwrap_or_default()
 }
@@ -80,23 +82,17 @@ fn escaped(digits: &[u8]) -> Option<Vec<u8>> {
 /// Registers them. Returns what could not be done, in words, and the file system: since Linux 6.7 they end with the
 /// last use of it, so it is to be kept until it is mounted where it was.
 #[must_use]
-pub fn restore(formats: &Formats) -> (Vec<String>, Option<File>) {
+pub fn restore(formats: &Formats) -> (Vec<String>, Option<OwnedFd>) {
     if formats.registered.is_empty() && !formats.off {
         return (Vec::new(), None);
     }
-    let point = std::env::temp_dir().join(".kupgrade-formats");
-    let mounted = std::fs::create_dir_all(&point).and_then(|()| {
-        let flags = MsFlags::empty();
-        mount(Some(KIND), &point, Some(KIND), flags, None::<&str>)?;
-        File::open(&point)
-    });
-    let restored = match mounted {
-        Ok(kept) => (register(&point, formats), Some(kept)),
-        Err(error) => (vec![format!("the formats of programs: {error}")], None),
-    };
-    let _ = umount2(&point, MntFlags::MNT_DETACH);
-    let _ = std::fs::remove_dir(&point);
-    restored
+    match sys::mountapi::detached(KIND) {
+        Ok(kept) => {
+            let point = format!("/proc/self/fd/{}", kept.as_raw_fd());
+            (register(Path::new(&point), formats), Some(kept))
+        }
+        Err(errno) => (vec![format!("the formats of programs: {errno}")], None),
+    }
 }
 
 fn register(point: &Path, formats: &Formats) -> Vec<String> {

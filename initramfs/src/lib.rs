@@ -11,6 +11,8 @@
 //! | [`huge_pages`] | pools of huge pages, likewise |
 //! | [`swaps`] | swap areas, likewise |
 //! | [`formats`] | interpreters of foreign formats of programs, likewise |
+//! | [`disks`] | settings of block devices, likewise |
+//! | [`interrupts`] | which processors serve interrupts, likewise |
 //! | [`settings`] | settings of the kernel, likewise |
 //! | [`init`] | `/init`: from the new kernel's first process to the running world |
 //! | [`tree`] | contents of file systems in memory |
@@ -19,10 +21,12 @@
 #![forbid(unsafe_code)]
 
 pub mod cpio;
+pub mod disks;
 pub mod early;
 pub mod formats;
 pub mod huge_pages;
 pub mod init;
+pub mod interrupts;
 pub mod modules;
 pub mod mounts;
 pub mod network;

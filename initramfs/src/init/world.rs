@@ -9,7 +9,7 @@ use super::restorer::{self, Outcome};
 use super::saved::Saved;
 use super::{InitError, Result, memory, release};
 use crate::early::switch::detach_proc;
-use crate::{formats, huge_pages, network, settings, swaps};
+use crate::{disks, formats, huge_pages, interrupts, network, settings, swaps};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use persist_mem::handback::mem_total;
@@ -45,6 +45,8 @@ pub(super) fn start(
     let _ = huge_pages::begin(Path::new(SYS), &saved.upgrade.huge_pools);
     warnings.extend(network::restore(&saved.upgrade.network));
     warnings.extend(settings::restore(Path::new("/"), &settings));
+    warnings.extend(disks::restore(Path::new(SYS), &saved.upgrade.disks));
+    warnings.extend(interrupts::restore(proc, &saved.upgrade.interrupts));
     let (unregistered, formats) = formats::restore(&saved.upgrade.formats);
     warnings.extend(unregistered);
     let allowed = overcommit::allow();
@@ -104,6 +106,9 @@ fn finish(saved: &Saved, allowed: Option<Allowed>, report: &mut Report, mut span
     // What lay in old pages before could not be had earlier.
     let short = huge_pages::restore(Path::new(SYS), &saved.upgrade.huge_pools);
     report.warnings.extend(short);
+    let of_memory = settings::of_memory(&saved.upgrade.settings);
+    let unset = settings::restore(Path::new("/"), &of_memory);
+    report.warnings.extend(unset);
     report.warnings.extend(swaps::restore(&saved.upgrade.swaps));
     time.done("hand-back");
     spans.extend(time.spans().iter().cloned());

@@ -1,43 +1,97 @@
-//! Network interfaces: found in `/sys/class/net`, and found again on the new kernel.
+//! Network interfaces: found in `/sys/class/net` and by rtnetlink(7), and found again on the new kernel.
 
 use persist_mem::manifest::Link;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use sys::Errno;
-use sys::rtnetlink::messages::link_message;
-use sys::rtnetlink::{self, Netlink, attribute};
+use sys::rtnetlink::messages::{link_index, link_message};
+use sys::rtnetlink::{self, LINK_FIXED, Netlink, attribute, attributes};
 
 /// How long an interface may take to appear.
 const WAIT: Duration = Duration::from_secs(5);
 const IFF_UP: u32 = 1;
+/// `IFF_NOARP`, `IFF_PROMISC`, `IFF_ALLMULTI`.
+const IFF_SET: u32 = 0x80 | 0x100 | 0x200;
+const ADDRESS: u16 = 1;
 const IFNAME: u16 = 3;
 const MTU: u16 = 4;
+const TXQLEN: u16 = 13;
+const IFALIAS: u16 = 20;
+const GROUP: u16 = 27;
+const PROP_LIST: u16 = 52;
+const ALT_IFNAME: u16 = 53;
+const PERM_ADDRESS: u16 = 54;
 
 /// All interfaces of this process's namespace.
 pub(super) fn all() -> Vec<Link> {
+    let netlink = Netlink::open();
+    let messages = netlink.and_then(|netlink| netlink.dump(rtnetlink::GETLINK, &[0; LINK_FIXED]));
+    let messages = messages.unwrap_or_default();
     let mut found: Vec<Link> = std::fs::read_dir("/sys/class/net")
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|entry| {
-            let read = |file: &str| {
-                std::fs::read_to_string(entry.path().join(file))
-                    .map(|text| text.trim().to_owned())
-                    .ok()
-            };
-            let flags = read("flags")?;
-            Some(Link {
-                name: entry.file_name().into_string().ok()?,
-                index: read("ifindex")?.parse().ok()?,
-                hardware: read("address").unwrap_or_default(),
-                up: u32::from_str_radix(flags.trim_start_matches("0x"), 16).ok()? & IFF_UP != 0,
-                mtu: read("mtu")?.parse().ok()?,
-                physical: entry.path().join("device").exists(),
-            })
+            let mut link = described(&entry)?;
+            let mut all = messages.iter().map(|(_, payload)| payload);
+            if let Some(message) = all.find(|message| link_index(message) == link.index) {
+                complete(&mut link, message);
+            }
+            Some(link)
         })
         .collect();
     found.sort_by_key(|link| link.index);
     found
+}
+
+/// As its directory tells.
+fn described(entry: &std::fs::DirEntry) -> Option<Link> {
+    let read = |file: &str| {
+        std::fs::read_to_string(entry.path().join(file))
+            .map(|text| text.trim().to_owned())
+            .ok()
+    };
+    let number = |file: &str| read(file)?.parse().ok();
+    let flags = read("flags")?;
+    let device = std::fs::canonicalize(entry.path().join("device")).ok();
+    Some(Link {
+        name: entry.file_name().into_string().ok()?,
+        index: number("ifindex")?,
+        hardware: read("address").unwrap_or_default(),
+        up: u32::from_str_radix(flags.trim_start_matches("0x"), 16).ok()? & IFF_UP != 0,
+        mtu: number("mtu")?,
+        physical: device.is_some(),
+        device: device
+            .and_then(|device| Some(device.to_str()?.to_owned()))
+            .unwrap_or_default(),
+        permanent: Vec::new(),
+        flags: 0,
+        queue: number("tx_queue_len")?,
+        group: number("netdev_group")?,
+        alias: read("ifalias").unwrap_or_default(),
+        names: Vec::new(),
+    })
+}
+
+/// What only its `RTM_NEWLINK` message tells.
+fn complete(link: &mut Link, message: &[u8]) {
+    let flags = message.get(8..12).and_then(<[u8]>::first_chunk);
+    link.flags = flags.map_or(0, |bytes| u32::from_ne_bytes(*bytes)) & IFF_SET;
+    for (kind, value) in attributes(message, LINK_FIXED) {
+        match kind {
+            PERM_ADDRESS if value.iter().any(|byte| *byte != 0) => link.permanent = value.to_vec(),
+            PROP_LIST => {
+                let names = attributes(value, 0).into_iter();
+                let names = names.filter(|(kind, _)| *kind == ALT_IFNAME);
+                let text = |(_, name): (u16, &[u8])| {
+                    let name = String::from_utf8_lossy(name);
+                    name.trim_end_matches('\0').to_owned()
+                };
+                link.names = names.map(text).collect();
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Whether an interface is one of `/dev/net/tun` that a process has open: without one it has no carrier.
@@ -52,13 +106,7 @@ pub(super) fn is_open_tunnel(link: &Link) -> bool {
 pub(super) fn find(link: &Link) -> Option<Link> {
     let end = Instant::now() + if link.physical { WAIT } else { Duration::ZERO };
     loop {
-        let found = all().into_iter().find(|now| {
-            if link.physical {
-                now.physical && now.hardware == link.hardware
-            } else {
-                now.name == link.name
-            }
-        });
+        let found = all().into_iter().find(|now| is_same(link, now));
         if found.is_some() || Instant::now() >= end {
             return found;
         }
@@ -66,24 +114,103 @@ pub(super) fn find(link: &Link) -> Option<Link> {
     }
 }
 
-/// Old name, old MTU, and up when it was.
+/// Devices that tell no address of their own get one by chance, and are known by their place.
+fn is_same(link: &Link, now: &Link) -> bool {
+    if !link.physical {
+        return now.name == link.name;
+    }
+    if link.permanent.is_empty() || now.permanent.is_empty() {
+        return now.physical && (now.hardware == link.hardware || now.device == link.device);
+    }
+    now.physical && now.permanent == link.permanent
+}
+
+/// Old name, address, MTU and the like, and up when it was. Further names and words for it come last: others do
+/// without them.
 pub(super) fn bring_up(netlink: &Netlink, link: &Link, now: &Link) -> Result<(), Errno> {
+    let set = |kind: u16, value: &[u8]| {
+        let message = [link_message(now.index, 0, 0), attribute(kind, value)].concat();
+        netlink.change(rtnetlink::NEWLINK, &message)
+    };
     if now.name != link.name {
-        let name = [link.name.as_bytes(), &[0]].concat();
-        netlink.change(
-            rtnetlink::NEWLINK,
-            &[link_message(now.index, 0, 0), attribute(IFNAME, &name)].concat(),
-        )?;
+        set(IFNAME, &[link.name.as_bytes(), &[0]].concat())?;
+    }
+    if let (true, Some(address)) = (now.hardware != link.hardware, octets(&link.hardware)) {
+        set(ADDRESS, &address)?;
     }
     if now.mtu != link.mtu {
-        let mtu = attribute(MTU, &link.mtu.to_ne_bytes());
-        netlink.change(
-            rtnetlink::NEWLINK,
-            &[link_message(now.index, 0, 0), mtu].concat(),
-        )?;
+        set(MTU, &link.mtu.to_ne_bytes())?;
     }
-    if link.up {
-        netlink.change(rtnetlink::NEWLINK, &link_message(now.index, IFF_UP, IFF_UP))?;
+    if now.queue != link.queue {
+        set(TXQLEN, &link.queue.to_ne_bytes())?;
+    }
+    if now.group != link.group {
+        set(GROUP, &link.group.to_ne_bytes())?;
+    }
+    let (flags, mask) = if link.up {
+        (link.flags | IFF_UP, IFF_SET | IFF_UP)
+    } else {
+        (link.flags, IFF_SET)
+    };
+    if link.up || now.flags != link.flags {
+        netlink.change(rtnetlink::NEWLINK, &link_message(now.index, flags, mask))?;
+    }
+    if now.alias != link.alias {
+        set(IFALIAS, link.alias.as_bytes())?;
+    }
+    names(netlink, link, now)
+}
+
+/// Gives it the names that it had besides.
+fn names(netlink: &Netlink, link: &Link, now: &Link) -> Result<(), Errno> {
+    const NEWLINKPROP: u16 = 108;
+    const NESTED: u16 = 1 << 15;
+    for name in link.names.iter().filter(|name| !now.names.contains(name)) {
+        let name = attribute(ALT_IFNAME, &[name.as_bytes(), &[0]].concat());
+        let list = attribute(PROP_LIST | NESTED, &name);
+        let message = [link_message(now.index, 0, 0), list].concat();
+        netlink.change(NEWLINKPROP, &message)?;
     }
     Ok(())
+}
+
+/// A hardware address that reads `02:00:00:00:00:01`.
+fn octets(address: &str) -> Option<Vec<u8>> {
+    let parts = address.split(':');
+    let octets = parts.map(|part| u8::from_str_radix(part, 16).ok());
+    octets.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_the_same_by_what_the_device_says() {
+        let link = |permanent: &[u8], hardware: &str, device: &str| Link {
+            name: "eth0".into(),
+            index: 2,
+            hardware: hardware.into(),
+            up: true,
+            mtu: 1500,
+            physical: true,
+            device: device.into(),
+            permanent: permanent.to_vec(),
+            flags: 0,
+            queue: 1000,
+            group: 0,
+            alias: String::new(),
+            names: Vec::new(),
+        };
+        let changed = link(&[2, 0, 0, 0, 0, 1], "02:00:00:00:00:09", "/a");
+        let ours = link(&[2, 0, 0, 0, 0, 1], "02:00:00:00:00:01", "/b");
+        let other = link(&[2, 0, 0, 0, 0, 2], "02:00:00:00:00:09", "/a");
+        assert!(is_same(&changed, &ours));
+        assert!(!is_same(&changed, &other));
+        assert!(is_same(&link(&[], "02:00:00:00:00:07", "/a"), &other));
+        assert!(is_same(&link(&[], "02:00:00:00:00:09", "/c"), &other));
+        assert!(!is_same(&link(&[], "02:00:00:00:00:07", "/c"), &other));
+        assert_eq!(octets("02:0a").unwrap(), [2, 10]);
+        assert!(octets("").is_none());
+    }
 }

@@ -38,6 +38,8 @@ pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
         formats: initramfs::formats::capture(&mounts),
         mounts,
         settings: host.settings.clone(),
+        disks: host.disks.clone(),
+        interrupts: host.interrupts.clone(),
         huge_pools: host.huge_pools.clone(),
         swaps: host.swaps.clone(),
         network: initramfs::network::capture().context("recording the network")?,

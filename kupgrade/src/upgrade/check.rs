@@ -4,12 +4,13 @@ use super::{SYS, room};
 use crate::patience::{NotCarried, patiently};
 use anyhow::{Context, Result, bail};
 use freezer::proc;
+use initramfs::interrupts::{self, Interrupt};
 use initramfs::modules::{self, HostUse, ModulePlan, ModuleTree};
-use initramfs::{huge_pages, mounts, network, settings, swaps};
+use initramfs::{disks, huge_pages, mounts, network, settings, swaps};
 use kexec_loader::KernelImage;
 use kexec_loader::boot_params::OldParams;
 use persist_mem::firmware::FirmwareMap;
-use persist_mem::manifest::{HugePool, Swap};
+use persist_mem::manifest::{DiskSettings, HugePool, Swap};
 use persist_mem::mounts::MountTable;
 use std::path::Path;
 use sys::Pid;
@@ -23,6 +24,10 @@ pub(super) struct Host {
     pub(super) cmdline: String,
     /// Settings of the kernel, as they were before anything was touched.
     pub(super) settings: Vec<(String, String)>,
+    /// Settings of block devices.
+    pub(super) disks: Vec<DiskSettings>,
+    /// Where interrupts are served.
+    pub(super) interrupts: Vec<Interrupt>,
     /// Pools of huge pages.
     pub(super) huge_pools: Vec<HugePool>,
     /// Swap areas.
@@ -57,6 +62,8 @@ pub(super) fn check(kernel: &Path) -> Result<Host> {
         old_params: OldParams::read(sys)?,
         cmdline: std::fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?,
         settings: settings::capture(Path::new("/")),
+        disks: disks::capture(sys),
+        interrupts: interrupts::capture(Path::new("/proc")),
         huge_pools: huge_pages::capture(sys),
         swaps: swaps::capture(Path::new("/proc")),
         mem_total: persist_mem::handback::mem_total().unwrap_or(0),

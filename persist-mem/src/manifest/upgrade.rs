@@ -26,6 +26,10 @@ pub struct Upgrade {
     pub settings: Vec<(String, String)>,
     /// Interpreters of foreign formats of programs.
     pub formats: Formats,
+    /// Settings of block devices.
+    pub disks: Vec<DiskSettings>,
+    /// Interrupts: number, the names of who handles one, and the processors it may be served on.
+    pub interrupts: Vec<(u32, Vec<String>, String)>,
     /// Pools of huge pages (hugetlbfs).
     pub huge_pools: Vec<HugePool>,
     /// Swap areas.
@@ -45,6 +49,17 @@ pub struct Formats {
     pub registered: Vec<(Vec<u8>, bool)>,
     /// All are switched off.
     pub off: bool,
+}
+
+/// What an administrator sets of a disk (`/sys/block/NAME/queue`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSettings {
+    /// Its name.
+    pub name: String,
+    /// Where it is plugged in, and what tells it from others there.
+    pub place: String,
+    /// Names and values.
+    pub settings: Vec<(String, String)>,
 }
 
 /// A pool of huge pages of one size (`/sys/kernel/mm/hugepages`).
@@ -103,6 +118,20 @@ pub struct Link {
     pub mtu: u32,
     /// Whether a device is behind it.
     pub physical: bool,
+    /// Its device in `/sys`, as far as there is one.
+    pub device: String,
+    /// Its hardware address as the device has it, which may have been changed since; empty when that is not known.
+    pub permanent: Vec<u8>,
+    /// Flags that an administrator sets: `IFF_NOARP`, `IFF_PROMISC`, `IFF_ALLMULTI`.
+    pub flags: u32,
+    /// Length of its queue (`txqueuelen`).
+    pub queue: u32,
+    /// Its group of interfaces.
+    pub group: u32,
+    /// What it is called in words (`ifalias`); empty without.
+    pub alias: String,
+    /// Further names (`altname`).
+    pub names: Vec<String>,
 }
 
 /// Which memory is what.

@@ -59,6 +59,12 @@ pub fn link_message(index: u32, flags: u32, mask: u32) -> Vec<u8> {
     message
 }
 
+/// Number of an interface that a message describes (`ifi_index`).
+#[must_use]
+pub fn link_index(link: &[u8]) -> u32 {
+    link_of(link)
+}
+
 /// Number of an address's interface (`ifa_index`).
 #[must_use]
 pub fn link_of(address: &[u8]) -> u32 {
