@@ -61,7 +61,7 @@ fn place(device: &str) -> String {
             let rest = part.strip_prefix(*kind);
             rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
         };
-        !counted.iter().any(|kind| numbered(&kind))
+        !counted.iter().any(numbered)
     };
     let scsi = |part: &str| match part.split_once(':') {
         // Host, channel, target, unit: the first is counted.

@@ -164,6 +164,16 @@ fn refuse_ourselves(pid: Pid) -> Result<()> {
     Ok(())
 }
 
+/// A process that there is no way to make again where it is, among its relatives.
+pub(crate) fn placeless((pid, reason): (Pid, String)) -> FreezerError {
+    FreezerError::Refused(vec![Refusal {
+        pid,
+        comm: freezer::proc::comm(pid),
+        resource: "its place among processes".into(),
+        reason,
+    }])
+}
+
 fn save(
     frozen: &Frozen,
     image: &Image,
@@ -176,6 +186,7 @@ fn save(
         let root = manifest.processes.first().map_or(Pid(0), |first| first.pid);
         return Err(FreezerError::Refused(vec![no_number(root)]).into());
     }
+    resurrect::tree::possible(&manifest).map_err(placeless)?;
     held.check()?;
     // From here on this process has a second thread.
     let mut sink = FileSink {

@@ -18,6 +18,7 @@ pub(super) struct Captured {
 pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
     let (manifest, objects) = freezer::capture_host(frozen)?;
     refuse_for(&host.image.release, &manifest)?;
+    resurrect::tree::possible(&manifest).map_err(crate::checkpoint::placeless)?;
     let threads = |state: &State| match state {
         State::Live(live) => live.all_threads().count() as u64,
         State::Zombie { .. } => 0,

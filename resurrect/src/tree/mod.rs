@@ -12,11 +12,24 @@ use crate::calls::{nr, run};
 use crate::restore::Restore;
 use crate::task::Task;
 pub(crate) use birth::{OPTIONS, clone_args, taken, thread, wait_until_stopped};
+use persist_mem::manifest::Manifest;
 use plan::{Outside, Step};
 use sys::batch::Batch;
 use sys::{Errno, Pid};
 
 const PR_SET_CHILD_SUBREAPER: i32 = 36;
+
+/// Finds out whether there is a way to where all processes are, before anything is lost.
+///
+/// # Errors
+/// The process without one, and why.
+pub fn possible(manifest: &Manifest) -> Result<(), (Pid, String)> {
+    let outside = Outside {
+        sid: Pid(0),
+        pgid: Pid(0),
+    };
+    plan::plan(&manifest.processes, outside).map(drop)
+}
 
 /// Makes every process, zombies-to-be included, as bare stopped shells.
 pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {

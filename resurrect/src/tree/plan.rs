@@ -154,8 +154,7 @@ impl Planner<'_> {
         let children = self.children.get(&pid).cloned().unwrap_or_default();
         if sid == pid {
             for &child in &children {
-                let child_sid = self.process(child)?.sid;
-                if child_sid == born_in && child_sid != child {
+                if self.birth(child)? == Some(born_in) {
                     self.fork(child, Some(pid), false);
                     self.grow(child)?;
                 }
@@ -166,9 +165,8 @@ impl Planner<'_> {
             if self.made.contains(&child) {
                 continue;
             }
-            let child_sid = self.process(child)?.sid;
             let here = self.at.get(&pid).map_or(sid, |(sid, _)| *sid);
-            if child_sid == child || child_sid == here || child_sid.0 == 0 {
+            if self.birth(child)?.is_none_or(|birth| birth == here) {
                 self.fork(child, Some(pid), false);
                 self.grow(child)?;
             } else {
@@ -178,10 +176,46 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// A child in a session that its parent is not in.
-    fn adopt(&mut self, pid: Pid) -> Result<(), (Pid, String)> {
+    /// The session that a process has to be forked in: its own unless it founds that; then the one that children are
+    /// in which it had before. None when any will do.
+    fn birth(&self, pid: Pid) -> Result<Option<Pid>, (Pid, String)> {
         let process = self.process(pid)?;
-        let (sid, parent) = (process.sid, process.ppid);
+        if process.sid != pid {
+            return Ok((process.sid.0 != 0).then_some(process.sid));
+        }
+        for &child in self.children.get(&pid).into_iter().flatten() {
+            if let Some(sid) = self.birth(child)?
+                && sid != pid
+                && !self.is_of_orphans(sid, process)
+            {
+                return Ok(Some(sid));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether children of a process in session `sid` may be orphans that it was given: the session of a descendant.
+    fn is_of_orphans(&self, sid: Pid, of: &Process) -> bool {
+        let subreaper = of.live().is_some_and(|live| live.child_subreaper);
+        let Some(mut at) = self.by_pid.get(&sid) else {
+            return subreaper || of.pid.0 == 1;
+        };
+        while let Some(parent) = self.by_pid.get(&at.ppid) {
+            if parent.pid == of.pid {
+                return true;
+            }
+            if parent.pid == at.pid {
+                break;
+            }
+            at = parent;
+        }
+        false
+    }
+
+    /// A child that is to be forked in a session that its parent is not in.
+    fn adopt(&mut self, pid: Pid) -> Result<(), (Pid, String)> {
+        let parent = self.process(pid)?.ppid;
+        let sid = self.birth(pid)?.unwrap_or(pid);
         let member_of = |at: &BTreeMap<Pid, (Pid, Pid)>, member: &Pid| {
             at.get(member).is_some_and(|(of, _)| *of == sid)
         };
@@ -206,16 +240,16 @@ impl Planner<'_> {
             return self.grow(pid);
         }
         // Orphaned: a member of the session forks a helper, that forks it, and the helper ends.
-        let member = self.made.iter().copied().find(|m| member_of(&self.at, m));
-        let Some(member) = member else {
+        if !self.made.iter().any(|m| member_of(&self.at, m)) {
             return Err((pid, format!("its session {sid} cannot be founded again")));
-        };
-        if self.reaper_of(member) != Some(parent) {
+        }
+        let mut members = self.made.iter().copied().filter(|m| member_of(&self.at, m));
+        let Some(member) = members.find(|m| self.reaper_of(*m) == Some(parent)) else {
             let why = format!(
                 "it is a child of {parent} in session {sid}, and no way leads there: {parent} is not the reaper of that session's orphans"
             );
             return Err((pid, why));
-        }
+        };
         let helper = self.free_id(pid);
         self.fork(helper, Some(member), false);
         self.fork(pid, Some(helper), false);
@@ -293,18 +327,45 @@ impl Planner<'_> {
                 self.set_group(pgid, pgid);
             }
         }
+        let mut founders = Vec::new();
         for (&pgid, members) in &wanted {
             for &member in members {
                 let leads = self.by_pid.get(&member).is_some_and(|p| p.sid == member);
                 if leads && pgid != member {
                     return Err((member, "it leads a session but not its own group".into()));
                 }
-                if pgid.0 != 0 {
+                if pgid.0 != 0 && pgid != member && wanted.contains_key(&member) {
+                    founders.push((member, pgid));
+                } else if pgid.0 != 0 {
                     self.set_group(member, pgid);
                 }
             }
         }
+        self.leave_own(founders);
         Ok(())
+    }
+
+    /// Founders of groups that are in others now leave theirs when somebody else is there. Where nobody is before them,
+    /// a helper stays in the group.
+    fn leave_own(&mut self, mut founders: Vec<(Pid, Pid)>) {
+        while !founders.is_empty() {
+            let may_leave = |(founder, _): &(Pid, Pid)| {
+                let mut others = self.at.iter().filter(|(pid, _)| *pid != founder);
+                others.any(|(_, (_, group))| group == founder)
+                    || !founders.iter().any(|(_, into)| into == founder)
+            };
+            match founders.iter().position(may_leave) {
+                Some(next) => {
+                    let (founder, pgid) = founders.remove(next);
+                    self.set_group(founder, pgid);
+                }
+                None => {
+                    let (founder, _) = founders[0];
+                    let helper = self.free_id(founder);
+                    self.helper(helper, Some(founder));
+                }
+            }
+        }
     }
 
     fn end_helpers(&mut self) {
@@ -373,7 +434,8 @@ mod tests {
                 Step::Group { pid, pgid } => {
                     let sid = world[&pid].2;
                     let exists = world.values().any(|w| w.1 == pgid && w.2 == sid);
-                    assert!(pid == pgid || exists, "group {pgid} is not there");
+                    let ours = (pgid, sid) == (OUTSIDE.pgid, OUTSIDE.sid);
+                    assert!(pid == pgid || exists || ours, "group {pgid} is not there");
                     assert_ne!(sid, pid, "session leaders cannot move");
                     world.entry(pid).and_modify(|w| w.1 = pgid);
                 }
@@ -390,7 +452,13 @@ mod tests {
     }
 
     fn check(processes: &[Process]) {
-        let steps = plan(processes, OUTSIDE).unwrap();
+        let steps = plan(processes, OUTSIDE);
+        let told = || {
+            processes
+                .iter()
+                .map(|p| (p.pid.0, p.ppid.0, p.pgid.0, p.sid.0))
+        };
+        let steps = steps.unwrap_or_else(|why| panic!("{why:?}: {:?}", told().collect::<Vec<_>>()));
         let world = simulate(&steps, processes[0].pid);
         assert_eq!(world.len(), processes.len(), "{steps:?}");
         for (n, p) in processes.iter().enumerate() {
@@ -444,6 +512,28 @@ mod tests {
     }
 
     #[test]
+    fn forked_before_several_have_called_setsid() {
+        check(&[
+            zombie(100, 1, 100, 100),
+            zombie(101, 100, 101, 101),
+            zombie(102, 101, 102, 102),
+            zombie(103, 102, 103, 103),
+            zombie(104, 103, 100, 100),
+        ]);
+    }
+
+    /// The first is the reaper of orphans: 103 was forked by somebody in session 102 who has ended.
+    #[test]
+    fn an_orphan_that_forked_before_it_called_setsid() {
+        check(&[
+            zombie(1, 0, 8, 7),
+            zombie(102, 1, 102, 102),
+            zombie(103, 1, 103, 103),
+            zombie(104, 103, 102, 102),
+        ]);
+    }
+
+    #[test]
     fn orphans_of_a_live_session() {
         check(&[
             zombie(1, 0, 8, 7),
@@ -452,5 +542,49 @@ mod tests {
             zombie(30, 20, 30, 30),
             zombie(31, 1, 30, 30),
         ]);
+    }
+
+    /// Whatever processes have done before, there is a way to where they are.
+    #[test]
+    fn any_history_has_a_plan() {
+        let mut seed: u32 = 1;
+        let mut any = move |below: usize| {
+            seed = seed.wrapping_mul(1_103_515_245).wrapping_add(12345);
+            (seed >> 16) as usize % below
+        };
+        for round in 0..3000 {
+            let mut world: BTreeMap<Pid, (Pid, Pid, Pid)> = BTreeMap::new();
+            world.insert(Pid(1), (Pid(0), OUTSIDE.pgid, OUTSIDE.sid));
+            for pid in (100..).take(12 + round % 30) {
+                let all: Vec<Pid> = world.keys().copied().collect();
+                let who = all[any(all.len())];
+                let (parent, pgid, sid) = world[&who];
+                match any(8) {
+                    0 if !world.values().any(|w| w.1 == who) => {
+                        world.insert(who, (parent, who, who));
+                    }
+                    1 if sid != who && world.values().all(|w| w.1 != who || w.2 == sid) => {
+                        world.insert(who, (parent, who, sid));
+                    }
+                    2 if sid != who => {
+                        let groups = world.values().filter(|w| w.2 == sid).map(|w| w.1);
+                        let groups: Vec<Pid> = groups.collect();
+                        world.insert(who, (parent, groups[any(groups.len())], sid));
+                    }
+                    3 if who != Pid(1) => {
+                        world.remove(&who);
+                        let orphans = world.values_mut().filter(|w| w.0 == who);
+                        orphans.for_each(|w| w.0 = Pid(1));
+                    }
+                    _ => {
+                        world.insert(Pid(pid), (who, pgid, sid));
+                    }
+                }
+            }
+            let processes = world
+                .iter()
+                .map(|(pid, w)| zombie(pid.0, w.0.0, w.1.0, w.2.0));
+            check(&processes.collect::<Vec<_>>());
+        }
     }
 }

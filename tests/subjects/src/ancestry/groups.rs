@@ -122,3 +122,74 @@ pub(crate) fn sessions(setting: &Setting) -> Result<Watch> {
         crate::protocol::ask(&left, &asked.to_string(), SOON)
     }))
 }
+
+/// Who calls setsid(2) when its child is there, and so do `depth` generations; the last stays where it was.
+fn forked_before(setting: &Setting, depth: u32) -> Result<Watch> {
+    if depth == 0 {
+        return Watch::keep(|| place(0));
+    }
+    let mut child = Kin::start(setting, "child", move |setting| {
+        forked_before(setting, depth - 1)
+    })?;
+    // SAFETY: takes nothing.
+    sys("setsid", unsafe { libc::setsid() })?;
+    Ok(Watch::keep(|| place(0))?.and(Watch::new(move || child.check())))
+}
+
+/// Generations of session leaders whose descendants are still in the first session; and such a leader that was
+/// orphaned, of a session whose leader lives.
+pub(crate) fn forked_before_setsid(setting: &Setting) -> Result<Watch> {
+    let mut generations = Kin::start(setting, "generations", |setting| forked_before(setting, 3))?;
+    // SAFETY: takes numbers.
+    sys("prctl", unsafe {
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    })?;
+    let left = setting.part("left");
+    let seen = left.clone();
+    let mut leader = Kin::start(setting, "leader", move |_| {
+        // SAFETY: takes nothing.
+        sys("setsid", unsafe { libc::setsid() })?;
+        let between = fork(move || {
+            let _ = fork(|| {
+                let _ = crate::protocol::serve(&seen, || forked_before(&seen, 1));
+            });
+        })?;
+        // SAFETY: reaps the one between.
+        sys("wait", unsafe {
+            libc::waitpid(between, std::ptr::null_mut(), 0)
+        })?;
+        Watch::keep(|| place(0))
+    })?;
+    let text = crate::protocol::wait_for(&left.path("ready"), "READY ", SOON)?;
+    let orphan: i32 = text.trim().parse()?;
+    let mut asked = 0;
+    Ok(Watch::new(move || {
+        generations.check()?;
+        leader.check()?;
+        same("the orphan's session", &[orphan; 2], &place(orphan)?)?;
+        asked += 1;
+        crate::protocol::ask(&left, &asked.to_string(), SOON)
+    })
+    .spoiled_by(move || end(orphan, true)))
+}
+
+/// Two founders of groups, each in the other's.
+pub(crate) fn swapped_groups(setting: &Setting) -> Result<Watch> {
+    let [one, two, between] = ["one", "two", "between"].map(|name| member(setting, name));
+    let (one, two, between) = (one?.pid, two?.pid, between?.pid);
+    let into = |pid: i32, group: i32| {
+        // SAFETY: takes numbers.
+        sys("setpgid", unsafe { libc::setpgid(pid, group) }).map(drop)
+    };
+    into(one, one)?;
+    into(two, two)?;
+    into(between, one)?;
+    into(one, two)?;
+    into(two, one)?;
+    end(between, true)?;
+    Ok(Watch::new(move || {
+        same("the group of one", &two, &place(one)?[0])?;
+        same("the group of two", &one, &place(two)?[0])
+    })
+    .spoiled_by(move || into(one, one)))
+}

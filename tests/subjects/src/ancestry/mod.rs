@@ -45,6 +45,16 @@ pub(crate) const GROUP: Group = Group {
             groups::sessions,
         ),
         subject(
+            "sessions-since",
+            "children forked before generations of their parents founded sessions",
+            groups::forked_before_setsid,
+        ),
+        subject(
+            "groups-swapped",
+            "founders of groups that are in each other's",
+            groups::swapped_groups,
+        ),
+        subject(
             "group-of-zombie",
             "a group whose leader is a zombie",
             groups::zombie_leader,
