@@ -47,6 +47,8 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("memory policies", memory::policy::set),
     ("ends of memory objects", objects::finish),
     ("watches of files", files::watch),
+    ("requests of io_uring that wait", files::uring::fill_waiting),
+    ("ways back", files::close_way_back),
     ("limits", process::limits::set),
     ("seccomp", thread::seccomp::set),
     ("made-up files", files::pseudo::seek),

@@ -6,6 +6,7 @@
 use crate::raw::syscall;
 use crate::{Errno, PAGE_SIZE, Result};
 use memmap2::{MmapOptions, MmapRaw};
+use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// Offsets for mmap(2): the two rings, and the entries of the submission queue.
@@ -41,6 +42,61 @@ pub mod flags {
     pub const DEFER_TASKRUN: u32 = 1 << 13;
     /// Entries are taken in their order.
     pub const NO_SQARRAY: u32 = 1 << 16;
+}
+
+/// `IORING_OP_*`
+#[allow(missing_docs, reason = "io_uring_enter(2) tells what they are")]
+pub mod op {
+    pub const NOP: u8 = 0;
+    pub const POLL_ADD: u8 = 6;
+    pub const TIMEOUT: u8 = 11;
+    pub const ACCEPT: u8 = 13;
+    pub const READ: u8 = 22;
+    pub const RECV: u8 = 27;
+    pub const MSG_RING: u8 = 40;
+}
+
+/// `struct io_uring_sqe`, as far as it is needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// [`op`]
+    pub opcode: u8,
+    /// `IOSQE_*`
+    pub flags: u8,
+    /// `ioprio`: flags of sockets' requests.
+    pub priority: u16,
+    /// The descriptor.
+    pub fd: i32,
+    /// `off`, `addr2`
+    pub offset: u64,
+    /// `addr`
+    pub address: u64,
+    /// `len`
+    pub len: u32,
+    /// Flags of the kind of request.
+    pub flags_of_op: u32,
+    /// What comes back with the completion.
+    pub data: u64,
+    /// Number of a place for a file, plus one.
+    pub file_index: u32,
+}
+
+impl Entry {
+    /// As the kernel reads it.
+    #[must_use]
+    pub fn bytes(&self) -> [u8; 64] {
+        let mut bytes = [0; 64];
+        (bytes[0], bytes[1]) = (self.opcode, self.flags);
+        bytes[2..4].copy_from_slice(&self.priority.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.fd.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.offset.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.address.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.len.to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.flags_of_op.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.data.to_le_bytes());
+        bytes[44..48].copy_from_slice(&self.file_index.to_le_bytes());
+        bytes
+    }
 }
 
 /// `IORING_ENTER_GETEVENTS`.
@@ -104,6 +160,28 @@ pub fn enter(ring: impl AsFd, submit: u32, complete: u32, flags: u32) -> Result<
     // SAFETY: no pointers. What entries point to is for who has written them ([`Memory::write`]).
     let taken = unsafe { syscall(libc::SYS_io_uring_enter, args) }?;
     u32::try_from(taken).map_err(|_| Errno::ERANGE)
+}
+
+/// What io_uring_register(2) registers.
+#[allow(missing_docs, reason = "io_uring_register(2) tells what they are")]
+pub mod register {
+    pub const BUFFERS: u32 = 0;
+    pub const FILES: u32 = 2;
+    pub const EVENTFD: u32 = 4;
+    pub const EVENTFD_ASYNC: u32 = 7;
+    pub const RING_FDS: u32 = 20;
+}
+
+/// io_uring_register(2) with numbers of descriptors.
+///
+/// # Errors
+/// `EBADF` for one that is not open, `EBUSY` for what is registered already, `EEXIST` where another thread submits.
+pub fn register_numbers(ring: impl AsFd, what: u32, numbers: &[i32]) -> Result<()> {
+    let fd = u64::try_from(ring.as_fd().as_raw_fd()).unwrap_or(u64::MAX);
+    let (first, count) = (numbers.as_ptr() as u64, numbers.len() as u64);
+    let args = [fd, what.into(), first, count, 0, 0];
+    // SAFETY: the kernel reads as many numbers as there are.
+    unsafe { syscall(libc::SYS_io_uring_register, args) }.map(drop)
 }
 
 /// Memory of a ring.

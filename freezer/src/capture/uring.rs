@@ -4,7 +4,7 @@
 //! threads that have submitted them when these go back to their program, and, with `IORING_SETUP_DEFER_TASKRUN`,
 //! when they ask for them: so a stopped thread makes calls that do nothing until there are none left.
 //!
-//! What waits for an event is in a list of its ring (`files/uring.rs`); what a worker of the kernel does (open(2) of
+//! What waits for an event is in a list of its ring (`files/uring.rs`) and goes on to wait; what a worker of the kernel does (open(2) of
 //! a FIFO, splice(2)) may last as well, which is seen by the worker standing still.
 
 use super::inside::{self, Inside};
@@ -15,7 +15,7 @@ use crate::kernel::{self, RingUser, Unreadable};
 use crate::proc::{self, Mapping, Status};
 use crate::{FreezerError, Frozen};
 use persist_mem::manifest::{AddressSpace, RingMapping};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use sys::batch::Batch;
 use sys::uring::{ENTER_GETEVENTS, OFFSET_COMPLETIONS, OFFSET_ENTRIES, OFFSET_RINGS};
@@ -166,16 +166,18 @@ fn left(pid: Pid, tids: &[Tid]) -> Option<String> {
         Ok(users) => under_way(&users),
         Err(why) => return Some(unreadable(&why)),
     };
-    if requests > 0 {
-        return Some(format!("{requests} requests of io_uring do not end"));
-    }
-    tables(pid, tids).into_iter().find_map(|(table, holder)| {
-        match files::queued_in_rings(table, holder, tids) {
-            Ok(false) => None,
-            Ok(true) => Some("messages to a ring of io_uring do not arrive".into()),
-            Err(why) => Some(unreadable(&why)),
+    let (mut seen, mut waiting) = (BTreeSet::new(), 0);
+    for (table, holder) in tables(pid, tids) {
+        match files::left_in_rings(table, holder, tids, &mut seen) {
+            Ok(left) if left.queued => {
+                return Some("messages to a ring of io_uring do not arrive".into());
+            }
+            Ok(left) => waiting += left.waiting,
+            Err(why) => return Some(unreadable(&why)),
         }
-    })
+    }
+    let under_way = requests.saturating_sub(waiting);
+    (under_way > 0).then(|| format!("{under_way} requests of io_uring do not end"))
 }
 
 /// The descriptor tables of threads, and one that has each.

@@ -1,8 +1,9 @@
 //! eventfd(2).
 
 use super::Open;
-use crate::FreezerError;
+use crate::{FreezerError, kernel};
 use persist_mem::manifest::DescriptionKind;
+use std::os::fd::AsFd;
 
 pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
     let count = open
@@ -11,8 +12,14 @@ pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> 
         .ok_or_else(|| open.format())?;
     let semaphore = match open.info.number("eventfd-semaphore", 10) {
         Some(flag) => flag != 0,
-        // Kernels before 6.5 do not tell.
-        None => probe_semaphore(open, count)?,
+        // Kernels before 6.5 do not tell. Who tries wakes those who wait (io_uring tells them so).
+        None => match kernel::look(|kernel| {
+            let file = kernel.own_file(open.copy.as_fd())?;
+            kernel.is_semaphore(file)
+        }) {
+            Ok(semaphore) => semaphore,
+            Err(_) => probe_semaphore(open, count)?,
+        },
     };
     Ok(DescriptionKind::EventFd { count, semaphore })
 }

@@ -1,14 +1,17 @@
 //! Rings of io_uring(7).
 //!
-//! What a ring counts and has registered only the kernel knows ([`crate::kernel::RingState`]); its memory is read
-//! through a mapping of our own. A ring is carried when nothing is under way in it: what ends by itself is waited
-//! for before anything is described (`capture/uring.rs`).
+//! What a ring counts and has registered, and which requests wait, only the kernel knows
+//! ([`crate::kernel::RingState`]); its memory is read through a mapping of our own. What ends by itself is waited for
+//! before anything is described (`capture/uring.rs`). What waits is left alone, and submitted again by a restore.
+
+mod resources;
 
 use super::{Open, Table, apart};
 use crate::freeze::vfork;
 use crate::kernel::{self, RingState, Unreadable};
 use crate::{FreezerError, proc};
 use persist_mem::manifest::{DescriptionKind, Ring};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use sys::uring::{Memory, OFFSET_ENTRIES, OFFSET_RINGS, flags};
 use sys::{Pid, Tid};
@@ -62,13 +65,17 @@ fn state(ring: &OwnedFd) -> Result<RingState, Unreadable> {
 /// Refuses what is not carried of a process that may run.
 /// `inside` are the processes of its tree, None for a whole host.
 pub(super) fn check(open: &Open<'_>, inside: Option<&[Pid]>) -> Result<(), FreezerError> {
-    let state = state(open.copy).map_err(|why| unreadable(open, &why))?;
+    let state = match state(open.copy) {
+        // It is changing.
+        Err(Unreadable::Inconsistent(_)) => return Ok(()),
+        state => state.map_err(|why| unreadable(open, &why))?,
+    };
     let submitter = submitter_obstacle(&state, inside);
     if let Some(why) = obstacle(&state).or(submitter) {
         return Err(open.refuse(why));
     }
-    if state.waiting {
-        return Err(open.refuse("requests in its ring wait for something, which are not carried"));
+    if let Some(why) = resources::obstacle(&state).or_else(|| resources::unheld(open, &state)) {
+        return Err(open.refuse(why));
     }
     if dropped(&state, open.copy) {
         return Err(open.refuse(DROPPED));
@@ -144,6 +151,7 @@ pub(super) fn capture(open: &Open<'_>) -> DescriptionKind {
 
 /// Reads what is in every ring, now that nothing runs. `inside` are the processes that live.
 pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerError> {
+    let known = resources::Known::of(table);
     for description in &mut table.descriptions {
         let DescriptionKind::Ring(ring) = &mut description.kind else {
             continue;
@@ -161,7 +169,10 @@ pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerEr
         if let Some(why) = obstacle(&state).or_else(|| submitter_obstacle(&state, Some(inside))) {
             return Err(refuse(why));
         }
-        if state.waiting || state.overflown || state.queued {
+        if let Some(why) = resources::obstacle(&state) {
+            return Err(refuse(why));
+        }
+        if state.overflown || state.queued {
             return Err(refuse("requests are under way in its ring".into()));
         }
         if dropped(&state, copy) {
@@ -169,9 +180,22 @@ pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerEr
         }
         **ring = contents(ring.inode, &state, copy)
             .map_err(|why| refuse(format!("reading its ring: {why}")))?;
+        let holders = table
+            .numbers
+            .iter()
+            .filter(|(_, id)| **id == description.id);
+        let holders = holders.map(|((pid, _), _)| *pid).collect();
+        resources::add(ring, &state, &known, &holders).map_err(&refuse)?;
         let (head, tail) = (word(ring, SQ_HEAD), word(ring, CQ_TAIL));
         let (submitted, completed) = state.counts;
-        let behind = submitted > completed && !state.drains_no_more;
+        let (waiting, told) = waiting(ring);
+        let (ended, told_by_others) = (
+            submitted.wrapping_sub(waiting),
+            completed.wrapping_sub(told),
+        );
+        let behind = ended > told_by_others && !state.drains_no_more
+            || waiting > submitted
+            || told > completed.min(ring.completions);
         let unread = word(ring, CQ_HEAD).map(|head| completed.wrapping_sub(head));
         let fits = unread.is_some_and(|unread| unread <= completed.min(ring.completions));
         if (head, tail) != (Some(submitted), Some(completed)) || behind || !fits {
@@ -179,6 +203,13 @@ pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerEr
         }
     }
     Ok(())
+}
+
+/// How many requests wait, and how many of them have been told of what they would tell at once.
+fn waiting(ring: &Ring) -> (u32, u32) {
+    let told = ring.requests.iter().filter(|request| request.told);
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    (count(ring.requests.len()), count(told.count()))
 }
 
 fn word(ring: &Ring, index: usize) -> Option<u32> {
@@ -212,6 +243,7 @@ fn contents(inode: u64, state: &RingState, ring: &OwnedFd) -> sys::Result<Ring> 
         submitter: state.submitter,
         rings: read(OFFSET_RINGS, rings)?,
         sqes: read(OFFSET_ENTRIES, sqes)?,
+        ..Ring::default()
     })
 }
 
@@ -228,25 +260,44 @@ pub(crate) fn of_table(pid: Pid) -> Vec<(i32, u64)> {
     links.numbers().iter().filter_map(ring).collect()
 }
 
-/// Whether something waits in rings of a table, which `holder` has, until one of these threads asks for it.
-pub(crate) fn any_queued(table: Pid, holder: Tid, threads: &[Tid]) -> Result<bool, Unreadable> {
+/// What threads have left in rings.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Left {
+    /// Something waits until one of them asks for it.
+    pub(crate) queued: bool,
+    /// Requests of theirs that wait for a file or a time.
+    pub(crate) waiting: u64,
+}
+
+/// What some threads have left in the rings of a table, which `holder` has, but for those rings that have been `seen`.
+pub(crate) fn left(
+    table: Pid,
+    holder: Tid,
+    threads: &[Tid],
+    seen: &mut BTreeSet<u64>,
+) -> Result<Left, Unreadable> {
+    let mut found = Left::default();
     let rings = of_table(table);
     if rings.is_empty() {
-        return Ok(false);
+        return Ok(found);
     }
     kernel::look(|kernel| {
         let Some(task) = kernel.tasks(&[holder])?.into_iter().flatten().next() else {
-            return Ok(false);
+            return Ok(found);
         };
         let files = kernel.files(task)?;
         let is_ring = |fd: i32| rings.iter().any(|(ring, _)| *ring == fd);
         for (_, file) in files.into_iter().filter(|(fd, _)| is_ring(*fd)) {
-            let ring = kernel.ring(file)?;
-            if ring.queued && ring.submitter.is_some_and(|tid| threads.contains(&tid)) {
-                return Ok(true);
+            if !seen.insert(file) {
+                continue;
             }
+            let ring = kernel.ring(file)?;
+            let asks = ring.submitter.is_some_and(|tid| threads.contains(&tid));
+            found.queued |= ring.queued && asks;
+            let own = ring.requests.iter().filter(|it| threads.contains(&it.tid));
+            found.waiting += own.count() as u64;
         }
-        Ok(false)
+        Ok(found)
     })
 }
 

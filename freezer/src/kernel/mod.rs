@@ -4,7 +4,7 @@
 //! from the numbers of this PID namespace ([`mod@tasks`]), open files from their tables ([`mod@files`]), messages in
 //! the queues of sockets ([`mod@sockets`]), buffers of pipes ([`mod@pipes`]), inodes
 //! ([`mod@inodes`]), kinds of open files ([`mod@nature`]), what is told of files ([`mod@notify`]), paths ([`mod@paths`]), connections of TCP
-//! ([`mod@connections`]), terminals ([`mod@terminals`]), rings of io_uring ([`mod@uring`]), pages ([`mod@pages`]),
+//! ([`mod@connections`]), terminals ([`mod@terminals`]), rings of io_uring ([`mod@uring`], [`mod@ring_requests`], [`mod@ring_resources`]), pages ([`mod@pages`]),
 //! mappings ([`mod@vmas`]), counters of the processors ([`mod@processors`]), what
 //! sleeping threads wait for ([`mod@stacks`]). What they
 //! mean is with the kind of resource:
@@ -22,6 +22,8 @@ mod pages;
 mod paths;
 mod pipes;
 mod processors;
+mod ring_requests;
+mod ring_resources;
 pub(crate) mod sockets;
 mod stacks;
 mod tasks;
@@ -33,6 +35,7 @@ mod vmas;
 pub(crate) use btf::Btf;
 pub(crate) use files::OpenFile;
 pub(crate) use nature::Nature;
+pub(crate) use ring_requests::{Until, Waiting};
 pub(crate) use stacks::{Place, Waits};
 pub(crate) use uring::{RingState, RingUser};
 pub(crate) use vmas::Vma;

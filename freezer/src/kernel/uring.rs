@@ -2,10 +2,12 @@
 //! between Linux 6.1 and 7.3.
 
 use super::btf::{Btf, Field};
+use super::ring_requests::Waiting;
+use super::ring_resources::Registered;
 use super::{Kernel, Unreadable, half, processors, word};
 use sys::Tid;
 
-const RING: &str = "io_ring_ctx";
+pub(super) const RING: &str = "io_ring_ctx";
 const WRONG: Unreadable = Unreadable::Inconsistent("a ring of io_uring");
 
 /// A ring, as the kernel has it.
@@ -24,8 +26,12 @@ pub(crate) struct RingState {
     pub(crate) submitter: Option<Tid>,
     /// What belongs to it and is not carried.
     pub(crate) has: Vec<&'static str>,
-    /// Requests wait for something.
+    /// Requests wait for something in a way that is not looked into.
     pub(crate) waiting: bool,
+    /// Those that wait for a file or a time.
+    pub(crate) requests: Vec<Waiting>,
+    /// What is registered with it.
+    pub(crate) registered: Registered,
     /// There are completions that the ring has no room for.
     pub(crate) overflown: bool,
     /// Something waits until the thread that submits asks for it (`IORING_SETUP_DEFER_TASKRUN`). From Linux 6.10 on
@@ -34,11 +40,8 @@ pub(crate) struct RingState {
 }
 
 /// What a ring may have, by the fields that are zero when it has not; the first one that the kernel knows counts.
-const HAS: [(&[&str], &str); 6] = [
-    (&["file_table.data.nr", "nr_user_files"], "fixed files"),
-    (&["buf_table.nr", "nr_user_bufs"], "fixed buffers"),
+const HAS: [(&[&str], &str); 3] = [
     (&["personalities.xa_head"], "personalities"),
-    (&["io_ev_fd"], "an eventfd"),
     (&["io_bl_xa.xa_head"], "provided buffers"),
     (&["restrictions"], "restrictions"),
 ];
@@ -59,7 +62,7 @@ const MAY_HAVE: [(&str, &str); 11] = [
 ];
 
 /// Lists (`struct list_head`, `struct hlist_head`) of requests that wait.
-const LISTS: [&str; 3] = ["timeout_list", "ltimeout_list", "defer_list"];
+const LISTS: [&str; 2] = ["ltimeout_list", "defer_list"];
 const SHORT_LISTS: [&str; 3] = ["waitid_list", "futex_list", "cancelable_uring_cmd"];
 /// What waits for the thread that submits (`struct llist_head`, `struct llist_node *`).
 const QUEUED: &str = "work_llist";
@@ -230,12 +233,13 @@ impl Kernel {
             submitter: None,
             has: ring.has()?,
             waiting: ring.any_in_lists()?,
+            requests: Vec::new(),
+            registered: Registered::default(),
             overflown: !ring.is_empty_list("cq_overflow_list")?,
             queued: ring.any_queued()?,
         };
-        for table in tables {
-            state.waiting |= self.any_in_table(table)?;
-        }
+        state.requests = self.waiting(at, &tables)?;
+        state.registered = self.registered(at)?;
         if submitter != 0 {
             state.submitter = Some(self.submitter(submitter)?);
         }
@@ -246,16 +250,6 @@ impl Kernel {
         let number = self.btf.field("task_struct", "thread_pid")?.offset;
         let pid = self.word(task.wrapping_add(number), "a thread that submits")?;
         self.number_of(pid).map(Tid)
-    }
-
-    fn any_in_table(&mut self, (first, buckets): (u64, u64)) -> Result<bool, Unreadable> {
-        let size = self.btf.size_of("io_hash_bucket")?;
-        let list = self.btf.field("io_hash_bucket", "list")?.offset;
-        let places: Vec<u64> = (0..buckets)
-            .map(|n| first.wrapping_add(n * size + list))
-            .collect();
-        let lists: Option<Vec<u64>> = self.words(&places)?.into_iter().collect();
-        Ok(lists.ok_or(WRONG)?.iter().any(|first| *first != 0))
     }
 
     /// What each of these threads that uses rings has under way (`struct io_uring_task`), in all of them: the number of
@@ -328,6 +322,7 @@ pub(crate) struct RingUser {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ring_resources::Registered;
     use super::super::{look, readable};
     use std::os::fd::AsFd;
     use sys::uring::{Memory, OFFSET_RINGS, Params, enter, flags, setup};
@@ -353,6 +348,7 @@ mod tests {
         assert_eq!((state.flags, state.sizes), (flags::CQSIZE, (16, 128)));
         assert_eq!((state.counts, state.offsets), ((5, 5), offsets));
         assert_eq!((state.submitter, state.has), (None, vec![]));
+        assert!(state.requests.is_empty() && state.registered == Registered::default());
         assert!(!state.waiting && !state.overflown && !state.drains_no_more && !state.queued);
         assert_eq!((users[0].requests, users[0].names_rings), (0, false));
     }

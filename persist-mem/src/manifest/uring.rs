@@ -1,9 +1,11 @@
 //! Rings of io_uring(7).
 
+use super::DescriptionId;
 use serde::{Deserialize, Serialize};
-use sys::Tid;
+use sys::uring::Entry;
+use sys::{Pid, Tid};
 
-/// A ring in which nothing is under way.
+/// A ring in which nothing is under way but what waits.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Ring {
     /// By which its mappings find it.
@@ -30,6 +32,42 @@ pub struct Ring {
     /// The entries' memory.
     #[serde(with = "serde_bytes")]
     pub sqes: Vec<u8>,
+    /// Registered files by their places, None for a free one.
+    pub files: Vec<Option<DescriptionId>>,
+    /// Registered buffers, their addresses and lengths, by their places; None for a free one.
+    pub buffers: Vec<Option<(u64, u64)>>,
+    /// In whose memory these are.
+    pub buffers_of: Option<Pid>,
+    /// The registered eventfd, and whether it is told only of what is completed later than at once.
+    pub eventfd: Option<(DescriptionId, bool)>,
+    /// Requests that wait.
+    pub requests: Vec<RingRequest>,
+}
+
+/// A request that waits for a file or a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingRequest {
+    /// Who has submitted it.
+    pub tid: Tid,
+    /// Its file.
+    pub file: Option<DescriptionId>,
+    /// What is to be submitted, but for the number of its file and the address of a time.
+    pub entry: Entry,
+    /// When its time is over.
+    pub until: Option<RequestEnd>,
+    /// What it would tell at once has been told: a poll that goes on (`IORING_POLL_ADD_MULTI`).
+    pub told: bool,
+}
+
+/// When a request's time is over, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RequestEnd {
+    /// On CLOCK_MONOTONIC as the saved processes saw it.
+    Monotonic(i64),
+    /// On CLOCK_BOOTTIME as the saved processes saw it.
+    Boottime(i64),
+    /// On CLOCK_REALTIME.
+    Realtime(i64),
 }
 
 /// A mapping of a ring.

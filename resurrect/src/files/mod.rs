@@ -396,16 +396,27 @@ fn take(
     calls.flush()
 }
 
-/// What each process does itself with its table; then the way back to this process is closed.
+/// What each process does itself with its table.
 pub(crate) fn inside(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     lock::take_of_descriptions(restore)?;
     epoll::watch_all(restore)?;
     let manifest = restore.manifest;
     for table in manifest.tables().filter(|table| !table.shared) {
-        let pidfd = restore.self_pidfd.as_raw_fd();
         let keeper = restore.keeper(table)?;
         let mut calls = Calls::new(table.pid, "setting up its files", keeper);
         lock::take(manifest, table, &mut calls)?;
+        calls.flush()?;
+    }
+    Ok(())
+}
+
+/// Closes every process's way back to this one.
+pub(crate) fn close_way_back(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let pidfd = restore.self_pidfd.as_raw_fd();
+    let manifest = restore.manifest;
+    for table in manifest.tables().filter(|table| !table.shared) {
+        let keeper = restore.keeper(table)?;
+        let mut calls = Calls::new(table.pid, "closing its way back", keeper);
         calls
             .batch()
             .call("closing a pidfd", nr::CLOSE, [pidfd.into()]);

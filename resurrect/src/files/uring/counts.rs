@@ -7,17 +7,17 @@
 //! `io_cqe_cache_refill`). So when it comes to the last lap it must see what nobody has read there.
 
 use super::at;
-use super::mapped::{Entry, Mapped};
+use super::mapped::Mapped;
 use super::user::User;
 use crate::ResurrectError;
 use persist_mem::manifest::Ring;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use sys::Errno;
-use sys::uring::{self, ENTER_GETEVENTS, Memory, OFFSET_ENTRIES, OFFSET_RINGS, Params, flags};
+use sys::uring::{
+    self, ENTER_GETEVENTS, Entry, Memory, OFFSET_ENTRIES, OFFSET_RINGS, Params, flags, op,
+};
 
-const NOP: u8 = 0;
-const MSG_RING: u8 = 40;
 /// `IOSQE_CQE_SKIP_SUCCESS`
 const NO_COMPLETION: u8 = 1 << 6;
 /// Entries of the ring that sends messages.
@@ -105,9 +105,9 @@ pub(super) fn advance(
         left -= now;
     }
     memory.fill(&Entry {
-        opcode: NOP,
+        opcode: op::NOP,
         flags: NO_COMPLETION,
-        fd: 0,
+        ..Entry::default()
     });
     let mut left = silent;
     while left > 0 {
@@ -116,9 +116,22 @@ pub(super) fn advance(
         user.submit(now, ring.entries)?;
         left -= now;
     }
+    add(ring, memory, user, target, messages)
+}
+
+/// Adds so many completions without requests.
+pub(super) fn add(
+    ring: &Ring,
+    memory: &Mapped,
+    user: &mut User<'_>,
+    target: BorrowedFd<'_>,
+    messages: u32,
+) -> Result<(), ResurrectError> {
     if messages == 0 {
         return Ok(());
     }
+    let wrong = ResurrectError::own(COUNTING);
+    let laps = Laps::of(ring).ok_or_else(|| wrong(Errno::EINVAL))?;
     let deferred = ring.flags & flags::DEFER_TASKRUN != 0;
     let sender = Sender::new(target).map_err(ResurrectError::own(COUNTING))?;
     let mut left = messages;
@@ -152,9 +165,9 @@ impl Sender {
             size: 64,
         };
         memory.fill(&Entry {
-            opcode: MSG_RING,
-            flags: 0,
+            opcode: op::MSG_RING,
             fd: target.as_raw_fd(),
+            ..Entry::default()
         });
         Ok(Sender { ring, memory })
     }

@@ -3,7 +3,7 @@
 use super::at;
 use persist_mem::manifest::Ring;
 use std::os::fd::OwnedFd;
-use sys::uring::{Memory, OFFSET_ENTRIES, OFFSET_RINGS, flags};
+use sys::uring::{Entry, Memory, OFFSET_ENTRIES, OFFSET_RINGS, flags};
 
 /// Memory of a new ring.
 pub(super) struct Mapped {
@@ -38,6 +38,34 @@ impl Mapped {
         }
     }
 
+    /// Puts entries behind those that the kernel has taken.
+    pub(super) fn add(&self, entries: &[Entry]) {
+        let taken = self.rings.word(self.offsets[at::SQ_HEAD]);
+        let (mask, array) = (self.entries - 1, self.offsets[at::ARRAY]);
+        for (number, entry) in (taken..=u32::MAX).zip(entries) {
+            let index = number & mask;
+            self.sqes.write(index * self.size, &entry.bytes());
+            if array != 0 {
+                self.rings.set_word(array + index * 4, index);
+            }
+        }
+        let tail = taken.wrapping_add(u32::try_from(entries.len()).unwrap_or(0));
+        self.rings.set_word(self.offsets[at::SQ_TAIL], tail);
+    }
+
+    /// Writes the memory of its entries as it was.
+    pub(super) fn write_entries(&self, ring: &Ring) {
+        let array = ring.offsets[at::ARRAY];
+        if let Some(bytes) = ring.rings.get(array as usize..).filter(|_| array != 0) {
+            self.rings.write(array, bytes);
+        }
+        let tail = ring.offsets[at::SQ_TAIL];
+        if let Some(bytes) = ring.rings.get(tail as usize..tail as usize + 4) {
+            self.rings.write(tail, bytes);
+        }
+        self.sqes.write(0, &ring.sqes);
+    }
+
     pub(super) fn add_to_tail(&self, count: u32) {
         let tail = self.offsets[at::SQ_TAIL];
         self.rings
@@ -52,23 +80,5 @@ impl Mapped {
     /// Completions so far.
     pub(super) fn completed(&self) -> u32 {
         self.rings.word(self.offsets[at::CQ_TAIL])
-    }
-}
-
-/// `struct io_uring_sqe`.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Entry {
-    pub(super) opcode: u8,
-    /// `IOSQE_*`
-    pub(super) flags: u8,
-    pub(super) fd: i32,
-}
-
-impl Entry {
-    fn bytes(self) -> [u8; 64] {
-        let mut bytes = [0; 64];
-        (bytes[0], bytes[1]) = (self.opcode, self.flags);
-        bytes[4..8].copy_from_slice(&self.fd.to_le_bytes());
-        bytes
     }
 }

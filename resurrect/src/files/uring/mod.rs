@@ -3,18 +3,22 @@
 //! A new ring counts from 0. It is brought to where the old one was (`counts.rs`), then its memory is written, and what
 //! is in there and was not taken yet is taken by whoever takes it next.
 //!
+//! What is registered with it comes before (`registered.rs`), requests that wait are submitted last (`requests.rs`).
+//!
 //! Where one thread alone may submit, the ring is enabled by that thread, and so becomes its.
 
 mod counts;
 pub(crate) mod layout;
 mod mapped;
+mod registered;
+mod requests;
 mod user;
 
 use super::Opening;
 use crate::ResurrectError;
 use crate::restore::Restore;
 use mapped::Mapped;
-use persist_mem::manifest::{DescriptionKind, Ring};
+use persist_mem::manifest::{Description, DescriptionKind, Ring};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use sys::tracee::Tracee;
 use sys::uring::{self, Params, flags};
@@ -23,10 +27,12 @@ use user::User;
 
 /// Indices into [`Params::offsets`].
 mod at {
+    pub(super) const SQ_HEAD: usize = 0;
     pub(super) const SQ_TAIL: usize = 1;
     pub(super) const ARRAY: usize = 6;
     pub(super) const CQ_HEAD: usize = 7;
     pub(super) const CQ_TAIL: usize = 8;
+    pub(super) const CQ_FLAGS: usize = 13;
 }
 
 /// Makes an empty ring.
@@ -54,34 +60,96 @@ fn make(entries: u32, completions: u32, wanted: u32) -> sys::Result<(Params, Own
     Ok((params, ring))
 }
 
-/// Brings every ring to where it was.
+/// Brings every ring in which nothing waits to where it was.
 pub(crate) fn fill(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    fill_those(restore, |ring| ring.requests.is_empty())
+}
+
+/// Brings every ring in which something waits to where it was, when all that it may wait for is there.
+pub(crate) fn fill_waiting(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    fill_those(restore, |ring| !ring.requests.is_empty())
+}
+
+fn fill_those(
+    restore: &mut Restore<'_>,
+    wanted: impl Fn(&Ring) -> bool,
+) -> Result<(), ResurrectError> {
     let manifest = restore.manifest;
     for description in &manifest.descriptions {
         let DescriptionKind::Ring(ring) = &description.kind else {
             continue;
         };
-        let Some(opened) = restore.files.opened.get(&description.id) else {
-            continue;
-        };
-        let opened = opened.try_clone().map_err(|_| Errno::EMFILE);
-        let failed = || super::failed(description, "filling its ring");
-        let opened = opened.map_err(failed())?;
-        let memory = Mapped::of(ring, &opened).map_err(failed())?;
-        let pidfd = restore.self_pidfd.as_raw_fd();
-        let mut user = match ring.submitter {
-            None => User::This(opened.as_fd()),
-            Some(tid) => {
-                let (pid, thread) = thread(restore, tid)?;
-                User::thread(pid, thread, pidfd, opened.as_raw_fd())?
-            }
-        };
-        counts::advance(ring, &memory, &mut user, opened.as_fd())?;
-        user.finish()?;
-        memory.rings.write(0, &ring.rings);
-        memory.sqes.write(0, &ring.sqes);
+        if wanted(ring)
+            && let Some(opened) = restore.files.opened.get(&description.id)
+        {
+            let opened = opened.try_clone().map_err(|_| Errno::EMFILE);
+            let opened = opened.map_err(super::failed(description, "filling its ring"))?;
+            fill_one(restore, description, ring, &opened)?;
+        }
     }
     Ok(())
+}
+
+fn fill_one(
+    restore: &mut Restore<'_>,
+    description: &Description,
+    ring: &Ring,
+    opened: &OwnedFd,
+) -> Result<(), ResurrectError> {
+    let memory = Mapped::of(ring, opened);
+    let memory = memory.map_err(super::failed(description, "mapping its ring"))?;
+    registered::set(restore, description, ring, opened, &memory)?;
+    let without = requests::without(ring);
+    let pidfd = restore.self_pidfd.as_raw_fd();
+    let mut user = match ring.submitter {
+        None => User::This(opened.as_fd()),
+        Some(tid) => {
+            let (pid, thread) = thread(restore, tid)?;
+            User::thread(pid, thread, pidfd, opened.as_raw_fd())?
+        }
+    };
+    counts::advance(&without, &memory, &mut user, opened.as_fd())?;
+    user.finish()?;
+    let (waiting, told) = requests::count(ring);
+    if told > 0 {
+        tell_again(restore, ring, opened, &memory)?;
+    }
+    memory.rings.write(0, &ring.rings);
+    memory.sqes.write(0, &ring.sqes);
+    if waiting > told {
+        let taken = ring.counts.0.wrapping_sub(waiting - told);
+        memory.rings.set_word(ring.offsets[at::SQ_HEAD], taken);
+        requests::submit(restore, ring, opened, &memory, false)?;
+        memory.write_entries(ring);
+    }
+    Ok(())
+}
+
+/// Submits the requests that tell at once what they have told, and has them told.
+fn tell_again(
+    restore: &mut Restore<'_>,
+    ring: &Ring,
+    opened: &OwnedFd,
+    memory: &Mapped,
+) -> Result<(), ResurrectError> {
+    requests::submit(restore, ring, opened, memory, true)?;
+    let pidfd = restore.self_pidfd.as_raw_fd();
+    let mut user = match ring.submitter {
+        None => User::This(opened.as_fd()),
+        Some(tid) => {
+            let (pid, thread) = thread(restore, tid)?;
+            User::again(pid, thread, pidfd, opened.as_raw_fd())?
+        }
+    };
+    user.complete(requests::count(ring).1)?;
+    let (_, completed) = ring.counts;
+    let missing = completed.wrapping_sub(memory.completed());
+    if missing > ring.completions {
+        let doing = "counting what requests of io_uring tell again";
+        return Err(ResurrectError::own(doing)(Errno::EOVERFLOW));
+    }
+    counts::add(ring, memory, &mut user, opened.as_fd(), missing)?;
+    user.finish()
 }
 
 /// The thread that submits to a ring.

@@ -27,12 +27,34 @@ impl<'a> User<'a> {
         pidfd: i32,
         ours: i32,
     ) -> Result<User<'a>, ResurrectError> {
+        User::take(pid, tracee, pidfd, ours, true)
+    }
+
+    /// As [`User::thread`], of a ring that is enabled.
+    pub(super) fn again(
+        pid: Pid,
+        tracee: &'a mut Tracee,
+        pidfd: i32,
+        ours: i32,
+    ) -> Result<User<'a>, ResurrectError> {
+        User::take(pid, tracee, pidfd, ours, false)
+    }
+
+    fn take(
+        pid: Pid,
+        tracee: &'a mut Tracee,
+        pidfd: i32,
+        ours: i32,
+        enables: bool,
+    ) -> Result<User<'a>, ResurrectError> {
         let doing = "enabling its ring of io_uring";
         let mut batch = Batch::new();
         let args = [pidfd.into(), ours.into(), 0.into()];
         let fd = batch.call("taking the ring", nr::PIDFD_GETFD, args);
-        let args = [fd.into(), REGISTER_ENABLE_RINGS.into(), 0.into(), 0.into()];
-        batch.call(doing, nr::IO_URING_REGISTER, args);
+        if enables {
+            let args = [fd.into(), REGISTER_ENABLE_RINGS.into(), 0.into(), 0.into()];
+            batch.call(doing, nr::IO_URING_REGISTER, args);
+        }
         let output = run(pid, doing, tracee, &batch)?;
         let fd = output.result(fd).map_or(-1, |fd| fd as i32);
         Ok(User::Thread(pid, tracee, fd))

@@ -421,6 +421,56 @@ pub(crate) const GROUP: Group = Group {
             "a file that is written and read through io_uring without a pause",
             uring::file,
         ),
+        subject(
+            "uring-polls",
+            "polls of io_uring, once and going on, that wait",
+            uring::waiting::polls,
+        ),
+        subject(
+            "uring-polls-deferred",
+            "polls of a ring of io_uring that asks for its completions (IORING_SETUP_DEFER_TASKRUN)",
+            uring::waiting::polls_deferred,
+        ),
+        subject(
+            "uring-reads",
+            "reads and receives of io_uring that wait",
+            uring::waiting::reads,
+        ),
+        subject(
+            "uring-accepts",
+            "accepts of io_uring, once and going on, that wait",
+            uring::waiting::accepts,
+        ),
+        subject(
+            "uring-time-outs",
+            "time-outs of io_uring",
+            uring::waiting::time_outs,
+        ),
+        subject(
+            "uring-time-outs-end",
+            "a time-out of io_uring that a thread waits for, stopped more than once",
+            uring::waiting::time_out_ends,
+        ),
+        subject(
+            "uring-linked",
+            "a read of io_uring with a linked time-out",
+            uring::waiting::linked,
+        ),
+        subject(
+            "uring-files",
+            "files registered with a ring of io_uring",
+            uring::registered::files,
+        ),
+        subject(
+            "uring-buffers",
+            "buffers registered with a ring of io_uring",
+            uring::registered::buffers,
+        ),
+        subject(
+            "uring-eventfd",
+            "eventfds registered with rings of io_uring",
+            uring::registered::eventfd,
+        ),
         subject("aio", "AIO contexts", aio::start),
         subject(
             "aio-inherited",

@@ -1,6 +1,8 @@
 //! io_uring(7)
 
+pub(crate) mod registered;
 mod ring;
+pub(crate) mod waiting;
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -439,12 +441,12 @@ fn all(ring: Ring, fd: i32, opcode: u8, address: u64) -> Result<()> {
         let offset = (number * BLOCK) as u64;
         ring.add(Entry {
             opcode,
-            flags: 0,
             fd,
             offset,
             address: address + offset,
             len: BLOCK as u32,
             data: offset,
+            ..Entry::default()
         });
     }
     ring.submit(AT_ONCE as u64)?;

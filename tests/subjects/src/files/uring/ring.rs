@@ -4,13 +4,23 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Result, bail};
 
-use crate::kit::{args, not_here, raw, sys};
+use crate::kit::{SOON, args, not_here, raw, same, sys};
 
 pub(super) const NOP: u8 = 0;
+pub(super) const READ_FIXED: u8 = 4;
+pub(super) const WRITE_FIXED: u8 = 5;
+pub(super) const POLL_ADD: u8 = 6;
+pub(super) const TIMEOUT: u8 = 11;
+pub(super) const ACCEPT: u8 = 13;
+pub(super) const LINK_TIMEOUT: u8 = 15;
 pub(super) const OPENAT: u8 = 18;
 pub(super) const READ: u8 = 22;
 pub(super) const WRITE: u8 = 23;
+pub(super) const RECV: u8 = 27;
 pub(super) const MSG_RING: u8 = 40;
+/// `IOSQE_FIXED_FILE`, `IOSQE_IO_LINK`
+pub(super) const FIXED_FILE: u8 = 1 << 0;
+pub(super) const LINK: u8 = 1 << 2;
 /// `IOSQE_IO_DRAIN`, `IOSQE_ASYNC`, `IOSQE_CQE_SKIP_SUCCESS`
 pub(super) const DRAIN: u8 = 1 << 1;
 pub(super) const ASYNC: u8 = 1 << 4;
@@ -44,11 +54,14 @@ unsafe impl Send for Ring {}
 pub(super) struct Entry {
     pub(super) opcode: u8,
     pub(super) flags: u8,
+    pub(super) priority: u16,
     pub(super) fd: i32,
     pub(super) offset: u64,
     pub(super) address: u64,
     pub(super) len: u32,
+    pub(super) op_flags: u32,
     pub(super) data: u64,
+    pub(super) buffer: u16,
 }
 
 impl Ring {
@@ -101,12 +114,13 @@ impl Ring {
         let words = [
             u64::from(entry.opcode)
                 | u64::from(entry.flags) << 8
+                | u64::from(entry.priority) << 16
                 | u64::from(entry.fd.cast_unsigned()) << 32,
             entry.offset,
             entry.address,
-            entry.len.into(),
+            u64::from(entry.len) | u64::from(entry.op_flags) << 32,
             entry.data,
-            0,
+            entry.buffer.into(),
             0,
             0,
         ];
@@ -146,8 +160,48 @@ impl Ring {
         }
     }
 
+    /// io_uring_register(2)
+    pub(super) fn register(&self, what: u64, at: u64, count: u64) -> Result<()> {
+        let args = args([self.fd as u64, what, at, count]);
+        sys("io_uring_register", raw(libc::SYS_io_uring_register, args)).map(drop)
+    }
+
+    /// Waits for so many completions, not for ever.
+    pub(super) fn wait_for(&self, count: u64) -> Result<()> {
+        let time = [SOON.as_secs() / 2, 0];
+        // struct io_uring_getevents_arg: a mask, its size, the time-out.
+        let argument = [0_u64, 0, time.as_ptr() as u64];
+        let (flags, at) = (GETEVENTS | EXT_ARG, argument.as_ptr() as u64);
+        let args = args([self.fd as u64, 0, count, flags, at, 24]);
+        match raw(libc::SYS_io_uring_enter, args) {
+            0 => Ok(()),
+            other => bail!("io_uring_enter: {other}"),
+        }
+    }
+
+    /// Waits for so many completions and takes them, in the order of their data.
+    pub(super) fn wait(&self, count: u64) -> Result<Vec<(u64, i32)>> {
+        self.wait_for(count)?;
+        let mut found = self.take_all();
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Asks for completions, and there must be none.
+    pub(super) fn expect_none(&self) -> Result<()> {
+        let args = args([self.fd as u64, 0, 0, GETEVENTS]);
+        raw(libc::SYS_io_uring_enter, args);
+        same("completions", &vec![], &self.take_all())
+    }
+
     /// Takes a completion: its data and its result.
     pub(super) fn take(&self) -> Option<(u64, i32)> {
+        let (data, result, _) = self.take_with_flags()?;
+        Some((data, result))
+    }
+
+    /// Takes a completion with its flags.
+    pub(super) fn take_with_flags(&self) -> Option<(u64, i32, u32)> {
         let head = self.of(CQ_HEAD).load(Ordering::Relaxed);
         if head == self.of(CQ_TAIL).load(Ordering::Acquire) {
             return None;
@@ -158,7 +212,7 @@ impl Ring {
         let [data, rest] = unsafe { self.rings.add(at).cast::<[u64; 2]>().read_volatile() };
         self.of(CQ_HEAD)
             .store(head.wrapping_add(1), Ordering::Release);
-        Some((data, rest as i32))
+        Some((data, rest as i32, (rest >> 32) as u32))
     }
 
     /// Takes all completions.

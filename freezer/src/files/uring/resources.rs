@@ -1,0 +1,181 @@
+//! What is registered with a ring, and the requests that wait in it, with the open files they are for.
+
+use crate::files::{Open, Table, known};
+use crate::kernel::{self, RingState, Until, Waiting};
+use crate::proc;
+use persist_mem::manifest::{
+    Description, DescriptionId, DescriptionKind, RequestEnd, Ring, RingRequest,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsRawFd;
+use sys::Pid;
+use sys::uring::op;
+
+/// More buffers are not registered again.
+const MOST_BUFFERS: usize = 1024;
+const UNHELD: &str = "its ring has a file that no descriptor is open on";
+
+/// What keeps what is registered, or what waits, from being carried.
+pub(super) fn obstacle(state: &RingState) -> Option<String> {
+    if let Some(what) = state.registered.special {
+        return Some(format!("a ring with {what} is not carried"));
+    }
+    if state.registered.buffers.len() > MOST_BUFFERS {
+        return Some(format!(
+            "a ring with more than {MOST_BUFFERS} buffers is not carried"
+        ));
+    }
+    if state.waiting {
+        return Some("requests in its ring wait for something, which are not carried".into());
+    }
+    let mut requests = state.requests.iter();
+    requests.find_map(|request| {
+        let why = match &request.obstacle {
+            Some(why) => why,
+            None if request.tid.0 == 0 => "a request of a thread that is not seen",
+            None => return None,
+        };
+        Some(format!("{why} waits in its ring, which is not carried"))
+    })
+}
+
+/// Whether a process that may run has no descriptor of a file that its ring needs.
+pub(super) fn unheld(open: &Open<'_>, state: &RingState) -> Option<String> {
+    let mut needed: BTreeSet<u64> = state.registered.files.iter().copied().collect();
+    needed.extend(state.requests.iter().map(|request| request.file));
+    needed.remove(&0);
+    if needed.is_empty() {
+        return None;
+    }
+    let files = known::open_files(open.pid);
+    for file in files.values() {
+        needed.remove(&file.address);
+    }
+    // Perhaps it was closed just now, or its thread has a table of its own.
+    let others = proc::threads(open.pid).unwrap_or_default();
+    let held = kernel::look(|kernel| {
+        let tasks = kernel.tasks(&others)?;
+        let mut held = BTreeSet::new();
+        for task in tasks.into_iter().flatten() {
+            held.extend(kernel.files(task)?.into_iter().map(|(_, file)| file));
+        }
+        Ok(held)
+    });
+    let held = held.unwrap_or_default();
+    needed.retain(|file| !held.contains(file));
+    (!needed.is_empty()).then(|| UNHELD.to_owned())
+}
+
+/// Where the kernel has the descriptions that were met.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    files: BTreeMap<u64, DescriptionId>,
+    /// Those of eventfds, by what they count with.
+    eventfds: BTreeMap<u64, DescriptionId>,
+    /// Those that are ready for what is asked are not seen to be so from here.
+    of_holder: BTreeSet<DescriptionId>,
+    numbers: BTreeMap<DescriptionId, i32>,
+    /// What to take from times of the kernel's CLOCK_MONOTONIC and CLOCK_BOOTTIME to have ours.
+    offsets: [i64; 2],
+}
+
+impl Known {
+    /// Nothing where there are no rings.
+    pub(super) fn of(table: &Table) -> Known {
+        let mut found = Known::default();
+        let is_ring = |it: &Description| matches!(it.kind, DescriptionKind::Ring(_));
+        if !table.descriptions.iter().any(is_ring) {
+            return found;
+        }
+        found.offsets = kernel::look(|kernel| kernel.clock_offsets()).unwrap_or_default();
+        for description in &table.descriptions {
+            let Some(copy) = table.copies.get(&description.id) else {
+                continue;
+            };
+            let Some(address) = known::address(copy) else {
+                continue;
+            };
+            found.files.insert(address, description.id);
+            found.numbers.insert(description.id, copy.as_raw_fd());
+            match description.kind {
+                DescriptionKind::EventFd { .. } => {
+                    let context = kernel::look(|kernel| kernel.private_data(address));
+                    if let Ok(context) = context {
+                        found.eventfds.insert(context, description.id);
+                    }
+                }
+                DescriptionKind::SignalFd { .. } => {
+                    found.of_holder.insert(description.id);
+                }
+                _ => {}
+            }
+        }
+        found
+    }
+
+    fn file(&self, address: u64) -> Result<Option<DescriptionId>, String> {
+        match address {
+            0 => Ok(None),
+            address => match self.files.get(&address) {
+                Some(id) => Ok(Some(*id)),
+                None => Err(UNHELD.into()),
+            },
+        }
+    }
+
+    fn request(&self, waiting: &Waiting) -> Result<RingRequest, String> {
+        let file = self.file(waiting.file)?;
+        let ready = |id: DescriptionId| {
+            let number = self.numbers.get(&id).copied().unwrap_or(-1);
+            let events = waiting.entry.flags_of_op as i16;
+            let polled = sys::epoll::polled(number, events);
+            !self.of_holder.contains(&id) && polled.is_ok_and(|events| events != 0)
+        };
+        let goes_on = waiting.repeats && waiting.entry.opcode == op::POLL_ADD;
+        let [monotonic, boottime] = self.offsets;
+        Ok(RingRequest {
+            tid: waiting.tid,
+            file,
+            entry: waiting.entry,
+            until: waiting.until.map(|until| match until {
+                Until::Monotonic(at) => RequestEnd::Monotonic(at - monotonic),
+                Until::Boottime(at) => RequestEnd::Boottime(at - boottime),
+                Until::Realtime(at) => RequestEnd::Realtime(at),
+            }),
+            told: goes_on && file.is_some_and(ready),
+        })
+    }
+}
+
+/// Adds what is registered with a ring, which these tables have descriptors of, and what waits.
+///
+/// # Errors
+/// Why it is not carried.
+pub(super) fn add(
+    ring: &mut Ring,
+    state: &RingState,
+    known: &Known,
+    holders: &BTreeSet<Pid>,
+) -> Result<(), String> {
+    let registered = &state.registered;
+    let files = registered.files.iter().map(|file| known.file(*file));
+    ring.files = files.collect::<Result<_, _>>()?;
+    ring.buffers.clone_from(&registered.buffers);
+    if !ring.buffers.is_empty() {
+        let pids: BTreeSet<Pid> = holders
+            .iter()
+            .map(|holder| proc::tgid(*holder).unwrap_or(*holder))
+            .collect();
+        let [pid] = pids.into_iter().collect::<Vec<_>>()[..] else {
+            return Err("a ring with buffers that several processes have is not carried".into());
+        };
+        ring.buffers_of = Some(pid);
+    }
+    if let Some((context, later)) = registered.eventfd {
+        let id = known.eventfds.get(&context).ok_or(UNHELD)?;
+        ring.eventfd = Some((*id, later));
+    }
+    let requests = state.requests.iter().map(|it| known.request(it));
+    ring.requests = requests.collect::<Result<_, _>>()?;
+    Ok(())
+}

@@ -1,0 +1,314 @@
+//! Requests in a ring of io_uring that wait for something (`struct io_kiocb`): what would have to be submitted to have
+//! them again.
+
+use super::uring::RING;
+use super::{Kernel, Unreadable, half, word};
+use sys::Tid;
+use sys::uring::{Entry, op};
+
+const REQUEST: &str = "io_kiocb";
+const WRONG: Unreadable = Unreadable::Inconsistent("a request of io_uring");
+/// More than a ring has by far, to end a list that leads nowhere.
+const MOST: usize = 1 << 20;
+
+// `IOSQE_*`
+const ASYNC: u8 = 1 << 4;
+const NO_COMPLETION: u8 = 1 << 6;
+const FIXED_FILE: u8 = 1 << 0;
+/// Those that are taken with a request that is submitted again, or need not be.
+const CARRIED: u8 = FIXED_FILE | ASYNC | NO_COMPLETION;
+
+// EPOLL* bits that io_uring keeps with the events of a poll.
+const LEVEL_IF_CLEAR: u32 = 1 << 31;
+const ONCE: u32 = 1 << 30;
+const EXCLUSIVE: u32 = 1 << 28;
+const EVENTS: u32 = 0xffff;
+
+// IORING_POLL_*, IORING_ACCEPT_*, IORING_TIMEOUT_*
+const POLL_MULTISHOT: u32 = 1 << 0;
+const ACCEPT_MULTISHOT: u16 = 1 << 0;
+const ABSOLUTE: u32 = 1 << 0;
+const BOOTTIME: u32 = 1 << 2;
+const REALTIME: u32 = 1 << 3;
+const NO_ERROR: u32 = 1 << 5;
+
+/// A request that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    /// Who has submitted it; 0 for a thread of another namespace.
+    pub(crate) tid: Tid,
+    /// Its open file, 0 for none.
+    pub(crate) file: u64,
+    /// What would be submitted, without a file.
+    pub(crate) entry: Entry,
+    /// When its time is over, on which clock.
+    pub(crate) until: Option<Until>,
+    /// It goes on after its first completion.
+    pub(crate) repeats: bool,
+    /// Why it cannot be made again.
+    pub(crate) obstacle: Option<String>,
+}
+
+/// When a time-out ends, in nanoseconds on a clock of the kernel's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    Monotonic(i64),
+    Boottime(i64),
+    Realtime(i64),
+}
+
+/// A request's bytes.
+struct Bytes<'a> {
+    kernel: &'a Kernel,
+    bytes: &'a [u8],
+}
+
+impl Bytes<'_> {
+    fn word(&self, structure: &str, path: &str) -> Result<u64, Unreadable> {
+        let at = self.kernel.btf.field(structure, path)?;
+        match at.size {
+            8 => word(self.bytes, at.offset).ok_or(WRONG),
+            4 => Ok(half(self.bytes, at.offset).ok_or(WRONG)?.into()),
+            2 => Ok((half(self.bytes, at.offset).ok_or(WRONG)? as u16).into()),
+            1 => Ok((half(self.bytes, at.offset).ok_or(WRONG)? as u8).into()),
+            _ => Err(WRONG),
+        }
+    }
+
+    fn half(&self, structure: &str, path: &str) -> Result<u32, Unreadable> {
+        Ok(self.word(structure, path)? as u32)
+    }
+
+    fn own(&self, path: &str) -> Result<u64, Unreadable> {
+        self.word(REQUEST, path)
+    }
+
+    fn has_flag(&self, name: &str) -> Result<bool, Unreadable> {
+        let bit = self.kernel.btf.constant(name)?;
+        Ok(self.own("flags")? >> bit & 1 != 0)
+    }
+
+    /// POLL_ADD
+    fn poll(&self, found: &mut Waiting) -> Result<(), Unreadable> {
+        let events = self.half(REQUEST, "apoll_events")?;
+        found.repeats = events & ONCE == 0;
+        if found.repeats && events & LEVEL_IF_CLEAR == 0 {
+            found.obstacle = Some("a poll by level that goes on (IORING_POLL_ADD_LEVEL)".into());
+        }
+        found.entry.len = if found.repeats { POLL_MULTISHOT } else { 0 };
+        found.entry.flags_of_op = events & (EVENTS | EXCLUSIVE);
+        Ok(())
+    }
+
+    fn accept(&self, found: &mut Waiting) -> Result<(), Unreadable> {
+        const OF: &str = "io_accept";
+        found.repeats = self.has_flag("REQ_F_APOLL_MULTISHOT_BIT")?;
+        let priority = match self.word(OF, "iou_flags") {
+            Ok(flags) => flags as u16,
+            Err(_) if found.repeats => ACCEPT_MULTISHOT,
+            Err(_) => 0,
+        };
+        found.entry.priority = priority;
+        found.entry.address = self.word(OF, "addr")?;
+        found.entry.offset = self.word(OF, "addr_len")?;
+        found.entry.flags_of_op = self.half(OF, "flags")?;
+        found.entry.file_index = self.half(OF, "file_slot")?;
+        Ok(())
+    }
+
+    fn receive(&self, found: &mut Waiting) -> Result<(), Unreadable> {
+        const OF: &str = "io_sr_msg";
+        if self.word(OF, "done_io")? != 0 {
+            found.obstacle = Some("a receive that has received a part".into());
+        }
+        found.entry.priority = self.word(OF, "flags")? as u16;
+        found.entry.address = self.word(OF, "buf")?;
+        found.entry.len = self.half(OF, "len")?;
+        found.entry.flags_of_op = self.half(OF, "msg_flags")?;
+        if found.entry.priority & !1 != 0 {
+            found.obstacle = Some("a receive that goes on or takes several buffers".into());
+        }
+        Ok(())
+    }
+
+    fn read(&self, found: &mut Waiting) -> Result<(), Unreadable> {
+        const OF: &str = "io_rw";
+        found.entry.address = self.word(OF, "addr")?;
+        found.entry.len = self.half(OF, "len")?;
+        found.entry.offset = self.word(OF, "kiocb.ki_pos")?;
+        found.entry.flags_of_op = self.half(OF, "flags")?;
+        Ok(())
+    }
+}
+
+impl Kernel {
+    /// The requests of a ring that wait, in no order, of which nothing has happened yet.
+    pub(super) fn waiting(
+        &mut self,
+        ring: u64,
+        tables: &[(u64, u64)],
+    ) -> Result<Vec<Waiting>, Unreadable> {
+        let mut found = Vec::new();
+        for table in tables {
+            for request in self.in_table(*table)? {
+                if let Some(waiting) = self.request(request, false)? {
+                    found.push(waiting);
+                }
+            }
+        }
+        for request in self.time_outs(ring)? {
+            found.extend(self.request(request, true)?);
+        }
+        Ok(found)
+    }
+
+    fn in_table(&mut self, (first, buckets): (u64, u64)) -> Result<Vec<u64>, Unreadable> {
+        let size = self.btf.size_of("io_hash_bucket")?;
+        let list = self.btf.field("io_hash_bucket", "list")?.offset;
+        let node = self.btf.field(REQUEST, "hash_node")?.offset;
+        let places: Vec<u64> = (0..buckets)
+            .map(|n| first.wrapping_add(n * size + list))
+            .collect();
+        let lists: Option<Vec<u64>> = self.words(&places)?.into_iter().collect();
+        let mut found = Vec::new();
+        for mut next in lists.ok_or(WRONG)? {
+            while next != 0 {
+                if found.len() == MOST {
+                    return Err(WRONG);
+                }
+                found.push(next.wrapping_sub(node));
+                next = self.word(next, "a list of requests")?;
+            }
+        }
+        Ok(found)
+    }
+
+    fn time_outs(&mut self, ring: u64) -> Result<Vec<u64>, Unreadable> {
+        let head = self.btf.field(RING, "timeout_list")?.offset;
+        let link = self.btf.field("io_timeout", "list")?.offset;
+        let head = ring.wrapping_add(head);
+        let mut next = self.word(head, "a list of time-outs")?;
+        let mut found = Vec::new();
+        while next != head {
+            if found.len() == MOST {
+                return Err(WRONG);
+            }
+            found.push(next.wrapping_sub(link));
+            next = self.word(next, "a list of time-outs")?;
+        }
+        Ok(found)
+    }
+
+    /// A request; None for one to which something has happened that its thread will see.
+    fn request(&mut self, at: u64, is_time_out: bool) -> Result<Option<Waiting>, Unreadable> {
+        let size = self.btf.size_of(REQUEST)? as usize;
+        let bytes = self.read(&[(at, size)])?.pop().flatten().ok_or(WRONG)?;
+        let request = Bytes {
+            kernel: self,
+            bytes: &bytes,
+        };
+        if !is_time_out && request.own("poll_refs.counter")? != 0 {
+            return Ok(None);
+        }
+        let (flags, opcode) = (request.own("flags")? as u8, request.own("opcode")? as u8);
+        let mut found = Waiting {
+            tid: Tid(0),
+            file: request.own("file")?,
+            entry: Entry {
+                opcode,
+                flags: flags & NO_COMPLETION,
+                data: request.own("cqe.user_data")?,
+                ..Entry::default()
+            },
+            until: None,
+            repeats: false,
+            obstacle: None,
+        };
+        match opcode {
+            op::TIMEOUT if is_time_out => found.file = 0,
+            op::POLL_ADD => request.poll(&mut found)?,
+            op::ACCEPT => request.accept(&mut found)?,
+            op::RECV => request.receive(&mut found)?,
+            op::READ => request.read(&mut found)?,
+            other => found.obstacle = Some(format!("a request of kind {other}")),
+        }
+        if flags & !CARRIED != 0 || request.own("link")? != 0 {
+            found.obstacle =
+                Some("a request that others wait for, or that chooses its buffer".into());
+        }
+        let (task, data) = (request.task()?, request.own("async_data")?);
+        if opcode == op::TIMEOUT {
+            self.time_out(&bytes, data, &mut found)?;
+        }
+        let task = match task {
+            (task, None) => task,
+            (user, Some(field)) => self.word(user.wrapping_add(field), "who has submitted")?,
+        };
+        let pid = self.btf.field("task_struct", "thread_pid")?.offset;
+        let pid = self.word(task.wrapping_add(pid), "who has submitted")?;
+        found.tid = Tid(self.number_of(pid)?);
+        Ok(Some(found))
+    }
+
+    fn time_out(&mut self, bytes: &[u8], data: u64, found: &mut Waiting) -> Result<(), Unreadable> {
+        const OF: &str = "io_timeout_data";
+        let kernel = &*self;
+        let request = Bytes { kernel, bytes };
+        let (after, target) = (
+            request.half("io_timeout", "off")?,
+            request.half("io_timeout", "target_seq")?,
+        );
+        let ring = request.own("ctx")?;
+        let field = |of, path| Ok(self.btf.field(of, path)?.offset);
+        let (made, timed_out) = (
+            field(RING, "cached_cq_tail")?,
+            field(RING, "cq_timeouts.counter").or_else(|_| field(RING, "cq_timeouts"))?,
+        );
+        let (flags, expires) = (field(OF, "flags")?, field(OF, "timer._softexpires")?);
+        let size = self.btf.size_of(OF)? as usize;
+        let data = self.read(&[(data, size)])?.pop().flatten().ok_or(WRONG)?;
+        let counts = self.words(&[ring.wrapping_add(made), ring.wrapping_add(timed_out)])?;
+        let [Some(made), Some(timed_out)] = counts[..] else {
+            return Err(WRONG);
+        };
+        let flags = half(&data, flags).ok_or(WRONG)?;
+        let expires = word(&data, expires).ok_or(WRONG)?.cast_signed();
+        if flags & !(ABSOLUTE | BOOTTIME | REALTIME | NO_ERROR) != 0 {
+            found.obstacle = Some("a time-out that goes on (IORING_TIMEOUT_MULTISHOT)".into());
+        }
+        found.until = Some(match flags & (ABSOLUTE | BOOTTIME | REALTIME) {
+            flags if flags & BOOTTIME != 0 => Until::Boottime(expires),
+            flags if flags == ABSOLUTE | REALTIME => Until::Realtime(expires),
+            _ => Until::Monotonic(expires),
+        });
+        let clock = match found.until {
+            Some(Until::Boottime(_)) => BOOTTIME,
+            Some(Until::Realtime(_)) => ABSOLUTE | REALTIME,
+            _ => 0,
+        };
+        found.entry.len = 1;
+        found.entry.flags_of_op = flags & NO_ERROR | clock;
+        if after != 0 {
+            let left = target.wrapping_sub((made as u32).wrapping_sub(timed_out as u32));
+            found.entry.offset = left.into();
+            if left.cast_signed() <= 0 {
+                return Err(WRONG);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Bytes<'_> {
+    /// Who has submitted it: a thread, or what leads to it and where that is in there.
+    fn task(&self) -> Result<(u64, Option<u64>), Unreadable> {
+        // Since Linux 6.13 by way of what it has of io_uring.
+        match self.own("tctx") {
+            Ok(user) => {
+                let task = self.kernel.btf.field("io_uring_task", "task")?.offset;
+                Ok((user, Some(task)))
+            }
+            Err(_) => Ok((self.own("task")?, None)),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Requests that wait are submitted again by those who had submitted them.
+//!
+//! A poll that goes on (`IORING_POLL_ADD_MULTI`) tells at once what it had told before. Such a completion takes the
+//! place of one that the ring had counted, before its memory is written.
+
+use super::mapped::Mapped;
+use super::{at, thread};
+use crate::ResurrectError;
+use crate::calls::{nr, run};
+use crate::restore::Restore;
+use persist_mem::manifest::{RequestEnd, Ring, RingRequest};
+use std::os::fd::{AsRawFd, OwnedFd};
+use sys::batch::Batch;
+use sys::tracee::Tracee;
+use sys::uring::Entry;
+use sys::{Errno, PAGE_SIZE_U64, Pid, Tid};
+
+const PROT_READ_WRITE: i32 = 3;
+const MAP_PRIVATE_ANONYMOUS: i32 = 0x22;
+/// Bytes of `struct __kernel_timespec`.
+const TIME: u64 = 16;
+const SECOND: i64 = 1_000_000_000;
+
+/// How many requests wait, and how many of them tell at once what they have told.
+pub(super) fn count(ring: &Ring) -> (u32, u32) {
+    let told = ring.requests.iter().filter(|request| request.told).count();
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    (count(ring.requests.len()), count(told))
+}
+
+/// A ring that has not counted what comes of its requests.
+pub(super) fn without(ring: &Ring) -> Ring {
+    let (waiting, told) = count(ring);
+    let (submitted, completed) = ring.counts;
+    let counts = (
+        submitted.saturating_sub(waiting),
+        completed.saturating_sub(told),
+    );
+    let mut without = Ring {
+        counts,
+        ..ring.clone()
+    };
+    let head = usize::try_from(ring.offsets[at::CQ_HEAD]).unwrap_or(usize::MAX);
+    if let Some(place) = without
+        .rings
+        .get_mut(head..)
+        .and_then(<[u8]>::first_chunk_mut)
+    {
+        *place = u32::from_le_bytes(*place).min(counts.1).to_le_bytes();
+    }
+    without
+}
+
+/// Submits those requests that tell at once what they have told, or the others.
+pub(super) fn submit(
+    restore: &mut Restore<'_>,
+    ring: &Ring,
+    opened: &OwnedFd,
+    memory: &Mapped,
+    told: bool,
+) -> Result<(), ResurrectError> {
+    let wanted = ring.requests.iter().filter(|request| request.told == told);
+    let mut wanted: Vec<&RingRequest> = wanted.collect();
+    wanted.sort_by_key(|request| request.tid);
+    for own in wanted.chunk_by(|one, other| one.tid == other.tid) {
+        for part in own.chunks(ring.entries.clamp(1, 64) as usize) {
+            submit_some(restore, part, opened, memory)?;
+        }
+    }
+    Ok(())
+}
+
+fn submit_some(
+    restore: &mut Restore<'_>,
+    requests: &[&RingRequest],
+    opened: &OwnedFd,
+    memory: &Mapped,
+) -> Result<(), ResurrectError> {
+    let doing = "submitting requests of io_uring that wait";
+    let tid = requests.first().map_or(Tid(0), |request| request.tid);
+    let times = requests.iter().map(|request| left(restore, request));
+    let times: Vec<i64> = times.collect();
+    let mut files = Vec::new();
+    for request in requests {
+        let own = request.file.map(|id| {
+            let own = restore.files.opened(id);
+            own.ok_or_else(|| ResurrectError::own(doing)(Errno::EBADF))
+        });
+        files.push(own.transpose()?);
+    }
+    let pidfd = restore.self_pidfd.as_raw_fd();
+    let (pid, tracee) = thread(restore, tid)?;
+    let taken = take(pid, tracee, pidfd, opened.as_raw_fd(), &files)?;
+    for (number, time) in times.iter().enumerate() {
+        let words = [time.div_euclid(SECOND), time.rem_euclid(SECOND)];
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let place = taken.place + number as u64 * TIME;
+        let written = tracee.mem().write(place, &bytes);
+        written.map_err(ResurrectError::call(pid, doing))?;
+    }
+    let mut numbers = taken.files.iter();
+    let entries = requests.iter().zip(&files).enumerate();
+    let entries = entries.map(|(number, (request, file))| {
+        let fd = file.map_or(-1, |_| numbers.next().copied().unwrap_or(-1));
+        let address = match request.until {
+            Some(_) => taken.place + number as u64 * TIME,
+            None => request.entry.address,
+        };
+        Entry {
+            fd,
+            address,
+            ..request.entry
+        }
+    });
+    memory.add(&entries.collect::<Vec<_>>());
+    let mut batch = Batch::new();
+    let count = requests.len() as u64;
+    let args = [taken.ring.into(), count.into(), 0.into(), 0.into()];
+    let entered = batch.call(doing, nr::IO_URING_ENTER, args);
+    for fd in taken.files.iter().chain([&taken.ring]) {
+        batch.call("closing a copy", nr::CLOSE, [(*fd).into()]);
+    }
+    let args = [taken.place.into(), PAGE_SIZE_U64.into()];
+    batch.call("taking a page away", nr::MUNMAP, args);
+    let output = run(pid, doing, tracee, &batch)?;
+    match output.result(entered) == Ok(count) {
+        true => Ok(()),
+        false => Err(ResurrectError::call(pid, doing)(Errno::EAGAIN)),
+    }
+}
+
+/// What a thread needs to submit requests, under numbers of its own.
+struct Taken {
+    ring: i32,
+    files: Vec<i32>,
+    /// A page.
+    place: u64,
+}
+
+fn take(
+    pid: Pid,
+    tracee: &mut Tracee,
+    pidfd: i32,
+    ring: i32,
+    files: &[Option<i32>],
+) -> Result<Taken, ResurrectError> {
+    let doing = "taking the files of requests of io_uring";
+    let mut batch = Batch::new();
+    let wanted = [Some(ring)].into_iter().chain(files.iter().copied());
+    let calls: Vec<_> = wanted
+        .flatten()
+        .map(|fd| batch.call(doing, nr::PIDFD_GETFD, [pidfd.into(), fd.into(), 0.into()]))
+        .collect();
+    let args = [
+        0.into(),
+        PAGE_SIZE_U64.into(),
+        PROT_READ_WRITE.into(),
+        MAP_PRIVATE_ANONYMOUS.into(),
+        (-1_i32).into(),
+        0.into(),
+    ];
+    let page = batch.call(doing, nr::MMAP, args);
+    let output = run(pid, doing, tracee, &batch)?;
+    let number = |call| output.result(call).map_or(-1, |fd| fd as i32);
+    let mut numbers = calls.into_iter().map(number);
+    Ok(Taken {
+        ring: numbers.next().unwrap_or(-1),
+        files: numbers.collect(),
+        place: output.result(page).unwrap_or(0),
+    })
+}
+
+/// What a time-out is set to, in nanoseconds.
+fn left(restore: &Restore<'_>, request: &RingRequest) -> i64 {
+    let clocks = &restore.manifest.host.clocks;
+    let passed = i64::try_from(restore.elapsed().as_nanos()).unwrap_or(i64::MAX);
+    match request.until {
+        None => 0,
+        Some(RequestEnd::Monotonic(at)) => (at - clocks.monotonic).saturating_sub(passed).max(0),
+        Some(RequestEnd::Boottime(at)) => (at - clocks.boottime).saturating_sub(passed).max(0),
+        Some(RequestEnd::Realtime(at)) => at,
+    }
+}
