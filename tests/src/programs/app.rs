@@ -11,6 +11,7 @@ use crate::guest::Shell;
 /// The scripts. What must last through the upgrade is begun last: a save of Redis, a compile.
 pub(crate) const ALL: &[&str] = &[
     "postgres",
+    "mariadb",
     "memcached",
     "nginx",
     "asyncio_server",

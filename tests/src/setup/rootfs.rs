@@ -15,8 +15,7 @@ use crate::ui;
 const PACKAGES: &str = "redis-server,python3,iproute2,procps,bash,busybox-static,kmod,util-linux,kexec-tools,psmisc,netbase";
 
 /// The real programs that a machine of [`Flavour::Apps`] has in addition.
-const APPS: &str =
-    "memcached,nginx-light,postgresql,nodejs,openjdk-17-jdk-headless,tmux,vim,make,gcc,libc6-dev";
+const APPS: &str = "memcached,nginx-light,postgresql,mariadb-server-core,mariadb-client-core,nodejs,openjdk-17-jdk-headless,tmux,vim,make,gcc,libc6-dev";
 
 /// What is left out: nothing in the guest reads it.
 const WITHOUT: [&str; 3] = [
