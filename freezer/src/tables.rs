@@ -41,8 +41,9 @@ pub fn shared(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
                 continue;
             }
             for pid in run.iter().filter(|pid| run.len() > 1 && pids.contains(pid)) {
-                // A child in vfork(2) of a process outside has that one's memory for a moment.
-                if kind == KcmpKind::Vm && in_vfork(&run) {
+                // A child in vfork(2) of a process outside has that one's memory for a moment, and so has one that was
+                // born since.
+                if kind == KcmpKind::Vm && (in_vfork(&run) || is_newly_born(&run, pids)) {
                     continue;
                 }
                 let others = run.iter().filter(|other| *other != pid);
@@ -227,6 +228,14 @@ fn shared_apart(pid: Pid, of: (KcmpKind, &str, &str), apart: &[Tid]) -> Option<R
         );
         Some(refusal(pid, resource, reason))
     })
+}
+
+/// Whether those who are not among `pids` are children of those who are: they were not there when these were listed.
+fn is_newly_born(family: &[Pid], pids: &[Pid]) -> bool {
+    let parent = |pid: Pid| proc::Stat::read(pid, "stat").map(|stat| stat.pid(4));
+    let mut others = family.iter().filter(|pid| !pids.contains(pid)).peekable();
+    others.peek().is_some()
+        && others.all(|pid| parent(*pid).map_or(true, |parent| pids.contains(&parent)))
 }
 
 fn in_vfork(family: &[Pid]) -> bool {

@@ -2,7 +2,7 @@
 //! run another program.
 
 use anyhow::Result;
-use freezer::FreezerError;
+use freezer::{FreezerError, proc};
 use std::fmt;
 use std::time::Duration;
 
@@ -57,10 +57,13 @@ pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> 
     attempt()
 }
 
+/// Whether it may be over in a moment.
 fn is_refusal(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let late = cause.downcast_ref::<FreezerError>();
-        cause.is::<NotCarried>() || matches!(late, Some(FreezerError::Refused(_)))
+        // Processes end while they are looked at.
+        let gone = matches!(late, Some(FreezerError::Proc { cause, .. }) if proc::gone(cause));
+        cause.is::<NotCarried>() || gone || matches!(late, Some(FreezerError::Refused(_)))
     })
 }
 

@@ -42,7 +42,9 @@ pub use pages::capture_pages;
 pub(crate) use restart::is_readable as rest_is_readable;
 pub(crate) use room::refusal as room_refusal;
 pub(crate) use sleep::interrupted_call;
-pub(crate) use traced::{Runs, in_tracer, obstacle as traced_obstacle, runs};
+pub(crate) use traced::{
+    Runs, in_tracer, obstacle as traced_obstacle, passing as traced_passing, runs,
+};
 pub(crate) use vfork::obstacle as vfork_obstacle;
 
 use crate::files::outsiders::Outsiders;

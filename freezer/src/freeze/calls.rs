@@ -244,6 +244,11 @@ impl Repeated {
 }
 
 impl Repeated {
+    /// Whether it waits for a time.
+    pub(super) fn has_an_end(&self) -> bool {
+        self.ends_ns.is_some() || self.place.is_some() || self.socket_wait().is_some()
+    }
+
     /// What remains of the time-out.
     fn left_ns(&self) -> Option<u64> {
         let now = sleepers::monotonic_ns();

@@ -192,7 +192,8 @@ fn waits(frozen: &Frozen, owner: Pid, tracer: Tid) -> Result<Option<Regs>, Freez
     let stopped = frozen.threads(owner).into_iter();
     let mut group = stopped.filter(|(tid, _)| *tid == tracer);
     let free = group.any(|(_, thread)| thread.group_stop.is_none());
-    if !free || frozen.repeating.contains_key(&tracer) {
+    let repeated = frozen.repeating.get(&tracer);
+    if !free || repeated.is_some_and(calls::Repeated::has_an_end) {
         return Ok(None);
     }
     let Some(code) = rest::code(owner, &mem).map_err(failed())? else {
@@ -209,12 +210,11 @@ fn waits(frozen: &Frozen, owner: Pid, tracer: Tid) -> Result<Option<Regs>, Freez
         nr => nr,
     };
     let again = match -result {
-        restart::ERESTARTSYS | restart::ERESTARTNOINTR => {
-            matches!(nr, WAIT4 | by_tracer::WAITID)
-        }
-        restart::ERESTART_RESTARTBLOCK => nr == POLL && (regs.rdx as i32) < 0,
+        restart::ERESTARTSYS | restart::ERESTARTNOINTR | restart::ERESTARTNOHAND => nr != POLL,
+        restart::ERESTART_RESTARTBLOCK => nr == POLL,
         _ => false,
     };
+    let again = again && has_no_end(nr, regs.syscall_args());
     let orig_rax = nr.cast_unsigned();
     Ok(again.then_some(Regs { orig_rax, ..regs }))
 }
@@ -330,6 +330,30 @@ fn is_cut_off(regs: &Regs) -> bool {
         || calls::again(nr, result).is_some()
 }
 
+/// Whether a call waits for events without an end (arch/x86/entry/syscalls/syscall_64.tbl), and can be made once more.
+fn has_no_end(nr: i64, [_, rsi, rdx, r10, r8, _]: [u64; 6]) -> bool {
+    /// `FUTEX_PRIVATE_FLAG`, `FUTEX_CLOCK_REALTIME`.
+    const FLAGS: u64 = 128 | 256;
+    const WAIT: u64 = 0;
+    const WAIT_BITSET: u64 = 9;
+    match nr {
+        // read, pause, rt_sigsuspend
+        WAIT4 | by_tracer::WAITID | 0 | 34 | 130 => true,
+        POLL => (rdx as i32) < 0,
+        // epoll_wait, epoll_pwait
+        232 | 281 => (r10 as i32) < 0,
+        // rt_sigtimedwait, ppoll
+        128 | 271 => rdx == 0,
+        // epoll_pwait2
+        441 => r10 == 0,
+        // select, pselect6
+        23 | 270 => r8 == 0,
+        // futex
+        202 => matches!(rsi & !FLAGS, WAIT | WAIT_BITSET) && r10 == 0,
+        _ => false,
+    }
+}
+
 /// The call that a thread sleeps in, and its arguments.
 fn call(pid: Pid, tid: Tid) -> Option<(i64, [u64; 6])> {
     let text = proc::read_text(pid, &format!("task/{tid}/syscall")).ok()?;
@@ -371,8 +395,8 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<&'static str>, Fr
     let waits = || {
         let call = call(Pid(tracer.0), tracer);
         call.is_none_or(|(nr, args)| match nr {
-            POLL | RESTART_SYSCALL => (args[2] as i32) < 0,
-            nr => matches!(nr, WAIT4 | by_tracer::WAITID),
+            RESTART_SYSCALL => has_no_end(POLL, args),
+            nr => has_no_end(nr, args),
         })
     };
     let soon = (0..LOOKS).any(|look| {
@@ -381,7 +405,7 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<&'static str>, Fr
         }
         waits()
     });
-    let why = "it runs, and its tracer does not wait in wait4(2), waitid(2), or poll(2) without a time-out";
+    let why = "it runs, and its tracer does not wait in a call without a time-out";
     Ok((!soon).then_some(why))
 }
 

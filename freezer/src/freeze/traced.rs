@@ -4,9 +4,11 @@
 //! tracer stands still, so a stopped tracer is as good as a stopped tracee. Nothing is done to it.
 
 use super::{Frozen, held};
-use crate::{FreezerError, proc};
+use crate::{FreezerError, capture, proc};
+use core::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use sys::process::{KcmpKind, kcmp};
 use sys::{Pid, Tid};
 
 /// How long one that runs may take to its next stop before its tracer is made to stop it.
@@ -14,6 +16,8 @@ const SOON: Duration = Duration::from_millis(5);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 /// How long one may take that is asked to stop, or a tracer until it waits.
 const WITHIN: Duration = Duration::from_secs(2);
+/// How long what is over in a moment, as a rule, may take.
+const PASSES_WITHIN: Duration = Duration::from_secs(3);
 
 /// The thread that traces one, if it is not of this process.
 #[must_use]
@@ -40,6 +44,7 @@ pub(super) fn settle(frozen: &mut Frozen) -> Result<bool, FreezerError> {
         all.any(|(tid, thread)| tid == tracer && thread.traced_by.is_none())
     };
     let begun = Instant::now();
+    let mut passing = None;
     let mut running: BTreeMap<Tid, Vec<(Pid, Tid)>> = BTreeMap::new();
     for pid in frozen.pids() {
         let threads = frozen.threads(pid);
@@ -56,6 +61,10 @@ pub(super) fn settle(frozen: &mut Frozen) -> Result<bool, FreezerError> {
         if !free(tracer) {
             return refuse(format!("{tracer}, which traces it, is not stopped"));
         }
+        if let Some(why) = capture::traced_passing(pid)? {
+            passing.get_or_insert((tracer, pid, why));
+            continue;
+        }
         for (tid, _) in threads {
             while !stands_still(pid, tid) && begun.elapsed() < SOON {
                 std::thread::sleep(BETWEEN_LOOKS);
@@ -65,10 +74,24 @@ pub(super) fn settle(frozen: &mut Frozen) -> Result<bool, FreezerError> {
             }
         }
     }
+    if let Some((tracer, pid, why)) = passing {
+        if frozen.begun.elapsed() > PASSES_WITHIN {
+            return Err(FreezerError::refuse(pid, "ptrace", why));
+        }
+        let_both_go(frozen, tracer);
+        return Ok(false);
+    }
     for (tracer, threads) in running {
-        if held::hold(frozen, tracer, &threads)? {
+        let passes = frozen.begun.elapsed() < PASSES_WITHIN;
+        let held = match held::hold(frozen, tracer, &threads) {
+            Err(FreezerError::Refused(_)) if passes => false,
+            held => held?,
+        };
+        if held {
+            // It makes its call again behind what it does for its tracees.
+            frozen.repeating.remove(&tracer);
             wait_for_all(tracer, &threads)?;
-        } else if frozen.begun.elapsed() > WITHIN {
+        } else if !passes {
             let (pid, _) = threads[0];
             let why = format!("{tracer} traces it and is busy, and it runs");
             return Err(FreezerError::refuse(pid, "ptrace", why));
@@ -96,6 +119,10 @@ fn wait_for_all(tracer: Tid, threads: &[(Pid, Tid)]) -> Result<(), FreezerError>
 
 /// Lets a tracer go on until it waits, and forgets what was known of its tracees.
 fn let_both_go(frozen: &mut Frozen, tracer: Tid) {
+    let same = |one: Pid, other: Pid| {
+        let same = kcmp(one.leader(), other.leader(), KcmpKind::Vm, 0, 0);
+        same.is_ok_and(Ordering::is_eq)
+    };
     let is = |pid: &Pid| {
         let threads = frozen.threads(*pid);
         let own = threads.iter().any(|(tid, _)| *tid == tracer);
@@ -103,11 +130,18 @@ fn let_both_go(frozen: &mut Frozen, tracer: Tid) {
             .iter()
             .any(|(_, thread)| thread.traced_by == Some(tracer))
     };
-    let both: Vec<Pid> = frozen.pids().filter(is).collect();
-    for pid in both {
+    let mut all: Vec<Pid> = frozen.pids().filter(is).collect();
+    // For whom one waits in vfork(2).
+    for pid in all.clone() {
+        let children = proc::children(pid).unwrap_or_default().into_iter();
+        all.extend(children.filter(|child| same(pid, *child)));
+    }
+    for pid in all {
         frozen.release(pid);
     }
-    std::thread::sleep(BETWEEN_LOOKS);
+    // Not always the same time, lest they be met at the same place always.
+    let odd = frozen.begun.elapsed().subsec_micros() % 8;
+    std::thread::sleep(BETWEEN_LOOKS * (1 + odd));
 }
 
 /// Waits until a killed process is gone or can be waited for: it is nobody's here.

@@ -211,7 +211,8 @@ pub fn must_be_a_process(pid: Pid) -> Result<(), FreezerError> {
 }
 
 /// What was to be read is not there any more.
-pub(crate) fn gone(cause: &std::io::Error) -> bool {
+#[must_use]
+pub fn gone(cause: &std::io::Error) -> bool {
     cause.kind() == std::io::ErrorKind::NotFound || cause.raw_os_error() == Some(nix::libc::ESRCH)
 }
 

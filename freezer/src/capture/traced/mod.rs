@@ -8,7 +8,7 @@ mod obstacles;
 mod seen;
 mod stands;
 
-pub(crate) use obstacles::obstacle;
+pub(crate) use obstacles::{obstacle, passing};
 pub(crate) use seen::in_tracer;
 pub(crate) use stands::{Runs, runs};
 

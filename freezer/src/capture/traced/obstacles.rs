@@ -2,15 +2,15 @@
 
 use super::refuse;
 use super::seen::Seen;
-use super::stands::{Stands, look};
+use super::stands::{AT_EVENT, Stands, are_at_events, look};
 use crate::FreezerError;
 use crate::files::sent;
-use crate::freeze::held;
 use crate::freeze::traced::{stands_still, tracer_of};
+use crate::freeze::{held, vfork};
 use crate::proc::{self, Stat, Status};
 use core::cmp::Ordering;
 use persist_mem::manifest::TracedStop;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use sys::by_tracer::CallStop;
 use sys::process::{KcmpKind, kcmp};
 use sys::{Pid, Tid};
@@ -29,6 +29,9 @@ const SYSCALL: [u8; 2] = [0x0f, 0x05];
 /// How often one is looked at until it stands still.
 const LOOKS: u32 = 10;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+/// How long what is over in a moment, as a rule, is looked at.
+const MOMENTS: Duration = Duration::from_millis(300);
+const BETWEEN_MOMENTS: Duration = Duration::from_millis(3);
 
 /// Why threads are not carried in the stops that they are in.
 pub(super) fn of_stops<'a>(
@@ -146,11 +149,7 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<String>, FreezerE
     {
         return told("some of its threads are not traced, or by somebody else");
     }
-    let still = threads.iter().all(|tid| stands_still(pid, *tid));
-    if !still
-        && let Some(why) = held::obstacle(pid, tracer)?
-        && !stand_still(pid, &threads)
-    {
+    if let Some(why) = of_moments((pid, tracer), &threads)? {
         return told(why);
     }
     if !sent::needed(pid, pid.leader(), &threads).is_empty() {
@@ -178,14 +177,6 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<String>, FreezerE
     if !anybody && (stat.pid(4) != Pid(tracer.0) || !is_like(pid, &threads, &its_tracer)?) {
         return told(FORBIDDEN);
     }
-    let relatives = proc::children(pid)?.into_iter().chain([stat.pid(4)]);
-    let shares = |other: Pid| {
-        let same = kcmp(pid.leader(), other.leader(), KcmpKind::Vm, 0, 0);
-        same.is_ok_and(Ordering::is_eq)
-    };
-    if relatives.into_iter().any(shares) {
-        return told("others have its memory");
-    }
     let places: Vec<(Tid, u64)> = threads.iter().map(|tid| (*tid, 0)).collect();
     let all = match look(pid, &places) {
         Ok(all) => all,
@@ -204,6 +195,60 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<String>, FreezerE
         one.obstacle.or_else(stops)
     };
     Ok(all.iter().zip(&places).find_map(why).map(str::to_owned))
+}
+
+/// What is in the way at one moment, and still after some looks.
+fn of_moments(
+    (pid, tracer): (Pid, Tid),
+    threads: &[Tid],
+) -> Result<Option<&'static str>, FreezerError> {
+    let still = || threads.iter().all(|tid| stands_still(pid, *tid));
+    let begun = Instant::now();
+    loop {
+        let found = match passing(pid)? {
+            None if !still() => held::obstacle(pid, tracer)?,
+            found => found,
+        };
+        if found.is_none() {
+            return Ok(None);
+        }
+        if begun.elapsed() > MOMENTS {
+            break;
+        }
+        std::thread::sleep(BETWEEN_MOMENTS);
+    }
+    match passing(pid)? {
+        // It may stand still seldom, but for longer.
+        None if stand_still(pid, threads) => Ok(None),
+        None => held::obstacle(pid, tracer),
+        found => Ok(found),
+    }
+}
+
+/// What keeps a traced process from being carried and is over in a moment, as a rule: an event that its tracer is told
+/// of, a vfork(2).
+pub(crate) fn passing(pid: Pid) -> Result<Option<&'static str>, FreezerError> {
+    let parent = Stat::read(pid, "stat")?.pid(4);
+    let mut relatives = proc::children(pid)?.into_iter().chain([parent]);
+    let shares = |other: Pid| {
+        let same = kcmp(pid.leader(), other.leader(), KcmpKind::Vm, 0, 0);
+        same.is_ok_and(Ordering::is_eq)
+    };
+    if relatives.any(shares) {
+        return Ok(Some("others have its memory"));
+    }
+    let threads = proc::threads(pid)?;
+    if threads.iter().any(|tid| vfork::waits(pid, *tid)) {
+        return Ok(Some("it waits in vfork(2)"));
+    }
+    let still = threads.into_iter().filter(|tid| stands_still(pid, *tid));
+    let still: Vec<Tid> = still.collect();
+    match are_at_events(pid, &still) {
+        Ok(at) if at.contains(&true) => Ok(Some(AT_EVENT)),
+        Ok(_) => Ok(None),
+        // What cannot be read is told where it is needed.
+        Err(_) => Ok(None),
+    }
 }
 
 /// Whether all threads stand still, or do so soon.

@@ -18,6 +18,7 @@ const JOBCTL_STOP_SIGMASK: u64 = 0xffff;
 const SIGNAL_STOP_STOPPED: u32 = 1;
 /// `__TASK_TRACED` (include/linux/sched.h)
 const TRACED: u32 = 8;
+pub(super) const AT_EVENT: &str = "it stands at an event (PTRACE_O_TRACE*)";
 const STOPPED: &str = "its process is stopped (job control)";
 /// `MMF_HAS_MDWE`, its inheritance, and `MMF_VM_MERGE_ANY` (include/linux/mm_types.h, linux/sched/coredump.h).
 const MM_SETTINGS: u32 = 7 << 28;
@@ -121,6 +122,13 @@ pub(crate) fn runs(pid: Pid, threads: &[Tid]) -> Result<Vec<Runs>, Unreadable> {
     })
 }
 
+/// Whether threads of a process stand at events.
+pub(super) fn are_at_events(pid: Pid, threads: &[Tid]) -> Result<Vec<bool>, Unreadable> {
+    kept::look_at(pid, threads, |reader, _| {
+        Ok(stop(reader, false, false)? == Err(AT_EVENT))
+    })
+}
+
 /// Which stop it is in: by the siginfo of the stop, and the message that tells calls apart. `stopped` tells whether its
 /// process is.
 fn stop(
@@ -158,7 +166,7 @@ fn stop(
         (_, code) if code >> 8 == EVENT_STOP => Err(STOPPED),
         _ if stopped => Err(STOPPED),
         (SIGTRAP, code) if code & 0xff == SIGTRAP && (1..=8).contains(&(code >> 8)) => {
-            Err("it stands at an event (PTRACE_O_TRACE*)")
+            Err(AT_EVENT)
         }
         (signal, _) => Ok(TracedStop::Signal(signal.cast_signed())),
     })

@@ -154,7 +154,32 @@ pub(crate) const GROUP: Group = Group {
         subject(
             "traced-attached-runs",
             "a child that runs, attached to by who waits in poll",
-            running::attached,
+            |_| running::attached(running::By::Poll),
+        ),
+        subject(
+            "traced-by-read",
+            "a child that runs, while its tracer reads a signalfd",
+            |_| running::attached(running::By::Read),
+        ),
+        subject(
+            "traced-by-epoll",
+            "a child that runs, while its tracer waits in epoll_wait",
+            |_| running::attached(running::By::Epoll),
+        ),
+        subject(
+            "traced-by-select",
+            "a child that runs, while its tracer waits in pselect",
+            |_| running::attached(running::By::Select),
+        ),
+        subject(
+            "traced-by-sigwait",
+            "a child that runs, while its tracer waits in sigwaitinfo",
+            |_| running::attached(running::By::Wait),
+        ),
+        subject(
+            "traced-by-suspend",
+            "a child that runs, while its tracer waits in sigsuspend",
+            |_| running::attached(running::By::Suspend),
         ),
         subject(
             "traced-naps",

@@ -51,11 +51,70 @@ enum How {
     Seized,
     /// The same, from call to call.
     Calls,
-    /// Attached to, and waited for in poll(2), as debuggers do.
-    Attached,
+    /// Attached to, as debuggers do, and waited for so.
+    Attached(By),
 }
 
-/// Waits for SIGCHLD, which is blocked.
+/// How SIGCHLD, which is blocked, is waited for.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum By {
+    Poll,
+    Read,
+    Epoll,
+    Select,
+    Wait,
+    Suspend,
+}
+
+extern "C" fn nothing(_: i32) {}
+
+/// Waits for SIGCHLD.
+fn wait_for_signal(signals: i32, by: By) -> Result<()> {
+    let nobody = std::ptr::null_mut();
+    // SAFETY: what the kernel fills is on the stack, and zeros are valid for it; the handler does nothing.
+    unsafe {
+        match by {
+            By::Poll => return poll(signals),
+            By::Read => {}
+            By::Epoll => {
+                let epoll = sys("epoll_create1", libc::epoll_create1(0))? as i32;
+                let mut event: libc::epoll_event = std::mem::zeroed();
+                event.events = libc::EPOLLIN as u32;
+                let added = libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, signals, &raw mut event);
+                sys("epoll_ctl", added)?;
+                sys("epoll_wait", libc::epoll_wait(epoll, &raw mut event, 1, -1))?;
+                libc::close(epoll);
+            }
+            By::Select => {
+                let mut wanted: libc::fd_set = std::mem::zeroed();
+                libc::FD_SET(signals, &raw mut wanted);
+                let none = std::ptr::null();
+                let wanted = &raw mut wanted;
+                let done = libc::pselect(signals + 1, wanted, nobody, nobody, none, none.cast());
+                sys("pselect", done)?;
+            }
+            By::Wait => {
+                let set = 1_u64 << (libc::SIGCHLD - 1);
+                let none = std::ptr::null::<u64>();
+                let done = libc::syscall(libc::SYS_rt_sigtimedwait, &raw const set, none, none, 8);
+                return sys("rt_sigtimedwait", done).map(drop);
+            }
+            By::Suspend => {
+                let handler = nothing as *const () as libc::sighandler_t;
+                libc::signal(libc::SIGCHLD, handler);
+                let mut set: libc::sigset_t = std::mem::zeroed();
+                libc::sigfillset(&raw mut set);
+                libc::sigdelset(&raw mut set, libc::SIGCHLD);
+                libc::sigsuspend(&raw const set);
+                return Ok(());
+            }
+        }
+        let mut info = [0_u8; 128];
+        let read = libc::read(signals, info.as_mut_ptr().cast(), info.len());
+        sys("read", read).map(drop)
+    }
+}
+
 fn poll(signals: i32) -> Result<()> {
     let mut wanted = libc::pollfd {
         fd: signals,
@@ -94,10 +153,10 @@ fn trace(life: fn(), how: How, made: &mpsc::Sender<i32>, told: &Told) -> Result<
         }
     })?;
     let signals = children()?;
-    if how == How::Attached {
+    if let How::Attached(by) = how {
         request(PTRACE_ATTACH, child, 0)?;
         wait(child)?;
-        poll(signals)?;
+        wait_for_signal(signals, by)?;
     } else {
         request(PTRACE_SEIZE, child, PTRACE_O_TRACESYSGOOD as u64)?;
         request(PTRACE_INTERRUPT, child, 0)?;
@@ -106,13 +165,13 @@ fn trace(life: fn(), how: How, made: &mpsc::Sender<i32>, told: &Told) -> Result<
     begin.write_all(&[0])?;
     let go_on = match how {
         How::Calls => PTRACE_SYSCALL,
-        How::Seized | How::Attached => PTRACE_CONT,
+        How::Seized | How::Attached(_) => PTRACE_CONT,
     };
     request(go_on, child, 0)?;
     made.send(child)?;
     loop {
-        if how == How::Attached {
-            poll(signals)?;
+        if let How::Attached(by) = how {
+            wait_for_signal(signals, by)?;
         }
         let Some(status) = wait(child)? else {
             return Ok(());
@@ -190,10 +249,10 @@ pub(crate) fn spinning(_: &Setting) -> Result<Watch> {
 }
 
 /// The same, with a tracer like a debugger.
-pub(crate) fn attached(_: &Setting) -> Result<Watch> {
+pub(crate) fn attached(by: By) -> Result<Watch> {
     // SIGCHLD comes for the process.
     children()?;
-    spins(How::Attached)
+    spins(How::Attached(by))
 }
 
 fn spins(how: How) -> Result<Watch> {
