@@ -330,6 +330,7 @@ mod tests {
             pos: 0,
             owner: None,
             hint: 0,
+            denied: 0,
             kind: DescriptionKind::Ring(Box::new(ring())),
         };
         Moves::of(&mm, &[description], &BTreeMap::from([(7, NEW)])).unwrap()

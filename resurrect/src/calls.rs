@@ -91,6 +91,7 @@ pub(crate) mod nr {
     pub(crate) const CLONE3: i64 = 435;
     pub(crate) const CLOSE_RANGE: i64 = 436;
     pub(crate) const PIDFD_GETFD: i64 = 438;
+    pub(crate) const LANDLOCK_RESTRICT_SELF: i64 = 446;
     pub(crate) const MSEAL: i64 = 462;
 }
 

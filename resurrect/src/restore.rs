@@ -12,6 +12,7 @@ use crate::room::Room;
 use crate::scratch::{self, BATCH_LEN};
 use crate::stages::STAGES;
 use crate::task::Task;
+use crate::thread::landlock::Rulesets;
 use crate::thread::waits::Wait;
 use nix::sched::{CloneFlags, setns};
 use persist_mem::manifest::{FileTable, Live, Manifest};
@@ -79,6 +80,8 @@ pub(crate) struct Restore<'a> {
     pub(crate) moved_rings: Moved,
     /// A pidfd of this process; every process under construction has it under the same number.
     pub(crate) self_pidfd: OwnedFd,
+    /// Rulesets that processes have taken and not enforced yet.
+    pub(crate) rulesets: Rulesets,
     pub(crate) processor: Option<OneProcessor>,
     _room: Room,
     started: Instant,
@@ -116,6 +119,7 @@ impl<'a> Restore<'a> {
             kernel: None,
             moved_rings: Moved::new(),
             self_pidfd: numbers::copy(manifest, &pidfd)?,
+            rulesets: Rulesets::new(),
             processor: OneProcessor::hold(),
             _room: room,
             started,

@@ -49,6 +49,7 @@ pub(crate) use vfork::obstacle as vfork_obstacle;
 
 use crate::files::outsiders::Outsiders;
 use crate::files::{Table, apart};
+use crate::landlock::Domains;
 use crate::objects::Objects;
 use crate::proc::{Stat, Status};
 use crate::tables::Sharing;
@@ -126,6 +127,7 @@ fn describe(
 ) -> Result<(Manifest, Objects), FreezerError> {
     let undo = crate::ipc::undo::capture(frozen, ours.is_none())?;
     let mut table = Table::new(externals, ours.is_some());
+    table.in_domains = crate::landlock::concerns(&frozen.pids().collect::<Vec<_>>());
     let Prepared { outsiders, finder } = prepared;
     // What ends changes files and memory.
     uring::settle(frozen, finder)?;
@@ -195,6 +197,7 @@ fn lives(
     }
     let [memory, actions, files, directories, undone] = sharing(&pids);
     let mut captured = Vec::new();
+    let mut domains = Domains::default();
     // Who has another's memory may leave something on that one's stack, which gives it back then.
     let mut order: Vec<usize> = (0..stats.len()).collect();
     order.sort_by_key(|at| memory.of(stats[*at].0).is_none());
@@ -212,6 +215,7 @@ fn lives(
             crate::tables::note_own_undo(&mut live.threads);
             directories_of_threads(pid, live, table)?;
             apart::capture(pid, live, table)?;
+            crate::landlock::capture(pid, live, &mut domains)?;
             groups.tell(pid, process.sid, live);
         }
         captured.push((at, (process, timers)));

@@ -198,6 +198,7 @@ pub(super) fn nothing() -> Live {
         timers: Vec::new(),
         chooses_timer_ids: false,
         filters: Vec::new(),
+        layers: Vec::new(),
         oom_score_adj: 0,
         child_subreaper: false,
         dumpable: 1,

@@ -118,6 +118,7 @@ fn describe(
         cpuid_faults: asked.processor.cpuid_faults,
         no_new_privs: status.mask("NoNewPrivs") != 0,
         seccomp: seccomp::capture(pid, tid, status, filters)?,
+        layers: Vec::new(),
         dispatch: inside.dispatch,
         memory_policy: asked.memory_policy,
         directories: None,

@@ -204,6 +204,7 @@ impl Waiting {
             personality,
             no_new_privs: status.mask("NoNewPrivs") != 0,
             seccomp: Seccomp::Off,
+            layers: Vec::new(),
             dispatch: None,
             directories: None,
             files: None,

@@ -2,10 +2,12 @@
 
 use super::class::{Class, classify};
 use super::open::Open;
-use super::{dnotify, elsewhere, ends, epoll, lock, outside, outsiders, sent, socket, uring};
+use super::{
+    dnotify, elsewhere, ends, epoll, lock, outside, outsiders, restricted, sent, socket, uring,
+};
 use crate::objects::Objects;
 use crate::proc;
-use crate::{Externals, FreezerError, Refusal};
+use crate::{Externals, FreezerError, Refusal, landlock};
 use persist_mem::manifest::{DescriptionId, DescriptionKind};
 use std::os::fd::AsFd;
 use sys::{Errno, Pid, process};
@@ -55,6 +57,7 @@ pub(crate) fn refusals(
         opened => Some(opened.map_err(FreezerError::call(pid, "opening a pidfd"))?),
     };
     let mut found = Vec::new();
+    let in_domain = landlock::concerns(&[pid]);
     let links = proc::Links::open(pid)?;
     if pidfd.is_none() {
         found.extend(sent::full(pid, links.numbers()));
@@ -85,16 +88,11 @@ pub(crate) fn refusals(
             }
             open => open?,
         };
-        let checked = classify(&open, objects).and_then(|class| match class {
-            Class::Plain(DescriptionKind::Epoll { targets, .. }) => epoll::check(&open, &targets),
-            Class::Socket if is_copy => socket::examine(&open, facts).map(drop),
-            Class::Socket => Err(FreezerError::Refused(vec![sent::refusal(pid, fd, &link)])),
-            // From Linux 6.7 on nobody sends one (`SCM_RIGHTS`), and a reference leads nowhere.
-            Class::Ring if !is_copy => {
-                Err(FreezerError::Refused(vec![sent::refusal(pid, fd, &link)]))
+        let checked = classify(&open, objects).and_then(|class| {
+            if in_domain {
+                restricted::check(&open, &class)?;
             }
-            Class::Ring => uring::check(&open, facts.inside()),
-            _ => Ok(()),
+            examine(&open, class, is_copy, facts)
         });
         let locks = lock::capture(&open, DescriptionId(0), true, &mut Vec::new());
         // A reference has no owner, and its file's is asked for when everybody stands still.
@@ -115,6 +113,28 @@ pub(crate) fn refusals(
         }
     }
     Ok(found)
+}
+
+/// What of a description is not carried, as far as its kind does not tell.
+fn examine(
+    open: &Open<'_>,
+    class: Class,
+    is_copy: bool,
+    facts: &mut socket::Facts,
+) -> Result<(), FreezerError> {
+    let by_reference = || {
+        let refusal = sent::refusal(open.pid, open.fd, open.link);
+        Err(FreezerError::Refused(vec![refusal]))
+    };
+    match class {
+        Class::Plain(DescriptionKind::Epoll { targets, .. }) => epoll::check(open, &targets),
+        Class::Socket if is_copy => socket::examine(open, facts).map(drop),
+        Class::Socket => by_reference(),
+        // From Linux 6.7 on nobody sends one (`SCM_RIGHTS`), and a reference leads nowhere.
+        Class::Ring if !is_copy => by_reference(),
+        Class::Ring => uring::check(open, facts.inside()),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

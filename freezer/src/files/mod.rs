@@ -32,6 +32,7 @@ mod pipe;
 mod place;
 mod pseudo;
 mod removed;
+mod restricted;
 pub(crate) mod sent;
 mod signalfd;
 mod socket;
@@ -43,11 +44,12 @@ mod unheld;
 mod uring;
 
 use class::Class;
-use open::{O_PATH, Open};
+use open::O_PATH;
+pub(crate) use open::Open;
 
 pub(crate) use check::{reaching_out, refusals};
 pub use path::reference;
-pub(crate) use place::{Identity, lasting, other_name};
+pub(crate) use place::{Identity, lasting, mount_points, other_name};
 pub(crate) use removed::removed_cwd;
 pub(crate) use socket::Facts;
 pub use socket::{silence_connections, take_backlogs, take_device_messages, untaken_backlogs};

@@ -60,7 +60,7 @@ impl<'a> Open<'a> {
     }
 
     /// `S_IFMT` of the file.
-    pub(super) fn file_type(&self) -> SFlag {
+    pub(crate) fn file_type(&self) -> SFlag {
         SFlag::from_bits_truncate(self.stat.st_mode) & SFlag::S_IFMT
     }
 
@@ -68,6 +68,17 @@ impl<'a> Open<'a> {
     pub(super) fn flags(&self) -> Result<u32, FreezerError> {
         let flags = self.info.number("flags", 8).ok_or_else(|| self.format())?;
         Ok((flags & !O_CLOEXEC) as u32)
+    }
+
+    /// Whether it is open for writing.
+    pub(crate) fn writes(&self) -> Result<bool, FreezerError> {
+        const O_ACCMODE: u32 = 3;
+        Ok(self.flags()? & O_PATH == 0 && self.flags()? & O_ACCMODE != 0)
+    }
+
+    /// A copy of it: the same open file description.
+    pub(crate) fn copy(&self) -> &OwnedFd {
+        self.copy
     }
 
     pub(super) fn format(&self) -> FreezerError {
@@ -82,7 +93,7 @@ impl<'a> Open<'a> {
         FreezerError::call(self.pid, format!("fd {}: {doing}", self.fd))
     }
 
-    pub(super) fn refuse(&self, reason: impl Into<String>) -> FreezerError {
+    pub(crate) fn refuse(&self, reason: impl Into<String>) -> FreezerError {
         let link = String::from_utf8_lossy(self.link);
         FreezerError::refuse(self.pid, format!("fd {} ({link})", self.fd), reason)
     }

@@ -81,6 +81,21 @@ pub(super) fn of_mount(number: u32) -> Option<PathBuf> {
     })
 }
 
+/// Every mount of the file system with this number (`s_dev`: 12 bits of major, 20 of minor): which part of it is
+/// mounted, and where.
+pub(crate) fn mount_points(device: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let number = format!("{}:{}", device >> 20, device & 0xf_ffff);
+    let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let lines = mounts.split(|b| *b == b'\n');
+    let found = lines.filter_map(|line| {
+        let mut fields = line.split(|b| *b == b' ');
+        let same = fields.nth(2)? == number.as_bytes();
+        let (root, point) = (fields.next()?, fields.next()?);
+        same.then(|| (unescape(root), unescape(point)))
+    });
+    found.collect()
+}
+
 /// Octal escapes of mountinfo: `\040` is a blank.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());

@@ -5,7 +5,8 @@ use super::open::{O_CLOEXEC, O_PATH, Open};
 use super::socket::Flying;
 use super::{
     apart, check, dnotify, ends, epoll, eventfd, fifo, kmsg, known, located, lock, mqueue,
-    outsiders, owner, path, pipe, removed, sent, socket, terminal, tunnel, unheld, uring,
+    outsiders, owner, path, pipe, removed, restricted, sent, socket, terminal, tunnel, unheld,
+    uring,
 };
 use crate::kernel::OpenFile;
 use crate::objects::Objects;
@@ -38,6 +39,8 @@ pub(crate) struct Table {
     pub(super) this: Option<Pid>,
     /// It is for a host that changes its kernel.
     whole_host: bool,
+    /// Some processes are in domains of Landlock.
+    pub(crate) in_domains: bool,
     pub(super) descriptions: Vec<Description>,
     /// Objects that descriptions and mappings lead to.
     pub(crate) objects: Objects,
@@ -229,11 +232,21 @@ impl Table {
             pos: told.info.number("pos", 10).unwrap_or(0),
             owner: owner::capture(&open)?,
             hint: hint(&open)?,
+            denied: self.denied(&open, &kind)?,
             kind,
         });
         self.known.add(told.address, file, place, id);
         self.copies.insert(id, copy);
         Ok(id)
+    }
+
+    /// What Landlock denies with a description.
+    fn denied(&self, open: &Open<'_>, kind: &DescriptionKind) -> Result<u64, FreezerError> {
+        if self.in_domains && !matches!(kind, DescriptionKind::External { .. }) {
+            restricted::denied(open, kind)
+        } else {
+            Ok(0)
+        }
     }
 
     fn next(&self) -> DescriptionId {

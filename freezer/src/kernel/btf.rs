@@ -182,6 +182,15 @@ impl Btf {
         }
     }
 
+    /// Where a bit field of a structure begins, in bits, and how many it has.
+    pub(crate) fn bits(&self, structure: &str, name: &str) -> Result<(u64, u32), Unreadable> {
+        let id = self.structure(structure);
+        match id.and_then(|id| self.member_bits(id, name, DEPTH)) {
+            Some((at, width, _)) if width > 0 => Ok((at, width)),
+            _ => Err(Unreadable::NoField(format!("{structure}.{name}"))),
+        }
+    }
+
     /// Offset in bytes and type of a member, also of one in a member without a name.
     fn member(&self, id: u32, name: &str, depth: usize) -> Option<(u64, u32)> {
         let (at, width, of) = self.member_bits(id, name, depth)?;
@@ -392,6 +401,8 @@ mod tests {
         assert_eq!(btf.size_of("inner").unwrap(), 16);
         assert_eq!(btf.constant("ONE"), Ok(9));
         assert!(btf.constant("TWO").is_err());
+        assert_eq!(btf.bits("outer", "d"), Ok((256, 3)));
+        assert!(btf.bits("outer", "c").is_err());
         for (structure, path) in [("outer", "d"), ("outer", "in.z"), ("none", "a")] {
             assert!(btf.field(structure, path).is_err(), "{structure}.{path}");
         }

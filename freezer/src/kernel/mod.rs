@@ -5,7 +5,7 @@
 //! the queues of sockets ([`mod@sockets`]), buffers of pipes ([`mod@pipes`]), inodes
 //! ([`mod@inodes`]), kinds of open files ([`mod@nature`]), what is told of files ([`mod@notify`]), paths ([`mod@paths`]), connections of TCP
 //! ([`mod@connections`]), terminals ([`mod@terminals`]), rings of io_uring ([`mod@uring`], [`mod@ring_requests`], [`mod@ring_resources`]), pages ([`mod@pages`]),
-//! mappings ([`mod@vmas`]), counters of the processors ([`mod@processors`]), what
+//! mappings ([`mod@vmas`]), domains of Landlock ([`mod@landlock`]), counters of the processors ([`mod@processors`]), what
 //! sleeping threads wait for ([`mod@stacks`]). What they
 //! mean is with the kind of resource:
 //! `ipc/undo.rs`, `capture/restart.rs`, `files/mqueue`. Whatever is not as expected is
@@ -16,6 +16,7 @@ mod connections;
 mod credentials;
 mod files;
 mod inodes;
+mod landlock;
 mod nature;
 mod notify;
 mod pages;
@@ -34,6 +35,7 @@ mod vmas;
 
 pub(crate) use btf::Btf;
 pub(crate) use files::OpenFile;
+pub(crate) use landlock::{Domain, Object, number};
 pub(crate) use nature::Nature;
 pub(crate) use ring_requests::{Until, Waiting};
 pub(crate) use stacks::{Place, Waits};

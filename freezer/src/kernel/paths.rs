@@ -6,6 +6,9 @@ const WRONG: Unreadable = Unreadable::Inconsistent("the path of an open file");
 /// Longer than any path that the kernel tells.
 const LONGEST: usize = 4096;
 
+/// More names of one file are not looked at.
+const MOST_NAMES: usize = 256;
+
 /// A place below a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Below {
@@ -13,6 +16,17 @@ pub(crate) struct Below {
     pub(crate) mount: u32,
     /// The path from its root on, with a slash before every name; empty for the root.
     pub(crate) path: Vec<u8>,
+}
+
+/// Names of an inode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KnownNames {
+    /// The device as the kernel has it inside: 12 bits of major, 20 of minor.
+    pub(crate) device: u32,
+    /// The kernel knows it by a name, even if that was taken away: who has it open has it by one.
+    pub(crate) open: bool,
+    /// With a slash before every name; empty for the root.
+    pub(crate) paths: Vec<Vec<u8>>,
 }
 
 impl Kernel {
@@ -29,6 +43,14 @@ impl Kernel {
         let root = root.first().copied().ok_or(WRONG)?;
         let whole = mount.wrapping_sub(self.btf.field("mount", "mnt")?.offset);
         let number = self.fields(whole, "mount", &["mnt_id"])?;
+        Ok(Below {
+            mount: number.first().copied().ok_or(WRONG)? as u32,
+            path: self.names(name, root)?,
+        })
+    }
+
+    /// The path from one name to another below it.
+    fn names(&mut self, name: u64, root: u64) -> Result<Vec<u8>, Unreadable> {
         let (mut at, mut names) = (name, Vec::new());
         while at != root {
             let fields = ["d_parent", "d_hash.pprev", "d_name.name", "d_name.len"];
@@ -44,10 +66,39 @@ impl Kernel {
             names = [&b"/"[..], &name, &names].concat();
             at = parent;
         }
-        Ok(Below {
-            mount: number.first().copied().ok_or(WRONG)? as u32,
-            path: names,
-        })
+        Ok(names)
+    }
+
+    /// The names by which the kernel knows an inode just now, from the root of its file system on.
+    pub(crate) fn known_names(&mut self, inode: u64) -> Result<KnownNames, Unreadable> {
+        let alias = self.btf.field("dentry", "d_u.d_alias");
+        let alias = alias
+            .or_else(|_| self.btf.field("dentry", "d_alias"))?
+            .offset;
+        let found = self.fields(inode, "inode", &["i_sb", "i_dentry.first"])?;
+        let [system, mut at] = found[..] else {
+            return Err(WRONG);
+        };
+        let found = self.fields(system, "super_block", &["s_dev", "s_root"])?;
+        let [dev, root] = found[..] else {
+            return Err(WRONG);
+        };
+        let mut known = KnownNames {
+            device: dev as u32,
+            open: at != 0,
+            paths: Vec::new(),
+        };
+        for _ in 0..MOST_NAMES {
+            if at == 0 {
+                break;
+            }
+            // Those that were taken away are no names any more.
+            known
+                .paths
+                .extend(self.names(at.wrapping_sub(alias), root).ok());
+            at = self.word(at, "the names of a file")?;
+        }
+        Ok(known)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The stopped host is described: processes, mounts, network.
 
 use super::check::Host;
+use super::rights::{self, Kernels};
 use anyhow::{Context, Result};
 use freezer::{FreezerError, Frozen, Objects, Refusal};
 use persist_mem::manifest::{Carried, Manifest, MemoryPlan, Process, State, Upgrade};
@@ -56,8 +57,22 @@ pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
 
 /// Refuses what the other kernel does not know.
 fn refuse_for(release: &str, manifest: &Manifest) -> Result<(), FreezerError> {
+    let kernels = Kernels {
+        here: &manifest.host.release,
+        there: release,
+    };
+    let mut found = rights::refusals(&kernels, manifest);
+    found.extend(by_timers(release, manifest));
+    match found.is_empty() {
+        true => Ok(()),
+        false => Err(FreezerError::Refused(found)),
+    }
+}
+
+/// Those who choose the ids of their timers, where they could not.
+fn by_timers(release: &str, manifest: &Manifest) -> Vec<Refusal> {
     if has_chosen_timer_ids(release) {
-        return Ok(());
+        return Vec::new();
     }
     let chooses = |process: &&Process| process.live().is_some_and(|live| live.chooses_timer_ids);
     let refusal = |process: &Process| Refusal {
@@ -68,16 +83,8 @@ fn refuse_for(release: &str, manifest: &Manifest) -> Result<(), FreezerError> {
             "it chooses the ids of its timers (PR_TIMER_CREATE_RESTORE_IDS), which Linux {release} does not let it"
         ),
     };
-    let found: Vec<Refusal> = manifest
-        .processes
-        .iter()
-        .filter(chooses)
-        .map(refusal)
-        .collect();
-    match found.is_empty() {
-        true => Ok(()),
-        false => Err(FreezerError::Refused(found)),
-    }
+    let found = manifest.processes.iter().filter(chooses);
+    found.map(refusal).collect()
 }
 
 /// Whether a kernel has `PR_TIMER_CREATE_RESTORE_IDS`: since Linux 6.16.

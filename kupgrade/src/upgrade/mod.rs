@@ -14,6 +14,7 @@ mod jump;
 mod pin_down;
 mod plan;
 mod quiet;
+mod rights;
 mod room;
 mod stage;
 

@@ -49,6 +49,8 @@ pub struct Description {
     pub owner: Option<SignalOwner>,
     /// How long data of its file is expected to live (`F_GET_RW_HINT`), 0 when nobody has said.
     pub hint: u64,
+    /// What Landlock denies with it (`LANDLOCK_ACCESS_FS_*`), since it was opened in a domain.
+    pub denied: u64,
     /// What is open.
     pub kind: DescriptionKind,
 }

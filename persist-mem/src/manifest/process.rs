@@ -1,6 +1,6 @@
 //! Processes and threads.
 
-use super::{AddressSpace, DescriptionId, FileRef, Membership, RemovedId, Traced};
+use super::{AddressSpace, DescriptionId, FileRef, Layer, Membership, RemovedId, Traced};
 use serde::{Deserialize, Serialize};
 use sys::regs::Regs;
 use sys::{Pid, Tid};
@@ -113,6 +113,8 @@ pub struct Live {
     pub chooses_timer_ids: bool,
     /// seccomp filters that its threads have.
     pub filters: Vec<Filter>,
+    /// Layers of the domains of Landlock that its threads are in.
+    pub layers: Vec<Layer>,
     /// `/proc/PID/oom_score_adj`.
     pub oom_score_adj: i32,
     /// PR_SET_CHILD_SUBREAPER.
@@ -381,6 +383,8 @@ pub struct Thread {
     pub no_new_privs: bool,
     /// seccomp(2).
     pub seccomp: Seccomp,
+    /// What it has forbidden itself (landlock(7)), the first at the start: indices of [`Live::layers`].
+    pub layers: Vec<u32>,
     /// PR_SET_SYSCALL_USER_DISPATCH, None when it is off.
     pub dispatch: Option<Dispatch>,
     /// On which nodes its memory is to be, None for the usual.

@@ -29,6 +29,7 @@ mod pidfd;
 mod pipe;
 pub(crate) mod pseudo;
 mod removed;
+mod restricted;
 mod signalfd;
 mod socket;
 pub(crate) mod terminal;
@@ -166,6 +167,7 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     tunnel::queue_packets(restore)?;
     socket::open_all(restore)?;
     open_each(restore, late)?;
+    restricted::open_all(restore)?;
     set_flags(restore)
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod attributes;
 pub(crate) mod birth;
 pub(crate) mod credentials;
+pub(crate) mod landlock;
 pub(crate) mod leader;
 pub(crate) mod registers;
 pub(crate) mod seccomp;

@@ -26,7 +26,10 @@ use Fate::{Carried, Refused, Wrong};
 
 /// Subjects that are not carried in both ways.
 const EXCEPTIONS: &[(&str, Expected)] = &[
-    ("landlock", both(Refused("restricted itself with Landlock"))),
+    (
+        "landlock-shared",
+        both(Refused("restricted itself with Landlock, together with")),
+    ),
     (
         "pty-unopened",
         both(Refused("before anybody opened its slave")),

@@ -246,6 +246,7 @@ impl Seen {
             cpuid_faults: false,
             no_new_privs: status.mask("NoNewPrivs") != 0,
             seccomp: Seccomp::Off,
+            layers: Vec::new(),
             dispatch: None,
             memory_policy: None,
             directories: None,

@@ -65,6 +65,8 @@ pub(crate) struct Facts {
     unix: Option<HashMap<u64, UnixInfo>>,
     packet: Option<HashMap<u64, PacketInfo>>,
     udp_shutdown: Option<HashMap<u64, u8>>,
+    /// Who is in which domains of Landlock.
+    pub(crate) domains: crate::landlock::Domains,
 }
 
 impl Facts {

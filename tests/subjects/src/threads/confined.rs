@@ -2,45 +2,7 @@
 
 use anyhow::Result;
 
-use crate::kit::files::close;
-use crate::kit::{Setting, Watch, args, not_here, raw, same, sys};
-
-/// Landlock: it has forbidden itself to make block devices.
-pub(crate) fn landlock(setting: &Setting) -> Result<Watch> {
-    const MAKE_BLOCK: u64 = 1 << 11;
-    let handled = [MAKE_BLOCK];
-    let rules = raw(
-        libc::SYS_landlock_create_ruleset,
-        args([handled.as_ptr() as u64, 8]),
-    );
-    if [-libc::ENOSYS, -libc::EOPNOTSUPP]
-        .map(i64::from)
-        .contains(&rules)
-    {
-        return not_here("no Landlock");
-    }
-    sys("landlock_create_ruleset", rules)?;
-    // SAFETY: no pointers.
-    sys("prctl", unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    })?;
-    sys(
-        "landlock_restrict_self",
-        raw(libc::SYS_landlock_restrict_self, args([rules as u64])),
-    )?;
-    close(rules as i32);
-    let path = setting.fresh("device");
-    let name = std::ffi::CString::new(path.to_string_lossy().as_bytes())?;
-    Ok(Watch::new(move || {
-        let mode = libc::S_IFBLK | 0o600;
-        let made = raw(
-            libc::SYS_mknod,
-            args([name.as_ptr() as u64, mode.into(), 0]),
-        );
-        same("making a block device", &-i64::from(libc::EACCES), &made)
-    })
-    .spoiled_by(move || std::fs::write(&path, "").map_err(Into::into)))
-}
+use crate::kit::{Setting, Watch, args, not_here, raw, sys};
 
 /// A key in the process keyring.
 pub(crate) fn keys(_: &Setting) -> Result<Watch> {

@@ -10,6 +10,7 @@ mod descriptors;
 mod directory;
 mod dispatch;
 mod flags;
+mod landlock;
 mod leader;
 mod limits;
 mod lists;
@@ -204,7 +205,47 @@ pub(crate) const GROUP: Group = Group {
             "seccomp filter stacks that differ between threads",
             seccomp::threads,
         ),
-        subject("landlock", "a domain of Landlock", confined::landlock),
+        subject("landlock", "a domain of Landlock", landlock::plain),
+        subject(
+            "landlock-everything",
+            "a domain of Landlock that forbids all there is",
+            landlock::everything,
+        ),
+        subject(
+            "landlock-files",
+            "rules of Landlock for directories and files",
+            landlock::files,
+        ),
+        subject(
+            "landlock-process",
+            "a domain of Landlock that all threads are in",
+            landlock::process,
+        ),
+        subject(
+            "landlock-stacked",
+            "layers of Landlock that differ between threads",
+            landlock::stacked,
+        ),
+        subject(
+            "landlock-network",
+            "rules of Landlock for ports",
+            landlock::network,
+        ),
+        subject(
+            "landlock-scopes",
+            "scopes of Landlock for signals and sockets",
+            landlock::scopes,
+        ),
+        subject(
+            "landlock-opened",
+            "files opened in a domain of Landlock that denies to truncate them",
+            landlock::opened,
+        ),
+        subject(
+            "landlock-shared",
+            "a domain of Landlock that several processes are in",
+            landlock::shared,
+        ),
         subject("ports", "ports of devices (ioperm)", ports::start),
         subject("keys", "keys in a process keyring", confined::keys),
         subject(

@@ -1,0 +1,160 @@
+//! Domains of Landlock (landlock(7)): every layer is enforced again, in order, by a ruleset that this process makes.
+//!
+//! The rulesets are taken while the process can reach this one, and enforced when all is done that a domain forbids:
+//! the way to this process, files, sockets, signals to others.
+
+use crate::ResurrectError;
+use crate::calls::{nr, run};
+use crate::restore::Restore;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use persist_mem::manifest::{Layer, LayerObject, LayerRule, Thread, ThreadFiles};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use sys::batch::Batch;
+use sys::landlock::Object;
+use sys::tracee::Tracee;
+use sys::{Pid, Tid};
+
+/// Versions that have flags of landlock_restrict_self(2), and quiet rules.
+const HAS_LOG_FLAGS: u32 = 7;
+const HAS_QUIET: u32 = 10;
+
+/// A table of descriptors: that of a process, or of a thread that has its own.
+type Table = (Pid, Option<Tid>);
+
+/// The numbers under which tables have the rulesets of their processes' layers.
+pub(crate) type Rulesets = BTreeMap<Table, Vec<i32>>;
+
+/// Has processes take the rulesets of their layers.
+pub(crate) fn take(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    const DOING: &str = "taking its rulesets of Landlock";
+    let mut taken = Rulesets::new();
+    for (pid, live) in restore.lives().filter(|(_, live)| !live.layers.is_empty()) {
+        let made = live.layers.iter().map(|layer| make(pid, layer));
+        let made: Vec<OwnedFd> = made.collect::<Result<_, _>>()?;
+        let tables: BTreeSet<Table> = live.threads.iter().map(|one| table(pid, one)).collect();
+        let pidfd = restore.self_pidfd.as_raw_fd();
+        for table in tables {
+            let mut batch = Batch::new();
+            let take = |fd: &OwnedFd| {
+                let args = [pidfd.into(), fd.as_raw_fd().into(), 0.into()];
+                batch.call("taking a ruleset", nr::PIDFD_GETFD, args)
+            };
+            let calls: Vec<_> = made.iter().map(take).collect();
+            let output = run(pid, DOING, keeper(restore, table)?, &batch)?;
+            let numbers = calls.iter().map(|call| output.result(*call));
+            let numbers = numbers.map(|number| number.map_or(-1, |number| number as i32));
+            taken.insert(table, numbers.collect());
+        }
+    }
+    restore.rulesets = taken;
+    Ok(())
+}
+
+/// Has threads enforce them.
+pub(crate) fn enforce(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let rulesets = core::mem::take(&mut restore.rulesets);
+    if rulesets.is_empty() {
+        return Ok(());
+    }
+    let logs = sys::landlock::version() >= HAS_LOG_FLAGS;
+    super::together(
+        restore,
+        "restricting a thread with Landlock",
+        |pid, live, thread| {
+            let mut batch = Batch::new();
+            let numbers = rulesets.get(&table(pid, thread));
+            for at in &thread.layers {
+                let at = *at as usize;
+                // The kernel refuses an index that leads nowhere.
+                let number = numbers.and_then(|numbers| numbers.get(at)).unwrap_or(&-1);
+                let flags = live.layers.get(at).map_or(0, |layer| layer.log);
+                let args = [(*number).into(), if logs { flags } else { 0 }.into()];
+                batch.call("enforcing a ruleset", nr::LANDLOCK_RESTRICT_SELF, args);
+            }
+            batch
+        },
+    )?;
+    for (table, numbers) in &rulesets {
+        let mut batch = Batch::new();
+        for number in numbers {
+            batch.call("closing a ruleset", nr::CLOSE, [(*number).into()]);
+        }
+        let keeper = keeper(restore, *table)?;
+        run(table.0, "closing its rulesets of Landlock", keeper, &batch)?;
+    }
+    Ok(())
+}
+
+/// The table that a thread's descriptors are in.
+fn table(pid: Pid, thread: &Thread) -> Table {
+    let whose = match &thread.files {
+        Some(ThreadFiles::Own(_)) => Some(thread.tid),
+        Some(ThreadFiles::Of(other)) => Some(*other),
+        None => None,
+    };
+    (pid, whose)
+}
+
+/// A thread that has a table.
+fn keeper<'a>(
+    restore: &'a mut Restore<'_>,
+    (pid, whose): Table,
+) -> Result<&'a mut Tracee, ResurrectError> {
+    let task = restore.task(pid)?;
+    let Some(tid) = whose else {
+        return Ok(&mut task.first);
+    };
+    let thread = task.threads.get_mut(&tid);
+    thread.ok_or_else(|| ResurrectError::Impossible {
+        pid,
+        why: format!("its thread {tid} was not made"),
+    })
+}
+
+/// A ruleset like a layer.
+fn make(pid: Pid, layer: &Layer) -> Result<OwnedFd, ResurrectError> {
+    let quiet = sys::landlock::version() >= HAS_QUIET;
+    let (handled, muted) = (layer.handled, layer.quiet);
+    let muted = if quiet { muted } else { Default::default() };
+    let attributes = [
+        handled.fs,
+        handled.net,
+        handled.scope,
+        muted.fs,
+        muted.net,
+        muted.scope,
+    ];
+    let failed = || ResurrectError::call(pid, "making a ruleset of Landlock");
+    let ruleset = sys::landlock::ruleset(&attributes).map_err(failed())?;
+    for rule in &layer.rules {
+        let quiet = quiet && rule.quiet;
+        if rule.allowed != 0 || quiet {
+            add(pid, &ruleset, rule, quiet)?;
+        }
+    }
+    Ok(ruleset)
+}
+
+fn add(pid: Pid, ruleset: &OwnedFd, rule: &LayerRule, quiet: bool) -> Result<(), ResurrectError> {
+    let failed = || ResurrectError::call(pid, "adding a rule of Landlock");
+    match &rule.object {
+        LayerObject::Port(port) => {
+            sys::landlock::add_rule(ruleset, Object::Port(*port), rule.allowed, quiet)
+        }
+        LayerObject::Path(path) => {
+            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let file = open(OsStr::from_bytes(path), flags, Mode::empty());
+            let file = file.map_err(|errno| ResurrectError::Changed {
+                path: String::from_utf8_lossy(path).into_owned(),
+                why: format!("a rule of Landlock is about it: {errno}"),
+            })?;
+            let object = Object::Beneath(file.as_fd());
+            sys::landlock::add_rule(ruleset, object, rule.allowed, quiet)
+        }
+    }
+    .map_err(failed())
+}
