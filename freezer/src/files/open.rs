@@ -2,7 +2,7 @@
 
 use crate::FreezerError;
 use crate::proc::FdInfo;
-use nix::sys::stat::{FileStat, SFlag, fstat, major};
+use nix::sys::stat::{FileStat, SFlag, fstat, major, stat};
 use std::os::fd::OwnedFd;
 use sys::{Errno, Pid};
 
@@ -31,7 +31,8 @@ impl<'a> Open<'a> {
         info: &'a FdInfo,
         copy: &'a OwnedFd,
     ) -> Result<Open<'a>, FreezerError> {
-        let stat = fstat(copy).map_err(|errno| match errno {
+        let stat = fstat(copy).or_else(|errno| about_nobody(link).ok_or(errno));
+        let stat = stat.map_err(|errno| match errno {
             // A file of `/proc` about a process that is gone.
             Errno::ENOENT | Errno::ESRCH => {
                 let link = String::from_utf8_lossy(link);
@@ -97,4 +98,15 @@ impl<'a> Open<'a> {
         let link = String::from_utf8_lossy(self.link);
         FreezerError::refuse(self.pid, format!("fd {} ({link})", self.fd), reason)
     }
+}
+
+/// What fstat(2) tells of `/proc/PID/fd` otherwise: since Linux 6.2 it counts descriptors there, and fails when the
+/// process has ended. None while somebody has that id.
+fn about_nobody(link: &[u8]) -> Option<FileStat> {
+    let path = link.strip_suffix(super::path::DELETED).unwrap_or(link);
+    let path = std::str::from_utf8(path).ok()?;
+    let is_gone = path.starts_with("/proc/") && path.ends_with("/fd");
+    (is_gone && !std::path::Path::new(path).exists())
+        .then(|| stat("/proc/self/fd").ok())
+        .flatten()
 }

@@ -24,6 +24,7 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     // About a process that has ended.
     let child = fork(|| ())?;
     let gone = open(format!("/proc/{child}/stat"), O_RDONLY)?;
+    open(format!("/proc/{child}/fd"), O_RDONLY | O_DIRECTORY)?;
     // SAFETY: reaps the child.
     kit_sys("wait", unsafe {
         libc::waitpid(child, std::ptr::null_mut(), 0)
