@@ -21,6 +21,9 @@ const GROUP: u16 = 27;
 const PROP_LIST: u16 = 52;
 const ALT_IFNAME: u16 = 53;
 const PERM_ADDRESS: u16 = 54;
+/// `RTM_NEWLINKPROP`, and `NLA_F_NESTED` of its list.
+const NEWLINKPROP: u16 = 108;
+const NESTED: u16 = 1 << 15;
 
 /// All interfaces of this process's namespace.
 pub(super) fn all() -> Vec<Link> {
@@ -125,27 +128,39 @@ fn is_same(link: &Link, now: &Link) -> bool {
     now.physical && now.permanent == link.permanent
 }
 
-/// Old name, address, MTU and the like, and up when it was. Further names and words for it come last: others do
-/// without them.
+/// Old name, address, MTU and the like, and up when it was. What cannot be set does not keep it from the rest; the
+/// first error is told.
 pub(super) fn bring_up(netlink: &Netlink, link: &Link, now: &Link) -> Result<(), Errno> {
-    let set = |kind: u16, value: &[u8]| {
-        let message = [link_message(now.index, 0, 0), attribute(kind, value)].concat();
-        netlink.change(rtnetlink::NEWLINK, &message)
+    let mut done = Ok(());
+    let mut send = |kind: u16, message: &[u8]| {
+        let sent = netlink.change(kind, message);
+        done = done.and(sent);
     };
+    let with =
+        |kind: u16, value: &[u8]| [link_message(now.index, 0, 0), attribute(kind, value)].concat();
     if now.name != link.name {
-        set(IFNAME, &[link.name.as_bytes(), &[0]].concat())?;
+        let name = [link.name.as_bytes(), &[0]].concat();
+        send(rtnetlink::NEWLINK, &with(IFNAME, &name));
     }
     if let (true, Some(address)) = (now.hardware != link.hardware, octets(&link.hardware)) {
-        set(ADDRESS, &address)?;
+        send(rtnetlink::NEWLINK, &with(ADDRESS, &address));
     }
-    if now.mtu != link.mtu {
-        set(MTU, &link.mtu.to_ne_bytes())?;
+    let numbers = [
+        (MTU, now.mtu, link.mtu),
+        (TXQLEN, now.queue, link.queue),
+        (GROUP, now.group, link.group),
+    ];
+    for (kind, is, was) in numbers {
+        if is != was {
+            send(rtnetlink::NEWLINK, &with(kind, &was.to_ne_bytes()));
+        }
     }
-    if now.queue != link.queue {
-        set(TXQLEN, &link.queue.to_ne_bytes())?;
+    if now.alias != link.alias {
+        send(rtnetlink::NEWLINK, &with(IFALIAS, link.alias.as_bytes()));
     }
-    if now.group != link.group {
-        set(GROUP, &link.group.to_ne_bytes())?;
+    for name in link.names.iter().filter(|name| !now.names.contains(name)) {
+        let name = attribute(ALT_IFNAME, &[name.as_bytes(), &[0]].concat());
+        send(NEWLINKPROP, &with(PROP_LIST | NESTED, &name));
     }
     let (flags, mask) = if link.up {
         (link.flags | IFF_UP, IFF_SET | IFF_UP)
@@ -153,25 +168,9 @@ pub(super) fn bring_up(netlink: &Netlink, link: &Link, now: &Link) -> Result<(),
         (link.flags, IFF_SET)
     };
     if link.up || now.flags != link.flags {
-        netlink.change(rtnetlink::NEWLINK, &link_message(now.index, flags, mask))?;
+        send(rtnetlink::NEWLINK, &link_message(now.index, flags, mask));
     }
-    if now.alias != link.alias {
-        set(IFALIAS, link.alias.as_bytes())?;
-    }
-    names(netlink, link, now)
-}
-
-/// Gives it the names that it had besides.
-fn names(netlink: &Netlink, link: &Link, now: &Link) -> Result<(), Errno> {
-    const NEWLINKPROP: u16 = 108;
-    const NESTED: u16 = 1 << 15;
-    for name in link.names.iter().filter(|name| !now.names.contains(name)) {
-        let name = attribute(ALT_IFNAME, &[name.as_bytes(), &[0]].concat());
-        let list = attribute(PROP_LIST | NESTED, &name);
-        let message = [link_message(now.index, 0, 0), list].concat();
-        netlink.change(NEWLINKPROP, &message)?;
-    }
-    Ok(())
+    done
 }
 
 /// A hardware address that reads `02:00:00:00:00:01`.
@@ -185,9 +184,8 @@ fn octets(address: &str) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn it_is_the_same_by_what_the_device_says() {
-        let link = |permanent: &[u8], hardware: &str, device: &str| Link {
+    fn link(permanent: &[u8], hardware: &str, device: &str) -> Link {
+        Link {
             name: "eth0".into(),
             index: 2,
             hardware: hardware.into(),
@@ -201,7 +199,11 @@ mod tests {
             group: 0,
             alias: String::new(),
             names: Vec::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn it_is_the_same_by_what_the_device_says() {
         let changed = link(&[2, 0, 0, 0, 0, 1], "02:00:00:00:00:09", "/a");
         let ours = link(&[2, 0, 0, 0, 0, 1], "02:00:00:00:00:01", "/b");
         let other = link(&[2, 0, 0, 0, 0, 2], "02:00:00:00:00:09", "/a");
@@ -212,5 +214,56 @@ mod tests {
         assert!(!is_same(&link(&[], "02:00:00:00:00:07", "/c"), &other));
         assert_eq!(octets("02:0a").unwrap(), [2, 10]);
         assert!(octets("").is_none());
+    }
+
+    /// In a namespace of the thread's own.
+    #[test]
+    fn what_was_set_is_set_again() {
+        let ip = |arguments: &str| {
+            let mut ip = std::process::Command::new("ip");
+            let done = ip.args(arguments.split(' ')).status();
+            assert!(done.unwrap().success(), "ip {arguments}");
+        };
+        let told = |netlink: &Netlink, link: &mut Link| {
+            let all = netlink.dump(rtnetlink::GETLINK, &[0; LINK_FIXED]).unwrap();
+            let mut all = all.iter().map(|(_, payload)| payload);
+            let named = all.find(|message| {
+                let name = (IFNAME, &b"cable\0"[..]);
+                attributes(message, LINK_FIXED).contains(&name)
+            });
+            let message = named.unwrap();
+            link.index = link_index(message);
+            complete(link, message);
+            let kinds = [ADDRESS, MTU, TXQLEN, IFALIAS, GROUP, PROP_LIST];
+            let found = attributes(message, LINK_FIXED).into_iter();
+            let found = found.filter(|(kind, _)| kinds.contains(kind));
+            let mut found: Vec<_> = found.map(|(kind, value)| (kind, value.to_vec())).collect();
+            found.sort();
+            let flags = u32::from_ne_bytes(message[8..12].try_into().unwrap());
+            (found, flags & (IFF_SET | IFF_UP))
+        };
+        let in_namespace = move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let made = "link add name cable mtu 1500 type veth peer name other";
+            ip(made);
+            ip("link set cable mtu 1400 txqueuelen 77 alias words group 9 promisc on");
+            ip("link set cable address 02:00:00:00:00:77");
+            ip("link property add dev cable altname wire");
+            ip("link set cable up");
+            let netlink = Netlink::open().unwrap();
+            let mut was = link(&[], "02:00:00:00:00:77", "");
+            let before = told(&netlink, &mut was);
+            (was.mtu, was.queue, was.group, was.alias) = (1400, 77, 9, "words".into());
+            assert_eq!(was.names, ["wire"]);
+            was.name = "cable".into();
+            ip("link del cable");
+            ip(made);
+            let mut now = link(&[], "", "");
+            now.name = "cable".into();
+            assert_ne!(told(&netlink, &mut now), before);
+            bring_up(&netlink, &was, &now).unwrap();
+            assert_eq!(told(&netlink, &mut now), before);
+        };
+        std::thread::spawn(in_namespace).join().unwrap();
     }
 }
