@@ -3,7 +3,7 @@
 
 use crate::files::apart;
 use crate::freeze::vfork::{self, waiting_threads};
-use crate::{FreezerError, Refusal, capture, proc};
+use crate::{FreezerError, Refusal, capture, kernel, proc};
 use core::cmp::Ordering;
 use nix::sched::CloneFlags;
 use persist_mem::manifest::Thread;
@@ -129,27 +129,11 @@ impl Sharing {
     }
 }
 
-/// Those that share a table, together.
+/// Those that share a table, together. A process that ends meanwhile is left out.
 fn families(pids: &[Pid], kind: KcmpKind) -> Vec<Vec<Pid>> {
-    // Ascending in the kernel's order. A process that ends meanwhile is left out.
-    let mut families: Vec<Vec<(Pid, Tid)>> = Vec::new();
-    for pid in pids {
-        let Some(tid) = proc::representative(*pid) else {
-            continue;
-        };
-        let mut gone = false;
-        let place = families.binary_search_by(|family| {
-            kcmp(family[0].1, tid, kind, 0, 0).unwrap_or_else(|_| {
-                gone = true;
-                Ordering::Less
-            })
-        });
-        match place {
-            _ if gone => {}
-            Ok(at) => families[at].push((*pid, tid)),
-            Err(at) => families.insert(at, vec![(*pid, tid)]),
-        }
-    }
+    let seat = |pid: &Pid| Some((*pid, proc::representative(*pid)?));
+    let seats: Vec<(Pid, Tid)> = pids.iter().filter_map(seat).collect();
+    let mut families = by_place(&seats, kind).unwrap_or_else(|| by_comparing(&seats, kind));
     if kind == KcmpKind::Sysvsem {
         families.retain(|family| !has_no_undo_list(family[0].1));
     }
@@ -159,6 +143,48 @@ fn families(pids: &[Pid], kind: KcmpKind) -> Vec<Vec<Pid>> {
     }
     let pids = |family: Vec<(Pid, Tid)>| family.into_iter().map(|(pid, _)| pid).collect();
     families.into_iter().map(pids).collect()
+}
+
+/// Families as the kernel's memory shows them, None where it cannot be read.
+fn by_place(seats: &[(Pid, Tid)], kind: KcmpKind) -> Option<Vec<Vec<(Pid, Tid)>>> {
+    let field = match kind {
+        KcmpKind::Vm => "mm",
+        KcmpKind::Files => "files",
+        KcmpKind::Fs => "fs",
+        KcmpKind::Sighand => "sighand",
+        KcmpKind::Sysvsem => "sysvsem.undo_list",
+        KcmpKind::File | KcmpKind::Io => return None,
+    };
+    let tids: Vec<Tid> = seats.iter().map(|(_, tid)| *tid).collect();
+    let places = kernel::look(|kernel| kernel.tables(&tids, field)).ok()?;
+    let mut families: BTreeMap<u64, Vec<(Pid, Tid)>> = BTreeMap::new();
+    for (seat, place) in seats.iter().zip(places) {
+        if let Some(place) = place {
+            families.entry(place).or_default().push(*seat);
+        }
+    }
+    Some(families.into_values().collect())
+}
+
+/// Families as kcmp(2) tells them.
+fn by_comparing(seats: &[(Pid, Tid)], kind: KcmpKind) -> Vec<Vec<(Pid, Tid)>> {
+    // Ascending in the kernel's order.
+    let mut families: Vec<Vec<(Pid, Tid)>> = Vec::new();
+    for seat in seats {
+        let mut gone = false;
+        let place = families.binary_search_by(|family| {
+            kcmp(family[0].1, seat.1, kind, 0, 0).unwrap_or_else(|_| {
+                gone = true;
+                Ordering::Less
+            })
+        });
+        match place {
+            _ if gone => {}
+            Ok(at) => families[at].push(*seat),
+            Err(at) => families.insert(at, vec![*seat]),
+        }
+    }
+    families
 }
 
 /// Whether a thread has no list of what `SEM_UNDO` will do, as this thread has none: two that have none have
@@ -316,5 +342,38 @@ mod tests {
         // Who is nobody in particular cannot become another.
         let root = nix::unistd::geteuid().is_root();
         assert_eq!(ended, sys::wait::Status::Exited(if root { 1 } else { 2 }));
+    }
+
+    #[test]
+    fn the_kernels_memory_tells_what_kcmp_tells() {
+        let flags = [
+            CloneFlags::empty(),
+            CloneFlags::CLONE_FILES,
+            CloneFlags::CLONE_FS,
+        ];
+        let mut pids = vec![Pid(std::process::id().cast_signed())];
+        for flags in flags {
+            let child = process::spawn(flags.bits().cast_unsigned().into(), &[], || {
+                nix::unistd::pause();
+                0
+            });
+            pids.push(child.unwrap());
+        }
+        let seats: Vec<(Pid, Tid)> = pids.iter().map(|pid| (*pid, pid.leader())).collect();
+        for (kind, _, _) in TABLES {
+            let Some(mut found) = by_place(&seats, kind) else {
+                continue;
+            };
+            let mut expected = by_comparing(&seats, kind);
+            found.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(found, expected, "{kind:?}");
+            let shared = matches!(kind, KcmpKind::Files | KcmpKind::Fs);
+            assert_eq!(found.len() == 3, shared, "{kind:?}");
+        }
+        for child in &pids[1..] {
+            sys::process::kill(*child, nix::sys::signal::Signal::SIGKILL as i32).unwrap();
+            sys::wait::wait_for(child.leader()).unwrap();
+        }
     }
 }

@@ -19,7 +19,7 @@ pub(super) fn capture(
     maps: &[Mapping],
     objects: &mut Objects,
 ) -> Result<AddressSpace, FreezerError> {
-    let mut vmas = Vec::new();
+    let mut vmas: Vec<Vma> = Vec::new();
     let mut vdso = Vec::new();
     let (mut aio, mut rings) = (Vec::new(), Vec::new());
     for map in maps {
@@ -33,7 +33,7 @@ pub(super) fn capture(
             aio.push(ring.map_err(|why| FreezerError::refuse(pid, place(map), why))?);
             continue;
         }
-        let vma = vma(pid, map, objects)
+        let vma = vma(pid, map, vmas.last(), objects)
             .map_err(|e| FreezerError::refuse(pid, place(map), e.reason()))?;
         if vma.backing == Backing::Vdso {
             let len = usize::try_from(vma.len()).unwrap_or(0);
@@ -74,7 +74,7 @@ pub(super) fn capture(
 fn executable(pid: Pid, objects: &mut Objects) -> Result<(FileRef, Option<u32>), FreezerError> {
     let path = proc::link(pid, "exe")?;
     if !path.ends_with(DELETED) {
-        return Ok((files::reference(pid, "exe")?, None));
+        return Ok((files::reference_by(pid, "exe", path)?, None));
     }
     let link = proc::path(pid, "exe");
     let object = objects
@@ -98,7 +98,13 @@ fn place(map: &Mapping) -> String {
 
 const DELETED: &[u8] = b" (deleted)";
 
-fn vma(pid: Pid, map: &Mapping, objects: &mut Objects) -> Result<Vma, ObjectError> {
+/// A mapping; the one before it is often of the same file.
+fn vma(
+    pid: Pid,
+    map: &Mapping,
+    before: Option<&Vma>,
+    objects: &mut Objects,
+) -> Result<Vma, ObjectError> {
     Ok(Vma {
         start: map.start,
         end: map.end,
@@ -107,7 +113,7 @@ fn vma(pid: Pid, map: &Mapping, objects: &mut Objects) -> Result<Vma, ObjectErro
         protection_key: map.protection_key.unwrap_or(0),
         page_size: map.page_size,
         lock_on_fault: locked_on_fault(map),
-        backing: backing(pid, map, objects)?,
+        backing: backing(pid, map, before, objects)?,
     })
 }
 
@@ -128,7 +134,12 @@ const REFUSED_FLAGS: [(&[u8; 2], &str); 6] = [
     (b"ss", "shadow stacks are not carried"),
 ];
 
-fn backing(pid: Pid, map: &Mapping, objects: &mut Objects) -> Result<Backing, ObjectError> {
+fn backing(
+    pid: Pid,
+    map: &Mapping,
+    before: Option<&Vma>,
+    objects: &mut Objects,
+) -> Result<Backing, ObjectError> {
     match map.name.as_slice() {
         b"[vdso]" => return Ok(Backing::Vdso),
         name if name.starts_with(b"[vvar") => return Ok(Backing::Vvar),
@@ -144,7 +155,8 @@ fn backing(pid: Pid, map: &Mapping, objects: &mut Objects) -> Result<Backing, Ob
             name: given_name(name, b"[anon:"),
         });
     }
-    if let Some(file) = file(map)? {
+    let same = before.and_then(|before| same_file(map, before));
+    if let Some(file) = same.map_or_else(|| file(map), |file| Ok(Some(OnDisk::File(file))))? {
         return Ok(match file {
             OnDisk::File(file) => Backing::File {
                 file,
@@ -238,6 +250,15 @@ enum OnDisk {
     Zero,
 }
 
+/// The file of the mapping before, when it is that of this one, too.
+fn same_file(map: &Mapping, before: &Vma) -> Option<FileRef> {
+    let Backing::File { file, .. } = &before.backing else {
+        return None;
+    };
+    let same = file.inode == map.inode && file.path == map.name;
+    (same && map.page_size <= sys::PAGE_SIZE_U64).then(|| file.clone())
+}
+
 /// The file of a mapping, when its path still leads to it.
 fn file(map: &Mapping) -> Result<Option<OnDisk>, ObjectError> {
     if !map.name.starts_with(b"/") {
@@ -311,7 +332,7 @@ pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, 
             } else if aio::is_ring(map) {
                 ObjectError::Refused(aio::refusal(pid, map)?)
             } else {
-                vma(pid, map, objects).err()?
+                vma(pid, map, None, objects).err()?
             };
             refuse(place(map), error)
         })

@@ -120,7 +120,11 @@ pub(super) fn file(open: &Open<'_>) -> FileRef {
 /// # Errors
 /// A refusal when it has been removed or replaced.
 pub fn reference(pid: Pid, link: &str) -> Result<FileRef, FreezerError> {
-    let path = proc::link(pid, link)?;
+    reference_by(pid, link, proc::link(pid, link)?)
+}
+
+/// The same where it is known to what path the link leads.
+pub(crate) fn reference_by(pid: Pid, link: &str, path: Vec<u8>) -> Result<FileRef, FreezerError> {
     // Through the link: the file itself, wherever its path leads now.
     let held = proc::metadata(pid, link)?;
     let now = std::fs::metadata(OsStr::from_bytes(&path));

@@ -2,6 +2,8 @@
 //! ([`Types`], Documentation/bpf/btf.rst).
 
 use super::Unreadable;
+use core::cell::RefCell;
+use std::collections::BTreeMap;
 use sys::kernel_memory::Types;
 
 const MAGIC: u16 = 0xeb9f;
@@ -53,6 +55,8 @@ pub(crate) struct Btf {
     types: Vec<usize>,
     /// Hashes of the names of structures that have one, and their ids; in ascending order.
     structures: Vec<(u32, u32)>,
+    /// Fields that were asked for, by structure and path; None where there is none.
+    asked: RefCell<BTreeMap<String, BTreeMap<String, Option<Field>>>>,
 }
 
 /// `struct btf_type`.
@@ -92,6 +96,7 @@ impl Btf {
             names,
             types: vec![0],
             structures: Vec::new(),
+            asked: RefCell::default(),
         };
         let mut at = first;
         while at < end {
@@ -112,21 +117,32 @@ impl Btf {
     /// structures have means none of them.
     pub(crate) fn field(&self, structure: &str, path: &str) -> Result<Field, Unreadable> {
         let missing = || Unreadable::NoField(format!("{structure}.{path}"));
-        let mut id = self.structure(structure).ok_or_else(missing)?;
+        let mut asked = self.asked.borrow_mut();
+        if let Some(found) = asked.get(structure).and_then(|fields| fields.get(path)) {
+            return found.ok_or_else(missing);
+        }
+        let found = self.find_field(structure, path);
+        let fields = asked.entry(structure.to_owned()).or_default();
+        fields.insert(path.to_owned(), found);
+        found.ok_or_else(missing)
+    }
+
+    fn find_field(&self, structure: &str, path: &str) -> Option<Field> {
+        let mut id = self.structure(structure)?;
         let mut offset = 0;
         for name in path.split('.') {
-            let (at, of) = self.member(id, name, DEPTH).ok_or_else(missing)?;
+            let (at, of) = self.member(id, name, DEPTH)?;
             offset += at;
             id = of;
         }
-        let found = self.resolve(id).ok_or_else(missing)?;
+        let found = self.resolve(id)?;
         let elements = match found.kind {
-            kind::ARRAY => u64::from(self.word(found.rest + 8).ok_or_else(missing)?),
+            kind::ARRAY => u64::from(self.word(found.rest + 8)?),
             _ => 0,
         };
-        Ok(Field {
+        Some(Field {
             offset,
-            size: self.size(id, DEPTH).ok_or_else(missing)?,
+            size: self.size(id, DEPTH)?,
             pointer: found.kind == kind::PTR,
             elements,
         })

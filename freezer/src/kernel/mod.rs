@@ -27,6 +27,7 @@ mod ring_requests;
 mod ring_resources;
 pub(crate) mod sockets;
 mod stacks;
+mod tables;
 mod tasks;
 mod terminals;
 mod timers;
@@ -44,8 +45,8 @@ pub(crate) use vmas::Vma;
 
 use core::cell::RefCell;
 use std::collections::BTreeMap;
-use sys::Errno;
 use sys::kernel_memory::{KernelMemory, Request};
+use sys::{Errno, Tid};
 
 /// Why something could not be read from the kernel's memory.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -79,6 +80,8 @@ pub(crate) struct Kernel {
     memory: KernelMemory,
     btf: Btf,
     tasks: Option<tasks::Tasks>,
+    /// Where threads were when they were looked up.
+    places_of_tasks: BTreeMap<Tid, tasks::Place>,
     places: Option<pages::Places>,
     /// The bit of an inode's state that tells that it can be named.
     linkable: Option<u32>,
@@ -127,6 +130,7 @@ impl Kernel {
             memory: KernelMemory::open().map_err(Unreadable::NotAllowed)?,
             btf: Btf::load()?,
             tasks: None,
+            places_of_tasks: BTreeMap::new(),
             places: None,
             linkable: None,
             symbols: BTreeMap::new(),

@@ -25,6 +25,13 @@ pub(super) struct Tasks {
     task: TaskFields,
 }
 
+/// Where a thread was found: its `task_struct`, and its number's `struct pid`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    task: u64,
+    pid: u64,
+}
+
 /// `struct xa_node`.
 #[derive(Clone, Copy, Debug)]
 struct Node {
@@ -92,13 +99,13 @@ impl Tasks {
         // What is known must be found: this thread itself.
         let me = Tid(nix::unistd::gettid().as_raw());
         match tasks.look_up(kernel, &[me])?[..] {
-            [Some(task)] if task == own => Ok(tasks),
+            [Some(found)] if found.task == own => Ok(tasks),
             _ => Err(Unreadable::Inconsistent("the tree of numbers")),
         }
     }
 
     /// The threads with these numbers, None for those that are not found.
-    fn look_up(&self, kernel: &mut Kernel, tids: &[Tid]) -> Result<Vec<Option<u64>>, Unreadable> {
+    fn look_up(&self, kernel: &mut Kernel, tids: &[Tid]) -> Result<Vec<Option<Place>>, Unreadable> {
         let root = kernel.word(self.root, "the tree of numbers")?;
         let mut entries = vec![Some(root); tids.len()];
         for _ in 0..LEVELS {
@@ -112,28 +119,59 @@ impl Tasks {
             .iter()
             .map(|entry| entry.filter(|at| *at != root && at & TAG == 0));
         let pids: Vec<u64> = pids.map(Option::unwrap_or_default).collect();
-        let len = self.pid.numbers + (self.level + 1) * self.pid.number_size;
-        let requests: Vec<_> = pids.iter().map(|pid| (*pid, len as usize)).collect();
+        let requests: Vec<_> = pids.iter().map(|pid| (*pid, self.pid_len())).collect();
         let found = kernel.read(&requests)?;
-        let links = found.iter().zip(tids).map(|(bytes, tid)| {
-            let bytes = bytes.as_ref()?;
-            let number = self.pid.numbers + self.level * self.pid.number_size;
-            let same = half(bytes, number + self.pid.number)? == tid.0.cast_unsigned()
-                && word(bytes, number + self.pid.namespace)? == self.namespace;
-            // The first list is that of threads (PIDTYPE_PID).
-            let link = word(bytes, self.pid.tasks).filter(|_| same)?;
-            link.checked_sub(self.task.links)
-        });
-        let tasks: Vec<u64> = links.map(Option::unwrap_or_default).collect();
-        let back: Vec<u64> = tasks
+        let places: Vec<Option<Place>> = found
             .iter()
-            .map(|task| task + self.task.thread_pid)
+            .zip(tids.iter().zip(pids))
+            .map(|(bytes, (tid, pid))| {
+                let task = self.thread(bytes.as_ref()?, *tid).filter(|_| pid != 0)?;
+                Some(Place { task, pid })
+            })
+            .collect();
+        let task = |place: &Option<Place>| place.map_or(0, |place| place.task);
+        let back: Vec<u64> = places
+            .iter()
+            .map(|place| task(place).wrapping_add(self.task.thread_pid))
             .collect();
         let back = kernel.words(&back)?;
-        let all = tasks.into_iter().zip(back).zip(pids);
+        let all = places.into_iter().zip(back);
         Ok(all
-            .map(|((task, back), pid)| (pid != 0 && back == Some(pid)).then_some(task))
+            .map(|(place, back)| place.filter(|place| back == Some(place.pid)))
             .collect())
+    }
+
+    /// Whether threads are still where they were found: all of them, or this is not worth a shorter way.
+    fn still(&self, kernel: &mut Kernel, all: &[(Tid, Place)]) -> Result<bool, Unreadable> {
+        let requests: Vec<_> = all
+            .iter()
+            .flat_map(|(_, place)| {
+                let back = place.task.wrapping_add(self.task.thread_pid);
+                [(place.pid, self.pid_len()), (back, 8)]
+            })
+            .collect();
+        let found = kernel.read(&requests)?;
+        let pairs = found.as_chunks::<2>().0.iter();
+        Ok(pairs.zip(all).all(|([pid, back], (tid, place))| {
+            let task = pid.as_ref().and_then(|bytes| self.thread(bytes, *tid));
+            let back = back.as_ref().and_then(|bytes| word(bytes, 0));
+            task == Some(place.task) && back == Some(place.pid)
+        }))
+    }
+
+    /// Length of a `struct pid` of this namespace.
+    fn pid_len(&self) -> usize {
+        (self.pid.numbers + (self.level + 1) * self.pid.number_size) as usize
+    }
+
+    /// The thread of a `struct pid`, when it has this number here.
+    fn thread(&self, pid: &[u8], tid: Tid) -> Option<u64> {
+        let number = self.pid.numbers + self.level * self.pid.number_size;
+        let same = half(pid, number + self.pid.number)? == tid.0.cast_unsigned()
+            && word(pid, number + self.pid.namespace)? == self.namespace;
+        // The first list is that of threads (PIDTYPE_PID).
+        let link = word(pid, self.pid.tasks).filter(|_| same)?;
+        link.checked_sub(self.task.links)
     }
 
     /// One level further down in the tree.
@@ -175,7 +213,19 @@ fn is_node(entry: u64) -> bool {
 impl Kernel {
     /// Addresses of threads' `task_struct`, None for those that are not there.
     pub(crate) fn tasks(&mut self, tids: &[Tid]) -> Result<Vec<Option<u64>>, Unreadable> {
-        self.namespace()?.look_up(self, tids)
+        let tasks = self.namespace()?;
+        let place = |tid: &Tid| Some((*tid, *self.places_of_tasks.get(tid)?));
+        let known: Option<Vec<(Tid, Place)>> = tids.iter().map(place).collect();
+        if let Some(known) = known
+            && tasks.still(self, &known)?
+        {
+            return Ok(known.iter().map(|(_, place)| Some(place.task)).collect());
+        }
+        let found = tasks.look_up(self, tids)?;
+        let here = tids.iter().zip(&found);
+        let here = here.filter_map(|(tid, place)| Some((*tid, (*place)?)));
+        self.places_of_tasks.extend(here);
+        Ok(found.iter().map(|place| Some((*place)?.task)).collect())
     }
 
     /// The number of the `struct pid` at this address, whose thread may have ended.

@@ -28,10 +28,8 @@ impl Status {
     /// The value of a line, None when the kernel does not print it.
     #[must_use]
     pub fn value(&self, key: &str) -> Option<&str> {
-        self.text.lines().find_map(|line| {
-            let (found, value) = line.split_once(':')?;
-            (found == key).then(|| value.trim())
-        })
+        let mut lines = self.text.lines();
+        lines.find_map(|line| Some(line.strip_prefix(key)?.strip_prefix(':')?.trim()))
     }
 
     /// A hexadecimal mask; 0 when it is missing.

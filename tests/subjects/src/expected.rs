@@ -34,7 +34,6 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         "pty-unopened",
         both(Refused("before anybody opened its slave")),
     ),
-    ("cgroups-held", both(Refused("holds it still"))),
     ("ports", both(Refused("ports of devices"))),
     ("keys", both(Refused("keys in its process keyring"))),
     (
