@@ -31,6 +31,10 @@ pub enum Status {
 
 const EVENT_STOP: i32 = 128;
 
+/// Looks before a wait sleeps. A thread that makes a call or two for us stops again within microseconds, and to
+/// wake up on another processor takes longer than that.
+const LOOKS: u32 = 100;
+
 impl Status {
     /// Decodes a raw wait status.
     #[must_use]
@@ -60,6 +64,9 @@ impl Status {
 /// # Errors
 /// `ECHILD` when it is neither a child nor a tracee of the calling thread.
 pub fn wait_for(tid: Tid) -> Result<Status> {
+    if let Some(status) = look(tid)? {
+        return Ok(status);
+    }
     loop {
         let mut raw = 0;
         // SAFETY: `raw` outlives the call.
@@ -70,6 +77,34 @@ pub fn wait_for(tid: Tid) -> Result<Status> {
             _ => return Ok(Status::decode(raw)),
         }
     }
+}
+
+/// Looks for a moment where the thread may run meanwhile: on another processor.
+fn look(tid: Tid) -> Result<Option<Status>> {
+    let mut found = poll(tid)?;
+    if found.is_some() || !may_run_elsewhere() {
+        return Ok(found);
+    }
+    for _ in 0..LOOKS {
+        std::hint::spin_loop();
+        found = poll(tid)?;
+        if found.is_some() {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the calling thread may run on several processors.
+fn may_run_elsewhere() -> bool {
+    // SAFETY: a set of no processors is all zeros.
+    let mut set: libc::cpu_set_t = unsafe { core::mem::zeroed() };
+    // SAFETY: the call fills at most the set, which outlives it.
+    let got = unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) };
+    // SAFETY: it looks at the set only.
+    let count = || unsafe { libc::CPU_COUNT(&set) };
+    // Fails where there are more processors than the set has room for.
+    got != 0 || count() > 1
 }
 
 /// Looks without blocking whether the thread has changed state.
@@ -121,12 +156,8 @@ pub fn wait_any() -> Result<(Tid, Status)> {
 pub fn wait_for_at_most(tid: Tid, limit: Duration) -> Result<Option<Status>> {
     let end = Instant::now() + limit;
     let mut pause = Duration::from_micros(20);
-    // Most stops come within microseconds; spin briefly before sleeping.
-    for _ in 0..200 {
-        if let Some(status) = poll(tid)? {
-            return Ok(Some(status));
-        }
-        std::hint::spin_loop();
+    if let Some(status) = look(tid)? {
+        return Ok(Some(status));
     }
     loop {
         if let Some(status) = poll(tid)? {

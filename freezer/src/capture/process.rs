@@ -316,6 +316,7 @@ fn describe(
 ) -> Result<(Live, TimersAt), FreezerError> {
     let mut batch = Batch::new();
     let asked = Asked::add(&mut batch, children, maps, mm);
+    let own = thread::Question::add(&mut batch);
     let failed = || FreezerError::tracee(pid);
     let first = &mut inside[0].tracee;
     let first_tid = first.tid();
@@ -332,8 +333,14 @@ fn describe(
     let umask = inside[0].status.umask();
     let mut filters = Vec::new();
     let pending = signals::pending((pid, first_tid), &inside[0].status, true)?;
+    let mut threads = Vec::with_capacity(inside.len());
+    let (first, others) = inside.split_at_mut(1);
+    for thread in first {
+        threads.push(thread::describe(thread, own.read(&out), &mut filters)?);
+    }
+    threads.extend(thread::capture(others, SCRATCH, &mut filters)?);
     let live = Live {
-        threads: thread::capture(inside, SCRATCH, &mut filters)?,
+        threads,
         directories: Directories {
             umask,
             ..Directories::default()

@@ -66,7 +66,7 @@ pub(super) fn capture(
     Ok(found)
 }
 
-fn describe(
+pub(super) fn describe(
     inside: &mut Inside,
     asked: Asked,
     filters: &mut Vec<Filter>,
@@ -201,7 +201,7 @@ fn utilisation(out: &Output, attr: Buffer) -> Option<[u32; 2]> {
 }
 
 /// What only the thread itself can ask for.
-struct Asked {
+pub(super) struct Asked {
     altstack: (u64, u32, u64),
     cpu_time: u64,
     clear_child_tid: u64,
@@ -227,7 +227,7 @@ struct Processor {
 }
 
 /// The calls that ask for [`Asked`].
-struct Question {
+pub(super) struct Question {
     stack: Buffer,
     cpu_time: Buffer,
     tid_address: Buffer,
@@ -244,7 +244,7 @@ struct Question {
 }
 
 impl Question {
-    fn add(batch: &mut Batch) -> Question {
+    pub(super) fn add(batch: &mut Batch) -> Question {
         let mut into = |what, option: i32| {
             let buffer = batch.space(8);
             batch.call(what, PRCTL, [option.into(), buffer.into()]);
@@ -282,7 +282,7 @@ impl Question {
         }
     }
 
-    fn read(&self, out: &Output) -> Asked {
+    pub(super) fn read(&self, out: &Output) -> Asked {
         let (stack, attr) = (self.stack, self.attr);
         // struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period.
         let deadline = (out.u32(attr, 1) == SCHED_DEADLINE).then(|| {
