@@ -13,7 +13,7 @@ use crate::{FreezerError, Refusal, proc};
 pub(crate) use files::{concerns, denied};
 use find::this_thread;
 use objects::Objects;
-use persist_mem::manifest::{Layer, LayerRule, Live, Rights};
+use persist_mem::manifest::{Layer, LayerObject, LayerRule, Live, Rights};
 use std::collections::{BTreeMap, BTreeSet};
 use sys::{Pid, Tid};
 
@@ -38,6 +38,21 @@ struct Found {
     layers: Vec<Layer>,
     /// Nodes of the layers of each thread, and which of the layers they are.
     threads: Vec<(Tid, Vec<u64>, Vec<u32>)>,
+}
+
+impl Found {
+    /// Whether no program may be executed where these layers are enforced: who has given that up, behind its
+    /// last open as a rule, has no children to signal from another thread.
+    fn may_execute_nothing(&self, layers: &[u32]) -> bool {
+        const EXECUTE: u64 = 1;
+        let mut layers = layers.iter().filter_map(|at| self.layers.get(*at as usize));
+        layers.any(|layer| {
+            let allowed = |rule: &LayerRule| {
+                matches!(rule.object, LayerObject::Path(_)) && rule.allowed & EXECUTE != 0
+            };
+            layer.handled.fs & EXECUTE != 0 && !layer.rules.iter().any(allowed)
+        })
+    }
 }
 
 /// Why a process is not carried, if threads of it are in domains that cannot be made again. Where the kernel's memory
@@ -235,9 +250,10 @@ fn obstacle(pid: Pid, found: &Found, domains: &mut Domains) -> Option<Refusal> {
     let together = threads().any(|(_, nodes, layers)| {
         let mut both = nodes.iter().zip(layers);
         both.any(|(node, layer)| scoped(layer) && several(node))
+            && !found.may_execute_nothing(layers)
     });
     if together {
-        let why = "its threads have scoped their signals or sockets together with Landlock (LANDLOCK_SCOPE_*), which cannot be made again";
+        let why = "its threads have scoped their signals or sockets together with Landlock (LANDLOCK_SCOPE_*) and may start programs: what threads and children of them may do to each other cannot be made again";
         return Some(refuse(pid, why));
     }
     if threads().any(|(tid, ..)| everybody.tracers.contains(tid)) {
@@ -273,7 +289,6 @@ impl Everybody {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use persist_mem::manifest::LayerObject;
     use std::sync::mpsc;
     use sys::landlock::{Object, add_rule, ruleset};
 

@@ -117,11 +117,19 @@ pub(crate) fn everything(_: &Setting) -> Result<Watch> {
         } else {
             0
         };
-        restrict([files, net, 0], &[])?;
-        let read = || fs::read("/proc/self/comm").map_err(|e| e.raw_os_error());
-        Ok(Watch::new(move || {
-            same("reading", &Err(Some(libc::EACCES)), &read().map(drop))
-        }))
+        let scopes = if version() >= 6 { ABSTRACT | SIGNAL } else { 0 };
+        restrict([files, net, scopes], &[])?;
+        let watch = || {
+            let read = || error(fs::read("/proc/self/comm"));
+            // SAFETY: no pointers.
+            let signal = || sys("kill", unsafe { libc::kill(std::process::id() as i32, 0) });
+            Ok(Watch::keep(move || Ok((read(), signal()?)))?
+                .and(Watch::new(move || same("reading", &libc::EACCES, &read()))))
+        };
+        // A thread that has the same one.
+        let mut inner = Crew::default();
+        inner.add(watch)?;
+        Ok(inner.watch().and(watch()?))
     })?;
     Ok(crew.watch())
 }
@@ -334,6 +342,17 @@ pub(crate) fn scopes(setting: &Setting) -> Result<Watch> {
     Ok(crew.watch().and(Watch::new(move || {
         same("signals of others", &0, &signals(pid))
     })))
+}
+
+/// Threads that have scoped their signals together, and could start programs.
+pub(crate) fn scopes_shared(_: &Setting) -> Result<Watch> {
+    if version() < 6 {
+        return not_here("no scopes of Landlock");
+    }
+    restrict([0, 0, SIGNAL], &[])?;
+    let mut crew = Crew::default();
+    crew.add(|| Ok(Watch::new(|| Ok(()))))?;
+    Ok(crew.watch())
 }
 
 /// Listens at an abstract name, or connects to it; an error number when that fails.

@@ -237,6 +237,11 @@ pub(crate) const GROUP: Group = Group {
             landlock::scopes,
         ),
         subject(
+            "landlock-scopes-shared",
+            "scopes of Landlock that several threads are in who may start programs",
+            landlock::scopes_shared,
+        ),
+        subject(
             "landlock-opened",
             "files opened in a domain of Landlock that denies to truncate them",
             landlock::opened,
