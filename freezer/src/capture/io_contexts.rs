@@ -2,9 +2,11 @@
 //!
 //! kcmp(2) takes two threads without a context for sharers of one, so the kernel's memory is read.
 
-use crate::{Frozen, Refusal, kernel, proc};
+use crate::{Frozen, Refusal, kernel, proc, tables};
+use core::cmp::Ordering;
 use persist_mem::manifest::{Process, State};
 use std::collections::BTreeMap;
+use sys::process::{KcmpKind, kcmp};
 use sys::{Pid, Tid};
 
 /// Contexts of threads, 0 for none.
@@ -33,18 +35,17 @@ impl Contexts {
         of(one).is_some() && of(one) == of(two)
     }
 
-    /// Says of a process whether it shares its parent's, and of its threads whether they share its first one's.
+    /// Says of a process whether it shares its parent's, and of its threads whose they share.
     pub(super) fn tell(&self, process: &mut Process) {
         let (pid, parent): (Pid, Pid) = (process.pid, process.ppid);
         let State::Live(live) = &mut process.state else {
             return;
         };
         live.shares_io = self.same(pid.leader(), parent.leader());
-        let Some((first, others)) = live.threads.split_first_mut() else {
-            return;
-        };
-        for thread in others {
-            thread.shares_io = self.same(first.tid, thread.tid);
+        let tids: Vec<Tid> = live.threads.iter().map(|thread| thread.tid).collect();
+        for (at, thread) in live.threads.iter_mut().enumerate() {
+            let mut before = tids[..at].iter().copied();
+            thread.io_of = before.find(|tid| self.same(*tid, thread.tid));
         }
     }
 }
@@ -57,7 +58,7 @@ struct Member {
 }
 
 /// Contexts of running processes that are shared otherwise than a child has its parent's from their leaders, or a
-/// thread its leader's.
+/// thread that of another one.
 pub(crate) fn refusals(pids: &[Pid]) -> Vec<Refusal> {
     let members: Vec<Member> = pids.iter().filter_map(|pid| member(*pid)).collect();
     let all = members.iter().flat_map(|member| &member.threads);
@@ -70,7 +71,9 @@ pub(crate) fn refusals(pids: &[Pid]) -> Vec<Refusal> {
             }
         }
     }
-    let odd = |all: &&Vec<(&Member, Tid)>| all.len() > 1 && !made_again(all);
+    let odd = |all: &&Vec<(&Member, Tid)>| {
+        all.len() > 1 && !made_again(all) && !(of_threads(all) && are_alike(all))
+    };
     let refused = sharers.values().filter(odd).map(|all| {
         let (member, tid) = all[0];
         let others: Vec<String> = all[1..].iter().map(|(_, tid)| tid.to_string()).collect();
@@ -79,8 +82,8 @@ pub(crate) fn refusals(pids: &[Pid]) -> Vec<Refusal> {
             comm: proc::comm(member.pid),
             resource: "I/O context".into(),
             reason: format!(
-                "thread {tid} shares it with {} (CLONE_IO), and it is not that of their leader, or of its parent: that \
-                 is not carried",
+                "thread {tid} shares it with {} (CLONE_IO), and not as a child does with its parent, or a thread with \
+                 another one that has the same descriptors and semaphore undo list: that is not carried",
                 others.join(", ")
             ),
         }
@@ -114,6 +117,26 @@ fn made_again(sharers: &[(&Member, Tid)]) -> bool {
     from_leader && alone.count() == 1
 }
 
+/// Whether they are threads of one process, and not its leader: the first makes the others.
+fn of_threads(sharers: &[(&Member, Tid)]) -> bool {
+    let pid = sharers[0].0.pid;
+    sharers
+        .iter()
+        .all(|(member, tid)| member.pid == pid && *tid != pid.leader())
+}
+
+/// Whether threads have tables that they can have from any of them.
+fn are_alike(sharers: &[(&Member, Tid)]) -> bool {
+    let (member, first) = sharers[0];
+    let Some(leader) = proc::representative(member.pid) else {
+        return false;
+    };
+    let undo = |tid: Tid| tables::shares_undo(leader, tid);
+    let files = |tid: Tid| kcmp(leader, tid, KcmpKind::Files, 0, 0).is_ok_and(Ordering::is_eq);
+    let alike = |(_, tid): &(&Member, Tid)| files(*tid) && undo(*tid) == undo(first);
+    sharers.iter().all(alike)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +155,8 @@ mod tests {
         };
         assert!(shared(&[(&old, 10), (&old, 12), (&young, 20)]));
         assert!(!shared(&[(&old, 11), (&old, 12)]), "their leader has not");
+        assert!(of_threads(&[(&old, Tid(11)), (&old, Tid(12))]));
+        assert!(!of_threads(&[(&old, Tid(11)), (&young, Tid(20))]));
         assert!(!shared(&[(&old, 11), (&young, 20)]), "from a thread");
         assert!(!shared(&[(&old, 10), (&stranger, 30)]), "a stranger");
         let mut ended = member(40, 10);

@@ -124,7 +124,7 @@ pub(super) fn describe(
         directories: None,
         files: None,
         own_undo: false,
-        shares_io: false,
+        io_of: None,
         cgroups: None,
         socket_wait: inside.socket_wait,
         limit: inside.limit,

@@ -209,7 +209,7 @@ impl Waiting {
             directories: None,
             files: None,
             own_undo: false,
-            shares_io: false,
+            io_of: None,
             cgroups: None,
             socket_wait: None,
             limit: None,
@@ -240,6 +240,9 @@ pub(crate) fn obstacle(pid: Pid, tid: Tid) -> Result<Option<String>, FreezerErro
     let ours = Status::read(Pid(nix::unistd::getpid().as_raw()), "status")?;
     if status.mask("Seccomp") != 0 {
         return told("it has seccomp filters");
+    }
+    if crate::landlock::concerns(&[pid]) {
+        return told("its process has restricted itself with Landlock");
     }
     // Its child is made by it, as somebody who may still do everything that makes a process.
     let lacks = ours.mask("CapEff") & !status.mask("CapEff");

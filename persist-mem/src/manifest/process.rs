@@ -395,8 +395,8 @@ pub struct Thread {
     pub files: Option<ThreadFiles>,
     /// It does not share its leader's semaphore undo list (CLONE_SYSVSEM).
     pub own_undo: bool,
-    /// It shares its leader's I/O context (CLONE_IO).
-    pub shares_io: bool,
+    /// The thread before it whose I/O context it shares (CLONE_IO).
+    pub io_of: Option<Tid>,
     /// Its control groups, where they are others than its process's.
     pub cgroups: Option<Vec<Membership>>,
     /// The wait on a socket with a time-out that it repeats.

@@ -40,7 +40,7 @@ pub(crate) fn create(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let wanted = wanted.filter(|thread| !task.threads.contains_key(&thread.tid));
         let mut by: BTreeMap<Option<Tid>, Vec<&Thread>> = BTreeMap::new();
         for thread in wanted {
-            by.entry(maker(thread)).or_default().push(thread);
+            by.entry(maker(live, thread)).or_default().push(thread);
         }
         // None comes first.
         for (maker, wanted) in by {
@@ -59,11 +59,14 @@ pub(crate) fn create(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     Ok(())
 }
 
-/// The thread that makes another one, which gets its descriptors; None for the first one.
-fn maker(thread: &Thread) -> Option<Tid> {
+/// The thread that makes another one, which gets its descriptors or its I/O context; None for the first one.
+fn maker(live: &Live, thread: &Thread) -> Option<Tid> {
+    // It acts for its process, unless it does so only when the leader has ended.
+    let first = live.threads.first().filter(|_| live.ended_leader.is_none());
+    let first = first.map(|thread| thread.tid);
     match thread.files {
         Some(ThreadFiles::Of(other)) => Some(other),
-        Some(ThreadFiles::Own(_)) | None => None,
+        Some(ThreadFiles::Own(_)) | None => thread.io_of.filter(|of| Some(*of) != first),
     }
 }
 
@@ -77,7 +80,7 @@ pub(crate) fn one(
     if task.threads.contains_key(&thread.tid) {
         return Ok(());
     }
-    let maker = maker(thread);
+    let maker = maker(live, thread);
     if let Some(first) = live.threads.iter().find(|known| Some(known.tid) == maker) {
         one(pid, task, live, first)?;
     }
@@ -128,7 +131,7 @@ fn make(
     for thread in wanted {
         let undo = if thread.own_undo { 0 } else { CLONE_SYSVSEM };
         let mut flags = FLAGS | undo | more;
-        if thread.shares_io {
+        if thread.io_of.is_some() {
             io_context(&mut batch, thread);
             flags |= CLONE_IO;
         }

@@ -252,7 +252,7 @@ impl Seen {
             directories: None,
             files: None,
             own_undo: false,
-            shares_io: false,
+            io_of: None,
             cgroups: None,
             socket_wait: None,
             limit: None,
