@@ -92,19 +92,49 @@ fn with_threads(everyone: &[Pid], pids: &[Pid]) -> Vec<Refusal> {
     found
 }
 
-/// The member whose table the others have got from their parents, where all of them are among `pids`.
+/// The member whose table the others have got from their parents, or from a brother, where all of them are among
+/// `pids`.
 fn owner(family: &[Pid], pids: &[Pid]) -> Option<Pid> {
     if !family.iter().all(|pid| pids.contains(pid)) {
         return None;
     }
     let parent = |pid: Pid| proc::Stat::read(pid, "stat").map(|stat| stat.pid(4)).ok();
-    let mut first = family
+    let first = family
         .iter()
         .filter(|pid| parent(**pid).is_none_or(|parent| !family.contains(&parent)));
-    match (first.next(), first.next()) {
-        (Some(owner), None) => Some(*owner),
+    let mut first: Vec<Pid> = first.copied().collect();
+    first.sort_unstable();
+    match first[..] {
+        [owner] => Some(owner),
+        [owner, ..] if is_made_by_first(&first, pids) => Some(owner),
         _ => None,
     }
+}
+
+/// Whether the first of some processes can make the others beside itself (`CLONE_PARENT`): they have one parent, one
+/// session that none of them leads, and end with the same signal, and the first has all that they share with others.
+fn is_made_by_first(all: &[Pid], pids: &[Pid]) -> bool {
+    let place = |pid: &Pid| {
+        let stat = proc::Stat::read(*pid, "stat").ok()?;
+        Some((stat.pid(4), stat.pid(6), stat.exit_signal()))
+    };
+    let (Some(first), Some(Some(of_first))) = (all.first(), all.first().map(place)) else {
+        return false;
+    };
+    let (parent, sid, _) = of_first;
+    let same = |one: Pid, other: Pid, kind| {
+        kcmp(one.leader(), other.leader(), kind, 0, 0).is_ok_and(Ordering::is_eq)
+    };
+    let has_more = |pid: &Pid| {
+        let others = all.iter().chain([&parent]).filter(|other| *other != pid);
+        let mut shared = others.flat_map(|other| TABLES.map(|(kind, ..)| (*other, kind)));
+        shared.any(|(other, kind)| same(*pid, other, kind) && !same(*pid, *first, kind))
+    };
+    pids.contains(&parent)
+        && all
+            .iter()
+            .all(|pid| place(pid) == Some(of_first) && *pid != sid)
+        && !all[1..].iter().any(has_more)
 }
 
 /// Which processes have another's table.

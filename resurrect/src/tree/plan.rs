@@ -5,7 +5,7 @@
 //! helper with the founder's id; and a process whose parent is not the one that forked it (an orphan) is
 //! forked by a member of its session as a sibling (`CLONE_PARENT`), or orphaned again.
 
-use persist_mem::manifest::{Process, State};
+use persist_mem::manifest::{Live, Process, State};
 use std::collections::{BTreeMap, BTreeSet};
 use sys::Pid;
 
@@ -113,6 +113,32 @@ impl Planner<'_> {
         self.made.insert(pid);
     }
 
+    /// A child is forked by its parent, or by a brother whose tables it has.
+    fn bear(&mut self, child: Pid, parent: Pid) {
+        match self.brother(child) {
+            Some(brother) => self.fork(child, Some(brother), true),
+            None => self.fork(child, Some(parent), false),
+        }
+    }
+
+    /// The brother whose tables a child has, when that is there.
+    fn brother(&self, child: Pid) -> Option<Pid> {
+        let process = self.by_pid.get(&child)?;
+        let live = process.live()?;
+        let owners = [
+            live.mm_of,
+            live.files_of,
+            live.fs_of,
+            live.actions_of,
+            live.undo_of,
+        ];
+        let is = |owner: &Pid| {
+            let owner = self.by_pid.get(owner);
+            owner.is_some_and(|owner| owner.ppid == process.ppid && self.made.contains(&owner.pid))
+        };
+        owners.into_iter().flatten().find(is)
+    }
+
     fn found_session(&mut self, pid: Pid) {
         self.steps.push(Step::Session(pid));
         self.at.insert(pid, (pid, pid));
@@ -155,7 +181,7 @@ impl Planner<'_> {
         if sid == pid {
             for &child in &children {
                 if self.birth(child)? == Some(born_in) {
-                    self.fork(child, Some(pid), false);
+                    self.bear(child, pid);
                     self.grow(child)?;
                 }
             }
@@ -167,7 +193,7 @@ impl Planner<'_> {
             }
             let here = self.at.get(&pid).map_or(sid, |(sid, _)| *sid);
             if self.birth(child)?.is_none_or(|birth| birth == here) {
-                self.fork(child, Some(pid), false);
+                self.bear(child, pid);
                 self.grow(child)?;
             } else {
                 self.foreign.push(child);
@@ -214,6 +240,10 @@ impl Planner<'_> {
 
     /// A child that is to be forked in a session that its parent is not in.
     fn adopt(&mut self, pid: Pid) -> Result<(), (Pid, String)> {
+        if let Some(brother) = self.brother(pid) {
+            self.fork(pid, Some(brother), true);
+            return self.grow(pid);
+        }
         let parent = self.process(pid)?.ppid;
         let sid = self.birth(pid)?.unwrap_or(pid);
         let member_of = |at: &BTreeMap<Pid, (Pid, Pid)>, member: &Pid| {
@@ -279,11 +309,8 @@ impl Planner<'_> {
     fn free_id(&self, near: Pid) -> Pid {
         let named = |id: Pid| {
             self.by_pid.values().any(|p| {
-                let threads = p.live().map(|l| l.threads.as_slice()).unwrap_or_default();
-                p.pid == id
-                    || p.sid == id
-                    || p.pgid == id
-                    || threads.iter().any(|t| t.tid.0 == id.0)
+                let mut threads = p.live().into_iter().flat_map(Live::all_threads);
+                p.pid == id || p.sid == id || p.pgid == id || threads.any(|t| t.tid.0 == id.0)
             }) || self.made.contains(&id)
         };
         let mut id = Pid(near.0 + 1);

@@ -229,7 +229,10 @@ fn of_moments(
 /// of, a vfork(2).
 pub(crate) fn passing(pid: Pid) -> Result<Option<&'static str>, FreezerError> {
     let parent = Stat::read(pid, "stat")?.pid(4);
-    let mut relatives = proc::children(pid)?.into_iter().chain([parent]);
+    let brothers = proc::children(parent).unwrap_or_default();
+    let brothers = brothers.into_iter().filter(|other| *other != pid);
+    let relatives = proc::children(pid)?.into_iter().chain([parent]);
+    let mut relatives = relatives.chain(brothers);
     let shares = |other: Pid| {
         let same = kcmp(pid.leader(), other.leader(), KcmpKind::Vm, 0, 0);
         same.is_ok_and(Ordering::is_eq)

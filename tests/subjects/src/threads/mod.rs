@@ -275,6 +275,11 @@ pub(crate) const GROUP: Group = Group {
             shared_tables::io,
         ),
         subject(
+            "clone-vm-brothers",
+            "memory that brothers share and their parent has not",
+            shared_tables::brothers,
+        ),
+        subject(
             "clone-io-threads",
             "an I/O context that threads share and their leader has not",
             shared_tables::io_of_threads,

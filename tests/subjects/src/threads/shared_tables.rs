@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Result, bail};
 
-use crate::kit::{Area, Kin, PAGE, SOON, Setting, Watch, args, raw, same, sys, until};
+use crate::kit::{Area, Kin, PAGE, SOON, Setting, Watch, args, fork, raw, same, sys, until};
 
 /// One descriptor table: what either opens, the other has.
 pub(crate) fn files(setting: &Setting) -> Result<Watch> {
@@ -82,6 +82,57 @@ pub(crate) fn io(setting: &Setting) -> Result<Watch> {
         seen("the priority set since", BEST_EFFORT | level)
     })
     .spoiled_by(move || set(IDLE)))
+}
+
+/// What the brothers that share memory have in it.
+static TOLD: AtomicU32 = AtomicU32::new(0);
+
+/// Two children that share memory, and their parent has other memory: what one writes there the other reads.
+pub(crate) fn brothers(_: &Setting) -> Result<Watch> {
+    const ASK: usize = 0;
+    const ANSWER: usize = 1;
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+    let page = Area::map(1, libc::PROT_READ | libc::PROT_WRITE, flags, -1)?;
+    let stack = Area::anonymous(16)?;
+    let nap = || std::thread::sleep(std::time::Duration::from_millis(2));
+    extern "C" fn younger(page: *mut libc::c_void) -> i32 {
+        let page = Area::at(page, 1);
+        loop {
+            page.put(0, ANSWER, TOLD.load(Ordering::SeqCst).into());
+            let pause = libc::timespec {
+                tv_sec: 0,
+                tv_nsec: 2_000_000,
+            };
+            // SAFETY: the structure lives.
+            unsafe { libc::nanosleep(&raw const pause, std::ptr::null_mut()) };
+        }
+    }
+    fork(|| {
+        let flags = libc::CLONE_VM | libc::CLONE_PARENT;
+        // SAFETY: it has a stack of its own, and touches the page, an atomic and what is on that stack.
+        unsafe { libc::clone(younger, stack.page(16), flags, page.page(0)) };
+        loop {
+            TOLD.store(page.get(0, ASK) as u32, Ordering::SeqCst);
+            nap();
+        }
+    })?;
+    let mut asked = 0;
+    let ask = move |with: u64| {
+        page.put(0, ASK, with);
+        until("the younger one answers", SOON, || {
+            page.get(0, ANSWER) == with
+        })
+    };
+    ask(7)?;
+    Ok(Watch::new(move || {
+        asked += 1;
+        ask(asked)?;
+        same("its own", &0, &TOLD.load(Ordering::SeqCst))
+    })
+    .spoiled_by(|| {
+        TOLD.store(1, Ordering::SeqCst);
+        Ok(())
+    }))
 }
 
 /// An I/O context that two threads share and the first one does not.
