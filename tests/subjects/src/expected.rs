@@ -44,7 +44,6 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         "session-keys",
         both(Refused("keys in its session keyring (user a key)")),
     ),
-    ("clone-io-threads", both(Refused("I/O context"))),
     (
         "udp-lite",
         Expected {
