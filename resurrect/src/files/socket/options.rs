@@ -107,7 +107,13 @@ pub(super) fn set(
 fn set_one(fd: BorrowedFd<'_>, option: &SocketOption) -> Result<()> {
     let (level, name) = (option.level, option.name);
     let off = |value: &[u8]| value.iter().all(|byte| *byte == 0);
-    match socket::option(fd, level, name, option.value.len().max(4)) {
+    // A name of an interface is told to who has room for the longest one. To set it again would make a connected socket
+    // forget its route, and with it IP_MTU.
+    let least = match (level, name) {
+        (c::SOL_SOCKET, c::SO_BINDTODEVICE) => c::IFNAMSIZ,
+        _ => 4,
+    };
+    match socket::option(fd, level, name, option.value.len().max(least)) {
         Ok(now) if now == option.value => return Ok(()),
         // Kernels show some options in another length.
         Ok(now) if off(&now) && off(&option.value) => return Ok(()),

@@ -171,6 +171,11 @@ pub(crate) const GROUP: Group = Group {
             "UDP sockets with halves shut down",
             udp::shutdown,
         ),
+        subject(
+            "udp-interface",
+            "the route of a connected UDP socket on an interface",
+            udp::on_interface,
+        ),
         subject("udp6", "UDP over IPv6", udp::v6),
         subject("multicast", "multicast memberships", udp::multicast),
         subject(

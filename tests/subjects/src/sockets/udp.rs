@@ -442,3 +442,16 @@ pub(crate) fn lite(_: &Setting) -> Result<Watch> {
         .spoiled_by(move || crate::kit::files::read(server, 9).map(drop)),
     ))
 }
+
+/// Bound to an interface, with a mark, and connected: the size of packets that its route takes is known.
+pub(crate) fn on_interface(_: &Setting) -> Result<Watch> {
+    let socket = bound("127.0.0.1:0")?;
+    let fd = socket.as_raw_fd();
+    set_option_bytes(fd, SOL_SOCKET, libc::SO_BINDTODEVICE, b"lo\0")?;
+    set_option(fd, SOL_SOCKET, libc::SO_MARK, 7)?;
+    socket.connect(bound("127.0.0.1:0")?.local_addr()?)?;
+    let observe = move || option(socket.as_raw_fd(), IPPROTO_IP, libc::IP_MTU);
+    // As setting it does it.
+    let forget = move || set_option(fd, SOL_SOCKET, libc::SO_MARK, 8);
+    Ok(Watch::keep(observe)?.spoiled_by(forget))
+}
