@@ -10,7 +10,7 @@ use super::{Open, Table, apart};
 use crate::freeze::vfork;
 use crate::kernel::{self, RingState, Unreadable};
 use crate::{FreezerError, proc};
-use persist_mem::manifest::{DescriptionKind, Ring};
+use persist_mem::manifest::{Description, DescriptionKind, Ring};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use sys::uring::{Memory, OFFSET_ENTRIES, OFFSET_RINGS, flags};
@@ -151,7 +151,13 @@ pub(super) fn capture(open: &Open<'_>) -> DescriptionKind {
 
 /// Reads what is in every ring, now that nothing runs. `inside` are the processes that live.
 pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerError> {
+    let is_ring = |it: &Description| matches!(it.kind, DescriptionKind::Ring(_));
+    if !table.descriptions.iter().any(is_ring) {
+        return Ok(());
+    }
     let known = resources::Known::of(table);
+    let mut over = resources::over(inside);
+    let mut waits = 0;
     for description in &mut table.descriptions {
         let DescriptionKind::Ring(ring) = &mut description.kind else {
             continue;
@@ -164,15 +170,18 @@ pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerEr
         let refuse = |why: String| {
             FreezerError::refuse(pid, format!("fd {fd} (anon_inode:[io_uring])"), why)
         };
-        let state = state(copy)
+        let mut state = state(copy)
             .map_err(|why| refuse(format!("what its ring holds cannot be read: {why}")))?;
+        state
+            .requests
+            .extend(over.remove(&state.at).unwrap_or_default());
         if let Some(why) = obstacle(&state).or_else(|| submitter_obstacle(&state, Some(inside))) {
             return Err(refuse(why));
         }
         if let Some(why) = resources::obstacle(&state) {
             return Err(refuse(why));
         }
-        if state.overflown || state.queued {
+        if state.overflown || state.work {
             return Err(refuse("requests are under way in its ring".into()));
         }
         if dropped(&state, copy) {
@@ -201,8 +210,9 @@ pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerEr
         if (head, tail) != (Some(submitted), Some(completed)) || behind || !fits {
             return Err(refuse("its ring is not consistent".into()));
         }
+        waits += u64::from(waiting);
     }
-    Ok(())
+    resources::are_all(inside, waits)
 }
 
 /// How many requests wait, and how many of them have been told of what they would tell at once.
@@ -294,7 +304,8 @@ pub(crate) fn left(
             let ring = kernel.ring(file)?;
             let asks = ring.submitter.is_some_and(|tid| threads.contains(&tid));
             found.queued |= ring.queued && asks;
-            let own = ring.requests.iter().filter(|it| threads.contains(&it.tid));
+            let requests = ring.requests.iter().filter(|it| !it.fired);
+            let own = requests.filter(|it| threads.contains(&it.tid));
             found.waiting += own.count() as u64;
         }
         Ok(found)

@@ -45,6 +45,8 @@ pub(crate) struct Waiting {
     pub(crate) until: Option<Until>,
     /// It goes on after its first completion.
     pub(crate) repeats: bool,
+    /// What it waits for has come, and its thread has not looked yet: nothing is done, and nothing told.
+    pub(crate) fired: bool,
     /// Why it cannot be made again.
     pub(crate) obstacle: Option<String>,
 }
@@ -151,15 +153,67 @@ impl Kernel {
         let mut found = Vec::new();
         for table in tables {
             for request in self.in_table(*table)? {
-                if let Some(waiting) = self.request(request, false)? {
-                    found.push(waiting);
-                }
+                found.push(self.request(request, false)?);
             }
         }
         for request in self.time_outs(ring)? {
-            found.extend(self.request(request, true)?);
+            found.push(self.request(request, true)?);
         }
         Ok(found)
+    }
+
+    /// Time-outs that are over and that these threads have not looked at, and the rings they are of.
+    pub(crate) fn over(&mut self, tasks: &[u64]) -> Result<Vec<(u64, Waiting)>, Unreadable> {
+        let place = self.btf.field("task_struct", "io_uring")?.offset;
+        let list = self.btf.field("io_uring_task", "task_list")?.offset;
+        let mut found = Vec::new();
+        for task in tasks {
+            let user = self.word(task.wrapping_add(place), "a user of io_uring")?;
+            if user != 0 {
+                let first = self.word(user.wrapping_add(list), "work of a thread")?;
+                found.extend(self.over_in(first)?.0);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Those of them in a list of work (`struct llist_node`), and whether there is other work than that of requests
+    /// that wait for files.
+    pub(super) fn over_in(
+        &mut self,
+        mut next: u64,
+    ) -> Result<(Vec<(u64, Waiting)>, bool), Unreadable> {
+        let node = self.btf.field(REQUEST, "io_task_work.node")?.offset;
+        let size = self.btf.size_of(REQUEST)? as usize;
+        let (mut found, mut others, mut count) = (Vec::new(), false, 0);
+        while next != 0 {
+            count += 1;
+            if count > MOST {
+                return Err(WRONG);
+            }
+            let at = next.wrapping_sub(node);
+            let bytes = self.read(&[(at, size)])?.pop().flatten().ok_or(WRONG)?;
+            let request = Bytes {
+                kernel: self,
+                bytes: &bytes,
+            };
+            let (opcode, ring) = (request.own("opcode")? as u8, request.own("ctx")?);
+            let waits = request.own("poll_refs.counter")? != 0;
+            if opcode == op::TIMEOUT {
+                let waiting = self.request(at, true)?;
+                found.push((
+                    ring,
+                    Waiting {
+                        fired: true,
+                        ..waiting
+                    },
+                ));
+            } else {
+                others |= !waits;
+            }
+            next = self.word(next, "work of a thread")?;
+        }
+        Ok((found, others))
     }
 
     fn in_table(&mut self, (first, buckets): (u64, u64)) -> Result<Vec<u64>, Unreadable> {
@@ -199,17 +253,14 @@ impl Kernel {
         Ok(found)
     }
 
-    /// A request; None for one to which something has happened that its thread will see.
-    fn request(&mut self, at: u64, is_time_out: bool) -> Result<Option<Waiting>, Unreadable> {
+    fn request(&mut self, at: u64, is_time_out: bool) -> Result<Waiting, Unreadable> {
         let size = self.btf.size_of(REQUEST)? as usize;
         let bytes = self.read(&[(at, size)])?.pop().flatten().ok_or(WRONG)?;
         let request = Bytes {
             kernel: self,
             bytes: &bytes,
         };
-        if !is_time_out && request.own("poll_refs.counter")? != 0 {
-            return Ok(None);
-        }
+        let fired = !is_time_out && request.own("poll_refs.counter")? != 0;
         let (flags, opcode) = (request.own("flags")? as u8, request.own("opcode")? as u8);
         let mut found = Waiting {
             tid: Tid(0),
@@ -222,6 +273,7 @@ impl Kernel {
             },
             until: None,
             repeats: false,
+            fired,
             obstacle: None,
         };
         match opcode {
@@ -247,7 +299,7 @@ impl Kernel {
         let pid = self.btf.field("task_struct", "thread_pid")?.offset;
         let pid = self.word(task.wrapping_add(pid), "who has submitted")?;
         found.tid = Tid(self.number_of(pid)?);
-        Ok(Some(found))
+        Ok(found)
     }
 
     fn time_out(&mut self, bytes: &[u8], data: u64, found: &mut Waiting) -> Result<(), Unreadable> {
@@ -292,7 +344,8 @@ impl Kernel {
             let left = target.wrapping_sub((made as u32).wrapping_sub(timed_out as u32));
             found.entry.offset = left.into();
             if left.cast_signed() <= 0 {
-                return Err(WRONG);
+                // It is about to end.
+                found.obstacle = Some("a time-out that has counted enough".into());
             }
         }
         Ok(())

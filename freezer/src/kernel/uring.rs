@@ -13,6 +13,8 @@ const WRONG: Unreadable = Unreadable::Inconsistent("a ring of io_uring");
 /// A ring, as the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RingState {
+    /// Where the kernel has it.
+    pub(crate) at: u64,
     /// `IORING_SETUP_*`
     pub(crate) flags: u32,
     /// Entries of the submission and of the completion queue.
@@ -37,6 +39,8 @@ pub(crate) struct RingState {
     /// Something waits until the thread that submits asks for it (`IORING_SETUP_DEFER_TASKRUN`). From Linux 6.10 on
     /// messages of other rings do, which are no requests of anybody's ([`RingUser::requests`]).
     pub(crate) queued: bool,
+    /// So does something else than requests that wait.
+    pub(crate) work: bool,
 }
 
 /// What a ring may have, by the fields that are zero when it has not; the first one that the kernel knows counts.
@@ -169,11 +173,6 @@ impl Bytes<'_> {
         Ok(short.into_iter().any(|list| !self.is_zero(list)))
     }
 
-    fn any_queued(&self) -> Result<bool, Unreadable> {
-        let again = self.field(QUEUED_AGAIN).ok();
-        Ok(self.pointer(QUEUED)? != 0 || again.is_some_and(|again| !self.is_zero(again)))
-    }
-
     /// Where the buckets of its tables of requests are, and how many.
     fn tables(&self) -> Result<Vec<(u64, u64)>, Unreadable> {
         let mut found = Vec::new();
@@ -221,7 +220,12 @@ impl Kernel {
         let btf = &self.btf;
         let ring = Bytes { btf, at, bytes };
         let (tables, submitter) = (ring.tables()?, ring.pointer("submitter_task")?);
+        let queued = [
+            ring.pointer(QUEUED)?,
+            ring.pointer(QUEUED_AGAIN).unwrap_or(0),
+        ];
         let mut state = RingState {
+            at,
             flags: ring.number("flags")?,
             sizes: (ring.number("sq_entries")?, ring.number("cq_entries")?),
             counts: (
@@ -236,9 +240,15 @@ impl Kernel {
             requests: Vec::new(),
             registered: Registered::default(),
             overflown: !ring.is_empty_list("cq_overflow_list")?,
-            queued: ring.any_queued()?,
+            queued: false,
+            work: false,
         };
         state.requests = self.waiting(at, &tables)?;
+        for first in queued.into_iter().filter(|first| *first != 0) {
+            let (over, others) = self.over_in(first)?;
+            state.requests.extend(over.into_iter().map(|(_, it)| it));
+            (state.queued, state.work) = (true, state.work | others);
+        }
         state.registered = self.registered(at)?;
         if submitter != 0 {
             state.submitter = Some(self.submitter(submitter)?);

@@ -1,15 +1,13 @@
 //! What is registered with a ring, and the requests that wait in it, with the open files they are for.
 
 use crate::files::{Open, Table, known};
-use crate::kernel::{self, RingState, Until, Waiting};
-use crate::proc;
-use persist_mem::manifest::{
-    Description, DescriptionId, DescriptionKind, RequestEnd, Ring, RingRequest,
-};
+use crate::kernel::{self, Kernel, RingState, Unreadable, Until, Waiting};
+use crate::{FreezerError, proc};
+use persist_mem::manifest::{DescriptionId, DescriptionKind, RequestEnd, Ring, RingRequest};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsRawFd;
-use sys::Pid;
 use sys::uring::op;
+use sys::{Pid, Tid};
 
 /// More buffers are not registered again.
 const MOST_BUFFERS: usize = 1024;
@@ -80,13 +78,8 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// Nothing where there are no rings.
     pub(super) fn of(table: &Table) -> Known {
         let mut found = Known::default();
-        let is_ring = |it: &Description| matches!(it.kind, DescriptionKind::Ring(_));
-        if !table.descriptions.iter().any(is_ring) {
-            return found;
-        }
         found.offsets = kernel::look(|kernel| kernel.clock_offsets()).unwrap_or_default();
         for description in &table.descriptions {
             let Some(copy) = table.copies.get(&description.id) else {
@@ -142,8 +135,59 @@ impl Known {
                 Until::Boottime(at) => RequestEnd::Boottime(at - boottime),
                 Until::Realtime(at) => RequestEnd::Realtime(at),
             }),
-            told: goes_on && file.is_some_and(ready),
+            told: goes_on && !waiting.fired && file.is_some_and(ready),
         })
+    }
+}
+
+/// Threads of processes that stand still, as the kernel has them.
+fn tasks(kernel: &mut Kernel, pids: &[Pid]) -> Result<Vec<u64>, Unreadable> {
+    let tids = pids.iter().flat_map(|pid| proc::threads(*pid));
+    let tids: Vec<Tid> = tids.flatten().collect();
+    Ok(kernel.tasks(&tids)?.into_iter().flatten().collect())
+}
+
+/// Time-outs that are over by now and that nobody has looked at, by their rings.
+pub(super) fn over(inside: &[Pid]) -> BTreeMap<u64, Vec<Waiting>> {
+    let mut found: BTreeMap<u64, Vec<Waiting>> = BTreeMap::new();
+    let over = kernel::look(|kernel| {
+        let tasks = tasks(kernel, inside)?;
+        kernel.over(&tasks)
+    });
+    match over {
+        Ok(over) => over.into_iter().for_each(|(ring, waiting)| {
+            found.entry(ring).or_default().push(waiting);
+        }),
+        // Then there are more requests than are found (`are_all`).
+        Err(why) => log::debug!("time-outs of io_uring that are over: {why}"),
+    }
+    found
+}
+
+/// Sees to it that all requests of these processes are among those that were found to wait.
+///
+/// # Errors
+/// [`FreezerError::Refused`] when some are not.
+pub(super) fn are_all(inside: &[Pid], waiting: u64) -> Result<(), FreezerError> {
+    let users = kernel::look(|kernel| {
+        let tasks = tasks(kernel, inside)?;
+        kernel.ring_users(&tasks)
+    });
+    let requests = match users {
+        Ok(users) => users.iter().map(|user| user.requests).sum(),
+        Err(_) if waiting == 0 => return Ok(()),
+        Err(why) => {
+            let why = format!("how much is under way in rings cannot be read: {why}");
+            return Err(FreezerError::refuse(Pid(0), "io_uring", why));
+        }
+    };
+    match waiting == requests {
+        true => Ok(()),
+        false => {
+            let why = format!("{requests} requests are under way in rings, {waiting} wait");
+            let pid = inside.first().copied().unwrap_or(Pid(0));
+            Err(FreezerError::refuse(pid, "io_uring", why))
+        }
     }
 }
 

@@ -452,6 +452,11 @@ pub(crate) const GROUP: Group = Group {
             uring::waiting::time_out_ends,
         ),
         subject(
+            "uring-ticks",
+            "short time-outs of io_uring without a pause",
+            uring::waiting::ticks,
+        ),
+        subject(
             "uring-linked",
             "a read of io_uring with a linked time-out",
             uring::waiting::linked,

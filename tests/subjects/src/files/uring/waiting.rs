@@ -2,18 +2,22 @@
 
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Result, bail};
 
 use super::DEFERRED;
 use super::ring::{ACCEPT, Entry, LINK, LINK_TIMEOUT, POLL_ADD, READ, RECV, Ring, TIMEOUT};
-use crate::kit::{LONG_TERM, Setting, Watch, files, same, timed_long};
+use crate::kit::{LONG_TERM, SOON, Setting, Watch, files, same, timed_long, until};
 
 /// `IORING_CQE_F_MORE`
 const MORE: u32 = 1 << 1;
 /// `IORING_POLL_ADD_MULTI`, `IORING_ACCEPT_MULTISHOT`
 const MULTISHOT: u32 = 1;
 const IN: i32 = libc::POLLIN as i32;
+/// A count of a thread that has ended.
+const WRONG: u64 = 1 << 40;
 
 fn pipe() -> Result<(i32, i32)> {
     let (from, to) = nix::unistd::pipe()?;
@@ -251,6 +255,56 @@ pub(crate) fn time_out_ends(_: &Setting) -> Result<Watch> {
         }
     };
     timed_long(libc::SYS_io_uring_enter, wait, -i64::from(libc::ETIME))
+}
+
+/// Threads that wait for short time-outs of their rings without a pause: one is over while they are looked at.
+pub(crate) fn ticks(_: &Setting) -> Result<Watch> {
+    let counts: [Arc<AtomicU64>; 2] = Default::default();
+    for (count, flags) in counts.iter().zip([0, DEFERRED]) {
+        Ring::new(4, 8, flags)?;
+        let count = count.clone();
+        std::thread::spawn(move || {
+            let Ok(ring) = Ring::new(4, 8, flags) else {
+                return;
+            };
+            let time = [0_u64, 10_000_000];
+            let mut next = 0;
+            loop {
+                ring.add(Entry {
+                    opcode: TIMEOUT,
+                    address: time.as_ptr() as u64,
+                    len: 1,
+                    data: next,
+                    ..Entry::default()
+                });
+                let done = ring.enter(1, 1);
+                if done != 1 || ring.take_all() != [(next, -libc::ETIME)] {
+                    count.store(WRONG, Ordering::SeqCst);
+                    return;
+                }
+                next += 1;
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    }
+    let spoiled = counts[0].clone();
+    Ok(Watch::new(move || {
+        for count in &counts {
+            let before = count.load(Ordering::SeqCst);
+            let now = || count.load(Ordering::SeqCst);
+            until("time-outs end", SOON, || {
+                now() >= WRONG || now() > before + 3
+            })?;
+            if now() >= WRONG {
+                bail!("a time-out did not end as it should");
+            }
+        }
+        Ok(())
+    })
+    .spoiled_by(move || {
+        spoiled.store(WRONG, Ordering::SeqCst);
+        Ok(())
+    }))
 }
 
 /// A receive whose time is limited by another request.
