@@ -8,7 +8,7 @@ use sys::{Errno, Pid};
 pub enum ResurrectError {
     /// An id that a process must have is somebody else's.
     #[error(
-        "the id {pid} is taken by a running process{comm}; end that, or restore inside a PID namespace"
+        "the id {pid} is taken by a process{comm}; end that, or restore inside a PID namespace"
     )]
     Taken {
         /// The id.
