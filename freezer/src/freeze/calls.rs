@@ -168,7 +168,7 @@ impl Repeated {
         let Some((nr, result)) = regs.interrupted_syscall() else {
             return Ok(None);
         };
-        if let Some((regs, code)) = moved::of(pid, regs, thread) {
+        if let Some((regs, code)) = moved::of((pid, tid), regs, thread) {
             return Ok(Some(Repeated {
                 pid,
                 tid,

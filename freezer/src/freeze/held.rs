@@ -19,6 +19,7 @@ use sys::by_tracer::{self, CallStop};
 use sys::regs::{Regs, restart};
 use sys::remainder::{self, Series, Step};
 use sys::tracee::Tracee;
+use sys::vm::ProcMem;
 use sys::{Pid, Tid, ptrace};
 
 const WAIT4: i64 = 61;
@@ -188,7 +189,7 @@ pub(super) fn hold(
 fn waits(frozen: &Frozen, owner: Pid, tracer: Tid) -> Result<Option<Regs>, FreezerError> {
     let failed = || FreezerError::call(owner, "looking at a tracer");
     let regs = ptrace::get_regs(tracer).map_err(failed())?;
-    let mem = proc::memory(owner).map_err(failed())?;
+    let mem = ProcMem::of_thread(owner, tracer).map_err(failed())?;
     let stopped = frozen.threads(owner).into_iter();
     let mut group = stopped.filter(|(tid, _)| *tid == tracer);
     let free = group.any(|(_, thread)| thread.group_stop.is_none());
@@ -241,7 +242,7 @@ fn aim((owner, tracer): (Pid, Tid), regs: &Regs, held: &[Runner]) -> Result<(), 
         steps,
         room: SIGINFO,
     };
-    let mem = proc::memory(owner).map_err(failed())?;
+    let mem = ProcMem::of_thread(owner, tracer).map_err(failed())?;
     let code = rest::code(owner, &mem).map_err(failed())?;
     let room = series.size() as u64 + USED_BELOW_STACK;
     let frame = regs.rsp.checked_sub(room).map(|at| at & !15);

@@ -6,8 +6,8 @@
 use super::FrozenThread;
 use super::rest::{self, Pointer, Rest};
 use crate::proc;
-use sys::Pid;
 use sys::regs::{Regs, restart};
+use sys::{Pid, Tid};
 
 const FUTEX: i64 = 202;
 const FUTEX_WAIT_CALL: i64 = 455;
@@ -21,7 +21,7 @@ const EAGAIN: i64 = 11;
 
 /// The registers with which a thread goes on waiting where it was moved to, and the code by which the kernel
 /// restarts that. None for threads that were not moved.
-pub(super) fn of(pid: Pid, regs: &Regs, thread: FrozenThread) -> Option<(Regs, i64)> {
+pub(super) fn of((pid, tid): (Pid, Tid), regs: &Regs, thread: FrozenThread) -> Option<(Regs, i64)> {
     let to = thread.moved_to?;
     let (nr, result) = regs.interrupted_syscall()?;
     if regs.rdi == to {
@@ -70,5 +70,5 @@ pub(super) fn of(pid: Pid, regs: &Regs, thread: FrozenThread) -> Option<(Regs, i
         (FUTEX, _) => again.regs.rdx = value.into(),
         _ => again.regs.rsi = value.into(),
     }
-    rest::prepared(pid, regs, &again).map(|regs| (regs, code))
+    rest::prepared((pid, tid), regs, &again).map(|regs| (regs, code))
 }

@@ -109,12 +109,13 @@ pub(super) fn of((pid, tid): (Pid, Tid), regs: &Regs, thread: FrozenThread) -> O
     {
         return match plan {
             Awaited::Whole => Some(*regs),
-            Awaited::Rest(rest) => prepared(pid, regs, &rest),
+            Awaited::Rest(rest) => prepared((pid, tid), regs, &rest),
         };
     }
     let done = u64::try_from(result).ok().filter(|done| *done > 0)?;
     if thread.group_stop.is_none() && uring::is_cut_short(pid, tid, regs, result) {
-        return prepared(pid, regs, &Rest::new(done, uring::only_waiting(regs)));
+        let rest = Rest::new(done, uring::only_waiting(regs));
+        return prepared((pid, tid), regs, &rest);
     }
     let (shape, on) = call(nr, regs)?;
     // A job that was stopped before had been interrupted by that.
@@ -122,7 +123,7 @@ pub(super) fn of((pid, tid): (Pid, Tid), regs: &Regs, thread: FrozenThread) -> O
         return None;
     }
     let rest = proc::memory(pid).and_then(|mem| Rest::of(&mem, regs, shape, done));
-    prepared(pid, regs, &rest.ok().flatten()?)
+    prepared((pid, tid), regs, &rest.ok().flatten()?)
 }
 
 /// The registers with which a thread makes its call again, as if it had failed with `EINTR`, from code that gives back
@@ -133,13 +134,13 @@ pub(super) fn keeping((pid, tid): (Pid, Tid), regs: &Regs) -> Option<Regs> {
     if vdso.contains(&regs.rip) || capture::is_dispatched(tid) {
         return None;
     }
-    prepared(pid, regs, &Rest::new(0, *regs))
+    prepared((pid, tid), regs, &Rest::new(0, *regs))
 }
 
 /// The registers with which a thread makes other calls than the one it was stopped in, which returns what they
 /// return, with its registers. None where that cannot be.
-pub(super) fn prepared(pid: Pid, regs: &Regs, rest: &Rest) -> Option<Regs> {
-    let prepared = prepare(pid, regs, rest);
+pub(super) fn prepared((pid, tid): (Pid, Tid), regs: &Regs, rest: &Rest) -> Option<Regs> {
+    let prepared = prepare((pid, tid), regs, rest);
     prepared.unwrap_or_else(|errno| {
         log::debug!("process {pid}: call {} is left: {errno}", regs.orig_rax);
         None
@@ -147,8 +148,10 @@ pub(super) fn prepared(pid: Pid, regs: &Regs, rest: &Rest) -> Option<Regs> {
 }
 
 /// Writes what is needed; nothing of it is seen until the registers are set.
-fn prepare(pid: Pid, regs: &Regs, rest: &Rest) -> sys::Result<Option<Regs>> {
-    let mem = proc::memory(pid)?;
+fn prepare((pid, tid): (Pid, Tid), regs: &Regs, rest: &Rest) -> sys::Result<Option<Regs>> {
+    // Code is written by the tracer alone, through a thread that it has (proc_mem.force_override=ptrace, Linux 6.12);
+    // the leader may run yet.
+    let mem = ProcMem::of_thread(pid, tid)?;
     let Some(code) = code(pid, &mem)? else {
         return Ok(None);
     };

@@ -185,6 +185,10 @@ impl Kernel {
             // A free place ends before it begins.
             return Ok(end.checked_sub(start).map(|len| (start, len)));
         }
+        if start == u64::MAX {
+            // A free place of the kernels after that.
+            return Ok(None);
+        }
         let len = self.btf.field(OF, "len")?;
         let len = match len.size {
             8 => word(&bytes, len.offset).ok_or(WRONG)?,

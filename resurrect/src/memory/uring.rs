@@ -9,6 +9,7 @@ use crate::restore::Restore;
 use persist_mem::manifest::{DescriptionKind, RingMapping};
 use std::os::fd::AsRawFd;
 use sys::batch::Batch;
+use sys::tracee::Tracee;
 use sys::{Errno, Pid};
 
 const PROT_NONE: i32 = 0;
@@ -63,32 +64,11 @@ fn map_one(
         calls.breathe()?;
     }
     calls.flush()?;
-    let mut batch = Batch::new();
-    let args = [pidfd.into(), ours.into(), 0.into()];
-    let fd = batch.call("taking the ring", nr::PIDFD_GETFD, args);
-    let args = [
-        0.into(),
-        len.into(),
-        mapping.prot.into(),
-        (MAP_SHARED | MAP_POPULATE).into(),
-        fd.into(),
-        mapping.offset.into(),
-    ];
-    let mapped = batch.call(doing, nr::MMAP, args);
-    batch.call("closing a copy of its ring", nr::CLOSE, [fd.into()]);
-    let output = run(pid, doing, first, &batch)?;
-    if output.result(mapped) != Ok(mapping.start) {
-        return Err(ResurrectError::Impossible {
-            pid,
-            why: format!(
-                "its ring of io_uring cannot be mapped at {:#x}",
-                mapping.start
-            ),
-        });
-    }
+    let elsewhere = place(pid, first, (pidfd, ours), mapping)?;
+    let elsewhere = elsewhere.iter().map(|start| (*start, start + len));
     let mut calls = Calls::new(pid, doing, first);
-    for (start, end) in &filled {
-        let args = [(*start).into(), (end - start).into()];
+    for (start, end) in filled.iter().copied().chain(elsewhere) {
+        let args = [start.into(), (end - start).into()];
         calls.batch().call("emptying a gap", nr::MUNMAP, args);
         calls.breathe()?;
     }
@@ -102,6 +82,48 @@ fn map_one(
         }
     }
     calls.flush()
+}
+
+/// Maps a ring where it shall be. Linux 6.1 may choose places below those that everybody may map; they are kept until
+/// it has chosen that one, and returned.
+fn place(
+    pid: Pid,
+    tracee: &mut Tracee,
+    (pidfd, ours): (i32, i32),
+    mapping: &RingMapping,
+) -> Result<Vec<u64>, ResurrectError> {
+    const MOST: usize = 16;
+    let doing = "mapping a ring of io_uring";
+    let mut batch = Batch::new();
+    let args = [pidfd.into(), ours.into(), 0.into()];
+    let fd = batch.call("taking the ring", nr::PIDFD_GETFD, args);
+    let args = [
+        0.into(),
+        (mapping.end - mapping.start).into(),
+        mapping.prot.into(),
+        (MAP_SHARED | MAP_POPULATE).into(),
+        fd.into(),
+        mapping.offset.into(),
+    ];
+    let mapped = batch.call(doing, nr::MMAP, args);
+    batch.call("closing a copy of its ring", nr::CLOSE, [fd.into()]);
+    let mut elsewhere = Vec::new();
+    loop {
+        let output = run(pid, doing, tracee, &batch)?;
+        match output.result(mapped) {
+            Ok(start) if start == mapping.start => return Ok(elsewhere),
+            Ok(other) if other < FIRST && elsewhere.len() < MOST => elsewhere.push(other),
+            other => {
+                let start = mapping.start;
+                let why = match other {
+                    Ok(other) => format!("the kernel has chosen {other:#x}"),
+                    Err(errno) => errno.to_string(),
+                };
+                let why = format!("its ring of io_uring cannot be mapped at {start:#x}: {why}");
+                return Err(ResurrectError::Impossible { pid, why });
+            }
+        }
+    }
 }
 
 /// What is free of a process's memory beside `place` and could hold as much, alone or together with a part of it.

@@ -79,8 +79,10 @@ pub(super) struct Known {
 
 impl Known {
     pub(super) fn of(table: &Table) -> Known {
-        let mut found = Known::default();
-        found.offsets = kernel::look(|kernel| kernel.clock_offsets()).unwrap_or_default();
+        let mut found = Known {
+            offsets: kernel::look(|kernel| kernel.clock_offsets()).unwrap_or_default(),
+            ..Known::default()
+        };
         for description in &table.descriptions {
             let Some(copy) = table.copies.get(&description.id) else {
                 continue;

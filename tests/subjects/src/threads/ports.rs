@@ -3,7 +3,7 @@
 use anyhow::Result;
 use libc::ENOSYS;
 
-use crate::kit::{Setting, Watch, errno, not_here, sys};
+use crate::kit::{Setting, Watch, errno, fork, not_here, same, sys};
 
 /// Where boards show how far they have started: nothing comes of writing there.
 const PORT: u16 = 0x80;
@@ -17,9 +17,19 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     }
     sys("ioperm", done)?;
     Ok(Watch::new(|| {
-        // SAFETY: it writes to no memory; a thread that may not is killed.
-        unsafe { std::arch::asm!("out dx, al", in("dx") PORT, in("al") 0_u8) };
-        Ok(())
+        // A child may what its parent may.
+        let child = fork(|| {
+            // SAFETY: it writes to no memory; who may not is killed.
+            unsafe { std::arch::asm!("out dx, al", in("dx") PORT, in("al") 0_u8) };
+        })?;
+        let mut status = 0;
+        // SAFETY: `status` outlives the call.
+        let ended = unsafe { libc::waitpid(child, &raw mut status, 0) };
+        same(
+            "how a child ends that writes there",
+            &(child, 0),
+            &(ended, status),
+        )
     })
     .spoiled_by(|| {
         // SAFETY: takes numbers.
