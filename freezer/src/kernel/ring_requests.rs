@@ -170,11 +170,26 @@ impl Kernel {
         for task in tasks {
             let user = self.word(task.wrapping_add(place), "a user of io_uring")?;
             if user != 0 {
-                let first = self.word(user.wrapping_add(list), "work of a thread")?;
+                let first = match self.btf.field("io_uring_task", "task_head") {
+                    Ok(head) => self.first_queued(user + list, user + head.offset)?,
+                    Err(_) => self.word(user.wrapping_add(list), "work of a thread")?,
+                };
                 found.extend(self.over_in(first)?.0);
             }
         }
         Ok(found)
+    }
+
+    /// What comes first in a queue of work (`struct mpscq`), whose reader is at what `head` points to: 0 in an empty
+    /// one. While somebody adds to it or takes from it nothing is told.
+    pub(super) fn first_queued(&mut self, queue: u64, head: u64) -> Result<u64, Unreadable> {
+        let field = |path| Ok(self.btf.field("mpscq", path)?.offset);
+        let (tail, stub) = (queue + field("tail")?, queue + field("stub")?);
+        let [Some(tail), Some(first), Some(head)] = self.words(&[tail, stub, head])?[..] else {
+            return Err(WRONG);
+        };
+        let rests = head == stub && (tail == stub) == (first == 0);
+        rests.then_some(first).ok_or(WRONG)
     }
 
     /// Those of them in a list of work (`struct llist_node`), and whether there is other work than that of requests

@@ -71,6 +71,9 @@ const SHORT_LISTS: [&str; 3] = ["waitid_list", "futex_list", "cancelable_uring_c
 /// What waits for the thread that submits (`struct llist_head`, `struct llist_node *`).
 const QUEUED: &str = "work_llist";
 const QUEUED_AGAIN: &str = "retry_llist";
+/// The same in newer kernels (`struct mpscq`), and where the thread is in it.
+const QUEUE: &str = "work_list";
+const QUEUE_HEAD: &str = "work_head";
 const TABLES: [&str; 2] = ["cancel_table", "cancel_table_locked"];
 
 /// Fields of `struct io_rings`; the entry `array` is behind the completions.
@@ -217,13 +220,18 @@ impl Kernel {
         let at = self.word(file.wrapping_add(private), "a ring of io_uring")?;
         let size = self.btf.size_of(RING)? as usize;
         let bytes = self.read(&[(at, size)])?.pop().flatten().ok_or(WRONG)?;
+        let mut queued = Vec::new();
+        let places = [QUEUE, QUEUE_HEAD].map(|name| self.btf.field(RING, name));
+        if let [Ok(queue), Ok(head)] = places {
+            queued.push(self.first_queued(at + queue.offset, at + head.offset)?);
+        }
         let btf = &self.btf;
         let ring = Bytes { btf, at, bytes };
         let (tables, submitter) = (ring.tables()?, ring.pointer("submitter_task")?);
-        let queued = [
-            ring.pointer(QUEUED)?,
-            ring.pointer(QUEUED_AGAIN).unwrap_or(0),
-        ];
+        if queued.is_empty() {
+            queued.push(ring.pointer(QUEUED)?);
+            queued.push(ring.pointer(QUEUED_AGAIN).unwrap_or(0));
+        }
         let mut state = RingState {
             at,
             flags: ring.number("flags")?,
