@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::Result;
 
 use crate::kit::files::open;
-use crate::kit::{Kin, SOON, Setting, Watch, args, blocked, not_here, raw, same, sys, until};
+use crate::kit::{Kin, SOON, Setting, Watch, args, blocked, fork, not_here, raw, same, sys, until};
 
 /// A context in which reads can be made.
 pub(crate) fn start(setting: &Setting) -> Result<Watch> {
@@ -58,6 +58,17 @@ pub(crate) fn inherited(setting: &Setting) -> Result<Watch> {
     // struct aio_ring: id, room, head, tail, magic.
     // SAFETY: the ring is mapped in the parent and in the child.
     let magic = move || unsafe { std::ptr::read_volatile((context as *const u32).add(4)) };
+    let looks = fork(|| {
+        let _ = magic();
+    })?;
+    let mut status = 0;
+    // SAFETY: `status` outlives the call.
+    sys("waitpid", unsafe {
+        libc::waitpid(looks, &raw mut status, 0)
+    })?;
+    if status != 0 {
+        return not_here("children have no rings of their parents");
+    }
     let mut child = Kin::start(setting, "child", move |_| {
         Ok(Watch::new(move || {
             same("the ring's magic", &0xa10a_10a1, &magic())?;
