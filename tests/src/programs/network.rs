@@ -19,7 +19,8 @@ const SET: &str = "ip rule add fwmark 7 lookup 77 priority 777 && ip -6 rule add
     echo ':two:M:2:\\xaa\\x00:\\xff\\x0f:/bin/true:P' > register && echo 0 > two)";
 
 /// Tells all of it. Times and states that change by themselves are left out.
-const TELL: &str = "ip link show lo; ip -o address | sed 's,scope.*,,'; ip rule; ip -6 rule; ip route show table 77; \
+const TELL: &str = "ip link show lo | sed 's, qdisc [^ ]*,,'; ip -o address | sed 's,scope.*,,'; \
+    ip rule; ip -6 rule; ip route show table 77; \
     (cd /proc/sys/net/ipv4 && \
     cat tcp_keepalive_time conf/lo/rp_filter conf/all/log_martians tcp_mem neigh/lo/mcast_solicit icmp_msgs_per_sec); \
     (cd /proc/sys && \
