@@ -450,7 +450,11 @@ pub(crate) fn on_interface(_: &Setting) -> Result<Watch> {
     set_option_bytes(fd, SOL_SOCKET, libc::SO_BINDTODEVICE, b"lo\0")?;
     set_option(fd, SOL_SOCKET, libc::SO_MARK, 7)?;
     socket.connect(bound("127.0.0.1:0")?.local_addr()?)?;
-    let observe = move || option(socket.as_raw_fd(), IPPROTO_IP, libc::IP_MTU);
+    // Another subject may change the size itself.
+    let observe = move || {
+        let size = option(socket.as_raw_fd(), IPPROTO_IP, libc::IP_MTU)?;
+        anyhow::Ok(size.len())
+    };
     // As setting it does it.
     let forget = move || set_option(fd, SOL_SOCKET, libc::SO_MARK, 8);
     Ok(Watch::keep(observe)?.spoiled_by(forget))
