@@ -10,11 +10,11 @@ use crate::jump::Jump;
 use crate::ui;
 
 /// Carried bytes from which on 95 % of them must stay in place. The first and the last memory blocks are RAM of
-/// the new kernel on every host, and a freshly booted one has put some 10 to 40 MiB there: that counts only against
+/// the new kernel on every host, and a freshly booted one has put some 10 to 80 MiB there: that counts only against
 /// hosts which hold much more.
 const JUDGED_FROM: u64 = 400 << 20;
 /// Bytes that may be copied out of the first and the last blocks.
-const NO_CHOICE: u64 = 64 << 20;
+const NO_CHOICE: u64 = 96 << 20;
 
 /// One upgrade, as `--json` writes it. Memory is in bytes.
 #[derive(Clone, Debug, Serialize)]
