@@ -391,20 +391,22 @@ mod tests {
             pids.push(child.unwrap());
         }
         let seats: Vec<(Pid, Tid)> = pids.iter().map(|pid| (*pid, pid.leader())).collect();
-        for (kind, _, _) in TABLES {
-            let Some(mut found) = by_place(&seats, kind) else {
+        let both = |(kind, _, _)| (kind, by_place(&seats, kind), by_comparing(&seats, kind));
+        let told = TABLES.map(both);
+        // First, so that none outlives a failure.
+        for child in &pids[1..] {
+            sys::process::kill(*child, nix::sys::signal::Signal::SIGKILL as i32).unwrap();
+            sys::wait::wait_for(child.leader()).unwrap();
+        }
+        for (kind, found, mut expected) in told {
+            let Some(mut found) = found else {
                 continue;
             };
-            let mut expected = by_comparing(&seats, kind);
             found.sort_unstable();
             expected.sort_unstable();
             assert_eq!(found, expected, "{kind:?}");
             let shared = matches!(kind, KcmpKind::Files | KcmpKind::Fs);
             assert_eq!(found.len() == 3, shared, "{kind:?}");
-        }
-        for child in &pids[1..] {
-            sys::process::kill(*child, nix::sys::signal::Signal::SIGKILL as i32).unwrap();
-            sys::wait::wait_for(child.leader()).unwrap();
         }
     }
 }

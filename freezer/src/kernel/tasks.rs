@@ -141,7 +141,7 @@ impl Tasks {
             .collect())
     }
 
-    /// Whether threads are still where they were found: all of them, or this is not worth a shorter way.
+    /// Whether all of these threads are still where they were found.
     fn still(&self, kernel: &mut Kernel, all: &[(Tid, Place)]) -> Result<bool, Unreadable> {
         let requests: Vec<_> = all
             .iter()
