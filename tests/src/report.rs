@@ -9,12 +9,12 @@ use serde::Serialize;
 use crate::jump::Jump;
 use crate::ui;
 
-/// Carried bytes from which on 95 % of them must stay in place. The first and the last memory blocks are RAM of
-/// the new kernel on every host, and a freshly booted one has put some 10 to 80 MiB there: that counts only against
-/// hosts which hold much more.
+/// Carried bytes from which on 95 % of them must stay in place. What lies in the first memory block and in those at
+/// the ends of RAM does not count: they are RAM of the new kernel on every host.
 const JUDGED_FROM: u64 = 400 << 20;
-/// Bytes that may be copied out of the first and the last blocks.
-const NO_CHOICE: u64 = 96 << 20;
+/// What may be copied out of these: there are up to three, of 128 MiB each, and no machine of the lab fills them with
+/// what is carried alone.
+const NO_CHOICE: u64 = 256 << 20;
 
 /// One upgrade, as `--json` writes it. Memory is in bytes.
 #[derive(Clone, Debug, Serialize)]
