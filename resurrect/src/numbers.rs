@@ -13,12 +13,6 @@ const BESIDE: i32 = 4;
 /// Numbers below it are those of this process itself.
 const LEAST: i32 = 64;
 
-/// Highest descriptor of any process; 0 without one.
-pub(crate) fn highest(manifest: &Manifest) -> i32 {
-    let files = manifest.tables().flat_map(|table| table.files);
-    files.map(|file| file.fd).max().unwrap_or(0)
-}
-
 /// Whether this process's limit of open files leaves a number for [`crate::restore`] where processes use these: a tree
 /// that uses all of them cannot be rebuilt by who may not raise it.
 #[must_use]

@@ -1,6 +1,5 @@
 //! Limits that would hold while all is built by one process, and were kept by many before.
 
-use crate::numbers;
 use nix::sys::resource::{RLIM_INFINITY, Resource};
 use persist_mem::manifest::Manifest;
 use sys::limits::{MAX_MAP_COUNT, MoreMappings, raise};
@@ -18,7 +17,7 @@ pub(crate) struct Room {
 impl Room {
     /// Raises what is needed. Whoever gets less notices at the first thing too many.
     pub(crate) fn make(manifest: &Manifest) -> Room {
-        allow_descriptors(manifest);
+        allow_descriptors();
         // Timers and signals of everybody are made by this process's user, until credentials are set.
         for which in [Resource::RLIMIT_SIGPENDING, Resource::RLIMIT_MSGQUEUE] {
             if let Err(errno) = raise(which, RLIM_INFINITY) {
@@ -31,14 +30,11 @@ impl Room {
     }
 }
 
-/// Every description is open in this process for a while, and processes are made with our limit.
-fn allow_descriptors(manifest: &Manifest) {
-    /// For this process itself.
-    const MORE: u64 = 1024;
-    let most = u64::try_from(numbers::highest(manifest)).unwrap_or(0);
-    let wanted = most.max(2 * manifest.descriptions.len() as u64) + MORE;
-    if let Err(errno) = raise(Resource::RLIMIT_NOFILE, wanted) {
-        log::warn!("raising the limit of open files to {wanted}: {errno}");
+/// Every description, every memory object and every process is open in this process for a while, and processes are made
+/// with our limit.
+fn allow_descriptors() {
+    if let Err(errno) = sys::limits::allow_descriptors() {
+        log::warn!("raising the limit of open files: {errno}");
     }
 }
 

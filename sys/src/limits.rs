@@ -1,6 +1,6 @@
 //! The calling process's own limits (getrlimit(2)).
 
-use crate::{Result, procdir};
+use crate::{Errno, Result, procdir};
 use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs::File;
@@ -17,6 +17,22 @@ pub fn raise(which: Resource, most: u64) -> Result<()> {
         return Ok(());
     }
     setrlimit(which, most, hard.max(most)).or_else(|_| setrlimit(which, hard.min(most), hard))
+}
+
+/// Allows this process as many descriptors as there may be (proc_sys_fs(5), `nr_open`). Whoever gets less of it than is
+/// needed notices at the first descriptor too many.
+///
+/// # Errors
+/// As setrlimit(2), or `/proc/sys/fs/nr_open` cannot be read.
+pub fn allow_descriptors() -> Result<()> {
+    raise(Resource::RLIMIT_NOFILE, nr_open()?)
+}
+
+fn nr_open() -> Result<u64> {
+    let mut text = String::new();
+    let mut setting = procdir::setting("fs/nr_open", OFlag::O_RDONLY)?;
+    setting.read_to_string(&mut text).map_err(|_| Errno::EIO)?;
+    text.trim().parse().map_err(|_| Errno::EINVAL)
 }
 
 /// How many mappings a process may have (proc_sys_vm(5)).
@@ -51,5 +67,20 @@ impl Drop for MoreMappings {
     fn drop(&mut self) {
         // Who could raise it can lower it; a failure leaves more room than before.
         let _ = self.limit.write_all_at(self.before.as_bytes(), 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_descriptors_that_may_be_had_are_taken() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, hard.min(64), hard).unwrap();
+        allow_descriptors().unwrap();
+        let (soft, now) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let most = nr_open().unwrap();
+        assert!(most > 0 && soft >= hard.min(most), "{soft} {now} {most}");
     }
 }

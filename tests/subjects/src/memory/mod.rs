@@ -119,6 +119,11 @@ pub(crate) const GROUP: Group = Group {
             shared_anon::zero,
         ),
         subject(
+            "shared-many",
+            "more objects of shared memory than a process may have open files",
+            shared_anon::many,
+        ),
+        subject(
             "fork-cow",
             "pages shared by fork stay shared",
             fork_cow::start,

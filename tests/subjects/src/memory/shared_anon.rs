@@ -27,6 +27,25 @@ pub(crate) fn zero(setting: &Setting) -> Result<Watch> {
     )
 }
 
+/// One page each.
+pub(crate) fn many(_: &Setting) -> Result<Watch> {
+    /// Usual limits of open files are 1024 and, in a virtual machine that has just booted, 4096 at the most.
+    const COUNT: u64 = 4500;
+    let all: Vec<Area> = (0..COUNT)
+        .map(|number| {
+            let one = Area::map(1, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1)?;
+            one.put(0, 0, number);
+            Ok(one)
+        })
+        .collect::<Result<_>>()?;
+    let last = *all.last().ok_or_else(|| anyhow::anyhow!("none"))?;
+    let numbers = move || Ok(all.iter().map(|one| one.get(0, 0)).collect::<Vec<u64>>());
+    Ok(Watch::keep(numbers)?.spoiled_by(move || {
+        last.put(0, 0, 7);
+        Ok(())
+    }))
+}
+
 /// The child answers each number in the memory with the next one.
 fn family(setting: &Setting, area: Area) -> Result<Watch> {
     area.part(4, 4).fill(14);
