@@ -5,7 +5,7 @@ use crate::files::outsiders::lives_outside;
 use crate::{FreezerError, PageRun, PageSink, PageSource, Refusal, kernel};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::unistd::{Whence, lseek64};
-use persist_mem::manifest::{Extent, SharedKind, SharedObject, SystemVShm};
+use persist_mem::manifest::{Extent, FileTime, SharedKind, SharedObject, SystemVShm};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
@@ -303,11 +303,15 @@ pub(crate) fn memfd(file: &File, link: &[u8]) -> Result<SharedKind, String> {
     })
 }
 
-/// Access and modification, nanoseconds since 1970.
-fn times(meta: &Metadata) -> (i64, i64) {
+/// Access and modification.
+fn times(meta: &Metadata) -> (FileTime, FileTime) {
+    let time = |seconds, nanoseconds| FileTime {
+        seconds,
+        nanoseconds,
+    };
     (
-        meta.atime() * 1_000_000_000 + meta.atime_nsec(),
-        meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
+        time(meta.atime(), meta.atime_nsec()),
+        time(meta.mtime(), meta.mtime_nsec()),
     )
 }
 

@@ -5,7 +5,7 @@ use super::path::DELETED;
 use crate::proc;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, fstat};
-use persist_mem::manifest::{RemovedDirectory, RemovedId};
+use persist_mem::manifest::{FileTime, RemovedDirectory, RemovedId};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
@@ -29,7 +29,10 @@ impl Directories {
         let within = removed_above(through, stat)
             .map(|(fd, link, stat)| self.note(&link, &stat, Path::new(&own_path(&fd))));
         let id = RemovedId(u32::try_from(self.0.len()).unwrap_or(u32::MAX));
-        let time = |seconds: i64, nanoseconds: i64| seconds * 1_000_000_000 + nanoseconds;
+        let time = |seconds, nanoseconds| FileTime {
+            seconds,
+            nanoseconds,
+        };
         let directory = RemovedDirectory {
             id,
             path: link.strip_suffix(DELETED).unwrap_or(link).to_vec(),

@@ -1,5 +1,6 @@
 //! Files and open file descriptions.
 
+use super::FileTime;
 use super::{Ring, Socket};
 use serde::{Deserialize, Serialize};
 use sys::Pid;
@@ -379,8 +380,8 @@ pub struct RemovedDirectory {
     pub mode: u32,
     /// User and group.
     pub owner: (u32, u32),
-    /// Access and modification times in nanoseconds since 1970.
-    pub times: (i64, i64),
+    /// Access and modification times.
+    pub times: (FileTime, FileTime),
 }
 
 impl RemovedDirectory {

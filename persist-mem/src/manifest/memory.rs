@@ -242,6 +242,15 @@ pub struct Extent {
     pub frame: u64,
 }
 
+/// A time of a file. Memory's file systems keep every second that an `i64` can name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileTime {
+    /// Since 1970.
+    pub seconds: i64,
+    /// Of that second.
+    pub nanoseconds: i64,
+}
+
 /// A memory object that has no path: shared anonymous memory, a memfd, System V shared memory, a
 /// file that has been removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -273,8 +282,8 @@ pub enum SharedKind {
         mode: u32,
         /// User and group.
         owner: (u32, u32),
-        /// Access and modification times in nanoseconds since 1970.
-        times: (i64, i64),
+        /// Access and modification times.
+        times: (FileTime, FileTime),
         /// Names and values of its extended attributes (xattr(7)).
         attributes: Vec<(Vec<u8>, Vec<u8>)>,
         /// Bytes that are allocated, with those of fallocate(2) that hold nothing.
@@ -290,8 +299,8 @@ pub enum SharedKind {
         mode: u32,
         /// User and group.
         owner: (u32, u32),
-        /// Access and modification times in nanoseconds since 1970.
-        times: (i64, i64),
+        /// Access and modification times.
+        times: (FileTime, FileTime),
         /// Names and values of its extended attributes (xattr(7)).
         attributes: Vec<(Vec<u8>, Vec<u8>)>,
         /// Bytes that are allocated, with those of fallocate(2) that hold nothing.

@@ -8,7 +8,7 @@ use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::{Mode, fchmod, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
-use persist_mem::manifest::{RemovedDirectory, RemovedId};
+use persist_mem::manifest::{FileTime, RemovedDirectory, RemovedId};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::Permissions;
@@ -90,7 +90,7 @@ fn describe(directory: &RemovedDirectory, fd: &OwnedFd) -> sys::Result<()> {
     let (uid, gid) = directory.owner;
     fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
     fchmod(fd, Mode::from_bits_truncate(directory.mode))?;
-    let time = |ns: i64| TimeSpec::new(ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
+    let time = |of: FileTime| TimeSpec::new(of.seconds, of.nanoseconds);
     let (access, change) = directory.times;
     futimens(fd, &time(access), &time(change))
 }

@@ -15,7 +15,9 @@ use crate::restore::Restore;
 use nix::fcntl::OFlag;
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
-use persist_mem::manifest::{Backing, DescriptionKind, Manifest, SharedKind, SharedObject};
+use persist_mem::manifest::{
+    Backing, DescriptionKind, FileTime, Manifest, SharedKind, SharedObject,
+};
 use persist_mem::store::PageStore;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -233,13 +235,13 @@ fn allocate(object: &SharedObject, file: &OwnedFd) -> Result<(), ResurrectError>
         .map_err(failed(object, "allocating its blocks"))
 }
 
-/// Sets access and modification times, nanoseconds since 1970.
+/// Sets access and modification times.
 fn set_times(
     object: &SharedObject,
     fd: &OwnedFd,
-    (access, change): (i64, i64),
+    (access, change): (FileTime, FileTime),
 ) -> Result<(), ResurrectError> {
-    let time = |ns: i64| TimeSpec::new(ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
+    let time = |of: FileTime| TimeSpec::new(of.seconds, of.nanoseconds);
     let set = futimens(fd, &time(access), &time(change));
     set.map_err(failed(object, "setting its times"))
 }

@@ -77,7 +77,7 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     })))
 }
 
-/// Times of long ago, an attribute, and blocks behind the end and in a hole (fallocate(2)).
+/// Times of long ago and far ahead (behind what fits into nanoseconds), an attribute, and blocks behind the end and in a hole (fallocate(2)).
 pub(crate) fn attributes(setting: &Setting) -> Result<Watch> {
     let memfd = create(c"with attributes", 3)?;
     let directory = setting.path("directory");
@@ -90,7 +90,7 @@ pub(crate) fn attributes(setting: &Setting) -> Result<Watch> {
             libc::FALLOC_FL_KEEP_SIZE,
             libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE,
         );
-        let times = [time(1_000_000_000), time(1_100_000_000)];
+        let times = [time(1_000_000_000), time(12_000_000_000)];
         let value = b"value";
         // SAFETY: calls on descriptors of ours with strings and structures that live.
         unsafe {
