@@ -146,7 +146,9 @@ fn examine(
     found.extend(tables::of_threads(pid, representative)?);
     found.extend(namespaces(pid)?);
     found.extend(crate::ipc::undo::refusal(pid));
-    found.extend(crate::landlock::refusals(pid, &mut facts.domains));
+    let mut domains = core::mem::take(&mut facts.domains);
+    found.extend(crate::landlock::refusals(pid, &mut domains, facts.inside()));
+    facts.domains = domains;
     found.extend(crate::ports::refusal(pid));
     found.extend(crate::keyrings::refusal(pid, whole_host));
     found.extend(capture::memory_refusals(pid, objects)?);

@@ -12,7 +12,7 @@ use crate::room::Room;
 use crate::scratch::{self, BATCH_LEN};
 use crate::stages::STAGES;
 use crate::task::Task;
-use crate::thread::landlock::Rulesets;
+use crate::thread::landlock::{self, Bridges, Rulesets};
 use crate::thread::waits::Wait;
 use nix::sched::{CloneFlags, setns};
 use persist_mem::manifest::{FileTable, Live, Manifest};
@@ -82,6 +82,8 @@ pub(crate) struct Restore<'a> {
     pub(crate) self_pidfd: OwnedFd,
     /// Rulesets that processes have taken and not enforced yet.
     pub(crate) rulesets: Rulesets,
+    /// Helpers in domains of Landlock.
+    pub(crate) bridges: Bridges,
     pub(crate) processor: Option<OneProcessor>,
     _room: Room,
     started: Instant,
@@ -120,6 +122,7 @@ impl<'a> Restore<'a> {
             moved_rings: Moved::new(),
             self_pidfd: numbers::copy(manifest, &pidfd)?,
             rulesets: Rulesets::new(),
+            bridges: Bridges::new(),
             processor: OneProcessor::hold(),
             _room: room,
             started,
@@ -180,6 +183,7 @@ impl<'a> Restore<'a> {
     }
 
     fn end_all(&mut self) {
+        landlock::kill_bridges(&self.bridges);
         for task in self.tasks.values_mut() {
             // What is gone already is what is wanted.
             let _ = process::kill(task.host_pid(), nix::sys::signal::Signal::SIGKILL as i32);

@@ -21,6 +21,10 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("semaphores and messages", ipc::make),
     ("memory", memory::build),
     ("a look at the pages", memory::look),
+    (
+        "domains that threads share",
+        thread::landlock::before_threads,
+    ),
     ("threads", thread::birth::create),
     ("flags", thread::registers::load_flags),
     ("open files", files::open),

@@ -36,6 +36,8 @@ pub(crate) struct Task {
     pub(crate) handed_over: bool,
     /// What its memory is.
     pub(crate) memory: Memory,
+    /// How many layers of Landlock its threads are made with.
+    pub(crate) layers: usize,
 }
 
 impl Task {

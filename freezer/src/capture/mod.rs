@@ -215,7 +215,7 @@ fn lives(
             crate::tables::note_own_undo(&mut live.threads);
             directories_of_threads(pid, live, table)?;
             apart::capture(pid, live, table)?;
-            crate::landlock::capture(pid, live, &mut domains)?;
+            crate::landlock::capture(pid, live, &mut domains, &pids)?;
             groups.tell(pid, process.sid, live);
         }
         captured.push((at, (process, timers)));

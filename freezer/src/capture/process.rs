@@ -199,6 +199,7 @@ pub(super) fn nothing() -> Live {
         chooses_timer_ids: false,
         filters: Vec::new(),
         layers: Vec::new(),
+        layers_together: 0,
         oom_score_adj: 0,
         child_subreaper: false,
         dumpable: 1,

@@ -119,6 +119,7 @@ pub(super) fn describe(
         no_new_privs: status.mask("NoNewPrivs") != 0,
         seccomp: seccomp::capture(pid, tid, status, filters)?,
         layers: Vec::new(),
+        domains: Vec::new(),
         dispatch: inside.dispatch,
         memory_policy: asked.memory_policy,
         directories: None,

@@ -205,6 +205,7 @@ impl Waiting {
             no_new_privs: status.mask("NoNewPrivs") != 0,
             seccomp: Seccomp::Off,
             layers: Vec::new(),
+            domains: Vec::new(),
             dispatch: None,
             directories: None,
             files: None,

@@ -2,35 +2,28 @@
 //!
 //! No interface tells of them, not even that there is one: all is read from the kernel's memory ([`find`],
 //! `kernel/landlock.rs`). Every layer is made again as a ruleset of its own. A domain that is alike is not the same one: who is
-//! in it has no power over those in another (ptrace(2), scopes). So one that several processes are in is refused.
+//! in it has no power over those in another (ptrace(2), scopes). So those that are in one are told together ([`together`]).
 
 mod files;
 mod find;
 mod objects;
+mod together;
 
 use crate::kernel::{self, Domain, Kernel, Unreadable};
 use crate::{FreezerError, Refusal, proc};
 pub(crate) use files::{concerns, denied};
 use find::this_thread;
 use objects::Objects;
-use persist_mem::manifest::{Layer, LayerObject, LayerRule, Live, Rights};
-use std::collections::{BTreeMap, BTreeSet};
+use persist_mem::manifest::{Layer, LayerRule, Live, Rights};
+use std::collections::BTreeSet;
 use sys::{Pid, Tid};
+use together::Everybody;
 
 const RESOURCE: &str = "landlock";
 
 /// Who is in which domains, as far as that was needed.
 #[derive(Debug, Default)]
 pub(crate) struct Domains(Option<Everybody>);
-
-/// A look at all processes.
-#[derive(Debug, Default)]
-struct Everybody {
-    /// Who has a layer, by its node.
-    members: BTreeMap<u64, BTreeSet<Pid>>,
-    /// Threads that trace others.
-    tracers: BTreeSet<Tid>,
-}
 
 /// What was found of a process.
 #[derive(Default)]
@@ -40,33 +33,21 @@ struct Found {
     threads: Vec<(Tid, Vec<u64>, Vec<u32>)>,
 }
 
-impl Found {
-    /// Whether no program may be executed where these layers are enforced: who has given that up, behind its
-    /// last open as a rule, has no children to signal from another thread.
-    fn may_execute_nothing(&self, layers: &[u32]) -> bool {
-        const EXECUTE: u64 = 1;
-        let mut layers = layers.iter().filter_map(|at| self.layers.get(*at as usize));
-        layers.any(|layer| {
-            let allowed = |rule: &LayerRule| {
-                matches!(rule.object, LayerObject::Path(_)) && rule.allowed & EXECUTE != 0
-            };
-            layer.handled.fs & EXECUTE != 0 && !layer.rules.iter().any(allowed)
-        })
-    }
-}
-
 /// Why a process is not carried, if threads of it are in domains that cannot be made again. Where the kernel's memory
 /// cannot be read nobody can tell whether there are any.
-pub(crate) fn refusals(pid: Pid, domains: &mut Domains) -> Vec<Refusal> {
+pub(crate) fn refusals(pid: Pid, domains: &mut Domains, inside: Option<&[Pid]>) -> Vec<Refusal> {
     match describe(pid) {
         Ok(found) if found.layers.is_empty() => Vec::new(),
-        Ok(found) => obstacle(pid, &found, domains).into_iter().collect(),
+        Ok(found) => examine(pid, &found, domains, inside)
+            .err()
+            .into_iter()
+            .collect(),
         Err(FreezerError::Refused(found)) => found,
         Err(_) => Vec::new(),
     }
 }
 
-/// Notes the domains of a stopped process's threads.
+/// Notes the domains of a stopped process's threads; `inside` are all that stand still.
 ///
 /// # Errors
 /// [`FreezerError::Refused`].
@@ -74,18 +55,21 @@ pub(crate) fn capture(
     pid: Pid,
     live: &mut Live,
     domains: &mut Domains,
+    inside: &[Pid],
 ) -> Result<(), FreezerError> {
     let found = describe(pid)?;
     if found.layers.is_empty() {
         return Ok(());
     }
-    if let Some(refusal) = obstacle(pid, &found, domains) {
-        return Err(FreezerError::Refused(vec![refusal]));
-    }
+    let together = examine(pid, &found, domains, Some(inside));
+    live.layers_together = together.map_err(|why| FreezerError::Refused(vec![why]))?;
     live.layers = found.layers;
     for thread in &mut live.threads {
         let own = found.threads.iter().find(|(tid, ..)| *tid == thread.tid);
-        thread.layers = own.map_or_else(Vec::new, |(_, _, layers)| layers.clone());
+        if let Some((_, nodes, layers)) = own {
+            thread.layers.clone_from(layers);
+            thread.domains.clone_from(nodes);
+        }
     }
     Ok(())
 }
@@ -221,74 +205,22 @@ fn layers(domain: &Domain, own: &[u64], objects: &mut Objects) -> Result<Vec<Lay
     Ok(found)
 }
 
-/// Why domains of a process that could be made again would not be the same for others.
-fn obstacle(pid: Pid, found: &Found, domains: &mut Domains) -> Option<Refusal> {
+/// How many layers its threads have to be in together, or why domains of a process cannot be made again.
+fn examine(
+    pid: Pid,
+    found: &Found,
+    domains: &mut Domains,
+    inside: Option<&[Pid]>,
+) -> Result<u32, Refusal> {
     let everybody = domains.0.get_or_insert_with(Everybody::look);
-    let threads = || found.threads.iter();
-    let nodes: BTreeSet<u64> = threads().flat_map(|(_, nodes, _)| nodes.clone()).collect();
-    let other = |node: &u64| {
-        let members = everybody.members.get(node).into_iter().flatten();
-        members.copied().find(|other| *other != pid)
-    };
-    if let Some(other) = nodes.iter().find_map(other) {
-        let comm = proc::comm(other);
-        let why = format!(
-            "it has restricted itself with Landlock, together with process {other} ({comm}): what they may do to each other cannot be made again"
-        );
-        return Some(refuse(pid, why));
-    }
-    let scoped = |layer: &u32| {
-        let layer = found.layers.get(*layer as usize);
-        layer.is_some_and(|layer| layer.handled.scope != 0)
-    };
-    let several = |node: &u64| {
-        threads()
-            .filter(|(_, nodes, _)| nodes.contains(node))
-            .count()
-            > 1
-    };
-    let together = threads().any(|(_, nodes, layers)| {
-        let mut both = nodes.iter().zip(layers);
-        both.any(|(node, layer)| scoped(layer) && several(node))
-            && !found.may_execute_nothing(layers)
-    });
-    if together {
-        let why = "its threads have scoped their signals or sockets together with Landlock (LANDLOCK_SCOPE_*) and may start programs: what threads and children of them may do to each other cannot be made again";
-        return Some(refuse(pid, why));
-    }
-    if threads().any(|(tid, ..)| everybody.tracers.contains(tid)) {
-        let why = "it has restricted itself with Landlock and traces another process, which it could not do again";
-        return Some(refuse(pid, why));
-    }
-    None
-}
-
-impl Everybody {
-    fn look() -> Everybody {
-        let mut found = Everybody::default();
-        for pid in proc::everyone().unwrap_or_default() {
-            // Who has ended does nothing any more.
-            if proc::representative(pid).is_none() {
-                continue;
-            }
-            let threads = proc::threads(pid).unwrap_or_default();
-            for tid in &threads {
-                let tracer = crate::freeze::traced::tracer_of(pid, *tid);
-                found.tracers.extend(tracer);
-            }
-            let domains = patiently(|| domains_of(&proc::threads(pid).unwrap_or_default()));
-            let domains = domains.unwrap_or_default();
-            for node in domains.iter().flat_map(|(_, domain)| nodes(domain)) {
-                found.members.entry(node).or_default().insert(pid);
-            }
-        }
-        found
-    }
+    let inside = inside.map(|inside| inside.iter().copied().collect::<BTreeSet<_>>());
+    together::examine(pid, found, everybody, inside.as_ref())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use persist_mem::manifest::LayerObject;
     use std::sync::mpsc;
     use sys::landlock::{Object, add_rule, ruleset};
 

@@ -115,6 +115,8 @@ pub struct Live {
     pub filters: Vec<Filter>,
     /// Layers of the domains of Landlock that its threads are in.
     pub layers: Vec<Layer>,
+    /// So many of the first layers all its threads are in together, as scopes ask for.
+    pub layers_together: u32,
     /// `/proc/PID/oom_score_adj`.
     pub oom_score_adj: i32,
     /// PR_SET_CHILD_SUBREAPER.
@@ -385,6 +387,9 @@ pub struct Thread {
     pub seccomp: Seccomp,
     /// What it has forbidden itself (landlock(7)), the first at the start: indices of [`Live::layers`].
     pub layers: Vec<u32>,
+    /// What tells each of them from others that are alike: threads and processes with the same number are in it
+    /// together.
+    pub domains: Vec<u64>,
     /// PR_SET_SYSCALL_USER_DISPATCH, None when it is off.
     pub dispatch: Option<Dispatch>,
     /// On which nodes its memory is to be, None for the usual.

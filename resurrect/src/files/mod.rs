@@ -424,5 +424,5 @@ pub(crate) fn close_way_back(restore: &mut Restore<'_>) -> Result<(), ResurrectE
             .call("closing a pidfd", nr::CLOSE, [pidfd.into()]);
         calls.flush()?;
     }
-    Ok(())
+    crate::thread::landlock::end_bridges(restore)
 }

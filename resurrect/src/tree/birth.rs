@@ -6,6 +6,7 @@ use crate::calls::{nr, run};
 use crate::memory;
 use crate::restore::Restore;
 use crate::task::{Memory, Task};
+use crate::thread::landlock;
 use persist_mem::manifest::{Live, Thread};
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
@@ -49,7 +50,10 @@ pub(super) fn fork(
         Memory::Own { .. } => Some(Memory::Of(owner(by).unwrap_or(by))),
         inherited => Some(inherited),
     });
-    let leader = match by {
+    if let Some(by) = by {
+        landlock::before_fork(restore, by, pid)?;
+    }
+    let mut leader = match by {
         // The first process of a PID namespace has its founder as parent whatever is done.
         None if restore.options.root_flags != 0 => first(restore, pid, &[pid])?,
         None => {
@@ -63,6 +67,7 @@ pub(super) fn fork(
                     helped: false,
                     handed_over: false,
                     memory: Memory::Empty,
+                    layers: 0,
                 };
                 restore.tasks.insert(INTERMEDIATE, task);
             }
@@ -73,6 +78,8 @@ pub(super) fn fork(
     if let Some(by) = by.filter(|_| !locked.is_empty()) {
         memory::after_fork(restore, by, &locked)?;
     }
+    let maker = by.and_then(|by| restore.tasks.get(&by));
+    leader.set_lender(maker.and_then(|maker| maker.first.lender()));
     let task = Task {
         first: leader,
         threads: BTreeMap::new(),
@@ -81,6 +88,7 @@ pub(super) fn fork(
         helped: false,
         handed_over: false,
         memory: memory.unwrap_or_default(),
+        layers: maker.map_or(0, |maker| maker.layers),
     };
     let host = task.host_pid();
     let first = by.is_none();

@@ -11,6 +11,7 @@ use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
 use crate::task::Task;
+use crate::thread::landlock::Early;
 pub(crate) use birth::{OPTIONS, clone_args, taken, thread, wait_until_stopped};
 use persist_mem::manifest::Manifest;
 use plan::{Outside, Step};
@@ -28,7 +29,14 @@ pub fn possible(manifest: &Manifest) -> Result<(), (Pid, String)> {
         sid: Pid(0),
         pgid: Pid(0),
     };
-    plan::plan(&manifest.processes, outside).map(drop)
+    let steps = plan::plan(&manifest.processes, outside)?;
+    let mut early = Early::of(&manifest.processes);
+    for step in steps {
+        if let Step::Fork { pid, by, .. } = step {
+            early.fork(pid, by)?;
+        }
+    }
+    early.finish()
 }
 
 /// Makes every process, zombies-to-be included, as bare stopped shells.

@@ -180,6 +180,29 @@ impl Batch {
         CallIndex(self.calls.len() - 1)
     }
 
+    /// The calls with a number, and their arguments.
+    pub fn calls_of(&self, nr: i64) -> impl Iterator<Item = (CallIndex, [Arg; 6])> {
+        let calls = self.calls.iter().enumerate();
+        let calls = calls.filter(move |(_, call)| call.nr == nr);
+        calls.map(|(index, call)| (CallIndex(index), call.args))
+    }
+
+    /// Has another call take the place of one.
+    pub fn replace<const N: usize>(&mut self, index: CallIndex, nr: i64, args: [Arg; N]) {
+        if let Some(call) = self.calls.get_mut(index.0) {
+            call.nr = nr;
+            call.args = [Arg::Value(0); 6];
+            call.args[..N].copy_from_slice(&args);
+        }
+    }
+
+    /// What a buffer holds before the batch is run.
+    #[must_use]
+    pub fn input(&self, buffer: Buffer) -> &[u8] {
+        let bytes = self.data.get(buffer.offset..buffer.offset + buffer.len);
+        bytes.unwrap_or_default()
+    }
+
     /// Number of calls.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -130,6 +130,8 @@ impl Tracee {
         if batch.is_empty() {
             return Ok(batch.decode(batch.encode(0)));
         }
+        let lent = self.lent(batch)?;
+        let batch = lent.as_ref().unwrap_or(batch);
         let regs = self.regs()?;
         let table = self.prepare_raw(batch, 0, regs)?;
         self.go(|_, status| status == Status::Signal(libc::SIGTRAP))?;

@@ -8,13 +8,13 @@ pub use batches::{Running, seats};
 pub use single::{Foothold, find_gate};
 pub use together::run_together;
 
-use crate::batch::{self, CallFailure};
+use crate::batch::{self, Batch, CallFailure};
 use crate::regs::Regs;
 use crate::sigframe::Remaining;
 use crate::vm::ProcMem;
 use crate::wait::{self, Status};
 use crate::{Errno, Pid, Tid, ptrace};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Why something could not be done in a tracee.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -81,6 +81,18 @@ pub struct Scratch {
     pub len: usize,
 }
 
+/// Who gets for a thread what it cannot reach itself: changes a batch ahead of its run ([`Tracee::run_raw`]).
+pub trait Lend: core::fmt::Debug + Send {
+    /// The batch to be run in the place of that one, None for itself.
+    ///
+    /// # Errors
+    /// When something cannot be had.
+    fn lend(&mut self, batch: &Batch) -> Result<Option<Batch>, TraceeError>;
+}
+
+/// One that several threads have.
+pub type Lender = Arc<Mutex<dyn Lend>>;
+
 /// A thread stopped under our ptrace. The value does not own the attachment: who seized it
 /// detaches it.
 #[derive(Debug)]
@@ -100,6 +112,7 @@ pub struct Tracee {
     remaining: Option<Remaining>,
     /// Its registers and signal mask while it is as it was put back last.
     at_rest: Option<(Regs, u64)>,
+    lender: Option<Lender>,
 }
 
 const fn all_but(signal: i32) -> u64 {
@@ -134,6 +147,7 @@ impl Tracee {
             marker: libc::SIGTRAP,
             remaining: None,
             at_rest: None,
+            lender: None,
         }
     }
 
@@ -151,7 +165,28 @@ impl Tracee {
             marker: self.marker,
             remaining: None,
             at_rest: None,
+            lender: self.lender.clone(),
         }
+    }
+
+    /// Says who lends to it.
+    pub fn set_lender(&mut self, lender: Option<Lender>) {
+        self.lender = lender;
+    }
+
+    /// Who lends to it.
+    #[must_use]
+    pub fn lender(&self) -> Option<Lender> {
+        self.lender.clone()
+    }
+
+    /// What is to be run in the place of a batch.
+    fn lent(&self, batch: &Batch) -> Result<Option<Batch>, TraceeError> {
+        let Some(lender) = &self.lender else {
+            return Ok(None);
+        };
+        let mut lender = lender.lock().unwrap_or_else(PoisonError::into_inner);
+        lender.lend(batch)
     }
 
     /// Names the signal that ends its batches ([`Tracee::run`]): one that does nothing to it when it

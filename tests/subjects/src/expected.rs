@@ -27,14 +27,6 @@ use Fate::{Carried, Refused, Wrong};
 /// Subjects that are not carried in both ways.
 const EXCEPTIONS: &[(&str, Expected)] = &[
     (
-        "landlock-scopes-shared",
-        both(Refused("have scoped their signals or sockets together")),
-    ),
-    (
-        "landlock-shared",
-        both(Refused("restricted itself with Landlock, together with")),
-    ),
-    (
         "pty-unopened",
         both(Refused("before anybody opened its slave")),
     ),

@@ -247,6 +247,7 @@ impl Seen {
             no_new_privs: status.mask("NoNewPrivs") != 0,
             seccomp: Seccomp::Off,
             layers: Vec::new(),
+            domains: Vec::new(),
             dispatch: None,
             memory_policy: None,
             directories: None,

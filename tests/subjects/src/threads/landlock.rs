@@ -2,9 +2,10 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::io::{Seek, Write};
+use std::io::{Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -419,18 +420,122 @@ pub(crate) fn opened(setting: &Setting) -> Result<Watch> {
     Ok(crew.watch())
 }
 
-/// A domain that a child has from its parent.
-pub(crate) fn shared(_: &Setting) -> Result<Watch> {
-    restrict([MAKE_BLOCK, 0, 0], &[])?;
+/// A child that tells, when it is asked, what it may see of its parent and whether it may make devices.
+fn relative(further: bool, device: PathBuf, mut asked: UnixStream) -> impl FnOnce() {
+    move || {
+        let parent = std::os::unix::process::parent_id();
+        if further && restrict([MAKE_BLOCK, 0, 0], &[]).is_err() {
+            return;
+        }
+        let Ok(name) = CString::new(device.as_os_str().as_bytes()) else {
+            return;
+        };
+        let mut byte = [0];
+        while asked.read_exact(&mut byte).is_ok() {
+            let up = error(fs::read_link(format!("/proc/{parent}/exe")));
+            let mode = libc::S_IFBLK | 0o600;
+            let mknod = args([name.as_ptr() as u64, mode.into(), 0]);
+            let made = raw(libc::SYS_mknod, mknod);
+            let _ = fs::remove_file(&device);
+            let answer = [up as u8, made.unsigned_abs() as u8];
+            if asked.write_all(&answer).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// A domain that a child has from its parent, and one more that only the child is in.
+pub(crate) fn shared(setting: &Setting) -> Result<Watch> {
+    let place = Place::new(setting)?;
+    let exe = std::env::current_exe()?;
+    // Even what it runs from it may not open any more.
+    let rules = [
+        Rule::Beneath(
+            place.inner.clone(),
+            READ_FILE | WRITE_FILE | MAKE_REG | REMOVE_FILE,
+        ),
+        Rule::Beneath("/proc".into(), READ_FILE | READ_DIR),
+        Rule::Beneath(
+            setting
+                .path("x")
+                .parent()
+                .unwrap_or(Path::new("/"))
+                .to_owned(),
+            READ_DIR | WRITE_FILE | READ_FILE | MAKE_REG | REMOVE_FILE,
+        ),
+    ];
+    let mine = fs::File::open(&exe)?;
+    restrict(
+        [
+            READ_FILE | WRITE_FILE | READ_DIR | MAKE_REG | REMOVE_FILE,
+            0,
+            0,
+        ],
+        &rules,
+    )?;
+    same("opening", &libc::EACCES, &error(fs::File::open(&exe)))?;
+    let (ready, told) = UnixStream::pair()?;
+    let equal = fork(relative(false, place.inner.join("one"), ready))?;
+    let equals = told;
+    let (ready, told) = UnixStream::pair()?;
+    let inner = fork(relative(true, place.inner.join("other"), ready))?;
+    let inners = told;
+    let mut crew = Crew::default();
+    crew.add(|| {
+        // A thread that has all that its process has.
+        Watch::keep(|| Ok(error(fs::File::open(std::env::current_exe()?))))
+    })?;
+    let sees = move || -> Result<[i32; 6]> {
+        let of_child = |mut stream: &UnixStream| -> Result<[u8; 2]> {
+            let mut answer = [0; 2];
+            stream.write_all(b"x")?;
+            stream.read_exact(&mut answer)?;
+            Ok(answer)
+        };
+        let ([a, b], [c, d]) = (of_child(&equals)?, of_child(&inners)?);
+        // What only an equal, or who is further out, may see.
+        let down = |pid: i32| error(fs::read_link(format!("/proc/{pid}/exe")));
+        let _ = &mine;
+        Ok([
+            down(equal),
+            down(inner),
+            a.into(),
+            b.into(),
+            c.into(),
+            d.into(),
+        ])
+    };
+    Ok(Watch::keep(sees)?.and(crew.watch()).and(watch(place)?))
+}
+
+/// A domain that scopes signals, which a child has from its parent, as have threads of both.
+pub(crate) fn scopes_family(_: &Setting) -> Result<Watch> {
+    if version() < 6 {
+        return not_here("no scopes of Landlock");
+    }
+    let outside = fork(|| {
+        loop {
+            // SAFETY: nothing is taken.
+            unsafe { libc::pause() };
+        }
+    })?;
+    restrict([0, 0, SIGNAL], &[])?;
     let child = fork(|| {
         loop {
             // SAFETY: nothing is taken.
             unsafe { libc::pause() };
         }
     })?;
-    Ok(Watch::new(move || {
-        // What only an equal, or who is further out, may see.
-        let link = fs::read_link(format!("/proc/{}/exe", child));
-        same("looking at the child", &0, &error(link))
-    }))
+    let sends = move || {
+        [child, outside].map(|pid| {
+            // SAFETY: no pointers.
+            let sent = unsafe { libc::kill(pid, 0) };
+            if sent == 0 { 0 } else { errno() }
+        })
+    };
+    same("signals", &[0, libc::EPERM], &sends())?;
+    let mut crew = Crew::default();
+    crew.add(move || Watch::keep(move || Ok(sends())))?;
+    Ok(crew.watch().and(Watch::keep(move || Ok(sends()))?))
 }

@@ -242,6 +242,11 @@ pub(crate) const GROUP: Group = Group {
             landlock::scopes_shared,
         ),
         subject(
+            "landlock-scopes-family",
+            "scopes of Landlock that threads and children are in",
+            landlock::scopes_family,
+        ),
+        subject(
             "landlock-opened",
             "files opened in a domain of Landlock that denies to truncate them",
             landlock::opened,

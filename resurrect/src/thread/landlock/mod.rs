@@ -1,7 +1,11 @@
 //! Domains of Landlock (landlock(7)): every layer is enforced again, in order, by a ruleset that this process makes.
 //!
 //! The rulesets are taken while the process can reach this one, and enforced when all is done that a domain forbids:
-//! the way to this process, files, sockets, signals to others.
+//! the way to this process, files, sockets, signals to others. Those that several processes are in come earlier
+//! ([`together`]).
+
+pub(crate) mod lender;
+mod together;
 
 use crate::ResurrectError;
 use crate::calls::{nr, run};
@@ -17,6 +21,7 @@ use sys::batch::Batch;
 use sys::landlock::Object;
 use sys::tracee::Tracee;
 use sys::{Pid, Tid};
+pub(crate) use together::{Bridges, Early, before_fork, before_threads, end_bridges, kill_bridges};
 
 /// Versions that have flags of landlock_restrict_self(2), and quiet rules.
 const HAS_LOG_FLAGS: u32 = 7;
@@ -32,7 +37,11 @@ pub(crate) type Rulesets = BTreeMap<Table, Vec<i32>>;
 pub(crate) fn take(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     const DOING: &str = "taking its rulesets of Landlock";
     let mut taken = Rulesets::new();
-    for (pid, live) in restore.lives().filter(|(_, live)| !live.layers.is_empty()) {
+    for (pid, live) in restore.lives() {
+        let has = restore.task(pid)?.layers;
+        if live.threads.iter().all(|thread| thread.layers.len() <= has) {
+            continue;
+        }
         let made = live.layers.iter().map(|layer| make(pid, layer));
         let made: Vec<OwnedFd> = made.collect::<Result<_, _>>()?;
         let tables: BTreeSet<Table> = live.threads.iter().map(|one| table(pid, one)).collect();
@@ -60,19 +69,21 @@ pub(crate) fn enforce(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     if rulesets.is_empty() {
         return Ok(());
     }
-    let logs = sys::landlock::version() >= HAS_LOG_FLAGS;
+    let tasks = restore.tasks.iter();
+    let early: BTreeMap<Pid, usize> = tasks.map(|(pid, task)| (*pid, task.layers)).collect();
     super::together(
         restore,
         "restricting a thread with Landlock",
         |pid, live, thread| {
             let mut batch = Batch::new();
             let numbers = rulesets.get(&table(pid, thread));
-            for at in &thread.layers {
+            let has = early.get(&pid).copied().unwrap_or(0);
+            for at in thread.layers.iter().skip(has) {
                 let at = *at as usize;
                 // The kernel refuses an index that leads nowhere.
                 let number = numbers.and_then(|numbers| numbers.get(at)).unwrap_or(&-1);
-                let flags = live.layers.get(at).map_or(0, |layer| layer.log);
-                let args = [(*number).into(), if logs { flags } else { 0 }.into()];
+                let flags = live.layers.get(at).map_or(0, flags);
+                let args = [(*number).into(), flags.into()];
                 batch.call("enforcing a ruleset", nr::LANDLOCK_RESTRICT_SELF, args);
             }
             batch
@@ -87,6 +98,12 @@ pub(crate) fn enforce(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         run(table.0, "closing its rulesets of Landlock", keeper, &batch)?;
     }
     Ok(())
+}
+
+/// How a layer is enforced.
+fn flags(layer: &Layer) -> u32 {
+    let logs = sys::landlock::version() >= HAS_LOG_FLAGS;
+    if logs { layer.log } else { 0 }
 }
 
 /// The table that a thread's descriptors are in.
