@@ -19,6 +19,8 @@ pub const SYSCALL: i32 = 24;
 const ATTACH: i32 = 16;
 #[allow(missing_docs, reason = "see above")]
 pub const CONT: i32 = 7;
+/// `PTRACE_SYSEMU`
+const SYSEMU: i32 = 31;
 const SETOPTIONS: i32 = 0x4200;
 const GETSIGINFO: i32 = 0x4202;
 const SETSIGINFO: i32 = 0x4203;
@@ -172,6 +174,13 @@ impl Tracee {
         let number = if to_call { SYSCALL } else { CONT };
         let none = (0.into(), 0.into());
         self.request(batch, "letting its tracee go on", number, none);
+    }
+
+    /// `PTRACE_SYSEMU`: lets it go on to the stop before a call, which it does not make then, nor do its seccomp filters
+    /// see it (kernel/entry/common.c, syscall_trace_enter).
+    pub fn go_on_to_none(self, batch: &mut Batch) {
+        let none = (0.into(), 0.into());
+        self.request(batch, "letting its tracee go on", SYSEMU, none);
     }
 
     /// Lets it go on with a signal in place of the one that it is before.

@@ -25,6 +25,7 @@ core::arch::global_asm!(
     ".pushsection .rodata.kupgrade_remainder,\"a\",@progbits",
     ".globl kupgrade_remainder_start",
     ".globl kupgrade_series_start",
+    ".globl kupgrade_loop_start",
     ".globl kupgrade_remainder_end",
     "kupgrade_remainder_start:",
     "  syscall",
@@ -100,6 +101,10 @@ core::arch::global_asm!(
     "  pop rcx",
     "  pop rsp",
     "  jmp rcx",
+    // Where a thread waits that may make no call.
+    "kupgrade_loop_start:",
+    "  pause",
+    "  jmp kupgrade_loop_start",
     "kupgrade_remainder_end:",
     ".popsection",
 );
@@ -107,6 +112,7 @@ core::arch::global_asm!(
 unsafe extern "C" {
     static kupgrade_remainder_start: u8;
     static kupgrade_series_start: u8;
+    static kupgrade_loop_start: u8;
     static kupgrade_remainder_end: u8;
 }
 
@@ -292,6 +298,13 @@ pub fn series() -> u64 {
     (&raw const kupgrade_series_start as usize - start as usize) as u64
 }
 
+/// Offset in [`code`] of a loop without an end and without calls.
+#[must_use]
+pub fn endless() -> u64 {
+    let start = &raw const kupgrade_remainder_start;
+    (&raw const kupgrade_loop_start as usize - start as usize) as u64
+}
+
 /// The registers behind the call that a thread was interrupted in before it was sent through a series, and is in
 /// the last call of: `code` is where the code is, `read` reads a word of its memory. None elsewhere.
 #[must_use]
@@ -324,7 +337,8 @@ mod tests {
     #[test]
     fn the_code_begins_with_its_call_and_fits() {
         assert!(code().starts_with(&[0x0f, 0x05]));
-        assert!(code().ends_with(&[0xff, 0xe1]));
+        // pause, and a jump back to it.
+        assert!(code()[endless() as usize..] == [0xf3, 0x90, 0xeb, 0xfc]);
         assert!(code().len() <= ROOM);
     }
 

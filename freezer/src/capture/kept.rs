@@ -2,7 +2,7 @@
 
 use crate::kernel::{self, Kernel, Unreadable, half, word};
 use crate::proc;
-use persist_mem::manifest::{QueuedSignal, Rseq, SigAction};
+use persist_mem::manifest::{Filter, QueuedSignal, Rseq, SigAction};
 use sys::{Pid, Tid, ptrace};
 
 const SIGNALS: usize = 64;
@@ -17,6 +17,14 @@ const DISPATCHED: u64 = 1 << 5;
 const SS_ONSTACK: u32 = 1;
 const SS_DISABLE: u32 = 2;
 const SS_AUTODISARM: u32 = 1 << 31;
+/// `SECCOMP_MODE_DISABLED`, `SECCOMP_MODE_STRICT`; the most filters that are read, and the most instructions of one
+/// (`BPF_MAXINSNS`).
+const NO_SECCOMP: u32 = 0;
+const STRICT: u32 = 1;
+const MOST_FILTERS: usize = 1000;
+const MOST_INSTRUCTIONS: u32 = 4096;
+/// Bytes of one (`struct sock_filter`).
+const INSTRUCTION: u32 = 8;
 /// A length of rseq areas before the kernel noted it (6.3).
 const RSEQ_LEN: u32 = 32;
 
@@ -30,6 +38,15 @@ pub(super) struct Kept {
     pub(super) rseq: Option<Rseq>,
     pub(super) actions: Vec<SigAction>,
     pub(super) child_subreaper: bool,
+}
+
+/// How a thread is confined by seccomp(2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Confined {
+    No,
+    Strict,
+    /// The filter that was installed first is the first one.
+    Filters(Vec<Filter>),
 }
 
 /// Looks at a thread of a process; `work` gets the `task_struct`s of its children, too.
@@ -210,6 +227,45 @@ impl Reader<'_> {
             at = self.kernel.word(at, WHAT)?;
         }
         Ok(queued)
+    }
+
+    /// Its seccomp filters, as they were installed: the kernel keeps that for who asks by ptrace(2).
+    pub(super) fn confined(&mut self) -> Result<Confined, Unreadable> {
+        const WHAT: &str = "a seccomp filter";
+        match self.half_of("seccomp.mode")? {
+            NO_SECCOMP => return Ok(Confined::No),
+            STRICT => return Ok(Confined::Strict),
+            _ => {}
+        }
+        let field = |reader: &Self, path| reader.offset("seccomp_filter", path);
+        let (log, before) = (field(self, "log")?, field(self, "prev")?);
+        let program = field(self, "prog")?;
+        let original = self.offset("bpf_prog", "orig_prog")?;
+        let (len, code) = (
+            self.offset("sock_fprog_kern", "len")?,
+            self.offset("sock_fprog_kern", "filter")?,
+        );
+        let mut found = Vec::new();
+        let mut at = self.pointer("seccomp.filter")?;
+        while at != 0 {
+            if found.len() == MOST_FILTERS {
+                return Err(Unreadable::Inconsistent(WHAT));
+            }
+            let program = self.kernel.word(at + program, WHAT)?;
+            let original = self.kernel.word(program + original, WHAT)?;
+            let count = self.half_at(original + len, WHAT)? & 0xffff;
+            if original == 0 || !(1..=MOST_INSTRUCTIONS).contains(&count) {
+                return Err(Unreadable::Inconsistent(WHAT));
+            }
+            let code = self.kernel.word(original + code, WHAT)?;
+            found.push(Filter {
+                code: self.bytes(code, (count * INSTRUCTION) as usize, WHAT)?,
+                log: self.bytes(at + log, 1, WHAT)?[0] != 0,
+            });
+            at = self.kernel.word(at + before, WHAT)?;
+        }
+        found.reverse();
+        Ok(Confined::Filters(found))
     }
 
     /// Whether its system calls are dispatched to user space.

@@ -1,5 +1,6 @@
 //! seccomp filters of a thread.
 
+use super::kept::Confined;
 use crate::FreezerError;
 use crate::proc::Status;
 use persist_mem::manifest::{Filter, Seccomp};
@@ -36,14 +37,31 @@ fn stack(pid: Pid, tid: Tid, filters: &mut Vec<Filter>) -> Result<Vec<u32>, Free
             code: code.as_flattened().to_vec(),
             log: flags & LOG != 0,
         };
-        let known = filters.iter().position(|known| *known == filter);
-        let place = known.unwrap_or_else(|| {
-            filters.push(filter);
-            filters.len() - 1
-        });
-        found.push(u32::try_from(place).unwrap_or(u32::MAX));
+        found.push(add(filters, filter));
     }
     // The kernel counts from the one that was installed last.
     found.reverse();
     Ok(found)
+}
+
+/// The same, of one that the kernel's memory tells of.
+pub(super) fn of_kept(confined: Confined, filters: &mut Vec<Filter>) -> Seccomp {
+    match confined {
+        Confined::No => Seccomp::Off,
+        Confined::Strict => Seccomp::Strict,
+        Confined::Filters(own) => {
+            let places = own.into_iter().map(|filter| add(filters, filter));
+            Seccomp::Filters(places.collect())
+        }
+    }
+}
+
+/// The place of a filter among those of its process.
+fn add(filters: &mut Vec<Filter>, filter: Filter) -> u32 {
+    let known = filters.iter().position(|known| *known == filter);
+    let place = known.unwrap_or_else(|| {
+        filters.push(filter);
+        filters.len() - 1
+    });
+    u32::try_from(place).unwrap_or(u32::MAX)
 }

@@ -9,7 +9,7 @@ mod calls;
 pub(crate) mod held;
 mod moved;
 mod position;
-mod rest;
+pub(crate) mod rest;
 mod scope;
 mod sleepers;
 mod stop;

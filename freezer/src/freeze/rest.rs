@@ -173,6 +173,19 @@ fn prepare((pid, tid): (Pid, Tid), regs: &Regs, rest: &Rest) -> sys::Result<Opti
     }))
 }
 
+/// Whether the process's vdso has room for the code.
+pub(crate) fn has_room(pid: Pid) -> bool {
+    let Ok(Some(vdso)) = position::vdso(pid) else {
+        return false;
+    };
+    let len = usize::try_from(vdso.end - vdso.start);
+    let image = len.ok().and_then(|len| {
+        let mem = proc::memory(pid).ok()?;
+        mem.read_vec(vdso.start, len).ok()
+    });
+    image.is_some_and(|image| remainder::place(&image).is_some())
+}
+
 /// The address of the code in the process's vdso, where it is put if it is not there yet.
 pub(super) fn code(pid: Pid, mem: &ProcMem) -> sys::Result<Option<u64>> {
     let Ok(Some(vdso)) = position::vdso(pid) else {

@@ -43,6 +43,8 @@ pub enum TracedStop {
     Entry,
     /// Behind a system call.
     Exit,
+    /// Before a system call that a seccomp filter asks its tracer about (`PTRACE_EVENT_SECCOMP`).
+    Filter,
     /// A group stop by this signal: its process is stopped.
     Group(i32),
 }

@@ -8,13 +8,14 @@ use super::registers::{own_gate, remove_scratch, to_go_on, xstate};
 use super::{in_order, sleeps};
 use crate::ResurrectError;
 use crate::restore::Restore;
-use persist_mem::manifest::{Live, Traced, TracedStop, TracedThread};
+use persist_mem::manifest::{Backing, Live, Seccomp, Thread, Traced, TracedStop, TracedThread};
 use std::collections::{BTreeMap, BTreeSet};
 use sys::batch::Batch;
 use sys::by_tracer;
 use sys::regs::{NO_SYSCALL, Regs};
+use sys::remainder;
 use sys::tracee::Tracee;
-use sys::{Pid, Tid, ptrace};
+use sys::{Errno, Pid, Tid, ptrace};
 
 const PAUSE: u64 = 34;
 const TGKILL: i64 = 234;
@@ -66,6 +67,11 @@ fn park_all<'a>(
         why: "no system call instruction is mapped in it".into(),
     })?;
     remove_scratch(pid, &mut task.first, live, &mut None)?;
+    let confined = |thread: &Thread| thread.seccomp != Seccomp::Off;
+    let endless = match live.threads.iter().any(confined) {
+        true => Some(endless(pid, &task.first, live)?),
+        false => None,
+    };
     let how = |tid: Tid| {
         let place = live.threads.iter().position(|thread| thread.tid == tid)?;
         traced.threads.get(place)
@@ -82,7 +88,9 @@ fn park_all<'a>(
             regs.orig_rax = thread.regs.orig_rax;
         }
         xstate(pid, tracee, &thread.xstate)?;
-        park(pid, tracee, &regs, gate)?;
+        // Whatever call it made there its filters would see.
+        let place = endless.filter(|_| confined(thread)).unwrap_or(gate);
+        park(pid, tracee, &regs, place)?;
         stopped.push(Stopped {
             pid,
             tid: thread.tid,
@@ -96,7 +104,30 @@ fn park_all<'a>(
     Ok(stopped)
 }
 
-/// Lets it wait in pause(2), with all signals blocked.
+/// A loop in the end of its vdso's image, where nobody looks.
+fn endless(pid: Pid, first: &Tracee, live: &Live) -> Result<u64, ResurrectError> {
+    let failed = || ResurrectError::call(pid, "having it wait without a call");
+    let mut vmas = live.mm.vmas.iter();
+    let vdso = vmas.find(|vma| vma.backing == Backing::Vdso);
+    let image = vdso.map(|vma| {
+        let len = usize::try_from(vma.len()).map_err(|_| Errno::ERANGE)?;
+        first.mem().read_vec(vma.start, len)
+    });
+    let image = image.transpose().map_err(failed())?;
+    let place = image.as_deref().and_then(remainder::place);
+    let (Some(vdso), Some(at)) = (vdso, place) else {
+        return Err(ResurrectError::Impossible {
+            pid,
+            why: "its vdso has no room for a loop in which it waits for its tracer".into(),
+        });
+    };
+    let start = vdso.start + at as u64;
+    let written = first.mem().write(start, remainder::code());
+    written.map_err(failed())?;
+    Ok(start + remainder::endless())
+}
+
+/// Lets it wait in pause(2) or, where there is no call, in a loop, with all signals blocked.
 fn park(pid: Pid, tracee: &mut Tracee, regs: &Regs, gate: u64) -> Result<(), ResurrectError> {
     let parked = Regs {
         rip: gate,
@@ -166,7 +197,9 @@ impl Stopped<'_> {
         match self.how.stop {
             TracedStop::Interrupted => true,
             TracedStop::Signal(signal) => self.attaches_by(signal),
-            TracedStop::Entry | TracedStop::Exit | TracedStop::Group(_) => false,
+            TracedStop::Entry | TracedStop::Exit | TracedStop::Filter | TracedStop::Group(_) => {
+                false
+            }
         }
     }
 
@@ -201,7 +234,7 @@ impl Stopped<'_> {
                 it.go_on_with(&mut batch, if leads { signal } else { 0 });
                 it.wait(&mut batch, keep);
             }
-            TracedStop::Entry => {
+            TracedStop::Entry | TracedStop::Filter => {
                 let calling = Regs {
                     rip: self.regs.rip.wrapping_sub(2),
                     rax: self.regs.orig_rax,
@@ -209,7 +242,8 @@ impl Stopped<'_> {
                     ..self.regs
                 };
                 it.set_regs(&mut batch, &calling);
-                it.go_on(&mut batch, true);
+                // Its filter asks behind the stop before the call.
+                it.go_on(&mut batch, self.how.stop == TracedStop::Entry);
                 it.wait(&mut batch, keep);
             }
             TracedStop::Exit => {
@@ -220,10 +254,10 @@ impl Stopped<'_> {
                     ..self.regs
                 };
                 it.set_regs(&mut batch, &none);
-                for kept in [false, keep] {
-                    it.go_on(&mut batch, true);
-                    it.wait(&mut batch, kept);
-                }
+                it.go_on_to_none(&mut batch);
+                it.wait(&mut batch, false);
+                it.go_on(&mut batch, true);
+                it.wait(&mut batch, keep);
             }
             TracedStop::Interrupted => {}
         }

@@ -14,10 +14,12 @@ pub(crate) use stands::{Runs, runs};
 
 use super::process::{self, Place};
 use super::timers::TimersAt;
-use super::{attributes, signals};
+use super::{attributes, seccomp, signals};
 use crate::proc::Status;
 use crate::{FreezerError, Frozen};
-use persist_mem::manifest::{AddressSpace, Directories, Live, QueuedSignal, Traced, TracedThread};
+use persist_mem::manifest::{
+    AddressSpace, Directories, Live, QueuedSignal, Thread, Traced, TracedThread,
+};
 use sys::{Pid, Tid};
 
 /// Describes the process.
@@ -63,7 +65,15 @@ pub(super) fn describe(
             to_stop: seen.to_stop,
         })
     };
-    let threads = both().map(|(seen, stands)| seen.thread(pid, &stands.kept));
+    let mut filters = Vec::new();
+    let threads = both().map(|(seen, stands)| {
+        let confined = stands.confined.clone();
+        Ok(Thread {
+            seccomp: seccomp::of_kept(confined, &mut filters),
+            ..seen.thread(pid, &stands.kept)?
+        })
+    });
+    let threads = threads.collect::<Result<_, FreezerError>>()?;
     let live = Live {
         traced: Some(Box::new(Traced {
             tracer,
@@ -79,7 +89,8 @@ pub(super) fn describe(
         limits: attributes::limits(pid)?,
         oom_score_adj: attributes::number(pid, "oom_score_adj", 10)? as i32,
         dumpable: kept.memory.dumpable,
-        threads: threads.collect::<Result<_, FreezerError>>()?,
+        threads,
+        filters,
         ..process::nothing()
     };
     Ok((live, TimersAt::now()))

@@ -6,7 +6,7 @@ use super::stands::{AT_EVENT, Stands, are_at_events, look};
 use crate::FreezerError;
 use crate::files::sent;
 use crate::freeze::traced::{stands_still, tracer_of};
-use crate::freeze::{held, vfork};
+use crate::freeze::{held, rest, vfork};
 use crate::proc::{self, Stat, Status};
 use core::cmp::Ordering;
 use persist_mem::manifest::TracedStop;
@@ -110,6 +110,7 @@ impl Seen {
         let fits = match stop {
             TracedStop::Entry => self.call == CallStop::Entry,
             TracedStop::Exit => self.call == CallStop::Exit,
+            TracedStop::Filter => self.call == CallStop::Other,
             TracedStop::Signal(_) | TracedStop::Interrupted | TracedStop::Group(_) => {
                 self.call == CallStop::None
             }
@@ -125,12 +126,15 @@ impl Seen {
         if matches!(stop, TracedStop::Signal(signal) if waits(waiting, signal)) {
             return told(MORE_WAIT);
         }
-        if stop == TracedStop::Entry {
+        if matches!(stop, TracedStop::Entry | TracedStop::Filter) {
             let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
             let code = mem.read_vec(self.regs.rip.wrapping_sub(2), 2);
             if code.ok().as_deref() != Some(&SYSCALL) {
                 return told("its system call is none of the 64-bit ones");
             }
+        }
+        if stop == TracedStop::Filter && self.regs.orig_rax.cast_signed() < 0 {
+            return told("its tracer has taken away the call that a filter of it asks about");
         }
         Ok(None)
     }
@@ -170,6 +174,11 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<String>, FreezerE
         if let Some(why) = of_thread((pid, *tid), &its_tracer)? {
             return told(why);
         }
+    }
+    if Status::read(pid, "status")?.mask("Seccomp") != 0 && !rest::has_room(pid) {
+        return told(
+            "it has seccomp filters, and its vdso no room for code that waits without a call",
+        );
     }
     // ptrace(2), PTRACE_MODE_ATTACH_REALCREDS; that it is a child satisfies Yama.
     let anybody = its_tracer.mask("CapEff") & ANYBODY == ANYBODY;
@@ -282,9 +291,6 @@ fn of_thread(
     its_tracer: &Status,
 ) -> Result<Option<&'static str>, FreezerError> {
     let status = Status::read(pid, &format!("task/{tid}/status"))?;
-    if status.mask("Seccomp") != 0 {
-        return Ok(Some("it has seccomp filters"));
-    }
     if status.value("THP_enabled") == Some("0") {
         return Ok(Some("huge pages are switched off for it"));
     }

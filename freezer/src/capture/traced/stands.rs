@@ -1,6 +1,6 @@
 //! What the kernel keeps of a traced thread.
 
-use super::super::kept::{self, Kept, Reader};
+use super::super::kept::{self, Confined, Kept, Reader};
 use crate::kernel::{Unreadable, half};
 use persist_mem::manifest::{LockFuture, TracedStop};
 use sys::{Pid, Tid};
@@ -35,6 +35,7 @@ pub(super) struct Stands {
     pub(super) options: u64,
     pub(super) listens: bool,
     pub(super) stop: Result<TracedStop, &'static str>,
+    pub(super) confined: Confined,
     pub(super) memory: Memory,
     pub(super) obstacle: Option<&'static str>,
 }
@@ -86,6 +87,7 @@ pub(super) fn look(pid: Pid, threads: &[(Tid, u64)]) -> Result<Vec<Stands>, Unre
             options: options & OPTIONS,
             listens: jobs & LISTENING != 0,
             stop: stop(reader, flags & SEIZED != 0, stopped)?,
+            confined: reader.confined()?,
             memory: memory(reader, &mut refuse)?,
             obstacle,
         })
@@ -122,7 +124,7 @@ pub(crate) fn runs(pid: Pid, threads: &[Tid]) -> Result<Vec<Runs>, Unreadable> {
     })
 }
 
-/// Whether threads of a process stand at events.
+/// Whether threads of a process stand at events that are not carried.
 pub(super) fn are_at_events(pid: Pid, threads: &[Tid]) -> Result<Vec<bool>, Unreadable> {
     kept::look_at(pid, threads, |reader, _| {
         Ok(stop(reader, false, false)? == Err(AT_EVENT))
@@ -138,6 +140,7 @@ fn stop(
 ) -> Result<Result<TracedStop, &'static str>, Unreadable> {
     const WHAT: &str = "the signal of a stop";
     const GOOD: u32 = SIGTRAP | 0x80;
+    const AT_FILTER: u32 = SIGTRAP | 7 << 8;
     let info = reader.pointer("last_siginfo")?;
     if info == 0 {
         let signal = (reader.pointer("jobctl")? & JOBCTL_STOP_SIGMASK) as i32;
@@ -165,6 +168,7 @@ fn stop(
         }
         (_, code) if code >> 8 == EVENT_STOP => Err(STOPPED),
         _ if stopped => Err(STOPPED),
+        (SIGTRAP, AT_FILTER) => Ok(TracedStop::Filter),
         (SIGTRAP, code) if code & 0xff == SIGTRAP && (1..=8).contains(&(code >> 8)) => {
             Err(AT_EVENT)
         }

@@ -1,6 +1,7 @@
 //! Signals.
 
 mod dispositions;
+mod filtered;
 mod handler;
 mod pending;
 mod running;
@@ -145,6 +146,36 @@ pub(crate) const GROUP: Group = Group {
             "traced-listens",
             "a seized child that listens in a group stop",
             traced::listening,
+        ),
+        subject(
+            "traced-filters",
+            "a traced child with seccomp filters, before a signal",
+            filtered::signalled,
+        ),
+        subject(
+            "traced-filters-entry",
+            "a traced child with seccomp filters, before a system call",
+            filtered::entry,
+        ),
+        subject(
+            "traced-filters-exit",
+            "a traced child with seccomp filters, behind a system call",
+            filtered::exit,
+        ),
+        subject(
+            "traced-filters-threads",
+            "a seized child whose threads have other seccomp filters each",
+            filtered::threads,
+        ),
+        subject(
+            "traced-filters-event",
+            "a traced child whose filter asks its tracer (PTRACE_EVENT_SECCOMP)",
+            filtered::event,
+        ),
+        subject(
+            "traced-filters-runs",
+            "a traced child with seccomp filters that sleeps again and again",
+            running::filtered,
         ),
         subject(
             "traced-runs",

@@ -9,6 +9,7 @@ use libc::{
     PTRACE_SYSCALL, SIGTRAP, SIGUSR1, WEXITED, WSTOPPED,
 };
 
+use super::filtered::confine;
 use crate::kit::{SOON, Setting, Watch, fork, procfs, same, sys, until};
 
 const CALL: i32 = SIGTRAP | 0x80;
@@ -275,7 +276,20 @@ fn spins(how: How) -> Result<Watch> {
 
 /// One that sleeps in one call after the other, traced from call to call.
 pub(crate) fn napping(_: &Setting) -> Result<Watch> {
-    let (child, told) = traced(nap, How::Calls)?;
+    naps(nap)
+}
+
+/// The same with filters.
+pub(crate) fn filtered(_: &Setting) -> Result<Watch> {
+    naps(|| {
+        if confine().is_ok() {
+            nap();
+        }
+    })
+}
+
+fn naps(life: fn()) -> Result<Watch> {
+    let (child, told) = traced(life, How::Calls)?;
     let fake = Arc::clone(&told);
     Ok(Watch::new(move || {
         let seen = all(&told).len();

@@ -14,13 +14,13 @@ use crate::kit::{SOON, Setting, Watch, fork, procfs, same, sys, until};
 
 type Registers = [u64; 27];
 
-fn request(number: u32, pid: i32, data: u64) -> Result<()> {
+pub(super) fn request(number: u32, pid: i32, data: u64) -> Result<()> {
     // SAFETY: the requests that are made take numbers, or places of their size.
     let done = unsafe { libc::ptrace(number, pid, 0_usize, data) };
     sys("ptrace", done as i32).map(drop)
 }
 
-fn registers(pid: i32) -> Result<Registers> {
+pub(super) fn registers(pid: i32) -> Result<Registers> {
     let mut all = [0; 27];
     request(PTRACE_GETREGS, pid, all.as_mut_ptr() as u64)?;
     Ok(all)
@@ -34,7 +34,7 @@ fn signal(pid: i32) -> Option<Vec<u8>> {
 }
 
 /// The status of a child that has stopped, if its parent has not been told of it; `options` are waitid's.
-fn stop(pid: i32, options: i32) -> Result<Option<i32>> {
+pub(super) fn stop(pid: i32, options: i32) -> Result<Option<i32>> {
     // SAFETY: zeros are a valid siginfo, and the kernel fills it.
     let (done, info) = unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
@@ -52,7 +52,7 @@ fn stop(pid: i32, options: i32) -> Result<Option<i32>> {
     Ok(Some(status))
 }
 
-fn stops(pid: i32, expected: i32) -> Result<()> {
+pub(super) fn stops(pid: i32, expected: i32) -> Result<()> {
     same("the stop", &Some(expected), &stop(pid, 0)?)?;
     forget()
 }
@@ -90,7 +90,7 @@ fn seen(pid: i32) -> Result<impl PartialEq + std::fmt::Debug + use<>> {
 }
 
 /// Watches a child that `child` makes: it is as it was, does what it would have done, and is in its stop again.
-fn watch(
+pub(super) fn watch(
     child: i32,
     again: impl Fn() -> Result<()> + 'static,
     goes_on: impl Fn() -> Result<()> + 'static,
@@ -99,7 +99,7 @@ fn watch(
 }
 
 /// The same for all of these threads. The last one is spoilt.
-fn watch_all(
+pub(super) fn watch_all(
     threads: Vec<i32>,
     again: impl Fn() -> Result<()> + 'static,
     goes_on: impl Fn() -> Result<()> + 'static,
@@ -134,14 +134,14 @@ fn pending(signal: i32) -> Result<bool> {
     }
 }
 
-fn raise(signal: i32) {
+pub(super) fn raise(signal: i32) {
     // SAFETY: takes numbers.
     unsafe { libc::raise(signal) };
 }
 
-static COUNTED: AtomicI32 = AtomicI32::new(0);
+pub(super) static COUNTED: AtomicI32 = AtomicI32::new(0);
 
-extern "C" fn count(_: i32) {
+pub(super) extern "C" fn count(_: i32) {
     COUNTED.fetch_add(1, Ordering::SeqCst);
 }
 
@@ -338,14 +338,18 @@ pub(crate) fn listening(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || request(PTRACE_INTERRUPT, child, 0)))
 }
 
-/// A child before and behind a system call: `rounds` of the four stops are gone through in between.
-fn calling(stops_before: usize) -> Result<Watch> {
+/// A child before and behind a system call: `rounds` of the four stops are gone through in between. It calls `begin`
+/// before.
+pub(super) fn calling(stops_before: usize, begin: fn() -> Result<()>) -> Result<Watch> {
     const NUMBER: u64 = libc::SYS_getppid as u64;
     const ORIG_RAX: usize = 15;
     const RAX: usize = 10;
     let child = fork(|| {
         // SAFETY: takes numbers.
         unsafe { libc::ptrace(PTRACE_TRACEME, 0, 0, 0) };
+        if begin().is_err() {
+            return;
+        }
         raise(SIGSTOP);
         loop {
             // SAFETY: takes no arguments.
@@ -390,12 +394,12 @@ fn calling(stops_before: usize) -> Result<Watch> {
 
 /// Before it.
 pub(crate) fn entry(_: &Setting) -> Result<Watch> {
-    calling(0)
+    calling(0, || Ok(()))
 }
 
 /// Behind it.
 pub(crate) fn exit(_: &Setting) -> Result<Watch> {
-    calling(1)
+    calling(1, || Ok(()))
 }
 
 /// A stop that the tracer has not waited for yet, and a signal to come.
@@ -419,7 +423,7 @@ pub(crate) fn unread(_: &Setting) -> Result<Watch> {
 }
 
 /// The threads of a child that makes as many, the first one first.
-fn threads_of(child: i32, count: usize) -> Result<Vec<i32>> {
+pub(super) fn threads_of(child: i32, count: usize) -> Result<Vec<i32>> {
     let mut found = Vec::new();
     until("it has its threads", SOON, || {
         let all = std::fs::read_dir(format!("/proc/{child}/task"));
@@ -437,7 +441,7 @@ fn in_state(child: i32, tid: i32, state: char) -> bool {
     procfs::status(&format!("{child}/task/{tid}"), "State").is_ok_and(|now| now.starts_with(state))
 }
 
-fn send(child: i32, tid: i32, signal: i32) -> Result<()> {
+pub(super) fn send(child: i32, tid: i32, signal: i32) -> Result<()> {
     // SAFETY: takes numbers.
     let sent = unsafe { libc::syscall(libc::SYS_tgkill, child, tid, signal) };
     sys("tgkill", sent as i32).map(drop)
@@ -448,13 +452,13 @@ fn send_stop(child: i32, tid: i32) -> Result<()> {
     send(child, tid, SIGSTOP)
 }
 
-fn spin() {
+pub(super) fn spin() {
     loop {
         std::hint::spin_loop();
     }
 }
 
-fn sleep() {
+pub(super) fn sleep() {
     loop {
         std::thread::sleep(std::time::Duration::from_secs(1000));
     }
