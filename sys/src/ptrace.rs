@@ -374,7 +374,7 @@ pub fn set_sud_configuration(tid: Tid, wanted: &SudConfiguration) -> Result<()> 
 }
 
 /// The instructions (`struct sock_filter`, 8 bytes each) of the thread's seccomp filter `index`,
-/// counted from the one installed last; None past the first one.
+/// counted from the one installed first (kernel/seccomp.c, get_nth_filter); None past the last one.
 ///
 /// # Errors
 /// `EACCES` without CAP_SYS_ADMIN; `EMEDIUMTYPE` for a filter that is not classic BPF.
@@ -394,7 +394,7 @@ pub fn seccomp_filter(tid: Tid, index: u64) -> Result<Option<Vec<[u8; 8]>>> {
 /// Flags (`SECCOMP_FILTER_FLAG_*`) of the thread's seccomp filter `index`, as [`seccomp_filter`] counts.
 ///
 /// # Errors
-/// `EACCES` without CAP_SYS_ADMIN, `ENOENT` past the first one, `EIO` from kernels before 4.16.
+/// `EACCES` without CAP_SYS_ADMIN, `ENOENT` past the last one, `EIO` from kernels before 4.16.
 pub fn seccomp_flags(tid: Tid, index: u64) -> Result<u64> {
     // struct seccomp_metadata: filter_off, flags.
     let mut found = [index, 0];

@@ -39,8 +39,6 @@ fn stack(pid: Pid, tid: Tid, filters: &mut Vec<Filter>) -> Result<Vec<u32>, Free
         };
         found.push(add(filters, filter));
     }
-    // The kernel counts from the one that was installed last.
-    found.reverse();
     Ok(found)
 }
 

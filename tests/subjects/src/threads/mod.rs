@@ -205,6 +205,11 @@ pub(crate) const GROUP: Group = Group {
             "seccomp filter stacks that differ between threads",
             seccomp::threads,
         ),
+        subject(
+            "seccomp-order",
+            "seccomp filters in their order",
+            seccomp::order,
+        ),
         subject("landlock", "a domain of Landlock", landlock::plain),
         subject(
             "landlock-everything",

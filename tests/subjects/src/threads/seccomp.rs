@@ -84,6 +84,19 @@ pub(crate) fn filter(_: &Setting) -> Result<Watch> {
     Ok(watch([77, 78, 0]).spoiled_by(|| install(libc::SYS_sched_yield, 79)))
 }
 
+/// Filters that answer the same call: the one that was installed last is heard.
+pub(crate) fn order(_: &Setting) -> Result<Watch> {
+    for error in [75, 76, 77] {
+        install(libc::SYS_getppid, error)?;
+    }
+    Ok(Watch::new(|| {
+        let count = procfs::status("self", "Seccomp_filters")?;
+        same("the filters", "3", count.as_str())?;
+        same("what is denied", &[77, 0, 0], &denied()?)
+    })
+    .spoiled_by(|| install(libc::SYS_getppid, 79)))
+}
+
 /// A filter in common and one of its own for each thread.
 pub(crate) fn threads(_: &Setting) -> Result<Watch> {
     let mut crew = Crew::default();
