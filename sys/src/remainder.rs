@@ -103,8 +103,9 @@ core::arch::global_asm!(
     "  jmp rcx",
     // Where a thread waits that may make no call.
     "kupgrade_loop_start:",
+    "4:",
     "  pause",
-    "  jmp kupgrade_loop_start",
+    "  jmp 4b",
     "kupgrade_remainder_end:",
     ".popsection",
 );

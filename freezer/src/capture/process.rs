@@ -5,8 +5,8 @@ use super::inside::{self, Inside};
 use super::room::Raised;
 use super::timers::TimersAt;
 use super::{
-    attributes, leader, mappings, membarrier, memory, policy, reports, signals, thread, timers,
-    traced, vfork,
+    attributes, leader, mappings, membarrier, memory, policy, reports, seccomp, signals, thread,
+    timers, traced, vfork,
 };
 use crate::files::{Table, sent};
 use crate::proc::{self, Stat};
@@ -71,7 +71,10 @@ pub(super) fn capture(
     let leader = ended_leader.as_ref();
     let exit_signal = leader.map_or(stat.exit_signal(), |leader| leader.exit_signal);
     live.ended_leader = ended_leader;
-    live.vforks = vforks;
+    for (mut waiting, confined) in vforks {
+        waiting.thread.seccomp = seccomp::of_kept(confined, &mut live.filters);
+        live.vforks.push(waiting);
+    }
     live.cpu_time = cpu_time(pid)?;
     count_on(pid, &mut live, &cpu_clock::take_out(&mut mm.vdso));
     live.directories = Directories {

@@ -8,7 +8,7 @@
 use super::foothold::Finder;
 use super::inside::{self, Inside};
 use super::io_contexts::Contexts;
-use super::kept::{self, Kept, Reader};
+use super::kept::{self, Confined, Kept, Reader};
 use super::process::{self, Place};
 use super::timers::TimersAt;
 use super::{attributes, credentials, membarrier, policy, signals, thread};
@@ -45,10 +45,14 @@ struct Waits {
     kept: Kept,
     /// Signals for the thread, and for its process.
     queued: [Vec<QueuedSignal>; 2],
+    confined: Confined,
     dispatched: bool,
     /// What of its process cannot be asked.
     obstacle: Option<&'static str>,
 }
+
+/// A thread that waits, and the filters that it gets.
+pub(super) type Waiter = (InVfork, Confined);
 
 /// Describes the threads of a process that wait; `maps` are its mappings and its children's.
 pub(super) fn threads(
@@ -56,7 +60,7 @@ pub(super) fn threads(
     pid: Pid,
     (maps, finder): (&[proc::Mapping], &mut Finder),
     mm: &mut AddressSpace,
-) -> Result<Vec<InVfork>, FreezerError> {
+) -> Result<Vec<Waiter>, FreezerError> {
     let mut found = Vec::new();
     let stopped = |(_, thread): &(Tid, FrozenThread)| thread.group_stop.is_some();
     for (tid, child) in frozen.in_vfork(pid) {
@@ -70,8 +74,9 @@ pub(super) fn threads(
         let finder = &mut *finder;
         let asked = asked(frozen, child);
         let (like, _) = ask(frozen, asked, Place { maps, finder }, mm, |_, _, _| Ok(()))?;
+        let confined = waits.confined.clone();
         let thread = Waiting { pid, tid, waits }.thread(like)?;
-        found.push(InVfork { thread, child });
+        found.push((InVfork { thread, child }, confined));
     }
     Ok(found)
 }
@@ -239,9 +244,6 @@ pub(crate) fn obstacle(pid: Pid, tid: Tid) -> Result<Option<String>, FreezerErro
     let told = |why: &str| Ok(Some(why.to_owned()));
     let (stat, status) = shown(pid, tid)?;
     let ours = Status::read(Pid(nix::unistd::getpid().as_raw()), "status")?;
-    if status.mask("Seccomp") != 0 {
-        return told("it has seccomp filters");
-    }
     if crate::landlock::concerns(&[pid]) {
         return told("its process has restricted itself with Landlock");
     }
@@ -268,9 +270,34 @@ pub(crate) fn obstacle(pid: Pid, tid: Tid) -> Result<Option<String>, FreezerErro
     match look((pid, tid)) {
         Ok(waits) if waits.dispatched => told("its system calls are dispatched to user space"),
         Ok(waits) if alone && waits.obstacle.is_some() => Ok(waits.obstacle.map(str::to_owned)),
-        Ok(waits) => Ok(early(&waits.queued, &status).map(str::to_owned)),
+        Ok(waits) => {
+            let why = filters(pid, &waits.confined)?;
+            let why = why.or_else(|| early(&waits.queued, &status));
+            Ok(why.map(str::to_owned))
+        }
         Err(why) => Ok(Some(why.to_string())),
     }
+}
+
+/// A thread that waits gets its filters from another one of its process, which has these and no others by then
+/// (`SECCOMP_FILTER_FLAG_TSYNC`).
+fn filters(pid: Pid, confined: &Confined) -> Result<Option<&'static str>, FreezerError> {
+    let Confined::Filters(own) = confined else {
+        let strict = *confined == Confined::Strict;
+        return Ok(strict.then_some("it is in the strict mode of seccomp"));
+    };
+    let threads = proc::threads(pid)?;
+    let begins = kept::look_at(pid, &threads, |reader, _| {
+        Ok(match reader.confined()? {
+            Confined::Filters(all) => all.starts_with(own),
+            Confined::No | Confined::Strict => false,
+        })
+    });
+    Ok(match begins {
+        Ok(all) if all.iter().all(|begins| *begins) => None,
+        Ok(_) => Some("it has seccomp filters that other threads of its process have not"),
+        Err(_) => Some("its process's seccomp filters cannot be read"),
+    })
 }
 
 /// What a thread that waits has not in common with the others of its process.
@@ -337,6 +364,7 @@ fn look((pid, tid): (Pid, Tid)) -> Result<Waits, Unreadable> {
             xstate,
             pkru,
             queued: [reader.queued(false)?, reader.queued(true)?],
+            confined: reader.confined()?,
             dispatched: reader.is_dispatched()?,
             obstacle: reader.obstacle(children)?,
         })

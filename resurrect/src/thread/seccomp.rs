@@ -21,7 +21,7 @@ const PR_SET_SECCOMP: i32 = 22;
 /// Installs them.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives() {
-        if live.threads.iter().all(|t| t.seccomp == Seccomp::Off) {
+        if live.all_threads().all(|t| t.seccomp == Seccomp::Off) {
             continue;
         }
         let common = common(live);
@@ -62,10 +62,10 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     })
 }
 
-/// The filters that all threads have below their own: those are shared, so that a later
-/// `SECCOMP_FILTER_FLAG_TSYNC` finds one ancestry.
+/// The filters that all threads have below their own, and all that those have who wait in vfork(2): those are shared,
+/// so that a later `SECCOMP_FILTER_FLAG_TSYNC` finds one ancestry.
 fn common(live: &Live) -> Vec<u32> {
-    let all: Vec<Seccomp> = live.threads.iter().map(|t| t.seccomp.clone()).collect();
+    let all: Vec<Seccomp> = live.all_threads().map(|t| t.seccomp.clone()).collect();
     prefix(&all).to_vec()
 }
 

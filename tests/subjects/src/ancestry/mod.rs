@@ -134,5 +134,15 @@ pub(crate) const GROUP: Group = Group {
             "a leader in vfork(2) with queued signals, while its threads run",
             vfork::signals_of_leader,
         ),
+        subject(
+            "vfork-filters",
+            "a parent in vfork(2) with seccomp filters",
+            vfork::filters,
+        ),
+        subject(
+            "vfork-filters-threads",
+            "a leader in vfork(2) with seccomp filters, while its threads run",
+            vfork::filters_of_leader,
+        ),
     ],
 };

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use anyhow::Result;
 use libc::{CLONE_VFORK, CLONE_VM, MAP_ANONYMOUS, MAP_SHARED, PROT_READ, PROT_WRITE, SIGCHLD};
 
-use crate::kit::{Area, SOON, Setting, Watch, fork, same, sys, until};
+use crate::kit::{Area, SOON, Setting, Watch, errno, fork, procfs, same, sys, until};
+use crate::threads::seccomp::{answer, install};
 
 /// Words of the page that all three share.
 const ASKED: usize = 0;
@@ -46,6 +47,10 @@ enum Others {
     Signals,
     /// Threads, and signals.
     ThreadsAndSignals,
+    /// Nobody; but it has seccomp filters.
+    Filters,
+    /// Threads that have the same ones, and some more.
+    ThreadsAndFilters,
 }
 
 /// It ends.
@@ -81,6 +86,16 @@ pub(crate) fn signals(setting: &Setting) -> Result<Watch> {
 /// Signals wait for the leader of a process with threads.
 pub(crate) fn signals_of_leader(setting: &Setting) -> Result<Watch> {
     start(setting, Goal::Exit, Others::ThreadsAndSignals)
+}
+
+/// It has filters.
+pub(crate) fn filters(setting: &Setting) -> Result<Watch> {
+    start(setting, Goal::Exec, Others::Filters)
+}
+
+/// A leader that waits has filters, and its threads have.
+pub(crate) fn filters_of_leader(setting: &Setting) -> Result<Watch> {
+    start(setting, Goal::Exit, Others::ThreadsAndFilters)
 }
 
 fn start(_: &Setting, goal: Goal, others: Others) -> Result<Watch> {
@@ -124,11 +139,42 @@ fn process(page: Area, goal: Goal, others: Others) {
             std::thread::spawn(move || tick(page));
             parent(page, goal, others);
         }
+        Others::Filters => {
+            if confine().is_ok() {
+                parent(page, goal, others);
+            }
+        }
+        Others::ThreadsAndFilters => {
+            if confine().is_err() {
+                return;
+            }
+            std::thread::spawn(move || {
+                let more = install(libc::SYS_getppid, libc::EIO as u32);
+                if more.is_ok() {
+                    tick(page);
+                }
+            });
+            parent(page, goal, others);
+        }
         Others::Leader => {
             std::thread::spawn(move || parent(page, goal, others));
             tick(page);
         }
     }
+}
+
+/// One call fails, another one ends the process.
+fn confine() -> Result<()> {
+    answer(libc::SYS_pause, libc::SECCOMP_RET_KILL_PROCESS)?;
+    install(libc::SYS_getpgrp, libc::EIO as u32)
+}
+
+/// Whether it does.
+fn is_confined() -> bool {
+    // SAFETY: takes no arguments.
+    let done = unsafe { libc::syscall(libc::SYS_getpgrp) };
+    let count = procfs::status("thread-self", "Seccomp_filters");
+    done == -1 && errno() == libc::EIO && count.is_ok_and(|count| count == "2")
 }
 
 /// Counts, and takes no signals.
@@ -155,7 +201,8 @@ fn parent(page: Area, goal: Goal, others: Others) {
         return;
     };
     let before = seen();
-    let ticks = !matches!(others, Others::Nobody | Others::Signals);
+    let ticks = !matches!(others, Others::Nobody | Others::Signals | Others::Filters);
+    let confined = matches!(others, Others::Filters | Others::ThreadsAndFilters);
     let queue = matches!(others, Others::Signals | Others::ThreadsAndSignals);
     let makes = if goal == Goal::Nested { 2 } else { 1 };
     for round in 1.. {
@@ -180,6 +227,7 @@ fn parent(page: Area, goal: Goal, others: Others) {
             ended_well(child, goal),
             // The signal of its end is one too many.
             queued.is_none_or(|queued| queued == take_all()),
+            !confined || is_confined(),
             !ticks || until("ticks", SOON, || page.get(0, TICKS) > ticked).is_ok(),
         ];
         let wrong = checks.iter().enumerate().filter(|(_, well)| !**well);
