@@ -1,14 +1,48 @@
 //! Where a file is, when its path does not tell.
 
-use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, statfs};
+use nix::sys::statfs::{
+    BPF_FS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, DEVPTS_SUPER_MAGIC,
+    FsType, HUGETLBFS_MAGIC, OVERLAYFS_SUPER_MAGIC, PROC_SUPER_MAGIC, RDTGROUP_SUPER_MAGIC,
+    SECURITYFS_MAGIC, SELINUX_MAGIC, SMACK_MAGIC, SYSFS_MAGIC, TMPFS_MAGIC, TRACEFS_MAGIC, statfs,
+};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// `RAMFS_MAGIC` (include/uapi/linux/magic.h), which the libraries lack.
+// What the libraries lack of include/uapi/linux/magic.h, fs/configfs/mount.c and ipc/mqueue.c.
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+const PSTOREFS_MAGIC: FsType = FsType(0x6165_676c);
+const EFIVARFS_MAGIC: FsType = FsType(0xde5e_81e4);
+const BINFMTFS_MAGIC: FsType = FsType(0x4249_4e4d);
+const CONFIGFS_MAGIC: FsType = FsType(0x6265_6570);
+const MQUEUE_MAGIC: FsType = FsType(0x1980_0202);
+
+/// File systems that the kernel keeps in memory or makes up.
+const VOLATILE: [FsType; 21] = [
+    TMPFS_MAGIC,
+    RAMFS_MAGIC,
+    HUGETLBFS_MAGIC,
+    OVERLAYFS_SUPER_MAGIC,
+    PROC_SUPER_MAGIC,
+    SYSFS_MAGIC,
+    CGROUP_SUPER_MAGIC,
+    CGROUP2_SUPER_MAGIC,
+    DEVPTS_SUPER_MAGIC,
+    DEBUGFS_MAGIC,
+    TRACEFS_MAGIC,
+    SECURITYFS_MAGIC,
+    CONFIGFS_MAGIC,
+    BPF_FS_MAGIC,
+    PSTOREFS_MAGIC,
+    EFIVARFS_MAGIC,
+    BINFMTFS_MAGIC,
+    RDTGROUP_SUPER_MAGIC,
+    SELINUX_MAGIC,
+    SMACK_MAGIC,
+    MQUEUE_MAGIC,
+];
 
 /// Directory entries that a search may look at.
 const SEARCH_MAX: usize = 200_000;
@@ -119,13 +153,7 @@ fn unescape(text: &[u8]) -> Vec<u8> {
 
 /// Whether inode numbers and handles of this file system are still good after a reboot.
 pub(crate) fn lasting(directory: &Path) -> bool {
-    let volatile = [
-        TMPFS_MAGIC,
-        RAMFS_MAGIC,
-        HUGETLBFS_MAGIC,
-        OVERLAYFS_SUPER_MAGIC,
-    ];
-    statfs(directory).is_ok_and(|found| !volatile.contains(&found.filesystem_type()))
+    statfs(directory).is_ok_and(|found| !VOLATILE.contains(&found.filesystem_type()))
 }
 
 /// A name of the file on its file system: below one directory first, then anywhere below another.

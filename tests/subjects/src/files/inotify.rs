@@ -12,14 +12,14 @@ use crate::kit::files::{read, seen};
 
 use crate::kit::{Setting, Watch, fd, same, sys};
 
-fn init() -> Result<i32> {
+pub(crate) fn init() -> Result<i32> {
     // SAFETY: takes numbers.
     fd("inotify_init", unsafe {
         libc::inotify_init1(IN_NONBLOCK | libc::IN_CLOEXEC)
     })
 }
 
-fn watch(notify: i32, path: &Path, mask: u32) -> Result<i32> {
+pub(crate) fn watch(notify: i32, path: &Path, mask: u32) -> Result<i32> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: the path is a C string.
     fd("inotify_add_watch", unsafe {
@@ -28,7 +28,7 @@ fn watch(notify: i32, path: &Path, mask: u32) -> Result<i32> {
 }
 
 /// Watch and mask of every event that waits.
-fn events(notify: i32) -> Vec<(i32, u32)> {
+pub(crate) fn events(notify: i32) -> Vec<(i32, u32)> {
     let bytes = read(notify, 65536).unwrap_or_default();
     let word =
         |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);

@@ -8,7 +8,7 @@ mod epoll;
 mod event;
 mod fanotify;
 mod fifo;
-mod inotify;
+pub(crate) mod inotify;
 mod locks;
 mod many;
 mod ownership;

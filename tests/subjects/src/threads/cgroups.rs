@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use libc::{MAP_ANONYMOUS, MAP_SHARED, PROT_READ, PROT_WRITE};
 
+use crate::files::inotify;
 use crate::kit::{Area, Crew, Kin, SOON, Setting, Watch, fork, not_here, same, sys, tid, until};
 
 /// Four groups of version 2, one with a setting: this process in one, a thread in a group for threads below it, a
@@ -158,6 +159,46 @@ pub(crate) fn held(setting: &Setting) -> Result<Watch> {
         freeze("0")?;
         run(counts())
     }))
+}
+
+/// The file that tells whether anybody is in a group, watched as service managers do. The file of a group that is made
+/// after an upgrade has another number.
+pub(crate) fn watched(setting: &Setting) -> Result<Watch> {
+    let root = hierarchy(setting)?;
+    let group = root.join(format!("kupgrade-watched-{}", std::process::id()));
+    // Each takes some numbers.
+    for _ in 0..8 {
+        let _ = fs::remove_dir(&group);
+        fs::create_dir(&group).with_context(|| group.display().to_string())?;
+    }
+    let notify = inotify::init()?;
+    let number = inotify::watch(notify, &group.join("cgroup.events"), libc::IN_MODIFY)?;
+    let procs = group.join("cgroup.procs");
+    let told = vec![(number, libc::IN_MODIFY)];
+    Ok(Watch::new(move || {
+        same("no events", &Vec::new(), &inotify::events(notify))?;
+        let procs = procs.clone();
+        let child = fork(move || {
+            let _ = fs::write(procs, "0");
+        })?;
+        // SAFETY: waits for that child.
+        sys("waitpid", unsafe {
+            libc::waitpid(child, std::ptr::null_mut(), 0)
+        })?;
+        let mut seen = Vec::new();
+        until("the group is told to be empty again", SOON, || {
+            seen.extend(inotify::events(notify));
+            !seen.is_empty()
+        })?;
+        seen.dedup();
+        same("the events", &told, &seen)?;
+        // The second one may still come.
+        until("nothing more comes", SOON, || {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            inotify::events(notify).is_empty()
+        })
+    })
+    .spoiled_by(move || Ok(fs::remove_dir(&group)?)))
 }
 
 /// Everybody goes back to the root, and the groups go.

@@ -137,6 +137,11 @@ pub(crate) const GROUP: Group = Group {
             cgroups::held,
         ),
         subject(
+            "cgroups-watched",
+            "an inotify watch of a control group's events",
+            cgroups::watched,
+        ),
+        subject(
             "autogroup",
             "nice value of the session's autogroup",
             cgroups::autogroup,
