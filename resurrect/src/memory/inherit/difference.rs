@@ -1,190 +1,57 @@
-//! What a process takes over from the one that forked it.
-//!
-//! Pages that a family has shared since fork(2) are shared again only by a fork. So a process whose
-//! children have pages in common with it gets its memory before they are made, and a child is built by the
-//! difference: what it maps otherwise, and the pages it has of its own.
+//! What a child has otherwise than the process that forked it: a pure function of two address spaces.
 
-use super::apart::{accounted, would_merge};
-use super::grow::Grown;
-use super::map::{PROT_WRITE, has_pages, made_with};
-use super::pages::split;
-use super::{Builder, map, pages};
-use crate::ResurrectError;
-use crate::calls::{Calls, nr};
+use super::super::apart::{accounted, would_merge};
+use super::super::grow::Grown;
+use super::super::pages::split;
+use super::kernels;
 use persist_mem::manifest::{
     AddressSpace, Backing, Extent, PageRange, SharedKind, SharedObject, Vma,
 };
 use sys::PAGE_SIZE_U64;
-use sys::tracee::Tracee;
-
-const MADV_DONTNEED: i32 = 4;
-/// Pages in common that are worth a fork with memory in it.
-const WORTH: u64 = 16;
 
 /// The difference between two address spaces.
 #[derive(Debug, Default, PartialEq)]
-struct Difference {
+pub(super) struct Difference {
     /// Parts of mappings that the child has from its parent: range, and the parent's mapping.
-    kept: Vec<Kept>,
+    pub(super) kept: Vec<Kept>,
     /// What only the parent has mapped.
-    unmap: Vec<(u64, u64)>,
+    pub(super) unmap: Vec<(u64, u64)>,
     /// What only the child has mapped.
-    map: Vec<Vma>,
+    pub(super) map: Vec<Vma>,
     /// Mappings that have grown in the child: what is around the part that it has from its parent.
-    grown: Vec<Grown>,
+    pub(super) grown: Vec<Grown>,
     /// Pages to be written.
-    write: Vec<Extent>,
+    pub(super) write: Vec<Extent>,
     /// Pages of the parent that the child does not have, in mappings it has.
-    drop: Vec<PageRange>,
+    pub(super) drop: Vec<PageRange>,
     /// Pages in common.
-    same: Vec<PageRange>,
+    pub(super) same: Vec<PageRange>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Kept {
-    start: u64,
-    end: u64,
+pub(super) struct Kept {
+    pub(super) start: u64,
+    pub(super) end: u64,
     /// Index of the parent's mapping.
-    parent: usize,
+    pub(super) parent: usize,
     /// The child's counts as memory that may be needed.
-    accounted: bool,
+    pub(super) accounted: bool,
 }
 
-/// Whether `child` has enough in common with `parent` to be forked from its memory.
-pub(super) fn related(
-    parent: &AddressSpace,
-    child: &AddressSpace,
-    objects: &[SharedObject],
-) -> bool {
-    let has_vdso = parent.vmas.iter().any(|vma| vma.backing == Backing::Vdso);
-    if !has_vdso
-        || !parent
-            .vmas
-            .iter()
-            .filter(kernels)
-            .eq(child.vmas.iter().filter(kernels))
-    {
-        return false;
-    }
-    let same = difference(parent, child, objects).same;
-    same.iter().map(|range| range.pages).sum::<u64>() >= WORTH
-}
-
-fn kernels(vma: &&Vma) -> bool {
-    matches!(vma.backing, Backing::Vdso | Backing::Vvar)
-}
-
-/// Ranges of `parent` that are to be locked while `child` is forked from it: mappings side by side that are one in
-/// the parent by then, and two in the child, though the kernel would make one of them. A lock makes them two,
-/// and a child has no locks (kernel/fork.c, dup_mmap), but still two mappings.
-pub(super) fn to_be_split(
-    parent: &AddressSpace,
-    child: &AddressSpace,
-    objects: &[SharedObject],
-) -> Vec<(u64, u64)> {
-    let pairs = || child.vmas.iter().zip(child.vmas.iter().skip(1));
-    if !pairs().any(|(one, two)| would_merge(one, two)) {
-        return Vec::new();
-    }
-    let kept: Vec<PageRange> = difference(parent, child, objects)
-        .kept
-        .iter()
-        .map(range_of)
-        .collect();
-    let whole = |vma: &Vma| {
-        let from = kept.partition_point(|range| end(range) <= vma.start);
-        let mut at = vma.start;
-        for range in &kept[from..] {
-            if range.va != at || at >= vma.end {
-                break;
-            }
-            at = end(range);
-        }
-        at >= vma.end
-    };
-    let mut split: Vec<(u64, u64)> = Vec::new();
-    for (one, two) in pairs() {
-        // Every second one of a row.
-        let locked = split.last() == Some(&(one.start, one.end));
-        if would_merge(one, two) && !locked && whole(one) && whole(two) {
-            split.push((two.start, two.end));
-        }
-    }
-    split
-}
-
-/// Turns the memory that the process has from `parent` into its own.
-pub(super) fn adapt(
-    builder: &Builder<'_>,
-    leader: &mut Tracee,
-    parent: &AddressSpace,
-    mm: &AddressSpace,
-) -> Result<(), ResurrectError> {
-    let mut difference = difference(parent, mm, builder.saved_objects);
-    let mut calls = Calls::new(builder.pid, "changing inherited memory", leader);
-    for (start, end) in &difference.unmap {
-        let args = [(*start).into(), (end - start).into()];
-        let batch = calls.batch();
-        batch.call("unmapping inherited memory", nr::MUNMAP, args);
-        calls.breathe()?;
-    }
-    for range in &difference.drop {
-        let len = range.pages * PAGE_SIZE_U64;
-        let args = [range.va.into(), len.into(), MADV_DONTNEED.into()];
-        let batch = calls.batch();
-        batch.call("dropping inherited pages", nr::MADVISE, args);
-        calls.breathe()?;
-    }
-    calls.flush()?;
-    for grown in &difference.grown {
-        let rest = grown.make(builder, leader)?;
-        difference.map.extend(rest);
-    }
-    difference.map.sort_by_key(|vma| vma.start);
-    let mut calls = Calls::new(builder.pid, "changing inherited memory", leader);
-    let written = AddressSpace {
-        extents: core::mem::take(&mut difference.write),
-        ..AddressSpace::default()
-    };
-    for kept in &difference.kept {
-        let theirs = &parent.vmas[kept.parent];
-        let (start, end) = difference.whole(kept);
-        let part = Vma {
-            start,
-            end,
-            ..theirs.clone()
-        };
-        let prot = made_with(theirs, parent, builder);
-        let writable = kept.accounted || has_pages(&part, &written);
-        if prot & PROT_WRITE == 0 && writable {
-            let args = [
-                part.start.into(),
-                part.len().into(),
-                (prot | PROT_WRITE).into(),
-            ];
-            let batch = calls.batch();
-            batch.call("making inherited memory writable", nr::MPROTECT, args);
-            calls.breathe()?;
-        }
-    }
-    calls.flush()?;
-    map::make(builder, leader, &difference.map, mm)?;
-    // A huge page that is shared stays as it is; collapsing would give the process one of its own.
-    let shared = |range: &&PageRange| !overlaps(range, &difference.same);
-    let huge: Vec<PageRange> = mm.huge.iter().filter(shared).copied().collect();
-    pages::fill(builder, leader, mm, &written.extents, &huge)
-}
-
-fn end(range: &PageRange) -> u64 {
+pub(super) fn end(range: &PageRange) -> u64 {
     range.va + range.pages * PAGE_SIZE_U64
 }
 
-fn overlaps(range: &PageRange, others: &[PageRange]) -> bool {
+pub(super) fn overlaps(range: &PageRange, others: &[PageRange]) -> bool {
     let from = others.partition_point(|other| end(other) <= range.va);
     others.get(from).is_some_and(|other| other.va < end(range))
 }
 
-fn difference(parent: &AddressSpace, child: &AddressSpace, objects: &[SharedObject]) -> Difference {
+pub(super) fn difference(
+    parent: &AddressSpace,
+    child: &AddressSpace,
+    objects: &[SharedObject],
+) -> Difference {
     let mut found = Difference::default();
     let mut before: Option<(&Vma, Difference)> = None;
     for vma in child.vmas.iter().filter(|vma| !kernels(vma)) {
@@ -241,7 +108,7 @@ impl Difference {
     }
 
     /// What a kept part is a part of in the child, as far as that has come about.
-    fn whole(&self, kept: &Kept) -> (u64, u64) {
+    pub(super) fn whole(&self, kept: &Kept) -> (u64, u64) {
         let own = (kept.start, kept.end);
         let grown = self.grown.iter().find(|grown| grown.from == own);
         let Some(to) = grown.map(|grown| &grown.to) else {
@@ -337,7 +204,7 @@ fn same_kind(one: &Vma, two: &Vma) -> bool {
 }
 
 /// System V segments are attached by each process for itself, later.
-pub(super) fn is_segment(vma: &Vma, objects: &[SharedObject]) -> bool {
+pub(in super::super) fn is_segment(vma: &Vma, objects: &[SharedObject]) -> bool {
     let Backing::Object { object, .. } = &vma.backing else {
         return false;
     };
@@ -346,7 +213,7 @@ pub(super) fn is_segment(vma: &Vma, objects: &[SharedObject]) -> bool {
 }
 
 /// What a part of a mapping shows that begins `by` bytes after it.
-pub(super) fn moved(backing: &Backing, by: u64) -> Backing {
+pub(in super::super) fn moved(backing: &Backing, by: u64) -> Backing {
     let mut backing = backing.clone();
     match &mut backing {
         Backing::File { offset, .. }
@@ -381,7 +248,7 @@ fn in_common(parent: &AddressSpace, child: &AddressSpace, kept: &[Kept]) -> u64 
     common.iter().map(|range| range.pages).sum()
 }
 
-fn range_of(kept: &Kept) -> PageRange {
+pub(super) fn range_of(kept: &Kept) -> PageRange {
     PageRange {
         va: kept.start,
         pages: (kept.end - kept.start) / PAGE_SIZE_U64,

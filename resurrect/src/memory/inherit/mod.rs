@@ -1,0 +1,147 @@
+//! What a process takes over from the one that forked it.
+//!
+//! Pages that a family has shared since fork(2) are shared again only by a fork. So a process whose
+//! children have pages in common with it gets its memory before they are made, and a child is built by the
+//! difference: what it maps otherwise, and the pages it has of its own.
+
+mod difference;
+
+use super::apart::would_merge;
+use super::map::{PROT_WRITE, has_pages, made_with};
+use super::{Builder, map, pages};
+use crate::ResurrectError;
+use crate::calls::{Calls, nr};
+use difference::{difference, end, overlaps, range_of};
+pub(super) use difference::{is_segment, moved};
+use persist_mem::manifest::{AddressSpace, Backing, PageRange, SharedObject, Vma};
+use sys::PAGE_SIZE_U64;
+use sys::tracee::Tracee;
+
+const MADV_DONTNEED: i32 = 4;
+/// Pages in common that are worth a fork with memory in it.
+const WORTH: u64 = 16;
+
+/// Whether `child` has enough in common with `parent` to be forked from its memory.
+pub(super) fn related(
+    parent: &AddressSpace,
+    child: &AddressSpace,
+    objects: &[SharedObject],
+) -> bool {
+    let has_vdso = parent.vmas.iter().any(|vma| vma.backing == Backing::Vdso);
+    if !has_vdso
+        || !parent
+            .vmas
+            .iter()
+            .filter(kernels)
+            .eq(child.vmas.iter().filter(kernels))
+    {
+        return false;
+    }
+    let same = difference(parent, child, objects).same;
+    same.iter().map(|range| range.pages).sum::<u64>() >= WORTH
+}
+
+fn kernels(vma: &&Vma) -> bool {
+    matches!(vma.backing, Backing::Vdso | Backing::Vvar)
+}
+
+/// Ranges of `parent` that are to be locked while `child` is forked from it: mappings side by side that are one in
+/// the parent by then, and two in the child, though the kernel would make one of them. A lock makes them two,
+/// and a child has no locks (kernel/fork.c, dup_mmap), but still two mappings.
+pub(super) fn to_be_split(
+    parent: &AddressSpace,
+    child: &AddressSpace,
+    objects: &[SharedObject],
+) -> Vec<(u64, u64)> {
+    let pairs = || child.vmas.iter().zip(child.vmas.iter().skip(1));
+    if !pairs().any(|(one, two)| would_merge(one, two)) {
+        return Vec::new();
+    }
+    let kept: Vec<PageRange> = difference(parent, child, objects)
+        .kept
+        .iter()
+        .map(range_of)
+        .collect();
+    let whole = |vma: &Vma| {
+        let from = kept.partition_point(|range| end(range) <= vma.start);
+        let mut at = vma.start;
+        for range in &kept[from..] {
+            if range.va != at || at >= vma.end {
+                break;
+            }
+            at = end(range);
+        }
+        at >= vma.end
+    };
+    let mut split: Vec<(u64, u64)> = Vec::new();
+    for (one, two) in pairs() {
+        // Every second one of a row.
+        let locked = split.last() == Some(&(one.start, one.end));
+        if would_merge(one, two) && !locked && whole(one) && whole(two) {
+            split.push((two.start, two.end));
+        }
+    }
+    split
+}
+
+/// Turns the memory that the process has from `parent` into its own.
+pub(super) fn adapt(
+    builder: &Builder<'_>,
+    leader: &mut Tracee,
+    parent: &AddressSpace,
+    mm: &AddressSpace,
+) -> Result<(), ResurrectError> {
+    let mut difference = difference(parent, mm, builder.saved_objects);
+    let mut calls = Calls::new(builder.pid, "changing inherited memory", leader);
+    for (start, end) in &difference.unmap {
+        let args = [(*start).into(), (end - start).into()];
+        let batch = calls.batch();
+        batch.call("unmapping inherited memory", nr::MUNMAP, args);
+        calls.breathe()?;
+    }
+    for range in &difference.drop {
+        let len = range.pages * PAGE_SIZE_U64;
+        let args = [range.va.into(), len.into(), MADV_DONTNEED.into()];
+        let batch = calls.batch();
+        batch.call("dropping inherited pages", nr::MADVISE, args);
+        calls.breathe()?;
+    }
+    calls.flush()?;
+    for grown in &difference.grown {
+        let rest = grown.make(builder, leader)?;
+        difference.map.extend(rest);
+    }
+    difference.map.sort_by_key(|vma| vma.start);
+    let mut calls = Calls::new(builder.pid, "changing inherited memory", leader);
+    let written = AddressSpace {
+        extents: core::mem::take(&mut difference.write),
+        ..AddressSpace::default()
+    };
+    for kept in &difference.kept {
+        let theirs = &parent.vmas[kept.parent];
+        let (start, end) = difference.whole(kept);
+        let part = Vma {
+            start,
+            end,
+            ..theirs.clone()
+        };
+        let prot = made_with(theirs, parent, builder);
+        let writable = kept.accounted || has_pages(&part, &written);
+        if prot & PROT_WRITE == 0 && writable {
+            let args = [
+                part.start.into(),
+                part.len().into(),
+                (prot | PROT_WRITE).into(),
+            ];
+            let batch = calls.batch();
+            batch.call("making inherited memory writable", nr::MPROTECT, args);
+            calls.breathe()?;
+        }
+    }
+    calls.flush()?;
+    map::make(builder, leader, &difference.map, mm)?;
+    // A huge page that is shared stays as it is; collapsing would give the process one of its own.
+    let shared = |range: &&PageRange| !overlaps(range, &difference.same);
+    let huge: Vec<PageRange> = mm.huge.iter().filter(shared).copied().collect();
+    pages::fill(builder, leader, mm, &written.extents, &huge)
+}
