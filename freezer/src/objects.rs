@@ -48,6 +48,12 @@ pub struct Objects {
 const AT_ONCE: usize = 256;
 
 impl Objects {
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.found.len()
+    }
+
     /// The object behind `link`, a magic link such as `/proc/PID/map_files/..` or
     /// `/proc/self/fd/N`. `kind` is asked when it is a new one.
     pub(crate) fn find(

@@ -83,6 +83,14 @@ fn no_number(root: Pid) -> Refusal {
     }
 }
 
+fn too_many_files(root: Pid) -> Refusal {
+    Refusal {
+        reason: "to rebuild the processes takes more open files than the limit allows, and to raise it CAP_SYS_RESOURCE"
+            .into(),
+        ..no_number(root)
+    }
+}
+
 /// Waits until no other kupgrade holds the tree: one that was killed lets it go on in a moment.
 fn wait_for_others(root: Pid) -> Result<()> {
     const WITHIN: Duration = Duration::from_secs(30);
@@ -185,6 +193,10 @@ fn save(
     if !resurrect::suffice(&manifest) {
         let root = manifest.processes.first().map_or(Pid(0), |first| first.pid);
         return Err(FreezerError::Refused(vec![no_number(root)]).into());
+    }
+    if !resurrect::are_enough(&manifest, objects.count()) {
+        let root = manifest.processes.first().map_or(Pid(0), |first| first.pid);
+        return Err(FreezerError::Refused(vec![too_many_files(root)]).into());
     }
     resurrect::tree::possible(&manifest).map_err(placeless)?;
     held.check()?;

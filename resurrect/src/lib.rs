@@ -41,5 +41,5 @@ pub mod thread;
 pub mod tree;
 
 pub use error::ResurrectError;
-pub use numbers::{is_one_left, suffice};
+pub use numbers::{are_enough, is_one_left, suffice};
 pub use restore::{Born, Filled, Options, World, restore};

@@ -28,6 +28,16 @@ pub fn suffice(manifest: &Manifest) -> bool {
     is_one_left(&used) && (some_behind || !epoll::needs_numbers(manifest))
 }
 
+/// Whether this process's limit of open files is high enough to rebuild all of a manifest and so many memory objects at
+/// once: who may not raise it (`CAP_SYS_RESOURCE`) would fail in the middle.
+#[must_use]
+pub fn are_enough(manifest: &Manifest, objects: usize) -> bool {
+    let others = manifest.descriptions.len() + manifest.processes.len();
+    // Objects are open for writing as well while they are filled, which is before everything else.
+    let most = (2 * objects).max(objects + others);
+    i32::try_from(most).is_ok_and(|most| most.saturating_add(LEAST) < limit())
+}
+
 fn used(manifest: &Manifest) -> BTreeSet<i32> {
     let files = manifest.tables().flat_map(|table| table.files);
     files.map(|file| file.fd).collect()
@@ -83,5 +93,13 @@ mod tests {
         assert_eq!(spare(&all, 100), Some(70));
         let all: Vec<i32> = (0..100).filter(|number| *number != 7).collect();
         assert_eq!(spare(&all, 100), None);
+    }
+
+    #[test]
+    fn objects_behind_the_limit_are_too_many() {
+        let most = usize::try_from(super::limit()).unwrap();
+        let manifest = persist_mem::manifest::Manifest::default();
+        assert!(super::are_enough(&manifest, 0));
+        assert!(!super::are_enough(&manifest, most / 2));
     }
 }
