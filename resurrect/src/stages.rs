@@ -38,8 +38,6 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("signal actions", process::signals::set_actions),
     // Before what would be told of their end.
     ("zombies", tree::zombies::end_all),
-    // Before the way to this process is closed.
-    ("rulesets of Landlock", thread::landlock::take),
     ("files from inside", files::inside),
     ("notifications of message queues", files::mqueue::notify),
     ("owners of signals", files::owner::set),
@@ -54,6 +52,8 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("ends of memory objects", objects::finish),
     ("watches of files", files::watch),
     ("requests of io_uring that wait", files::uring::fill_waiting),
+    // When nobody needs the numbers of descriptors that are closed, and before the way to this process is.
+    ("rulesets of Landlock", thread::landlock::take),
     ("ways back", files::close_way_back),
     // Behind all that a domain forbids.
     ("domains of Landlock", thread::landlock::enforce),

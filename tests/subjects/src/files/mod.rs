@@ -4,7 +4,7 @@ mod aio;
 mod devices;
 mod directory;
 mod dnotify;
-mod epoll;
+pub(crate) mod epoll;
 mod event;
 mod fanotify;
 mod fifo;

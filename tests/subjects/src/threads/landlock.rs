@@ -539,3 +539,9 @@ pub(crate) fn scopes_family(_: &Setting) -> Result<Watch> {
     crew.add(move || Watch::keep(move || Ok(sends())))?;
     Ok(crew.watch().and(Watch::keep(move || Ok(sends()))?))
 }
+
+/// An entry of epoll whose number was closed, in a domain: both need numbers that no descriptor has.
+pub(crate) fn epoll(setting: &Setting) -> Result<Watch> {
+    restrict([MAKE_BLOCK, 0, 0], &[])?;
+    crate::files::epoll::dup(setting)
+}

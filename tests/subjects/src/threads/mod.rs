@@ -262,6 +262,11 @@ pub(crate) const GROUP: Group = Group {
             landlock::opened,
         ),
         subject(
+            "landlock-epoll",
+            "a domain of Landlock and an epoll entry whose number was closed",
+            landlock::epoll,
+        ),
+        subject(
             "landlock-shared",
             "a domain of Landlock that several processes are in",
             landlock::shared,
