@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use sys::tty::packet::Raised;
 use sys::tty::queues::{self, Ends, Queues};
-use sys::tty::{self, Termios, Winsize};
+use sys::tty::{self, Termios, Winsize, unopened};
 use sys::{Errno, Pid};
 
 /// Majors of slaves of pseudo terminals (`UNIX98_PTY_SLAVE_MAJOR`).
@@ -118,11 +118,16 @@ fn check_master(open: &Open<'_>) -> Result<(), FreezerError> {
         let why = "status of packet mode has not been read yet, and what it is cannot be known";
         return Err(open.refuse(why));
     }
-    // To put it in again takes a slave, and that nobody has opened one would be over.
+    // A slave that is opened to put it in again would be noticed.
     let waits = || kernel::look(|kernel| kernel.waits_without_slave(open.copy.as_fd()));
     let was_opened = polled(open.copy, PollFlags::POLLIN).contains(PollFlags::POLLHUP);
-    if !was_opened && waits().unwrap_or(false) {
-        let why = "what was written to a master before anybody opened its slave is not carried";
+    if was_opened || !waits().unwrap_or(false) {
+        return Ok(());
+    }
+    let packet = tty::packet_mode(open.copy).unwrap_or(false);
+    let queues = look_into(open.copy, true).and_then(Result::ok);
+    if packet || !queues.is_some_and(|queues| unopened::can_put(&queues)) {
+        let why = "what was written to a master before anybody opened its slave is more than can be carried";
         return Err(open.refuse(why));
     }
     Ok(())
@@ -351,11 +356,15 @@ fn one(id: TerminalId, met: &Met, master: Option<&OwnedFd>) -> Result<Terminal, 
         queues: match own {
             Some(slave) => {
                 let status = pty.as_ref().map_or(0, |pty| pty.status);
-                let seen = master.and_then(|_| look_into(&slave));
+                let seen = master.and_then(|_| look_into(&slave, false));
                 let read = seen.unwrap_or_else(|| copy_queues(&slave, master, status));
                 read.map_err(call("reading its queues"))?
             }
-            None => Queues::default(),
+            None => {
+                let seen = master.and_then(|master| look_into(master, true));
+                let read = seen.unwrap_or_else(|| Ok(Queues::default()));
+                read.map_err(call("reading its queues"))?
+            }
         },
         session: None,
         foreground: None,
@@ -412,14 +421,18 @@ fn node_path(rdev: u64) -> Option<PathBuf> {
 /// are not echoed. None where that cannot be read.
 ///
 /// The kernel may be passing something on, from one place to the next: two looks must see the same.
-fn look_into(slave: &OwnedFd) -> Option<sys::Result<Queues>> {
+fn look_into(end: &OwnedFd, is_master: bool) -> Option<sys::Result<Queues>> {
     /// How long that may take.
     const SETTLE: Duration = Duration::from_millis(500);
-    let canonical = queues::is_canonical(&tty::termios(slave).ok()?);
-    let end = Instant::now() + SETTLE;
+    let canonical = queues::is_canonical(&tty::termios(end).ok()?);
+    let until = Instant::now() + SETTLE;
     let mut before = None;
     loop {
-        let found = match kernel::look(|kernel| kernel.pty_queues(slave.as_fd(), canonical)) {
+        let found = kernel::look(|kernel| match is_master {
+            true => kernel.pty_queues_by_master(end.as_fd(), canonical),
+            false => kernel.pty_queues(end.as_fd(), canonical),
+        });
+        let found = match found {
             Err(Unreadable::Inconsistent(_)) => None,
             found => Some(found.ok()?),
         };
@@ -428,7 +441,7 @@ fn look_into(slave: &OwnedFd) -> Option<sys::Result<Queues>> {
         {
             return Some(Ok(found.queues.clone()));
         }
-        if Instant::now() > end {
+        if Instant::now() > until {
             return Some(Err(Errno::EAGAIN));
         }
         if found.as_ref().is_none_or(|found| found.moving) {

@@ -70,12 +70,30 @@ impl Kernel {
         slave: BorrowedFd<'_>,
         canonical: bool,
     ) -> Result<PtyQueues, Unreadable> {
+        let ends = self.pair(slave)?;
+        self.queues_between(ends, canonical)
+    }
+
+    /// The same, by a descriptor of the master.
+    pub(crate) fn pty_queues_by_master(
+        &mut self,
+        master: BorrowedFd<'_>,
+        canonical: bool,
+    ) -> Result<PtyQueues, Unreadable> {
+        let [master, slave] = self.pair(master)?;
+        self.queues_between([slave, master], canonical)
+    }
+
+    fn queues_between(
+        &mut self,
+        [slave, master]: [u64; 2],
+        canonical: bool,
+    ) -> Result<PtyQueues, Unreadable> {
         let field = |structure, path| Ok(self.btf.field(structure, path)?.offset);
         let flow = [
             field("tty_struct", "flow.stopped")?,
             field("tty_struct", "flow.tco_stopped")?,
         ];
-        let [slave, master] = self.pair(slave)?;
         let flow = self.read(&flow.map(|at| (slave.wrapping_add(at), 1)))?;
         let flow: Option<Vec<bool>> = flow.into_iter().map(|bytes| Some(bytes? != [0])).collect();
         let [stopped, held] = flow.ok_or(WRONG)?[..] else {

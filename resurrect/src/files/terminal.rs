@@ -21,6 +21,7 @@ use std::path::Path;
 use sys::batch::Batch;
 use sys::tty::packet::Raised;
 use sys::tty::queues::{self, Ends, Queues};
+use sys::tty::unopened;
 use sys::{Errno, Pid, tty};
 
 const TIOCSCTTY: u32 = 0x540e;
@@ -162,7 +163,15 @@ fn pair(
             .map_err(failed(terminal, "setting its owner"))?;
         Some(slave)
     } else {
-        set_up(terminal, &master, Some(&master))?;
+        let empty = Terminal {
+            queues: Queues::default(),
+            ..terminal.clone()
+        };
+        set_up(&empty, &master, Some(&master))?;
+        if terminal.queues != Queues::default() {
+            let put = unopened::put(&master, &terminal.queues);
+            put.map_err(failed(terminal, "filling its queues"))?;
+        }
         None
     };
     let made = Made {

@@ -2,6 +2,7 @@
 
 pub mod packet;
 pub mod queues;
+pub mod unopened;
 
 use crate::{Errno, Pid, Result};
 use serde::{Deserialize, Serialize};

@@ -140,20 +140,35 @@ fn put_quietly(ends: Ends<'_>, queues: &Queues, own: &Termios) -> Result<()> {
         flow(slave, libc::TCOOFF)?;
     }
     put_echo(slave, &queues.echo, own, queues.stopped)?;
-    let mut settings = kept_stopped(quiet(own, false), queues.stopped);
-    if is_canonical(own) {
+    let settings = kept_stopped(quiet(own, false), queues.stopped);
+    let end_of_file = unused_byte(queues, 0);
+    put_lines(
+        queues,
+        (is_canonical(own), settings, end_of_file),
+        |settings, bytes, _| {
+            set_termios(slave, settings)?;
+            bytes.iter().try_for_each(|byte| push(slave, *byte))
+        },
+    )
+}
+
+/// Puts all input in: `receive` does so with some under settings, and is told whether the last byte ends a file.
+pub(super) fn put_lines(
+    queues: &Queues,
+    (canonical, mut settings, end_of_file): (bool, Termios, u8),
+    mut receive: impl FnMut(&Termios, &[u8], bool) -> Result<()>,
+) -> Result<()> {
+    if canonical {
         let mut lines = queues.lines.iter();
         if let Some(odd) = queues.lines.first().filter(|line| is_odd(line)) {
             lines.next();
-            set_termios(slave, &settings)?;
-            odd.iter().try_for_each(|byte| push(slave, *byte))?;
+            settings.lflag &= !libc::ICANON;
+            receive(&settings, odd, false)?;
         }
         settings.lflag |= libc::ICANON;
-        let end_of_file = unused_byte(queues);
-        lines.try_for_each(|line| put_line(slave, line, settings, end_of_file))?;
+        lines.try_for_each(|line| put_line(line, settings, end_of_file, &mut receive))?;
     }
-    set_termios(slave, &settings)?;
-    queues.rest.iter().try_for_each(|byte| push(slave, *byte))
+    receive(&settings, &queues.rest, false)
 }
 
 /// Whether a line has line ends inside: bytes that nobody had read when canonical mode was switched on are one line
@@ -165,7 +180,12 @@ fn is_odd(line: &[u8]) -> bool {
 
 /// A line in canonical mode. What ends it, other than a line end, is set for it alone: the same byte may be inside of
 /// others.
-fn put_line(slave: &OwnedFd, line: &[u8], mut settings: Termios, end_of_file: u8) -> Result<()> {
+fn put_line(
+    line: &[u8],
+    mut settings: Termios,
+    end_of_file: u8,
+    receive: &mut impl FnMut(&Termios, &[u8], bool) -> Result<()>,
+) -> Result<()> {
     let (last, before) = match line.split_last() {
         Some((last, before)) => (*last, before),
         None => (0, line),
@@ -176,12 +196,10 @@ fn put_line(slave: &OwnedFd, line: &[u8], mut settings: Termios, end_of_file: u8
         let kind = if by_last { libc::VEOL } else { libc::VEOF };
         settings.cc[kind] = if by_last { last } else { end_of_file };
     }
-    set_termios(slave, &settings)?;
-    line.iter().try_for_each(|byte| push(slave, *byte))?;
-    match ends_itself || by_last {
-        true => Ok(()),
-        false => push(slave, end_of_file),
-    }
+    let mut bytes = line.to_vec();
+    let ends_file = !ends_itself && !by_last;
+    bytes.extend(ends_file.then_some(end_of_file));
+    receive(&settings, &bytes, ends_file)
 }
 
 /// Receives what is to be echoed, and takes it out of the input again, where nothing else is yet. What is shown as
@@ -235,7 +253,7 @@ pub(super) fn flow(slave: &OwnedFd, action: i32) -> Result<()> {
 
 /// Settings under which every byte of input is just a byte. IXON is kept: to clear it starts a
 /// stopped terminal.
-fn quiet(own: &Termios, canonical: bool) -> Termios {
+pub(super) fn quiet(own: &Termios, canonical: bool) -> Termios {
     let mut settings = *own;
     settings.iflag = own.iflag & libc::IXON;
     settings.oflag = own.oflag & !libc::OPOST;
@@ -244,12 +262,12 @@ fn quiet(own: &Termios, canonical: bool) -> Termios {
     settings
 }
 
-/// A byte that can stand for the end of a file, since it is not in the data.
-fn unused_byte(queues: &Queues) -> u8 {
+/// A byte that can stand for the end of a file, since it is not in the data, and is not `other`.
+pub(super) fn unused_byte(queues: &Queues, other: u8) -> u8 {
     let used =
         |byte: &u8| queues.lines.iter().any(|l| l.contains(byte)) || queues.rest.contains(byte);
     (1..=255)
-        .find(|byte| *byte != b'\n' && *byte != XOFF && !used(byte))
+        .find(|byte| ![b'\n', b'x', XOFF, other].contains(byte) && !used(byte))
         .unwrap_or(4)
 }
 
@@ -262,7 +280,7 @@ fn can(fd: &impl AsFd, what: PollFlags) -> Result<bool> {
         .is_some_and(|found| found.contains(what)))
 }
 
-fn read_all(fd: &OwnedFd) -> Result<Vec<u8>> {
+pub(super) fn read_all(fd: &OwnedFd) -> Result<Vec<u8>> {
     let mut data = Vec::new();
     let mut buffer = vec![0; INPUT_MAX + 1];
     while readable(fd)? > 0 || can(fd, PollFlags::POLLIN)? {
@@ -277,7 +295,7 @@ fn read_all(fd: &OwnedFd) -> Result<Vec<u8>> {
 
 /// Bytes of one write. Buffers of a terminal are made of 256 bytes each and filled by whole writes: with
 /// this size hardly any room is lost, so what was in them fits again (drivers/tty/tty_buffer.c).
-const PIECE: usize = 1020;
+pub(super) const PIECE: usize = 1020;
 
 /// The same for what is to be packed as closely as it can be: one buffer (`TTY_BUFFER_PAGE`).
 const WHOLE: usize = 1792;

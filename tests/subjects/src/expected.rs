@@ -26,10 +26,6 @@ use Fate::{Carried, Refused, Wrong};
 
 /// Subjects that are not carried in both ways.
 const EXCEPTIONS: &[(&str, Expected)] = &[
-    (
-        "pty-unopened",
-        both(Refused("before anybody opened its slave")),
-    ),
     ("ports", both(Refused("ports of devices"))),
     ("keys", both(Refused("keys in its process keyring"))),
     (

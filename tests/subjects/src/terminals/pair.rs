@@ -512,7 +512,7 @@ pub(crate) fn exclusive(_: &Setting) -> Result<Watch> {
     Ok(Watch::keep(observe)?.spoiled_by(move || set(locked, libc::TIOCSPTLCK, 0)))
 }
 
-/// What was written to a master, and its echo, wait for whoever opens the slave first.
+/// What was written to masters, and its echo, wait for whoever opens the slaves first.
 pub(crate) fn unopened(_: &Setting) -> Result<Watch> {
     let master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK)?;
     let write_line = move || {
@@ -522,11 +522,33 @@ pub(crate) fn unopened(_: &Setting) -> Result<Watch> {
         })
     };
     write_line()?;
+    // Lines, one that an end of file ends, and one that is not complete; read after its slave is opened, at the end.
+    let last = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK)?;
+    write(last, b"one\ntwo\x04th\x01ree")?;
     Ok(Watch::new(move || {
         receive(master, b"early\r\n")?;
+        // SAFETY: reads whether anything hangs up.
+        same(
+            "nobody was there",
+            &0,
+            &(ready(last, libc::POLLHUP)? & libc::POLLHUP),
+        )?;
         write_line()
     })
-    .spoiled_by(move || read(master, 100).map(drop)))
+    .spoiled_by(move || {
+        set(last, libc::TIOCSPTLCK, 0)?;
+        let path = format!("/dev/pts/{}", number(last)?);
+        let slave = open(&path, O_RDWR | O_NOCTTY | O_NONBLOCK)?;
+        receive(last, b"one\r\ntwoth^Aree")?;
+        same("a line", &b"one\n".to_vec(), &read(slave, 100)?)?;
+        same("a file's end", &b"two".to_vec(), &read(slave, 100)?)?;
+        write(last, b"!\n")?;
+        until("the line is complete", SOON, || {
+            ready(slave, libc::POLLIN).is_ok_and(|is| is != 0)
+        })?;
+        same("the rest", &b"th\x01ree!\n".to_vec(), &read(slave, 100)?)?;
+        read(master, 100).map(drop)
+    }))
 }
 
 /// The slave was open once; reading tells that nobody is there.
