@@ -531,5 +531,6 @@ fn decode_queues(mut bytes: &[u8]) -> Option<Queues> {
         lines: parts.collect(),
         echo: Vec::new(),
         literal: false,
+        columns: (0, 0),
     })
 }

@@ -116,6 +116,7 @@ impl Kernel {
             held,
             echo: input.echo.decode()?,
             literal: input.literal,
+            columns: input.echo.columns,
         };
         Ok(PtyQueues { queues, moving })
     }

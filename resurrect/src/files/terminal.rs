@@ -220,6 +220,10 @@ fn set_up(
 ) -> Result<(), ResurrectError> {
     set_size(terminal, any)?;
     tty::set_termios(any, &terminal.termios).map_err(failed(terminal, "setting it up"))?;
+    if let (Some(master), true) = (master, terminal.queues.columns != (0, 0)) {
+        let set = queues::set_columns(any, master, terminal.queues.columns);
+        set.map_err(failed(terminal, "setting its column"))?;
+    }
     let ends = Ends { slave: any, master };
     let packet = terminal.pty.filter(|pty| pty.packet);
     let raised = packet.map(|pty| Raised::before(ends, pty.status, &terminal.queues));

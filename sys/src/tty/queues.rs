@@ -40,6 +40,9 @@ pub struct Queues {
     /// Whether the next byte means itself, since `^V` came before it. [`take`] cannot see it, and [`put`] leaves it
     /// to [`expect_literal`].
     pub literal: bool,
+    /// The column that output of a pseudo terminal is in, and the one where the line began that is being typed. [`take`]
+    /// cannot see them, and [`put`] leaves them to [`set_columns`].
+    pub columns: (u32, u32),
 }
 
 /// A byte that is echoed when output goes on.
@@ -235,6 +238,45 @@ pub fn expect_literal(slave: &OwnedFd) -> Result<()> {
     let pushed = push(slave, NEXT);
     set_termios(slave, &own)?;
     pushed
+}
+
+/// Has output be in a column, and the line that is typed next begin in one. Queues must be empty, and are again
+/// afterwards.
+///
+/// # Errors
+/// As [`put`].
+pub fn set_columns(slave: &OwnedFd, master: &OwnedFd, (column, line): (u32, u32)) -> Result<()> {
+    const ERASE: u8 = 0x7f;
+    /// What is further on is like what has the same tabs behind it.
+    const FAR: u32 = 512;
+    let own = termios(slave)?;
+    let mut settings = quiet(&own, true);
+    settings.iflag = 0;
+    settings.oflag = libc::OPOST;
+    settings.lflag |= libc::ECHO;
+    settings.cc[libc::VERASE] = ERASE;
+    set_termios(slave, &settings)?;
+    let [column, line] = [column, line].map(|at| if at < FAR { at } else { FAR + at % 8 });
+    let done = (|| {
+        let mut at = 0;
+        if line != 0 {
+            advance(slave, master, 0, line)?;
+            [b'x', ERASE]
+                .iter()
+                .try_for_each(|byte| push(slave, *byte))?;
+            at = line + 1;
+        }
+        advance(slave, master, at, column)
+    })();
+    set_termios(slave, &own)?;
+    done
+}
+
+/// Goes from one column to another. A return would be the begin of the line as well.
+fn advance(slave: &OwnedFd, master: &OwnedFd, from: u32, to: u32) -> Result<()> {
+    let byte = if from < to { b' ' } else { 0x08 };
+    write_all(slave, &vec![byte; from.abs_diff(to) as usize], PIECE)?;
+    read_all(master).map(drop)
 }
 
 /// Settings that do not start what its key has stopped: to clear IXON does.

@@ -64,6 +64,11 @@ pub(crate) const GROUP: Group = Group {
             "full input of a pty in canonical mode, with more behind it",
             pair::full_lines,
         ),
+        subject(
+            "pty-column",
+            "the column that output of a pty is in, and where a line began",
+            pair::column,
+        ),
         subject("pty-packet", "packet mode of a pty", pair::packet),
         subject(
             "pty-packet-status",

@@ -551,6 +551,34 @@ pub(crate) fn unopened(_: &Setting) -> Result<Watch> {
     }))
 }
 
+/// Output is in some column: tabs that are shown as blanks lead on from there, and erasing one goes back to where the
+/// line began.
+pub(crate) fn column(_: &Setting) -> Result<Watch> {
+    let [master, slave] = pty()?;
+    let mut blanks = termios(slave)?;
+    blanks.c_oflag |= libc::XTABS;
+    set_termios(slave, &blanks)?;
+    // Something was typed behind it.
+    let begin = move || {
+        write(slave, b"\rabc")?;
+        receive(master, b"\rabc")?;
+        write(master, b"\t")?;
+        receive(master, b"     ")
+    };
+    begin()?;
+    Ok(Watch::new(move || {
+        write(slave, b"d\t|")?;
+        receive(master, b"d       |")?;
+        write(master, b"\x7f")?;
+        receive(master, b"\x08\x08\x08\x08\x08")?;
+        begin()
+    })
+    .spoiled_by(move || {
+        write(slave, b"x")?;
+        receive(master, b"x")
+    }))
+}
+
 /// The slave was open once; reading tells that nobody is there.
 pub(crate) fn widowed(_: &Setting) -> Result<Watch> {
     let [master, slave] = pty()?;
