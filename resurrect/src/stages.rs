@@ -67,4 +67,5 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("tracees", thread::traced::hand_over),
     ("registers", thread::registers::set),
     ("processors", processor::set),
+    ("signals that stop", thread::signals::queue_stops),
 ];

@@ -163,8 +163,13 @@ pub(super) fn in_scratch<T>(
     });
     let put_back = threads.iter().try_for_each(Inside::put_back);
     for thread in threads {
+        let own = thread.status.mask("SigPnd");
+        let its = |signal: i32| own >> (signal - 1) & 1 != 0;
         for signal in thread.tracee.take_deferred() {
-            let sent = sys::process::tgkill(pid, thread.tracee.tid(), signal);
+            let sent = match its(signal) {
+                true => sys::process::tgkill(pid, thread.tracee.tid(), signal),
+                false => sys::process::kill(pid, signal),
+            };
             sent.map_err(FreezerError::call(pid, "sending on a signal"))?;
         }
     }

@@ -12,11 +12,12 @@ use persist_mem::manifest::{Live, QueuedSignal, Thread};
 use std::collections::BTreeSet;
 use sys::batch::{Batch, Buffer};
 use sys::tracee::Tracee;
-use sys::{Pid, Tid};
+use sys::{Pid, Tid, process};
 
 const SIGTRAP: usize = 5;
 const SIGKILL: i32 = 9;
 const SIGCONT: i32 = 18;
+const SIGSTOP: i32 = 19;
 const SIGTSTP: i32 = 20;
 const SIGTTOU: i32 = 22;
 const SIGURG: i32 = 23;
@@ -67,7 +68,7 @@ pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
     }
     super::each_in(restore, |pid, tracee, live, thread| {
-        let queued = |queued: &&QueuedSignal| !timers::comes_again(live, queued);
+        let queued = |queued: &&QueuedSignal| is_queued_inside(live, queued);
         let pending: Vec<_> = thread.pending.iter().filter(queued).collect();
         for some in pending.chunks(AT_ONCE) {
             let batch = for_thread(pid, thread.tid, some);
@@ -81,6 +82,25 @@ pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let mut batch = Batch::new();
         limits::set_last(&mut batch, live);
         settled(pid, "setting its last limits", first, &batch)?;
+    }
+    Ok(())
+}
+
+/// Queues SIGSTOP, which nobody can block: whatever call is made after that takes it.
+pub(crate) fn queue_stops(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let stops = |all: &[QueuedSignal]| all.iter().any(|one| number(one) == SIGSTOP);
+    let failed = |pid| ResurrectError::call(pid, "queueing the signal that stops it");
+    for (pid, live) in restore.lives().filter(|(_, live)| live.traced.is_none()) {
+        let task = restore.task(pid)?;
+        let host = task.host_pid();
+        if stops(&live.pending) {
+            process::kill(host, SIGSTOP).map_err(failed(pid))?;
+        }
+        for (tracee, thread) in task.all().zip(super::in_order(&live.threads)) {
+            if stops(&thread.pending) {
+                process::tgkill(host, tracee.tid(), SIGSTOP).map_err(failed(pid))?;
+            }
+        }
     }
     Ok(())
 }
@@ -114,7 +134,7 @@ pub(super) fn of_process(pid: Pid, live: &Live) -> Vec<Batch> {
 
 /// What queues them.
 fn queues(pid: Pid, live: &Live) -> Vec<Batch> {
-    let queued = |queued: &&QueuedSignal| !timers::comes_again(live, queued);
+    let queued = |queued: &&QueuedSignal| is_queued_inside(live, queued);
     let pending: Vec<_> = live.pending.iter().filter(queued).collect();
     let queue = pending.chunks(AT_ONCE).map(|some| {
         let mut batch = Batch::new();
@@ -141,6 +161,11 @@ fn for_thread(pid: Pid, tid: Tid, signals: &[&QueuedSignal]) -> Batch {
         batch.call("queueing a signal", nr::RT_TGSIGQUEUEINFO, args);
     }
     batch
+}
+
+/// Whether a thread of the process queues a signal by itself.
+fn is_queued_inside(live: &Live, queued: &QueuedSignal) -> bool {
+    !timers::comes_again(live, queued) && number(queued) != SIGSTOP
 }
 
 /// Whether no signal waits in a process or its threads.

@@ -88,6 +88,11 @@ pub(crate) const GROUP: Group = Group {
             stopped::job,
         ),
         subject(
+            "stopped-twice",
+            "a stopped child that another SIGSTOP waits for",
+            stopped::twice,
+        ),
+        subject(
             "continued-unreported",
             "a continued child that nobody has waited for",
             stopped::continued,

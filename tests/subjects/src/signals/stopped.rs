@@ -95,6 +95,51 @@ pub(crate) fn nap(_: &Setting) -> Result<Watch> {
     }))
 }
 
+/// Another SIGSTOP waits for a child that is stopped: for the process, or for its thread. SIGCONT takes it away.
+pub(crate) fn twice(_: &Setting) -> Result<Watch> {
+    let children = [sleeper(false)?, sleeper(false)?];
+    let waits = [
+        format!("{:016x}", 1 << (SIGSTOP - 1)),
+        format!("{:016x}", 0),
+    ];
+    let queues = |child: i32| -> Result<[String; 2]> {
+        let child = child.to_string();
+        let queue = |key| procfs::status(&child, key);
+        Ok([queue("ShdPnd")?, queue("SigPnd")?])
+    };
+    let [process, thread] = children;
+    let stop = move || {
+        for child in children {
+            kill(child, SIGSTOP)?;
+            stops(child)?;
+            same("the stop", &(child, by(SIGSTOP)), &wait(WUNTRACED)?)?;
+        }
+        kill(process, SIGSTOP)?;
+        // SAFETY: takes numbers.
+        let sent = unsafe { libc::syscall(libc::SYS_tgkill, thread, thread, SIGSTOP) };
+        sys("tgkill", sent).map(drop)
+    };
+    stop()?;
+    Ok(Watch::new(move || {
+        let [shared, own] = [queues(process)?, queues(thread)?];
+        same("what waits for the process", &waits, &shared)?;
+        let [own_shared, own_queue] = own;
+        same(
+            "what waits for the thread",
+            &waits,
+            &[own_queue, own_shared],
+        )?;
+        for child in children {
+            stands(child)?;
+            kill(child, SIGCONT)?;
+            until("it goes on", SOON, || !state(child).starts_with('T'))?;
+        }
+        same("a report", &(0, 0), &wait(WUNTRACED)?)?;
+        stop()
+    })
+    .spoiled_by(move || kill(process, SIGCONT)))
+}
+
 /// The parent knows already.
 pub(crate) fn reported(_: &Setting) -> Result<Watch> {
     let child = sleeper(false)?;
