@@ -144,6 +144,7 @@ fn describe(
         contexts.tell(process);
         process.parent_thread = made_by.get(&process.pid).copied();
     }
+    parents::note_places(&mut processes);
     let inside: Vec<Pid> = members(frozen).into_iter().chain(ours).collect();
     table.refuse_outside(&inside, outsiders)?;
     let inside: Vec<Pid> = frozen.pids().collect();
@@ -302,6 +303,7 @@ fn zombie(pid: Pid) -> Result<Process, FreezerError> {
         pid,
         ppid: stat.pid(4),
         parent_thread: None,
+        place: 0,
         pgid: stat.pid(5),
         sid: stat.pid(6),
         exit_signal: stat.exit_signal(),

@@ -4,6 +4,7 @@
 use super::Children;
 use crate::kernel::{self, Kernel, Unreadable};
 use crate::{Frozen, proc};
+use persist_mem::manifest::Process;
 use std::collections::BTreeMap;
 use sys::{Pid, Tid};
 
@@ -25,6 +26,25 @@ pub(super) fn threads(frozen: &Frozen, children: &Children) -> BTreeMap<Pid, Tid
     }
     let found = kernel::look(|kernel| of_tasks(kernel, &parents, &children));
     found.unwrap_or_else(|_| of_lists(&parents))
+}
+
+/// Notes in which order parents have their children: as they were born, or given to them as orphans.
+pub(super) fn note_places(processes: &mut [Process]) {
+    let mut families: BTreeMap<(Pid, Tid), Vec<&mut Process>> = BTreeMap::new();
+    for process in processes {
+        let thread = process.parent_thread.unwrap_or(process.ppid.leader());
+        let family = families.entry((process.ppid, thread)).or_default();
+        family.push(process);
+    }
+    for ((pid, tid), children) in families.into_iter().filter(|(_, all)| all.len() > 1) {
+        let text = proc::read_text(pid, &format!("task/{tid}/children"));
+        let text = text.unwrap_or_default();
+        let order = text.split_whitespace().filter_map(|n| n.parse().ok());
+        let order: BTreeMap<i32, u32> = order.zip(0..).collect();
+        for child in children {
+            child.place = order.get(&child.pid.0).copied().unwrap_or(u32::MAX);
+        }
+    }
 }
 
 /// By `task_struct.real_parent`.

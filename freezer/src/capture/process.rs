@@ -89,6 +89,7 @@ pub(super) fn capture(
         pid,
         ppid: stat.pid(4),
         parent_thread: None,
+        place: 0,
         pgid: stat.pid(5),
         sid: stat.pid(6),
         exit_signal,

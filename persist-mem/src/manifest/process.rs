@@ -14,6 +14,8 @@ pub struct Process {
     pub ppid: Pid,
     /// The thread of its parent that is its parent, None for the leader.
     pub parent_thread: Option<Tid>,
+    /// Which one it is of the children of that thread, as wait(2) looks through them.
+    pub place: u32,
     /// Its process group.
     pub pgid: Pid,
     /// Its session.

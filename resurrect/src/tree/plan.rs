@@ -74,8 +74,9 @@ pub(crate) fn plan(processes: &[Process], outside: Outside) -> Result<Vec<Step>,
             roots.push(process.pid);
         }
     }
-    // wait(2) tells of the oldest first, whether it has ended or stopped.
-    children.values_mut().for_each(|pids| pids.sort_unstable());
+    for pids in children.values_mut() {
+        in_order(pids, &by_pid);
+    }
     let mut planner = Planner {
         by_pid,
         children,
@@ -97,6 +98,32 @@ pub(crate) fn plan(processes: &[Process], outside: Outside) -> Result<Vec<Step>,
     planner.groups()?;
     planner.end_helpers();
     Ok(planner.steps)
+}
+
+/// wait(2) tells of the oldest first, whether it has ended or stopped. Who has tables of a brother is made by that one.
+fn in_order(pids: &mut [Pid], by_pid: &BTreeMap<Pid, &Process>) {
+    let place = |pid: &Pid| by_pid.get(pid).map(|process| process.place);
+    pids.sort_by_key(|pid| (place(pid), *pid));
+    let live = |pid: &Pid| by_pid.get(pid).and_then(|process| process.live());
+    let follows = |(at, pid): (usize, &Pid)| {
+        let owners = live(pid).into_iter().flat_map(tables_of).flatten();
+        let mut later = owners.filter_map(|owner| pids.iter().position(|pid| *pid == owner));
+        !later.any(|owner| owner > at)
+    };
+    if !pids.iter().enumerate().all(follows) {
+        pids.sort_unstable();
+    }
+}
+
+/// Whose tables a process has.
+fn tables_of(live: &Live) -> [Option<Pid>; 5] {
+    [
+        live.mm_of,
+        live.files_of,
+        live.fs_of,
+        live.actions_of,
+        live.undo_of,
+    ]
 }
 
 impl Planner<'_> {
@@ -125,18 +152,11 @@ impl Planner<'_> {
     fn brother(&self, child: Pid) -> Option<Pid> {
         let process = self.by_pid.get(&child)?;
         let live = process.live()?;
-        let owners = [
-            live.mm_of,
-            live.files_of,
-            live.fs_of,
-            live.actions_of,
-            live.undo_of,
-        ];
         let is = |owner: &Pid| {
             let owner = self.by_pid.get(owner);
             owner.is_some_and(|owner| owner.ppid == process.ppid && self.made.contains(&owner.pid))
         };
-        owners.into_iter().flatten().find(is)
+        tables_of(live).into_iter().flatten().find(is)
     }
 
     fn found_session(&mut self, pid: Pid) {
@@ -416,6 +436,7 @@ mod tests {
             pid: Pid(pid),
             ppid: Pid(ppid),
             parent_thread: None,
+            place: 0,
             pgid: Pid(pgid),
             sid: Pid(sid),
             exit_signal: 17,
@@ -426,6 +447,20 @@ mod tests {
                 limits: Vec::new(),
             },
         }
+    }
+
+    #[test]
+    fn children_are_born_in_their_order() {
+        let mut all = [(9, 1), (20, 9), (21, 9), (22, 9)].map(|(pid, by)| zombie(pid, by, 9, 9));
+        for (process, place) in all.iter_mut().zip([0, 2, 0, 1]) {
+            process.place = place;
+        }
+        let steps = plan(&all, OUTSIDE).unwrap();
+        let born = steps.iter().filter_map(|step| match step {
+            Step::Fork { pid, .. } => Some(pid.0),
+            _ => None,
+        });
+        assert_eq!(born.collect::<Vec<_>>(), [9, 21, 22, 20]);
     }
 
     const OUTSIDE: Outside = Outside {

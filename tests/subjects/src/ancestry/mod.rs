@@ -100,6 +100,11 @@ pub(crate) const GROUP: Group = Group {
             zombies::exit_signal,
         ),
         subject(
+            "zombies-order",
+            "ended children, orphans among them, in the order in which their parent got them",
+            zombies::order,
+        ),
+        subject(
             "vfork",
             "a parent in vfork(2) whose child ends",
             vfork::exit,

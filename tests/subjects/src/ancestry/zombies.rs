@@ -1,5 +1,7 @@
 //! Children that have ended and wait for their parent.
 
+use std::io::{Read as _, Write as _};
+
 use anyhow::{Result, bail};
 
 use crate::kit::{SOON, Setting, Watch, args, fork, not_here, procfs, raw, same, sys, until};
@@ -314,6 +316,92 @@ pub(crate) fn exit_signal(_: &Setting) -> Result<Watch> {
         // SAFETY: reaps it.
         sys("wait", unsafe {
             libc::waitpid(first, std::ptr::null_mut(), libc::__WALL)
+        })
+        .map(drop)
+    }))
+}
+
+/// Children that have ended, orphans among them, as wait(2) comes upon them.
+struct Line(Vec<i32>);
+
+impl Line {
+    /// Two orphans that came behind two children, but are older than these.
+    fn make() -> Result<Line> {
+        let (mut told, tells) = std::io::pipe()?;
+        let father = fork(move || {
+            let mut tells = &tells;
+            for _ in 0..2 {
+                let Ok(child) = fork(sleep) else { return };
+                if tells.write_all(&child.to_ne_bytes()).is_err() {
+                    return;
+                }
+            }
+            sleep();
+        })?;
+        let mut orphans = [0; 2];
+        for orphan in &mut orphans {
+            let mut bytes = [0; 4];
+            told.read_exact(&mut bytes)?;
+            *orphan = i32::from_ne_bytes(bytes);
+        }
+        let own = [fork(sleep)?, fork(sleep)?];
+        end(father)?;
+        // SAFETY: reaps a child of ours.
+        sys("wait", unsafe {
+            libc::waitpid(father, std::ptr::null_mut(), 0)
+        })?;
+        let me = std::process::id().to_string();
+        for orphan in orphans {
+            until("it is ours", SOON, || {
+                procfs::status(&orphan.to_string(), "PPid").is_ok_and(|ppid| ppid == me)
+            })?;
+        }
+        let last = fork(sleep)?;
+        let line = Line([&own[..], &orphans, &[last]].concat());
+        for pid in line.0.iter().rev() {
+            end(*pid)?;
+        }
+        Ok(line)
+    }
+
+    fn reap(&self) -> Result<()> {
+        let mut reaped = Vec::new();
+        for _ in &self.0 {
+            // SAFETY: reaps a child of ours.
+            reaped.push(unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) });
+        }
+        same("who is reaped", &self.0, &reaped)
+    }
+}
+
+fn sleep() {
+    loop {
+        std::thread::sleep(std::time::Duration::from_secs(1000));
+    }
+}
+
+fn end(pid: i32) -> Result<()> {
+    // SAFETY: takes numbers.
+    sys("kill", unsafe { libc::kill(pid, libc::SIGKILL) })?;
+    becomes_zombie(pid)
+}
+
+/// In the order in which their parent got them.
+pub(crate) fn order(_: &Setting) -> Result<Watch> {
+    // SAFETY: takes numbers.
+    sys("prctl", unsafe {
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1)
+    })?;
+    let mut line = Line::make()?;
+    Ok(Watch::new(move || {
+        line.reap()?;
+        line = Line::make()?;
+        Ok(())
+    })
+    .spoiled_by(|| {
+        // SAFETY: reaps a child of ours.
+        sys("wait", unsafe {
+            libc::waitpid(-1, std::ptr::null_mut(), 0)
         })
         .map(drop)
     }))
