@@ -105,6 +105,7 @@ pub(super) fn describe(
             slice: asked.slice,
             utilisation: asked.utilisation,
             nice: stat.field(19) as i32,
+            idle_nice: idle_nice(&stat),
             ioprio: asked.ioprio,
             affinity: status.cpu_mask("Cpus_allowed"),
             timer_slack: asked.timer_slack,
@@ -131,6 +132,16 @@ pub(super) fn describe(
         limit: inside.limit,
         sleep: inside.sleep,
     })
+}
+
+/// The nice value that the priority of a thread of SCHED_IDLE is by, where that is not its own (kernel/sched/syscalls.c,
+/// `__setscheduler_params`).
+pub(super) fn idle_nice(stat: &Stat) -> Option<i32> {
+    const IDLE: i64 = 5;
+    const NICE: core::ops::Range<i64> = -20..20;
+    let by = stat.field(18) - 20;
+    let another = stat.field(41) == IDLE && by != stat.field(19) && NICE.contains(&by);
+    another.then_some(by as i32)
 }
 
 /// `PR_SET_IO_FLUSHER`

@@ -564,6 +564,9 @@ pub struct Scheduling {
     pub utilisation: Option<[u32; 2]>,
     /// Nice value.
     pub nice: i32,
+    /// Of SCHED_IDLE the nice value that its priority is by, where it is another one: sched_setattr(2) sets that, and
+    /// not its nice value.
+    pub idle_nice: Option<i32>,
     /// ioprio_get(2).
     pub ioprio: i32,
     /// CPUs it may run on, as `sched_getaffinity(2)` gives them.

@@ -123,7 +123,7 @@ fn set_deadline(batch: &mut Batch, [flags, runtime, deadline, period]: [u64; 4])
     batch.call("setting its deadlines", nr::SCHED_SETATTR, args);
 }
 
-/// A time slice of its own: the policy and nice value are set with it once more.
+/// A time slice of its own, and the policy and nice value with it.
 fn set_slice(batch: &mut Batch, scheduling: &Scheduling, slice: u64) {
     const SIZE: u64 = 48;
     const RESET_ON_FORK: u64 = 1;
@@ -133,7 +133,8 @@ fn set_slice(batch: &mut Batch, scheduling: &Scheduling, slice: u64) {
     } else {
         0
     };
-    let nice = u64::from(scheduling.nice.cast_unsigned());
+    let nice = scheduling.idle_nice.unwrap_or(scheduling.nice);
+    let nice = u64::from(nice.cast_unsigned());
     let words = [SIZE | policy << 32, flags, nice, slice, 0, 0];
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     let attr = batch.data(&bytes);
@@ -172,6 +173,9 @@ pub(super) fn scheduling(batch: &mut Batch, s: &Scheduling) {
         // The kernel wants all processors for them (sched(7)); the others get theirs at the end.
         processors(batch, s);
         set_deadline(batch, deadline);
+    } else if s.idle_nice.is_some() {
+        // Set together with the policy: later ones are for nothing.
+        set_slice(batch, s, s.slice.unwrap_or(0));
     } else if s.policy != 0 || s.reset_on_fork {
         let priority = batch.data(&s.priority.to_le_bytes());
         let reset = if s.reset_on_fork {
@@ -186,7 +190,7 @@ pub(super) fn scheduling(batch: &mut Batch, s: &Scheduling) {
             args,
         );
     }
-    if let Some(slice) = s.slice {
+    if let Some(slice) = s.slice.filter(|_| s.idle_nice.is_none()) {
         set_slice(batch, s, slice);
     }
     if let Some(bounds) = s.utilisation {

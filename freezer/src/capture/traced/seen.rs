@@ -233,6 +233,7 @@ impl Seen {
                 slice: self.slice,
                 utilisation: self.utilisation,
                 nice: stat.field(19) as i32,
+                idle_nice: thread::idle_nice(&stat),
                 ioprio: self.ioprio,
                 affinity: status.cpu_mask("Cpus_allowed"),
                 timer_slack: slack.trim().parse().unwrap_or(50_000),

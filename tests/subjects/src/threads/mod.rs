@@ -118,6 +118,11 @@ pub(crate) const GROUP: Group = Group {
             scheduling::utilisation,
         ),
         subject("nice", "nice values per thread", scheduling::nice),
+        subject(
+            "idle-priority",
+            "priorities of SCHED_IDLE by another nice value",
+            scheduling::idle,
+        ),
         subject("affinity", "affinity per thread", scheduling::affinity),
         subject("ioprio", "I/O priorities per thread", scheduling::ioprio),
         subject("timer-slack", "timer slack per thread", scheduling::slack),

@@ -105,6 +105,23 @@ pub(crate) fn slices(_: &Setting) -> Result<Watch> {
     )
 }
 
+/// Priorities of SCHED_IDLE by a nice value that is set with it, which the thread's own is not by.
+pub(crate) fn idle(_: &Setting) -> Result<Watch> {
+    let set = |nice: i32| {
+        let nice = u64::from(nice.cast_unsigned());
+        let idle = (libc::SCHED_IDLE as u64) << 32;
+        attributes(libc::SYS_sched_setattr, &mut [48, 0, 0, 0, 0, 0])?;
+        attributes(libc::SYS_sched_setattr, &mut [48 | idle, 0, nice, 0, 0, 0])
+    };
+    each(&[-7, 0, 11], 3, set, || {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", tid()))?;
+        let behind = stat.rsplit(')').next().unwrap_or_default();
+        let fields: Vec<&str> = behind.split_whitespace().collect();
+        // Priority, nice value, policy.
+        Ok([15, 16, 38].map(|at| fields[at]).join(" "))
+    })
+}
+
 /// Bounds of the utilisation that threads are taken to have (`CONFIG_UCLAMP_TASK`).
 pub(crate) fn utilisation(_: &Setting) -> Result<Watch> {
     const SIZE: u64 = 56;
