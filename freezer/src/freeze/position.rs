@@ -25,6 +25,11 @@ pub(super) fn stopped_with(pid: Pid, tid: Tid) -> Result<Option<Regs>, FreezerEr
     match ptrace::get_regs(tid) {
         Ok(regs) => Ok(Some(regs)),
         Err(sys::Errno::ESRCH) => Ok(None),
+        // Fewer registers are told of then (arch/x86/kernel/ptrace.c, task_user_regset_view).
+        Err(sys::Errno::EIO) => {
+            let why = format!("its thread {tid} is in 32-bit code, which is not carried");
+            Err(FreezerError::refuse(pid, "thread", why))
+        }
         Err(errno) => {
             let doing = format!("reading the registers of thread {tid}");
             Err(FreezerError::call(pid, doing)(errno))
