@@ -186,6 +186,8 @@ pub struct InetSocket {
     /// Its own address, bytes of the `struct sockaddr`; empty when it is not bound.
     #[serde(with = "serde_bytes")]
     pub local: Vec<u8>,
+    /// The kernel has chosen its port, and forgets it when the socket is disconnected (UDP).
+    pub chosen_port: bool,
     /// Its peer's address; empty when it is not connected.
     #[serde(with = "serde_bytes")]
     pub remote: Vec<u8>,

@@ -69,6 +69,7 @@ pub(super) fn examine(
         tcp::examine(open, common, when, &mut found)?;
         return Ok(found);
     }
+    found.chosen_port = is_udp(common) && !found.local.is_empty() && has_chosen_port(open);
     found.pending = pending::examine(open, common)?;
     if !is_udp(common) {
         packets::queue(open, common)?;
@@ -79,6 +80,25 @@ pub(super) fn examine(
 /// Whether it is of UDP or UDP-Lite.
 pub(super) fn is_udp(common: &Common) -> bool {
     common.kind == c::SOCK_DGRAM && [c::IPPROTO_UDP, c::IPPROTO_UDPLITE].contains(&common.protocol)
+}
+
+/// Whether nobody has asked for the port that it has: it goes when the socket is disconnected (connect(2), `AF_UNSPEC`).
+fn has_chosen_port(open: &Open<'_>) -> bool {
+    /// `SOCK_BINDPORT_LOCK`, include/net/sock.h
+    const ASKED_FOR: u8 = 8;
+    let locks = kernel::look(|kernel| {
+        let sk = kernel.own_sock(open.copy.as_fd())?;
+        // A byte in newer kernels, four bits before.
+        let (first, width) = match kernel.btf().field("sock", "sk_userlocks") {
+            Ok(field) => (field.offset * 8, 8),
+            Err(_) => kernel.btf().bits("sock", "sk_userlocks")?,
+        };
+        let byte = kernel.read(&[(sk.wrapping_add(first / 8), 1)])?;
+        let byte = byte.into_iter().flatten().next().unwrap_or_default();
+        let byte = byte.first().copied().unwrap_or(u8::MAX);
+        Ok(byte >> (first % 8) & ((1_u16 << width) - 1) as u8)
+    });
+    locks.is_ok_and(|locks| locks & ASKED_FOR == 0)
 }
 
 /// The halves that are shut down of a socket without a connection.

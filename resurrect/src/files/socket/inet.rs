@@ -59,6 +59,9 @@ fn bind(
     if state.local.is_empty() {
         return Ok(false);
     }
+    if state.chosen_port && state.group.is_none() && choose_port(making, state, fd)? {
+        return Ok(false);
+    }
     // The own address of a connected socket is usually what connect(2) chose, and goes with it.
     if !state.remote.is_empty()
         && routing_chooses(&state.local, &state.remote)
@@ -98,6 +101,56 @@ fn bind_without_port(
     set_int(fd, NO_PORT, 1).map_err(making.failed(doing))?;
     socket::bind(fd, &state.local).map_err(making.failed(doing))?;
     set_int(fd, NO_PORT, before).map_err(making.failed(doing))
+}
+
+/// Has the kernel choose the port that it had chosen before, which is forgotten when the socket is disconnected. False when
+/// it would not, or may not be told (Linux 6.3): nothing has happened then.
+fn choose_port(
+    making: &Making<'_>,
+    state: &InetSocket,
+    fd: BorrowedFd<'_>,
+) -> Result<bool, ResurrectError> {
+    /// include/uapi/linux/in.h: the lowest in the lower half.
+    const RANGE: (i32, i32) = (c::SOL_IP, 51);
+    let Some(&[high, low]) = state.local.get(2..4) else {
+        return Ok(false);
+    };
+    let port = u16::from_be_bytes([high, low]);
+    let Ok(before) = socket::int_option(fd, RANGE.0, RANGE.1) else {
+        return Ok(false);
+    };
+    if port == 0 || !may_be_chosen(port) {
+        return Ok(false);
+    }
+    let by_routing = !state.remote.is_empty() && routing_chooses(&state.local, &state.remote);
+    if !by_routing && wildcard(&state.local) != state.local {
+        let mut without = state.clone();
+        without.local[2..4].fill(0);
+        bind_without_port(making, &without, fd)?;
+    }
+    let doing = "having its port chosen";
+    let range = i32::from(port) << 16 | i32::from(port);
+    set_int(fd, RANGE, range).map_err(making.failed(doing))?;
+    // Who sends gets a port before it is found that there is nobody to send to.
+    let nothing = socket::send(fd, &socket::Outgoing::default(), c::MSG_DONTWAIT);
+    set_int(fd, RANGE, before).map_err(making.failed(doing))?;
+    let name = socket::name(fd).map_err(making.failed(doing))?;
+    match (nothing, name.get(2..4)) {
+        (Err(_), Some(found)) if found == [high, low] => Ok(true),
+        (Err(_), Some([0, 0])) => Ok(false),
+        _ => Err(making.failed(doing)(Errno::EADDRNOTAVAIL)),
+    }
+}
+
+/// Whether the kernel chooses a port by itself (ip(7), `ip_local_port_range`).
+fn may_be_chosen(port: u16) -> bool {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let range = range.unwrap_or_default();
+    let mut ends = range.split_whitespace().map(|end| end.parse::<u16>().ok());
+    let (Some(Some(low)), Some(Some(high))) = (ends.next(), ends.next()) else {
+        return false;
+    };
+    (low..=high).contains(&port)
 }
 
 /// Binds a port that only ended connections of another SO_REUSEADDR have (TIME_WAIT). In repair mode

@@ -399,6 +399,11 @@ pub(crate) const GROUP: Group = Group {
             "UDP sockets that are bound to an address and no port",
             udp_queues::without_port,
         ),
+        subject(
+            "udp-chosen-port",
+            "ports of UDP sockets that the kernel has chosen, and that go with the peer",
+            udp_queues::chosen_port,
+        ),
         subject("udp-lite", "UDP-Lite with queued datagrams", udp::lite),
         subject(
             "raw-queue",

@@ -256,3 +256,51 @@ pub(crate) fn without_port(_: &Setting) -> Result<Watch> {
             connect(one, &[0; 16])
         })))
 }
+
+/// Ports that the kernel has chosen, for a connected socket and for one that is bound to a host, go with the peer; one
+/// that was asked for stays.
+pub(crate) fn chosen_port(_: &Setting) -> Result<Watch> {
+    /// include/uapi/linux/in.h
+    const IP_LOCAL_PORT_RANGE: i32 = 51;
+    loopback()?;
+    let server = UdpSocket::bind("127.0.0.1:0")?;
+    let to = v4([127, 0, 0, 1], server.local_addr()?.port());
+    let all: Vec<i32> = (0..3)
+        .map(|_| socket(AF_INET, SOCK_DGRAM, 0))
+        .collect::<Result<_>>()?;
+    if option(all[0], IPPROTO_IP, IP_LOCAL_PORT_RANGE).is_err() {
+        return not_here("no way to have a port chosen");
+    }
+    bind(all[1], &v4([127, 0, 0, 4], 0))?;
+    bind(all[2], &v4([127, 0, 0, 1], 40_404))?;
+    let peer = to.clone();
+    let names = move |all: &[i32]| -> Result<Vec<Vec<u8>>> {
+        let _ = &server;
+        all.iter().map(|one| name(*one, false)).collect()
+    };
+    let connect_all = |all: &[i32], to: &[u8]| all.iter().try_for_each(|one| connect(*one, to));
+    connect_all(&all, &to)?;
+    let mut before = names(&all)?;
+    let spoiled = all[0];
+    Ok(Watch::new(move || {
+        same("their names", &before, &names(&all)?)?;
+        connect_all(&all, &[0; 16])?;
+        let ports: Vec<Vec<u8>> = names(&all)?
+            .iter()
+            .map(|name| name[2..4].to_vec())
+            .collect();
+        let asked_for = 40_404_u16.to_be_bytes().to_vec();
+        same(
+            "ports without a peer",
+            &vec![vec![0; 2], vec![0; 2], asked_for],
+            &ports,
+        )?;
+        connect_all(&all, &to)?;
+        before = names(&all)?;
+        Ok(())
+    })
+    .spoiled_by(move || {
+        connect(spoiled, &[0; 16])?;
+        connect(spoiled, &peer)
+    }))
+}
