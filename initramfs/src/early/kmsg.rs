@@ -6,7 +6,7 @@
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Before every line, so that both kernels' logs can be searched for it.
@@ -31,8 +31,8 @@ struct Outputs {
 enum Copied {
     /// Lines that wait for it.
     Kept(String),
-    /// It is there.
-    File(File),
+    /// It is there. It is not kept open: a file system can be made read-only only when nobody writes to it.
+    File(PathBuf),
 }
 
 static LOGGER: OnceLock<KmsgLogger> = OnceLock::new();
@@ -71,7 +71,7 @@ pub fn copy_to(path: &Path) -> std::io::Result<()> {
     if let Copied::Kept(text) = &outputs.copy {
         file.write_all(text.as_bytes())?;
     }
-    outputs.copy = Copied::File(file);
+    outputs.copy = Copied::File(path.to_owned());
     Ok(())
 }
 
@@ -93,8 +93,9 @@ impl Outputs {
                 text.push_str(line);
                 text.push('\n');
             }
-            Copied::File(file) => {
-                let _ = file.write_all(format!("{line}\n").as_bytes());
+            Copied::File(path) => {
+                let opened = OpenOptions::new().append(true).open(path);
+                let _ = opened.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
             }
         }
     }

@@ -67,5 +67,12 @@ pub(super) fn nearly_half(host: &mut Host, rig: &Rig) -> Result<()> {
     if told.trim() != "as before" {
         bail!("what was held is not: {told}");
     }
-    Ok(())
+    nobody_writes(&mut host.vm.shell)
+}
+
+/// A service manager makes file systems read-only before it ends the machine: nothing of the upgrade may be in the way.
+fn nobody_writes(shell: &mut Shell) -> Result<()> {
+    let ended = "for i in $(seq 100); do pgrep -f holder.py > /dev/null || break; sleep 0.1; done";
+    let command = format!("{ended}; mount -o remount,ro / && mount -o remount,rw /");
+    shell.must(&command, SHORT).map(drop)
 }
