@@ -2,20 +2,28 @@
 //! where their fields are in a way that can be changed.
 
 use crate::{FreezerError, Refusal, proc};
-use persist_mem::manifest::{AddressSpace, Description, DescriptionKind, Manifest, Ring};
+use persist_mem::manifest::{
+    AddressSpace, BufferRing, DescriptionKind, Manifest, Ring, RingRequest,
+};
 use persist_mem::rings::{Moves, Offsets};
 use std::collections::BTreeMap;
 use sys::uring::flags::NO_SQARRAY;
+use sys::uring::op;
 use sys::{PAGE_SIZE_U64, Pid};
 
 /// Bytes that are looked through at once.
 const AT_ONCE: u64 = 1 << 20;
 
-/// Refuses what a kernel of Linux 6.6 or later, or an earlier one, cannot have, now that it is known where pages are.
+/// Refuses what the other kernel cannot have, which is at least of the versions that `since` says, now that it is known
+/// where pages are.
 ///
 /// # Errors
 /// [`FreezerError::Refused`]
-pub fn refuse_lost_rings(manifest: &Manifest, since_6_6: bool) -> Result<(), FreezerError> {
+pub fn refuse_lost_rings(
+    manifest: &Manifest,
+    since: impl Fn((u32, u32)) -> bool,
+) -> Result<(), FreezerError> {
+    let since_6_6 = since((6, 6));
     let rings = || {
         manifest
             .descriptions
@@ -28,9 +36,9 @@ pub fn refuse_lost_rings(manifest: &Manifest, since_6_6: bool) -> Result<(), Fre
     let to: BTreeMap<u64, Offsets> = rings()
         .map(|(_, ring)| (ring.inode, ring.offsets_on(since_6_6)))
         .collect();
-    let unknown = |(_, ring): &(&Description, &Ring)| !since_6_6 && ring.flags & NO_SQARRAY != 0;
     let mut found = Vec::new();
-    if let Some((description, _)) = rings().find(unknown) {
+    let unknown = rings().find_map(|(it, ring)| Some((it, unknown(ring, &since)?)));
+    if let Some((description, why)) = unknown {
         let mut processes = manifest.processes.iter();
         let holder = processes.find(|process| {
             let live = process.live();
@@ -41,10 +49,7 @@ pub fn refuse_lost_rings(manifest: &Manifest, since_6_6: bool) -> Result<(), Fre
             })
         });
         let pid = holder.map_or(Pid(0), |holder| holder.pid);
-        found.push(refusal(
-            pid,
-            "before Linux 6.6 there is no ring with IORING_SETUP_NO_SQARRAY",
-        ));
+        found.push(refusal(pid, why));
     }
     for process in &manifest.processes {
         let Some(live) = process.live().filter(|live| live.mm_of.is_none()) else {
@@ -62,6 +67,27 @@ pub fn refuse_lost_rings(manifest: &Manifest, since_6_6: bool) -> Result<(), Fre
         true => Ok(()),
         false => Err(FreezerError::Refused(found)),
     }
+}
+
+/// What of a ring an older kernel does not know.
+fn unknown(ring: &Ring, since: impl Fn((u32, u32)) -> bool) -> Option<&'static str> {
+    let mut groups = ring.groups.iter().filter_map(|group| group.ring.as_ref());
+    let goes_on = |request: &RingRequest| request.entry.opcode == op::READ_MULTISHOT;
+    if ring.flags & NO_SQARRAY != 0 && !since((6, 6)) {
+        return Some("before Linux 6.6 there is no ring with IORING_SETUP_NO_SQARRAY");
+    }
+    if groups.clone().any(|it| it.address.is_none()) && !since((6, 4)) {
+        return Some("before Linux 6.4 there are no buffers with IOU_PBUF_RING_MMAP");
+    }
+    if groups.any(|it| it.flags & BufferRing::INCREMENTAL != 0) && !since((6, 12)) {
+        return Some("before Linux 6.12 there are no buffers with IOU_PBUF_RING_INC");
+    }
+    if ring.requests.iter().any(goes_on) && !since((6, 7)) {
+        return Some("before Linux 6.7 no read of io_uring goes on");
+    }
+    let bundles = since((6, 10));
+    let ready = ring.groups.is_empty() || ring.taking(bundles, ring.ended()).is_some();
+    (!ready).then_some("before Linux 6.10 its provided buffers take more requests than have ended")
 }
 
 fn refusal(pid: Pid, why: &str) -> Refusal {

@@ -52,6 +52,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("ends of memory objects", objects::finish),
     ("watches of files", files::watch),
     ("requests of io_uring that wait", files::uring::fill_waiting),
+    ("mappings of rings of buffers", memory::uring::map_buffers),
     // When nobody needs the numbers of descriptors that are closed, and before the way to this process is.
     ("rulesets of Landlock", thread::landlock::take),
     ("ways back", files::close_way_back),

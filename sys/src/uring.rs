@@ -15,6 +15,18 @@ pub const OFFSET_RINGS: u64 = 0;
 pub const OFFSET_COMPLETIONS: u64 = 0x800_0000;
 /// The entries.
 pub const OFFSET_ENTRIES: u64 = 0x1000_0000;
+/// Rings of buffers that the kernel has made (`IOU_PBUF_RING_MMAP`), by their groups.
+pub const OFFSET_BUFFERS: u64 = 0x8000_0000;
+/// How far the number of a group is shifted in such an offset.
+pub const BUFFERS_SHIFT: u32 = 16;
+
+/// Whether an offset is one of a ring of buffers.
+#[must_use]
+pub fn is_of_buffers(offset: u64) -> bool {
+    offset.checked_sub(OFFSET_BUFFERS).is_some_and(|rest| {
+        rest >> BUFFERS_SHIFT <= u64::from(u16::MAX) && rest & ((1 << BUFFERS_SHIFT) - 1) == 0
+    })
+}
 
 /// Bits of `struct io_uring_params.flags` (include/uapi/linux/io_uring.h).
 pub mod flags {
@@ -48,12 +60,23 @@ pub mod flags {
 #[allow(missing_docs, reason = "io_uring_enter(2) tells what they are")]
 pub mod op {
     pub const NOP: u8 = 0;
+    pub const READV: u8 = 1;
+    pub const WRITEV: u8 = 2;
+    pub const READ_FIXED: u8 = 4;
+    pub const WRITE_FIXED: u8 = 5;
     pub const POLL_ADD: u8 = 6;
+    pub const SENDMSG: u8 = 9;
+    pub const RECVMSG: u8 = 10;
     pub const TIMEOUT: u8 = 11;
     pub const ACCEPT: u8 = 13;
+    pub const LINK_TIMEOUT: u8 = 15;
     pub const READ: u8 = 22;
+    pub const WRITE: u8 = 23;
+    pub const SEND: u8 = 26;
     pub const RECV: u8 = 27;
+    pub const PROVIDE_BUFFERS: u8 = 31;
     pub const MSG_RING: u8 = 40;
+    pub const READ_MULTISHOT: u8 = 49;
 }
 
 /// `struct io_uring_sqe`, as far as it is needed.
@@ -77,11 +100,25 @@ pub struct Entry {
     pub flags_of_op: u32,
     /// What comes back with the completion.
     pub data: u64,
-    /// Number of a place for a file, plus one.
+    /// `buf_index`, `buf_group`
+    pub buffer: u16,
+    /// Number of a place for a file, plus one; how much a receive that goes on may take.
     pub file_index: u32,
 }
 
 impl Entry {
+    /// Whether it takes a buffer of a group (`IOSQE_BUFFER_SELECT`).
+    #[must_use]
+    pub fn chooses(&self) -> bool {
+        self.flags & 1 << 5 != 0
+    }
+
+    /// Whether the next one waits for it (`IOSQE_IO_LINK`, `IOSQE_IO_HARDLINK`).
+    #[must_use]
+    pub fn is_linked(&self) -> bool {
+        self.flags & (1 << 2 | 1 << 3) != 0
+    }
+
     /// As the kernel reads it.
     #[must_use]
     pub fn bytes(&self) -> [u8; 64] {
@@ -94,6 +131,7 @@ impl Entry {
         bytes[24..28].copy_from_slice(&self.len.to_le_bytes());
         bytes[28..32].copy_from_slice(&self.flags_of_op.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.data.to_le_bytes());
+        bytes[40..42].copy_from_slice(&self.buffer.to_le_bytes());
         bytes[44..48].copy_from_slice(&self.file_index.to_le_bytes());
         bytes
     }
@@ -106,6 +144,7 @@ pub const REGISTER_ENABLE_RINGS: u32 = 12;
 
 /// Words of `struct io_uring_params`.
 const PARAMS: usize = 30;
+const FEATURES: usize = 5;
 
 /// `struct io_uring_params`, as words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,6 +189,14 @@ pub fn setup(entries: u32, params: &mut Params) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap_or(-1)) })
 }
 
+/// Whether this kernel's receives take several buffers at once (`IORING_FEAT_RECVSEND_BUNDLE`).
+#[must_use]
+pub fn takes_bundles() -> bool {
+    const BUNDLE: u32 = 1 << 14;
+    let mut params = Params::default();
+    setup(1, &mut params).is_ok() && params.0[FEATURES] & BUNDLE != 0
+}
+
 /// io_uring_enter(2) without a mask or a time-out; returns how many entries were taken.
 ///
 /// # Errors
@@ -170,6 +217,7 @@ pub mod register {
     pub const EVENTFD: u32 = 4;
     pub const EVENTFD_ASYNC: u32 = 7;
     pub const RING_FDS: u32 = 20;
+    pub const PBUF_RING: u32 = 22;
 }
 
 /// io_uring_register(2) with numbers of descriptors.
@@ -181,6 +229,18 @@ pub fn register_numbers(ring: impl AsFd, what: u32, numbers: &[i32]) -> Result<(
     let (first, count) = (numbers.as_ptr() as u64, numbers.len() as u64);
     let args = [fd, what.into(), first, count, 0, 0];
     // SAFETY: the kernel reads as many numbers as there are.
+    unsafe { syscall(libc::SYS_io_uring_register, args) }.map(drop)
+}
+
+/// io_uring_register(2) with a structure of so many words, as `count` things.
+///
+/// # Errors
+/// `EINVAL` for what the kernel does not know, `EEXIST` for what is there.
+pub fn register_words(ring: impl AsFd, what: u32, words: &[u64], count: u32) -> Result<()> {
+    let fd = u64::try_from(ring.as_fd().as_raw_fd()).unwrap_or(u64::MAX);
+    let args = [fd, what.into(), words.as_ptr() as u64, count.into(), 0, 0];
+    // SAFETY: the kernel reads the structure, which callers give whole. Memory that it tells of is the caller's, and
+    // the kernel only reads it.
     unsafe { syscall(libc::SYS_io_uring_register, args) }.map(drop)
 }
 

@@ -18,7 +18,9 @@ use persist_mem::manifest::{AddressSpace, RingMapping};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use sys::batch::Batch;
-use sys::uring::{ENTER_GETEVENTS, OFFSET_COMPLETIONS, OFFSET_ENTRIES, OFFSET_RINGS};
+use sys::uring::{
+    ENTER_GETEVENTS, OFFSET_COMPLETIONS, OFFSET_ENTRIES, OFFSET_RINGS, is_of_buffers,
+};
 use sys::{Pid, Tid};
 
 /// How long requests may take while their process stands still.
@@ -39,7 +41,8 @@ pub(super) fn is_one(map: &Mapping) -> bool {
 /// # Errors
 /// Why it is not carried.
 pub(super) fn mapping(pid: Pid, map: &Mapping) -> Result<RingMapping, String> {
-    if ![OFFSET_RINGS, OFFSET_COMPLETIONS, OFFSET_ENTRIES].contains(&map.offset) {
+    let whole = [OFFSET_RINGS, OFFSET_COMPLETIONS, OFFSET_ENTRIES].contains(&map.offset);
+    if !whole && !is_of_buffers(map.offset) {
         return Err("a mapping of a part of a ring of io_uring is not carried".into());
     }
     if !files::holds_ring(pid, map.inode) {
@@ -60,16 +63,17 @@ pub(super) fn mapping(pid: Pid, map: &Mapping) -> Result<RingMapping, String> {
 pub(super) fn refusal(pid: Pid) -> Option<String> {
     let tids = proc::threads(pid).ok()?;
     match users(&tids) {
-        Ok(users) => names_rings(&users).or_else(|| lasting(pid, &users)),
+        Ok(users) => unnamed(pid, &users).or_else(|| lasting(pid, &users)),
         // It is changing.
         Err(Unreadable::Inconsistent(_)) => None,
         Err(why) => has_rings(pid).then(|| unreadable(&why)),
     }
 }
 
-fn names_rings(users: &[RingUser]) -> Option<String> {
-    let names = users.iter().any(|user| user.names_rings);
-    names.then(|| "registered descriptors of rings (io_uring) are not carried".into())
+fn unnamed(pid: Pid, users: &[RingUser]) -> Option<String> {
+    let names = users.iter().flat_map(|user| &user.names);
+    let names: Vec<u64> = names.map(|(_, file)| *file).collect();
+    files::unnamed_ring(pid, &names)
 }
 
 fn has_rings(pid: Pid) -> bool {
@@ -138,13 +142,8 @@ pub(super) fn settle(frozen: &Frozen, finder: &mut Finder) -> Result<(), Freezer
         let tids: Vec<Tid> = frozen.threads(pid).iter().map(|(tid, _)| *tid).collect();
         match users(&tids) {
             Ok(users) if users.is_empty() => continue,
-            Ok(users) => {
-                if let Some(why) = names_rings(&users) {
-                    return Err(FreezerError::refuse(pid, "io_uring", why));
-                }
-            }
-            // Its counters were about to change.
-            Err(Unreadable::Inconsistent(_)) => {}
+            // Or its counters were about to change.
+            Ok(_) | Err(Unreadable::Inconsistent(_)) => {}
             Err(_) if !has_rings(pid) => continue,
             Err(why) => return Err(FreezerError::refuse(pid, "io_uring", unreadable(&why))),
         }

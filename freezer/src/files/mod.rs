@@ -57,4 +57,5 @@ pub use socket::{silence_connections, take_backlogs, take_device_messages, untak
 pub(crate) use table::Table;
 pub use table::numbers_of;
 pub use tunnel::take_packets;
+pub(crate) use uring::names::{descriptor as named_ring, obstacle as unnamed_ring};
 pub(crate) use uring::{holds as holds_ring, left as left_in_rings, of_table as rings_of};

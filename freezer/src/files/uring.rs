@@ -4,6 +4,8 @@
 //! ([`crate::kernel::RingState`]); its memory is read through a mapping of our own. What ends by itself is waited for
 //! before anything is described (`capture/uring.rs`). What waits is left alone, and submitted again by a restore.
 
+mod groups;
+pub(super) mod names;
 mod resources;
 
 use super::{Open, Table, apart};
@@ -195,6 +197,8 @@ pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerEr
             .filter(|(_, id)| **id == description.id);
         let holders = holders.map(|((pid, _), _)| *pid).collect();
         resources::add(ring, &state, &known, &holders).map_err(&refuse)?;
+        groups::read(&mut ring.groups, copy)
+            .map_err(|why| refuse(format!("reading its buffers: {why}")))?;
         let (head, tail) = (word(ring, SQ_HEAD), word(ring, CQ_TAIL));
         let (submitted, completed) = state.counts;
         let (waiting, told) = waiting(ring);
@@ -212,6 +216,7 @@ pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerEr
         }
         waits += u64::from(waiting);
     }
+    names::add(table, &known, inside)?;
     resources::are_all(inside, waits)
 }
 

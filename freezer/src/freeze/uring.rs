@@ -3,7 +3,7 @@
 //! The call then fails with EINTR, or returns how many entries it has taken, or 0 when there are some completions and
 //! fewer than it waits for (io_uring/io_uring.c, `io_cqring_wait`).
 
-use crate::files::apart;
+use crate::files::{self, apart};
 use crate::proc::{self, FdInfo};
 use sys::regs::Regs;
 use sys::vm::ProcMem;
@@ -28,9 +28,12 @@ const TIME_OUT: usize = 16;
 pub(super) fn is_cut_short(pid: Pid, tid: Tid, regs: &Regs, taken: i64) -> bool {
     let waits = regs.orig_rax.cast_signed() == ENTER
         && taken == i64::from(regs.rsi as u32)
-        && regs.r10 & GETEVENTS != 0
-        && regs.r10 & REGISTERED_RING == 0;
-    let fd = i32::try_from(regs.rdi).ok().filter(|_| waits);
+        && regs.r10 & GETEVENTS != 0;
+    let fd = match regs.r10 & REGISTERED_RING {
+        _ if !waits => None,
+        0 => i32::try_from(regs.rdi).ok(),
+        _ => files::named_ring(tid, regs.rdi as u32),
+    };
     fd.and_then(|fd| unread(apart::table_of(pid, tid), fd))
         .is_some_and(|(unread, most)| {
             u64::from(unread) < u64::from(regs.rdx as u32).min(most.into())

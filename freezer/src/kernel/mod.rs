@@ -4,7 +4,8 @@
 //! from the numbers of this PID namespace ([`mod@tasks`]), open files from their tables ([`mod@files`]), messages in
 //! the queues of sockets ([`mod@sockets`]), buffers of pipes ([`mod@pipes`]), inodes
 //! ([`mod@inodes`]), kinds of open files ([`mod@nature`]), what is told of files ([`mod@notify`]), paths ([`mod@paths`]), connections of TCP
-//! ([`mod@connections`]), terminals ([`mod@terminals`]), rings of io_uring ([`mod@uring`], [`mod@ring_requests`], [`mod@ring_resources`]), pages ([`mod@pages`]),
+//! ([`mod@connections`]), terminals ([`mod@terminals`]), rings of io_uring ([`mod@uring`], [`mod@ring_requests`], [`mod@ring_links`],
+//! [`mod@ring_messages`], [`mod@ring_resources`], [`mod@ring_groups`]), pages ([`mod@pages`]),
 //! mappings ([`mod@vmas`]), domains of Landlock ([`mod@landlock`]), counters of the processors ([`mod@processors`]), what
 //! sleeping threads wait for ([`mod@stacks`]). What they
 //! mean is with the kind of resource:
@@ -23,6 +24,9 @@ mod pages;
 mod paths;
 mod pipes;
 mod processors;
+mod ring_groups;
+mod ring_links;
+mod ring_messages;
 mod ring_requests;
 mod ring_resources;
 pub(crate) mod sockets;
@@ -38,6 +42,7 @@ pub(crate) use btf::Btf;
 pub(crate) use files::OpenFile;
 pub(crate) use landlock::{Domain, Object, number};
 pub(crate) use nature::Nature;
+pub(crate) use ring_groups::GroupRing;
 pub(crate) use ring_requests::{Until, Waiting};
 pub(crate) use stacks::{Place, Waits};
 pub(crate) use uring::{RingState, RingUser};

@@ -1,22 +1,28 @@
 //! Requests in a ring of io_uring that wait for something (`struct io_kiocb`): what would have to be submitted to have
 //! them again.
 
+use super::ring_links::Stage;
+use super::ring_messages::Message;
 use super::uring::RING;
 use super::{Kernel, Unreadable, half, word};
 use sys::Tid;
 use sys::uring::{Entry, op};
 
-const REQUEST: &str = "io_kiocb";
-const WRONG: Unreadable = Unreadable::Inconsistent("a request of io_uring");
+pub(super) const REQUEST: &str = "io_kiocb";
+pub(super) const WRONG: Unreadable = Unreadable::Inconsistent("a request of io_uring");
 /// More than a ring has by far, to end a list that leads nowhere.
-const MOST: usize = 1 << 20;
+pub(super) const MOST: usize = 1 << 20;
 
 // `IOSQE_*`
-const ASYNC: u8 = 1 << 4;
-const NO_COMPLETION: u8 = 1 << 6;
 const FIXED_FILE: u8 = 1 << 0;
-/// Those that are taken with a request that is submitted again, or need not be.
-const CARRIED: u8 = FIXED_FILE | ASYNC | NO_COMPLETION;
+const DRAIN: u8 = 1 << 1;
+const LINKS: u8 = 1 << 2 | 1 << 3;
+const ASYNC: u8 = 1 << 4;
+const CHOOSES: u8 = 1 << 5;
+const NO_COMPLETION: u8 = 1 << 6;
+/// Those that a request is submitted again with, and those of one that has not begun.
+const KEPT: u8 = CHOOSES | NO_COMPLETION;
+const KEPT_LATER: u8 = KEPT | FIXED_FILE | ASYNC;
 
 // EPOLL* bits that io_uring keeps with the events of a poll.
 const LEVEL_IF_CLEAR: u32 = 1 << 31;
@@ -27,6 +33,12 @@ const EVENTS: u32 = 0xffff;
 // IORING_POLL_*, IORING_ACCEPT_*, IORING_TIMEOUT_*
 const POLL_MULTISHOT: u32 = 1 << 0;
 const ACCEPT_MULTISHOT: u16 = 1 << 0;
+/// Flags of `ioprio` of sends and receives; above them the kernel has its own.
+const OF_SOCKETS: u16 = 0x3f;
+/// `IORING_RECVSEND_FIXED_BUF`: a registered buffer.
+const FIXED_BUFFER: u16 = 1 << 2;
+/// `IORING_RECV_MULTISHOT`
+pub(super) const MULTISHOT: u16 = 1 << 1;
 const ABSOLUTE: u32 = 1 << 0;
 const BOOTTIME: u32 = 1 << 2;
 const REALTIME: u32 = 1 << 3;
@@ -39,8 +51,17 @@ pub(crate) struct Waiting {
     pub(crate) tid: Tid,
     /// Its open file, 0 for none.
     pub(crate) file: u64,
-    /// What would be submitted, without a file.
+    /// What would be submitted, without a file; with the number of one, when it has not begun.
     pub(crate) entry: Entry,
+    /// Memory that has several parts.
+    pub(crate) vectors: Vec<(u64, u64)>,
+    pub(crate) message: Option<Message>,
+    /// It has not begun.
+    pub(crate) later: bool,
+    /// It waits for all before it.
+    pub(crate) drained: bool,
+    /// The buffer that it has taken from its group: address, length, number.
+    pub(crate) chosen: Option<(u64, u32, u16)>,
     /// When its time is over, on which clock.
     pub(crate) until: Option<Until>,
     /// It goes on after its first completion.
@@ -57,16 +78,18 @@ pub(crate) enum Until {
     Monotonic(i64),
     Boottime(i64),
     Realtime(i64),
+    /// After it has begun.
+    After(i64),
 }
 
 /// A request's bytes.
-struct Bytes<'a> {
-    kernel: &'a Kernel,
-    bytes: &'a [u8],
+pub(super) struct Bytes<'a> {
+    pub(super) kernel: &'a Kernel,
+    pub(super) bytes: &'a [u8],
 }
 
 impl Bytes<'_> {
-    fn word(&self, structure: &str, path: &str) -> Result<u64, Unreadable> {
+    pub(super) fn word(&self, structure: &str, path: &str) -> Result<u64, Unreadable> {
         let at = self.kernel.btf.field(structure, path)?;
         match at.size {
             8 => word(self.bytes, at.offset).ok_or(WRONG),
@@ -77,7 +100,7 @@ impl Bytes<'_> {
         }
     }
 
-    fn half(&self, structure: &str, path: &str) -> Result<u32, Unreadable> {
+    pub(super) fn half(&self, structure: &str, path: &str) -> Result<u32, Unreadable> {
         Ok(self.word(structure, path)? as u32)
     }
 
@@ -92,7 +115,10 @@ impl Bytes<'_> {
 
     /// POLL_ADD
     fn poll(&self, found: &mut Waiting) -> Result<(), Unreadable> {
-        let events = self.half(REQUEST, "apoll_events")?;
+        let events = match found.later {
+            true => self.half("io_poll", "events")?,
+            false => self.half(REQUEST, "apoll_events")?,
+        };
         found.repeats = events & ONCE == 0;
         if found.repeats && events & LEVEL_IF_CLEAR == 0 {
             found.obstacle = Some("a poll by level that goes on (IORING_POLL_ADD_LEVEL)".into());
@@ -118,17 +144,43 @@ impl Bytes<'_> {
         Ok(())
     }
 
-    fn receive(&self, found: &mut Waiting) -> Result<(), Unreadable> {
+    /// SEND, RECV, SENDMSG, RECVMSG
+    fn of_socket(&self, found: &mut Waiting) -> Result<(), Unreadable> {
         const OF: &str = "io_sr_msg";
         if self.word(OF, "done_io")? != 0 {
-            found.obstacle = Some("a receive that has received a part".into());
+            found.obstacle = Some("a send or receive that is partly done".into());
         }
-        found.entry.priority = self.word(OF, "flags")? as u16;
-        found.entry.address = self.word(OF, "buf")?;
-        found.entry.len = self.half(OF, "len")?;
-        found.entry.flags_of_op = self.half(OF, "msg_flags")?;
-        if found.entry.priority & !1 != 0 {
-            found.obstacle = Some("a receive that goes on or takes several buffers".into());
+        let entry = &mut found.entry;
+        entry.priority = self.word(OF, "flags")? as u16 & OF_SOCKETS;
+        entry.address = self.word(OF, "buf")?;
+        entry.len = self.half(OF, "len")?;
+        entry.flags_of_op = self.half(OF, "msg_flags")?;
+        let goes_on = entry.priority & MULTISHOT != 0;
+        found.repeats = goes_on;
+        if entry.priority & FIXED_BUFFER != 0 {
+            entry.buffer = self.own("buf_index")? as u16;
+        }
+        if entry.chooses() {
+            // Since Linux 6.16 the request itself does not keep it.
+            let keeps = self.kernel.btf.field("io_async_rw", "buf_group").is_err();
+            entry.buffer = match keeps && !goes_on {
+                true => self.own("buf_index")? as u16,
+                false => self.word(OF, "buf_group")? as u16,
+            };
+        }
+        if let Ok(len) = self.half(OF, "mshot_len")
+            && goes_on
+            && len != 0
+        {
+            entry.len = len;
+            entry.file_index = self.half(OF, "mshot_total_len")?;
+        }
+        let (send, message) = (op::SEND, [op::SENDMSG, op::RECVMSG].contains(&entry.opcode));
+        if entry.opcode == send && (self.word(OF, "addr_len").unwrap_or(0) != 0) {
+            found.obstacle = Some("a send to a name".into());
+        }
+        if message {
+            found.entry.len = 1;
         }
         Ok(())
     }
@@ -139,7 +191,15 @@ impl Bytes<'_> {
         found.entry.len = self.half(OF, "len")?;
         found.entry.offset = self.word(OF, "kiocb.ki_pos")?;
         found.entry.flags_of_op = self.half(OF, "flags")?;
+        found.entry.buffer = self.own("buf_index")? as u16;
+        found.repeats = found.entry.opcode == op::READ_MULTISHOT;
         Ok(())
+    }
+
+    /// LINK_TIMEOUT and TIMEOUT that have not begun.
+    fn is_time(&self) -> bool {
+        let opcode = self.own("opcode").unwrap_or(0) as u8;
+        [op::TIMEOUT, op::LINK_TIMEOUT].contains(&opcode)
     }
 }
 
@@ -153,12 +213,13 @@ impl Kernel {
         let mut found = Vec::new();
         for table in tables {
             for request in self.in_table(*table)? {
-                found.push(self.request(request, false)?);
+                found.extend(self.linked(request, Stage::Waits)?);
             }
         }
         for request in self.time_outs(ring)? {
-            found.push(self.request(request, true)?);
+            found.extend(self.linked(request, Stage::Times)?);
         }
+        found.extend(self.drained(ring)?);
         Ok(found)
     }
 
@@ -215,14 +276,9 @@ impl Kernel {
             let (opcode, ring) = (request.own("opcode")? as u8, request.own("ctx")?);
             let waits = request.own("poll_refs.counter")? != 0;
             if opcode == op::TIMEOUT {
-                let waiting = self.request(at, true)?;
-                found.push((
-                    ring,
-                    Waiting {
-                        fired: true,
-                        ..waiting
-                    },
-                ));
+                let mut chain = self.linked(at, Stage::Times)?;
+                chain[0].fired = true;
+                found.extend(chain.into_iter().map(|waiting| (ring, waiting)));
             } else {
                 others |= !waits;
             }
@@ -268,56 +324,85 @@ impl Kernel {
         Ok(found)
     }
 
-    fn request(&mut self, at: u64, is_time_out: bool) -> Result<Waiting, Unreadable> {
+    /// A request, and the address of the one that waits for it.
+    pub(super) fn request(&mut self, at: u64, stage: Stage) -> Result<(Waiting, u64), Unreadable> {
         let size = self.btf.size_of(REQUEST)? as usize;
         let bytes = self.read(&[(at, size)])?.pop().flatten().ok_or(WRONG)?;
         let request = Bytes {
             kernel: self,
             bytes: &bytes,
         };
-        let fired = !is_time_out && request.own("poll_refs.counter")? != 0;
-        let (flags, opcode) = (request.own("flags")? as u8, request.own("opcode")? as u8);
-        let mut found = Waiting {
-            tid: Tid(0),
-            file: request.own("file")?,
-            entry: Entry {
-                opcode,
-                flags: flags & NO_COMPLETION,
-                data: request.own("cqe.user_data")?,
-                ..Entry::default()
-            },
-            until: None,
-            repeats: false,
-            fired,
-            obstacle: None,
-        };
+        let (mut found, flags) = request.begin(stage)?;
+        let opcode = found.entry.opcode;
         match opcode {
-            op::TIMEOUT if is_time_out => found.file = 0,
+            _ if request.is_time() => found.file = 0,
+            op::NOP if stage == Stage::Later => found.file = 0,
             op::POLL_ADD => request.poll(&mut found)?,
             op::ACCEPT => request.accept(&mut found)?,
-            op::RECV => request.receive(&mut found)?,
-            op::READ => request.read(&mut found)?,
+            op::RECV | op::SEND | op::RECVMSG | op::SENDMSG => request.of_socket(&mut found)?,
+            op::READ | op::WRITE | op::READV | op::WRITEV | op::READ_FIXED | op::WRITE_FIXED => {
+                request.read(&mut found)?;
+            }
+            op::READ_MULTISHOT => request.read(&mut found)?,
             other => found.obstacle = Some(format!("a request of kind {other}")),
         }
-        if flags & !CARRIED != 0 || request.own("link")? != 0 {
-            found.obstacle =
-                Some("a request that others wait for, or that chooses its buffer".into());
+        let chose = request.has_flag("REQ_F_BUFFER_SELECTED_BIT")?;
+        let chosen = match chose {
+            true if !request.has_flag("REQ_F_BUFFER_RING_BIT")? => request.own("kbuf")?,
+            true => {
+                found.obstacle = Some("a request that has chosen its buffer".into());
+                0
+            }
+            false => 0,
+        };
+        let creds = match request.has_flag("REQ_F_CREDS_BIT")? {
+            true => request.own("creds")?,
+            false => 0,
+        };
+        let link = request.own("link")?;
+        if link != 0 {
+            found.entry.flags |= flags & LINKS;
+            if flags & LINKS == 0 {
+                return Err(WRONG);
+            }
         }
         let (task, data) = (request.task()?, request.own("async_data")?);
-        if opcode == op::TIMEOUT {
-            self.time_out(&bytes, data, &mut found)?;
+        if chosen != 0 {
+            let (group, buffer) = self.chosen(chosen)?;
+            found.chosen = Some(buffer);
+            found.entry.buffer = group;
+        }
+        let request = Bytes {
+            kernel: self,
+            bytes: &bytes,
+        };
+        let is_copied = request.has_flag("REQ_F_ASYNC_DATA_BIT")?;
+        if request.is_time() {
+            self.time_out(&bytes, data, stage, &mut found)?;
+        } else if is_copied {
+            self.add_copied(&bytes, data, &mut found)?;
         }
         let task = match task {
             (task, None) => task,
             (user, Some(field)) => self.word(user.wrapping_add(field), "who has submitted")?,
         };
-        let pid = self.btf.field("task_struct", "thread_pid")?.offset;
+        let field = |path| Ok(self.btf.field("task_struct", path)?.offset);
+        let (pid, own) = (field("thread_pid")?, field("cred")?);
         let pid = self.word(task.wrapping_add(pid), "who has submitted")?;
+        if creds != 0 && creds != self.word(task.wrapping_add(own), "who has submitted")? {
+            found.obstacle = Some("a request with other credentials than its thread's".into());
+        }
         found.tid = Tid(self.number_of(pid)?);
-        Ok(found)
+        Ok((found, link))
     }
 
-    fn time_out(&mut self, bytes: &[u8], data: u64, found: &mut Waiting) -> Result<(), Unreadable> {
+    fn time_out(
+        &mut self,
+        bytes: &[u8],
+        data: u64,
+        stage: Stage,
+        found: &mut Waiting,
+    ) -> Result<(), Unreadable> {
         const OF: &str = "io_timeout_data";
         let kernel = &*self;
         let request = Bytes { kernel, bytes };
@@ -339,6 +424,16 @@ impl Kernel {
             return Err(WRONG);
         };
         let flags = half(&data, flags).ok_or(WRONG)?;
+        found.entry.len = 1;
+        if stage == Stage::Later {
+            found.entry.flags_of_op = flags;
+            found.entry.offset = after.into();
+            found.until = Some(Until::After(self.duration(&data)?));
+            if flags & !(BOOTTIME | NO_ERROR) != 0 {
+                found.obstacle = Some("a time-out that has not begun, for a point of time".into());
+            }
+            return Ok(());
+        }
         let expires = word(&data, expires).ok_or(WRONG)?.cast_signed();
         if flags & !(ABSOLUTE | BOOTTIME | REALTIME | NO_ERROR) != 0 {
             found.obstacle = Some("a time-out that goes on (IORING_TIMEOUT_MULTISHOT)".into());
@@ -353,9 +448,8 @@ impl Kernel {
             Some(Until::Realtime(_)) => ABSOLUTE | REALTIME,
             _ => 0,
         };
-        found.entry.len = 1;
         found.entry.flags_of_op = flags & NO_ERROR | clock;
-        if after != 0 {
+        if found.entry.opcode == op::TIMEOUT && after != 0 {
             let left = target.wrapping_sub((made as u32).wrapping_sub(timed_out as u32));
             found.entry.offset = left.into();
             if left.cast_signed() <= 0 {
@@ -367,7 +461,58 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// What a time-out that has not begun is set to.
+    fn duration(&self, data: &[u8]) -> Result<i64, Unreadable> {
+        const OF: &str = "io_timeout_data";
+        if let Ok(time) = self.btf.field(OF, "time") {
+            return Ok(word(data, time.offset).ok_or(WRONG)?.cast_signed());
+        }
+        let parts = ["ts.tv_sec", "ts.tv_nsec"].map(|path| self.btf.field(OF, path));
+        let [Ok(seconds), Ok(rest)] = parts else {
+            return Err(Unreadable::NoField(format!("{OF}.ts")));
+        };
+        let [seconds, rest] = [seconds, rest].map(|field| word(data, field.offset));
+        let seconds = seconds.ok_or(WRONG)?.cast_signed();
+        let rest = rest.ok_or(WRONG)?.cast_signed();
+        Ok(seconds.saturating_mul(1_000_000_000).saturating_add(rest))
+    }
+}
+
 impl Bytes<'_> {
+    /// What every request has, and its flags.
+    fn begin(&self, stage: Stage) -> Result<(Waiting, u8), Unreadable> {
+        let (flags, later) = (self.own("flags")? as u8, stage == Stage::Later);
+        let kept = match later {
+            true => KEPT_LATER,
+            false => KEPT,
+        };
+        let found = Waiting {
+            tid: Tid(0),
+            file: if later { 0 } else { self.own("file")? },
+            entry: Entry {
+                opcode: self.own("opcode")? as u8,
+                flags: flags & kept | if later { flags & DRAIN } else { 0 },
+                data: self.own("cqe.user_data")?,
+                fd: match later {
+                    true => self.half(REQUEST, "cqe.fd")?.cast_signed(),
+                    false => 0,
+                },
+                ..Entry::default()
+            },
+            vectors: Vec::new(),
+            message: None,
+            later,
+            drained: false,
+            chosen: None,
+            until: None,
+            repeats: false,
+            fired: stage == Stage::Waits && self.own("poll_refs.counter")? != 0,
+            obstacle: None,
+        };
+        Ok((found, flags))
+    }
+
     /// Who has submitted it: a thread, or what leads to it and where that is in there.
     fn task(&self) -> Result<(u64, Option<u64>), Unreadable> {
         // Since Linux 6.13 by way of what it has of io_uring.

@@ -2,6 +2,7 @@
 //! between Linux 6.1 and 7.3.
 
 use super::btf::{Btf, Field};
+use super::ring_groups::Group;
 use super::ring_requests::Waiting;
 use super::ring_resources::Registered;
 use super::{Kernel, Unreadable, half, processors, word};
@@ -34,6 +35,8 @@ pub(crate) struct RingState {
     pub(crate) requests: Vec<Waiting>,
     /// What is registered with it.
     pub(crate) registered: Registered,
+    /// Buffers that requests choose among.
+    pub(crate) groups: Vec<Group>,
     /// There are completions that the ring has no room for.
     pub(crate) overflown: bool,
     /// Something waits until the thread that submits asks for it (`IORING_SETUP_DEFER_TASKRUN`). From Linux 6.10 on
@@ -44,15 +47,13 @@ pub(crate) struct RingState {
 }
 
 /// What a ring may have, by the fields that are zero when it has not; the first one that the kernel knows counts.
-const HAS: [(&[&str], &str); 3] = [
+const HAS: [(&[&str], &str); 2] = [
     (&["personalities.xa_head"], "personalities"),
-    (&["io_bl_xa.xa_head"], "provided buffers"),
     (&["restrictions"], "restrictions"),
 ];
 
 /// The same of fields that some kernels do not have.
-const MAY_HAVE: [(&str, &str); 11] = [
-    ("io_bl", "provided buffers"),
+const MAY_HAVE: [(&str, &str); 10] = [
     ("iowq_limits", "a limit of workers"),
     ("napi_enabled", "busy polling"),
     ("ifq", "a queue of an interface"),
@@ -65,8 +66,7 @@ const MAY_HAVE: [(&str, &str); 11] = [
     ("sq_data", "a thread that submits"),
 ];
 
-/// Lists (`struct list_head`, `struct hlist_head`) of requests that wait.
-const LISTS: [&str; 2] = ["ltimeout_list", "defer_list"];
+/// Lists (`struct hlist_head`) of requests that wait.
 const SHORT_LISTS: [&str; 3] = ["waitid_list", "futex_list", "cancelable_uring_cmd"];
 /// What waits for the thread that submits (`struct llist_head`, `struct llist_node *`).
 const QUEUED: &str = "work_llist";
@@ -166,14 +166,9 @@ impl Bytes<'_> {
         Ok(self.number("int_flags")? & bit != 0)
     }
 
-    fn any_in_lists(&self) -> Result<bool, Unreadable> {
-        for list in LISTS {
-            if !self.is_empty_list(list)? {
-                return Ok(true);
-            }
-        }
+    fn any_in_lists(&self) -> bool {
         let short = SHORT_LISTS.iter().filter_map(|list| self.field(list).ok());
-        Ok(short.into_iter().any(|list| !self.is_zero(list)))
+        short.into_iter().any(|list| !self.is_zero(list))
     }
 
     /// Where the buckets of its tables of requests are, and how many.
@@ -244,9 +239,10 @@ impl Kernel {
             drains_no_more: ring.drains_no_more()?,
             submitter: None,
             has: ring.has()?,
-            waiting: ring.any_in_lists()?,
+            waiting: ring.any_in_lists(),
             requests: Vec::new(),
             registered: Registered::default(),
+            groups: Vec::new(),
             overflown: !ring.is_empty_list("cq_overflow_list")?,
             queued: false,
             work: false,
@@ -257,6 +253,7 @@ impl Kernel {
             state.requests.extend(over.into_iter().map(|(_, it)| it));
             (state.queued, state.work) = (true, state.work | others);
         }
+        state.groups = self.groups(at)?;
         state.registered = self.registered(at)?;
         if submitter != 0 {
             state.submitter = Some(self.submitter(submitter)?);
@@ -271,7 +268,7 @@ impl Kernel {
     }
 
     /// What each of these threads that uses rings has under way (`struct io_uring_task`), in all of them: the number of
-    /// requests, and whether it has rings among its own numbers (`IORING_REGISTER_RING_FDS`).
+    /// requests, and the rings among its own numbers (`IORING_REGISTER_RING_FDS`).
     pub(crate) fn ring_users(&mut self, tasks: &[u64]) -> Result<Vec<RingUser>, Unreadable> {
         const WHAT: &str = "a user of io_uring";
         let place = self.btf.field("task_struct", "io_uring")?.offset;
@@ -310,6 +307,8 @@ impl Kernel {
         let bytes = read.ok_or(WRONG)?;
         let (from, len) = (registered.offset as usize, registered.size as usize);
         let rings = bytes.get(from..from + len).ok_or(WRONG)?;
+        let words = rings.as_chunks::<8>().0.iter();
+        let names = (0..).zip(words.map(|file| u64::from_le_bytes(*file)));
         let whole = word(&bytes, count).ok_or(WRONG)?.cast_signed();
         let parts = match self.of_processors(word(&bytes, parts).ok_or(WRONG)?) {
             Ok(parts) => parts.into_iter().map(|part| part.cast_signed()).collect(),
@@ -324,18 +323,18 @@ impl Kernel {
         let requests = (whole + parts).saturating_sub(ahead.into());
         Ok(RingUser {
             requests: u64::try_from(requests).unwrap_or(0),
-            names_rings: rings.iter().any(|byte| *byte != 0),
+            names: names.filter(|(_, file)| *file != 0).collect(),
         })
     }
 }
 
 /// What a thread does with rings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RingUser {
     /// Requests that have not ended.
     pub(crate) requests: u64,
-    /// It has registered descriptors of rings.
-    pub(crate) names_rings: bool,
+    /// Rings among its own numbers: the number, and `struct file`.
+    pub(crate) names: Vec<(u32, u64)>,
 }
 
 #[cfg(test)]
@@ -368,6 +367,6 @@ mod tests {
         assert_eq!((state.submitter, state.has), (None, vec![]));
         assert!(state.requests.is_empty() && state.registered == Registered::default());
         assert!(!state.waiting && !state.overflown && !state.drains_no_more && !state.queued);
-        assert_eq!((users[0].requests, users[0].names_rings), (0, false));
+        assert_eq!((users[0].requests, &users[0].names), (0, &vec![]));
     }
 }

@@ -45,7 +45,7 @@ pub(super) fn pin_down(
         buffer: vec![0; AT_ONCE * PAGE_SIZE],
     };
     freezer::capture_pages(&mut manifest, &objects, &mut pages)?;
-    freezer::refuse_lost_rings(&manifest, is_since(&upgrade.target, (6, 6)))?;
+    freezer::refuse_lost_rings(&manifest, |version| is_since(&upgrade.target, version))?;
     let kept = pages.kept();
     let ram = upgrade.memory.firmware.of_kind(kind::RAM);
     let promised = initramfs::huge_pages::promised_bytes(&upgrade.huge_pools);

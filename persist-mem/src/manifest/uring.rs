@@ -40,12 +40,143 @@ pub struct Ring {
     pub buffers_of: Option<Pid>,
     /// The registered eventfd, and whether it is told only of what is completed later than at once.
     pub eventfd: Option<(DescriptionId, bool)>,
-    /// Requests that wait.
+    /// Buffers that requests choose among.
+    pub groups: Vec<BufferGroup>,
+    /// Threads that have it among their own numbers (`IORING_REGISTER_RING_FDS`), and the number.
+    pub names: Vec<(Tid, u32)>,
+    /// Requests that wait. Behind one with `IOSQE_IO_LINK` or `IOSQE_IO_HARDLINK` is the one that waits for it.
     pub requests: Vec<RingRequest>,
 }
 
+/// A group of provided buffers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BufferGroup {
+    /// Its number.
+    pub id: u16,
+    /// In whose memory the buffers are.
+    pub pid: Pid,
+    /// A ring that tells of them (`IORING_REGISTER_PBUF_RING`).
+    pub ring: Option<BufferRing>,
+    /// Their addresses, lengths and numbers, in order (`IORING_OP_PROVIDE_BUFFERS`).
+    pub buffers: Vec<(u64, u32, u16)>,
+}
+
+/// A ring of provided buffers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BufferRing {
+    /// Where the program has it; None for memory of the kernel's (`IOU_PBUF_RING_MMAP`).
+    pub address: Option<u64>,
+    /// Places for buffers.
+    pub entries: u32,
+    /// Buffers taken.
+    pub head: u16,
+    /// `IOU_PBUF_RING_*`
+    pub flags: u16,
+    /// What is in it, when it is the kernel's.
+    #[serde(with = "serde_bytes")]
+    pub memory: Vec<u8>,
+}
+
+/// Buffers that a receive of several takes at most.
+pub const BUNDLE: u32 = 128;
+
+/// How a new ring of buffers is brought to where the old one was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taking {
+    /// By receives into several buffers (`IORING_RECVSEND_BUNDLE`), since Linux 6.10.
+    Bundles,
+    /// By receives that go on and make a completion for each, and one more.
+    Singly,
+}
+
+impl Ring {
+    /// How rings of buffers are brought to where they were: by no more requests than have `ended`, and no more
+    /// completions than there were without those that requests tell again. None when both are too few.
+    #[must_use]
+    pub fn taking(&self, bundles: bool, (ended, completed): (u32, u32)) -> Option<Taking> {
+        let incremental = self.groups.iter().any(|group| {
+            let ring = group.ring.as_ref();
+            ring.is_some_and(|ring| ring.flags & BufferRing::INCREMENTAL != 0)
+        });
+        let ways = [Taking::Bundles, Taking::Singly].into_iter();
+        let mut ways = ways.skip(usize::from(!bundles || incremental));
+        ways.find(|way| {
+            let costs = self.groups.iter().map(|group| group.cost(*way, self));
+            let (requests, completions) =
+                costs.fold((0, 0), |sum, it| (sum.0 + it.0, sum.1 + it.1));
+            requests <= u64::from(ended) && completions <= u64::from(completed)
+        })
+    }
+
+    /// Requests that have ended, and completions that are not told again.
+    #[must_use]
+    pub fn ended(&self) -> (u32, u32) {
+        let told = self.requests.iter().filter(|request| request.told).count();
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        (
+            self.counts.0.saturating_sub(count(self.requests.len())),
+            self.counts.1.saturating_sub(count(told)),
+        )
+    }
+}
+
+impl BufferRing {
+    /// `IOU_PBUF_RING_INC`
+    pub const INCREMENTAL: u16 = 2;
+
+    /// Buffers that one request takes at most, in a ring with so much room for completions.
+    #[must_use]
+    pub fn part(&self, way: Taking, completions: u32) -> u32 {
+        match way {
+            Taking::Bundles => self.entries.min(BUNDLE),
+            Taking::Singly => self.entries.min(completions.max(2) - 1),
+        }
+    }
+}
+
+impl BufferGroup {
+    /// Requests and completions that make it what it was, at most.
+    fn cost(&self, way: Taking, of: &Ring) -> (u64, u64) {
+        let runs = self.runs().len() as u64;
+        let Some(ring) = self.ring.as_ref().filter(|ring| ring.head > 0) else {
+            return (runs, runs);
+        };
+        let head = u32::from(ring.head);
+        let requests = u64::from(head.div_ceil(ring.part(way, of.completions)));
+        // Parts of them end where the queue begins anew.
+        let begins_anew = if of.counts.1 >= of.completions { 2 } else { 0 };
+        match way {
+            Taking::Bundles => (requests, requests),
+            Taking::Singly => (
+                requests + begins_anew,
+                requests + begins_anew + u64::from(head),
+            ),
+        }
+    }
+
+    /// Its buffers as they can be provided at once: address, length and number of the first one, how many.
+    #[must_use]
+    pub fn runs(&self) -> Vec<(u64, u32, u16, u16)> {
+        let mut found: Vec<(u64, u32, u16, u16)> = Vec::new();
+        for (address, len, number) in &self.buffers {
+            match found.last_mut() {
+                Some((first, of, from, count))
+                    if of == len
+                        && first.checked_add(u64::from(*of) * u64::from(*count))
+                            == Some(*address)
+                        && from.checked_add(*count) == Some(*number) =>
+                {
+                    *count += 1;
+                }
+                _ => found.push((*address, *len, *number, 1)),
+            }
+        }
+        found
+    }
+}
+
 /// A request that waits for a file or a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingRequest {
     /// Who has submitted it.
     pub tid: Tid,
@@ -57,6 +188,26 @@ pub struct RingRequest {
     pub until: Option<RequestEnd>,
     /// What it would tell at once has been told: a poll that goes on (`IORING_POLL_ADD_MULTI`).
     pub told: bool,
+    /// It has not begun: its file is the one with its number then.
+    pub later: bool,
+    /// Memory that it reads into or writes from (`struct iovec`), where it has several parts.
+    pub vectors: Vec<(u64, u64)>,
+    /// What else a message has (`struct user_msghdr`).
+    pub message: Option<RingMessage>,
+}
+
+/// `struct user_msghdr` without its memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingMessage {
+    /// Where a name is to be put, or 0; and the length, None for the one that is there.
+    pub name_at: u64,
+    /// How much of it there may be; None for what the program's structure says.
+    pub name_len: Option<u32>,
+    /// The name that is sent to.
+    #[serde(with = "serde_bytes")]
+    pub name: Vec<u8>,
+    /// Address and length of control data.
+    pub control: (u64, u64),
 }
 
 /// When a request's time is over, in nanoseconds.
@@ -68,6 +219,8 @@ pub enum RequestEnd {
     Boottime(i64),
     /// On CLOCK_REALTIME.
     Realtime(i64),
+    /// So long after it has begun.
+    After(i64),
 }
 
 /// A mapping of a ring.

@@ -10,6 +10,7 @@ use persist_mem::manifest::{DescriptionKind, RingMapping};
 use std::os::fd::AsRawFd;
 use sys::batch::Batch;
 use sys::tracee::Tracee;
+use sys::uring::is_of_buffers;
 use sys::{Errno, Pid};
 
 const PROT_NONE: i32 = 0;
@@ -23,10 +24,20 @@ const MADV_DONTDUMP: i32 = 16;
 const FIRST: u64 = 0x1_0000;
 const END: u64 = 0x7fff_ffff_f000;
 
-/// Maps all of them.
+/// Maps all of them but for rings of buffers.
 pub(crate) fn map(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    map_those(restore, false)
+}
+
+/// Maps rings of buffers, when there are any.
+pub(crate) fn map_buffers(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    map_those(restore, true)
+}
+
+fn map_those(restore: &mut Restore<'_>, of_buffers: bool) -> Result<(), ResurrectError> {
     for (pid, live) in restore.lives().filter(|(_, live)| live.mm_of.is_none()) {
-        for mapping in &live.mm.rings {
+        let rings = live.mm.rings.iter();
+        for mapping in rings.filter(|it| is_of_buffers(it.offset) == of_buffers) {
             map_one(restore, pid, mapping)?;
         }
     }

@@ -54,10 +54,6 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         both(Refused("netlink messages that were not read")),
     ),
     (
-        "uring-linked",
-        both(Refused("requests in its ring wait for something")),
-    ),
-    (
         "uring-lasting",
         both(Refused("requests of io_uring do not end")),
     ),

@@ -1,12 +1,15 @@
 //! What is registered with a ring, and the requests that wait in it, with the open files they are for.
 
+use super::groups;
 use crate::files::{Open, Table, known};
 use crate::kernel::{self, Kernel, RingState, Unreadable, Until, Waiting};
 use crate::{FreezerError, proc};
-use persist_mem::manifest::{DescriptionId, DescriptionKind, RequestEnd, Ring, RingRequest};
+use persist_mem::manifest::{
+    DescriptionId, DescriptionKind, RequestEnd, Ring, RingMessage, RingRequest,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsRawFd;
-use sys::uring::op;
+use sys::uring::{self, op};
 use sys::{Pid, Tid};
 
 /// More buffers are not registered again.
@@ -22,6 +25,13 @@ pub(super) fn obstacle(state: &RingState) -> Option<String> {
         return Some(format!(
             "a ring with more than {MOST_BUFFERS} buffers is not carried"
         ));
+    }
+    let mut groups = state.groups.iter();
+    if let Some(what) = groups.find_map(|group| group.obstacle) {
+        return Some(format!("a ring with {what} is not carried"));
+    }
+    if let Some(what) = groups::lacks(state) {
+        return Some(format!("a ring with {what} is not carried"));
     }
     if state.waiting {
         return Some("requests in its ring wait for something, which are not carried".into());
@@ -78,6 +88,11 @@ pub(super) struct Known {
 }
 
 impl Known {
+    /// Which description a ring is, by where the kernel has its file.
+    pub(super) fn id(&self, address: u64) -> Option<DescriptionId> {
+        self.files.get(&address).copied()
+    }
+
     pub(super) fn of(table: &Table) -> Known {
         let mut found = Known {
             offsets: kernel::look(|kernel| kernel.clock_offsets()).unwrap_or_default(),
@@ -132,10 +147,19 @@ impl Known {
             tid: waiting.tid,
             file,
             entry: waiting.entry,
+            later: waiting.later,
+            vectors: waiting.vectors.clone(),
+            message: waiting.message.clone().map(|message| RingMessage {
+                name_at: message.name_at,
+                name_len: message.name_len,
+                name: message.name,
+                control: message.control,
+            }),
             until: waiting.until.map(|until| match until {
                 Until::Monotonic(at) => RequestEnd::Monotonic(at - monotonic),
                 Until::Boottime(at) => RequestEnd::Boottime(at - boottime),
                 Until::Realtime(at) => RequestEnd::Realtime(at),
+                Until::After(time) => RequestEnd::After(time),
             }),
             told: goes_on && !waiting.fired && file.is_some_and(ready),
         })
@@ -143,7 +167,7 @@ impl Known {
 }
 
 /// Threads of processes that stand still, as the kernel has them.
-fn tasks(kernel: &mut Kernel, pids: &[Pid]) -> Result<Vec<u64>, Unreadable> {
+pub(super) fn tasks(kernel: &mut Kernel, pids: &[Pid]) -> Result<Vec<u64>, Unreadable> {
     let tids = pids.iter().flat_map(|pid| proc::threads(*pid));
     let tids: Vec<Tid> = tids.flatten().collect();
     Ok(kernel.tasks(&tids)?.into_iter().flatten().collect())
@@ -221,7 +245,15 @@ pub(super) fn add(
         let id = known.eventfds.get(&context).ok_or(UNHELD)?;
         ring.eventfd = Some((*id, later));
     }
-    let requests = state.requests.iter().map(|it| known.request(it));
+    // Behind all others are those that wait for them.
+    let (last, first): (Vec<&Waiting>, Vec<&Waiting>) =
+        state.requests.iter().partition(|it| it.drained);
+    let requests = first.into_iter().chain(last).map(|it| known.request(it));
     ring.requests = requests.collect::<Result<_, _>>()?;
-    Ok(())
+    ring.groups = groups::found(state, holders)?;
+    let way = ring.taking(uring::takes_bundles(), ring.ended());
+    match ring.groups.is_empty() || way.is_some() {
+        true => Ok(()),
+        false => Err("more of its provided buffers were used than requests have ended".into()),
+    }
 }

@@ -27,6 +27,21 @@ const AT_ONCE: u32 = 256;
 /// How long messages may be on their way.
 const WITHIN: Duration = Duration::from_secs(10);
 
+/// What a ring has still to count, when it has counted so much.
+fn rest(ring: &Ring, memory: &Mapped) -> Option<Ring> {
+    let (submitted, completed) = ring.counts;
+    let taken = memory.rings.word(ring.offsets[at::SQ_HEAD]);
+    let counts = (
+        submitted.checked_sub(taken)?,
+        completed.checked_sub(memory.completed())?,
+    );
+    Some(Ring {
+        counts,
+        drains_no_more: ring.drains_no_more,
+        ..Ring::default()
+    })
+}
+
 /// How many requests with and without a completion, and messages, bring a new ring to these counts.
 fn plan(ring: &Ring) -> Option<[u32; 3]> {
     let (submitted, completed) = ring.counts;
@@ -42,7 +57,7 @@ fn plan(ring: &Ring) -> Option<[u32; 3]> {
 
 /// How the completions go on.
 #[derive(Clone, Copy, Debug)]
-struct Laps {
+pub(super) struct Laps {
     /// Room for completions.
     size: u32,
     /// The first completion of the last lap.
@@ -53,7 +68,7 @@ struct Laps {
 
 impl Laps {
     /// None when there are more unread than there is room for.
-    fn of(ring: &Ring) -> Option<Laps> {
+    pub(super) fn of(ring: &Ring) -> Option<Laps> {
         let (_, completed) = ring.counts;
         let at = usize::try_from(ring.offsets[at::CQ_HEAD]).ok()?;
         let unread = u32::from_le_bytes(*ring.rings.get(at..)?.first_chunk()?);
@@ -66,7 +81,7 @@ impl Laps {
     }
 
     /// How many may come behind `completed` before some are taken.
-    fn room(&self, completed: u32) -> u32 {
+    pub(super) fn room(&self, completed: u32) -> u32 {
         match self.last.checked_sub(completed) {
             Some(before) if before > 0 => before.min(self.size),
             _ => self.size,
@@ -74,7 +89,7 @@ impl Laps {
     }
 
     /// Takes what has been completed, but for what is to stay.
-    fn take(&self, memory: &Mapped) {
+    pub(super) fn take(&self, memory: &Mapped) {
         let completed = memory.completed();
         let head = match completed < self.last {
             true => completed,
@@ -91,7 +106,8 @@ pub(super) fn advance(
     user: &mut User<'_>,
     target: BorrowedFd<'_>,
 ) -> Result<(), ResurrectError> {
-    let found = plan(ring).zip(Laps::of(ring));
+    let left = rest(ring, memory);
+    let found = left.and_then(|left| plan(&left)).zip(Laps::of(ring));
     let wrong = ResurrectError::own("counting requests of io_uring");
     let ([plain, silent, messages], laps) = found.ok_or_else(|| wrong(Errno::EINVAL))?;
     let most = ring.entries.saturating_mul(AT_ONCE);

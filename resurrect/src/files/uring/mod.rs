@@ -8,8 +8,11 @@
 //! Where one thread alone may submit, the ring is enabled by that thread, and so becomes its.
 
 mod counts;
+mod groups;
 pub(crate) mod layout;
 mod mapped;
+mod messages;
+mod names;
 mod registered;
 mod requests;
 mod user;
@@ -32,6 +35,7 @@ mod at {
     pub(super) const ARRAY: usize = 6;
     pub(super) const CQ_HEAD: usize = 7;
     pub(super) const CQ_TAIL: usize = 8;
+    pub(super) const CQES: usize = 12;
     pub(super) const CQ_FLAGS: usize = 13;
 }
 
@@ -101,11 +105,16 @@ fn fill_one(
     registered::set(restore, description, ring, opened, &memory)?;
     let without = requests::without(ring);
     let pidfd = restore.self_pidfd.as_raw_fd();
+    if let Some(tid) = ring.submitter {
+        let (pid, thread) = thread(restore, tid)?;
+        User::thread(pid, thread, pidfd, opened.as_raw_fd())?.finish()?;
+    }
+    groups::make(restore, &without, opened, &memory)?;
     let mut user = match ring.submitter {
         None => User::This(opened.as_fd()),
         Some(tid) => {
             let (pid, thread) = thread(restore, tid)?;
-            User::thread(pid, thread, pidfd, opened.as_raw_fd())?
+            User::again(pid, thread, pidfd, opened.as_raw_fd())?
         }
     };
     counts::advance(&without, &memory, &mut user, opened.as_fd())?;
@@ -122,7 +131,7 @@ fn fill_one(
         requests::submit(restore, ring, opened, &memory, false)?;
         memory.write_entries(ring);
     }
-    Ok(())
+    names::register(restore, ring, opened)
 }
 
 /// Submits the requests that tell at once what they have told, and has them told.

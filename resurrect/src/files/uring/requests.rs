@@ -4,6 +4,7 @@
 //! place of one that the ring had counted, before its memory is written.
 
 use super::mapped::Mapped;
+use super::messages::{self, Places};
 use super::{at, thread};
 use crate::ResurrectError;
 use crate::calls::{nr, run};
@@ -13,13 +14,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use sys::batch::Batch;
 use sys::tracee::Tracee;
 use sys::uring::Entry;
-use sys::{Errno, PAGE_SIZE_U64, Pid, Tid};
+use sys::{Errno, Pid, Tid};
 
 const PROT_READ_WRITE: i32 = 3;
 const MAP_PRIVATE_ANONYMOUS: i32 = 0x22;
-/// Bytes of `struct __kernel_timespec`.
-const TIME: u64 = 16;
-const SECOND: i64 = 1_000_000_000;
 
 /// How many requests wait, and how many of them tell at once what they have told.
 pub(super) fn count(ring: &Ring) -> (u32, u32) {
@@ -59,15 +57,43 @@ pub(super) fn submit(
     memory: &Mapped,
     told: bool,
 ) -> Result<(), ResurrectError> {
-    let wanted = ring.requests.iter().filter(|request| request.told == told);
-    let mut wanted: Vec<&RingRequest> = wanted.collect();
-    wanted.sort_by_key(|request| request.tid);
-    for own in wanted.chunk_by(|one, other| one.tid == other.tid) {
-        for part in own.chunks(ring.entries.clamp(1, 64) as usize) {
-            submit_some(restore, part, opened, memory)?;
+    let most = ring.entries.clamp(1, 64) as usize;
+    let mut chains = chains(&ring.requests);
+    chains.retain(|chain| chain[0].told == told);
+    // What waits for all others is behind them.
+    chains.sort_by_key(|chain| match chain[0].later {
+        false => (false, chain[0].tid),
+        true => (true, Tid(0)),
+    });
+    let mut part: Vec<&RingRequest> = Vec::new();
+    for chain in chains {
+        let ends = part.len() + chain.len() > most
+            || part.first().is_some_and(|first| first.tid != chain[0].tid)
+            || chain.iter().chain(&part).any(|it| it.message.is_some());
+        if ends && !part.is_empty() {
+            submit_some(restore, &part, opened, memory)?;
+            part.clear();
         }
+        part.extend(chain);
     }
-    Ok(())
+    match part.is_empty() {
+        true => Ok(()),
+        false => submit_some(restore, &part, opened, memory),
+    }
+}
+
+/// The requests, each with those that wait for it.
+fn chains(requests: &[RingRequest]) -> Vec<Vec<&RingRequest>> {
+    let mut found: Vec<Vec<&RingRequest>> = Vec::new();
+    let mut goes_on = false;
+    for request in requests {
+        match found.last_mut().filter(|_| goes_on) {
+            Some(chain) => chain.push(request),
+            None => found.push(vec![request]),
+        }
+        goes_on = request.entry.is_linked();
+    }
+    found
 }
 
 fn submit_some(
@@ -78,8 +104,6 @@ fn submit_some(
 ) -> Result<(), ResurrectError> {
     let doing = "submitting requests of io_uring that wait";
     let tid = requests.first().map_or(Tid(0), |request| request.tid);
-    let times = requests.iter().map(|request| left(restore, request));
-    let times: Vec<i64> = times.collect();
     let mut files = Vec::new();
     for request in requests {
         let own = request.file.map(|id| {
@@ -88,31 +112,35 @@ fn submit_some(
         });
         files.push(own.transpose()?);
     }
+    let mut places = Places::default();
+    for request in requests {
+        places.add(request, left(restore, request));
+    }
     let pidfd = restore.self_pidfd.as_raw_fd();
     let (pid, tracee) = thread(restore, tid)?;
-    let taken = take(pid, tracee, pidfd, opened.as_raw_fd(), &files)?;
-    for (number, time) in times.iter().enumerate() {
-        let words = [time.div_euclid(SECOND), time.rem_euclid(SECOND)];
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let place = taken.place + number as u64 * TIME;
-        let written = tracee.mem().write(place, &bytes);
-        written.map_err(ResurrectError::call(pid, doing))?;
-    }
+    let failed = || ResurrectError::call(pid, doing);
+    let taken = take(pid, tracee, pidfd, opened.as_raw_fd(), &files, places.len())?;
+    let (entries, bytes) = places.at(taken.place, requests);
+    tracee.mem().write(taken.place, &bytes).map_err(failed())?;
     let mut numbers = taken.files.iter();
-    let entries = requests.iter().zip(&files).enumerate();
-    let entries = entries.map(|(number, (request, file))| {
-        let fd = file.map_or(-1, |_| numbers.next().copied().unwrap_or(-1));
-        let address = match request.until {
-            Some(_) => taken.place + number as u64 * TIME,
-            None => request.entry.address,
-        };
-        Entry {
-            fd,
-            address,
-            ..request.entry
-        }
+    let entries = entries.into_iter().zip(requests.iter().zip(&files));
+    let entries = entries.map(|(entry, (request, file))| Entry {
+        fd: match file {
+            Some(_) => numbers.next().copied().unwrap_or(-1),
+            None if request.later => request.entry.fd,
+            None => -1,
+        },
+        ..entry
     });
     memory.add(&entries.collect::<Vec<_>>());
+    let mut own = Vec::new();
+    for (number, request) in requests.iter().enumerate() {
+        own.extend(messages::lend(
+            tracee,
+            request,
+            places.header(number, &bytes),
+        ));
+    }
     let mut batch = Batch::new();
     let count = requests.len() as u64;
     let args = [taken.ring.into(), count.into(), 0.into(), 0.into()];
@@ -120,12 +148,15 @@ fn submit_some(
     for fd in taken.files.iter().chain([&taken.ring]) {
         batch.call("closing a copy", nr::CLOSE, [(*fd).into()]);
     }
-    let args = [taken.place.into(), PAGE_SIZE_U64.into()];
+    let args = [taken.place.into(), places.len().into()];
     batch.call("taking a page away", nr::MUNMAP, args);
     let output = run(pid, doing, tracee, &batch)?;
+    for (address, bytes) in own {
+        tracee.mem().write(address, &bytes).map_err(failed())?;
+    }
     match output.result(entered) == Ok(count) {
         true => Ok(()),
-        false => Err(ResurrectError::call(pid, doing)(Errno::EAGAIN)),
+        false => Err(failed()(Errno::EAGAIN)),
     }
 }
 
@@ -133,7 +164,7 @@ fn submit_some(
 struct Taken {
     ring: i32,
     files: Vec<i32>,
-    /// A page.
+    /// Some pages.
     place: u64,
 }
 
@@ -143,6 +174,7 @@ fn take(
     pidfd: i32,
     ring: i32,
     files: &[Option<i32>],
+    len: u64,
 ) -> Result<Taken, ResurrectError> {
     let doing = "taking the files of requests of io_uring";
     let mut batch = Batch::new();
@@ -153,7 +185,7 @@ fn take(
         .collect();
     let args = [
         0.into(),
-        PAGE_SIZE_U64.into(),
+        len.into(),
         PROT_READ_WRITE.into(),
         MAP_PRIVATE_ANONYMOUS.into(),
         (-1_i32).into(),
@@ -178,6 +210,6 @@ fn left(restore: &Restore<'_>, request: &RingRequest) -> i64 {
         None => 0,
         Some(RequestEnd::Monotonic(at)) => (at - clocks.monotonic).saturating_sub(passed).max(0),
         Some(RequestEnd::Boottime(at)) => (at - clocks.boottime).saturating_sub(passed).max(0),
-        Some(RequestEnd::Realtime(at)) => at,
+        Some(RequestEnd::Realtime(at) | RequestEnd::After(at)) => at,
     }
 }

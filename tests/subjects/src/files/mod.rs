@@ -459,7 +459,57 @@ pub(crate) const GROUP: Group = Group {
         subject(
             "uring-linked",
             "a read of io_uring with a linked time-out",
-            uring::waiting::linked,
+            uring::links::linked,
+        ),
+        subject(
+            "uring-drained",
+            "a request of io_uring that waits for those before it (IOSQE_IO_DRAIN)",
+            uring::links::drained,
+        ),
+        subject(
+            "uring-later",
+            "a time-out of io_uring behind a read that waits",
+            uring::links::later,
+        ),
+        subject(
+            "uring-messages",
+            "reads of io_uring into parts and messages that wait, told of by structures that are gone",
+            uring::links::messages,
+        ),
+        subject(
+            "uring-writes",
+            "writes of io_uring to full pipes",
+            uring::links::writes,
+        ),
+        subject(
+            "uring-sends",
+            "a message of io_uring to a full socket",
+            uring::links::sends,
+        ),
+        subject(
+            "uring-provided",
+            "receives of io_uring, once and going on, that choose among a ring of buffers",
+            uring::provided::own,
+        ),
+        subject(
+            "uring-provided-deferred",
+            "the same of a ring that asks for its completions (IORING_SETUP_DEFER_TASKRUN)",
+            uring::provided::deferred,
+        ),
+        subject(
+            "uring-provided-mapped",
+            "a ring of buffers for io_uring in memory of the kernel's (IOU_PBUF_RING_MMAP)",
+            uring::provided::mapped,
+        ),
+        subject(
+            "uring-provided-list",
+            "buffers provided by requests of io_uring (IORING_OP_PROVIDE_BUFFERS)",
+            uring::provided::list,
+        ),
+        subject(
+            "uring-named",
+            "rings of io_uring registered with threads (IORING_REGISTER_RING_FDS)",
+            uring::named::rings,
         ),
         subject(
             "uring-files",

@@ -1,5 +1,8 @@
 //! io_uring(7)
 
+pub(crate) mod links;
+pub(crate) mod named;
+pub(crate) mod provided;
 pub(crate) mod registered;
 mod ring;
 pub(crate) mod waiting;

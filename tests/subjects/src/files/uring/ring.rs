@@ -7,9 +7,13 @@ use anyhow::{Result, bail};
 use crate::kit::{SOON, args, not_here, raw, same, sys};
 
 pub(super) const NOP: u8 = 0;
+pub(super) const READV: u8 = 1;
+pub(super) const WRITEV: u8 = 2;
 pub(super) const READ_FIXED: u8 = 4;
 pub(super) const WRITE_FIXED: u8 = 5;
 pub(super) const POLL_ADD: u8 = 6;
+pub(super) const SENDMSG: u8 = 9;
+pub(super) const RECVMSG: u8 = 10;
 pub(super) const TIMEOUT: u8 = 11;
 pub(super) const ACCEPT: u8 = 13;
 pub(super) const LINK_TIMEOUT: u8 = 15;
@@ -17,10 +21,13 @@ pub(super) const OPENAT: u8 = 18;
 pub(super) const READ: u8 = 22;
 pub(super) const WRITE: u8 = 23;
 pub(super) const RECV: u8 = 27;
+pub(super) const PROVIDE_BUFFERS: u8 = 31;
 pub(super) const MSG_RING: u8 = 40;
-/// `IOSQE_FIXED_FILE`, `IOSQE_IO_LINK`
+/// `IOSQE_FIXED_FILE`, `IOSQE_IO_LINK`, `IOSQE_IO_HARDLINK`, `IOSQE_BUFFER_SELECT`
 pub(super) const FIXED_FILE: u8 = 1 << 0;
 pub(super) const LINK: u8 = 1 << 2;
+pub(super) const HARDLINK: u8 = 1 << 3;
+pub(super) const CHOOSES: u8 = 1 << 5;
 /// `IOSQE_IO_DRAIN`, `IOSQE_ASYNC`, `IOSQE_CQE_SKIP_SUCCESS`
 pub(super) const DRAIN: u8 = 1 << 1;
 pub(super) const ASYNC: u8 = 1 << 4;
@@ -166,6 +173,11 @@ impl Ring {
         sys("io_uring_register", raw(libc::SYS_io_uring_register, args)).map(drop)
     }
 
+    /// Maps what is at an offset.
+    pub(super) fn map(&self, len: usize, offset: i64) -> Result<*mut u8> {
+        map(self.fd, len, offset)
+    }
+
     /// Waits for so many completions, not for ever.
     pub(super) fn wait_for(&self, count: u64) -> Result<()> {
         let time = [SOON.as_secs() / 2, 0];
@@ -219,6 +231,20 @@ impl Ring {
     pub(super) fn take_all(&self) -> Vec<(u64, i32)> {
         std::iter::from_fn(|| self.take()).collect()
     }
+}
+
+/// Some pages.
+pub(super) fn memory(len: usize) -> Result<*mut u8> {
+    let (prot, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    );
+    // SAFETY: the kernel chooses a free address.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, -1, 0) };
+    if at == libc::MAP_FAILED {
+        bail!("mmap: {}", std::io::Error::last_os_error());
+    }
+    Ok(at.cast())
 }
 
 fn map(fd: i32, len: usize, offset: i64) -> Result<*mut u8> {

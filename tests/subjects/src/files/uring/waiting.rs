@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Result, bail};
 
 use super::DEFERRED;
-use super::ring::{ACCEPT, Entry, LINK, LINK_TIMEOUT, POLL_ADD, READ, RECV, Ring, TIMEOUT};
+use super::ring::{ACCEPT, Entry, POLL_ADD, READ, RECV, Ring, TIMEOUT};
 use crate::kit::{LONG_TERM, SOON, Setting, Watch, files, same, timed_long, until};
 
 /// `IORING_CQE_F_MORE`
@@ -305,28 +305,4 @@ pub(crate) fn ticks(_: &Setting) -> Result<Watch> {
         spoiled.store(WRONG, Ordering::SeqCst);
         Ok(())
     }))
-}
-
-/// A receive whose time is limited by another request.
-pub(crate) fn linked(_: &Setting) -> Result<Watch> {
-    let ring = Ring::new(8, 16, 0)?;
-    let (from, _) = pipe()?;
-    let time = Box::leak(Box::new([100_000_u64, 0]));
-    let room = Box::leak(Box::new([0_u8; 8]));
-    ring.add(Entry {
-        opcode: READ,
-        flags: LINK,
-        fd: from,
-        address: room.as_mut_ptr() as u64,
-        len: 8,
-        ..Entry::default()
-    });
-    ring.add(Entry {
-        opcode: LINK_TIMEOUT,
-        address: time.as_ptr() as u64,
-        len: 1,
-        ..Entry::default()
-    });
-    ring.submit(2)?;
-    Ok(Watch::new(move || ring.expect_none()))
 }
