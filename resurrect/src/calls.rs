@@ -86,6 +86,7 @@ pub(crate) mod nr {
     pub(crate) const PKEY_FREE: i64 = 331;
     pub(crate) const RSEQ: i64 = 334;
     pub(crate) const MQ_NOTIFY: i64 = 244;
+    pub(crate) const IO_URING_SETUP: i64 = 425;
     pub(crate) const IO_URING_ENTER: i64 = 426;
     pub(crate) const IO_URING_REGISTER: i64 = 427;
     pub(crate) const CLONE3: i64 = 435;

@@ -27,6 +27,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ),
     ("threads", thread::birth::create),
     ("flags", thread::registers::load_flags),
+    ("rings of io_uring with threads", files::uring::open_polled),
     ("open files", files::open),
     ("descriptor tables", files::hand_over),
     ("rings of io_uring", files::uring::fill),

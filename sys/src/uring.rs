@@ -30,6 +30,10 @@ pub fn is_of_buffers(offset: u64) -> bool {
 
 /// Bits of `struct io_uring_params.flags` (include/uapi/linux/io_uring.h).
 pub mod flags {
+    /// A thread of the kernel's takes entries.
+    pub const SQPOLL: u32 = 1 << 1;
+    /// It runs on one processor.
+    pub const SQ_AFF: u32 = 1 << 2;
     /// The number of completions is given.
     pub const CQSIZE: u32 = 1 << 3;
     /// Numbers that are too large are made smaller.
@@ -137,6 +141,8 @@ impl Entry {
     }
 }
 
+/// `IORING_ENTER_SQ_WAKEUP`.
+pub const ENTER_WAKEUP: u32 = 2;
 /// `IORING_ENTER_GETEVENTS`.
 pub const ENTER_GETEVENTS: u32 = 1;
 /// `IORING_REGISTER_ENABLE_RINGS`.
@@ -157,6 +163,29 @@ impl Params {
         let mut words = [0; PARAMS];
         (words[1], words[2]) = (completions, flags);
         Params(words)
+    }
+
+    /// As the kernel reads it.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// What the kernel has made of [`Params::bytes`].
+    #[must_use]
+    pub fn of_bytes(bytes: &[u8]) -> Params {
+        let mut words = [0; PARAMS];
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+        Params(words)
+    }
+
+    /// With a thread that takes entries: its processor, and after how many milliseconds it sleeps.
+    #[must_use]
+    pub fn polled(mut self, processor: u32, idle: u32) -> Params {
+        (self.0[3], self.0[4]) = (processor, idle);
+        self
     }
 
     /// Numbers of entries and of completions.

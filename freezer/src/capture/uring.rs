@@ -140,7 +140,7 @@ pub(super) fn settle(frozen: &Frozen, finder: &mut Finder) -> Result<(), Freezer
     let pids: Vec<Pid> = frozen.pids().collect();
     for pid in pids {
         let tids: Vec<Tid> = frozen.threads(pid).iter().map(|(tid, _)| *tid).collect();
-        match users(&tids) {
+        match users(&with_pollers(pid, &tids)) {
             Ok(users) if users.is_empty() => continue,
             // Or its counters were about to change.
             Ok(_) | Err(Unreadable::Inconsistent(_)) => {}
@@ -161,13 +161,17 @@ pub(super) fn settle(frozen: &Frozen, finder: &mut Finder) -> Result<(), Freezer
 
 /// What stopped threads of a process have under way, in words. None for nothing.
 fn left(pid: Pid, tids: &[Tid]) -> Option<String> {
-    let requests = match users(tids) {
+    let all = with_pollers(pid, tids);
+    let requests = match users(&all) {
         Ok(users) => under_way(&users),
         Err(why) => return Some(unreadable(&why)),
     };
     let (mut seen, mut waiting) = (BTreeSet::new(), 0);
     for (table, holder) in tables(pid, tids) {
-        match files::left_in_rings(table, holder, tids, &mut seen) {
+        match files::left_in_rings(table, holder, &all, &mut seen) {
+            Ok(left) if left.untaken => {
+                return Some("entries of a ring of io_uring are not taken".into());
+            }
             Ok(left) if left.queued => {
                 return Some("messages to a ring of io_uring do not arrive".into());
             }
@@ -177,6 +181,13 @@ fn left(pid: Pid, tids: &[Tid]) -> Option<String> {
     }
     let under_way = requests.saturating_sub(waiting);
     (under_way > 0).then(|| format!("{under_way} requests of io_uring do not end"))
+}
+
+/// Threads, and those of the kernel's that take entries for them.
+fn with_pollers(pid: Pid, tids: &[Tid]) -> Vec<Tid> {
+    let mut others = proc::threads(pid).unwrap_or_default();
+    others.retain(|tid| !tids.contains(tid) && proc::is_worker(pid, *tid));
+    tids.iter().copied().chain(others).collect()
 }
 
 /// The descriptor tables of threads, and one that has each.

@@ -11,8 +11,8 @@ mod resources;
 use super::{Open, Table, apart};
 use crate::freeze::vfork;
 use crate::kernel::{self, RingState, Unreadable};
-use crate::{FreezerError, proc};
-use persist_mem::manifest::{Description, DescriptionKind, Ring};
+use crate::{FreezerError, landlock, proc};
+use persist_mem::manifest::{Description, DescriptionKind, Ring, RingPoller};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use sys::uring::{Memory, OFFSET_ENTRIES, OFFSET_RINGS, flags};
@@ -20,7 +20,9 @@ use sys::{Pid, Tid};
 
 const LINK: &[u8] = b"anon_inode:[io_uring]";
 /// Flags whose rings are made again.
-const CARRIED: u32 = flags::CQSIZE
+const CARRIED: u32 = flags::SQPOLL
+    | flags::SQ_AFF
+    | flags::CQSIZE
     | flags::CLAMP
     | flags::ATTACH_WQ
     | flags::R_DISABLED
@@ -33,10 +35,8 @@ const CARRIED: u32 = flags::CQSIZE
     | flags::DEFER_TASKRUN
     | flags::NO_SQARRAY;
 /// Names of the others, by their bits (include/uapi/linux/io_uring.h).
-const NAMES: [(u32, &str); 9] = [
+const NAMES: [(u32, &str); 7] = [
     (1 << 0, "IORING_SETUP_IOPOLL"),
-    (1 << 1, "IORING_SETUP_SQPOLL"),
-    (1 << 2, "IORING_SETUP_SQ_AFF"),
     (1 << 14, "IORING_SETUP_NO_MMAP"),
     (1 << 15, "IORING_SETUP_REGISTERED_FD_ONLY"),
     (1 << 17, "IORING_SETUP_HYBRID_IOPOLL"),
@@ -72,7 +72,8 @@ pub(super) fn check(open: &Open<'_>, inside: Option<&[Pid]>) -> Result<(), Freez
         Err(Unreadable::Inconsistent(_)) => return Ok(()),
         state => state.map_err(|why| unreadable(open, &why))?,
     };
-    let submitter = submitter_obstacle(&state, inside);
+    let submitter = submitter_obstacle(&state, inside)
+        .or_else(|| poller_obstacle(&state, inside).map(str::to_owned));
     if let Some(why) = obstacle(&state).or(submitter) {
         return Err(open.refuse(why));
     }
@@ -110,6 +111,14 @@ fn obstacle(state: &RingState) -> Option<String> {
         let what = state.has.join(", ");
         return Some(format!("a ring with {what} is not carried"));
     }
+    if state.poller.is_some() {
+        if state.submitter.is_some() || !state.groups.is_empty() {
+            return Some(
+                "a ring with IORING_SETUP_SQPOLL and one thread that submits, or with provided buffers, is not carried"
+                    .into(),
+            );
+        }
+    }
     let (submitted, completed) = state.counts;
     if submitted.max(completed) > MOST {
         return Some(format!(
@@ -117,6 +126,22 @@ fn obstacle(state: &RingState) -> Option<String> {
         ));
     }
     (state.drains_no_more && submitted == 0).then(|| "its ring has counted 2^32 requests".into())
+}
+
+/// Why the process whose memory the kernel's thread has that takes entries would not do the same again.
+fn poller_obstacle(state: &RingState, inside: Option<&[Pid]>) -> Option<&'static str> {
+    let pid = Pid(state.poller?.pid);
+    if inside.is_some_and(|inside| !inside.contains(&pid)) || pid.0 == 0 {
+        return Some("the process that takes entries of its ring is not part of the tree");
+    }
+    // Its thread keeps the credentials that its process had, which has ours as long as it is rebuilt.
+    let read = |pid| proc::Status::read(pid, "status").ok();
+    let (status, ours) = (read(pid)?, read(Pid(std::process::id().cast_signed()))?);
+    let mut keys = ["Uid", "Gid", "CapPrm", "CapEff"].into_iter();
+    let same = keys.all(|key| status.value(key) == ours.value(key));
+    (!same || landlock::concerns(&[pid])).then_some(
+        "a ring with IORING_SETUP_SQPOLL of a process without all privileges is not carried",
+    )
 }
 
 /// Why the only thread that may submit to a ring would not be there to do so where these processes are built again.
@@ -180,7 +205,8 @@ pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerEr
         if let Some(why) = obstacle(&state).or_else(|| submitter_obstacle(&state, Some(inside))) {
             return Err(refuse(why));
         }
-        if let Some(why) = resources::obstacle(&state) {
+        let poller = poller_obstacle(&state, Some(inside)).map(str::to_owned);
+        if let Some(why) = resources::obstacle(&state).or(poller) {
             return Err(refuse(why));
         }
         if state.overflown || state.work {
@@ -256,6 +282,12 @@ fn contents(inode: u64, state: &RingState, ring: &OwnedFd) -> sys::Result<Ring> 
         counts: state.counts,
         drains_no_more: state.drains_no_more,
         submitter: state.submitter,
+        poller: state.poller.map(|poller| RingPoller {
+            pid: Pid(poller.pid),
+            tid: poller.tid,
+            processor: poller.processor,
+            idle: poller.idle,
+        }),
         rings: read(OFFSET_RINGS, rings)?,
         sqes: read(OFFSET_ENTRIES, sqes)?,
         ..Ring::default()
@@ -280,6 +312,8 @@ pub(crate) fn of_table(pid: Pid) -> Vec<(i32, u64)> {
 pub(crate) struct Left {
     /// Something waits until one of them asks for it.
     pub(crate) queued: bool,
+    /// The kernel's thread has entries to take, and does not sleep.
+    pub(crate) untaken: bool,
     /// Requests of theirs that wait for a file or a time.
     pub(crate) waiting: u64,
 }
@@ -307,6 +341,7 @@ pub(crate) fn left(
                 continue;
             }
             let ring = kernel.ring(file)?;
+            found.untaken |= ring.poller.is_some() && kernel.has_untaken(&ring)?;
             let asks = ring.submitter.is_some_and(|tid| threads.contains(&tid));
             found.queued |= ring.queued && asks;
             let requests = ring.requests.iter().filter(|it| !it.fired);

@@ -223,6 +223,11 @@ impl Kernel {
         Ok(linked(&seen, self.words(&behind)?))
     }
 
+    /// Nanoseconds from one tick to the next.
+    pub(super) fn length_of_ticks(&mut self) -> Option<i64> {
+        Some(self.ticks()?.length)
+    }
+
     fn ticks(&mut self) -> Option<Ticks> {
         let (count, now) = self.memory.ticks().ok()?;
         let (count, now) = (count.cast_signed(), now.cast_signed());

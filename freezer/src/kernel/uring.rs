@@ -27,6 +27,8 @@ pub(crate) struct RingState {
     pub(crate) drains_no_more: bool,
     /// The only thread that may submit; 0 for one that has ended or is of another namespace.
     pub(crate) submitter: Option<Tid>,
+    /// The thread of the kernel's that takes entries.
+    pub(crate) poller: Option<Poller>,
     /// What belongs to it and is not carried.
     pub(crate) has: Vec<&'static str>,
     /// Requests wait for something in a way that is not looked into.
@@ -46,6 +48,17 @@ pub(crate) struct RingState {
     pub(crate) work: bool,
 }
 
+/// A thread of the kernel's that takes entries (`struct io_sq_data`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Poller {
+    pub(crate) tid: Tid,
+    /// The process that it belongs to.
+    pub(crate) pid: i32,
+    pub(crate) processor: u32,
+    /// After how many milliseconds it sleeps.
+    pub(crate) idle: u32,
+}
+
 /// What a ring may have, by the fields that are zero when it has not; the first one that the kernel knows counts.
 const HAS: [(&[&str], &str); 2] = [
     (&["personalities.xa_head"], "personalities"),
@@ -53,7 +66,7 @@ const HAS: [(&[&str], &str); 2] = [
 ];
 
 /// The same of fields that some kernels do not have.
-const MAY_HAVE: [(&str, &str); 10] = [
+const MAY_HAVE: [(&str, &str); 9] = [
     ("iowq_limits", "a limit of workers"),
     ("napi_enabled", "busy polling"),
     ("ifq", "a queue of an interface"),
@@ -63,7 +76,6 @@ const MAY_HAVE: [(&str, &str); 10] = [
     ("loop_step", "BPF operations"),
     ("cq_wait_arg", "a region of parameters"),
     ("param_region.nr_pages", "a region of parameters"),
-    ("sq_data", "a thread that submits"),
 ];
 
 /// Lists (`struct hlist_head`) of requests that wait.
@@ -238,6 +250,7 @@ impl Kernel {
             offsets: ring.offsets()?,
             drains_no_more: ring.drains_no_more()?,
             submitter: None,
+            poller: None,
             has: ring.has()?,
             waiting: ring.any_in_lists(),
             requests: Vec::new(),
@@ -258,7 +271,55 @@ impl Kernel {
         if submitter != 0 {
             state.submitter = Some(self.submitter(submitter)?);
         }
+        let poller = self.btf.field(RING, "sq_data")?.offset;
+        let poller = self.word(at.wrapping_add(poller), "a thread that takes entries")?;
+        if poller != 0 {
+            state.poller = Some(self.poller(poller)?);
+        }
         Ok(state)
+    }
+
+    /// Whether a thread of the kernel's has entries to take and does not wait to be woken.
+    pub(crate) fn has_untaken(&mut self, ring: &RingState) -> Result<bool, Unreadable> {
+        const NEED_WAKEUP: u64 = 1;
+        let rings = self.btf.field(RING, "rings")?.offset;
+        let rings = self.word(ring.at.wrapping_add(rings), "a ring of io_uring")?;
+        let at = |index: usize| rings.wrapping_add(ring.offsets[index].into());
+        let found = self.words(&[at(1), at(4)])?;
+        let [Some(tail), Some(flags)] = found[..] else {
+            return Err(WRONG);
+        };
+        Ok(tail as u32 != ring.counts.0 && flags & NEED_WAKEUP == 0)
+    }
+
+    fn poller(&mut self, at: u64) -> Result<Poller, Unreadable> {
+        const WHAT: &str = "a thread that takes entries";
+        let field = |of, path| Ok(self.btf.field(of, path)?.offset);
+        let (thread, leader) = (
+            field("io_sq_data", "thread")?,
+            field("task_struct", "group_leader")?,
+        );
+        let numbers = [
+            field("io_sq_data", "sq_cpu")?,
+            field("io_sq_data", "sq_thread_idle")?,
+        ];
+        let task = self.word(at.wrapping_add(thread), WHAT)?;
+        if task == 0 {
+            return Err(Unreadable::Inconsistent(WHAT));
+        }
+        let leader = self.word(task.wrapping_add(leader), WHAT)?;
+        let tick = self.length_of_ticks().unwrap_or(0);
+        let [processor, ticks] = self.words(&numbers.map(|place| at.wrapping_add(place)))?[..]
+        else {
+            return Err(Unreadable::Inconsistent(WHAT));
+        };
+        let idle = i64::from(ticks.unwrap_or(0) as u32).saturating_mul(tick) / 1_000_000;
+        Ok(Poller {
+            tid: self.submitter(task)?,
+            pid: self.submitter(leader)?.0,
+            processor: processor.unwrap_or(0) as u32,
+            idle: u32::try_from(idle).unwrap_or(u32::MAX),
+        })
     }
 
     fn submitter(&mut self, task: u64) -> Result<Tid, Unreadable> {

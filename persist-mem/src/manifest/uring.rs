@@ -26,6 +26,8 @@ pub struct Ring {
     pub drains_no_more: bool,
     /// The only thread that may submit.
     pub submitter: Option<Tid>,
+    /// The thread of the kernel's that takes entries (`IORING_SETUP_SQPOLL`).
+    pub poller: Option<RingPoller>,
     /// The rings' memory.
     #[serde(with = "serde_bytes")]
     pub rings: Vec<u8>,
@@ -46,6 +48,19 @@ pub struct Ring {
     pub names: Vec<(Tid, u32)>,
     /// Requests that wait. Behind one with `IOSQE_IO_LINK` or `IOSQE_IO_HARDLINK` is the one that waits for it.
     pub requests: Vec<RingRequest>,
+}
+
+/// A thread of the kernel's that takes entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingPoller {
+    /// The process that it belongs to.
+    pub pid: Pid,
+    /// By which requests name it.
+    pub tid: Tid,
+    /// The processor that it runs on, with `IORING_SETUP_SQ_AFF`.
+    pub processor: u32,
+    /// After how many milliseconds without work it sleeps.
+    pub idle: u32,
 }
 
 /// A group of provided buffers.

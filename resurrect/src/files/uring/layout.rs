@@ -5,8 +5,11 @@ use crate::ResurrectError;
 use persist_mem::manifest::{AddressSpace, DescriptionKind, Manifest, Process, State, Thread};
 use persist_mem::rings::{Moves, Offsets};
 use std::collections::BTreeMap;
-use sys::uring::Params;
+use sys::uring::{Params, flags};
 use sys::{Errno, Pid};
+
+/// A thread of the kernel's that takes entries changes nothing.
+const THREAD: u32 = flags::SQPOLL | flags::SQ_AFF;
 
 /// The rings that have moved, of each process that has some mapped.
 pub(crate) type Moved = BTreeMap<Pid, Moves>;
@@ -19,7 +22,7 @@ pub(crate) fn laid_out(manifest: &Manifest) -> Result<Option<(Manifest, Moved)>,
         let DescriptionKind::Ring(ring) = &description.kind else {
             continue;
         };
-        let made = make(ring.entries, ring.completions, wanted(ring));
+        let made = make(ring.entries, ring.completions, wanted(ring) & !THREAD);
         let failed = super::super::failed(description, "looking how it is laid out");
         let sizes = (ring.entries, ring.completions);
         let fits = |(params, made): (Params, _)| match params.sizes() == sizes {

@@ -3,7 +3,12 @@
 use super::at;
 use persist_mem::manifest::Ring;
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+use sys::Errno;
 use sys::uring::{Entry, Memory, OFFSET_ENTRIES, OFFSET_RINGS, flags};
+
+/// How long a thread of the kernel's may take to take entries.
+const WITHIN: Duration = Duration::from_secs(10);
 
 /// Memory of a new ring.
 pub(super) struct Mapped {
@@ -53,8 +58,35 @@ impl Mapped {
         self.rings.set_word(self.offsets[at::SQ_TAIL], tail);
     }
 
+    /// Writes all memory of the rings as it was; what a thread of the kernel's looks at last, when the entries are there.
+    pub(super) fn write_all(&self, ring: &Ring) {
+        let kept = match ring.poller {
+            Some(_) => vec![self.offsets[at::SQ_TAIL], self.offsets[at::SQ_FLAGS]],
+            None => Vec::new(),
+        };
+        for (place, word) in (0..).step_by(4).zip(ring.rings.as_chunks::<4>().0) {
+            if !kept.contains(&place) {
+                self.rings.set_word(place, u32::from_ne_bytes(*word));
+            }
+        }
+    }
+
+    /// Waits until all entries are taken, where a thread of the kernel's does that.
+    pub(super) fn wait_until_taken(&self) -> sys::Result<()> {
+        let begun = Instant::now();
+        let word = |index: usize| self.rings.word(self.offsets[index]);
+        while word(at::SQ_HEAD) != word(at::SQ_TAIL) {
+            if begun.elapsed() > WITHIN {
+                return Err(Errno::ETIMEDOUT);
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Ok(())
+    }
+
     /// Writes the memory of its entries as it was.
     pub(super) fn write_entries(&self, ring: &Ring) {
+        self.sqes.write(0, &ring.sqes);
         let array = ring.offsets[at::ARRAY];
         if let Some(bytes) = ring.rings.get(array as usize..).filter(|_| array != 0) {
             self.rings.write(array, bytes);
@@ -63,7 +95,6 @@ impl Mapped {
         if let Some(bytes) = ring.rings.get(tail as usize..tail as usize + 4) {
             self.rings.write(tail, bytes);
         }
-        self.sqes.write(0, &ring.sqes);
     }
 
     pub(super) fn add_to_tail(&self, count: u32) {

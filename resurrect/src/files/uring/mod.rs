@@ -15,6 +15,7 @@ mod messages;
 mod names;
 mod registered;
 mod requests;
+mod poller;
 mod user;
 
 use super::Opening;
@@ -32,6 +33,7 @@ use user::User;
 mod at {
     pub(super) const SQ_HEAD: usize = 0;
     pub(super) const SQ_TAIL: usize = 1;
+    pub(super) const SQ_FLAGS: usize = 4;
     pub(super) const ARRAY: usize = 6;
     pub(super) const CQ_HEAD: usize = 7;
     pub(super) const CQ_TAIL: usize = 8;
@@ -58,6 +60,8 @@ fn wanted(ring: &Ring) -> u32 {
     }
 }
 
+pub(crate) use poller::open as open_polled;
+
 fn make(entries: u32, completions: u32, wanted: u32) -> sys::Result<(Params, OwnedFd)> {
     let mut params = Params::new(completions, wanted);
     let ring = uring::setup(entries, &mut params)?;
@@ -66,12 +70,17 @@ fn make(entries: u32, completions: u32, wanted: u32) -> sys::Result<(Params, Own
 
 /// Brings every ring in which nothing waits to where it was.
 pub(crate) fn fill(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    fill_those(restore, |ring| ring.requests.is_empty())
+    fill_those(restore, |ring| !waits(ring))
 }
 
 /// Brings every ring in which something waits to where it was, when all that it may wait for is there.
 pub(crate) fn fill_waiting(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    fill_those(restore, |ring| !ring.requests.is_empty())
+    fill_those(restore, waits)
+}
+
+/// Whether something waits in it, or is taken as soon as it is there.
+fn waits(ring: &Ring) -> bool {
+    !ring.requests.is_empty() || ring.poller.is_some()
 }
 
 fn fill_those(
@@ -111,6 +120,7 @@ fn fill_one(
     }
     groups::make(restore, &without, opened, &memory)?;
     let mut user = match ring.submitter {
+        None if ring.poller.is_some() => User::Poller(opened.as_fd(), &memory),
         None => User::This(opened.as_fd()),
         Some(tid) => {
             let (pid, thread) = thread(restore, tid)?;
@@ -123,8 +133,10 @@ fn fill_one(
     if told > 0 {
         tell_again(restore, ring, opened, &memory)?;
     }
-    memory.rings.write(0, &ring.rings);
-    memory.sqes.write(0, &ring.sqes);
+    memory.write_all(ring);
+    if waiting <= told {
+        memory.write_entries(ring);
+    }
     if waiting > told {
         let taken = ring.counts.0.wrapping_sub(waiting - told);
         memory.rings.set_word(ring.offsets[at::SQ_HEAD], taken);
@@ -144,6 +156,7 @@ fn tell_again(
     requests::submit(restore, ring, opened, memory, true)?;
     let pidfd = restore.self_pidfd.as_raw_fd();
     let mut user = match ring.submitter {
+        None if ring.poller.is_some() => User::Poller(opened.as_fd(), memory),
         None => User::This(opened.as_fd()),
         Some(tid) => {
             let (pid, thread) = thread(restore, tid)?;

@@ -13,7 +13,7 @@ use persist_mem::manifest::{RequestEnd, Ring, RingRequest};
 use std::os::fd::{AsRawFd, OwnedFd};
 use sys::batch::Batch;
 use sys::tracee::Tracee;
-use sys::uring::Entry;
+use sys::uring::{ENTER_WAKEUP, Entry};
 use sys::{Errno, Pid, Tid};
 
 const PROT_READ_WRITE: i32 = 3;
@@ -71,14 +71,14 @@ pub(super) fn submit(
             || part.first().is_some_and(|first| first.tid != chain[0].tid)
             || chain.iter().chain(&part).any(|it| it.message.is_some());
         if ends && !part.is_empty() {
-            submit_some(restore, &part, opened, memory)?;
+            submit_some(restore, ring, &part, opened, memory)?;
             part.clear();
         }
         part.extend(chain);
     }
     match part.is_empty() {
         true => Ok(()),
-        false => submit_some(restore, &part, opened, memory),
+        false => submit_some(restore, ring, &part, opened, memory),
     }
 }
 
@@ -98,6 +98,7 @@ fn chains(requests: &[RingRequest]) -> Vec<Vec<&RingRequest>> {
 
 fn submit_some(
     restore: &mut Restore<'_>,
+    ring: &Ring,
     requests: &[&RingRequest],
     opened: &OwnedFd,
     memory: &Mapped,
@@ -117,7 +118,12 @@ fn submit_some(
         places.add(request, left(restore, request));
     }
     let pidfd = restore.self_pidfd.as_raw_fd();
-    let (pid, tracee) = thread(restore, tid)?;
+    let (pid, tracee) = match ring.poller {
+        Some(poller) if poller.tid == tid => {
+            (poller.pid, &mut restore.task(poller.pid)?.first)
+        }
+        _ => thread(restore, tid)?,
+    };
     let failed = || ResurrectError::call(pid, doing);
     let taken = take(pid, tracee, pidfd, opened.as_raw_fd(), &files, places.len())?;
     let (entries, bytes) = places.at(taken.place, requests);
@@ -143,14 +149,23 @@ fn submit_some(
     }
     let mut batch = Batch::new();
     let count = requests.len() as u64;
-    let args = [taken.ring.into(), count.into(), 0.into(), 0.into()];
+    let flags = match ring.poller {
+        Some(_) => ENTER_WAKEUP,
+        None => 0,
+    };
+    let args = [taken.ring.into(), count.into(), 0.into(), flags.into()];
     let entered = batch.call(doing, nr::IO_URING_ENTER, args);
+    let output = run(pid, doing, tracee, &batch)?;
+    if ring.poller.is_some() {
+        memory.wait_until_taken().map_err(failed())?;
+    }
+    let mut batch = Batch::new();
     for fd in taken.files.iter().chain([&taken.ring]) {
         batch.call("closing a copy", nr::CLOSE, [(*fd).into()]);
     }
     let args = [taken.place.into(), places.len().into()];
     batch.call("taking a page away", nr::MUNMAP, args);
-    let output = run(pid, doing, tracee, &batch)?;
+    run(pid, doing, tracee, &batch)?;
     for (address, bytes) in own {
         tracee.mem().write(address, &bytes).map_err(failed())?;
     }

@@ -1,11 +1,12 @@
 //! Who submits to a ring.
 
+use super::mapped::Mapped;
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use std::os::fd::BorrowedFd;
 use sys::batch::Batch;
 use sys::tracee::Tracee;
-use sys::uring::{self, ENTER_GETEVENTS, REGISTER_ENABLE_RINGS};
+use sys::uring::{self, ENTER_GETEVENTS, ENTER_WAKEUP, REGISTER_ENABLE_RINGS};
 use sys::{Errno, Pid};
 
 /// Completions that one call makes at least, of those that wait for it (io_uring/tw.h, `IO_LOCAL_TW_DEFAULT_MAX`; before
@@ -15,6 +16,8 @@ const COMPLETED_AT_ONCE: u32 = 20;
 /// Who submits to a ring.
 pub(super) enum User<'a> {
     This(BorrowedFd<'a>),
+    /// A thread of the kernel's takes what is in the ring's memory.
+    Poller(BorrowedFd<'a>, &'a Mapped),
     /// A thread that has it under this number.
     Thread(Pid, &'a mut Tracee, i32),
 }
@@ -89,6 +92,13 @@ impl<'a> User<'a> {
                     }
                 }
                 Ok(())
+            }
+            User::Poller(ring, memory) => {
+                for part in parts {
+                    let taken = uring::enter(*ring, part, 0, flags | ENTER_WAKEUP);
+                    taken.map_err(ResurrectError::own(doing))?;
+                }
+                memory.wait_until_taken().map_err(ResurrectError::own(doing))
             }
             User::Thread(pid, tracee, fd) => {
                 let mut batch = Batch::new();

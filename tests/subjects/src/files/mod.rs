@@ -507,6 +507,16 @@ pub(crate) const GROUP: Group = Group {
             uring::provided::list,
         ),
         subject(
+            "uring-polled",
+            "a read that waits in a ring of io_uring with a thread of the kernel's, which sleeps (IORING_SETUP_SQPOLL)",
+            uring::polled::asleep,
+        ),
+        subject(
+            "uring-polled-awake",
+            "the same while that thread does not sleep",
+            uring::polled::awake,
+        ),
+        subject(
             "uring-named",
             "rings of io_uring registered with threads (IORING_REGISTER_RING_FDS)",
             uring::named::rings,

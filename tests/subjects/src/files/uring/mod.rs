@@ -2,6 +2,7 @@
 
 pub(crate) mod links;
 pub(crate) mod named;
+pub(crate) mod polled;
 pub(crate) mod provided;
 pub(crate) mod registered;
 mod ring;

@@ -39,6 +39,7 @@ pub(super) const EXT_ARG: u64 = 1 << 3;
 /// Places in `struct io_uring_params`, in words.
 const SQ_HEAD: usize = 10;
 const SQ_TAIL: usize = 11;
+const SQ_FLAGS: usize = 14;
 const SQ_ARRAY: usize = 16;
 const CQ_HEAD: usize = 20;
 const CQ_TAIL: usize = 21;
@@ -74,6 +75,11 @@ pub(super) struct Entry {
 impl Ring {
     /// A ring; [`NotHere`](crate::kit::NotHere) where the machine has none, or none with these flags.
     pub(super) fn new(entries: u32, completions: u32, flags: u32) -> Result<Ring> {
+        Ring::with(entries, completions, flags, 0)
+    }
+
+    /// A ring whose thread of the kernel's sleeps after so many milliseconds.
+    pub(super) fn with(entries: u32, completions: u32, flags: u32, idle: u32) -> Result<Ring> {
         const NONE: i64 = -(libc::ENOSYS as i64);
         const FORBIDDEN: i64 = -(libc::EPERM as i64);
         const UNKNOWN: i64 = -(libc::EINVAL as i64);
@@ -81,6 +87,7 @@ impl Ring {
         let mut params = [0_u32; 30];
         params[1] = completions;
         params[2] = flags | CQSIZE;
+        params[4] = idle;
         let at = params.as_mut_ptr() as u64;
         let fd = raw(libc::SYS_io_uring_setup, args([entries.into(), at]));
         match fd {
@@ -112,6 +119,11 @@ impl Ring {
     pub(super) fn counts(&self) -> (u32, u32) {
         let get = |place| self.of(place).load(Ordering::Acquire);
         (get(SQ_HEAD), get(CQ_TAIL))
+    }
+
+    /// Whether the kernel's thread that takes entries sleeps (`IORING_SQ_NEED_WAKEUP`).
+    pub(super) fn needs_wakeup(&self) -> bool {
+        self.of(SQ_FLAGS).load(Ordering::SeqCst) & 1 != 0
     }
 
     /// Puts an entry into the queue; [`Ring::enter`] submits it.
