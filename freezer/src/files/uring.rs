@@ -15,6 +15,7 @@ use crate::{FreezerError, landlock, proc};
 use persist_mem::manifest::{Description, DescriptionKind, Ring, RingPoller};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 use sys::uring::{Memory, OFFSET_ENTRIES, OFFSET_RINGS, flags};
 use sys::{Pid, Tid};
 
@@ -77,7 +78,7 @@ pub(super) fn check(open: &Open<'_>, inside: Option<&[Pid]>) -> Result<(), Freez
     if let Some(why) = obstacle(&state).or(submitter) {
         return Err(open.refuse(why));
     }
-    if let Some(why) = resources::obstacle(&state).or_else(|| resources::unheld(open, &state)) {
+    if let Some(why) = resources::obstacle(&state).or_else(|| unheld(open, &state)) {
         return Err(open.refuse(why));
     }
     if dropped(&state, open.copy) {
@@ -111,13 +112,11 @@ fn obstacle(state: &RingState) -> Option<String> {
         let what = state.has.join(", ");
         return Some(format!("a ring with {what} is not carried"));
     }
-    if state.poller.is_some() {
-        if state.submitter.is_some() || !state.groups.is_empty() {
-            return Some(
-                "a ring with IORING_SETUP_SQPOLL and one thread that submits, or with provided buffers, is not carried"
-                    .into(),
-            );
-        }
+    if state.poller.is_some() && (state.submitter.is_some() || !state.groups.is_empty()) {
+        let what = "one thread that submits, or with provided buffers";
+        return Some(format!(
+            "a ring with IORING_SETUP_SQPOLL and {what}, is not carried"
+        ));
     }
     let (submitted, completed) = state.counts;
     if submitted.max(completed) > MOST {
@@ -126,6 +125,25 @@ fn obstacle(state: &RingState) -> Option<String> {
         ));
     }
     (state.drains_no_more && submitted == 0).then(|| "its ring has counted 2^32 requests".into())
+}
+
+/// Why a file that the ring of a process that may run needs would not be there: no descriptor is open on it, whenever
+/// one looks.
+fn unheld(open: &Open<'_>, first: &RingState) -> Option<String> {
+    const LOOKS: usize = 8;
+    const BETWEEN: Duration = Duration::from_millis(5);
+    let mut missing = resources::unheld(open, first);
+    for _ in 0..LOOKS {
+        if missing.is_empty() {
+            return None;
+        }
+        std::thread::sleep(BETWEEN);
+        if let Ok(now) = state(open.copy) {
+            let still = resources::unheld(open, &now);
+            missing.retain(|file| still.contains(file));
+        }
+    }
+    (!missing.is_empty()).then(|| resources::UNHELD.to_owned())
 }
 
 /// Why the process whose memory the kernel's thread has that takes entries would not do the same again.

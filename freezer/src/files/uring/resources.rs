@@ -14,7 +14,7 @@ use sys::{Pid, Tid};
 
 /// More buffers are not registered again.
 const MOST_BUFFERS: usize = 1024;
-const UNHELD: &str = "its ring has a file that no descriptor is open on";
+pub(super) const UNHELD: &str = "its ring has a file that no descriptor is open on";
 
 /// What keeps what is registered, or what waits, from being carried.
 pub(super) fn obstacle(state: &RingState) -> Option<String> {
@@ -47,13 +47,13 @@ pub(super) fn obstacle(state: &RingState) -> Option<String> {
     })
 }
 
-/// Whether a process that may run has no descriptor of a file that its ring needs.
-pub(super) fn unheld(open: &Open<'_>, state: &RingState) -> Option<String> {
+/// Files that its ring needs and that a process that may run has no descriptor of just now.
+pub(super) fn unheld(open: &Open<'_>, state: &RingState) -> BTreeSet<u64> {
     let mut needed: BTreeSet<u64> = state.registered.files.iter().copied().collect();
     needed.extend(state.requests.iter().map(|request| request.file));
     needed.remove(&0);
     if needed.is_empty() {
-        return None;
+        return needed;
     }
     let files = known::open_files(open.pid);
     for file in files.values() {
@@ -71,7 +71,7 @@ pub(super) fn unheld(open: &Open<'_>, state: &RingState) -> Option<String> {
     });
     let held = held.unwrap_or_default();
     needed.retain(|file| !held.contains(file));
-    (!needed.is_empty()).then(|| UNHELD.to_owned())
+    needed
 }
 
 /// Where the kernel has the descriptions that were met.

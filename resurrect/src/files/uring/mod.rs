@@ -13,9 +13,9 @@ pub(crate) mod layout;
 mod mapped;
 mod messages;
 mod names;
+mod poller;
 mod registered;
 mod requests;
-mod poller;
 mod user;
 
 use super::Opening;

@@ -119,9 +119,7 @@ fn submit_some(
     }
     let pidfd = restore.self_pidfd.as_raw_fd();
     let (pid, tracee) = match ring.poller {
-        Some(poller) if poller.tid == tid => {
-            (poller.pid, &mut restore.task(poller.pid)?.first)
-        }
+        Some(poller) if poller.tid == tid => (poller.pid, &mut restore.task(poller.pid)?.first),
         _ => thread(restore, tid)?,
     };
     let failed = || ResurrectError::call(pid, doing);

@@ -98,7 +98,9 @@ impl<'a> User<'a> {
                     let taken = uring::enter(*ring, part, 0, flags | ENTER_WAKEUP);
                     taken.map_err(ResurrectError::own(doing))?;
                 }
-                memory.wait_until_taken().map_err(ResurrectError::own(doing))
+                memory
+                    .wait_until_taken()
+                    .map_err(ResurrectError::own(doing))
             }
             User::Thread(pid, tracee, fd) => {
                 let mut batch = Batch::new();
