@@ -100,6 +100,8 @@ pub const BUNDLE: u32 = 128;
 pub enum Taking {
     /// By receives into several buffers (`IORING_RECVSEND_BUNDLE`), since Linux 6.10.
     Bundles,
+    /// By a receive for each.
+    Alone,
     /// By receives that go on and make a completion for each, and one more.
     Singly,
 }
@@ -113,13 +115,22 @@ impl Ring {
             let ring = group.ring.as_ref();
             ring.is_some_and(|ring| ring.flags & BufferRing::INCREMENTAL != 0)
         });
-        let ways = [Taking::Bundles, Taking::Singly].into_iter();
+        let ways = [Taking::Bundles, Taking::Alone, Taking::Singly].into_iter();
         let mut ways = ways.skip(usize::from(!bundles || incremental));
         ways.find(|way| {
             let costs = self.groups.iter().map(|group| group.cost(*way, self));
             let (requests, completions) =
                 costs.fold((0, 0), |sum, it| (sum.0 + it.0, sum.1 + it.1));
-            requests <= u64::from(ended) && completions <= u64::from(completed)
+            // What is left to be counted is requests with a completion each, and completions without; or some
+            // requests without one.
+            let (ended, completed) = (u64::from(ended), u64::from(completed));
+            let left = ended
+                .checked_sub(requests)
+                .zip(completed.checked_sub(completions));
+            left.is_some_and(|(requests, completions)| match self.drains_no_more {
+                true => requests > 0,
+                false => requests <= completions,
+            })
         })
     }
 
@@ -144,6 +155,7 @@ impl BufferRing {
     pub fn part(&self, way: Taking, completions: u32) -> u32 {
         match way {
             Taking::Bundles => self.entries.min(BUNDLE),
+            Taking::Alone => 1,
             Taking::Singly => self.entries.min(completions.max(2) - 1),
         }
     }
@@ -161,7 +173,7 @@ impl BufferGroup {
         // Parts of them end where the queue begins anew.
         let begins_anew = if of.counts.1 >= of.completions { 2 } else { 0 };
         match way {
-            Taking::Bundles => (requests, requests),
+            Taking::Bundles | Taking::Alone => (requests, requests),
             Taking::Singly => (
                 requests + begins_anew,
                 requests + begins_anew + u64::from(head),

@@ -3,7 +3,7 @@
 
 use crate::kernel::{self, GroupRing, RingState};
 use crate::proc::{self, Pagemap};
-use persist_mem::manifest::{BufferGroup, BufferRing};
+use persist_mem::manifest::{BufferGroup, BufferRing, Ring};
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
@@ -53,6 +53,32 @@ pub(super) fn found(
     }
     take_back(state, &mut found, &pids);
     Ok(found)
+}
+
+/// Whether rings of buffers can be brought to where they are.
+pub(super) fn are_in_reach(state: &RingState) -> bool {
+    let groups = state.groups.iter().map(|group| BufferGroup {
+        id: group.id,
+        pid: Pid(0),
+        ring: group.ring.as_ref().map(|ring| BufferRing {
+            address: None,
+            entries: ring.entries,
+            head: ring.head,
+            flags: ring.flags,
+            memory: Vec::new(),
+        }),
+        buffers: group.buffers.clone(),
+    });
+    let ring = Ring {
+        completions: state.sizes.1,
+        counts: state.counts,
+        drains_no_more: state.drains_no_more,
+        groups: groups.collect(),
+        ..Ring::default()
+    };
+    let waiting = u32::try_from(state.requests.len()).unwrap_or(u32::MAX);
+    let ended = (state.counts.0.saturating_sub(waiting), state.counts.1);
+    ring.groups.is_empty() || ring.taking(uring::takes_bundles(), ended).is_some()
 }
 
 /// Requests that wait take the buffers again that they have taken.

@@ -14,6 +14,7 @@ use sys::{Pid, Tid};
 
 /// More buffers are not registered again.
 const MOST_BUFFERS: usize = 1024;
+const OUT_OF_REACH: &str = "more of its provided buffers were used than requests have ended";
 pub(super) const UNHELD: &str = "its ring has a file that no descriptor is open on";
 
 /// What keeps what is registered, or what waits, from being carried.
@@ -29,6 +30,9 @@ pub(super) fn obstacle(state: &RingState) -> Option<String> {
     let mut groups = state.groups.iter();
     if let Some(what) = groups.find_map(|group| group.obstacle) {
         return Some(format!("a ring with {what} is not carried"));
+    }
+    if !groups::are_in_reach(state) {
+        return Some(OUT_OF_REACH.into());
     }
     if let Some(what) = groups::lacks(state) {
         return Some(format!("a ring with {what} is not carried"));
@@ -254,6 +258,6 @@ pub(super) fn add(
     let way = ring.taking(uring::takes_bundles(), ring.ended());
     match ring.groups.is_empty() || way.is_some() {
         true => Ok(()),
-        false => Err("more of its provided buffers were used than requests have ended".into()),
+        false => Err(OUT_OF_REACH.into()),
     }
 }

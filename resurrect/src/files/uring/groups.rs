@@ -168,13 +168,10 @@ impl<'a> Provider<'a> {
         while taken < own.head {
             let room = laps.room(self.memory.completed());
             let (part, way) = match way {
-                Taking::Bundles => (own.part(way, self.ring.completions), Some(way)),
+                Taking::Bundles | Taking::Alone => (own.part(way, self.ring.completions), way),
                 // One more completion has no room.
-                Taking::Singly if room == 1 => (1, None),
-                Taking::Singly => (
-                    own.part(way, self.ring.completions).min(room - 1),
-                    Some(way),
-                ),
+                Taking::Singly if room == 1 => (1, Taking::Alone),
+                Taking::Singly => (own.part(way, self.ring.completions).min(room - 1), way),
             };
             let part = (own.head - taken).min(u16::try_from(part).unwrap_or(u16::MAX));
             taken += part;
@@ -206,12 +203,7 @@ impl<'a> Provider<'a> {
     }
 
     /// Receives so many bytes into a buffer each.
-    fn receive(
-        &mut self,
-        group: u16,
-        count: u16,
-        way: Option<Taking>,
-    ) -> Result<(), ResurrectError> {
+    fn receive(&mut self, group: u16, count: u16, way: Taking) -> Result<(), ResurrectError> {
         let sent = || -> std::io::Result<UnixStream> {
             let (from, mut to) = UnixStream::pair()?;
             to.write_all(&vec![0; count.into()])?;
@@ -226,9 +218,9 @@ impl<'a> Provider<'a> {
         let fd = output.result(fd).unwrap_or(0);
         let count = u32::from(count);
         let (priority, len, completions) = match way {
-            None => (0, 1, 1),
-            Some(Taking::Bundles) => (BUNDLE, count, 1),
-            Some(Taking::Singly) => (MULTISHOT, 0, count + 1),
+            Taking::Alone => (0, 1, 1),
+            Taking::Bundles => (BUNDLE, count, 1),
+            Taking::Singly => (MULTISHOT, 0, count + 1),
         };
         let entry = Entry {
             opcode: op::RECV,
