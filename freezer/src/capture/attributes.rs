@@ -1,7 +1,9 @@
 //! Attributes of a process as a whole.
 
 use crate::FreezerError;
+use crate::kernel;
 use crate::proc;
+use persist_mem::manifest::OomScore;
 use sys::Pid;
 use sys::batch::{Batch, Buffer, CallIndex, Output};
 
@@ -68,6 +70,16 @@ pub(super) fn number(pid: Pid, what: &str, base: u32) -> Result<i64, FreezerErro
         what: what.into(),
         text: text.clone(),
     })
+}
+
+/// How soon it is killed when memory runs out. Nearly everybody has 0, and is not asked further.
+pub(super) fn oom_score(pid: Pid) -> Result<OomScore, FreezerError> {
+    let now = i16::try_from(number(pid, "oom_score_adj", 10)?).unwrap_or(0);
+    let least = match now {
+        0 => None,
+        _ => kernel::look(|kernel| kernel.oom_score_least(pid.leader())).ok(),
+    };
+    Ok(OomScore { now, least })
 }
 
 /// Resource limits in the order of their numbers, which is not the order of `/proc/PID/limits`.

@@ -11,7 +11,9 @@ use super::{
 use crate::files::{Table, sent};
 use crate::proc::{self, Stat};
 use crate::{FreezerError, Frozen};
-use persist_mem::manifest::{AddressSpace, Directories, Live, LockFuture, Process, State};
+use persist_mem::manifest::{
+    AddressSpace, Directories, Live, LockFuture, OomScore, Process, State,
+};
 use sys::batch::{Batch, CallIndex};
 use sys::cpu_clock::{self, Counted, Whose};
 use sys::tracee::Foothold;
@@ -209,7 +211,7 @@ pub(super) fn nothing() -> Live {
         filters: Vec::new(),
         layers: Vec::new(),
         layers_together: 0,
-        oom_score_adj: 0,
+        oom_score: OomScore::default(),
         child_subreaper: false,
         dumpable: 1,
         shares_io: false,
@@ -363,7 +365,7 @@ fn describe(
         timers: posix,
         chooses_timer_ids: out.result(asked.timer_ids) == Ok(1),
         filters,
-        oom_score_adj: attributes::number(pid, "oom_score_adj", 10)? as i32,
+        oom_score: attributes::oom_score(pid)?,
         child_subreaper: more.child_subreaper,
         dumpable: more.dumpable,
         ..nothing()

@@ -119,7 +119,7 @@ pub(super) fn describe(
             ..Directories::default()
         },
         limits: attributes::limits(pid)?,
-        oom_score_adj: attributes::number(pid, "oom_score_adj", 10)? as i32,
+        oom_score: attributes::oom_score(pid)?,
         dumpable: attributes.dumpable,
         ..process::nothing()
     };

@@ -20,6 +20,7 @@ mod inodes;
 mod landlock;
 mod nature;
 mod notify;
+mod oom;
 mod pages;
 mod paths;
 mod pipes;

@@ -119,8 +119,8 @@ pub struct Live {
     pub layers: Vec<Layer>,
     /// So many of the first layers all its threads are in together, as scopes ask for.
     pub layers_together: u32,
-    /// `/proc/PID/oom_score_adj`.
-    pub oom_score_adj: i32,
+    /// How soon it is killed when memory runs out.
+    pub oom_score: OomScore,
     /// PR_SET_CHILD_SUBREAPER.
     pub child_subreaper: bool,
     /// PR_GET_DUMPABLE: 0, 1 or 2.
@@ -131,6 +131,16 @@ pub struct Live {
     pub cgroups: Vec<Membership>,
     /// The nice value of its session's autogroup.
     pub autogroup_nice: i32,
+}
+
+/// `/proc/PID/oom_score_adj` (proc_pid_oom_score_adj(5)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OomScore {
+    /// What it is.
+    pub now: i16,
+    /// How low the process may set it without CAP_SYS_RESOURCE: the last that somebody with it has written. None where
+    /// nobody tells.
+    pub least: Option<i16>,
 }
 
 /// A thread that waits in vfork(2) until its child ends or runs another program.

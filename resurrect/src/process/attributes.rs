@@ -1,5 +1,6 @@
 //! Attributes of processes.
 
+use super::oom;
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
@@ -26,8 +27,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         if let Some(slots) = live.mm.futex_slots {
             set_futex_slots(pid, &mut task.first, slots)?;
         }
-        let score = live.oom_score_adj.to_string();
-        write(pid, host, "oom_score_adj", &score)?;
+        oom::set(pid, host, live.oom_score)?;
         write(
             pid,
             host,
@@ -79,17 +79,20 @@ fn set_futex_slots(pid: Pid, first: &mut Tracee, slots: u32) -> Result<(), Resur
 }
 
 /// Writes a file of `/proc/PID` that does not hold this text already.
-fn write(pid: Pid, host: Pid, what: &str, text: &str) -> Result<(), ResurrectError> {
+pub(super) fn write(pid: Pid, host: Pid, what: &str, text: &str) -> Result<(), ResurrectError> {
     let failed = || ResurrectError::call(pid, format!("setting its {what}"));
     let now = procdir::read(host, what).map_err(failed())?;
     let now = String::from_utf8_lossy(&now);
     if number(now.trim(), what) == number(text, what) {
         return Ok(());
     }
-    procdir::open(host, what, OFlag::O_WRONLY)
-        .map_err(failed())?
-        .write_all(text.as_bytes())
-        .map_err(|e| failed()(e.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))
+    write_always(host, what, text).map_err(failed())
+}
+
+pub(super) fn write_always(host: Pid, what: &str, text: &str) -> sys::Result<()> {
+    let file = procdir::open(host, what, OFlag::O_WRONLY)?;
+    let written = { file }.write_all(text.as_bytes());
+    written.map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
 }
 
 /// coredump_filter is hexadecimal without a prefix when read.

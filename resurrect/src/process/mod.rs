@@ -6,6 +6,7 @@ pub(crate) mod cgroups;
 pub(crate) mod directories;
 pub(crate) mod jobs;
 pub(crate) mod limits;
+mod oom;
 pub(crate) mod signals;
 mod timer_owners;
 pub(crate) mod timers;

@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use libc::c_int;
 
-use crate::kit::{Crew, Kin, Setting, Watch, not_here, sys};
+use super::capabilities;
+use crate::kit::{Crew, Kin, Setting, Watch, not_here, same, sys};
 
 fn prctl(option: c_int, value: u64) -> i32 {
     // SAFETY: the options below take numbers only.
@@ -147,6 +148,30 @@ pub(crate) fn coredump_filter(_: &Setting) -> Result<Watch> {
 /// How soon it is killed when memory runs out.
 pub(crate) fn oom_score_adj(_: &Setting) -> Result<Watch> {
     file("oom_score_adj", "321", "0")
+}
+
+/// A process without CAP_SYS_RESOURCE that has raised its score may set it back to what somebody with it wrote last, and
+/// no further.
+pub(crate) fn oom_score_bound(_: &Setting) -> Result<Watch> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    const SYS_RESOURCE: u64 = 24;
+    fs::write(FILE, "100")?;
+    let all = !(1 << SYS_RESOURCE) & capabilities::permitted()?;
+    capabilities::capset(all, all, 0)?;
+    // Where root has it not either, the bound is where it was before.
+    let bound = fs::write(FILE, "99").is_err();
+    fs::write(FILE, "321")?;
+    Ok(Watch::new(move || {
+        same("the score", &"321\n".to_owned(), &fs::read_to_string(FILE)?)?;
+        fs::write(FILE, "100").context("setting it back")?;
+        same(
+            "whether there is a bound",
+            &bound,
+            &fs::write(FILE, "99").is_err(),
+        )?;
+        Ok(fs::write(FILE, "321")?)
+    })
+    .spoiled_by(|| Ok(fs::write(FILE, "322")?)))
 }
 
 /// Of one thread.

@@ -6,7 +6,7 @@ use libc::{PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, PR_CAPBSET_DROP, PR_SET_SECUREB
 use crate::kit::{Crew, Setting, Watch, procfs, sys, tid};
 
 /// struct __user_cap_header_struct and two __user_cap_data_struct of version 3 (capset(2)).
-fn capset(effective: u64, permitted: u64, inheritable: u64) -> Result<()> {
+pub(super) fn capset(effective: u64, permitted: u64, inheritable: u64) -> Result<()> {
     let header = [0x2008_0522_u32, 0];
     let half = |shift: u32| [effective, permitted, inheritable].map(|set| (set >> shift) as u32);
     let data = [half(0), half(32)];
@@ -15,6 +15,12 @@ fn capset(effective: u64, permitted: u64, inheritable: u64) -> Result<()> {
         libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr())
     })
     .map(drop)
+}
+
+/// What this thread may have.
+pub(super) fn permitted() -> Result<u64> {
+    let set = procfs::status(&format!("self/task/{}", tid()), "CapPrm")?;
+    Ok(u64::from_str_radix(set.trim(), 16)?)
 }
 
 /// All sets, securebits and the like of this thread.

@@ -196,6 +196,11 @@ pub(crate) const GROUP: Group = Group {
             "OOM score adjustment",
             attributes::oom_score_adj,
         ),
+        subject(
+            "oom-score-bound",
+            "OOM score adjustment that an unprivileged process has raised",
+            attributes::oom_score_bound,
+        ),
         subject("keepcaps", "keep-capabilities flag", attributes::keepcaps),
         subject("machine-check", "machine check policy", attributes::mce),
         subject("io-flusher", "I/O flusher state", attributes::io_flusher),
