@@ -9,7 +9,7 @@ use crate::objects::Objects;
 use crate::proc;
 use crate::{Externals, FreezerError, Refusal, landlock};
 use persist_mem::manifest::{DescriptionId, DescriptionKind};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use sys::{Errno, Pid, process};
 
 /// The path of what is open may be longer than the kernel tells.
@@ -45,17 +45,7 @@ pub(crate) fn refusals(
     externals: &Externals,
     facts: &mut socket::Facts,
 ) -> Result<Vec<Refusal>, FreezerError> {
-    let pidfd = match proc::pidfd(pid) {
-        Err(Errno::EINVAL) => None,
-        Err(gone @ Errno::ESRCH) => {
-            return Err(FreezerError::Proc {
-                pid,
-                what: "pidfd".into(),
-                cause: gone.into(),
-            });
-        }
-        opened => Some(opened.map_err(FreezerError::call(pid, "opening a pidfd"))?),
-    };
+    let pidfd = pidfd(pid)?;
     let mut found = Vec::new();
     let in_domain = landlock::concerns(&[pid]);
     let links = proc::Links::open(pid)?;
@@ -94,12 +84,7 @@ pub(crate) fn refusals(
             }
             examine(&open, class, is_copy, facts)
         });
-        let locks = lock::capture(&open, DescriptionId(0), true, &mut Vec::new());
-        // A reference has no owner, and its file's is asked for when everybody stands still.
-        let notices = match is_copy {
-            true => dnotify::capture(&open).map(drop),
-            false => Ok(()),
-        };
+        let [locks, notices] = beside(&open, is_copy);
         for result in [checked, locks, notices] {
             match result {
                 Ok(()) => {}
@@ -113,6 +98,32 @@ pub(crate) fn refusals(
         }
     }
     Ok(found)
+}
+
+/// None of a process whose leading thread has ended.
+fn pidfd(pid: Pid) -> Result<Option<OwnedFd>, FreezerError> {
+    match proc::pidfd(pid) {
+        Err(Errno::EINVAL) => Ok(None),
+        Err(gone @ Errno::ESRCH) => Err(FreezerError::Proc {
+            pid,
+            what: "pidfd".into(),
+            cause: gone.into(),
+        }),
+        opened => opened
+            .map(Some)
+            .map_err(FreezerError::call(pid, "opening a pidfd")),
+    }
+}
+
+/// What of a description is not carried, whatever its kind: locks, and notices of a directory (`F_NOTIFY`).
+fn beside(open: &Open<'_>, is_copy: bool) -> [Result<(), FreezerError>; 2] {
+    let locks = lock::capture(open, DescriptionId(0), true, &mut Vec::new());
+    // A reference has no owner, and its file's is asked for when everybody stands still.
+    let notices = match is_copy {
+        true => dnotify::capture(open).map(drop),
+        false => Ok(()),
+    };
+    [locks, notices]
 }
 
 /// What of a description is not carried, as far as its kind does not tell.

@@ -41,14 +41,7 @@ pub(super) fn begin(
     if leader_ended {
         frozen.process(pid).remove(&pid.leader());
     }
-    let known: BTreeSet<Tid> = frozen.process(pid).keys().copied().collect();
-    let mut new = tids;
-    new.retain(|tid| !known.contains(tid));
-    if leader_ended {
-        new.retain(|tid| *tid != pid.leader());
-    }
-    // As long as it runs, it takes the signals that come for the process.
-    new.sort_by_key(|tid| *tid == pid.leader());
+    let new = unknown(frozen, pid, tids, leader_ended);
     let looked = sleepers::look_at(&frozen.clocks, pid, new.iter().copied());
     for tid in new {
         let sleeper = looked.get(&tid).copied();
@@ -94,6 +87,16 @@ pub(super) fn begin(
     }
     frozen.processes.retain(|(_, threads)| !threads.is_empty());
     Ok(news)
+}
+
+/// Threads that are not stopped yet, in the order in which they are to be.
+fn unknown(frozen: &mut Frozen, pid: Pid, mut tids: Vec<Tid>, leader_ended: bool) -> Vec<Tid> {
+    let known: BTreeSet<Tid> = frozen.process(pid).keys().copied().collect();
+    let ended = |tid: Tid| leader_ended && tid == pid.leader();
+    tids.retain(|tid| !known.contains(tid) && !ended(*tid));
+    // As long as it runs, it takes the signals that come for the process.
+    tids.sort_by_key(|tid| *tid == pid.leader());
+    tids
 }
 
 /// What came of seizing a thread.

@@ -157,13 +157,7 @@ fn submit_some(
     if ring.poller.is_some() {
         memory.wait_until_taken().map_err(failed())?;
     }
-    let mut batch = Batch::new();
-    for fd in taken.files.iter().chain([&taken.ring]) {
-        batch.call("closing a copy", nr::CLOSE, [(*fd).into()]);
-    }
-    let args = [taken.place.into(), places.len().into()];
-    batch.call("taking a page away", nr::MUNMAP, args);
-    run(pid, doing, tracee, &batch)?;
+    taken.give_back(pid, tracee, places.len())?;
     for (address, bytes) in own {
         tracee.mem().write(address, &bytes).map_err(failed())?;
     }
@@ -179,6 +173,25 @@ struct Taken {
     files: Vec<i32>,
     /// Some pages.
     place: u64,
+}
+
+impl Taken {
+    /// Takes it from the thread again; its pages have `len` bytes.
+    fn give_back(&self, pid: Pid, tracee: &mut Tracee, len: u64) -> Result<(), ResurrectError> {
+        let mut batch = Batch::new();
+        for fd in self.files.iter().chain([&self.ring]) {
+            batch.call("closing a copy", nr::CLOSE, [(*fd).into()]);
+        }
+        let args = [self.place.into(), len.into()];
+        batch.call("taking a page away", nr::MUNMAP, args);
+        run(
+            pid,
+            "giving back what requests of io_uring took",
+            tracee,
+            &batch,
+        )
+        .map(drop)
+    }
 }
 
 fn take(

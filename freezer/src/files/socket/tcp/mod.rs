@@ -59,18 +59,8 @@ pub(super) fn examine(
     found: &mut InetSocket,
 ) -> Result<(), FreezerError> {
     let fd = open.copy.as_fd();
-    let ulp = socket::option(fd, c::SOL_TCP, c::TCP_ULP, 16).unwrap_or_default();
-    // Multipath TCP is one, whatever its own socket says.
     let multipath = common.protocol == c::IPPROTO_MPTCP;
-    if !ulp.is_empty() && !multipath {
-        let name = String::from_utf8_lossy(&ulp)
-            .trim_end_matches('\0')
-            .to_owned();
-        return Err(open.refuse(format!("TCP with an upper layer ({name}) is not carried")));
-    }
-    if int(open, c::SOL_TCP, c::TCP_REPAIR).is_ok_and(|repair| repair != 0) {
-        return Err(open.refuse("a TCP socket in repair mode is not carried"));
-    }
+    plain(open, multipath)?;
     // struct tcp_info: state u8; for a listening socket unacked at 24 is the number of connections
     // that wait, sacked at 28 the backlog (net/ipv4/tcp.c, tcp_get_info).
     let info = socket::option(fd, c::SOL_TCP, c::TCP_INFO, 160).map_err(open.call("TCP_INFO"))?;
@@ -129,6 +119,22 @@ pub(super) fn examine(
             When::Running | When::Settled => numbers(open, when == When::Running)?,
         }
     });
+    Ok(())
+}
+
+/// Refuses upper layers, and repair mode.
+fn plain(open: &Open<'_>, multipath: bool) -> Result<(), FreezerError> {
+    let ulp = socket::option(open.copy.as_fd(), c::SOL_TCP, c::TCP_ULP, 16).unwrap_or_default();
+    // Multipath TCP is one, whatever its own socket says.
+    if !ulp.is_empty() && !multipath {
+        let name = String::from_utf8_lossy(&ulp)
+            .trim_end_matches('\0')
+            .to_owned();
+        return Err(open.refuse(format!("TCP with an upper layer ({name}) is not carried")));
+    }
+    if int(open, c::SOL_TCP, c::TCP_REPAIR).is_ok_and(|repair| repair != 0) {
+        return Err(open.refuse("a TCP socket in repair mode is not carried"));
+    }
     Ok(())
 }
 
