@@ -319,9 +319,11 @@ fn has_tracer(child: i32) -> Result<bool> {
 /// One that waits for what never comes, in a call that stops make fail, traced from call to call.
 pub(crate) fn waiting(_: &Setting) -> Result<Watch> {
     let (child, told) = traced(wait_for_ever, How::Calls)?;
+    // In the stop before its call the call is told as well.
     until("it waits", SOON, || {
         std::fs::read_to_string(format!("/proc/{child}/syscall"))
             .is_ok_and(|call| call.starts_with(&format!("{} ", libc::SYS_epoll_wait)))
+            && procfs::status(&child.to_string(), "State").is_ok_and(|now| now.starts_with('S'))
     })?;
     let fake = Arc::clone(&told);
     let before = all(&told);

@@ -258,17 +258,16 @@ pub(crate) fn chosen(_: &Setting) -> Result<Watch> {
         let port = ("127.0.0.1", port);
         clients.push(TcpStream::connect(port)?);
         clients.last_mut().context("a client")?.write_all(&[4])?;
-        let mut heard = Vec::new();
-        for listener in &listeners {
-            heard.push(Vec::new());
-            while let Ok(server) = accept_raw(*listener) {
-                let mut byte = [9];
-                let mut server = server;
-                server.set_nonblocking(false)?;
-                server.read_exact(&mut byte)?;
-                heard.last_mut().context("a listener")?.push(byte[0]);
+        let mut heard = vec![Vec::new(); listeners.len()];
+        // Who has just connected may not have come yet.
+        until("all clients have come", SOON, || {
+            for (listener, heard) in listeners.iter().zip(&mut heard) {
+                while let Ok(server) = accept_raw(*listener) {
+                    heard.push(first_byte(server).unwrap_or(9));
+                }
             }
-        }
+            heard.iter().map(Vec::len).sum::<usize>() >= clients.len()
+        })?;
         same(
             "who came where",
             &vec![vec![1], vec![0, 3, 4], vec![2]],
@@ -279,6 +278,13 @@ pub(crate) fn chosen(_: &Setting) -> Result<Watch> {
         Ok(())
     })
     .spoiled_by(move || choose(spoiled, 2)))
+}
+
+fn first_byte(mut server: TcpStream) -> Result<u8> {
+    let mut byte = [0];
+    server.set_nonblocking(false)?;
+    server.read_exact(&mut byte)?;
+    Ok(byte[0])
 }
 
 fn accept_raw(listener: i32) -> Result<TcpStream> {
