@@ -34,7 +34,9 @@ fn open_one(
     let failed = || ResurrectError::call(poller.pid, DOING);
     let wanted = Params::new(ring.completions, wanted(ring));
     let wanted = wanted.polled(poller.processor, poller.idle).bytes();
-    let first = &mut restore.task(poller.pid)?.first;
+    let task = restore.task(poller.pid)?;
+    let host_pid = task.host_pid();
+    let first = &mut task.first;
     let mut batch = Batch::new();
     let params = batch.data(&wanted);
     let args = [ring.entries.into(), params.into()];
@@ -42,7 +44,7 @@ fn open_one(
     let output = run(poller.pid, DOING, first, &batch)?;
     let fd = output.result(fd).map_err(failed())?;
     let params = Params::of_bytes(output.bytes(params));
-    let pidfd = process::pidfd_open(poller.pid).map_err(failed())?;
+    let pidfd = process::pidfd_open(host_pid).map_err(failed())?;
     let made = process::pidfd_getfd(pidfd.as_fd(), fd as i32).map_err(failed())?;
     let mut batch = Batch::new();
     batch.call("closing a copy of its ring", nr::CLOSE, [fd.into()]);
