@@ -168,6 +168,10 @@ impl Bytes<'_> {
                 false => self.word(OF, "buf_group")? as u16,
             };
         }
+        if goes_on {
+            // Linux before 6.6 leaves the length of the last buffer there; the entry must have none.
+            entry.len = 0;
+        }
         if let Ok(len) = self.half(OF, "mshot_len")
             && goes_on
             && len != 0
@@ -193,6 +197,11 @@ impl Bytes<'_> {
         found.entry.flags_of_op = self.half(OF, "flags")?;
         found.entry.buffer = self.own("buf_index")? as u16;
         found.repeats = found.entry.opcode == op::READ_MULTISHOT;
+        if found.repeats {
+            // What is there is of the last buffer; the entry must have none.
+            found.entry.address = 0;
+            found.entry.len = 0;
+        }
         Ok(())
     }
 
