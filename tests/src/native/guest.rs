@@ -19,7 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(3000);
 
 /// What is refused in a machine only: `net.core.default_qdisc` is told to nobody in a network namespace of its own, so
 /// that what Debian's kernels give an interface by themselves looks like somebody's.
-const REFUSED: &[(&str, &str)] = &[("tun", "queueing discipline")];
+const REFUSED: &[(&str, &str)] = &[
+    ("tun", "queueing discipline"),
+    ("tun-offloads", "queueing discipline"),
+];
 
 /// The lab itself, by the name under which the machine has it.
 pub(crate) fn program() -> Result<PathBuf> {
