@@ -44,7 +44,9 @@ pub(crate) fn holes(_: &Setting) -> Result<Watch> {
         })
     })
     .spoiled_by(move || {
-        area.put(1, 0, 0);
+        // All of them: some of those that were written may be in swap.
+        let holes = (0..PAGES).filter(|page| !written(*page));
+        holes.for_each(|page| area.put(page, 0, 0));
         Ok(())
     }))
 }
