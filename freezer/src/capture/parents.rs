@@ -37,12 +37,9 @@ pub(super) fn note_places(processes: &mut [Process]) {
         family.push(process);
     }
     for ((pid, tid), children) in families.into_iter().filter(|(_, all)| all.len() > 1) {
-        let text = proc::read_text(pid, &format!("task/{tid}/children"));
-        let text = text.unwrap_or_default();
-        let order = text.split_whitespace().filter_map(|n| n.parse().ok());
-        let order: BTreeMap<i32, u32> = order.zip(0..).collect();
+        let order: BTreeMap<Pid, u32> = proc::children_of(pid, tid).into_iter().zip(0..).collect();
         for child in children {
-            child.place = order.get(&child.pid.0).copied().unwrap_or(u32::MAX);
+            child.place = order.get(&child.pid).copied().unwrap_or(u32::MAX);
         }
     }
 }
@@ -75,10 +72,8 @@ fn of_lists(parents: &BTreeMap<Pid, Vec<Tid>>) -> BTreeMap<Pid, Tid> {
     let mut found = BTreeMap::new();
     for (pid, threads) in parents {
         for tid in threads {
-            let text = proc::read_text(*pid, &format!("task/{tid}/children"));
-            let text = text.unwrap_or_default();
-            let children = text.split_whitespace().filter_map(|n| n.parse().ok());
-            found.extend(children.map(|child| (Pid(child), *tid)));
+            let children = proc::children_of(*pid, *tid).into_iter();
+            found.extend(children.map(|child| (child, *tid)));
         }
     }
     found

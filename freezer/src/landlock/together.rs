@@ -87,8 +87,14 @@ impl Everybody {
     /// Whether children of a process were made before it was in a domain that an older one is in.
     fn out_of_order(&self, pid: Pid) -> bool {
         let own = self.common(pid);
-        let children = self.parents.iter().filter(|(_, parent)| **parent == pid);
-        let both = children.map(|(child, _)| alike(own, self.common(*child)));
+        let threads = proc::threads(pid).unwrap_or_default().into_iter();
+        let children = threads.flat_map(|tid| proc::children_of(pid, tid).into_iter().enumerate());
+        // They are made again in this order.
+        let children: BTreeSet<(usize, Pid)> = children.collect();
+        let alive = children
+            .iter()
+            .filter_map(|(_, child)| self.common.get(child));
+        let both = alive.map(|theirs| alike(own, theirs));
         !both.is_sorted()
     }
 }

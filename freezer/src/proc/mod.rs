@@ -157,17 +157,18 @@ pub fn children(pid: Pid) -> Result<Vec<Pid>, FreezerError> {
         return Ok(found);
     }
     for tid in threads {
-        let Ok(text) = read_text(pid, &format!("task/{tid}/children")) else {
-            continue;
-        };
-        found.extend(
-            text.split_whitespace()
-                .filter_map(|n| n.parse().ok())
-                .map(Pid),
-        );
+        found.extend(children_of(pid, tid));
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// The children of one thread as its list has them (`/proc/PID/task/TID/children`): in the order in which they were born, or
+/// given to it as orphans. None of a thread that has ended.
+pub(crate) fn children_of(pid: Pid, tid: Tid) -> Vec<Pid> {
+    let text = read_text(pid, &format!("task/{tid}/children")).unwrap_or_default();
+    let numbers = text.split_whitespace().filter_map(|n| n.parse().ok());
+    numbers.map(Pid).collect()
 }
 
 /// The process and all its descendants, parents before children.

@@ -3,6 +3,19 @@
 /// Settings below a folder.
 pub(super) type Folder = (&'static str, &'static [&'static str]);
 
+pub(super) const VM: &str = "proc/sys/vm";
+/// How much memory is kept free: shares of what is there.
+pub(super) const OF_MEMORY: [&str; 8] = [
+    "min_free_kbytes",
+    "admin_reserve_kbytes",
+    "user_reserve_kbytes",
+    "watermark_boost_factor",
+    "watermark_scale_factor",
+    "lowmem_reserve_ratio",
+    "min_unmapped_ratio",
+    "min_slab_ratio",
+];
+
 /// Paths without their `/`. Names come before what depends on them, and shares before sizes, which replace them.
 /// Some depend on the size of the memory, of which a new kernel knows only a part while it boots.
 pub(super) const FOLDERS: &[Folder] = &[
@@ -139,7 +152,7 @@ pub(super) const FOLDERS: &[Folder] = &[
         ],
     ),
     (
-        "proc/sys/vm",
+        VM,
         &[
             "overcommit_memory",
             "overcommit_ratio",
@@ -163,12 +176,6 @@ pub(super) const FOLDERS: &[Folder] = &[
             "dirty_writeback_centisecs",
             "dirtytime_expire_seconds",
             "laptop_mode",
-            "min_free_kbytes",
-            "admin_reserve_kbytes",
-            "user_reserve_kbytes",
-            "watermark_boost_factor",
-            "watermark_scale_factor",
-            "lowmem_reserve_ratio",
             "compaction_proactiveness",
             "compact_unevictable_allowed",
             "hugetlb_shm_group",
@@ -176,10 +183,9 @@ pub(super) const FOLDERS: &[Folder] = &[
             "memory_failure_recovery",
             "oom_dump_tasks",
             "stat_interval",
-            "min_unmapped_ratio",
-            "min_slab_ratio",
         ],
     ),
+    (VM, &OF_MEMORY),
     (
         "proc/sys/net/core",
         &[

@@ -76,18 +76,10 @@ pub fn of_host(settings: &[Setting]) -> Vec<Setting> {
 }
 
 fn is_of_memory((name, _): &Setting) -> bool {
-    const THEM: [&str; 8] = [
-        "min_free_kbytes",
-        "admin_reserve_kbytes",
-        "user_reserve_kbytes",
-        "watermark_boost_factor",
-        "watermark_scale_factor",
-        "lowmem_reserve_ratio",
-        "min_unmapped_ratio",
-        "min_slab_ratio",
-    ];
-    let name = name.strip_prefix("proc/sys/vm/");
-    name.is_some_and(|name| THEM.contains(&name))
+    let own = name
+        .rsplit_once('/')
+        .filter(|(folder, _)| *folder == list::VM);
+    own.is_some_and(|(_, name)| list::OF_MEMORY.contains(&name))
 }
 
 fn is_of_namespaces((name, _): &Setting) -> bool {
