@@ -2,7 +2,7 @@
 
 use super::Opening;
 use crate::ResurrectError;
-use crate::objects::{TMPFILE, made_it, reads_and_writes};
+use crate::objects::{TMPFILE, made_it, made_memfd};
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
 use persist_mem::manifest::{Description, DescriptionKind};
@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 const ONCE: u32 = 0o100 | 0o200 | 0o1000 | 0o200_000 | TMPFILE;
 
 /// Descriptions that made their file (`O_TMPFILE`, `O_NOFOLLOW`): F_GETFL tells, so they are those that
-/// make it again. So are those of memfds that are executed.
+/// make it again. So are those of memfd_create(2), which do not count as open for writing.
 pub(super) fn open_makers(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let mut makers: Vec<&Description> = restore.manifest.descriptions.iter().collect();
     // As their file was made: `O_TMPFILE` first.
@@ -20,7 +20,7 @@ pub(super) fn open_makers(restore: &mut Restore<'_>) -> Result<(), ResurrectErro
     for description in makers {
         let object = match description.kind {
             DescriptionKind::Deleted { object } if made_it(description.flags) => object,
-            DescriptionKind::Memfd { object } if reads_and_writes(description.flags) => object,
+            DescriptionKind::Memfd { object } if made_memfd(description.flags) => object,
             _ => continue,
         };
         let Some(fd) = restore.objects.take_first(object) else {

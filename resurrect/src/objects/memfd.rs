@@ -2,12 +2,12 @@
 
 use super::{failed, set_times};
 use crate::ResurrectError;
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, fchown, ftruncate};
 use persist_mem::manifest::{SharedKind, SharedObject};
 use std::ffi::CString;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use sys::{Errno, PAGE_SIZE_U64};
 
 const MFD_CLOEXEC: u32 = 1;
@@ -59,17 +59,17 @@ pub(super) fn finish(object: &SharedObject, fd: &OwnedFd) -> Result<(), Resurrec
     set_times(object, fd, *times)
 }
 
-/// Seals it. Mappings and contents are there already.
+/// Seals it, through a description that is open for writing. Mappings and contents are there already.
 pub(super) fn seal(
     object: &SharedObject,
-    read: BorrowedFd<'_>,
+    writable: Option<&OwnedFd>,
     seals: u32,
 ) -> Result<(), ResurrectError> {
     if seals == 0 {
         return Ok(());
     }
-    let writable = sys::fds::reopen(read, OFlag::O_RDWR).map_err(failed(object, "sealing it"))?;
+    let writable = writable.ok_or_else(|| failed(object, "sealing it")(Errno::EBADF))?;
     let seals = SealFlag::from_bits_retain(seals.cast_signed());
-    fcntl(&writable, FcntlArg::F_ADD_SEALS(seals)).map_err(failed(object, "sealing it"))?;
+    fcntl(writable, FcntlArg::F_ADD_SEALS(seals)).map_err(failed(object, "sealing it"))?;
     Ok(())
 }

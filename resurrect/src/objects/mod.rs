@@ -20,7 +20,7 @@ use persist_mem::manifest::{
 };
 use persist_mem::store::PageStore;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use sys::vm::{Source, write_file, write_process};
 use sys::{Errno, PAGE_SIZE_U64, Pid};
 
@@ -39,9 +39,12 @@ pub(crate) fn made_it(flags: u32) -> bool {
     flags & (TMPFILE | O_NOFOLLOW) != 0 && matches!(flags & (O_ACCMODE | O_PATH), O_WRONLY | O_RDWR)
 }
 
-/// Whether a description with these flags is open for reading and writing.
-pub(crate) fn reads_and_writes(flags: u32) -> bool {
-    flags & (O_ACCMODE | O_PATH) == O_RDWR
+/// Whether a description with these flags can be the one of memfd_create(2).
+pub(crate) fn made_memfd(flags: u32) -> bool {
+    // What fcntl(2) changes, `O_LARGEFILE`, and `O_CLOEXEC`.
+    const CHANGED: u32 =
+        0o2000 | 0o4000 | 0o20_000 | 0o40_000 | 0o1_000_000 | 0o100_000 | 0o2_000_000;
+    flags & !CHANGED == O_RDWR
 }
 
 /// An object that is there.
@@ -52,8 +55,11 @@ enum Made {
     File {
         read: OwnedFd,
         write: Option<OwnedFd>,
-        /// The description that made it ([`made_it`], [`program`]), for the one that made it before.
+        /// The description that made it ([`made_it`], [`made_memfd`]), for the one that made it before.
         first: Option<OwnedFd>,
+        /// Of a memfd that is to be sealed: what memfd_create(2) has opened. To open it for writing would
+        /// break leases.
+        sealer: Option<OwnedFd>,
     },
     /// A System V segment, attached by its id.
     Segment(i32),
@@ -85,7 +91,7 @@ impl Objects {
         }
     }
 
-    /// The description that a file was made by ([`made_it`], [`program`]), once.
+    /// The description that a file was made by ([`made_it`], [`made_memfd`]), once.
     pub(crate) fn take_first(&mut self, object: u32) -> Option<OwnedFd> {
         match self.made.get_mut(&object)? {
             Made::File { first, .. } => first.take(),
@@ -145,7 +151,7 @@ pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             SharedKind::Memfd { seals, .. } if programs.contains(&object.id) => {
                 program(object, store, *seals)?
             }
-            SharedKind::Memfd { .. } => file(object, store, memfd::make(object)?)?,
+            SharedKind::Memfd { .. } => memory_file(manifest, object, store)?,
             SharedKind::Deleted { .. } => deleted_file(manifest, object, store)?,
             SharedKind::SystemV(_) => continue,
         };
@@ -192,9 +198,35 @@ fn program(
     seals: u32,
 ) -> Result<Made, ResurrectError> {
     let mut made = file(object, store, memfd::make(object)?)?;
-    if let Made::File { read, write, first } = &mut made {
-        memfd::seal(object, read.as_fd(), seals)?;
+    if let Made::File { write, first, .. } = &mut made {
         *first = write.take();
+        memfd::seal(object, first.as_ref(), seals)?;
+    }
+    Ok(made)
+}
+
+/// Another memfd. It is not open for writing as far as the kernel counts, as long as only the description of
+/// memfd_create(2) is: so that one is kept for who had it.
+fn memory_file(
+    manifest: &Manifest,
+    object: &SharedObject,
+    store: &dyn PageStore,
+) -> Result<Made, ResurrectError> {
+    let fd = memfd::make(object)?;
+    let mut of_it = manifest.descriptions.iter();
+    let had = of_it.any(|d| {
+        matches!(d.kind, DescriptionKind::Memfd { object: id } if id == object.id)
+            && made_memfd(d.flags)
+    });
+    let sealed = matches!(object.kind, SharedKind::Memfd { seals: 1.., .. });
+    let keep = |wanted: bool| {
+        let kept = wanted.then(|| sys::fds::duplicate(&fd, 3)).transpose();
+        kept.map_err(failed(object, "duplicating it"))
+    };
+    let (had, for_seals) = (keep(had)?, keep(sealed)?);
+    let mut made = file(object, store, fd)?;
+    if let Made::File { first, sealer, .. } = &mut made {
+        (*first, *sealer) = (had, for_seals);
     }
     Ok(made)
 }
@@ -218,6 +250,7 @@ fn file(
         read,
         write: Some(write),
         first: None,
+        sealer: None,
     })
 }
 
@@ -355,10 +388,10 @@ pub(crate) fn finish(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             memfd::finish(object, read)?;
         }
         match (&object.kind, restore.objects.made.get(&object.id)) {
-            (SharedKind::Memfd { seals, .. }, Some(Made::File { read, .. }))
+            (SharedKind::Memfd { seals, .. }, Some(Made::File { sealer, .. }))
                 if !programs.contains(&object.id) =>
             {
-                memfd::seal(object, read.as_fd(), *seals)?;
+                memfd::seal(object, sealer.as_ref(), *seals)?;
             }
             (SharedKind::SystemV(shm), Some(Made::Segment(id))) => {
                 let id = *id;

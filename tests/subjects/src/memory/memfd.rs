@@ -210,6 +210,58 @@ pub(crate) fn program(_: &Setting) -> Result<Watch> {
     )
 }
 
+/// Who has a memfd from memfd_create(2) has it not open for writing, as the kernel counts: it can be executed, and a lease
+/// for reading be taken. With a second description by open(2) neither works.
+pub(crate) fn launched(_: &Setting) -> Result<Watch> {
+    let make = || {
+        let file = create(c"launched", 1)?;
+        crate::kit::files::write(file, &std::fs::read("/bin/true")?)?;
+        anyhow::Ok(file)
+    };
+    let (alone, opened) = (make()?, make()?);
+    let again = crate::kit::files::open(format!("/proc/self/fd/{opened}"), libc::O_RDWR)?;
+    let starts = |file: i32| {
+        // SAFETY: calls on a descriptor of ours.
+        let lease = unsafe {
+            let taken = libc::fcntl(file, libc::F_SETLEASE, libc::F_RDLCK);
+            libc::fcntl(file, libc::F_SETLEASE, libc::F_UNLCK);
+            taken
+        };
+        let pid = fork(|| {
+            let arguments = [c"true".as_ptr(), std::ptr::null()];
+            // SAFETY: both end with a null pointer; the exit status is an error number.
+            unsafe {
+                libc::fexecve(file, arguments.as_ptr(), arguments[1..].as_ptr());
+                libc::_exit(errno());
+            }
+        })?;
+        let mut status = 0;
+        // SAFETY: a child of ours.
+        sys("waitpid", unsafe { libc::waitpid(pid, &raw mut status, 0) })?;
+        anyhow::Ok((lease, libc::WEXITSTATUS(status)))
+    };
+    same("a memfd", &(0, 0), &starts(alone)?)?;
+    let leased = create(c"leased", 1)?;
+    // SAFETY: calls on a descriptor of ours.
+    unsafe {
+        sys("seals", libc::fcntl(leased, F_ADD_SEALS, F_SEAL_GROW))?;
+        sys(
+            "lease",
+            libc::fcntl(leased, libc::F_SETLEASE, libc::F_RDLCK),
+        )?;
+    }
+    // SAFETY: as above.
+    let told = move || unsafe {
+        let [seals, lease] = [F_GET_SEALS, libc::F_GETLEASE].map(|what| libc::fcntl(leased, what));
+        (seals, lease)
+    };
+    let watch = Watch::keep(move || Ok((starts(alone)?, starts(opened)?, starts(again)?, told())))?;
+    Ok(watch.spoiled_by(move || {
+        let path = format!("/proc/self/fd/{alone}");
+        crate::kit::files::open(path, libc::O_RDWR).map(drop)
+    }))
+}
+
 /// Starts sleep(1) from a memfd.
 fn run(kept: bool, seals: i32) -> Result<(i32, i32)> {
     let flags = if seals == 0 {
