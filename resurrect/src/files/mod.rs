@@ -174,7 +174,7 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 /// What watches others (inotify(7), fanotify(7)) begins to, now that names were made and taken away, and what
 /// this process alone had open is closed.
 pub(crate) fn watch(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    restore.files.removed.clear();
+    restore.files.removed = removed::Directories::default();
     for description in &restore.manifest.descriptions {
         let opening = Opening {
             restore,
@@ -324,7 +324,7 @@ pub(crate) fn removed_directory(
     restore: &Restore<'_>,
     id: RemovedId,
 ) -> Result<i32, ResurrectError> {
-    let fd = restore.files.removed.get(&id).map(AsRawFd::as_raw_fd);
+    let fd = restore.files.removed.get(id).map(AsRawFd::as_raw_fd);
     fd.ok_or(Errno::ENOENT)
         .map_err(ResurrectError::own("finding a removed directory"))
 }

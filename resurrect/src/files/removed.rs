@@ -1,6 +1,6 @@
 //! Directories that have been removed: made again, opened, and removed again.
 
-use super::{Opening, path};
+use super::Opening;
 use crate::ResurrectError;
 use crate::gone_path::Times;
 use crate::restore::Restore;
@@ -8,7 +8,9 @@ use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::{Mode, fchmod, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
-use persist_mem::manifest::{FileTime, RemovedDirectory, RemovedId};
+use persist_mem::manifest::{
+    DescriptionId, DescriptionKind, FileTime, Manifest, RemovedDirectory, RemovedId,
+};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::Permissions;
@@ -19,16 +21,33 @@ use std::path::{Path, PathBuf};
 use sys::Errno;
 
 /// A description of each, until every description is open.
-pub(super) type Directories = BTreeMap<RemovedId, OwnedFd>;
+#[derive(Debug, Default)]
+pub(crate) struct Directories {
+    any: BTreeMap<RemovedId, OwnedFd>,
+    /// Descriptions that have been read. Some file systems (ext4) take back such a place only as long as there is
+    /// something to read.
+    read: BTreeMap<DescriptionId, OwnedFd>,
+}
+
+impl Directories {
+    /// Some description of a directory.
+    pub(super) fn get(&self, id: RemovedId) -> Option<&OwnedFd> {
+        self.any.get(&id)
+    }
+}
 
 /// What is to be done in a directory before it is removed.
 type Inside<'a> = &'a mut dyn FnMut(&OwnedFd) -> sys::Result<()>;
 
 /// Makes all of them.
 pub(super) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    let all = &restore.manifest.removed;
-    let mut made = Directories::new();
-    for directory in all.iter().filter(|directory| directory.within.is_none()) {
+    let all = restore.manifest;
+    let mut made = Directories::default();
+    for directory in all
+        .removed
+        .iter()
+        .filter(|directory| directory.within.is_none())
+    {
         make_one(all, directory, &mut made).map_err(|errno| ResurrectError::Description {
             what: format!("{} (removed)", String::from_utf8_lossy(&directory.path)),
             doing: "making it again",
@@ -41,7 +60,7 @@ pub(super) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 
 /// Makes one, and what was in it.
 fn make_one(
-    all: &[RemovedDirectory],
+    all: &Manifest,
     directory: &RemovedDirectory,
     made: &mut Directories,
 ) -> sys::Result<()> {
@@ -63,24 +82,49 @@ fn make_one(
         times.put_back(near);
     }
     describe(directory, &fd)?;
-    made.insert(directory.id, fd);
+    made.any.insert(directory.id, fd);
+    Ok(())
+}
+
+/// Opens the descriptions of a directory that have been read, as long as it is there.
+fn open_read(
+    all: &Manifest,
+    of: RemovedId,
+    fd: &OwnedFd,
+    made: &mut Directories,
+) -> sys::Result<()> {
+    let of_it = all.descriptions.iter().filter(|description| {
+        matches!(description.kind, DescriptionKind::Removed(id) if id == of)
+            && description.pos != 0
+            && description.flags & super::O_PATH == 0
+    });
+    for description in of_it {
+        let opened = sys::fds::reopen(fd, super::flags(description))?;
+        sys::fds::seek(&opened, description.pos)?;
+        made.read.insert(description.id, opened);
+    }
     Ok(())
 }
 
 /// Makes those that were in a directory, which has not been removed yet.
 fn make_below(
-    all: &[RemovedDirectory],
+    all: &Manifest,
     above: RemovedId,
     fd: &OwnedFd,
     made: &mut Directories,
 ) -> sys::Result<()> {
-    for directory in all.iter().filter(|found| found.within == Some(above)) {
+    open_read(all, above, fd, made)?;
+    for directory in all
+        .removed
+        .iter()
+        .filter(|found| found.within == Some(above))
+    {
         let name = Path::new(OsStr::from_bytes(&directory.path)).file_name();
         let name = Path::new(name.ok_or(Errno::ENOENT)?);
         let inside: Inside<'_> = &mut |fd| make_below(all, directory.id, fd, made);
         let new = brief_at(fd.as_fd(), name, inside)?;
         describe(directory, &new)?;
-        made.insert(directory.id, new);
+        made.any.insert(directory.id, new);
     }
     Ok(())
 }
@@ -160,11 +204,13 @@ fn brief_at(above: BorrowedFd<'_>, path: &Path, inside: Inside<'_>) -> sys::Resu
 }
 
 pub(super) fn open(opening: &Opening<'_, '_>, id: RemovedId) -> Result<OwnedFd, ResurrectError> {
-    let made = opening.restore.files.removed.get(&id);
-    let made = made
+    let removed = &opening.restore.files.removed;
+    if let Some(read) = removed.read.get(&opening.description.id) {
+        return sys::fds::duplicate(read, 3).map_err(opening.failed("duplicating it"));
+    }
+    let made = removed
+        .get(id)
         .ok_or(Errno::ENOENT)
         .map_err(opening.failed("finding it"))?;
-    let fd = sys::fds::reopen(made, opening.flags()).map_err(opening.failed("opening it"))?;
-    path::seek(opening.description, &fd)?;
-    Ok(fd)
+    sys::fds::reopen(made, opening.flags()).map_err(opening.failed("opening it"))
 }

@@ -92,6 +92,11 @@ pub(crate) const GROUP: Group = Group {
             "a removed directory",
             removed::directory,
         ),
+        subject(
+            "removed-directory-read",
+            "a removed directory that has been read in part",
+            removed::directory_read,
+        ),
         subject("tmpfile", "O_TMPFILE", removed::tmpfile),
         subject(
             "tmpfile-exclusive",

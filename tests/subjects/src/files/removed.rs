@@ -301,6 +301,30 @@ pub(crate) fn directory(setting: &Setting) -> Result<Watch> {
     }))
 }
 
+/// Read up to somewhere in the middle, then removed with all that was in it.
+pub(crate) fn directory_read(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("dir");
+    fs::create_dir(&path)?;
+    let names: Vec<_> = (0..9)
+        .map(|n| path.join(format!("entry number {n}")))
+        .collect();
+    for name in &names {
+        fs::write(name, "")?;
+    }
+    let dir = open(&path, O_RDONLY | O_DIRECTORY)?;
+    let mut some = [0_u8; 200];
+    // SAFETY: the buffer has the length that is given.
+    sys("getdents64", unsafe {
+        libc::syscall(libc::SYS_getdents64, dir, some.as_mut_ptr(), some.len())
+    })?;
+    for name in &names {
+        fs::remove_file(name)?;
+    }
+    fs::remove_dir(&path)?;
+    let watch = Watch::keep(move || Ok((place(dir, None)?, seen(dir)?, stat(dir)?)))?;
+    Ok(watch.spoiled_by(move || place(dir, Some(0)).map(drop)))
+}
+
 /// Gives a file without a name one, and takes it away again.
 fn name_it(file: i32, path: &std::path::Path) -> Result<bool> {
     let link = std::ffi::CString::new(format!("/proc/self/fd/{file}"))?;
