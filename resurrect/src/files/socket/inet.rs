@@ -78,7 +78,7 @@ fn bind(
             Ok(false)
         }
         Err(Errno::EADDRINUSE)
-            if making.socket.kind == c::SOCK_STREAM && only_ended(&state.local) =>
+            if making.socket.kind == c::SOCK_STREAM && only(&state.local, &CONNECTIONS) =>
         {
             bind_past_ended(fd, &state.local).map_err(making.failed("binding its address"))?;
             Ok(true)
@@ -153,7 +153,7 @@ fn may_be_chosen(port: u16) -> bool {
     (low..=high).contains(&port)
 }
 
-/// Binds a port that only ended connections of another SO_REUSEADDR have (TIME_WAIT). In repair mode
+/// Binds a port that only connections of another SO_REUSEADDR have, ended ones (TIME_WAIT) among them. In repair mode
 /// (tcp(7)) bind(2) asks nobody; SO_REUSEPORT then tells listen(2) that the port is this socket's.
 /// net/ipv4/inet_connection_sock.c: inet_csk_get_port().
 pub(super) fn bind_past_ended(fd: BorrowedFd<'_>, address: &[u8]) -> sys::Result<()> {
@@ -172,7 +172,7 @@ fn bind_when_free(fd: BorrowedFd<'_>, address: &[u8]) -> sys::Result<()> {
     let end = Instant::now() + REMEMBERED;
     loop {
         match socket::bind(fd, address) {
-            Err(Errno::EADDRINUSE) if only_ended(address) && Instant::now() < end => {
+            Err(Errno::EADDRINUSE) if only(address, &[TIME_WAIT]) && Instant::now() < end => {
                 std::thread::sleep(Duration::from_millis(100));
             }
             done => return done,
@@ -180,9 +180,12 @@ fn bind_when_free(fd: BorrowedFd<'_>, address: &[u8]) -> sys::Result<()> {
     }
 }
 
-/// Whether nothing but ended connections has the port.
-fn only_ended(address: &[u8]) -> bool {
-    const TIME_WAIT: &str = "06";
+const TIME_WAIT: &str = "06";
+/// include/net/tcp_states.h: all but CLOSE, LISTEN and NEW_SYN_RECV.
+const CONNECTIONS: [&str; 9] = ["01", "02", "03", "04", "05", TIME_WAIT, "08", "09", "0B"];
+
+/// Whether nothing has the port but what is in one of these states.
+fn only(address: &[u8], states: &[&str]) -> bool {
     let Some(port) = address.get(2..4) else {
         return false;
     };
@@ -198,7 +201,8 @@ fn only_ended(address: &[u8]) -> bool {
         for line in text.lines().skip(1) {
             let mut words = line.split_whitespace().skip(1);
             let local = words.next().unwrap_or("");
-            known &= !local.ends_with(&suffix) || words.nth(1) == Some(TIME_WAIT);
+            let state = words.nth(1).unwrap_or("");
+            known &= !local.ends_with(&suffix) || states.contains(&state);
         }
     }
     known

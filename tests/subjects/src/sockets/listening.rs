@@ -228,3 +228,26 @@ pub(crate) fn bound(_: &Setting) -> Result<Watch> {
             same("the port is taken", &true, &refused)
         })))
 }
+
+/// A listener with a port that a connection has which it has closed first (TIME_WAIT), and that a connection has which
+/// is open; nobody allows to use it again (`SO_REUSEADDR`).
+pub(crate) fn remembered(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0)?;
+    bind(listener, &address(AF_INET, false, 0))?;
+    listen(listener, 9)?;
+    let to = SocketAddr::from(([127, 0, 0, 1], port(listener)?));
+    let mut client = TcpStream::connect(to)?;
+    let server = accept(listener)?;
+    works(listener, to)?;
+    let reusable = move || {
+        let each = [listener, server].map(|fd| option(fd, SOL_SOCKET, SO_REUSEADDR));
+        let [one, other] = each;
+        Ok((one?, other?, name(server, true)?))
+    };
+    let watch = serving(listener, to)?.and(Watch::keep(reusable)?);
+    Ok(watch.and(Watch::new(move || {
+        client.write_all(b"still")?;
+        same("an open connection", &b"still".to_vec(), &read(server, 9)?)
+    })))
+}

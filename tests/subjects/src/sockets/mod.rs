@@ -280,6 +280,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("tcp-listening", "listening TCP sockets", listening::v4),
         subject(
+            "tcp-remembered",
+            "a listening TCP socket whose port open and ended connections have as well",
+            listening::remembered,
+        ),
+        subject(
             "mptcp-listening",
             "listening sockets of multipath TCP",
             listening::multipath,
