@@ -150,6 +150,11 @@ pub(crate) const GROUP: Group = Group {
             memfd::program,
         ),
         subject(
+            "memfd-launched",
+            "memfds that programs are started from afterwards, and leases of them",
+            memfd::launched,
+        ),
+        subject(
             "sysv-shm",
             "attached System V shared memory",
             sysv_shm::attached,
@@ -173,6 +178,11 @@ pub(crate) const GROUP: Group = Group {
             "sysv-shm-parts",
             "attached System V shared memory of which parts were unmapped",
             sysv_shm::parts,
+        ),
+        subject(
+            "sysv-shm-split",
+            "attached System V shared memory in several mappings, and longer than the segment",
+            sysv_shm::split,
         ),
         subject("posix-shm", "POSIX shared memory", posix_shm::start),
         subject(

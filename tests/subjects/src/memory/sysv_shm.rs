@@ -166,3 +166,40 @@ pub(crate) fn parts(_: &Setting) -> Result<Watch> {
         Ok(())
     })))
 }
+
+/// Attached as three mappings of one kind, which were different for a while, and one that is longer than the segment.
+pub(crate) fn split(_: &Setting) -> Result<Watch> {
+    let id = create(IPC_PRIVATE)?;
+    let whole = attach(id, 0)?;
+    whole.fill(31);
+    let middle = whole.part(3, 2);
+    middle.protect(libc::PROT_READ)?;
+    middle.protect(libc::PROT_READ | libc::PROT_WRITE)?;
+    let long = attach(id, 0)?;
+    let (old, new) = (PAGES * PAGE, (PAGES + 4) * PAGE);
+    // SAFETY: a mapping of ours that nobody else has the address of.
+    let long = unsafe { libc::mremap(long.page(0), old, new, libc::MREMAP_MAYMOVE) };
+    sys("mremap", long as i64)?;
+    let long = Area::at(long, PAGES + 4);
+    // Of one that is longer only what lies behind the end is left.
+    let behind = attach(id, 0)?;
+    // SAFETY: as above.
+    let behind = unsafe { libc::mremap(behind.page(0), old, new, libc::MREMAP_MAYMOVE) };
+    sys("mremap", behind as i64)?;
+    Area::at(behind, PAGES + 4).part(0, PAGES + 1).unmap()?;
+    let observe = move || {
+        let lines = maps()?.into_iter();
+        let lines = lines.filter(|line| line.contains("/SYSV00000000"));
+        Ok((stat(id)?, lines.collect::<Vec<_>>()))
+    };
+    let kept = Watch::keep(observe)?.spoiled_by(move || middle.unmap());
+    let mut round = 31;
+    Ok(kept.and(Watch::new(move || {
+        for page in 0..PAGES {
+            long.check_page(page, round)?;
+        }
+        round += 1;
+        whole.fill(round);
+        Ok(())
+    })))
+}
