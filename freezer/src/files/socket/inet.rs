@@ -43,7 +43,8 @@ pub(super) fn examine(
     let local = socket::name(fd).map_err(open.call("asking for its address"))?;
     let remote = match socket::peer_name(fd) {
         Ok(address) => address,
-        Err(Errno::ENOTCONN) if common.kind == c::SOCK_STREAM || is_udp(common) => Vec::new(),
+        Err(Errno::ENOTCONN) if common.kind == c::SOCK_STREAM => Vec::new(),
+        Err(Errno::ENOTCONN) if is_udp(common) && !raw::has_way(fd) => Vec::new(),
         Err(Errno::ENOTCONN) => raw::peer(common),
         Err(errno) => return Err(open.call("asking for its peer's address")(errno)),
     };

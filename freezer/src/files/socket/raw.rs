@@ -1,14 +1,19 @@
-//! Peers of raw and ICMP sockets. Their peer has no port, and getpeername(2) takes that for no peer; so
-//! they are told by `/proc/net` (proc(5)).
+//! Peers of raw and ICMP sockets, and of UDP sockets that are connected to a host alone. Such a peer has no port, and
+//! getpeername(2) takes that for no peer; so they are told by `/proc/net` (proc(5)).
 
 use super::Common;
 use nix::libc as c;
+use std::os::fd::BorrowedFd;
 
 /// The peer's address, bytes of its `struct sockaddr`; empty when it is not connected.
 pub(super) fn peer(common: &Common) -> Vec<u8> {
     let table = match (common.domain, common.kind) {
         (c::AF_INET, c::SOCK_RAW) => "raw",
         (c::AF_INET6, c::SOCK_RAW) => "raw6",
+        (c::AF_INET, _) if common.protocol == c::IPPROTO_UDP => "udp",
+        (_, _) if common.protocol == c::IPPROTO_UDP => "udp6",
+        (c::AF_INET, _) if common.protocol == c::IPPROTO_UDPLITE => "udplite",
+        (_, _) if common.protocol == c::IPPROTO_UDPLITE => "udplite6",
         (c::AF_INET, _) => "icmp",
         _ => "icmp6",
     };
@@ -18,6 +23,11 @@ pub(super) fn peer(common: &Common) -> Vec<u8> {
         .find_map(|text| line(text, common.inode))
         .and_then(|remote| address(common.domain, &remote))
         .unwrap_or_default()
+}
+
+/// Whether a socket of UDP may be connected to a host without a port: there is a way to it (ip(7), `IP_MTU`).
+pub(super) fn has_way(fd: BorrowedFd<'_>) -> bool {
+    sys::socket::int_option(fd, c::SOL_IP, c::IP_MTU).is_ok()
 }
 
 /// The remote host of a line about this inode: `sl local remote st tx:rx tr:when retrnsmt uid timeout inode`.

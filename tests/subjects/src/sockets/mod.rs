@@ -405,6 +405,11 @@ pub(crate) const GROUP: Group = Group {
             udp_queues::without_port,
         ),
         subject(
+            "udp-to-host",
+            "UDP sockets that are connected to a host and no port",
+            udp_queues::connected_without_port,
+        ),
+        subject(
             "udp-chosen-port",
             "ports of UDP sockets that the kernel has chosen, and that go with the peer",
             udp_queues::chosen_port,

@@ -257,6 +257,32 @@ pub(crate) fn without_port(_: &Setting) -> Result<Watch> {
         })))
 }
 
+/// Connected to a host and no port, as programs do who ask which way datagrams would go: getpeername(2) does not tell.
+pub(crate) fn connected_without_port(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let one = socket(AF_INET, SOCK_DGRAM, 0)?;
+    connect(one, &v4([127, 0, 0, 1], 0))?;
+    let other = socket(libc::AF_INET6, SOCK_DGRAM, 0)?;
+    connect(other, &super::listening::address(libc::AF_INET6, false, 0))?;
+    let both = [one, other];
+    let observe = move || {
+        let each = both.map(|fd| {
+            let peer = name(fd, true).is_ok();
+            let way = option(fd, IPPROTO_IP, libc::IP_MTU);
+            anyhow::Ok((name(fd, false)?, peer, way.ok()))
+        });
+        let [one, other] = each;
+        Ok((one?, other?))
+    };
+    let found = observe()?;
+    same(
+        "ways",
+        &(true, true),
+        &(found.0.2.is_some(), found.1.2.is_some()),
+    )?;
+    Ok(Watch::keep(observe)?.spoiled_by(move || connect(one, &[0; 16])))
+}
+
 /// Ports that the kernel has chosen, for a connected socket and for one that is bound to a host, go with the peer; one
 /// that was asked for stays.
 pub(crate) fn chosen_port(_: &Setting) -> Result<Watch> {
