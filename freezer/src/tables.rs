@@ -335,9 +335,9 @@ fn in_vfork_for_long(pid: Pid) -> Result<Option<Refusal>, FreezerError> {
         let why = match vfork::child_of(pid, tid) {
             Some(_) => capture::vfork_obstacle(pid, tid)?,
             None if !vfork::waits(pid, tid) => None,
-            None => Some(
-                "the child has other memory, or the kernel does not let its own be read".into(),
-            ),
+            None => {
+                Some("for none of its own, or the kernel does not let its memory be read".into())
+            }
         };
         if let Some(why) = why {
             let reason = format!(

@@ -9,6 +9,7 @@ mod foothold;
 mod inside;
 mod io_contexts;
 mod kept;
+mod kept_memory;
 mod lasting;
 mod ldt;
 mod leader;

@@ -188,6 +188,24 @@ impl Others {
         out.result(self.ioprio).unwrap_or(0) as i32
     }
 
+    /// What scheduling there is, but for deadlines, processors and timer slack.
+    pub(super) fn scheduling(&self, out: &Output, stat: &Stat) -> Scheduling {
+        Scheduling {
+            policy: stat.field(41) as i32,
+            reset_on_fork: self.policy(out) & SCHED_RESET_ON_FORK != 0,
+            priority: stat.field(40) as i32,
+            deadline: None,
+            slice: self.slice(out),
+            utilisation: self.utilisation(out),
+            nice: stat.field(19) as i32,
+            idle_nice: idle_nice(stat),
+            ioprio: self.ioprio(out),
+            affinity: Vec::new(),
+            timer_slack: 0,
+            io_flusher: is_io_flusher(stat),
+        }
+    }
+
     /// Of the thread that asks.
     pub(super) fn speculation(&self, out: &Output) -> [u8; 3] {
         self.processor.read(out).speculation

@@ -2,16 +2,17 @@
 //!
 //! Nothing can be asked inside of them. What such a thread has of its own the kernel keeps ([`Kept`]), and some it has
 //! in common with its child, which is asked in its place. Where no other thread of its process can be asked, the
-//! child is asked about the memory, too, which is the same. The rest `/proc` shows. What none of them shows is
-//! refused ([`obstacle`]).
+//! child is asked about the memory, too, where it is the same; else the kernel is ([`kept_memory`]). The rest `/proc`
+//! shows. What none of them shows is refused ([`obstacle`]).
 
 use super::foothold::Finder;
 use super::inside::{self, Inside};
 use super::io_contexts::Contexts;
 use super::kept::{self, Confined, Kept, Reader};
+use super::kept_memory;
 use super::process::{self, Place};
 use super::timers::TimersAt;
-use super::{attributes, credentials, membarrier, policy, signals, thread};
+use super::{attributes, credentials, mappings, membarrier, policy, signals, thread};
 use crate::freeze::FrozenThread;
 use crate::freeze::vfork::STACK;
 use crate::kernel::{Unreadable, word};
@@ -20,7 +21,7 @@ use crate::tables::has_no_undo_list;
 use crate::{FreezerError, Frozen};
 use core::cmp::Ordering;
 use persist_mem::manifest::{
-    AddressSpace, Directories, InVfork, Live, QueuedSignal, Seccomp, Thread,
+    AddressSpace, Directories, InVfork, Live, QueuedSignal, Scheduling, Seccomp, Thread,
 };
 use sys::batch::Batch;
 use sys::process::{KcmpKind, kcmp};
@@ -73,12 +74,39 @@ pub(super) fn threads(
         let waits = look((pid, tid)).map_err(|e| unreadable(pid, &e))?;
         let finder = &mut *finder;
         let asked = asked(frozen, child);
-        let (like, _) = ask(frozen, asked, Place { maps, finder }, mm, |_, _, _| Ok(()))?;
+        let ask_more =
+            |asked, inside: &mut [Inside], _: &mut AddressSpace| scheduling((asked, inside), tid);
+        let (like, scheduling) = match have_same_memory(pid, asked) {
+            true => ask(frozen, asked, Place { maps, finder }, mm, ask_more)?,
+            false => {
+                let maps = &mappings::of_stopped(asked, frozen.first(asked)?)?;
+                let mut its = AddressSpace::default();
+                ask(frozen, asked, Place { maps, finder }, &mut its, ask_more)?
+            }
+        };
+        let like = Thread { scheduling, ..like };
         let confined = waits.confined.clone();
         let thread = Waiting { pid, tid, waits }.thread(like)?;
         found.push((InVfork { thread, child }, confined));
     }
     Ok(found)
+}
+
+/// Whether `asked` tells of the memory of `pid`.
+fn have_same_memory(pid: Pid, asked: Pid) -> bool {
+    let same = kcmp(pid.leader(), asked.leader(), KcmpKind::Vm, 0, 0);
+    same.is_ok_and(Ordering::is_eq)
+}
+
+/// How a thread is scheduled that another process is asked about.
+fn scheduling((asked, inside): (Pid, &mut [Inside]), tid: Tid) -> Result<Scheduling, FreezerError> {
+    let mut batch = Batch::new();
+    let others = thread::Others::ask(&mut batch, tid);
+    let out = inside[0].tracee.run(&batch);
+    let out = out.map_err(FreezerError::tracee(asked))?;
+    // The process of a thread has its directory under the thread's number, too.
+    let stat = Stat::read(Pid(tid.0), "stat")?;
+    Ok(others.scheduling(&out, &stat))
 }
 
 /// The process that can be asked about the memory of `child`, which may itself wait for another one.
@@ -106,9 +134,20 @@ pub(super) fn describe(
     let [_, pending] = queued;
     let maps = place.maps;
     let asked = asked(frozen, child);
-    let (_, attributes) = ask(frozen, asked, place, mm, |asked, inside, mm| {
-        memory(asked, inside, maps, mm)
-    })?;
+    let dumpable = match have_same_memory(pid, asked) {
+        true => {
+            let ask_memory = |asked, inside: &mut [Inside], mm: &mut AddressSpace| {
+                memory(asked, inside, maps, mm)
+            };
+            ask(frozen, asked, place, mm, ask_memory)?.1.dumpable
+        }
+        false => {
+            let has_keys = maps.iter().any(|map| map.protection_key.is_some());
+            let (memory, _) = its_memory((pid, tid)).map_err(|e| unreadable(pid, &e))?;
+            memory.tell(has_keys, mm);
+            memory.dumpable
+        }
+    };
     let status = Status::read(pid, "status")?;
     let live = Live {
         actions: kept.actions,
@@ -120,7 +159,7 @@ pub(super) fn describe(
         },
         limits: attributes::limits(pid)?,
         oom_score: attributes::oom_score(pid)?,
-        dumpable: attributes.dumpable,
+        dumpable,
         ..process::nothing()
     };
     Ok((live, TimersAt::now()))
@@ -223,7 +262,6 @@ impl Waiting {
             ..child
         };
         let scheduling = &mut thread.scheduling;
-        scheduling.nice = stat.field(19) as i32;
         scheduling.affinity = status.cpu_mask("Cpus_allowed");
         scheduling.timer_slack = slack.trim().parse().unwrap_or(50_000);
         Ok(thread)
@@ -266,6 +304,18 @@ pub(crate) fn obstacle(pid: Pid, tid: Tid) -> Result<Option<String>, FreezerErro
     }
     if let Some(why) = among_others(pid, tid, &others)? {
         return told(why);
+    }
+    let shared =
+        crate::freeze::vfork::child_of(pid, tid).is_some_and(|child| have_same_memory(pid, child));
+    if alone && !shared {
+        if let Some(why) = kept_memory::obstacle(pid)? {
+            return told(why);
+        }
+        match its_memory((pid, tid)) {
+            Ok((_, Some(why))) => return told(why),
+            Ok((_, None)) => {}
+            Err(why) => return Ok(Some(why.to_string())),
+        }
     }
     match look((pid, tid)) {
         Ok(waits) if waits.dispatched => told("its system calls are dispatched to user space"),
@@ -351,6 +401,17 @@ fn early(queued: &[Vec<QueuedSignal>; 2], status: &Status) -> Option<&'static st
     let of_timer = |queued: &QueuedSignal| queued.0.get(8..12) == Some(&SI_TIMER);
     let timers = queued[0].iter().any(of_timer);
     timers.then_some("signals of timers wait for it")
+}
+
+/// What the kernel keeps of its process's memory, and why that is not carried.
+fn its_memory(
+    (pid, tid): (Pid, Tid),
+) -> Result<(kept_memory::Memory, Option<&'static str>), Unreadable> {
+    kept::look((pid, tid), |reader, _| {
+        let mut why = None;
+        let memory = kept_memory::look(reader, &mut |obstacle| why = Some(obstacle))?;
+        Ok((memory, why))
+    })
 }
 
 fn look((pid, tid): (Pid, Tid)) -> Result<Waits, Unreadable> {

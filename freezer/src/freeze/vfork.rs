@@ -6,8 +6,6 @@
 
 use crate::kernel::{self, Unreadable};
 use crate::proc;
-use core::cmp::Ordering;
-use sys::process::{KcmpKind, kcmp};
 use sys::{Pid, Tid};
 
 /// `THREAD_SIZE` (arch/x86/include/asm/page_64_types.h) without KASAN; with it nothing is found.
@@ -28,14 +26,12 @@ pub(crate) fn waits(pid: Pid, tid: Tid) -> bool {
             .is_ok_and(|call| matches!(call.split(' ').next(), Some("56" | "58" | "435")))
 }
 
-/// The child that a thread waits for, where it has that one's memory.
+/// The child that a thread waits for.
 pub(crate) fn child_of(pid: Pid, tid: Tid) -> Option<Pid> {
     if !waits(pid, tid) {
         return None;
     }
-    let mut children = proc::children(pid).ok()?;
-    children
-        .retain(|child| kcmp(tid, child.leader(), KcmpKind::Vm, 0, 0).is_ok_and(Ordering::is_eq));
+    let children = proc::children(pid).ok()?;
     let found = kernel::look(|kernel| {
         let field = |path| Ok(kernel.btf().field("task_struct", path)?.offset);
         let (stack, done) = (field("stack")?, field("vfork_done")?);

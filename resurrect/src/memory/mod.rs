@@ -133,7 +133,7 @@ pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 }
 
 /// Called before `by` forks `pid`: builds the memory of `by` when the new process shall share pages
-/// with it. Returns what is to be given to [`after_fork`].
+/// with it, or a thread of `by` is to wait for it. Returns what is to be given to [`after_fork`].
 pub(crate) fn before_fork(
     restore: &mut Restore<'_>,
     by: Pid,
@@ -147,7 +147,8 @@ pub(crate) fn before_fork(
     let owner = whole.unwrap_or((by, parent));
     let objects = &restore.manifest.shared_objects;
     let own = child.mm_of.is_none();
-    if own && !inherit::related(&owner.1.mm, &child.mm, objects) {
+    let waits = parent.vforks.iter().any(|waiting| waiting.child == pid);
+    if own && !waits && !inherit::related(&owner.1.mm, &child.mm, objects) {
         return Ok(Vec::new());
     }
     contents(restore, owner.0, owner.1)?;

@@ -28,6 +28,10 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let own = |live: &Live| live.mm_of.is_none() && live.traced.is_none();
     for (pid, live) in restore.lives().filter(|(_, live)| own(live)) {
         let actor = actor(&restore.lives().collect(), pid);
+        // Its helper has done so.
+        if actor == pid && live.threads.is_empty() {
+            continue;
+        }
         remove_scratch(pid, &mut restore.task(actor)?.first, live, &mut gate)?;
     }
     in_vfork(restore)?;
@@ -98,11 +102,13 @@ pub(super) fn to_go_on(
     Ok(regs)
 }
 
-/// The process that acts in the memory of `pid`: a child, where all its threads wait for such children.
-fn actor(lives: &BTreeMap<Pid, &Live>, pid: Pid) -> Pid {
+/// The process that acts in the memory of `pid`: a child that has it, too, where all its threads wait for such children.
+pub(crate) fn actor(lives: &BTreeMap<Pid, &Live>, pid: Pid) -> Pid {
     let next = |pid: &Pid| {
         let live = lives.get(pid).filter(|live| live.threads.is_empty())?;
-        live.vforks.first().map(|waiting| waiting.child)
+        let child = live.vforks.first().map(|waiting| waiting.child)?;
+        let shares = |live: &&Live| live.mm_of.is_some();
+        lives.get(&child).copied().filter(shares).map(|_| child)
     };
     core::iter::successors(Some(pid), next)
         .take(lives.len())
@@ -170,7 +176,7 @@ fn dispatch(pid: Pid, tracee: &Tracee, wanted: Dispatch) -> Result<(), Resurrect
 }
 
 /// Unmaps the batch loop, through a system call instruction of the process itself.
-pub(super) fn remove_scratch(
+pub(crate) fn remove_scratch(
     pid: Pid,
     first: &mut Tracee,
     live: &Live,
@@ -188,7 +194,7 @@ pub(super) fn remove_scratch(
 
 /// A `syscall` instruction: in the vdso, else in any code. `known` is where the last process had one, counted
 /// from its vdso.
-pub(super) fn own_gate(first: &Tracee, live: &Live, known: &mut Option<u64>) -> Option<u64> {
+pub(crate) fn own_gate(first: &Tracee, live: &Live, known: &mut Option<u64>) -> Option<u64> {
     let mut vmas = live.mm.vmas.iter();
     let saved = vmas.find(|vma| vma.backing == Backing::Vdso);
     if let (Some(vma), Some(offset)) = (saved, *known)

@@ -156,9 +156,13 @@ fn descendant(
     // A sibling's exit signal is that of the caller.
     let signal = if sibling { 0 } else { exit_signal };
     if let Some(thread) = super::vfork::waits(restore, by, pid) {
-        let host = super::vfork::make(restore, pid, (by, thread), (flags, signal))?;
+        let (host, area) = super::vfork::make(restore, pid, (by, thread), (flags, signal))?;
         wait_until_stopped(pid, host)?;
-        return adopt(pid, host, scratch);
+        let mut leader = adopt(pid, host, scratch)?;
+        if flags & CLONE_VM == 0 {
+            super::vfork::forget_rseq(pid, &mut leader, area)?;
+        }
+        return Ok(leader);
     }
     let args = clone_args(&mut batch, flags, signal, pid.0);
     batch.call("making a child", nr::CLONE3, args);

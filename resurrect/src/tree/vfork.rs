@@ -10,9 +10,9 @@ use super::ids::GivenBack;
 use crate::ResurrectError;
 use crate::process::signals::forget_children;
 use crate::restore::Restore;
-use crate::thread::{attributes, credentials, signals};
+use crate::thread::{attributes, credentials, registers, signals};
 use persist_mem::manifest::{Live, Process, Thread};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use sys::batch::Batch;
 use sys::tracee::{Tracee, TraceeError};
 use sys::{Errno, Pid, Tid};
@@ -32,14 +32,17 @@ pub(super) fn waits<'a>(restore: &Restore<'a>, by: Pid, pid: Pid) -> Option<&'a 
     Some(&waiting.thread)
 }
 
+/// Memory at an address.
+pub(super) type Bytes = Option<(u64, Vec<u8>)>;
+
 /// Makes the child `pid` of `by`, whose `thread` waits for it from then on. Returns the child's id as this process
-/// sees it.
+/// sees it, and what is in the thread's rseq area.
 pub(super) fn make(
     restore: &mut Restore<'_>,
     pid: Pid,
     (by, thread): (Pid, &Thread),
     (flags, exit_signal): (u64, u64),
-) -> Result<Tid, ResurrectError> {
+) -> Result<(Tid, Bytes), ResurrectError> {
     let doing = format!("making its child {pid}, for which it waits");
     let mut waiter = step_aside(restore, by, thread)?;
     // The kernel writes there as soon as it is registered, and again when the thread goes on: until then the
@@ -77,12 +80,22 @@ pub(super) fn make(
             return Err(birth::taken(pid));
         }
     };
-    if let Some((address, bytes)) = area {
-        let written = waiter.mem().write(address, &bytes);
+    if let Some((address, bytes)) = &area {
+        let written = waiter.mem().write(*address, bytes);
         written.map_err(failed())?;
     }
     restore.task(by)?.in_vfork.insert(thread.tid, waiter);
-    Ok(host)
+    Ok((host, area))
+}
+
+/// A child with a copy of its parent's memory has that one's rseq registration, too, and this `area`.
+pub(super) fn forget_rseq(pid: Pid, child: &mut Tracee, area: Bytes) -> Result<(), ResurrectError> {
+    crate::memory::empty::forget_rseq(pid, child)?;
+    let Some((address, bytes)) = area else {
+        return Ok(());
+    };
+    let written = child.mem().write(address, &bytes);
+    written.map_err(ResurrectError::call(pid, "keeping its rseq area as it is"))
 }
 
 /// Takes a thread that is going to wait from those that act. Where it has acted for its process another one does
@@ -155,20 +168,32 @@ fn its_own(pid: Pid, thread: &Thread, tracee: &mut Tracee) -> Result<(), Resurre
     crate::calls::run(pid, "setting a thread's credentials", tracee, &batch).map(drop)
 }
 
-/// Ends the threads that have acted for parents that wait.
+/// Ends the threads that have acted for parents that wait. One whose memory no child has is the last one to act in it.
 pub(crate) fn end_helpers(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     const DOING: &str = "ending a helper";
+    let lives: BTreeMap<Pid, &Live> = restore.lives().collect();
     for (pid, live) in restore.lives() {
-        if !restore.task(pid)?.helped {
+        let task = restore.task(pid)?;
+        if !task.helped {
             continue;
         }
+        let first = &mut task.first;
         let mut batch = Batch::new();
         forget_children(pid, live, &mut batch);
-        batch.call(DOING, EXIT, [0.into()]);
-        match restore.task(pid)?.first.run_raw(&batch) {
+        let ended = if registers::actor(&lives, pid) == pid {
+            crate::calls::run(pid, DOING, first, &batch)?;
+            let gate = registers::own_gate(first, live, &mut None);
+            registers::remove_scratch(pid, first, live, &mut None)?;
+            let gate = gate.ok_or_else(|| ResurrectError::call(pid, DOING)(Errno::ENOENT))?;
+            first.single_call(gate, EXIT, [0; 6]).map(drop)
+        } else {
+            batch.call(DOING, EXIT, [0.into()]);
+            first.run_raw(&batch).map(drop)
+        };
+        match ended {
             Err(TraceeError::Ended { .. }) => {}
             Err(cause) => return Err(ResurrectError::tracee(pid, DOING)(cause)),
-            Ok(_) => return Err(ResurrectError::call(pid, DOING)(Errno::EBUSY)),
+            Ok(()) => return Err(ResurrectError::call(pid, DOING)(Errno::EBUSY)),
         }
     }
     Ok(())

@@ -46,13 +46,7 @@ pub(super) fn describe(
     let (Some(first), Some(kept)) = (seen.first(), stands.first()) else {
         return Err(refuse(pid, "it has ended".into()));
     };
-    mm.layout.brk = kept.memory.brk;
-    mm.membarrier = kept.memory.membarrier;
-    mm.lock_future = kept.memory.lock_future;
-    mm.protection_keys = 1;
-    if has_keys {
-        mm.protection_keys = kept.memory.protection_keys;
-    }
+    kept.memory.tell(has_keys, mm);
     let status = Status::read(pid, "status")?;
     let traced = |(seen, stands): (&seen::Seen, &stands::Stands)| {
         Ok(TracedThread {

@@ -1,5 +1,6 @@
 //! What stands in the way of carrying a traced process.
 
+use super::super::kept_memory;
 use super::refuse;
 use super::seen::Seen;
 use super::stands::{AT_EVENT, Stands, are_at_events, look};
@@ -167,8 +168,8 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<String>, FreezerE
     if !proc::read(pid, "timers")?.is_empty() {
         return told("it has POSIX timers");
     }
-    if has_policies(pid)? {
-        return told("its memory has policies");
+    if let Some(why) = kept_memory::obstacle(pid)? {
+        return told(why);
     }
     for tid in &threads {
         if let Some(why) = of_thread((pid, *tid), &its_tracer)? {
@@ -291,9 +292,6 @@ fn of_thread(
     its_tracer: &Status,
 ) -> Result<Option<&'static str>, FreezerError> {
     let status = Status::read(pid, &format!("task/{tid}/status"))?;
-    if status.value("THP_enabled") == Some("0") {
-        return Ok(Some("huge pages are switched off for it"));
-    }
     for key in ["Speculation_Store_Bypass", "SpeculationIndirectBranch"] {
         if status.value(key) != its_tracer.value(key) {
             return Ok(Some("it speculates as its tracer does not"));
@@ -302,18 +300,4 @@ fn of_thread(
     let stat = Stat::read(pid, &format!("task/{tid}/stat"))?;
     let ordinary = stat.field(41) == 0;
     Ok((!ordinary).then_some("it has a scheduling policy"))
-}
-
-/// Policies of nodes, of its own or of mappings (`/proc/PID/numa_maps`: address, policy, the rest).
-fn has_policies(pid: Pid) -> Result<bool, FreezerError> {
-    let text = match proc::read_text(pid, "numa_maps") {
-        Ok(text) => text,
-        // A kernel without CONFIG_NUMA.
-        Err(FreezerError::Proc { cause, .. }) if cause.kind() == std::io::ErrorKind::NotFound => {
-            return Ok(false);
-        }
-        Err(e) => return Err(e),
-    };
-    let policy = |line: &str| line.split(' ').nth(1).is_some_and(|word| word != "default");
-    Ok(text.lines().any(policy))
 }

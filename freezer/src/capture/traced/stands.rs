@@ -1,8 +1,9 @@
 //! What the kernel keeps of a traced thread.
 
 use super::super::kept::{self, Confined, Kept, Reader};
+use super::super::kept_memory::{self, Memory};
 use crate::kernel::{Unreadable, half};
-use persist_mem::manifest::{LockFuture, TracedStop};
+use persist_mem::manifest::TracedStop;
 use sys::{Pid, Tid};
 
 const SIGTRAP: u32 = 5;
@@ -20,13 +21,9 @@ const SIGNAL_STOP_STOPPED: u32 = 1;
 const TRACED: u32 = 8;
 pub(super) const AT_EVENT: &str = "it stands at an event (PTRACE_O_TRACE*)";
 const STOPPED: &str = "its process is stopped (job control)";
-/// `MMF_HAS_MDWE`, its inheritance, and `MMF_VM_MERGE_ANY` (include/linux/mm_types.h, linux/sched/coredump.h).
-const MM_SETTINGS: u32 = 7 << 28;
 /// `SYSCALL_WORK_SYSCALL_TRACE`, `SYSCALL_WORK_SYSCALL_EMU` (include/linux/thread_info.h).
 const SYSCALL_TRACE: u64 = 1 << 2;
 const SYSCALL_EMU: u64 = 1 << 3;
-const VM_LOCKED: u64 = 0x2000;
-const VM_LOCKONFAULT: u64 = 0x8_0000;
 
 /// What the kernel keeps of a thread.
 pub(super) struct Stands {
@@ -38,15 +35,6 @@ pub(super) struct Stands {
     pub(super) confined: Confined,
     pub(super) memory: Memory,
     pub(super) obstacle: Option<&'static str>,
-}
-
-/// Of its address space, which is its process's.
-pub(super) struct Memory {
-    pub(super) brk: u64,
-    pub(super) dumpable: u8,
-    pub(super) membarrier: u32,
-    pub(super) lock_future: LockFuture,
-    pub(super) protection_keys: u16,
 }
 
 /// Looks at threads of a process, of which their stack pointers tell whether they are on their signal stacks.
@@ -88,7 +76,7 @@ pub(super) fn look(pid: Pid, threads: &[(Tid, u64)]) -> Result<Vec<Stands>, Unre
             listens: jobs & LISTENING != 0,
             stop: stop(reader, flags & SEIZED != 0, stopped)?,
             confined: reader.confined()?,
-            memory: memory(reader, &mut refuse)?,
+            memory: kept_memory::look(reader, &mut refuse)?,
             obstacle,
         })
     })
@@ -174,58 +162,4 @@ fn stop(
         }
         (signal, _) => Ok(TracedStop::Signal(signal.cast_signed())),
     })
-}
-
-/// What is not carried of memory is told to `refuse`.
-fn memory(
-    reader: &mut Reader<'_>,
-    refuse: &mut impl FnMut(&'static str),
-) -> Result<Memory, Unreadable> {
-    const WHAT: &str = "an address space";
-    let mm = reader.pointer("mm")?;
-    let at = |reader: &Reader<'_>, path: &str| Ok(mm + reader.offset("mm_struct", path)?);
-    let flags = at(reader, "flags")?;
-    let flags = reader.half_at(flags, WHAT)?;
-    if flags & MM_SETTINGS != 0 {
-        refuse("its memory has settings that only it can tell (PR_SET_MDWE, PR_SET_MEMORY_MERGE)");
-    }
-    let table = at(reader, "context.ldt")?;
-    if reader.kernel.word(table, WHAT)? != 0 {
-        refuse("it has segments of its own");
-    }
-    if reader.offset("task_struct", "mempolicy").is_ok() && reader.pointer("mempolicy")? != 0 {
-        refuse("its memory has a policy");
-    }
-    let keys = at(reader, "context.pkey_allocation_map");
-    let protection_keys = match keys {
-        Ok(place) => reader.half_at(place, WHAT)? as u16,
-        Err(_) => 1,
-    };
-    let [brk, locked] = [at(reader, "brk")?, at(reader, "def_flags")?];
-    let locked = reader.kernel.word(locked, WHAT)?;
-    let barriers = at(reader, "membarrier_state")?;
-    Ok(Memory {
-        brk: reader.kernel.word(brk, WHAT)?,
-        dumpable: (flags & 3) as u8,
-        membarrier: registrations(reader.half_at(barriers, WHAT)?),
-        lock_future: match (locked & VM_LOCKED, locked & VM_LOCKONFAULT) {
-            (0, _) => LockFuture::No,
-            (_, 0) => LockFuture::Now,
-            _ => LockFuture::OnFault,
-        },
-        protection_keys,
-    })
-}
-
-/// The commands of membarrier(2) that register for what the state allows (`MEMBARRIER_STATE_*`,
-/// include/linux/sched/mm.h).
-fn registrations(state: u32) -> u32 {
-    const STATES: [(u32, u32); 4] = [
-        (1 << 0, 1 << 4),
-        (1 << 2, 1 << 2),
-        (1 << 4, 1 << 6),
-        (1 << 6, 1 << 8),
-    ];
-    let ready = STATES.iter().filter(|(ready, _)| state & ready != 0);
-    ready.fold(0, |all, (_, command)| all | command)
 }

@@ -120,6 +120,16 @@ pub(crate) const GROUP: Group = Group {
             vfork::nested,
         ),
         subject(
+            "vfork-copied",
+            "a parent in vfork(2) whose child has memory of its own",
+            vfork::copied,
+        ),
+        subject(
+            "vfork-copied-threads",
+            "a leader in vfork(2) whose child has memory of its own, while its threads run",
+            vfork::copied_of_leader,
+        ),
+        subject(
             "vfork-leader",
             "a leader in vfork(2) while its threads run",
             vfork::leader,

@@ -1,4 +1,4 @@
-//! A parent that waits in vfork(2) for a child with its memory.
+//! A parent that waits in vfork(2) for a child with its memory, or with a copy of it (`CLONE_VFORK` alone).
 
 use std::arch::asm;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
@@ -16,6 +16,7 @@ const WAITING: usize = 2;
 const CHILD: usize = 3;
 const WRONG: usize = 4;
 const TICKS: usize = 5;
+const COPY: usize = 6;
 
 /// A descriptor that the child closes and the parent keeps.
 const CLOSED: i32 = 60;
@@ -33,6 +34,8 @@ enum Goal {
     Exec,
     /// It has waited for a child of its own that does so.
     Nested,
+    /// It ends, and has had memory of its own.
+    Copied,
 }
 
 /// Who else there is in the process that waits.
@@ -66,6 +69,16 @@ pub(crate) fn exec(setting: &Setting) -> Result<Watch> {
 /// It waits for a child of its own.
 pub(crate) fn nested(setting: &Setting) -> Result<Watch> {
     start(setting, Goal::Nested, Others::Nobody)
+}
+
+/// The child has a copy of its memory.
+pub(crate) fn copied(setting: &Setting) -> Result<Watch> {
+    start(setting, Goal::Copied, Others::Nobody)
+}
+
+/// So has that of a leader with threads.
+pub(crate) fn copied_of_leader(setting: &Setting) -> Result<Watch> {
+    start(setting, Goal::Copied, Others::ThreadsAndSignals)
 }
 
 /// The leader of a process with threads waits.
@@ -217,9 +230,14 @@ fn parent(page: Area, goal: Goal, others: Others) {
         let (child, kept) = wait_in_vfork(&task, stack.page(16) as u64);
         let ticked = page.get(0, TICKS);
         let handled = || HANDLED.load(Ordering::SeqCst) == round as u32 * makes;
+        let left = LEFT.swap(0, Ordering::SeqCst);
+        let in_copy = page.get(0, COPY).cast_signed();
         let checks = [
             kept,
-            LEFT.load(Ordering::SeqCst) == child,
+            match goal {
+                Goal::Copied => left == 0 && in_copy == child,
+                _ => left == child,
+            },
             until("the signal is handled", SOON, handled).is_ok(),
             before == seen(),
             // SAFETY: takes numbers.
@@ -300,8 +318,11 @@ fn mask(how: i32, set: u64) {
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, set, 0, 8) };
 }
 
-/// Blocked signals, signal stack, subreaper.
-fn seen() -> (u64, usize, usize, i32) {
+/// `IOPRIO_WHO_PROCESS`, and the lowest of the best effort class.
+const IOPRIO: (i32, i32) = (1, 2 << 13 | 7);
+
+/// Blocked signals, signal stack, subreaper, scheduling policy and I/O priority.
+fn seen() -> (u64, usize, usize, i32, [i64; 2]) {
     let (mut mask, mut subreaper) = (0_u64, 0);
     // SAFETY: the kernel fills a set of 8 bytes, an int and a stack_t, for which zeros are valid.
     unsafe {
@@ -316,7 +337,17 @@ fn seen() -> (u64, usize, usize, i32) {
         );
         libc::sigaltstack(std::ptr::null(), &raw mut stack);
         libc::prctl(libc::PR_GET_CHILD_SUBREAPER, &raw mut subreaper);
-        (mask, stack.ss_sp as usize, stack.ss_size, subreaper)
+        let scheduling = [
+            libc::syscall(libc::SYS_sched_getscheduler, 0),
+            libc::syscall(libc::SYS_ioprio_get, IOPRIO.0, 0),
+        ];
+        (
+            mask,
+            stack.ss_sp as usize,
+            stack.ss_size,
+            subreaper,
+            scheduling,
+        )
     }
 }
 
@@ -341,7 +372,12 @@ struct Task {
 /// are those of before.
 fn wait_in_vfork(task: &Task, stack: u64) -> (i64, bool) {
     const MARKS: [u64; 3] = [0x0123_4567_89ab_cdef, 0xfeed_f00d_dead_beef, 0x1122_3344];
-    let flags = CLONE_VM | CLONE_VFORK | SIGCHLD;
+    let memory = if task.goal == Goal::Copied {
+        0
+    } else {
+        CLONE_VM
+    };
+    let flags = memory | CLONE_VFORK | SIGCHLD;
     let (mut pid, mut told) = (libc::SYS_clone, std::ptr::from_ref(task) as u64);
     let [mut general, mut other, mut vector] = MARKS;
     // SAFETY: the child calls `child` on its own stack and never returns; what it shares with the caller, who
@@ -406,6 +442,15 @@ extern "C" fn child(task: *const Task) -> ! {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         libc::close(CLOSED);
         if *goal != Goal::Nested {
+            // Its own, and not its parent's.
+            let batch: libc::sched_param = std::mem::zeroed();
+            libc::syscall(
+                libc::SYS_sched_setscheduler,
+                0,
+                libc::SCHED_BATCH,
+                &raw const batch,
+            );
+            libc::syscall(libc::SYS_ioprio_set, IOPRIO.0, 0, IOPRIO.1);
             page.put(0, CHILD, libc::getpid() as u64);
             page.put(0, WAITING, *round);
         }
@@ -421,6 +466,7 @@ extern "C" fn child(task: *const Task) -> ! {
             },
             Ordering::SeqCst,
         );
+        page.put(0, COPY, LEFT.load(Ordering::SeqCst).cast_unsigned());
         // It waits until its parent has returned.
         libc::kill(libc::getppid(), libc::SIGUSR1);
         if *goal == Goal::Exec {
