@@ -3,7 +3,7 @@
 use crate::capture::{Finder, Prepared};
 use crate::files::Facts;
 use crate::files::outsiders::Outsiders;
-use crate::freeze::traced;
+use crate::freeze::{compat, traced};
 use crate::held_groups::HeldGroups;
 use crate::objects::Objects;
 use crate::proc::{self, Status};
@@ -209,6 +209,13 @@ fn attributes(
     }
     if is_32_bit(pid) {
         refuse("exe", "32-bit programs are not carried".into());
+    }
+    if let Some(tid) = threads.iter().find(|tid| compat::waits(pid, **tid)) {
+        let why = format!(
+            "thread {tid} waits for a time in a 32-bit call: {}",
+            compat::NOT_CARRIED
+        );
+        refuse("thread", why);
     }
     found.extend(capture::room_refusal(pid, &status)?);
     Ok(found)

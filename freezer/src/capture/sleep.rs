@@ -9,7 +9,7 @@
 
 use super::restart::{Block, Left};
 use crate::FreezerError;
-use crate::freeze::{FrozenThread, monotonic_ns};
+use crate::freeze::{FrozenThread, compat, monotonic_ns};
 use nix::time::ClockId;
 use persist_mem::manifest::Sleep;
 use std::collections::BTreeMap;
@@ -55,6 +55,14 @@ pub(super) fn settle(
     frozen: FrozenThread,
     kept: Option<&Block>,
 ) -> Result<(Regs, Option<Sleep>), FreezerError> {
+    if frozen.in_compat_wait {
+        let (pid, thread) = (tracee.pid(), format!("thread {}", tracee.tid()));
+        let why = format!(
+            "it waits for a time in a 32-bit call: {}",
+            compat::NOT_CARRIED
+        );
+        return Err(FreezerError::refuse(pid, thread, why));
+    }
     let Some(nr) = interrupted(&regs) else {
         return Ok((regs, None));
     };

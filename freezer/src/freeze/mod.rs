@@ -6,6 +6,7 @@
 
 mod awaited;
 mod calls;
+pub(crate) mod compat;
 pub(crate) mod held;
 mod moved;
 mod position;
@@ -60,6 +61,8 @@ pub struct FrozenThread {
     pub traced_by: Option<Tid>,
     /// It slept in a call whose rest is to be read from the kernel's memory.
     pub rest_is_kept: bool,
+    /// It waits for a time in a 32-bit call.
+    pub in_compat_wait: bool,
 }
 
 impl FrozenThread {

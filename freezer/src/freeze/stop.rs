@@ -1,6 +1,6 @@
 //! Seizing threads, and waiting until they stop.
 
-use super::{Frozen, FrozenThread, STOP_WITHIN, calls, position, sleepers, traced, vfork};
+use super::{Frozen, FrozenThread, STOP_WITHIN, calls, compat, position, sleepers, traced, vfork};
 use crate::{FreezerError, capture, proc};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -265,6 +265,11 @@ fn record(frozen: &mut Frozen, pid: Pid, tid: Tid, stop: Stop) -> Result<(), Fre
     let Some(regs) = position::stopped_with(pid, tid)? else {
         return Ok(());
     };
+    if let Some(waits) = compat::go_on(pid, tid, &regs)? {
+        thread.in_compat_wait = waits;
+        suspend_filters(tid);
+        return Ok(());
+    }
     if thread.group_stop.is_none() {
         calls::begin_again(tid, &regs);
     }

@@ -54,6 +54,10 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         both(Refused("netlink messages that were not read")),
     ),
     (
+        "compat-sleep",
+        both(Refused("waits for a time in a 32-bit call")),
+    ),
+    (
         "uring-lasting",
         both(Refused("requests of io_uring do not end")),
     ),

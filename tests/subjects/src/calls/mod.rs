@@ -1,6 +1,7 @@
 //! System calls that somebody waits in. None may return early, with EINTR, or start its time-out
 //! from zero.
 
+mod compat;
 mod futexes;
 mod ipc;
 mod locks;
@@ -292,6 +293,13 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("semop-undo", "semop with SEM_UNDO", ipc::semop_undo),
         subject("mq-receive", "mq_receive", ipc::mq_receive),
+        subject(
+            "compat-read",
+            "read as i386 makes it (int $0x80)",
+            compat::read,
+        ),
+        subject("compat-epoll", "epoll_wait as i386 makes it", compat::epoll),
+        subject("compat-sleep", "nanosleep as i386 makes it", compat::sleep),
         subject("mq-timedreceive", "mq_timedreceive", ipc::mq_timedreceive),
     ],
 };
