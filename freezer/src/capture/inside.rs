@@ -2,7 +2,7 @@
 
 use super::{dispatch, sleep};
 use crate::FreezerError;
-use crate::freeze::Frozen;
+use crate::freeze::{Frozen, position};
 use crate::proc::Status;
 use persist_mem::manifest::{Dispatch, Limit, Sleep, SocketTimeout};
 use std::sync::Arc;
@@ -50,6 +50,7 @@ pub(super) fn threads(
     }
     let kept = sleep::kept(tracees.iter().map(|(tracee, regs)| (tracee.tid(), regs)));
     for ((tid, state), (tracee, regs)) in stopped.into_iter().zip(tracees) {
+        position::refuse_doomed(pid, tid)?;
         let (regs, asleep) = sleep::settle(&tracee, regs, state, kept.get(&tid))?;
         let mut thread = ready(tracee, (regs, asleep), dispatches.get(&tid).copied())?;
         thread.socket_wait = frozen

@@ -9,7 +9,7 @@ mod calls;
 pub(crate) mod compat;
 pub(crate) mod held;
 mod moved;
-mod position;
+pub(crate) mod position;
 pub(crate) mod rest;
 mod scope;
 mod sleepers;

@@ -94,36 +94,81 @@ pub(super) fn vdso(pid: Pid) -> Result<Option<Range<u64>>, FreezerError> {
 /// Sends a thread inside a restartable sequence to its abort handler, as the kernel would on any
 /// preemption (kernel/rseq.c). Setting the registers is one step: there is no state in between.
 fn leave_critical_section(pid: Pid, tid: Tid, regs: &Regs) -> Result<(), FreezerError> {
-    let rseq = ptrace::rseq_configuration(tid).map_err(FreezerError::call(
-        pid,
-        format!("reading the rseq of thread {tid}"),
-    ))?;
-    if rseq.pointer == 0 {
+    let Some(sequence) = Sequence::of(pid, tid)? else {
         return Ok(());
-    }
-    let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
-    let word = |va: u64| {
-        mem.read_u64(va)
-            .map_err(FreezerError::call(pid, "reading its rseq area"))
     };
-    // struct rseq: cpu_id_start, cpu_id, rseq_cs.
-    let descriptor = word(rseq.pointer + 8)?;
-    if descriptor == 0 {
-        return Ok(());
-    }
-    // struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip.
-    let (start, len, abort) = (
-        word(descriptor + 8)?,
-        word(descriptor + 16)?,
-        word(descriptor + 24)?,
-    );
-    if regs.rip.wrapping_sub(start) >= len {
+    // Otherwise the kernel ends it in place of that.
+    let inside = regs.rip.wrapping_sub(sequence.start) < sequence.len;
+    if !inside || !sequence.valid {
         return Ok(());
     }
     let aborted = Regs {
-        rip: abort,
+        rip: sequence.abort,
         ..*regs
     };
     ptrace::set_regs(tid, &aborted)
         .map_err(FreezerError::call(pid, "leaving a restartable sequence"))
+}
+
+/// The restartable sequence that a thread says it is in (`struct rseq_cs`).
+struct Sequence {
+    start: u64,
+    len: u64,
+    abort: u64,
+    valid: bool,
+}
+
+impl Sequence {
+    /// None when it says nothing.
+    fn of(pid: Pid, tid: Tid) -> Result<Option<Sequence>, FreezerError> {
+        let rseq = ptrace::rseq_configuration(tid).map_err(FreezerError::call(
+            pid,
+            format!("reading the rseq of thread {tid}"),
+        ))?;
+        if rseq.pointer == 0 {
+            return Ok(None);
+        }
+        let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
+        // struct rseq: cpu_id_start, cpu_id, rseq_cs.
+        let descriptor = mem.read_u64(rseq.pointer + 8);
+        let descriptor = descriptor.map_err(FreezerError::call(pid, "reading its rseq area"))?;
+        if descriptor == 0 {
+            return Ok(None);
+        }
+        // struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip.
+        let word = |at| mem.read_u64(descriptor.wrapping_add(at)).ok();
+        let words = [0, 8, 16, 24].map(word);
+        let [Some(kind), Some(start), Some(len), Some(abort)] = words else {
+            return Ok(Some(Sequence::invalid()));
+        };
+        let signature = mem.read_vec(abort.wrapping_sub(4), 4).ok();
+        let signed = signature.as_deref() == Some(&rseq.signature.to_le_bytes());
+        Ok(Some(Sequence {
+            start,
+            len,
+            abort,
+            valid: signed && kind == 0 && abort.wrapping_sub(start) >= len,
+        }))
+    }
+
+    fn invalid() -> Sequence {
+        Sequence {
+            start: 0,
+            len: 0,
+            abort: 0,
+            valid: false,
+        }
+    }
+}
+
+/// Refuses a stopped thread that the kernel ends as soon as it goes on, since its restartable sequence is none.
+pub(crate) fn refuse_doomed(pid: Pid, tid: Tid) -> Result<(), FreezerError> {
+    match Sequence::of(pid, tid)? {
+        Some(Sequence { valid: false, .. }) => {
+            let why = "its restartable sequence (rseq) has no abort handler with its signature: \
+                       the kernel ends it";
+            Err(FreezerError::refuse(pid, format!("thread {tid}"), why))
+        }
+        _ => Ok(()),
+    }
 }
