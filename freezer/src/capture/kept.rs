@@ -281,22 +281,6 @@ impl Reader<'_> {
         if self.is_dispatched()? {
             return Ok(Some("its system calls are dispatched to user space"));
         }
-        let signal = self.pointer("signal")?;
-        let real = signal + self.offset("signal_struct", "it_real_incr")?;
-        let armed = self
-            .offset("signal_struct", "real_timer.state")
-            .or_else(|_| self.offset("signal_struct", "real_timer.is_queued"))?;
-        let counting = self.kernel.btf().field("signal_struct", "it")?;
-        let timers = [
-            (real, 8),
-            (signal + armed, 1),
-            (signal + counting.offset, counting.size as usize),
-        ];
-        for (at, len) in timers {
-            if self.bytes(at, len, "timers")?.iter().any(|byte| *byte != 0) {
-                return Ok(Some("it has interval timers"));
-            }
-        }
         let flags = self.offset("signal_struct", "flags")?;
         let signals = self.offset("task_struct", "signal")?;
         for child in children {

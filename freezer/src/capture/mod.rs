@@ -10,6 +10,7 @@ mod inside;
 mod io_contexts;
 mod kept;
 mod kept_memory;
+mod kept_timers;
 mod lasting;
 mod ldt;
 mod leader;

@@ -24,6 +24,10 @@ pub(super) struct Kept {
     pub(super) periods: u64,
     /// Of a clock of processor time the thread or process that it is about.
     pub(super) counts: Option<Tid>,
+    /// Nanoseconds, where it can be told.
+    pub(super) interval: Option<u64>,
+    /// Whether the kernel waits for it, of clocks other than those of processor time.
+    pub(super) armed: Option<bool>,
     /// On the clock of the first time namespace.
     expires: Option<i64>,
     /// What to add to this process's reading of CLOCK_MONOTONIC and CLOCK_BOOTTIME to have that.
@@ -67,6 +71,39 @@ impl Kept {
         })
     }
 
+    /// Of a timer that waits for its signal to be taken: what [`Kept::lasts`] tells of its next expiry, and how many
+    /// periods are over until then.
+    pub(super) fn next(&self, clock: i32, then: u64) -> Option<(Lasts, u64)> {
+        let interval = self.interval.filter(|interval| *interval > 0)?;
+        let by = |clock, offset| self.remaining(clock, offset, then);
+        let monotonic = by(ClockId::CLOCK_MONOTONIC, self.offsets[0]);
+        let (left, absolute) = match clock {
+            CLOCK_REALTIME => {
+                let (real, even) = (by(ClockId::CLOCK_REALTIME, 0)?, monotonic?);
+                match real.unsigned_abs() < even.unsigned_abs() {
+                    true => (real, true),
+                    false => (even, false),
+                }
+            }
+            CLOCK_MONOTONIC => (monotonic?, false),
+            CLOCK_BOOTTIME => (by(ClockId::CLOCK_BOOTTIME, self.offsets[1])?, false),
+            CLOCK_TAI => (by(ClockId::from_raw(CLOCK_TAI), 0)?, false),
+            _ => return None,
+        };
+        let (remaining, periods) = match u64::try_from(left) {
+            Ok(left) if left > 0 => (left, 0),
+            _ => {
+                let late = left.unsigned_abs();
+                (interval - late % interval, late / interval + 1)
+            }
+        };
+        let lasts = Lasts {
+            remaining,
+            absolute,
+        };
+        Some((lasts, periods))
+    }
+
     /// Nanoseconds from `then` until it expires when it is kept by a clock.
     fn remaining(&self, clock: ClockId, offset: i64, then: u64) -> Option<i64> {
         let here = sys::clock::read_ns(clock).ok()?;
@@ -90,6 +127,10 @@ pub(super) fn kept(tid: Tid) -> Result<BTreeMap<i32, Kept>, Unreadable> {
             field("k_itimer", "it_overrun")?,
         );
         let expires = field("k_itimer", "it.real.timer.node.expires").ok();
+        let interval = field("k_itimer", "it_interval").ok();
+        let armed = field("k_itimer", "it.real.timer.state")
+            .or_else(|_| field("k_itimer", "it.real.timer.is_queued"));
+        let armed = armed.ok().and_then(|at| usize::try_from(at).ok());
         let whose = field("k_itimer", "it.cpu.pid")?;
         let clock = field("k_itimer", "it_clock")?;
         let size = btf.size_of("k_itimer")?;
@@ -110,6 +151,8 @@ pub(super) fn kept(tid: Tid) -> Result<BTreeMap<i32, Kept>, Unreadable> {
             let clock = half(&bytes, clock).map(u32::cast_signed);
             let whose = word(&bytes, whose).filter(|_| clock.is_some_and(counts_maker));
             let kept = Kept {
+                interval: interval.and_then(|at| word(&bytes, at)),
+                armed: armed.and_then(|at| bytes.get(at).map(|state| *state != 0)),
                 counts: whose.map(|pid| kernel.number(pid)).transpose()?,
                 periods: u64::try_from(count.saturating_add(1)).unwrap_or(0),
                 expires: expires.and_then(|at| word(&bytes, at).map(u64::cast_signed)),

@@ -18,7 +18,7 @@ const CLOCK_GETTIME: i64 = 228;
 
 /// CLOCK_MONOTONIC when a process was asked how long its timers and sleeps still last.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TimersAt(u64);
+pub(super) struct TimersAt(pub(super) u64);
 
 impl TimersAt {
     pub(super) fn now() -> TimersAt {
@@ -146,7 +146,7 @@ pub(super) fn itimers(
 }
 
 /// How long after `at` a timer expires next that has expired, both in nanoseconds.
-fn next(expired: i64, interval_us: u64, at: u64) -> u64 {
+pub(super) fn next(expired: i64, interval_us: u64, at: u64) -> u64 {
     match u64::try_from(at.cast_signed().saturating_sub(expired)) {
         Ok(passed) => interval_us - passed / 1000 % interval_us,
         Err(_) => expired.abs_diff(at.cast_signed()).div_ceil(1000),
@@ -207,7 +207,7 @@ pub(super) fn posix(
 }
 
 /// Four lines a timer (fs/proc/base.c, show_timer).
-fn parse(text: &str) -> Option<Vec<PosixTimer>> {
+pub(super) fn parse(text: &str) -> Option<Vec<PosixTimer>> {
     let mut timers: Vec<PosixTimer> = Vec::new();
     for line in text.lines() {
         let (key, value) = line.split_once(':')?;

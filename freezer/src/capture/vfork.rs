@@ -9,10 +9,10 @@ use super::foothold::Finder;
 use super::inside::{self, Inside};
 use super::io_contexts::Contexts;
 use super::kept::{self, Confined, Kept, Reader};
-use super::kept_memory;
 use super::process::{self, Place};
 use super::timers::TimersAt;
 use super::{attributes, credentials, mappings, membarrier, policy, signals, thread};
+use super::{kept_memory, kept_timers};
 use crate::freeze::FrozenThread;
 use crate::freeze::vfork::STACK;
 use crate::kernel::{Unreadable, word};
@@ -149,6 +149,7 @@ pub(super) fn describe(
         }
     };
     let status = Status::read(pid, "status")?;
+    let timers = kept_timers::look(pid, tid)?;
     let live = Live {
         actions: kept.actions,
         pending: signals::with_bare(pending, status.mask("ShdPnd")),
@@ -160,9 +161,11 @@ pub(super) fn describe(
         limits: attributes::limits(pid)?,
         oom_score: attributes::oom_score(pid)?,
         dumpable,
+        itimers: timers.interval,
+        timers: timers.posix,
         ..process::nothing()
     };
-    Ok((live, TimersAt::now()))
+    Ok((live, timers.at))
 }
 
 /// Asks the first thread of another process: as what it was born, and `more`.
@@ -299,8 +302,8 @@ pub(crate) fn obstacle(pid: Pid, tid: Tid) -> Result<Option<String>, FreezerErro
         others
     };
     let alone = others.is_empty();
-    if alone && !proc::read(pid, "timers")?.is_empty() {
-        return told("it has POSIX timers");
+    if let Some(why) = kept_timers::obstacle(pid, tid)?.filter(|_| alone) {
+        return told(why);
     }
     if let Some(why) = among_others(pid, tid, &others)? {
         return told(why);
@@ -399,7 +402,7 @@ fn early(queued: &[Vec<QueuedSignal>; 2], status: &Status) -> Option<&'static st
         return Some("signals wait for it that faults raise, or that end or stop it");
     }
     let of_timer = |queued: &QueuedSignal| queued.0.get(8..12) == Some(&SI_TIMER);
-    let timers = queued[0].iter().any(of_timer);
+    let timers = queued.iter().flatten().any(of_timer);
     timers.then_some("signals of timers wait for it")
 }
 

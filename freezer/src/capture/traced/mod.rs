@@ -14,7 +14,7 @@ pub(crate) use stands::{Runs, runs};
 
 use super::process::{self, Place};
 use super::timers::TimersAt;
-use super::{attributes, seccomp, signals};
+use super::{attributes, kept_timers, seccomp, signals};
 use crate::proc::Status;
 use crate::{FreezerError, Frozen};
 use persist_mem::manifest::{
@@ -68,6 +68,7 @@ pub(super) fn describe(
         })
     });
     let threads = threads.collect::<Result<_, FreezerError>>()?;
+    let timers = kept_timers::look(pid, first.tid)?;
     let live = Live {
         traced: Some(Box::new(Traced {
             tracer,
@@ -85,9 +86,11 @@ pub(super) fn describe(
         dumpable: kept.memory.dumpable,
         threads,
         filters,
+        itimers: timers.interval,
+        timers: timers.posix,
         ..process::nothing()
     };
-    Ok((live, TimersAt::now()))
+    Ok((live, timers.at))
 }
 
 fn refuse(pid: Pid, why: String) -> FreezerError {

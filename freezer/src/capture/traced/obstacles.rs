@@ -1,6 +1,6 @@
 //! What stands in the way of carrying a traced process.
 
-use super::super::kept_memory;
+use super::super::{kept_memory, kept_timers};
 use super::refuse;
 use super::seen::Seen;
 use super::stands::{AT_EVENT, Stands, are_at_events, look};
@@ -165,8 +165,8 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<String>, FreezerE
     if tracer_of(Pid(tracer.0), tracer).is_some() {
         return told("its tracer is traced itself");
     }
-    if !proc::read(pid, "timers")?.is_empty() {
-        return told("it has POSIX timers");
+    if let Some(why) = kept_timers::obstacle(pid, pid.leader())? {
+        return told(why);
     }
     if let Some(why) = kept_memory::obstacle(pid)? {
         return told(why);

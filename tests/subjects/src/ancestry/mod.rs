@@ -130,6 +130,16 @@ pub(crate) const GROUP: Group = Group {
             vfork::copied_of_leader,
         ),
         subject(
+            "vfork-timers",
+            "a parent in vfork(2) with timers",
+            vfork::timers,
+        ),
+        subject(
+            "vfork-timers-copied",
+            "a parent in vfork(2) with timers, whose child has memory of its own",
+            vfork::timers_copied,
+        ),
+        subject(
             "vfork-leader",
             "a leader in vfork(2) while its threads run",
             vfork::leader,

@@ -7,6 +7,7 @@ use anyhow::Result;
 use libc::{CLONE_VFORK, CLONE_VM, MAP_ANONYMOUS, MAP_SHARED, PROT_READ, PROT_WRITE, SIGCHLD};
 
 use crate::kit::{Area, SOON, Setting, Watch, errno, fork, procfs, same, sys, until};
+use crate::signals::traced_timers as timers;
 use crate::threads::seccomp::{answer, install};
 
 /// Words of the page that all three share.
@@ -54,6 +55,8 @@ enum Others {
     Filters,
     /// Threads that have the same ones, and some more.
     ThreadsAndFilters,
+    /// Nobody; but it has timers.
+    Timers,
 }
 
 /// It ends.
@@ -69,6 +72,16 @@ pub(crate) fn exec(setting: &Setting) -> Result<Watch> {
 /// It waits for a child of its own.
 pub(crate) fn nested(setting: &Setting) -> Result<Watch> {
     start(setting, Goal::Nested, Others::Nobody)
+}
+
+/// It has timers.
+pub(crate) fn timers(setting: &Setting) -> Result<Watch> {
+    start(setting, Goal::Exit, Others::Timers)
+}
+
+/// The same, whose child has a copy of its memory.
+pub(crate) fn timers_copied(setting: &Setting) -> Result<Watch> {
+    start(setting, Goal::Copied, Others::Timers)
 }
 
 /// The child has a copy of its memory.
@@ -147,7 +160,7 @@ fn process(page: Area, goal: Goal, others: Others) {
     let blocked = QUEUED.iter().fold(0, |all, one| all | 1 << (one - 1));
     mask(libc::SIG_BLOCK, blocked);
     match others {
-        Others::Nobody | Others::Signals => parent(page, goal, others),
+        Others::Nobody | Others::Signals | Others::Timers => parent(page, goal, others),
         Others::Threads | Others::ThreadsAndSignals => {
             std::thread::spawn(move || tick(page));
             parent(page, goal, others);
@@ -214,7 +227,11 @@ fn parent(page: Area, goal: Goal, others: Others) {
         return;
     };
     let before = seen();
-    let ticks = !matches!(others, Others::Nobody | Others::Signals | Others::Filters);
+    let timers = (others == Others::Timers).then(Timers::arm);
+    let ticks = !matches!(
+        others,
+        Others::Nobody | Others::Signals | Others::Filters | Others::Timers
+    );
     let confined = matches!(others, Others::Filters | Others::ThreadsAndFilters);
     let queue = matches!(others, Others::Signals | Others::ThreadsAndSignals);
     let makes = if goal == Goal::Nested { 2 } else { 1 };
@@ -246,12 +263,66 @@ fn parent(page: Area, goal: Goal, others: Others) {
             // The signal of its end is one too many.
             queued.is_none_or(|queued| queued == take_all()),
             !confined || is_confined(),
+            timers.as_ref().is_none_or(Timers::are_kept),
             !ticks || until("ticks", SOON, || page.get(0, TICKS) > ticked).is_ok(),
         ];
         let wrong = checks.iter().enumerate().filter(|(_, well)| !**well);
         let wrong = wrong.fold(0, |all, (bit, _)| all | 1 << bit);
         page.put(0, WRONG, page.get(0, WRONG) | wrong);
         page.put(0, DONE, round);
+    }
+}
+
+/// An interval timer and a POSIX timer, and when they end.
+struct Timers {
+    timer: libc::timer_t,
+    ends: [i64; 2],
+}
+
+impl Timers {
+    /// Nanoseconds.
+    const LAST: i64 = 3_600_000_000_000;
+    const EVERY: i64 = 5_000_000_000;
+
+    fn arm() -> Timers {
+        let time = |tv_sec| libc::timeval { tv_sec, tv_usec: 0 };
+        let wanted = libc::itimerval {
+            it_interval: time(Timers::EVERY / 1_000_000_000),
+            it_value: time(Timers::LAST / 1_000_000_000),
+        };
+        // SAFETY: the structure lives through the call.
+        unsafe {
+            libc::setitimer(
+                libc::ITIMER_REAL as _,
+                &raw const wanted,
+                std::ptr::null_mut(),
+            )
+        };
+        let times = [Timers::LAST, Timers::EVERY];
+        let timer = timers::create(libc::CLOCK_MONOTONIC, QUEUED[0], times, 0);
+        let mut armed = Timers {
+            timer,
+            ends: [0; 2],
+        };
+        armed.ends = armed.told().map(|(end, _)| end);
+        armed
+    }
+
+    /// When they end, and their intervals.
+    fn told(&self) -> [(i64, i64); 2] {
+        let now = timers::now(libc::CLOCK_MONOTONIC);
+        [
+            timers::told_interval(libc::ITIMER_REAL as _),
+            timers::told(self.timer),
+        ]
+        .map(|(left, every)| (now + left, every))
+    }
+
+    fn are_kept(&self) -> bool {
+        const NEAR: i64 = 400_000_000;
+        let told = self.told().into_iter().zip(self.ends);
+        told.into_iter()
+            .all(|((end, every), before)| (end - before).abs() < NEAR && every == Timers::EVERY)
     }
 }
 

@@ -7,6 +7,7 @@ mod pending;
 mod running;
 mod stopped;
 mod traced;
+pub(crate) mod traced_timers;
 
 use crate::registry::{Group, subject};
 
@@ -101,6 +102,11 @@ pub(crate) const GROUP: Group = Group {
             "traced-signal",
             "a traced child before a signal is delivered to it",
             traced::signalled,
+        ),
+        subject(
+            "traced-timers",
+            "a traced child with interval timers and POSIX timers",
+            traced_timers::timers,
         ),
         subject(
             "traced-attached",
