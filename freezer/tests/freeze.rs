@@ -108,7 +108,7 @@ fn a_vfork_parent_is_waited_for() {
          os.write(1,b'x')\n\
          CLONE_VFORK=0x4000\n\
          while 1:\n\
-         \x20if libc.syscall(56,CLONE_VFORK|17,0,0,0,0)==0: time.sleep(0.4); os._exit(0)\n\
+         \x20if libc.syscall(56,CLONE_VFORK|17,0,0,0,0)==0: time.sleep(0.05); os._exit(0)\n\
          \x20os.wait()\n",
     );
     until("it waits for its child", || state(subject.pid()) == 'D');

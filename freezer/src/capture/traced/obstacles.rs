@@ -24,6 +24,7 @@ const ANYBODY: u64 = 1 << 19 | 1 << 5;
 const DUMPABLE: u8 = 1;
 const SIGSTOP: i32 = 19;
 const SIG_DFL: u64 = 0;
+const TRACESYSGOOD: u64 = 1;
 const MORE_WAIT: &str = "more signals of the kind of its stop wait for it";
 const FORBIDDEN: &str = "its tracer might not be allowed to attach to it once more";
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
@@ -44,7 +45,7 @@ pub(super) fn of_stops<'a>(
     for (seen, stands) in threads.clone() {
         let stop = stands.stop.map_err(|why| refuse(pid, why.into()))?;
         let status = Status::read(pid, &format!("task/{}/status", seen.tid))?;
-        if let Some(why) = seen.obstacle(pid, (&status, stop), stands.seized)? {
+        if let Some(why) = seen.obstacle(pid, (&status, stop), stands)? {
             return Ok(Some(why));
         }
         waiting |= seen.own_mask(&status) | status.mask("ShdPnd");
@@ -105,10 +106,15 @@ impl Seen {
         &self,
         pid: Pid,
         (status, stop): (&Status, TracedStop),
-        seized: bool,
+        stands: &Stands,
     ) -> Result<Option<String>, FreezerError> {
         let told = |why: &str| Ok(Some(why.to_owned()));
+        let seized = stands.seized;
         let fits = match stop {
+            // Without the option they are not told from others (kernel/ptrace.c, ptrace_get_syscall_info).
+            TracedStop::Entry | TracedStop::Exit if stands.options & TRACESYSGOOD == 0 => {
+                self.call == CallStop::None
+            }
             TracedStop::Entry => self.call == CallStop::Entry,
             TracedStop::Exit => self.call == CallStop::Exit,
             TracedStop::Filter => self.call == CallStop::Other,

@@ -104,6 +104,16 @@ pub(crate) const GROUP: Group = Group {
             traced::signalled,
         ),
         subject(
+            "traced-entry-plain",
+            "a traced child before a system call, without PTRACE_O_TRACESYSGOOD",
+            traced::plain_entry,
+        ),
+        subject(
+            "traced-exit-plain",
+            "a traced child behind a system call, without PTRACE_O_TRACESYSGOOD",
+            traced::plain_exit,
+        ),
+        subject(
             "traced-timers",
             "a traced child with interval timers and POSIX timers",
             traced_timers::timers,

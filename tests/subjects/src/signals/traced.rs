@@ -341,6 +341,11 @@ pub(crate) fn listening(_: &Setting) -> Result<Watch> {
 /// A child before and behind a system call: `rounds` of the four stops are gone through in between. It calls `begin`
 /// before.
 pub(super) fn calling(stops_before: usize, begin: fn() -> Result<()>) -> Result<Watch> {
+    calling_with(PTRACE_O_TRACESYSGOOD, stops_before, begin)
+}
+
+/// With these options.
+fn calling_with(options: i32, stops_before: usize, begin: fn() -> Result<()>) -> Result<Watch> {
     const NUMBER: u64 = libc::SYS_getppid as u64;
     const ORIG_RAX: usize = 15;
     const RAX: usize = 10;
@@ -357,10 +362,11 @@ pub(super) fn calling(stops_before: usize, begin: fn() -> Result<()>) -> Result<
         }
     })?;
     stops(child, SIGSTOP)?;
-    request(PTRACE_SETOPTIONS, child, PTRACE_O_TRACESYSGOOD as u64)?;
+    request(PTRACE_SETOPTIONS, child, options as u64)?;
+    let good = if options == 0 { 0 } else { 0x80 };
     let next = move || {
         request(PTRACE_SYSCALL, child, 0)?;
-        stops(child, SIGTRAP | 0x80)
+        stops(child, SIGTRAP | good)
     };
     // Whatever raise(3) does on its way out.
     while registers(child)?[ORIG_RAX] != NUMBER {
@@ -400,6 +406,16 @@ pub(crate) fn entry(_: &Setting) -> Result<Watch> {
 /// Behind it.
 pub(crate) fn exit(_: &Setting) -> Result<Watch> {
     calling(1, || Ok(()))
+}
+
+/// Before it, as a tracer that has set no options is told.
+pub(crate) fn plain_entry(_: &Setting) -> Result<Watch> {
+    calling_with(0, 0, || Ok(()))
+}
+
+/// Behind it, the same.
+pub(crate) fn plain_exit(_: &Setting) -> Result<Watch> {
+    calling_with(0, 1, || Ok(()))
 }
 
 /// A stop that the tracer has not waited for yet, and a signal to come.
