@@ -135,7 +135,7 @@ impl<'a> Restore<'a> {
     }
 
     /// Live processes of the manifest, parents before children.
-    pub(crate) fn lives(&self) -> impl Iterator<Item = (Pid, &'a Live)> + use<'a> {
+    pub(crate) fn lives(&self) -> impl Iterator<Item = (Pid, &'a Live)> + Clone + use<'a> {
         let processes = self.manifest.processes.iter();
         processes.filter_map(|process| Some((process.pid, process.live()?)))
     }

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use sys::PAGE_SIZE_U64;
 use sys::batch::{Arg, CallIndex};
 
+const PROT_READ: u32 = 1;
 pub(super) const PROT_WRITE: u32 = 2;
 const MAP_SHARED: u64 = 0x1;
 const MAP_PRIVATE: u64 = 0x2;
@@ -297,13 +298,18 @@ pub(super) fn has_pages(vma: &Vma, mm: &AddressSpace) -> bool {
     mm.extents.get(from).is_some_and(|e| e.va < vma.end)
 }
 
-/// The protection that a mapping has until [`super::protect`] sets the one it had.
+/// The protection that a mapping has until [`super::protect`] sets the one it had. Anonymous memory is made alike: what
+/// has been protected since a child was forked is one mapping with its neighbours there.
 pub(super) fn made_with(vma: &Vma, mm: &AddressSpace, builder: &Builder<'_>) -> u32 {
     if is_segment(vma, builder.saved_objects) {
         return segments::attached_with(vma);
     }
     let writable = has_pages(vma, mm) || apart::accounted(vma);
-    vma.prot | if writable { PROT_WRITE } else { 0 }
+    let read = match vma.backing {
+        Backing::Anonymous { .. } => PROT_READ,
+        _ => 0,
+    };
+    vma.prot | if writable { read | PROT_WRITE } else { 0 }
 }
 
 fn extra_flags(vma: &Vma) -> u64 {

@@ -5,6 +5,7 @@
 //! | [`empty`] | takes a new process's own memory away |
 //! | [`inherit`] | what a process takes over from the one that forked it |
 //! | [`grow`] | what of that has grown since |
+//! | [`holes`] | what its parent has unmapped since |
 //! | [`map`] | makes the mappings |
 //! | [`apart`] | keeps neighbours apart that the kernel would make one mapping of |
 //! | [`segments`] | attaches System V shared memory |
@@ -27,6 +28,7 @@ pub(crate) mod cpu_clocks;
 pub(crate) mod empty;
 mod filters;
 mod grow;
+mod holes;
 mod inherit;
 mod layout;
 mod ldt;
@@ -48,7 +50,7 @@ use crate::processor::OneProcessor;
 use crate::restore::Restore;
 use crate::task::{Memory, Task};
 use pages::HugePages;
-use persist_mem::manifest::{Live, SharedObject};
+use persist_mem::manifest::{AddressSpace, Live, SharedObject};
 use persist_mem::store::PageStore;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
@@ -122,8 +124,10 @@ pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let family = memories.any(forked);
     for (pid, live) in restore.lives().filter(|(_, live)| live.mm_of.is_none()) {
         let inherited = contents(restore, pid, live)?;
+        let all = address_spaces(restore);
         let (builder, task) = builder(restore, pid)?;
         let leader = &mut task.first;
+        holes::make(&builder, leader, &live.mm, all)?;
         segments::attach(&builder, leader, &live.mm)?;
         let kin = protect::Kinship { inherited, family };
         protect::apply(&builder, leader, &live.mm, kin)?;
@@ -155,7 +159,8 @@ pub(crate) fn before_fork(
     if !own {
         return Ok(Vec::new());
     }
-    let locked = inherit::to_be_split(&owner.1.mm, &child.mm, objects);
+    let whole = holes::filled(&owner.1.mm, address_spaces(restore), objects);
+    let locked = inherit::to_be_split(&whole, &child.mm, objects);
     let mut calls = Calls::new(by, "splitting mappings", &mut restore.task(by)?.first);
     for (start, end) in &locked {
         let args = [(*start).into(), (end - start).into(), MLOCK_ONFAULT.into()];
@@ -193,22 +198,33 @@ fn contents(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<bool, Re
     let theirs = origin.and_then(|origin| restore.lives().find(|(pid, _)| *pid == origin));
     let objects = &restore.manifest.shared_objects;
     let theirs = theirs.filter(|(_, theirs)| inherit::related(&theirs.mm, &live.mm, objects));
+    let all = address_spaces(restore);
+    let mm = holes::filled(&live.mm, all.clone(), objects);
     let (builder, task) = builder(restore, pid)?;
     let leader = &mut task.first;
     if let Some((_, theirs)) = theirs {
-        inherit::adapt(&builder, leader, &theirs.mm, &live.mm)?;
-        vdso::adapt(pid, leader, &theirs.mm, &live.mm)?;
+        let theirs = holes::filled(&theirs.mm, all, objects);
+        inherit::adapt(&builder, leader, &theirs, &mm)?;
+        vdso::adapt(pid, leader, &theirs, &mm)?;
     } else {
         if origin.is_some() {
             empty::again(pid, leader, scratch)?;
         }
-        map::make(&builder, leader, &live.mm.vmas, &live.mm)?;
-        pages::fill_new(&builder, leader, &live.mm)?;
-        vdso::place(pid, leader, &live.mm, &builder.kernel.parked)?;
+        map::make(&builder, leader, &mm.vmas, &mm)?;
+        pages::fill_new(&builder, leader, &mm)?;
+        vdso::place(pid, leader, &mm, &builder.kernel.parked)?;
     }
     let inherited = theirs.is_some();
     task.memory = Memory::Own { inherited };
     Ok(inherited)
+}
+
+/// Those of all processes that have one of their own.
+fn address_spaces<'a>(
+    restore: &Restore<'a>,
+) -> impl Iterator<Item = &'a AddressSpace> + Clone + use<'a> {
+    let own = restore.lives().filter(|(_, live)| live.mm_of.is_none());
+    own.map(|(_, live)| &live.mm)
 }
 
 fn builder<'a>(

@@ -183,7 +183,7 @@ fn compare(vma: &Vma, parent: &[Vma], objects: &[SharedObject], found: &mut Diff
 }
 
 /// Whether two mappings show the same where they overlap, apart from what is set at the end.
-fn same_kind(one: &Vma, two: &Vma) -> bool {
+pub(in super::super) fn same_kind(one: &Vma, two: &Vma) -> bool {
     /// Fixed when a mapping is made, but for `hg`, which cannot be taken back.
     const FLAGS: [&[u8; 2]; 4] = [b"gd", b"nr", b"hg", b"mw"];
     // Droppable memory does not survive a fork.

@@ -12,7 +12,7 @@ use super::{Builder, map, pages};
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use difference::{difference, end, overlaps, range_of};
-pub(super) use difference::{is_segment, moved};
+pub(super) use difference::{is_segment, moved, same_kind};
 use persist_mem::manifest::{AddressSpace, Backing, PageRange, SharedObject, Vma};
 use sys::PAGE_SIZE_U64;
 use sys::tracee::Tracee;
@@ -39,6 +39,11 @@ pub(super) fn related(
     }
     let same = difference(parent, child, objects).same;
     same.iter().map(|range| range.pages).sum::<u64>() >= WORTH
+}
+
+/// Whether it is the kernel's code.
+pub(super) fn is_vdso(vma: &Vma) -> bool {
+    vma.backing == Backing::Vdso
 }
 
 fn kernels(vma: &&Vma) -> bool {

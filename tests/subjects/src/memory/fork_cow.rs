@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use libc::{MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE};
 
-use crate::kit::{Area, Kin, Setting, Watch, procfs};
+use crate::kit::{Area, Kin, PAGE, Setting, Watch, procfs};
 
 /// 8 MiB.
 const PAGES: usize = 2048;
@@ -92,4 +92,62 @@ pub(crate) fn mapped_anew(setting: &Setting) -> Result<Watch> {
         child.borrow_mut().check()
     })
     .spoiled_by(move || other.borrow().spoil()))
+}
+
+/// A child has whole what its parent has unmapped and protected in the middle since the fork, and can make it longer.
+pub(crate) fn parent_changed(setting: &Setting) -> Result<Watch> {
+    const SMALL: usize = 64;
+    let [holed, guarded, private] = {
+        let file = memfd(SMALL)?;
+        let private = Area::map(SMALL, PROT_READ | PROT_WRITE, MAP_PRIVATE, file)?;
+        crate::kit::files::close(file);
+        [Area::anonymous(SMALL)?, Area::anonymous(SMALL)?, private]
+    };
+    let all = [holed, guarded, private];
+    for area in &all {
+        area.part(0, SMALL - 2).fill(18);
+    }
+    let lines = move || {
+        let lines = procfs::maps()?.into_iter();
+        let within = move |line: &String| {
+            let (start, _) = procfs::range(line).unwrap_or_default();
+            all.iter().any(|area| {
+                let first = area.page(0) as u64;
+                (first..first + (SMALL * PAGE) as u64).contains(&start)
+            })
+        };
+        // Without inodes: memfds get others.
+        let short = |line: String| line.split(' ').take(3).collect::<Vec<_>>().join(" ");
+        anyhow::Ok(lines.filter(within).map(short).collect::<Vec<_>>())
+    };
+    let child = Kin::start(setting, "child", move |_| {
+        let watch = Watch::keep(lines)?.and(Watch::new(move || {
+            all.iter()
+                .try_for_each(|area| area.part(0, SMALL - 2).check(18))
+        }));
+        Ok(watch.spoiled_by(move || all[0].part(9, 1).protect(PROT_READ)))
+    })?;
+    holed.part(20, 8).unmap()?;
+    holed.part(40, 1).unmap()?;
+    holed.part(0, 3).unmap()?;
+    guarded.part(20, 8).protect(0)?;
+    private.part(20, 8).unmap()?;
+    let kept = Watch::keep(lines)?;
+    let child = std::rc::Rc::new(std::cell::RefCell::new(child));
+    let other = child.clone();
+    Ok(kept
+        .and(Watch::new(move || child.borrow_mut().check()))
+        .spoiled_by(move || other.borrow().spoil()))
+}
+
+/// Memory with a descriptor.
+fn memfd(pages: usize) -> Result<i32> {
+    // SAFETY: the name is a C string.
+    let file = unsafe { libc::memfd_create(c"private".as_ptr(), 0) };
+    crate::kit::fd("memfd_create", file)?;
+    // SAFETY: a call on a descriptor of ours.
+    crate::kit::sys("ftruncate", unsafe {
+        libc::ftruncate(file, (pages * PAGE) as i64)
+    })?;
+    Ok(file)
 }

@@ -134,6 +134,11 @@ pub(crate) const GROUP: Group = Group {
             fork_cow::mapped_anew,
         ),
         subject(
+            "fork-holes",
+            "mappings of a child that its parent has unmapped and protected in part since",
+            fork_cow::parent_changed,
+        ),
+        subject(
             "memfd",
             "memfd with contents, offset and mapping",
             memfd::start,
