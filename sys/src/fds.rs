@@ -181,11 +181,11 @@ fn reopen_by_handle(fd: &impl AsFd, flags: nix::fcntl::OFlag) -> Result<OwnedFd>
     }
 }
 
-/// lseek(2) from the start.
+/// lseek(2) from the start; files of memory (`/proc/PID/mem`) have offsets up to the last address.
 ///
 /// # Errors
 /// `ESPIPE` for what has no offset, `EINVAL`.
 pub fn seek(fd: impl AsFd, offset: u64) -> Result<()> {
-    let offset = i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+    let offset = offset.cast_signed();
     nix::unistd::lseek64(fd, offset, nix::unistd::Whence::SeekSet).map(drop)
 }

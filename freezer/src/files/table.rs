@@ -229,7 +229,7 @@ impl Table {
         self.descriptions.push(Description {
             id,
             flags: open.flags()? | if queue { mqueue::kept_flag(&open) } else { 0 },
-            pos: told.info.number("pos", 10).unwrap_or(0),
+            pos: told.info.position(),
             owner: owner::capture(&open)?,
             hint: hint(&open)?,
             denied: self.denied(&open, &kind)?,

@@ -54,6 +54,13 @@ impl FdInfo {
         })
     }
 
+    /// The file position. It is told as a signed number, and that of a file of memory (`/proc/PID/mem`) may be any address.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        let told = self.value("pos").and_then(|pos| pos.parse::<i64>().ok());
+        told.map_or(0, i64::cast_unsigned)
+    }
+
     /// A number in the given base; None when missing or not a number.
     #[must_use]
     pub fn number(&self, key: &str, base: u32) -> Option<u64> {
