@@ -2,8 +2,8 @@
 
 use super::open::{O_PATH, Open};
 use super::{
-    deleted, device, epoll, fanotify, fifo, inotify, memfd, mqueue, path, pidfd, pseudo, signalfd,
-    socket, terminal, timerfd,
+    deleted, device, epoll, fanotify, fifo, inotify, memfd, mqueue, path, pidfd, pseudo, ruleset,
+    signalfd, socket, terminal, timerfd,
 };
 use crate::FreezerError;
 use crate::kernel::Nature;
@@ -43,6 +43,7 @@ pub(super) fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<Class, 
         b"anon_inode:[eventpoll]" => epoll::capture(open)?,
         b"anon_inode:inotify" => inotify::capture(open)?,
         b"anon_inode:[fanotify]" => fanotify::capture(open)?,
+        b"anon_inode:[landlock-ruleset]" => ruleset::capture(open)?,
         b"anon_inode:[pidfd]" => pidfd::capture(open)?,
         link if link.starts_with(b"pidfd:") => pidfd::capture(open)?,
         link if link.starts_with(b"pipe:") => return Ok(Class::Pipe),
@@ -76,7 +77,8 @@ const ANONYMOUS: [(&[u8], &str); 7] = [
 ];
 
 /// Names of `anon_inode:` links of what is carried.
-const CARRIED: [&[u8]; 8] = [
+const CARRIED: [&[u8]; 9] = [
+    b"[landlock-ruleset]",
     b"[io_uring]",
     b"[eventfd]",
     b"[signalfd]",

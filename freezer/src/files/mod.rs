@@ -33,6 +33,7 @@ mod place;
 mod pseudo;
 mod removed;
 mod restricted;
+mod ruleset;
 pub(crate) mod sent;
 mod signalfd;
 mod socket;

@@ -93,6 +93,13 @@ const SHAPES: [Fields; 3] = [
     },
 ];
 
+/// A ruleset since 7.3, which has been the same as a domain before.
+const RULESET: Fields = Fields {
+    structure: "landlock_ruleset",
+    roots: [Some("rules.root_inode"), Some("rules.root_net_port")],
+    masks: "handled_masks",
+};
+
 impl Kernel {
     /// The domain that credentials lead to; `security` is the address of Landlock's part of them.
     pub(crate) fn domain(&mut self, security: u64) -> Result<Domain, Unreadable> {
@@ -121,24 +128,62 @@ impl Kernel {
                 log: logged[index],
             });
         }
+        Ok(Domain {
+            layers,
+            rules: self.all_rules(at, shape)?,
+        })
+    }
+
+    /// The only layer of the ruleset that an open file is.
+    pub(crate) fn ruleset(&mut self, file: u64) -> Result<Domain, Unreadable> {
+        let private = self.btf.field("file", "private_data")?.offset;
+        let at = self.word(file.wrapping_add(private), "a ruleset of Landlock")?;
+        let shape = if self.has_fields(&RULESET) {
+            &RULESET
+        } else {
+            self.shape()?
+        };
+        let masks = self.btf.field(shape.structure, shape.masks)?.offset;
+        let handled = self.masks(at.wrapping_add(masks), 1)?;
+        let quiet = match self.btf.field(shape.structure, "quiet_masks") {
+            Ok(field) => self.masks(at.wrapping_add(field.offset), 1)?,
+            Err(_) => vec![[0; 3]],
+        };
+        let layer = Layer {
+            handled: *handled.first().ok_or(WRONG)?,
+            quiet: *quiet.first().ok_or(WRONG)?,
+            ..Layer::default()
+        };
+        Ok(Domain {
+            layers: vec![layer],
+            rules: self.all_rules(at, shape)?,
+        })
+    }
+
+    /// The rules of a domain or ruleset.
+    fn all_rules(&mut self, at: u64, shape: &Fields) -> Result<Vec<Rule>, Unreadable> {
         let mut rules = Vec::new();
         for (index, root) in shape.roots.iter().enumerate() {
             let Some(root) = root else { continue };
             let root = self.btf.field(shape.structure, root)?.offset;
-            let root = self.word(at.wrapping_add(root), "a domain of Landlock")?;
+            let root = self.word(at.wrapping_add(root), "rules of Landlock")?;
             self.rules(root, index == 0, &mut rules)?;
         }
-        Ok(Domain { layers, rules })
+        Ok(rules)
     }
 
     fn shape(&self) -> Result<&'static Fields, Unreadable> {
         let has = |shape: &&Fields| {
-            let roots = shape.roots.iter().flatten();
-            let mut all = roots.chain([&shape.masks, &"hierarchy"]);
-            all.all(|path| self.btf.field(shape.structure, path).is_ok())
+            let hierarchy = self.btf.field(shape.structure, "hierarchy");
+            hierarchy.is_ok() && self.has_fields(shape)
         };
         let found = SHAPES.iter().find(has);
         found.ok_or_else(|| Unreadable::NoField("domain of Landlock that is known".into()))
+    }
+
+    fn has_fields(&self, shape: &Fields) -> bool {
+        let mut all = shape.roots.iter().flatten().chain([&shape.masks]);
+        all.all(|path| self.btf.field(shape.structure, path).is_ok())
     }
 
     /// The nodes of a domain's layers, the first one at the start. Those of kupgrade's own domain are among them.

@@ -16,6 +16,7 @@ use find::this_thread;
 use objects::Objects;
 use persist_mem::manifest::{Layer, LayerRule, Live, Rights};
 use std::collections::BTreeSet;
+use std::os::fd::BorrowedFd;
 use sys::{Pid, Tid};
 use together::Everybody;
 
@@ -177,32 +178,66 @@ fn common(domain: &Domain, own: &[u64]) -> usize {
 
 /// The layers of a domain but those that this process has, or why they cannot be made again.
 fn layers(domain: &Domain, own: &[u64], objects: &mut Objects) -> Result<Vec<Layer>, String> {
-    let rights = |[fs, net, scope]: [u64; 3]| Rights { fs, net, scope };
     let mut found = Vec::new();
     for (level, layer) in (1..).zip(&domain.layers).skip(common(domain, own)) {
-        let mut rules = Vec::new();
-        for rule in &domain.rules {
-            let Some(part) = rule.parts.iter().find(|part| part.level == level) else {
-                continue;
-            };
-            let Some((object, handled)) = objects.name(rule.object, &layer.handled)? else {
-                continue;
-            };
-            rules.push(LayerRule {
-                object,
-                allowed: part.access & handled,
-                quiet: part.quiet,
-            });
-        }
-        rules.sort_by(|one, other| one.object.cmp(&other.object));
         found.push(Layer {
             handled: rights(layer.handled),
             quiet: rights(layer.quiet),
             log: layer.log,
-            rules,
+            rules: rules(domain, level, &layer.handled, objects)?,
         });
     }
     Ok(found)
+}
+
+/// What a level of a domain, or a ruleset (level 0), says in its rules.
+fn rules(
+    domain: &Domain,
+    level: u32,
+    handled: &[u64; 3],
+    objects: &mut Objects,
+) -> Result<Vec<LayerRule>, String> {
+    let mut rules = Vec::new();
+    for rule in &domain.rules {
+        let Some(part) = rule.parts.iter().find(|part| part.level == level) else {
+            continue;
+        };
+        let Some((object, handled)) = objects.name(rule.object, handled)? else {
+            continue;
+        };
+        rules.push(LayerRule {
+            object,
+            allowed: part.access & handled,
+            quiet: part.quiet,
+        });
+    }
+    rules.sort_by(|one, other| one.object.cmp(&other.object));
+    Ok(rules)
+}
+
+fn rights([fs, net, scope]: [u64; 3]) -> Rights {
+    Rights { fs, net, scope }
+}
+
+/// The ruleset that an open file is.
+///
+/// # Errors
+/// Why it cannot be made again.
+pub(crate) fn ruleset(file: BorrowedFd<'_>) -> Result<Layer, String> {
+    let read = patiently(|| {
+        kernel::look(|kernel| {
+            let file = kernel.own_file(file)?;
+            kernel.ruleset(file)
+        })
+    });
+    let read = read.map_err(|why| format!("a ruleset of Landlock cannot be read: {why}"))?;
+    let layer = read.layers.first().cloned().unwrap_or_default();
+    Ok(Layer {
+        handled: rights(layer.handled),
+        quiet: rights(layer.quiet),
+        log: 0,
+        rules: rules(&read, 0, &layer.handled, &mut Objects::default())?,
+    })
 }
 
 /// How many layers its threads have to be in together, or why domains of a process cannot be made again.

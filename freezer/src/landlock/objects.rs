@@ -40,13 +40,12 @@ impl Objects {
 
 /// A path of an inode in the kernel. None when nobody has it open and it has no name.
 fn path(inode: u64) -> Result<Option<Vec<u8>>, String> {
-    let lost = |why: &str| format!("it has restricted itself with Landlock, and {why}");
     let (names, number, links) = kernel::look(|kernel| {
         let names = kernel.known_names(inode)?;
         let found = kernel.fields(inode, "inode", &["i_ino", "i_nlink"])?;
         Ok((names, found[0], found[1]))
     })
-    .map_err(|why| lost(&format!("what a rule is about cannot be read: {why}")))?;
+    .map_err(|why| format!("what a rule of Landlock is about cannot be read: {why}"))?;
     if links == 0 && !names.open {
         return Ok(None);
     }
@@ -65,9 +64,9 @@ fn path(inode: u64) -> Result<Option<Vec<u8>>, String> {
             return Ok(Some(path));
         }
     }
-    Err(lost(&format!(
-        "no path of what a rule is about (inode {number}) was found"
-    )))
+    Err(format!(
+        "no path of what a rule of Landlock is about (inode {number}) was found"
+    ))
 }
 
 /// Whether a path leads to this inode and no other.

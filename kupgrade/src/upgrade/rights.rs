@@ -1,7 +1,7 @@
 //! Whether the other kernel knows the rights that processes have given up with Landlock.
 
 use freezer::Refusal;
-use persist_mem::manifest::{Manifest, Process, Rights};
+use persist_mem::manifest::{DescriptionKind, Manifest, Process, Rights};
 use std::path::Path;
 
 /// Since when a kernel has how many rights: of files, of the network, scopes (landlock(7)).
@@ -36,7 +36,10 @@ pub(super) fn refusals(kernels: &Kernels<'_>, manifest: &Manifest) -> Vec<Refusa
         };
         let denied = |id| {
             let description = manifest.description(id);
-            description.is_some_and(|one| one.denied & !known.fs != 0)
+            description.is_some_and(|one| match &one.kind {
+                DescriptionKind::Ruleset(layer) => beyond(layer.handled),
+                _ => one.denied & !known.fs != 0,
+            })
         };
         live.layers.iter().any(|layer| beyond(layer.handled))
             || live.files.iter().any(|file| denied(file.description))

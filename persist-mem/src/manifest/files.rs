@@ -1,7 +1,7 @@
 //! Files and open file descriptions.
 
 use super::FileTime;
-use super::{Ring, Socket};
+use super::{Layer, Ring, Socket};
 use serde::{Deserialize, Serialize};
 use sys::Pid;
 use sys::handle::Handle;
@@ -260,6 +260,8 @@ pub enum DescriptionKind {
         /// Packets that were sent through the interface and not read yet.
         unread: Vec<Vec<u8>>,
     },
+    /// landlock_create_ruleset(2).
+    Ruleset(Layer),
     /// io_uring_setup(2).
     Ring(Box<Ring>),
     /// socket(2), whatever its family.

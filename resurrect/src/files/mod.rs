@@ -30,6 +30,7 @@ mod pipe;
 pub(crate) mod pseudo;
 mod removed;
 mod restricted;
+mod ruleset;
 mod signalfd;
 mod socket;
 pub(crate) mod terminal;
@@ -312,6 +313,7 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
             Err(opening.failed("opening it")(Errno::ENOENT))
         }
         DescriptionKind::EventFd { count, semaphore } => eventfd::open(opening, *count, *semaphore),
+        DescriptionKind::Ruleset(layer) => ruleset::open(opening, layer),
         DescriptionKind::SignalFd { mask } => signalfd::open(opening, *mask),
         DescriptionKind::TimerFd { .. } => timerfd::open(opening),
         DescriptionKind::Ring(ring) => uring::open(opening, ring),

@@ -14,6 +14,8 @@ const EVENT: usize = 16;
 const SHORT_NAME: usize = 64;
 /// Longest name (`NAME_MAX`).
 const LONGEST_NAME: usize = 255;
+/// How many may wait in a new queue.
+const LIMIT: &str = "/proc/sys/fs/inotify/max_queued_events";
 /// More events than anybody lets wait (`fs.inotify.max_queued_events` is 16384 as a rule).
 const MOST: usize = 1 << 20;
 /// What a program is shown of a mask: `IN_ALL_EVENTS`, `IN_UNMOUNT`, `IN_Q_OVERFLOW`, `IN_IGNORED`,
@@ -33,7 +35,7 @@ pub(super) struct Kept {
     pub(super) next: i32,
     /// Events, the oldest first.
     pub(super) events: Vec<WatchEvent>,
-    /// How many events may wait.
+    /// How many events may wait, in a new queue as well.
     most: usize,
 }
 
@@ -49,34 +51,42 @@ impl Kept {
 
     /// Why they cannot be queued again. None when they can.
     pub(super) fn obstacle(&self) -> Option<&'static str> {
-        // One place is taken while they are queued.
-        if self.events.len() + 2 > self.most {
+        let lost = |event: &WatchEvent| event.mask & IN_Q_OVERFLOW != 0;
+        if let Some(before) = self.events.iter().position(lost) {
+            // It comes when the queue is full, and what came after it has the places of what was read since.
+            let after = self.events.len() - before - 1;
+            if before > self.most || after > 0 && before + after + 1 > self.most {
+                return Some("more than a new queue has room for have not been read yet");
+            }
+        } else if self.events.len() + 2 > self.most {
+            // One place is taken while they are queued.
             return Some("as many as there may be have not been read yet");
         }
-        self.events.iter().enumerate().find_map(|(at, event)| {
-            let next = self.events.get(at + 1);
-            let ignored = |next: &WatchEvent| {
-                next.mask & IN_IGNORED != 0 && next.number == event.number
-            };
-            let other_half = |other: &WatchEvent| {
-                other.mask & IN_MOVED_TO != 0 && other.cookie == event.cookie
-            };
-            if event.mask & IN_Q_OVERFLOW != 0 {
-                Some("some were lost, and those before have not been read yet")
-            } else if event.mask & IN_UNMOUNT != 0 {
-                Some("one of an unmounted file system has not been read yet")
-            } else if event.mask & IN_DELETE_SELF != 0 && !next.is_some_and(ignored) {
-                Some("one of a removed file has not been read yet, with others before its watch's end")
-            } else if event.mask & IN_MOVED_FROM != 0
-                && self.events.iter().skip(at + 2).any(other_half)
-            {
-                Some("those of a move have not been read yet, with others between them")
-            } else if (event.mask & (IN_ALL_EVENTS | IN_IGNORED)).count_ones() != 1 {
-                Some("one of an unknown kind has not been read yet")
-            } else {
-                None
-            }
-        })
+        (0..self.events.len()).find_map(|at| self.obstacle_at(at))
+    }
+
+    /// What is the matter with an event.
+    fn obstacle_at(&self, at: usize) -> Option<&'static str> {
+        let event = self.events.get(at)?;
+        // What is lost with an end of a watch is that end.
+        let ended = |next: &WatchEvent| {
+            next.mask & IN_IGNORED != 0 && next.number == event.number
+                || next.mask & IN_Q_OVERFLOW != 0
+        };
+        let other_half =
+            |other: &WatchEvent| other.mask & IN_MOVED_TO != 0 && other.cookie == event.cookie;
+        if event.mask & IN_UNMOUNT != 0 {
+            Some("one of an unmounted file system has not been read yet")
+        } else if event.mask & IN_DELETE_SELF != 0 && !self.events.get(at + 1).is_some_and(ended) {
+            Some("one of a removed file has not been read yet, with others before its watch's end")
+        } else if event.mask & IN_MOVED_FROM != 0 && self.events.iter().skip(at + 2).any(other_half)
+        {
+            Some("those of a move have not been read yet, with others between them")
+        } else if (event.mask & (IN_ALL_EVENTS | IN_IGNORED | IN_Q_OVERFLOW)).count_ones() != 1 {
+            Some("one of an unknown kind has not been read yet")
+        } else {
+            None
+        }
     }
 }
 
@@ -134,10 +144,12 @@ pub(super) fn read(kernel: &mut Kernel, notify: &OwnedFd) -> Result<Kept, Unread
         events.push(event);
         link = after;
     }
+    let now = std::fs::read_to_string(LIMIT).ok();
+    let now = now.and_then(|text| text.trim().parse().ok());
     Ok(Kept {
         next: next.cast_signed(),
         events,
-        most: most as usize,
+        most: now.unwrap_or(usize::MAX).min(most as usize),
     })
 }
 
@@ -213,11 +225,17 @@ mod tests {
         let ignored = event(3, IN_IGNORED, 0, b"");
         assert_eq!(kept(vec![gone.clone(), ignored]).obstacle(), None);
         assert!(kept(vec![gone, other.clone()]).obstacle().is_some());
-        assert!(
-            kept(vec![event(-1, IN_Q_OVERFLOW, 0, b"")])
-                .obstacle()
-                .is_some()
-        );
-        assert!(kept(vec![other; 99]).obstacle().is_some());
+        assert!(kept(vec![other.clone(); 99]).obstacle().is_some());
+        let lost = event(-1, IN_Q_OVERFLOW, 0, b"");
+        let full = |before: usize, after: usize| {
+            let mut events = vec![other.clone(); before];
+            events.push(lost.clone());
+            events.extend(vec![other.clone(); after]);
+            kept(events).obstacle()
+        };
+        assert_eq!((full(100, 0), full(90, 9)), (None, None));
+        assert!(full(101, 0).is_some() && full(90, 10).is_some() && full(100, 1).is_some());
+        let end = event(3, IN_DELETE_SELF, 0, b"");
+        assert_eq!(kept(vec![end, lost]).obstacle(), None);
     }
 }

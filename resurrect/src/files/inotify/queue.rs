@@ -11,6 +11,8 @@
 //! 2. Padding comes behind that, and the events that are wanted behind the padding, so that it is full.
 //! 3. The watches end, and the queue does not change.
 //! 4. `IN_Q_OVERFLOW` and the padding are read. What is left are the events.
+//!
+//! Where `IN_Q_OVERFLOW` is one of the events, it comes in its place.
 
 use super::stand_ins::StandIns;
 use nix::fcntl::{OFlag, openat};
@@ -26,38 +28,100 @@ const EVENT: usize = 16;
 const SOME: usize = 1024;
 const IN_CLOSE_NOWRITE: u32 = 0x10;
 const IN_OPEN: u32 = 0x20;
+const IN_Q_OVERFLOW: u32 = 0x4000;
 
 /// Makes the queue of `notify`, which has no watches yet, hold these events.
 pub(super) fn fill(notify: &OwnedFd, events: &[WatchEvent]) -> sys::Result<()> {
     let free = (1..).find(|number| events.iter().all(|event| event.number != *number));
-    let mut stand_ins = StandIns::new(notify, events)?;
-    let mut padding = Padding::new(&stand_ins, notify, free.ok_or(Errno::ENOSPC)?)?;
-    let most = overfill(notify, &mut padding)?;
-    let between = most.checked_sub(1 + events.len()).ok_or(Errno::ENOBUFS)?;
-    for _ in 0..between {
-        padding.add()?;
+    let mut queue = Queue {
+        notify,
+        padding: None,
+        stand_ins: StandIns::new(notify, events)?,
+    };
+    let padding = Padding::new(&queue.stand_ins, notify, free.ok_or(Errno::ENOSPC)?)?;
+    let padding = queue.padding.insert(padding);
+    let most = overfill(notify, padding)?;
+    let lost = events
+        .iter()
+        .position(|event| event.mask & IN_Q_OVERFLOW != 0);
+    match lost.map(|at| events.split_at(at)) {
+        Some((before, after)) => queue.full(most, before, after.get(1..).unwrap_or_default()),
+        None => queue.not_full(most, events),
     }
-    let mut rest = events;
-    while !rest.is_empty() {
-        let caused = stand_ins.cause(rest)?;
-        rest = rest.get(caused..).unwrap_or_default();
+}
+
+/// A queue that is being filled.
+struct Queue<'a> {
+    notify: &'a OwnedFd,
+    padding: Option<Padding>,
+    stand_ins: StandIns<'a>,
+}
+
+impl Queue<'_> {
+    /// It holds `IN_Q_OVERFLOW` to begin with.
+    fn not_full(mut self, most: usize, events: &[WatchEvent]) -> sys::Result<()> {
+        let between = most.checked_sub(1 + events.len()).ok_or(Errno::ENOBUFS)?;
+        self.pad(between)?;
+        self.cause(events)?;
+        self.finish(1 + between, events)
     }
-    let size: usize = events.iter().map(size).sum();
-    let whole = size + (1 + between) * EVENT;
-    // One less or one more, and the ends of the watches would be among them.
-    if sys::files::readable(notify)? != whole {
-        return Err(Errno::EPROTO);
+
+    /// Events were lost behind `before`, and others came when some had been read. It is filled as it was, with
+    /// padding for what was read: as much of it stays until the watches end as there is room behind.
+    fn full(mut self, most: usize, before: &[WatchEvent], after: &[WatchEvent]) -> sys::Result<()> {
+        take(self.notify, 1)?;
+        let read = most.checked_sub(before.len()).ok_or(Errno::ENOBUFS)?;
+        self.pad(read)?;
+        self.cause(before)?;
+        // One more than there is room for.
+        self.pad(1)?;
+        let taken = if after.is_empty() { 0 } else { after.len() + 1 };
+        let left = read.checked_sub(taken).ok_or(Errno::ENOBUFS)?;
+        take(self.notify, taken)?;
+        self.cause(after)?;
+        let lost = WatchEvent {
+            number: -1,
+            mask: IN_Q_OVERFLOW,
+            cookie: 0,
+            name: Vec::new(),
+        };
+        self.finish(left, &[before, &[lost], after].concat())
     }
-    stand_ins.end()?;
-    padding.end(notify)?;
-    if sys::files::readable(notify)? != whole {
-        return Err(Errno::EPROTO);
+
+    fn pad(&mut self, count: usize) -> sys::Result<()> {
+        let padding = self.padding.as_mut().ok_or(Errno::EPROTO)?;
+        (0..count).try_for_each(|_| padding.add())
     }
-    take(notify, 1 + between)?;
-    if sys::files::readable(notify)? == size {
+
+    fn cause(&mut self, events: &[WatchEvent]) -> sys::Result<()> {
+        let mut rest = events;
+        while !rest.is_empty() {
+            let caused = self.stand_ins.cause(rest)?;
+            rest = rest.get(caused..).unwrap_or_default();
+        }
         Ok(())
-    } else {
-        Err(Errno::EPROTO)
+    }
+
+    /// Ends the watches, and takes out so many that are before the events.
+    fn finish(mut self, before: usize, events: &[WatchEvent]) -> sys::Result<()> {
+        let size: usize = events.iter().map(size).sum();
+        let whole = size + before * EVENT;
+        // One less or one more, and the ends of the watches would be among them.
+        if sys::files::readable(self.notify)? != whole {
+            return Err(Errno::EPROTO);
+        }
+        self.stand_ins.end()?;
+        let padding = self.padding.take().ok_or(Errno::EPROTO)?;
+        padding.end(self.notify)?;
+        if sys::files::readable(self.notify)? != whole {
+            return Err(Errno::EPROTO);
+        }
+        take(self.notify, before)?;
+        if sys::files::readable(self.notify)? == size {
+            Ok(())
+        } else {
+            Err(Errno::EPROTO)
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use std::os::unix::ffi::OsStrExt;
 use sys::batch::Batch;
 use sys::landlock::Object;
 use sys::tracee::Tracee;
-use sys::{Pid, Tid};
+use sys::{Errno, Pid, Tid};
 pub(crate) use together::{Bridges, Early, before_fork, before_threads, end_bridges, kill_bridges};
 
 /// Versions that have flags of landlock_restrict_self(2), and quiet rules.
@@ -42,7 +42,8 @@ pub(crate) fn take(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         if live.threads.iter().all(|thread| thread.layers.len() <= has) {
             continue;
         }
-        let made = live.layers.iter().map(|layer| make(pid, layer));
+        let failed = |doing, errno| ResurrectError::call(pid, doing)(errno);
+        let made = live.layers.iter().map(|layer| make(layer, &failed));
         let made: Vec<OwnedFd> = made.collect::<Result<_, _>>()?;
         let tables: BTreeSet<Table> = live.threads.iter().map(|one| table(pid, one)).collect();
         let pidfd = restore.self_pidfd.as_raw_fd();
@@ -132,8 +133,11 @@ fn keeper<'a>(
     })
 }
 
+/// How a failed call is told.
+pub(crate) type Failed<'a> = &'a dyn Fn(&'static str, Errno) -> ResurrectError;
+
 /// A ruleset like a layer.
-fn make(pid: Pid, layer: &Layer) -> Result<OwnedFd, ResurrectError> {
+pub(crate) fn make(layer: &Layer, failed: Failed<'_>) -> Result<OwnedFd, ResurrectError> {
     let quiet = sys::landlock::version() >= HAS_QUIET;
     let (handled, muted) = (layer.handled, layer.quiet);
     let muted = if quiet { muted } else { Default::default() };
@@ -145,20 +149,24 @@ fn make(pid: Pid, layer: &Layer) -> Result<OwnedFd, ResurrectError> {
         muted.net,
         muted.scope,
     ];
-    let failed = || ResurrectError::call(pid, "making a ruleset of Landlock");
-    let ruleset = sys::landlock::ruleset(&attributes).map_err(failed())?;
+    let ruleset = sys::landlock::ruleset(&attributes)
+        .map_err(|errno| failed("making a ruleset of Landlock", errno))?;
     for rule in &layer.rules {
         let quiet = quiet && rule.quiet;
         if rule.allowed != 0 || quiet {
-            add(pid, &ruleset, rule, quiet)?;
+            add(&ruleset, rule, quiet, failed)?;
         }
     }
     Ok(ruleset)
 }
 
-fn add(pid: Pid, ruleset: &OwnedFd, rule: &LayerRule, quiet: bool) -> Result<(), ResurrectError> {
-    let failed = || ResurrectError::call(pid, "adding a rule of Landlock");
-    match &rule.object {
+fn add(
+    ruleset: &OwnedFd,
+    rule: &LayerRule,
+    quiet: bool,
+    failed: Failed<'_>,
+) -> Result<(), ResurrectError> {
+    let added = match &rule.object {
         LayerObject::Port(port) => {
             sys::landlock::add_rule(ruleset, Object::Port(*port), rule.allowed, quiet)
         }
@@ -172,6 +180,6 @@ fn add(pid: Pid, ruleset: &OwnedFd, rule: &LayerRule, quiet: bool) -> Result<(),
             let object = Object::Beneath(file.as_fd());
             sys::landlock::add_rule(ruleset, object, rule.allowed, quiet)
         }
-    }
-    .map_err(failed())
+    };
+    added.map_err(|errno| failed("adding a rule of Landlock", errno))
 }

@@ -194,7 +194,8 @@ fn enforce_first(
     }
     let layers = layers.iter().filter_map(|at| live.layers.get(*at as usize));
     let layers: Vec<_> = layers.collect();
-    let made = layers.iter().map(|layer| make(pid, layer));
+    let failed = |doing, errno| ResurrectError::call(pid, doing)(errno);
+    let made = layers.iter().map(|layer| make(layer, &failed));
     let made: Vec<OwnedFd> = made.collect::<Result<_, _>>()?;
     let flags: Vec<u32> = layers.iter().map(|layer| super::flags(layer)).collect();
     let ends = socket::pair(AF_UNIX, SOCK_STREAM, 0);

@@ -169,6 +169,60 @@ pub(crate) fn queue(setting: &Setting) -> Result<Watch> {
     }))
 }
 
+/// Two full queues: one that nobody has read, and one of which some was read and more has come since.
+pub(crate) fn full(setting: &Setting) -> Result<Watch> {
+    let dir = setting.fresh("dir");
+    fs::create_dir(&dir)?;
+    let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events")?;
+    let most: usize = most.trim().parse()?;
+    let again = move || -> Result<([i32; 2], [Vec<(i32, u32)>; 2])> {
+        let both = [init()?, init()?];
+        for notify in both {
+            watch(notify, &dir, IN_CREATE | IN_DELETE)?;
+        }
+        for _ in 0..most / 2 + 2 {
+            fs::write(dir.join("a"), "")?;
+            fs::remove_file(dir.join("a"))?;
+        }
+        // Events have a name of 16 bytes.
+        read(both[1], 5 * 32)?;
+        fs::write(dir.join("a"), "")?;
+        fs::remove_file(dir.join("a"))?;
+        let mut expected = vec![(1, IN_CREATE), (1, IN_DELETE)].repeat(most / 2);
+        expected.push((-1, libc::IN_Q_OVERFLOW));
+        let mut other = expected.split_off(5);
+        expected.extend(other.iter().copied());
+        other.extend([(1, IN_CREATE), (1, IN_DELETE)]);
+        Ok((both, [expected, other]))
+    };
+    let all = |notify| {
+        let mut found = Vec::new();
+        loop {
+            match events(notify) {
+                none if none.is_empty() => return found,
+                some => found.extend(some),
+            }
+        }
+    };
+    let state = std::rc::Rc::new(std::cell::RefCell::new(again()?));
+    let spoiled = state.clone();
+    Ok(Watch::new(move || {
+        let (both, expected) = state.borrow().clone();
+        for (notify, expected) in both.into_iter().zip(&expected) {
+            let found = all(notify);
+            same("number of events", &expected.len(), &found.len())?;
+            anyhow::ensure!(*expected == found, "other events than there were");
+            crate::kit::files::close(notify);
+        }
+        state.replace(again()?);
+        Ok(())
+    })
+    .spoiled_by(move || {
+        let [_, other] = spoiled.borrow().0;
+        read(other, 32).map(drop)
+    }))
+}
+
 /// An event: watch, mask, name, and how many moves there were up to the one that it is a half of.
 type Event = (i32, u32, String, usize);
 

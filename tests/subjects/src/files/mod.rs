@@ -290,6 +290,11 @@ pub(crate) const GROUP: Group = Group {
             inotify::queue,
         ),
         subject(
+            "inotify-full",
+            "full queues of inotify events, one read in part",
+            inotify::full,
+        ),
+        subject(
             "inotify-kinds",
             "inotify events of every kind that nobody has read",
             inotify::every_kind,

@@ -40,8 +40,8 @@ fn version() -> i64 {
     raw(libc::SYS_landlock_create_ruleset, args([0, 0, 1]))
 }
 
-/// Restricts this thread: files, network, scopes; and what is allowed nevertheless.
-fn restrict(handled: [u64; 3], rules: &[Rule]) -> Result<()> {
+/// A ruleset: files, network, scopes; and what is allowed nevertheless.
+fn ruleset(handled: [u64; 3], rules: &[Rule]) -> Result<i32> {
     if version() < 1 {
         return not_here("no Landlock");
     }
@@ -73,6 +73,18 @@ fn restrict(handled: [u64; 3], rules: &[Rule]) -> Result<()> {
             close(file as i32);
         }
     }
+    Ok(ruleset as i32)
+}
+
+/// Restricts this thread in the same way.
+fn restrict(handled: [u64; 3], rules: &[Rule]) -> Result<()> {
+    let ruleset = ruleset(handled, rules)?;
+    enforce(ruleset)?;
+    close(ruleset);
+    Ok(())
+}
+
+fn enforce(ruleset: i32) -> Result<()> {
     // SAFETY: no pointers.
     sys("prctl", unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -81,9 +93,8 @@ fn restrict(handled: [u64; 3], rules: &[Rule]) -> Result<()> {
     sys(
         "landlock_restrict_self",
         raw(libc::SYS_landlock_restrict_self, enforce),
-    )?;
-    close(ruleset as i32);
-    Ok(())
+    )
+    .map(drop)
 }
 
 /// It has forbidden itself to make block devices, anywhere.
@@ -229,6 +240,54 @@ pub(crate) fn process(setting: &Setting) -> Result<Watch> {
     }
     let lists = Watch::new(|| same("listing", &libc::EACCES, &error(fs::read_dir("/proc/self"))));
     Ok(lists.and(crew.watch()))
+}
+
+/// A ruleset that nobody has enforced yet, with rules for directories and, where there are such, ports.
+pub(crate) fn open_ruleset(setting: &Setting) -> Result<Watch> {
+    let place = Place::new(setting)?;
+    let files = READ_FILE | WRITE_FILE | READ_DIR | MAKE_REG | REMOVE_FILE;
+    let mut rules = vec![
+        Rule::Beneath(place.outer.clone(), READ_DIR),
+        Rule::Beneath(place.inner.clone(), READ_FILE | MAKE_REG | REMOVE_FILE),
+    ];
+    let net = if version() >= 4 {
+        rules.push(Rule::Port(40_001, CONNECT_TCP));
+        crate::kit::loopback()?;
+        CONNECT_TCP
+    } else {
+        0
+    };
+    let made = ruleset([files, net, 0], &rules)?;
+    let outer = place.outer.clone();
+    // What a thread may that enforces it.
+    let may = move || {
+        let place = place.clone();
+        let thread = std::thread::spawn(move || -> Result<_> {
+            enforce(made)?;
+            let port = net != 0;
+            Ok((
+                place.may(),
+                port.then(|| ports([40_001, 40_002, 40_003])).transpose()?,
+            ))
+        });
+        thread
+            .join()
+            .unwrap_or_else(|_| anyhow::bail!("it panicked"))
+    };
+    const NO: i32 = libc::EACCES;
+    same("what it may", &[[0, NO, 0, NO], [NO, NO, 0, NO]], &may()?.0)?;
+    Ok(
+        Watch::keep(move || Ok((may()?, crate::kit::files::seen(made)?)))?.spoiled_by(move || {
+            let name = CString::new(outer.as_os_str().as_bytes())?;
+            // SAFETY: a terminated string.
+            let file = sys("open", unsafe { libc::open(name.as_ptr(), libc::O_PATH) })?;
+            let rule = [WRITE_FILE, file as u64];
+            let add = args([made as u64, 1, rule.as_ptr() as u64, 0]);
+            sys("landlock_add_rule", raw(libc::SYS_landlock_add_rule, add))?;
+            close(file as i32);
+            Ok(())
+        }),
+    )
 }
 
 /// Layers, one upon the other, and threads with some of them.

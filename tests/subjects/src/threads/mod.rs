@@ -237,6 +237,11 @@ pub(crate) const GROUP: Group = Group {
             landlock::files,
         ),
         subject(
+            "landlock-ruleset",
+            "a ruleset of Landlock that nobody has enforced yet",
+            landlock::open_ruleset,
+        ),
+        subject(
             "landlock-process",
             "a domain of Landlock that all threads are in",
             landlock::process,
