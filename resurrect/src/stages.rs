@@ -32,6 +32,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("descriptor tables", files::hand_over),
     ("rings of io_uring", files::uring::fill),
     ("mappings of rings", memory::uring::map),
+    ("mappings of rings of packets", memory::packet_rings::map),
     ("places of rings", memory::moved_rings::change),
     ("directories", process::directories::set),
     ("control groups of threads", process::cgroups::enter_threads),

@@ -322,6 +322,16 @@ impl Memory {
             .collect()
     }
 
+    /// `len` bytes from `at` on, both multiples of four; less at the end.
+    #[must_use]
+    pub fn part(&self, at: u32, len: u32) -> Vec<u8> {
+        let end = (at as usize + len as usize).min(self.0.len());
+        let words = (at as usize..end).step_by(4);
+        words
+            .flat_map(|at| self.word(at as u32).to_ne_bytes())
+            .collect()
+    }
+
     /// Writes bytes, a multiple of four, from `at` on, as far as they fit.
     pub fn write(&self, at: u32, bytes: &[u8]) {
         for (word, at) in bytes.as_chunks::<4>().0.iter().zip((at..).step_by(4)) {

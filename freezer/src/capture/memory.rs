@@ -1,6 +1,6 @@
 //! An address space's mappings and layout.
 
-use super::{aio, attributes::number, mappings, uring};
+use super::{aio, attributes::number, mappings, packet_rings, uring};
 use crate::objects::{self, ObjectError, Objects};
 use crate::proc::{self, Mapping, Stat};
 use crate::{FreezerError, Refusal, files};
@@ -21,11 +21,16 @@ pub(super) fn capture(
 ) -> Result<AddressSpace, FreezerError> {
     let mut vmas: Vec<Vma> = Vec::new();
     let mut vdso = Vec::new();
-    let (mut aio, mut rings) = (Vec::new(), Vec::new());
+    let (mut aio, mut rings, mut packets) = (Vec::new(), Vec::new(), Vec::new());
     for map in maps {
         if uring::is_one(map) {
             let ring = uring::mapping(pid, map);
             rings.push(ring.map_err(|why| FreezerError::refuse(pid, place(map), why))?);
+            continue;
+        }
+        if packet_rings::is_one(map) {
+            let ring = packet_rings::mapping(pid, map);
+            packets.push(ring.map_err(|why| FreezerError::refuse(pid, place(map), why))?);
             continue;
         }
         if aio::is_ring(map) {
@@ -64,6 +69,7 @@ pub(super) fn capture(
         vmas,
         aio,
         rings,
+        packet_rings: packets,
         vdso,
         coredump_filter: number(pid, "coredump_filter", 16)?.cast_unsigned(),
         ..AddressSpace::default()
@@ -329,6 +335,8 @@ pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, 
         .filter_map(|map| {
             let error = if uring::is_one(map) {
                 ObjectError::Refused(uring::mapping(pid, map).err()?)
+            } else if packet_rings::is_one(map) {
+                ObjectError::Refused(packet_rings::mapping(pid, map).err()?)
             } else if aio::is_ring(map) {
                 ObjectError::Refused(aio::refusal(pid, map)?)
             } else {

@@ -19,6 +19,7 @@ mod membarrier;
 mod memory;
 mod numa;
 mod overruns;
+mod packet_rings;
 mod pages;
 mod parents;
 mod policy;

@@ -54,6 +54,7 @@ pub(crate) use path::reference_by;
 pub(crate) use place::{Identity, lasting, mount_points, other_name};
 pub(crate) use removed::removed_cwd;
 pub(crate) use socket::Facts;
+pub(crate) use socket::packet_rings_of as packet_rings;
 pub use socket::{silence_connections, take_backlogs, take_device_messages, untaken_backlogs};
 pub(crate) use table::Table;
 pub use table::numbers_of;

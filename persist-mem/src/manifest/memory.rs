@@ -29,6 +29,8 @@ pub struct AddressSpace {
     pub aio: Vec<AioRing>,
     /// Mappings of rings of io_uring, in ascending order.
     pub rings: Vec<RingMapping>,
+    /// Mappings of rings of packet sockets, in ascending order.
+    pub packet_rings: Vec<RingMapping>,
     /// The vdso's code, byte for byte, empty when the process has none.
     #[serde(with = "serde_bytes")]
     pub vdso: Vec<u8>,

@@ -371,6 +371,88 @@ pub struct PacketSocket {
     pub fanout: Option<Fanout>,
     /// Packets of the loopback interface that nobody has read, the oldest first.
     pub queue: Vec<UnreadPacket>,
+    /// Rings that it shares with its program.
+    pub rings: Option<Box<PacketRings>>,
+}
+
+/// Rings of a packet socket (packet(7), Documentation/networking/packet_mmap.rst). They are one mapping, the one of
+/// received packets first.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PacketRings {
+    /// The socket's inode, by which mappings name it.
+    pub inode: u64,
+    /// Of received packets.
+    pub received: Option<PacketRing>,
+    /// Of packets to be sent.
+    pub sent: Option<PacketRing>,
+    /// What is in them: offsets and bytes.
+    pub contents: Vec<(u32, serde_bytes::ByteBuf)>,
+}
+
+/// A ring of a packet socket: `struct tpacket_req3`, and where the kernel is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PacketRing {
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// Number of blocks.
+    pub blocks: u32,
+    /// Bytes of a frame.
+    pub frame_size: u32,
+    /// Number of frames.
+    pub frames: u32,
+    /// The rest is only of rings of blocks (`TPACKET_V3`): after how many milliseconds a block is handed over.
+    pub retire: u32,
+    /// Bytes of a block that are the program's.
+    pub private: u32,
+    /// `TP_FT_REQ_*`
+    pub features: u32,
+    /// The next frame; or how many blocks were handed over.
+    pub position: u64,
+    /// The program has the next block yet, so that packets are lost.
+    pub full: bool,
+}
+
+impl PacketRing {
+    /// Bytes of it.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        u64::from(self.block_size) * u64::from(self.blocks)
+    }
+
+    /// It has no blocks.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where a frame is.
+    #[must_use]
+    pub fn frame(&self, number: u32) -> u64 {
+        let in_block = (self.block_size / self.frame_size.max(1)).max(1);
+        let block = u64::from(number / in_block) * u64::from(self.block_size);
+        block + u64::from(number % in_block) * u64::from(self.frame_size)
+    }
+}
+
+impl PacketRings {
+    /// Bytes of their mapping.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        let both = [self.received, self.sent];
+        both.iter().flatten().map(PacketRing::len).sum()
+    }
+
+    /// There is nothing to map.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where the second one begins.
+    #[must_use]
+    pub fn start_of_sent(&self) -> u64 {
+        self.received.as_ref().map_or(0, PacketRing::len)
+    }
 }
 
 /// A packet of the loopback interface.

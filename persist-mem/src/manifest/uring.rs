@@ -250,10 +250,10 @@ pub enum RequestEnd {
     After(i64),
 }
 
-/// A mapping of a ring.
+/// A mapping of a ring, of io_uring or of a packet socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingMapping {
-    /// [`Ring::inode`].
+    /// [`Ring::inode`], or [`super::PacketRings::inode`].
     pub inode: u64,
     /// First address.
     pub start: u64,

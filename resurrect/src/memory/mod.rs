@@ -20,6 +20,7 @@
 //! | [`ldt`] | segments of its own |
 //! | [`policy`] | what holds for mappings to come |
 //! | [`uring`] | mappings of rings of io_uring |
+//! | [`packet_rings`] | mappings of rings of packet sockets |
 //! | [`moved_rings`] | where their fields are, when this kernel has them elsewhere |
 
 pub(crate) mod aio;
@@ -35,6 +36,7 @@ mod ldt;
 mod map;
 pub(crate) mod moved_rings;
 pub(crate) mod numa;
+pub(crate) mod packet_rings;
 mod pages;
 mod place;
 pub(crate) mod policy;

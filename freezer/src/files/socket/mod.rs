@@ -9,6 +9,7 @@ mod inet;
 mod netlink;
 mod options;
 mod packet;
+mod packet_rings;
 mod packets;
 mod pending;
 mod pieces;
@@ -24,6 +25,7 @@ mod vsock;
 
 pub use backlog::{take as take_backlogs, untaken as untaken_backlogs};
 pub use netlink::take as take_device_messages;
+pub(crate) use packet_rings::size_of as packet_rings_of;
 pub use tcp::silence as silence_connections;
 
 use super::Open;
@@ -316,7 +318,12 @@ impl Sockets {
         match &mut socket.state {
             SocketState::Unix(state) => state.queue = queue,
             SocketState::Inet(state) => state.queue = queue,
-            SocketState::Packet(state) => state.queue = packet::queue(open, &common),
+            SocketState::Packet(state) => {
+                state.queue = packet::queue(open, &common);
+                if let Some(rings) = &mut state.rings {
+                    *rings = packet_rings::capture(open, rings)?;
+                }
+            }
             SocketState::Netlink(_) | SocketState::Vsock(_) => {}
         }
         Ok(DescriptionKind::Socket(Box::new(socket)))

@@ -1,6 +1,6 @@
 //! Packet sockets (packet(7)).
 
-use super::{Common, Facts};
+use super::{Common, Facts, packet_rings};
 use crate::FreezerError;
 use crate::files::Open;
 use crate::kernel::sockets::Buffer;
@@ -20,9 +20,7 @@ pub(super) fn examine(
     facts: &mut Facts,
 ) -> Result<PacketSocket, FreezerError> {
     let info = facts.packet(open, common.inode)?;
-    if info.ring {
-        return Err(open.refuse("packet sockets with a ring (PACKET_RX_RING) are not carried"));
-    }
+    let rings = packet_rings::examine(open, common, info.ring)?;
     let fanout = if info.fanout {
         Some(fanout(open)?)
     } else {
@@ -49,6 +47,7 @@ pub(super) fn examine(
         memberships,
         fanout,
         queue: Vec::new(),
+        rings,
     })
 }
 

@@ -9,6 +9,7 @@ mod netlink;
 mod options;
 mod overrun;
 mod packet;
+mod packet_rings;
 mod packets;
 mod peer;
 mod queue;
@@ -85,6 +86,8 @@ impl<'a> Making<'a> {
 #[derive(Default)]
 struct Sockets {
     fds: BTreeMap<DescriptionId, OwnedFd>,
+    /// Packet sockets with rings, which are not bound yet.
+    unbound: BTreeMap<DescriptionId, OwnedFd>,
 }
 
 impl Sockets {
@@ -106,6 +109,7 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
     let mut sockets = Sockets::default();
     let mut unix = unix::Unix::make(restore, &all, &mut sockets)?;
     let mut tcp = tcp::connect(&all, &mut sockets)?;
+    packet::make_rings(&all, &mut sockets)?;
     for making in &by_place(&all) {
         if sockets.fds.contains_key(&making.id()) {
             continue;
@@ -115,7 +119,7 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
             SocketState::Inet(state) if waits_to_be_accepted(state) => continue,
             SocketState::Inet(state) => inet::make(making, state)?,
             SocketState::Netlink(state) => netlink::make(making, state)?,
-            SocketState::Packet(state) => packet::make(making, state)?,
+            SocketState::Packet(state) => packet::make(making, state, &mut sockets)?,
             SocketState::Vsock(state) => vsock::make(making, state)?,
         };
         sockets.fds.insert(making.id(), fd);

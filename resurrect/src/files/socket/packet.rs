@@ -1,7 +1,7 @@
 //! Packet sockets (packet(7)).
 
 use super::options::{self, When};
-use super::{Making, Sockets, attach_filter, interface};
+use super::{Making, Sockets, attach_filter, interface, packet_rings};
 use crate::ResurrectError;
 use nix::libc as c;
 use persist_mem::manifest::{Fanout, PacketSocket, SocketState};
@@ -16,13 +16,48 @@ const PACKET_FANOUT: i32 = 18;
 /// Room for an address in `struct packet_mreq`.
 const ADDRESS: usize = 8;
 
-/// Made and bound.
-pub(super) fn make(making: &Making<'_>, state: &PacketSocket) -> Result<OwnedFd, ResurrectError> {
+/// Makes those with rings, before any is bound that would hear what goes over the loopback interface for that.
+pub(super) fn make_rings(all: &[Making<'_>], sockets: &mut Sockets) -> Result<(), ResurrectError> {
+    for making in all {
+        if let SocketState::Packet(state) = &making.socket.state
+            && let Some(rings) = &state.rings
+        {
+            let fd = new(making)?;
+            packet_rings::make(making, &fd, rings)?;
+            // It hears what is sent for the others.
+            let quiet = socket::attach_filter(fd.as_fd(), &NOTHING);
+            quiet.map_err(making.failed("filtering what comes while others are made"))?;
+            sockets.unbound.insert(making.id(), fd);
+        }
+    }
+    Ok(())
+}
+
+fn new(making: &Making<'_>) -> Result<OwnedFd, ResurrectError> {
     let fd =
         socket::socket(c::AF_PACKET, making.socket.kind, 0).map_err(making.failed("making it"))?;
+    options::set(making, fd.as_fd(), When::Early)?;
+    Ok(fd)
+}
+
+/// Made and bound.
+pub(super) fn make(
+    making: &Making<'_>,
+    state: &PacketSocket,
+    sockets: &mut Sockets,
+) -> Result<OwnedFd, ResurrectError> {
+    let fd = match sockets.unbound.remove(&making.id()) {
+        Some(fd) => {
+            socket::set_int_option(fd.as_fd(), c::SOL_SOCKET, SO_DETACH_FILTER, 0)
+                .map_err(making.failed("taking its filter away"))?;
+            // It counts from now on.
+            heard(fd.as_fd()).map_err(making.failed("asking for its statistics"))?;
+            fd
+        }
+        None => new(making)?,
+    };
     // Packets come as soon as it is bound, and shall pass the filter then.
     attach_filter(making, fd.as_fd())?;
-    options::set(making, fd.as_fd(), When::Early)?;
     if state.protocol != 0 || state.interface.is_some() {
         let index = match &state.interface {
             None => 0,

@@ -169,13 +169,16 @@ pub(crate) fn queue(setting: &Setting) -> Result<Watch> {
     }))
 }
 
+/// Two descriptors, and what waits on each.
+type Waiting = ([i32; 2], [Vec<(i32, u32)>; 2]);
+
 /// Two full queues: one that nobody has read, and one of which some was read and more has come since.
 pub(crate) fn full(setting: &Setting) -> Result<Watch> {
     let dir = setting.fresh("dir");
     fs::create_dir(&dir)?;
     let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events")?;
     let most: usize = most.trim().parse()?;
-    let again = move || -> Result<([i32; 2], [Vec<(i32, u32)>; 2])> {
+    let again = move || -> Result<Waiting> {
         let both = [init()?, init()?];
         for notify in both {
             watch(notify, &dir, IN_CREATE | IN_DELETE)?;
@@ -188,7 +191,7 @@ pub(crate) fn full(setting: &Setting) -> Result<Watch> {
         read(both[1], 5 * 32)?;
         fs::write(dir.join("a"), "")?;
         fs::remove_file(dir.join("a"))?;
-        let mut expected = vec![(1, IN_CREATE), (1, IN_DELETE)].repeat(most / 2);
+        let mut expected = [(1, IN_CREATE), (1, IN_DELETE)].repeat(most / 2);
         expected.push((-1, libc::IN_Q_OVERFLOW));
         let mut other = expected.split_off(5);
         expected.extend(other.iter().copied());

@@ -6,6 +6,7 @@ mod listening;
 mod netlink;
 mod packet;
 mod packet_queues;
+mod packet_rings;
 mod signed;
 mod tcp_closed;
 mod tcp_more;
@@ -448,6 +449,26 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("icmp", "ICMP sockets", packet::icmp),
         subject("packet", "packet sockets", packet::packet),
+        subject(
+            "packet-ring-frames",
+            "rings of packet sockets, read in part",
+            packet_rings::frames,
+        ),
+        subject(
+            "packet-ring-blocks",
+            "rings of packet sockets in blocks (TPACKET_V3)",
+            packet_rings::blocks,
+        ),
+        subject(
+            "packet-ring-full",
+            "full rings of packet sockets",
+            packet_rings::full,
+        ),
+        subject(
+            "packet-ring-sent",
+            "a packet socket's ring of packets to be sent",
+            packet_rings::sent,
+        ),
         subject("netlink", "netlink sockets with groups", netlink::start),
         subject(
             "netlink-queue",
