@@ -62,7 +62,34 @@ impl Objects {
         link: &str,
         kind: impl FnOnce(&File) -> Result<SharedKind, String>,
     ) -> Result<u32, ObjectError> {
-        let file = open(link)?;
+        self.find_open(holder, open(link)?, kind)
+    }
+
+    /// An object that is known, by device and inode; it is not one of System V.
+    pub(crate) fn known(&mut self, device: u64, inode: u64) -> Option<u32> {
+        let key = Key {
+            system_v: false,
+            device,
+            inode,
+        };
+        let id = *self.ids.get(&key)?;
+        self.found.get_mut(id as usize)?.uses += 1;
+        Some(id)
+    }
+
+    /// Whether an object is secret memory.
+    pub(crate) fn is_secret(&self, id: u32) -> bool {
+        let found = self.found.get(id as usize);
+        found.is_some_and(|found| matches!(found.object.kind, SharedKind::Secret { .. }))
+    }
+
+    /// The object that is open.
+    pub(crate) fn find_open(
+        &mut self,
+        holder: Pid,
+        file: File,
+        kind: impl FnOnce(&File) -> Result<SharedKind, String>,
+    ) -> Result<u32, ObjectError> {
         let meta = file.metadata()?;
         let kind = kind(&file).map_err(ObjectError::Refused)?;
         let key = Key {
@@ -186,7 +213,10 @@ impl Objects {
                 _ => false,
             };
             if !outside {
-                let saved = save(&found.file, &object, sink);
+                let saved = match object.kind {
+                    SharedKind::Secret { .. } => save_secret(&found.file, &object, sink),
+                    _ => save(&found.file, &object, sink),
+                };
                 object.extents =
                     saved.map_err(|cause| FreezerError::Pages { pid, va: 0, cause })?;
             }
@@ -203,6 +233,7 @@ impl Found {
             SharedKind::Deleted { path, .. } => {
                 format!("removed file {}", String::from_utf8_lossy(path))
             }
+            SharedKind::Secret { .. } => "secret memory".into(),
             SharedKind::Anonymous | SharedKind::SystemV(_) => "shared anonymous memory".into(),
         };
         let comm = crate::proc::comm(other);
@@ -309,6 +340,16 @@ pub(crate) fn memfd(file: &File, link: &[u8]) -> Result<SharedKind, String> {
     })
 }
 
+/// What secret memory is beside its contents.
+pub(crate) fn secret(file: &File) -> Result<SharedKind, String> {
+    let meta = file.metadata().map_err(|e| format!("fstat: {e}"))?;
+    Ok(SharedKind::Secret {
+        mode: meta.mode() & 0o7777,
+        owner: (meta.uid(), meta.gid()),
+        times: times(&meta),
+    })
+}
+
 /// Access and modification.
 fn times(meta: &Metadata) -> (FileTime, FileTime) {
     let time = |seconds, nanoseconds| FileTime {
@@ -412,6 +453,31 @@ fn save(file: &File, object: &SharedObject, sink: &mut dyn PageSink) -> io::Resu
         kept.extend(sink.save(&run)?);
     }
     Ok(kept)
+}
+
+/// Saves the pages of secret memory, by a copy that everybody can read. Where pages stay in place, the copy does.
+fn save_secret(
+    file: &File,
+    object: &SharedObject,
+    sink: &mut dyn PageSink,
+) -> io::Result<Vec<Extent>> {
+    let copy = sys::vm::memfd(c"kupgrade", 1)?;
+    let size = object.size.next_multiple_of(PAGE_SIZE_U64);
+    nix::unistd::ftruncate(&copy, size.cast_signed())?;
+    sys::secret::copy_out(file.as_fd(), object.size, &copy)?;
+    let copy = File::from(copy);
+    let copied = SharedObject {
+        size,
+        ..object.clone()
+    };
+    let saved = save(&copy, &copied, sink)?;
+    if sink.wants_frames() && size > 0 {
+        let len = usize::try_from(size).unwrap_or(0);
+        let mapped = memmap2::MmapOptions::new().len(len).map_raw(&copy)?;
+        mapped.lock()?;
+        core::mem::forget((mapped, copy));
+    }
+    Ok(saved)
 }
 
 /// A run in pieces of a size that can be read at once.

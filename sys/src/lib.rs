@@ -82,6 +82,7 @@ pub mod regs;
 pub mod remainder;
 pub mod rtnetlink;
 pub mod scratch;
+pub mod secret;
 mod sigframe;
 pub mod socket;
 pub mod socket_wait;

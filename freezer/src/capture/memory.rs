@@ -111,15 +111,22 @@ fn vma(
     before: Option<&Vma>,
     objects: &mut Objects,
 ) -> Result<Vma, ObjectError> {
+    let backing = backing(pid, map, before, objects)?;
+    let mut flags = map.flags.clone();
+    let secret = matches!(backing, Backing::Object { object, .. } if objects.is_secret(object));
+    if secret {
+        // It always is locked, and mlock(2) fails.
+        flags.retain(|flag| flag != b"lo");
+    }
     Ok(Vma {
         start: map.start,
         end: map.end,
         prot: map.prot(),
-        flags: map.flags.clone(),
+        flags,
         protection_key: map.protection_key.unwrap_or(0),
         page_size: map.page_size,
-        lock_on_fault: locked_on_fault(map),
-        backing: backing(pid, map, before, objects)?,
+        lock_on_fault: !secret && locked_on_fault(map),
+        backing,
     })
 }
 
@@ -177,6 +184,14 @@ fn backing(
             file,
             offset: map.offset,
             shared: true,
+        });
+    }
+    if let Some(object) = files::secret::mapped(pid, map, objects)? {
+        return Ok(Backing::Object {
+            object,
+            offset: map.offset,
+            shared: true,
+            name: Vec::new(),
         });
     }
     let kind = |file: &File| kind(map, file);

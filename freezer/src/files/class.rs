@@ -3,7 +3,7 @@
 use super::open::{O_PATH, Open};
 use super::{
     deleted, device, epoll, fanotify, fifo, inotify, memfd, mqueue, path, pidfd, pseudo, ruleset,
-    signalfd, socket, terminal, timerfd,
+    secret, signalfd, socket, terminal, timerfd,
 };
 use crate::FreezerError;
 use crate::kernel::Nature;
@@ -54,6 +54,7 @@ pub(super) fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<Class, 
             return Ok(Class::Queue);
         }
         link if memfd::is_one(link) => memfd::capture(open, objects)?,
+        _ if secret::is_one(open) => secret::capture(open, objects)?,
         _ if deleted::is_one(open) => deleted::capture(open, objects)?,
         link if link.starts_with(b"/") => return by_type(open),
         _ => pseudo::namespace(open)

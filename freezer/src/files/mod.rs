@@ -34,6 +34,7 @@ mod pseudo;
 mod removed;
 mod restricted;
 mod ruleset;
+pub(crate) mod secret;
 pub(crate) mod sent;
 mod signalfd;
 mod socket;

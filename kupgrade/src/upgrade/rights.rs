@@ -1,7 +1,7 @@
 //! Whether the other kernel knows the rights that processes have given up with Landlock.
 
 use freezer::Refusal;
-use persist_mem::manifest::{DescriptionKind, Manifest, Process, Rights};
+use persist_mem::manifest::{Backing, DescriptionKind, Manifest, Process, Rights, SharedKind};
 use std::path::Path;
 
 /// Since when a kernel has how many rights: of files, of the network, scopes (landlock(7)).
@@ -53,6 +53,53 @@ pub(super) fn refusals(kernels: &Kernels<'_>, manifest: &Manifest) -> Vec<Refusa
         ),
     };
     let found = manifest.processes.iter().filter(missing);
+    found.map(refusal).collect()
+}
+
+/// Processes with secret memory (memfd_secret(2)), which the other kernel has not, or not without being asked for.
+pub(super) fn secrets(there: &str, manifest: &Manifest) -> Vec<Refusal> {
+    const ASKED: &str = "secretmem.enable";
+    /// Since when it need not be asked for.
+    const USUAL: (u32, u32) = (6, 5);
+    let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let asked = line
+        .split_whitespace()
+        .rev()
+        .find_map(|word| word.strip_prefix(ASKED)?.strip_prefix('='));
+    let has = match asked {
+        Some(asked) => matches!(asked, "1" | "y" | "Y" | "on"),
+        None => version(there) >= USUAL,
+    };
+    let config = std::fs::read_to_string(Path::new("/boot").join(format!("config-{there}")));
+    let built = |config: &str| config.lines().any(|line| line == "CONFIG_SECRETMEM=y");
+    if has && config.map_or(true, |config| built(&config)) {
+        return Vec::new();
+    }
+    let objects = manifest.shared_objects.iter();
+    let secret = objects.filter(|object| matches!(object.kind, SharedKind::Secret { .. }));
+    let ids: Vec<u32> = secret.map(|object| object.id).collect();
+    let uses = |process: &&Process| {
+        let Some(live) = process.live() else {
+            return false;
+        };
+        let opened = |id| {
+            let kind = manifest.description(id).map(|one| &one.kind);
+            matches!(kind, Some(DescriptionKind::Memfd { object }) if ids.contains(object))
+        };
+        live.files.iter().any(|file| opened(file.description))
+            || live.mm.vmas.iter().any(
+                |vma| matches!(vma.backing, Backing::Object { object, .. } if ids.contains(&object)),
+            )
+    };
+    let found = manifest.processes.iter().filter(uses);
+    let refusal = |process: &Process| Refusal {
+        pid: process.pid,
+        comm: freezer::proc::comm(process.pid),
+        resource: "memory".into(),
+        reason: format!(
+            "it has secret memory (memfd_secret), which Linux {there} has not switched on"
+        ),
+    };
     found.map(refusal).collect()
 }
 

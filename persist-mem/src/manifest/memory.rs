@@ -291,6 +291,15 @@ pub enum SharedKind {
         /// Bytes that are allocated, with those of fallocate(2) that hold nothing.
         allocated: u64,
     },
+    /// memfd_secret(2).
+    Secret {
+        /// Permission bits.
+        mode: u32,
+        /// User and group.
+        owner: (u32, u32),
+        /// Access and modification times.
+        times: (FileTime, FileTime),
+    },
     /// shmget(2).
     SystemV(Box<SystemVShm>),
     /// A regular file that has been removed or replaced on disk.

@@ -6,6 +6,7 @@
 mod anonymous;
 mod deleted;
 mod memfd;
+mod secret;
 mod system_v;
 
 pub(crate) use system_v::as_user;
@@ -125,6 +126,7 @@ fn describe(object: &SharedObject) -> String {
     match &object.kind {
         SharedKind::Anonymous => format!("shared anonymous memory of {} bytes", object.size),
         SharedKind::Memfd { name, .. } => format!("memfd {}", String::from_utf8_lossy(name)),
+        SharedKind::Secret { .. } => format!("secret memory of {} bytes", object.size),
         SharedKind::SystemV(shm) => format!("shared memory segment {}", shm.perm.id),
         SharedKind::Deleted { path, .. } => format!("{} (deleted)", String::from_utf8_lossy(path)),
     }
@@ -152,6 +154,7 @@ pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
                 program(object, store, *seals)?
             }
             SharedKind::Memfd { .. } => memory_file(manifest, object, store)?,
+            SharedKind::Secret { .. } => secret::make(object, store)?,
             SharedKind::Deleted { .. } => deleted_file(manifest, object, store)?,
             SharedKind::SystemV(_) => continue,
         };
@@ -320,7 +323,7 @@ fn fill_mapped(
     let mapped = memmap2::MmapOptions::new()
         .len(usize::try_from(object.size).unwrap_or(0))
         .map_raw(file)
-        .map_err(|e| failed(object, "mapping it")(errno(&e)))?;
+        .map_err(|e| failed(object, "mapping it")(errno_of(&e)))?;
     let start = mapped.as_ptr() as u64;
     fill_here(object, start, pieces)
 }
@@ -343,7 +346,7 @@ fn fill_here(
     Ok(())
 }
 
-fn errno(error: &std::io::Error) -> Errno {
+fn errno_of(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
@@ -386,6 +389,7 @@ pub(crate) fn finish(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     for object in &manifest.shared_objects {
         if let Some(Made::File { read, .. }) = restore.objects.made.get(&object.id) {
             memfd::finish(object, read)?;
+            secret::finish(object, read)?;
         }
         match (&object.kind, restore.objects.made.get(&object.id)) {
             (SharedKind::Memfd { seals, .. }, Some(Made::File { sealer, .. }))

@@ -59,7 +59,7 @@ fn create(
     const NEXT: &str = "/proc/sys/kernel/shm_next_id";
     let perm = &shm.perm;
     std::fs::write(NEXT, perm.id.to_string())
-        .map_err(|e| failed(object, "choosing its id")(super::errno(&e)))?;
+        .map_err(|e| failed(object, "choosing its id")(super::errno_of(&e)))?;
     let huge = if object.page_size > sys::PAGE_SIZE_U64 {
         SHM_HUGETLB | (object.page_size.trailing_zeros() << SHM_HUGE_SHIFT).cast_signed()
     } else {

@@ -25,6 +25,7 @@ mod private_file;
 mod protections;
 mod removed_file;
 mod reservation;
+mod secret;
 mod shared_anon;
 mod shared_file;
 mod stacks;
@@ -147,6 +148,11 @@ pub(crate) const GROUP: Group = Group {
             "memfd-attributes",
             "times, attributes and preallocated blocks of a memfd and of a file without a name",
             memfd::attributes,
+        ),
+        subject(
+            "memfd-secret",
+            "secret memory (memfd_secret)",
+            secret::start,
         ),
         subject("memfd-seals", "seals of a memfd", memfd::seals),
         subject(
