@@ -20,7 +20,8 @@ pub(crate) fn find(manifest: &Manifest, own: &[(u64, u64)]) -> Option<u64> {
     for live in manifest.processes.iter().filter_map(|p| p.live()) {
         used.extend(live.mm.vmas.iter().map(|vma| (vma.start, vma.end)));
         used.extend(live.mm.aio.iter().map(|ring| (ring.start, ring.end)));
-        used.extend(live.mm.rings.iter().map(|ring| (ring.start, ring.end)));
+        let rings = live.mm.rings.iter().chain(&live.mm.packet_rings);
+        used.extend(rings.map(|ring| (ring.start, ring.end)));
     }
     gap(used, BATCH_LEN + PARKING_LEN)
 }

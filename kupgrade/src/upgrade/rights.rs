@@ -56,50 +56,29 @@ pub(super) fn refusals(kernels: &Kernels<'_>, manifest: &Manifest) -> Vec<Refusa
     found.map(refusal).collect()
 }
 
-/// Processes with secret memory (memfd_secret(2)), which the other kernel has not, or not without being asked for.
-pub(super) fn secrets(there: &str, manifest: &Manifest) -> Vec<Refusal> {
-    const ASKED: &str = "secretmem.enable";
-    /// Since when it need not be asked for.
-    const USUAL: (u32, u32) = (6, 5);
-    let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let asked = line
-        .split_whitespace()
-        .rev()
-        .find_map(|word| word.strip_prefix(ASKED)?.strip_prefix('='));
-    let has = match asked {
-        Some(asked) => matches!(asked, "1" | "y" | "Y" | "on"),
-        None => version(there) >= USUAL,
-    };
-    let config = std::fs::read_to_string(Path::new("/boot").join(format!("config-{there}")));
-    let built = |config: &str| config.lines().any(|line| line == "CONFIG_SECRETMEM=y");
-    if has && config.map_or(true, |config| built(&config)) {
-        return Vec::new();
-    }
+/// Processes with secret memory (memfd_secret(2)): it was never tried to carry that to another kernel.
+pub(super) fn secrets(manifest: &Manifest) -> Vec<Refusal> {
     let objects = manifest.shared_objects.iter();
     let secret = objects.filter(|object| matches!(object.kind, SharedKind::Secret { .. }));
     let ids: Vec<u32> = secret.map(|object| object.id).collect();
-    let uses = |process: &&Process| {
-        let Some(live) = process.live() else {
-            return false;
-        };
-        let opened = |id| {
-            let kind = manifest.description(id).map(|one| &one.kind);
-            matches!(kind, Some(DescriptionKind::Memfd { object }) if ids.contains(object))
-        };
-        live.files.iter().any(|file| opened(file.description))
-            || live.mm.vmas.iter().any(
-                |vma| matches!(vma.backing, Backing::Object { object, .. } if ids.contains(&object)),
-            )
+    let is = |backing: &Backing| matches!(backing, Backing::Object { object, .. } if ids.contains(object));
+    let opened = |id| {
+        let kind = manifest.description(id).map(|one| &one.kind);
+        matches!(kind, Some(DescriptionKind::Memfd { object }) if ids.contains(object))
     };
-    let found = manifest.processes.iter().filter(uses);
+    let uses = |process: &&Process| {
+        process.live().is_some_and(|live| {
+            live.files.iter().any(|file| opened(file.description))
+                || live.mm.vmas.iter().any(|vma| is(&vma.backing))
+        })
+    };
     let refusal = |process: &Process| Refusal {
         pid: process.pid,
         comm: freezer::proc::comm(process.pid),
         resource: "memory".into(),
-        reason: format!(
-            "it has secret memory (memfd_secret), which Linux {there} has not switched on"
-        ),
+        reason: "secret memory (memfd_secret) is not carried to another kernel".into(),
     };
+    let found = manifest.processes.iter().filter(uses);
     found.map(refusal).collect()
 }
 

@@ -112,7 +112,8 @@ pub(super) fn free(builder: &Builder<'_>, mm: &AddressSpace, len: u64) -> Option
     let mut used = vec![builder.scratch];
     used.extend(mm.vmas.iter().map(|vma| (vma.start, vma.end)));
     used.extend(mm.aio.iter().map(|ring| (ring.start, ring.end)));
-    used.extend(mm.rings.iter().map(|ring| (ring.start, ring.end)));
+    let rings = mm.rings.iter().chain(&mm.packet_rings);
+    used.extend(rings.map(|ring| (ring.start, ring.end)));
     scratch::gap(used, len)
 }
 

@@ -55,9 +55,14 @@ fn add(opening: &Opening<'_, '_>, fd: &OwnedFd, watch: &Watch) -> sys::Result<()
     }
 }
 
-/// Watches what a descriptor of this process refers to under a number, or changes the mask of that watch.
+/// Watches what a descriptor of this process refers to under a number.
 fn watch_as(notify: &OwnedFd, file: &OwnedFd, number: i32, mask: u32) -> sys::Result<()> {
     sys::files::next_watch(notify, number)?;
+    change(notify, file, number, mask)
+}
+
+/// Changes the mask of the watch of what a descriptor of this process refers to.
+fn change(notify: &OwnedFd, file: &OwnedFd, number: i32, mask: u32) -> sys::Result<()> {
     let got = located::through(file, |link| sys::files::add_watch(notify, link, mask))?;
     if got == number {
         Ok(())

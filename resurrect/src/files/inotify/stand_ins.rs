@@ -40,8 +40,15 @@ pub(super) struct StandIns<'a> {
     root: OwnedFd,
     /// Which watches are of directories.
     directories: BTreeMap<i32, bool>,
-    /// Names below the root of those that are watched at present.
-    watched: BTreeMap<i32, PathBuf>,
+    /// Those that are watched at present.
+    watched: BTreeMap<i32, StandIn>,
+}
+
+struct StandIn {
+    /// Its name below the root.
+    path: PathBuf,
+    /// A reference to it.
+    file: OwnedFd,
 }
 
 impl<'a> StandIns<'a> {
@@ -101,7 +108,9 @@ impl<'a> StandIns<'a> {
                 });
                 self.mask(number, IN_MOVE_SELF)?;
                 renameat(self.root(), &path, self.root(), &moved)?;
-                self.watched.insert(number, moved);
+                if let Some(watched) = self.watched.get_mut(&number) {
+                    watched.path = moved;
+                }
             }
             IN_CREATE => {
                 self.clear(&child)?;
@@ -224,22 +233,26 @@ impl<'a> StandIns<'a> {
 
     /// The path of what is watched under a number, from now on if it was not before.
     fn watched(&mut self, number: i32) -> sys::Result<PathBuf> {
-        if let Some(path) = self.watched.get(&number) {
-            return Ok(path.clone());
+        if let Some(watched) = self.watched.get(&number) {
+            return Ok(watched.path.clone());
         }
         let path = PathBuf::from(number.to_string());
         let directory = self.directories.get(&number).copied();
         self.make(&path, directory.unwrap_or(false))?;
         let file = self.find(&path)?;
         super::watch_as(self.notify, &file, number, NOTHING)?;
-        self.watched.insert(number, path.clone());
+        let watched = StandIn {
+            path: path.clone(),
+            file,
+        };
+        self.watched.insert(number, watched);
         Ok(path)
     }
 
     /// Which events of a watch are told from now on.
     fn mask(&self, number: i32, mask: u32) -> sys::Result<()> {
-        let path = self.watched.get(&number).ok_or(Errno::ENOENT)?;
-        super::watch_as(self.notify, &self.find(path)?, number, mask)
+        let watched = self.watched.get(&number).ok_or(Errno::ENOENT)?;
+        super::change(self.notify, &watched.file, number, mask)
     }
 
     fn find(&self, path: &Path) -> sys::Result<OwnedFd> {
