@@ -3,7 +3,7 @@
 use crate::ResurrectError;
 use crate::files::Files;
 use crate::files::uring::layout::{self, Moved};
-use crate::memory::Kernel;
+use crate::memory::{Families, Kernel};
 use crate::numbers;
 use crate::objects::Objects;
 use crate::process::cgroups::Held;
@@ -77,6 +77,7 @@ pub(crate) struct Restore<'a> {
     /// Control groups that hold their threads still when these go on.
     pub(crate) held: Held,
     pub(crate) kernel: Option<Rc<Kernel>>,
+    pub(crate) families: Option<Rc<Families<'a>>>,
     pub(crate) moved_rings: Moved,
     /// A pidfd of this process; every process under construction has it under the same number.
     pub(crate) self_pidfd: OwnedFd,
@@ -119,6 +120,7 @@ impl<'a> Restore<'a> {
             hierarchies: Hierarchies::default(),
             held: Held::default(),
             kernel: None,
+            families: None,
             moved_rings: Moved::new(),
             self_pidfd: numbers::copy(manifest, &pidfd)?,
             rulesets: Rulesets::new(),
@@ -135,7 +137,7 @@ impl<'a> Restore<'a> {
     }
 
     /// Live processes of the manifest, parents before children.
-    pub(crate) fn lives(&self) -> impl Iterator<Item = (Pid, &'a Live)> + Clone + use<'a> {
+    pub(crate) fn lives(&self) -> impl Iterator<Item = (Pid, &'a Live)> + use<'a> {
         let processes = self.manifest.processes.iter();
         processes.filter_map(|process| Some((process.pid, process.live()?)))
     }

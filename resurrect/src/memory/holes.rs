@@ -9,6 +9,7 @@ use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use persist_mem::manifest::{AddressSpace, Backing, SharedObject, Vma};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use sys::PAGE_SIZE_U64;
 use sys::tracee::Tracee;
 
@@ -21,13 +22,50 @@ struct Gap {
     of: usize,
 }
 
-/// The address space without what is unmapped of a mapping that one of `others` has whole.
+/// All different mappings of processes that may have come from one by fork(2): the kernel's code is at the same place
+/// in them. By that place, in ascending order.
+#[derive(Debug, Default)]
+pub(crate) struct Families<'a>(BTreeMap<u64, Vec<&'a Vma>>);
+
+impl<'a> Families<'a> {
+    pub(crate) fn of(all: impl Iterator<Item = &'a AddressSpace>) -> Families<'a> {
+        let mut found: BTreeMap<u64, Vec<&'a Vma>> = BTreeMap::new();
+        for mm in all {
+            if let Some(code) = code(mm) {
+                let theirs = mm.vmas.iter().filter(|vma| can_be_filled(vma));
+                found.entry(code).or_default().extend(theirs);
+            }
+        }
+        for family in found.values_mut() {
+            let range = |vma: &&Vma| (vma.start, vma.end);
+            family.sort_by_key(range);
+            family.dedup_by(|two, one| range(one) == range(two) && same_kind(one, two));
+        }
+        Families(found)
+    }
+
+    /// The mappings of a process's relatives, and its own.
+    fn mappings(&self, mm: &AddressSpace) -> &[&'a Vma] {
+        let family = code(mm).and_then(|code| self.0.get(&code));
+        family.map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Where the kernel's code is.
+fn code(mm: &AddressSpace) -> Option<u64> {
+    mm.vmas
+        .iter()
+        .rfind(|vma| is_vdso(vma))
+        .map(|vma| vma.start)
+}
+
+/// The address space without what is unmapped of a mapping that a relative has whole.
 pub(super) fn filled<'a>(
     mm: &'a AddressSpace,
-    others: impl Iterator<Item = &'a AddressSpace> + Clone,
+    families: &Families<'_>,
     objects: &[SharedObject],
 ) -> Cow<'a, AddressSpace> {
-    let gaps = gaps(mm, others, objects);
+    let gaps = gaps(mm, families, objects);
     if gaps.is_empty() {
         return Cow::Borrowed(mm);
     }
@@ -55,14 +93,14 @@ pub(super) fn filled<'a>(
 }
 
 /// Takes away what [`filled`] has added.
-pub(super) fn make<'a>(
+pub(super) fn make(
     builder: &Builder<'_>,
     leader: &mut Tracee,
-    mm: &'a AddressSpace,
-    others: impl Iterator<Item = &'a AddressSpace> + Clone,
+    mm: &AddressSpace,
+    families: &Families<'_>,
 ) -> Result<(), ResurrectError> {
     let mut calls = Calls::new(builder.pid, "unmapping holes", leader);
-    for gap in gaps(mm, others, builder.saved_objects) {
+    for gap in gaps(mm, families, builder.saved_objects) {
         let args = [gap.start.into(), (gap.end - gap.start).into()];
         calls.batch().call("unmapping a hole", nr::MUNMAP, args);
         calls.breathe()?;
@@ -71,33 +109,28 @@ pub(super) fn make<'a>(
 }
 
 /// Ascending, and apart from each other.
-fn gaps<'a>(
-    mm: &AddressSpace,
-    others: impl Iterator<Item = &'a AddressSpace> + Clone,
-    objects: &[SharedObject],
-) -> Vec<Gap> {
-    let relatives = others.filter(|other| related(mm, other));
+fn gaps(mm: &AddressSpace, families: &Families<'_>, objects: &[SharedObject]) -> Vec<Gap> {
+    let family = families.mappings(mm);
     let mut found: Vec<Gap> = Vec::new();
     for (of, vma) in mm.vmas.iter().enumerate() {
-        if !can_be_filled(vma) || is_segment(vma, objects) {
-            continue;
-        }
         let before = of.checked_sub(1).and_then(|n| mm.vmas.get(n));
+        let after = mm.vmas.get(of + 1);
         let taken = found.last().map_or(0, |gap| gap.end);
         let floor = before.map_or(0, |before| before.end).max(taken);
-        let after = mm.vmas.get(of + 1);
+        let room = floor < vma.start || after.is_some_and(|after| vma.end < after.start);
+        if !room || !can_be_filled(vma) || is_segment(vma, objects) {
+            continue;
+        }
         let (mut start, mut end) = (vma.start, vma.end);
-        for other in relatives.clone() {
-            let first = other.vmas.partition_point(|theirs| theirs.end <= vma.start);
-            let overlapping = other.vmas[first..].iter();
-            let overlapping = overlapping.take_while(|theirs| theirs.start < vma.end);
-            for theirs in overlapping.filter(|theirs| same_kind(theirs, vma)) {
-                start = start.min(theirs.start.max(floor));
-                // What only its end lacks grows (`grow`).
-                let over =
-                    after.filter(|after| theirs.end > after.start && same_kind(theirs, after));
-                end = end.max(over.map_or(end, |after| after.start));
-            }
+        let begun = family.partition_point(|theirs| theirs.start < vma.end);
+        let overlapping = family[..begun]
+            .iter()
+            .filter(|theirs| vma.start < theirs.end);
+        for theirs in overlapping.filter(|theirs| same_kind(theirs, vma)) {
+            start = start.min(theirs.start.max(floor));
+            // What only its end lacks grows (`grow`).
+            let over = after.filter(|after| theirs.end > after.start && same_kind(theirs, after));
+            end = end.max(over.map_or(end, |after| after.start));
         }
         // The stack grows by itself.
         if start < vma.start && !vma.has(b"gd") {
@@ -138,12 +171,6 @@ fn alike(one: &Vma, two: &Vma) -> bool {
             == (two.prot, &two.flags, two.protection_key, two.lock_on_fault)
 }
 
-/// Whether two may have come from one by fork(2): the kernel's code is at the same place.
-fn related(one: &AddressSpace, two: &AddressSpace) -> bool {
-    let code = |mm: &AddressSpace| mm.vmas.iter().find(|vma| is_vdso(vma)).map(|vma| vma.start);
-    !core::ptr::eq(one, two) && code(one).is_some() && code(one) == code(two)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,22 +202,22 @@ mod tests {
     fn only_what_a_relative_has_whole_is_filled() {
         let parent = mm(&[(0x1000, 0x3000), (0x4000, 0x6000), (0x8000, 0x9000)]);
         let child = mm(&[(0x1000, 0x6000), (0x8000, 0x9000)]);
-        let all = [&parent, &child];
-        let whole = filled(&parent, all.into_iter(), &[]);
+        let all = Families::of([&parent, &child].into_iter());
+        let whole = filled(&parent, &all, &[]);
         assert_eq!(whole.vmas, child.vmas);
         let gap = |start, end, of| Gap { start, end, of };
-        assert_eq!(
-            gaps(&parent, all.into_iter(), &[]),
-            [gap(0x3000, 0x4000, 0)]
-        );
-        assert_eq!(gaps(&child, all.into_iter(), &[]), []);
+        assert_eq!(gaps(&parent, &all, &[]), [gap(0x3000, 0x4000, 0)]);
+        assert_eq!(gaps(&child, &all, &[]), []);
         let mut stranger = child.clone();
         stranger.vmas[2].start = 0x7e_0000;
-        assert_eq!(gaps(&parent, [&stranger].into_iter(), &[]), []);
+        assert_eq!(
+            gaps(&parent, &Families::of([&stranger].into_iter()), &[]),
+            []
+        );
         let parent = mm(&[(0x3000, 0x4000), (0x8000, 0x9000)]);
         let child = mm(&[(0x2000, 0x5000), (0x8000, 0x9000)]);
         assert_eq!(
-            gaps(&parent, [&child].into_iter(), &[]),
+            gaps(&parent, &Families::of([&child].into_iter()), &[]),
             [gap(0x2000, 0x3000, 0)],
             "the end grows"
         );
@@ -200,7 +227,7 @@ mod tests {
     fn several_holes_of_one_mapping() {
         let parent = mm(&[(0x1000, 0x2000), (0x3000, 0x4000), (0x5000, 0x6000)]);
         let child = mm(&[(0x1000, 0x6000)]);
-        let whole = filled(&parent, [&child].into_iter(), &[]);
+        let whole = filled(&parent, &Families::of([&child].into_iter()), &[]);
         assert_eq!(whole.vmas, child.vmas);
     }
 }

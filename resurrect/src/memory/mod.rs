@@ -51,8 +51,9 @@ use crate::objects::Objects;
 use crate::processor::OneProcessor;
 use crate::restore::Restore;
 use crate::task::{Memory, Task};
+pub(crate) use holes::Families;
 use pages::HugePages;
-use persist_mem::manifest::{AddressSpace, Live, SharedObject};
+use persist_mem::manifest::{Live, SharedObject};
 use persist_mem::store::PageStore;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
@@ -126,10 +127,10 @@ pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let family = memories.any(forked);
     for (pid, live) in restore.lives().filter(|(_, live)| live.mm_of.is_none()) {
         let inherited = contents(restore, pid, live)?;
-        let all = address_spaces(restore);
+        let families = families(restore);
         let (builder, task) = builder(restore, pid)?;
         let leader = &mut task.first;
-        holes::make(&builder, leader, &live.mm, all)?;
+        holes::make(&builder, leader, &live.mm, &families)?;
         segments::attach(&builder, leader, &live.mm)?;
         let kin = protect::Kinship { inherited, family };
         protect::apply(&builder, leader, &live.mm, kin)?;
@@ -161,7 +162,7 @@ pub(crate) fn before_fork(
     if !own {
         return Ok(Vec::new());
     }
-    let whole = holes::filled(&owner.1.mm, address_spaces(restore), objects);
+    let whole = holes::filled(&owner.1.mm, &families(restore), objects);
     let locked = inherit::to_be_split(&whole, &child.mm, objects);
     let mut calls = Calls::new(by, "splitting mappings", &mut restore.task(by)?.first);
     for (start, end) in &locked {
@@ -200,12 +201,12 @@ fn contents(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<bool, Re
     let theirs = origin.and_then(|origin| restore.lives().find(|(pid, _)| *pid == origin));
     let objects = &restore.manifest.shared_objects;
     let theirs = theirs.filter(|(_, theirs)| inherit::related(&theirs.mm, &live.mm, objects));
-    let all = address_spaces(restore);
-    let mm = holes::filled(&live.mm, all.clone(), objects);
+    let families = families(restore);
+    let mm = holes::filled(&live.mm, &families, objects);
     let (builder, task) = builder(restore, pid)?;
     let leader = &mut task.first;
     if let Some((_, theirs)) = theirs {
-        let theirs = holes::filled(&theirs.mm, all, objects);
+        let theirs = holes::filled(&theirs.mm, &families, objects);
         inherit::adapt(&builder, leader, &theirs, &mm)?;
         vdso::adapt(pid, leader, &theirs, &mm)?;
     } else {
@@ -221,12 +222,15 @@ fn contents(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<bool, Re
     Ok(inherited)
 }
 
-/// Those of all processes that have one of their own.
-fn address_spaces<'a>(
-    restore: &Restore<'a>,
-) -> impl Iterator<Item = &'a AddressSpace> + Clone + use<'a> {
+/// The processes' families, found once.
+fn families<'a>(restore: &mut Restore<'a>) -> Rc<Families<'a>> {
+    if let Some(known) = &restore.families {
+        return Rc::clone(known);
+    }
     let own = restore.lives().filter(|(_, live)| live.mm_of.is_none());
-    own.map(|(_, live)| &live.mm)
+    let found = Rc::new(Families::of(own.map(|(_, live)| &live.mm)));
+    restore.families = Some(Rc::clone(&found));
+    found
 }
 
 fn builder<'a>(
