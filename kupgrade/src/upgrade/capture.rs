@@ -63,7 +63,7 @@ fn refuse_for(release: &str, manifest: &Manifest) -> Result<(), FreezerError> {
     };
     let mut found = rights::refusals(&kernels, manifest);
     found.extend(by_timers(release, manifest));
-    found.extend(rights::secrets(manifest));
+    found.extend(rights::secrets(release, manifest));
     match found.is_empty() {
         true => Ok(()),
         false => Err(FreezerError::Refused(found)),

@@ -41,13 +41,6 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         },
     ),
     (
-        "memfd-secret",
-        Expected {
-            here: Carried,
-            across: Refused("secret memory"),
-        },
-    ),
-    (
         "unix-rights-lost",
         both(Refused("in flight in it that nobody else holds")),
     ),
