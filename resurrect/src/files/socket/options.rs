@@ -7,6 +7,7 @@ use persist_mem::manifest::{Socket, SocketOption, SocketState};
 use std::os::fd::{AsFd, BorrowedFd};
 use sys::{Errno, Result, socket};
 
+const SO_TXREHASH: i32 = 74;
 const SO_PASSPIDFD: i32 = 76;
 const SO_PASSRIGHTS: i32 = 83;
 pub(super) const SO_BUF_LOCK: i32 = 72;
@@ -119,6 +120,8 @@ fn set_one(fd: BorrowedFd<'_>, option: &SocketOption) -> Result<()> {
         Ok(now) if off(&now) && off(&option.value) => return Ok(()),
         // This kernel does not have it, and it was off.
         Err(_) if off(&option.value) => return Ok(()),
+        // Newer kernels have it for TCP alone, where alone it ever meant something.
+        Err(Errno::EOPNOTSUPP) if (level, name) == (c::SOL_SOCKET, SO_TXREHASH) => return Ok(()),
         _ => {}
     }
     let forced = match (level, name) {
