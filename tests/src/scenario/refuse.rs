@@ -63,7 +63,13 @@ pub(super) fn unsupported_descriptor(host: &mut Host, rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// A packet filter, a queueing discipline: the host would come back without them.
+/// A socket that is bound to a virtual interface which is down, and so is no obstacle by itself.
+const NAMES_VIRTUAL: &str = "rm -f /var/lab/holder; ip link add down0 type dummy; \
+     (exec python3 -c 'import os, socket, time; s = socket.socket(2, 2); s.setsockopt(1, 25, b\"down0\"); \
+     open(\"/var/lab/holder\", \"w\").write(str(os.getpid())); time.sleep(3600)' </dev/null >/dev/null 2>&1 &) \
+     ; for i in $(seq 100); do [ -s /var/lab/holder ] && break; sleep 0.1; done; [ -s /var/lab/holder ]";
+
+/// A packet filter, a queueing discipline, who needs what is not made again: the host would come back without them.
 pub(super) fn lost_network(host: &mut Host, rig: &Rig) -> Result<()> {
     for (set, words, unset) in [
         (
@@ -80,6 +86,11 @@ pub(super) fn lost_network(host: &mut Host, rig: &Rig) -> Result<()> {
             "ip nexthop add id 7 dev lo",
             &["next hops"],
             "ip nexthop delete id 7",
+        ),
+        (
+            NAMES_VIRTUAL,
+            &["interface down0"],
+            "kill $(cat /var/lab/holder); ip link delete down0",
         ),
     ] {
         host.vm.shell.must(set, SHORT)?;

@@ -6,6 +6,7 @@ mod datagrams;
 mod errors;
 mod hidden;
 mod inet;
+mod interfaces;
 mod netlink;
 mod options;
 mod packet;
@@ -218,7 +219,7 @@ pub(crate) fn examine(open: &Open<'_>, facts: &mut Facts) -> Result<Socket, Free
         return Err(open.refuse("connections with signatures (TCP_MD5SIG) are not carried"));
     }
     options.extend(hidden);
-    Ok(Socket {
+    let socket = Socket {
         domain: common.domain,
         kind: common.kind,
         protocol: common.protocol,
@@ -228,7 +229,11 @@ pub(crate) fn examine(open: &Open<'_>, facts: &mut Facts) -> Result<Socket, Free
         filter,
         filter_locked: int(open, c::SOL_SOCKET, c::SO_LOCK_FILTER)? != 0,
         state,
-    })
+    };
+    if facts.whole_host {
+        interfaces::check(open, &socket)?;
+    }
+    Ok(socket)
 }
 
 /// Why sockets of an address family are not carried.

@@ -86,10 +86,11 @@ pub(super) fn set(
                 let (level, name, value) = (option.level, option.name, &option.value);
                 log::error!("socket option {level}:{name} cannot be set to {value:?}: {errno}");
                 // A kernel that does not know the option or the value is no reason to end everyone.
-                if !matches!(
+                let unknown = matches!(
                     errno,
                     Errno::EINVAL | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP
-                ) {
+                );
+                if !unknown && !of_another_index(option, errno) {
                     return Err(making.failed("setting an option")(errno));
                 }
             }
@@ -103,6 +104,19 @@ pub(super) fn set(
         }
     }
     Ok(())
+}
+
+/// Whether it has the number of an interface that this kernel counts otherwise.
+fn of_another_index(option: &SocketOption, errno: Errno) -> bool {
+    const BY_INDEX: &[(i32, i32)] = &[
+        (c::SOL_IP, c::IP_MULTICAST_IF),
+        (c::SOL_IP, c::IP_UNICAST_IF),
+        (c::SOL_IPV6, c::IPV6_MULTICAST_IF),
+        (c::SOL_IPV6, 76 /* IPV6_UNICAST_IF */),
+        (c::SOL_IPV6, c::IPV6_PKTINFO),
+    ];
+    BY_INDEX.contains(&(option.level, option.name))
+        && matches!(errno, Errno::ENODEV | Errno::EADDRNOTAVAIL)
 }
 
 fn set_one(fd: BorrowedFd<'_>, option: &SocketOption) -> Result<()> {
