@@ -39,6 +39,30 @@ pub(super) struct Way {
     pub(super) foothold: Option<Foothold>,
     /// What the stack was made to grow by for the way back.
     pub(super) grown: Option<Grown>,
+    /// What lay where the way back was put.
+    pub(super) below: Option<Below>,
+}
+
+/// Memory below a thread's stack pointer where frames are put, and what was there: nothing of use, unless the
+/// program has several stacks in one.
+pub(super) struct Below {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Below {
+    /// What lies in `size` bytes below `top`, where they are writable.
+    fn of(mem: &ProcMem, top: u64, size: u64) -> Option<Below> {
+        let start = top.checked_sub(size)?;
+        let bytes = mem.read_vec(start, usize::try_from(size).ok()?).ok()?;
+        mem.write(start, &[*bytes.first()?]).ok()?;
+        Some(Below { start, bytes })
+    }
+
+    /// Puts it back.
+    pub(super) fn put_back(&self, mem: &ProcMem) -> sys::Result<()> {
+        mem.write(self.start, &self.bytes)
+    }
 }
 
 /// Stack that is there for frames only: its first address, its size in bytes, and the stack's end.
@@ -62,11 +86,20 @@ impl Grown {
         for thread in threads.iter_mut().map(|thread| &mut thread.tracee) {
             let rsp = thread.regs()?.rsp;
             if stack.contains(&rsp) {
+                let free_below = (rsp - USED_BELOW_STACK) & !15;
+                let below = Below::of(thread.mem(), free_below, self.size);
                 thread.set_foothold(Foothold {
-                    free_below: (rsp - USED_BELOW_STACK) & !15,
+                    free_below,
                     ..foothold
                 });
-                return thread.unmap(foothold.gate.call, self.start, self.size);
+                let unmapped = thread.unmap(foothold.gate.call, self.start, self.size);
+                let put_back = below.map_or(Ok(()), |below| below.put_back(thread.mem()));
+                let tid = thread.tid();
+                return unmapped.and(put_back.map_err(|errno| TraceeError::Request {
+                    tid,
+                    doing: "putting its stack back",
+                    errno,
+                }));
             }
         }
         Ok(())
@@ -87,16 +120,16 @@ impl Finder {
             restorer,
             syscall,
         } = self.search(first.mem(), maps);
-        let mut grown = None;
+        let mut free = None;
         let foothold = gate.zip(restorer).and_then(|(gate, restorer)| {
-            let free_below;
-            (free_below, grown) = free_memory(first, stacks, maps, frame)?;
+            let free = free.insert(free_memory(first, stacks, maps, frame)?);
             Some(Foothold {
                 gate,
                 restorer,
-                free_below,
+                free_below: free.end,
             })
         });
+        let (grown, below) = free.map_or((None, None), |free| (free.grown, free.below));
         if foothold.is_none() {
             log::warn!(
                 "process {}: no way back is found: it must not be left alone for some microseconds",
@@ -107,6 +140,7 @@ impl Finder {
             gate: syscall?,
             foothold,
             grown,
+            below,
         })
     }
 
@@ -192,46 +226,66 @@ fn is_libc(name: &[u8]) -> bool {
     name.windows(5).any(|part| part == b"/libc") || name.windows(7).any(|part| part == b"ld-musl")
 }
 
-/// Memory for a frame of `size` bytes that nobody uses: the stack is made to grow downwards, as it
-/// does by itself; or the part of the stack that signal handlers use. Returns its end, and what the stack has
-/// grown by.
-fn free_memory(
-    first: &Tracee,
-    stacks: &[u64],
-    maps: &[Mapping],
-    size: u64,
-) -> Option<(u64, Option<Grown>)> {
+/// Memory for frames: it ends at `end`.
+struct Free {
+    end: u64,
+    grown: Option<Grown>,
+    below: Option<Below>,
+}
+
+impl Free {
+    fn up_to(end: u64) -> Free {
+        Free {
+            end,
+            grown: None,
+            below: None,
+        }
+    }
+}
+
+/// Memory for a frame of `size` bytes that nobody uses: below what the thread uses of its stack, where the kernel would
+/// make room for a signal; or the stack is made to grow downwards, as it does by itself.
+fn free_memory(first: &Tracee, stacks: &[u64], maps: &[Mapping], size: u64) -> Option<Free> {
     let mem = first.mem();
     let stack = maps.iter().find(|map| map.name == b"[stack]")?;
     let rsp = first.regs().ok()?.rsp;
+    let top = rsp.wrapping_sub(USED_BELOW_STACK) & !15;
+    // Nobody else's frames may be there.
+    let alone = |free: core::ops::Range<u64>| !stacks.iter().any(|rsp| free.contains(rsp));
+    if (stack.start + size..stack.end).contains(&top)
+        && alone(top - size..top)
+        && let Some(below) = Below::of(mem, top, size)
+    {
+        return Some(Free {
+            below: Some(below),
+            ..Free::up_to(top)
+        });
+    }
     // A look at a page that was never touched makes it one of zeros.
     let touched = touched(first, stack.start, size);
     let begins_with = |mark: &[u8]| {
         let bytes = || mem.read_vec(stack.start, mark.len());
         touched && bytes().is_ok_and(|bytes| bytes == mark)
     };
-    let used_before = begins_with(&MAGIC);
+    let grown_to = |start: u64| Free {
+        grown: Some(Grown {
+            start,
+            size,
+            end: stack.end,
+        }),
+        ..Free::up_to(start + size)
+    };
     // Somebody may still be on their way back through it.
-    let frames = stack.start..stack.start + size;
-    if used_before && !stacks.iter().any(|rsp| frames.contains(rsp)) {
-        let start = stack.start;
-        return Some((
-            start + size,
-            Some(Grown {
-                start,
-                size,
-                end: stack.end,
-            }),
-        ));
+    if begins_with(&MAGIC) && alone(stack.start..stack.start + size) {
+        return Some(grown_to(stack.start));
     }
     // What it grew by nobody could give back if no thread is on it. Something may wait there to be gone on with: only
     // what was never touched is free.
-    let whole = stack.start..stack.end;
-    if !stacks.iter().any(|rsp| whole.contains(rsp)) && stack.end - stack.start > 2 * size {
+    if alone(stack.start..stack.end) && stack.end - stack.start > 2 * size {
         let mark = [&MARK[..], &size.to_le_bytes()].concat();
         let marked = !touched && mem.write(stack.start, &mark).is_ok();
         if marked || begins_with(&mark) {
-            return Some((stack.start + size, None));
+            return Some(Free::up_to(stack.start + size));
         }
     }
     let start = stack.start - size;
@@ -239,25 +293,21 @@ fn free_memory(
     let is_free = |map: &Mapping| map.end <= start || map.start >= stack.start;
     // A sealed one (mseal(2)) would stay as it has grown.
     if maps.iter().all(is_free) && !stack.has(b"sl") && mem.write(start, &MAGIC).is_ok() {
-        return Some((
-            stack.start,
-            Some(Grown {
-                start,
-                size,
-                end: stack.end,
-            }),
-        ));
+        return Some(grown_to(start));
     }
     // RLIMIT_STACK, or something is mapped there. Below the red zone nothing is kept; stacks that do not grow may be
     // too small for more.
     let has_room = |map: &Mapping| {
         (map.start..map.end).contains(&rsp) && (map.start == stack.start || map.has(b"gd"))
     };
-    maps.iter()
-        .any(has_room)
-        .then(|| rsp.wrapping_sub(USED_BELOW_STACK) & !15)
-        .filter(|top| mem.write(top - size, &[0]).is_ok())
-        .map(|top| (top, None))
+    if !maps.iter().any(has_room) {
+        return None;
+    }
+    let below = Below::of(mem, top, size)?;
+    Some(Free {
+        below: Some(below),
+        ..Free::up_to(top)
+    })
 }
 
 /// Whether anything is in these pages, as far as is known.

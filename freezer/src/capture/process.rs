@@ -1,6 +1,6 @@
 //! One live process.
 
-use super::foothold::{Finder, Grown};
+use super::foothold::{Below, Finder, Grown};
 use super::inside::{self, Inside};
 use super::room::Raised;
 use super::timers::TimersAt;
@@ -164,6 +164,7 @@ pub(super) fn in_scratch<T>(
             .give_back(foothold, threads)
             .map_err(FreezerError::tracee(pid))
     });
+    let below = room.put_back(threads);
     let put_back = threads.iter().try_for_each(Inside::put_back);
     for thread in threads {
         let own = thread.status.mask("SigPnd");
@@ -179,6 +180,7 @@ pub(super) fn in_scratch<T>(
     let done = done?;
     unmapped?;
     shrunk?;
+    below?;
     put_back?;
     mm.lock_future = room.lock_future?;
     Ok(done)
@@ -228,8 +230,20 @@ struct Room {
     gate: u64,
     /// Stack that is to be given back, and the way in and out.
     grown: Option<(Grown, Foothold)>,
+    /// What lay where its way back was put.
+    below: Option<Below>,
     /// What the new mapping tells about mappings to come.
     lock_future: Result<LockFuture, FreezerError>,
+}
+
+impl Room {
+    /// Puts back what frames were put over.
+    fn put_back(&self, threads: &[Inside]) -> Result<(), FreezerError> {
+        let maker = &threads[self.maker].tracee;
+        let failed = FreezerError::call(maker.pid(), "putting its stack back");
+        let below = self.below.as_ref();
+        below.map_or(Ok(()), |below| below.put_back(maker.mem()).map_err(failed))
+    }
 }
 
 /// Makes room for batches, for all threads.
@@ -267,6 +281,10 @@ fn map_scratch(
     let scratch = match mapped {
         Ok(scratch) => scratch,
         Err(why) => {
+            if let Some(below) = way.below {
+                let put_back = below.put_back(threads[maker].tracee.mem());
+                put_back.map_err(FreezerError::call(pid, "putting its stack back"))?;
+            }
             if let Some((grown, foothold)) = way.grown.zip(way.foothold) {
                 grown
                     .give_back(foothold, threads)
@@ -284,6 +302,7 @@ fn map_scratch(
         maker,
         gate: way.gate,
         grown: way.grown.zip(way.foothold),
+        below: way.below,
         lock_future,
     })
 }

@@ -28,6 +28,7 @@ mod reservation;
 mod secret;
 mod shared_anon;
 mod shared_file;
+mod stack_in_stack;
 mod stacks;
 mod sysv_shm;
 
@@ -55,6 +56,11 @@ pub(crate) const GROUP: Group = Group {
             "below-stack",
             "memory that begins right below the stack",
             growsdown::below_stack,
+        ),
+        subject(
+            "stack-in-stack",
+            "a small stack within the first one, with memory of use right below",
+            stack_in_stack::start,
         ),
         subject(
             "stack-grown",
