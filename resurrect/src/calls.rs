@@ -1,7 +1,7 @@
 //! System call numbers (arch/x86/entry/syscalls/syscall_64.tbl), and long lists of calls cut into batches.
 
 use crate::ResurrectError;
-use sys::batch::Batch;
+use sys::batch::{Batch, Output};
 use sys::tracee::Tracee;
 use sys::{Pid, Tid};
 
@@ -109,11 +109,21 @@ pub(crate) struct Calls<'a> {
 
 impl<'a> Calls<'a> {
     pub(crate) fn new(pid: Pid, doing: &'static str, tracee: &'a mut Tracee) -> Calls<'a> {
+        Calls::with(pid, doing, tracee, Batch::new())
+    }
+
+    /// A list that begins with these.
+    pub(crate) fn with(
+        pid: Pid,
+        doing: &'static str,
+        tracee: &'a mut Tracee,
+        batch: Batch,
+    ) -> Calls<'a> {
         Calls {
             pid,
             doing,
             tracee,
-            batch: Batch::new(),
+            batch,
         }
     }
 
@@ -132,6 +142,11 @@ impl<'a> Calls<'a> {
         if self.full() { self.flush() } else { Ok(()) }
     }
 
+    /// Those that are still to be made.
+    pub(crate) fn rest(self) -> Batch {
+        self.batch
+    }
+
     /// Makes the calls so far.
     pub(crate) fn flush(&mut self) -> Result<(), ResurrectError> {
         if self.batch.is_empty() {
@@ -148,7 +163,7 @@ pub(crate) fn run(
     doing: &str,
     tracee: &mut Tracee,
     batch: &Batch,
-) -> Result<sys::batch::Output, ResurrectError> {
+) -> Result<Output, ResurrectError> {
     let output = tracee
         .run_raw(batch)
         .map_err(ResurrectError::tracee(pid, doing))?;
@@ -160,9 +175,9 @@ pub(crate) fn run(
 pub(crate) fn run_together(
     doing: &str,
     work: Vec<(Pid, &mut Tracee, Batch)>,
-) -> Result<(), ResurrectError> {
+) -> Result<Vec<Output>, ResurrectError> {
     let Some(first) = work.first().map(|(pid, _, _)| *pid) else {
-        return Ok(());
+        return Ok(Vec::new());
     };
     let whose: Vec<(Pid, Tid)> = work.iter().map(|(pid, t, _)| (*pid, t.tid())).collect();
     let (tracees, batches): (Vec<_>, Vec<_>) = work.into_iter().map(|(_, t, b)| (t, b)).unzip();
@@ -171,14 +186,14 @@ pub(crate) fn run_together(
     for ((pid, tid), work) in whose.into_iter().zip(batches.iter().zip(&outputs)) {
         succeeded(pid, doing, tid, work)?;
     }
-    Ok(())
+    Ok(outputs)
 }
 
 fn succeeded(
     pid: Pid,
     doing: &str,
     tid: Tid,
-    (batch, output): (&Batch, &sys::batch::Output),
+    (batch, output): (&Batch, &Output),
 ) -> Result<(), ResurrectError> {
     match batch.failure(output) {
         None => Ok(()),

@@ -1,6 +1,7 @@
 //! A restore from its beginning to the thaw.
 
 use crate::ResurrectError;
+use crate::calls::run_together;
 use crate::files::Files;
 use crate::files::uring::layout::{self, Moved};
 use crate::memory::{Families, Kernel};
@@ -21,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use sys::batch::{Batch, Output};
 use sys::cgroups::Hierarchies;
 use sys::first_taker::{Leader, wait_for_all};
 use sys::scratch::OwnScratch;
@@ -60,6 +62,9 @@ impl core::fmt::Debug for Options<'_> {
             .finish()
     }
 }
+
+/// A process under construction that makes calls, and which of its threads, where it is not the one that acts for it.
+pub(crate) type Actor = (Pid, Option<Tid>);
 
 /// What stages work on.
 pub(crate) struct Restore<'a> {
@@ -163,6 +168,39 @@ impl<'a> Restore<'a> {
             pid: table.pid,
             why: format!("its thread {tid} was not made"),
         })
+    }
+
+    /// Makes calls in several processes side by side: a batch for each of them, or for a thread of it. What each
+    /// has returned.
+    pub(crate) fn together(
+        &mut self,
+        doing: &str,
+        mut batches: BTreeMap<Actor, Batch>,
+    ) -> Result<BTreeMap<Actor, Output>, ResurrectError> {
+        batches.retain(|_, batch| !batch.is_empty());
+        let actors: Vec<Actor> = batches.keys().copied().collect();
+        let mut work = Vec::new();
+        for (pid, task) in &mut self.tasks {
+            let threads = task.threads.iter_mut();
+            let threads = threads.map(|(tid, tracee)| (Some(*tid), tracee));
+            for (tid, tracee) in [(None, &mut task.first)].into_iter().chain(threads) {
+                if let Some(batch) = batches.remove(&(*pid, tid)) {
+                    work.push((*pid, tracee, batch));
+                }
+            }
+        }
+        match batches.into_keys().next() {
+            None => {
+                run_together(doing, work).map(|outputs| actors.into_iter().zip(outputs).collect())
+            }
+            Some((pid, tid)) => Err(ResurrectError::Impossible {
+                pid,
+                why: match tid {
+                    None => "it was not made".into(),
+                    Some(tid) => format!("its thread {tid} was not made"),
+                },
+            }),
+        }
     }
 
     /// Makes a child of this process in the namespace of the restored ones, where ids are theirs; with an id

@@ -49,7 +49,7 @@ use persist_mem::manifest::{
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use sys::Errno;
-use sys::batch::Arg;
+use sys::batch::{Arg, Batch};
 
 const F_SETFD: i32 = 2;
 /// `O_APPEND`, `O_NONBLOCK`, `O_DIRECT`, `O_NOATIME`: what fcntl(2) changes. `O_ASYNC` needs an owner first.
@@ -335,6 +335,7 @@ pub(crate) fn removed_directory(
 pub(crate) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let manifest = restore.manifest;
     let mut parcel = None;
+    let mut rest = BTreeMap::new();
     for table in manifest.tables().filter(|table| !table.shared) {
         let opened = |f: &&Descriptor| restore.files.opened.contains_key(&f.description);
         let wanted: Vec<&Descriptor> = table.files.iter().filter(opened).collect();
@@ -345,9 +346,10 @@ pub(crate) fn hand_over(restore: &mut Restore<'_>) -> Result<(), ResurrectError>
                 done = parcel.hand_over(restore, table, &wanted)?;
             }
         }
-        take(restore, table, &wanted, done)?;
+        let batch = take(restore, table, &wanted, done)?;
+        rest.insert((table.pid, table.thread), batch);
     }
-    Ok(())
+    restore.together("taking descriptors", rest).map(drop)
 }
 
 /// Has a process take the descriptors of its table, and number them. The first `there` it has already, all of them
@@ -357,7 +359,7 @@ fn take(
     table: FileTable<'_>,
     wanted: &[&Descriptor],
     there: usize,
-) -> Result<(), ResurrectError> {
+) -> Result<Batch, ResurrectError> {
     let pidfd = restore.self_pidfd.as_raw_fd();
     let theirs = wanted.iter().map(|f| restore.files.opened(f.description));
     let theirs: Vec<Option<i32>> = theirs.collect();
@@ -397,7 +399,7 @@ fn take(
         }
         calls.breathe()?;
     }
-    calls.flush()
+    Ok(calls.rest())
 }
 
 /// What each process does itself with its table.
@@ -418,13 +420,12 @@ pub(crate) fn inside(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 pub(crate) fn close_way_back(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let pidfd = restore.self_pidfd.as_raw_fd();
     let manifest = restore.manifest;
+    let mut batches = BTreeMap::new();
     for table in manifest.tables().filter(|table| !table.shared) {
-        let keeper = restore.keeper(table)?;
-        let mut calls = Calls::new(table.pid, "closing its way back", keeper);
-        calls
-            .batch()
-            .call("closing a pidfd", nr::CLOSE, [pidfd.into()]);
-        calls.flush()?;
+        let mut batch = Batch::new();
+        batch.call("closing a pidfd", nr::CLOSE, [pidfd.into()]);
+        batches.insert((table.pid, table.thread), batch);
     }
+    restore.together("closing ways back", batches)?;
     crate::thread::landlock::end_bridges(restore)
 }

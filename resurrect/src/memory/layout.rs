@@ -2,10 +2,9 @@
 
 use super::Builder;
 use crate::ResurrectError;
-use crate::calls::{nr, run};
+use crate::calls::nr;
 use persist_mem::manifest::AddressSpace;
 use sys::batch::Batch;
-use sys::tracee::Tracee;
 
 const PR_SET_MM: i32 = 35;
 const PR_SET_MM_MAP: i32 = 14;
@@ -15,14 +14,12 @@ const SIZE: usize = 104;
 /// Offset of its pointer to the auxiliary vector; length and descriptor follow.
 const AUXV: usize = 88;
 
-/// Sets them.
+/// Calls that set them.
 pub(super) fn set(
     builder: &Builder<'_>,
-    leader: &mut Tracee,
+    batch: &mut Batch,
     mm: &AddressSpace,
 ) -> Result<(), ResurrectError> {
-    let doing = "setting its memory layout";
-    let pid = builder.pid;
     let l = &mm.layout;
     let words = [
         l.start_code,
@@ -42,7 +39,6 @@ pub(super) fn set(
     let auxv_len = u32::try_from(mm.auxv.len()).unwrap_or(0);
     bytes[AUXV + 8..AUXV + 12].copy_from_slice(&auxv_len.to_le_bytes());
 
-    let mut batch = Batch::new();
     // No other descriptor is there below the highest: this one gets number 0.
     bytes[AUXV + 12..].copy_from_slice(&0_u32.to_le_bytes());
     let removed = mm
@@ -67,7 +63,7 @@ pub(super) fn set(
         SIZE.into(),
         0.into(),
     ];
-    batch.call(doing, nr::PRCTL, args);
+    batch.call("setting its memory layout", nr::PRCTL, args);
     batch.call("closing its executable", nr::CLOSE, [exe.into()]);
-    run(pid, doing, leader, &batch).map(drop)
+    Ok(())
 }

@@ -55,8 +55,10 @@ pub(crate) use holes::Families;
 use pages::HugePages;
 use persist_mem::manifest::{Live, SharedObject};
 use persist_mem::store::PageStore;
+use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
+use sys::batch::Batch;
 use sys::{PAGE_SIZE_U64, Pid};
 
 const MLOCK_ONFAULT: i32 = 1;
@@ -125,18 +127,21 @@ pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let forked =
         |memory: &Memory| matches!(memory, Memory::Of(_) | Memory::Own { inherited: true });
     let family = memories.any(forked);
+    let mut last = BTreeMap::new();
     for (pid, live) in restore.lives().filter(|(_, live)| live.mm_of.is_none()) {
-        let inherited = contents(restore, pid, live)?;
+        let (inherited, rest) = contents(restore, pid, live)?;
         let families = families(restore);
         let (builder, task) = builder(restore, pid)?;
         let leader = &mut task.first;
         holes::make(&builder, leader, &live.mm, &families)?;
         segments::attach(&builder, leader, &live.mm)?;
         let kin = protect::Kinship { inherited, family };
-        protect::apply(&builder, leader, &live.mm, kin)?;
-        layout::set(&builder, leader, &live.mm)?;
+        let mut calls = Calls::with(pid, "finishing its memory", leader, rest);
+        protect::apply(&builder, &mut calls, &live.mm, kin)?;
+        layout::set(&builder, calls.batch(), &live.mm)?;
+        last.insert((pid, None), calls.rest());
     }
-    Ok(())
+    restore.together("finishing memory", last).map(drop)
 }
 
 /// Called before `by` forks `pid`: builds the memory of `by` when the new process shall share pages
@@ -158,7 +163,14 @@ pub(crate) fn before_fork(
     if own && !waits && !inherit::related(&owner.1.mm, &child.mm, objects) {
         return Ok(Vec::new());
     }
-    contents(restore, owner.0, owner.1)?;
+    let (_, rest) = contents(restore, owner.0, owner.1)?;
+    Calls::with(
+        owner.0,
+        "finishing its memory",
+        &mut restore.task(owner.0)?.first,
+        rest,
+    )
+    .flush()?;
     if !own {
         return Ok(Vec::new());
     }
@@ -190,11 +202,15 @@ pub(crate) fn after_fork(
 }
 
 /// Mappings and pages, unless they are there. True when they are in part those of the process that
-/// forked it.
-fn contents(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<bool, ResurrectError> {
+/// forked it; and calls that are still to be made.
+fn contents(
+    restore: &mut Restore<'_>,
+    pid: Pid,
+    live: &Live,
+) -> Result<(bool, Batch), ResurrectError> {
     let scratch = (restore.scratch.place().address, restore.scratch.end());
     let origin = match restore.task(pid)?.memory {
-        Memory::Own { inherited } => return Ok(inherited),
+        Memory::Own { inherited } => return Ok((inherited, Batch::new())),
         Memory::Empty => None,
         Memory::Of(origin) => Some(origin),
     };
@@ -205,6 +221,7 @@ fn contents(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<bool, Re
     let mm = holes::filled(&live.mm, &families, objects);
     let (builder, task) = builder(restore, pid)?;
     let leader = &mut task.first;
+    let mut rest = Batch::new();
     if let Some((_, theirs)) = theirs {
         let theirs = holes::filled(&theirs.mm, &families, objects);
         inherit::adapt(&builder, leader, &theirs, &mm)?;
@@ -215,11 +232,11 @@ fn contents(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<bool, Re
         }
         map::make(&builder, leader, &mm.vmas, &mm)?;
         pages::fill_new(&builder, leader, &mm)?;
-        vdso::place(pid, leader, &mm, &builder.kernel.parked)?;
+        rest = vdso::place(pid, leader, &mm, &builder.kernel.parked)?;
     }
     let inherited = theirs.is_some();
     task.memory = Memory::Own { inherited };
-    Ok(inherited)
+    Ok((inherited, rest))
 }
 
 /// The processes' families, found once.

@@ -6,7 +6,6 @@ use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use persist_mem::manifest::{AddressSpace, Backing, Vma};
 use sys::PAGE_SIZE_U64;
-use sys::tracee::Tracee;
 
 const PR_SET_VMA: i32 = 0x5356_4d41;
 const PR_SET_VMA_ANON_NAME: i32 = 0;
@@ -39,17 +38,16 @@ pub(super) struct Kinship {
     pub(super) family: bool,
 }
 
-/// Gives every mapping what it had.
+/// Gives every mapping what it had. The last calls are still to be made.
 pub(super) fn apply(
     builder: &Builder<'_>,
-    leader: &mut Tracee,
+    calls: &mut Calls<'_>,
     mm: &AddressSpace,
     kin: Kinship,
 ) -> Result<(), ResurrectError> {
-    let mut calls = Calls::new(builder.pid, "protecting its mappings", leader);
     let keys = mm.protection_keys > 1 || mm.vmas.iter().any(|vma| vma.protection_key != 0);
     if keys {
-        allocate_keys(&mut calls);
+        allocate_keys(calls);
     }
     // What was inherited may have any protection.
     let has = |vma: &Vma| (!kin.inherited).then(|| made_with(vma, mm, builder));
@@ -57,14 +55,14 @@ pub(super) fn apply(
         if matches!(vma.backing, Backing::Vdso | Backing::Vvar) {
             continue;
         }
-        protect(&mut calls, vma, has(vma));
-        advise(&mut calls, vma);
-        name(&mut calls, vma);
+        protect(calls, vma, has(vma));
+        advise(calls, vma);
+        name(calls, vma);
         calls.breathe()?;
     }
     // A mapping keeps its key when that is freed, and a child has those of its parent.
     if keys || kin.inherited {
-        free_keys(&mut calls, mm);
+        free_keys(calls, mm);
     }
     for range in &mm.guards {
         let len = range.pages * PAGE_SIZE_U64;
@@ -75,13 +73,13 @@ pub(super) fn apply(
     }
     for vma in mm.vmas.iter().filter(|vma| vma.has(b"lo")) {
         if kin.family && is_copied(vma) {
-            lock_as_it_is(&mut calls, vma);
+            lock_as_it_is(calls, vma);
         } else {
-            lock(&mut calls, vma, mm);
+            lock(calls, vma, mm);
         }
         calls.breathe()?;
     }
-    calls.flush()
+    Ok(())
 }
 
 fn protect(calls: &mut Calls<'_>, vma: &Vma, has: Option<u32>) {

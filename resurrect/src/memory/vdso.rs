@@ -80,13 +80,13 @@ pub(super) fn start(mm: &AddressSpace, parked: &Parked) -> Option<u64> {
     }
 }
 
-/// Puts the vdso where the process had it.
+/// Puts the vdso where the process had it. Returns calls that are still to be made.
 pub(super) fn place(
     pid: Pid,
     leader: &mut Tracee,
     mm: &AddressSpace,
     parked: &Parked,
-) -> Result<(), ResurrectError> {
+) -> Result<Batch, ResurrectError> {
     let old = of_kernel(mm);
     let mut batch = Batch::new();
     if old.is_empty() {
@@ -94,7 +94,7 @@ pub(super) fn place(
             let args = [(*start).into(), (*end - *start).into()];
             batch.call("removing the vdso", nr::MUNMAP, args);
         }
-        return run(pid, "removing the vdso", leader, &batch).map(drop);
+        return Ok(batch);
     }
     let mut image = mm.vdso.clone();
     let makes_rests = remainder::take_out(&mut image);
@@ -111,14 +111,14 @@ pub(super) fn place(
             ];
             batch.call("moving the vdso", nr::MREMAP, args);
         }
-        run(pid, "moving the vdso", leader, &batch)?;
-        return if makes_rests {
-            make_rests(pid, leader, &old, &image)
-        } else {
-            Ok(())
-        };
+        if makes_rests {
+            run(pid, "moving the vdso", leader, &core::mem::take(&mut batch))?;
+            make_rests(pid, leader, &old, &image)?;
+        }
+        return Ok(batch);
     }
-    keep_old_image(pid, leader, &old, mm, parked)
+    keep_old_image(pid, leader, &old, mm, parked)?;
+    Ok(batch)
 }
 
 /// Of a process that has the vdso of the one it was forked from: what only its own has.

@@ -3,9 +3,9 @@
 use super::oom;
 use crate::ResurrectError;
 use crate::calls::{nr, run};
-use crate::restore::Restore;
+use crate::restore::{Actor, Restore};
 use nix::fcntl::OFlag;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use sys::batch::Batch;
 use sys::tracee::Tracee;
@@ -18,14 +18,12 @@ const PR_FUTEX_HASH_GET_SLOTS: i32 = 2;
 
 /// Sets them.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    set_futex_slots(restore)?;
     for (pid, live) in restore.lives() {
         let task = restore.task(pid)?;
         let host = task.host_pid();
         if live.mm.thp_disabled != 0 {
             switch_huge_pages_off(pid, &mut task.first, live.mm.thp_disabled)?;
-        }
-        if let Some(slots) = live.mm.futex_slots {
-            set_futex_slots(pid, &mut task.first, slots)?;
         }
         oom::set(pid, host, live.oom_score)?;
         write(
@@ -58,24 +56,33 @@ fn switch_huge_pages_off(pid: Pid, first: &mut Tracee, told: u32) -> Result<(), 
 
 /// Futexes of a process have a table of their own since Linux 6.16. A size that the kernel would choose by itself is
 /// left to it: one that was set does not grow with the threads any more.
-fn set_futex_slots(pid: Pid, first: &mut Tracee, slots: u32) -> Result<(), ResurrectError> {
-    let doing = "setting its futex slots";
-    let mut batch = Batch::new();
+fn set_futex_slots(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    const DOING: &str = "setting futex slots";
+    let lives = restore.lives();
+    let wanted = lives.filter_map(|(pid, live)| Some(((pid, None), live.mm.futex_slots?)));
+    let wanted: BTreeMap<Actor, u32> = wanted.collect();
+    let mut ask = Batch::new();
     let args = [PR_FUTEX_HASH.into(), PR_FUTEX_HASH_GET_SLOTS.into()];
-    let asked = batch.try_call(doing, nr::PRCTL, args);
-    let now = run(pid, doing, first, &batch)?.result(asked);
-    if now.is_err() || now == Ok(slots.into()) {
-        return Ok(());
+    let asked = ask.try_call(DOING, nr::PRCTL, args);
+    let all = wanted.keys().map(|actor| (*actor, ask.clone()));
+    let now = restore.together(DOING, all.collect())?;
+    let mut changes = BTreeMap::new();
+    for (actor, slots) in wanted {
+        let now = now.get(&actor).map(|output| output.result(asked));
+        if now.is_none_or(|now| now.is_err() || now == Ok(slots.into())) {
+            continue;
+        }
+        let mut batch = Batch::new();
+        let args = [
+            PR_FUTEX_HASH.into(),
+            PR_FUTEX_HASH_SET_SLOTS.into(),
+            u64::from(slots).into(),
+            0.into(),
+        ];
+        batch.try_call(DOING, nr::PRCTL, args);
+        changes.insert(actor, batch);
     }
-    let mut batch = Batch::new();
-    let args = [
-        PR_FUTEX_HASH.into(),
-        PR_FUTEX_HASH_SET_SLOTS.into(),
-        u64::from(slots).into(),
-        0.into(),
-    ];
-    batch.try_call(doing, nr::PRCTL, args);
-    run(pid, doing, first, &batch).map(drop)
+    restore.together(DOING, changes).map(drop)
 }
 
 /// Writes a file of `/proc/PID` that does not hold this text already.

@@ -1,10 +1,11 @@
 //! Current and root directory, file mode creation mask.
 
 use crate::ResurrectError;
-use crate::calls::{nr, run};
+use crate::calls::nr;
 use crate::files::path::check_same;
 use crate::restore::Restore;
 use persist_mem::manifest::Directories;
+use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use sys::Pid;
 use sys::batch::Batch;
@@ -13,6 +14,8 @@ const CLONE_FS: u64 = 0x200;
 
 /// Sets them: those of threads that have their own first, while nobody has another root.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let mut of_threads = BTreeMap::new();
+    let mut of_processes = BTreeMap::new();
     for (pid, live) in restore.lives() {
         for thread in &live.threads {
             let Some(own) = &thread.directories else {
@@ -25,21 +28,18 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
                 [CLONE_FS.into()],
             );
             enter(restore, (pid, &mut batch), own)?;
-            let tracee = restore.task(pid)?.threads.get_mut(&thread.tid);
-            let tracee = tracee.ok_or_else(|| ResurrectError::Impossible {
-                pid,
-                why: format!("its thread {} was not made", thread.tid),
-            })?;
-            run(pid, "setting a thread's directories", tracee, &batch)?;
+            of_threads.insert((pid, Some(thread.tid)), batch);
+        }
+        if live.fs_of.is_none() {
+            let mut batch = Batch::new();
+            enter(restore, (pid, &mut batch), &live.directories)?;
+            of_processes.insert((pid, None), batch);
         }
     }
-    for (pid, live) in restore.lives().filter(|(_, live)| live.fs_of.is_none()) {
-        let mut batch = Batch::new();
-        enter(restore, (pid, &mut batch), &live.directories)?;
-        let first = &mut restore.task(pid)?.first;
-        run(pid, "setting its directories", first, &batch)?;
-    }
-    Ok(())
+    restore.together("setting threads' directories", of_threads)?;
+    restore
+        .together("setting directories", of_processes)
+        .map(drop)
 }
 
 fn enter(

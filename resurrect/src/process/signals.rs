@@ -1,10 +1,10 @@
 //! Signal dispositions.
 
 use crate::ResurrectError;
-use crate::calls::{nr, run};
+use crate::calls::nr;
 use crate::restore::Restore;
 use persist_mem::manifest::{Live, SigAction};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use sys::Pid;
 use sys::batch::Batch;
 
@@ -17,6 +17,7 @@ const SIG_IGN: u64 = 1;
 /// Sets every disposition but that of SIGCHLD, which comes with the queued signals ([`forget_children`]): children
 /// of who ignores it leave nothing behind, and those that have ended before are still to do so.
 pub(crate) fn set_actions(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let mut batches = BTreeMap::new();
     for (pid, live) in restore.lives() {
         let early = queued_early(pid, live);
         let mut batch = Batch::new();
@@ -26,10 +27,11 @@ pub(crate) fn set_actions(restore: &mut Restore<'_>) -> Result<(), ResurrectErro
                 put_action(&mut batch, signal, action);
             }
         }
-        let first = &mut restore.task(pid)?.first;
-        run(pid, "setting its signal actions", first, &batch)?;
+        batches.insert((pid, None), batch);
     }
-    Ok(())
+    restore
+        .together("setting signal actions", batches)
+        .map(drop)
 }
 
 /// Ignoring a signal empties its queue (kernel/signal.c, do_sigaction): what came of rebuilding is forgotten.

@@ -41,7 +41,7 @@ pub(crate) fn of_thread(
     tracee: &mut Tracee,
     thread: &Thread,
 ) -> Result<(), ResurrectError> {
-    run_together(DOING, vec![(pid, tracee, calls(thread))])
+    run_together(DOING, vec![(pid, tracee, calls(thread))]).map(drop)
 }
 
 /// They are made without a stack pointer, which the kernel looks at when the signal stack is set.

@@ -62,7 +62,7 @@ fn together(
             }
         }
     }
-    run_together(doing, work)
+    run_together(doing, work).map(drop)
 }
 
 /// The one that acts for the process, then the others by id, as [`crate::task::Task::all`] gives them.

@@ -16,6 +16,7 @@ use sys::{Errno, Pid, Tid, ptrace};
 
 const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
 const PROT_EXEC: u32 = 4;
+const REMOVING: &str = "removing the room for batches";
 /// Bytes of code that are searched.
 const LOOK_AT: usize = 4 << 20;
 
@@ -24,16 +25,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let elapsed = restore.elapsed();
     let dispatched = dispatch_from_inside(restore)?;
     let returned = sleeps::go_on(restore, elapsed, |live| live.traced.is_none())?;
-    let mut gate = None;
-    let own = |live: &Live| live.mm_of.is_none() && live.traced.is_none();
-    for (pid, live) in restore.lives().filter(|(_, live)| own(live)) {
-        let actor = actor(&restore.lives().collect(), pid);
-        // Its helper has done so.
-        if actor == pid && live.threads.is_empty() {
-            continue;
-        }
-        remove_scratch(pid, &mut restore.task(actor)?.first, live, &mut gate)?;
-    }
+    remove_scratches(restore)?;
     in_vfork(restore)?;
     let passed = u64::try_from(restore.elapsed().as_nanos()).unwrap_or(u64::MAX);
     super::each(restore, |pid, tracee, thread| {
@@ -175,6 +167,34 @@ fn dispatch(pid: Pid, tracee: &Tracee, wanted: Dispatch) -> Result<(), Resurrect
         .map_err(ResurrectError::call(pid, "dispatching its calls"))
 }
 
+/// Unmaps the batch loops of all address spaces, side by side.
+fn remove_scratches(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let own = |live: &Live| live.mm_of.is_none() && live.traced.is_none();
+    let lives: BTreeMap<Pid, &Live> = restore.lives().collect();
+    // Where nobody else acts in it, its helper has done so.
+    let of: BTreeMap<Pid, Pid> = lives
+        .iter()
+        .filter(|(_, live)| own(live))
+        .map(|(pid, live)| (actor(&lives, *pid), *pid, live))
+        .filter(|(actor, pid, live)| actor != pid || !live.threads.is_empty())
+        .map(|(actor, pid, _)| (actor, pid))
+        .collect();
+    let mut known = None;
+    let mut work = Vec::new();
+    for (actor, task) in &mut restore.tasks {
+        let Some((pid, live)) = of.get(actor).and_then(|pid| Some((*pid, lives.get(pid)?))) else {
+            continue;
+        };
+        let gate = gate(pid, &task.first, live, &mut known)?;
+        work.push((pid, &mut task.first, gate));
+    }
+    let Some(first) = work.first().map(|(pid, _, _)| *pid) else {
+        return Ok(());
+    };
+    let work = work.into_iter().map(|(_, tracee, gate)| (tracee, gate));
+    sys::tracee::unmap_scratches(work.collect()).map_err(ResurrectError::tracee(first, REMOVING))
+}
+
 /// Unmaps the batch loop, through a system call instruction of the process itself.
 pub(crate) fn remove_scratch(
     pid: Pid,
@@ -182,14 +202,22 @@ pub(crate) fn remove_scratch(
     live: &Live,
     known: &mut Option<u64>,
 ) -> Result<(), ResurrectError> {
-    let doing = "removing the room for batches";
-    let gate = own_gate(first, live, known).ok_or_else(|| ResurrectError::Impossible {
-        pid,
-        why: "no system call instruction is mapped in it".into(),
-    })?;
+    let gate = gate(pid, first, live, known)?;
     first
         .unmap_scratch(gate)
-        .map_err(ResurrectError::tracee(pid, doing))
+        .map_err(ResurrectError::tracee(pid, REMOVING))
+}
+
+fn gate(
+    pid: Pid,
+    first: &Tracee,
+    live: &Live,
+    known: &mut Option<u64>,
+) -> Result<u64, ResurrectError> {
+    own_gate(first, live, known).ok_or_else(|| ResurrectError::Impossible {
+        pid,
+        why: "no system call instruction is mapped in it".into(),
+    })
 }
 
 /// A `syscall` instruction: in the vdso, else in any code. `known` is where the last process had one, counted

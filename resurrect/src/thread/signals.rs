@@ -9,7 +9,7 @@ use crate::process::signals::{forget_children, put_action, queued_early};
 use crate::process::{limits, timers};
 use crate::restore::Restore;
 use persist_mem::manifest::{Live, QueuedSignal, Thread};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use sys::batch::{Batch, Buffer};
 use sys::tracee::Tracee;
 use sys::{Pid, Tid, process};
@@ -45,22 +45,10 @@ pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             .set_sigmask(EVERY)
             .map_err(ResurrectError::tracee(pid, "blocking its signals"))
     })?;
+    settle_actions(restore)?;
     // Where all threads wait in vfork(2) there are none.
     for (pid, live) in restore.lives().filter(|(_, live)| !live.threads.is_empty()) {
         let first = &mut restore.task(pid)?.first;
-        // The first batch does what all processes need.
-        let mut batch = Batch::new();
-        if let Some(action) = live.actions.get(SIGTRAP - 1) {
-            put_action(&mut batch, SIGTRAP, action);
-        }
-        // Leaders that end have done the rest.
-        if live.ended_leader.is_none() {
-            forget_children(pid, live, &mut batch);
-        }
-        if nothing_to_queue(live) {
-            limits::set_last(&mut batch, live);
-        }
-        settled(pid, "setting its actions for signals", first, &batch)?;
         if live.ended_leader.is_none() && !live.waits_in_vfork(pid.leader()) {
             for batch in queues(pid, live) {
                 settled(pid, "queueing its signals", first, &batch)?;
@@ -82,6 +70,48 @@ pub(crate) fn queue(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let mut batch = Batch::new();
         limits::set_last(&mut batch, live);
         settled(pid, "setting its last limits", first, &batch)?;
+    }
+    Ok(())
+}
+
+/// What all processes need before signals are queued, side by side.
+fn settle_actions(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    const DOING: &str = "setting its actions for signals";
+    let lives: BTreeMap<Pid, &Live> = restore.lives().collect();
+    let owners: BTreeSet<Pid> = lives.values().filter_map(|live| live.mm_of).collect();
+    let mut all = Vec::new();
+    for (pid, task) in &mut restore.tasks {
+        let Some(live) = lives.get(pid).filter(|live| !live.threads.is_empty()) else {
+            continue;
+        };
+        let mut batch = Batch::new();
+        if let Some(action) = live.actions.get(SIGTRAP - 1) {
+            put_action(&mut batch, SIGTRAP, action);
+        }
+        // Leaders that end have done the rest.
+        if live.ended_leader.is_none() {
+            forget_children(*pid, live, &mut batch);
+        }
+        if nothing_to_queue(live) {
+            limits::set_last(&mut batch, live);
+        }
+        // In memory that several have there is one place.
+        if live.mm_of.is_some() || owners.contains(pid) {
+            settled(*pid, DOING, &mut task.first, &batch)?;
+        } else if !batch.is_empty() {
+            all.push((*pid, &mut task.first, batch));
+        }
+    }
+    let mut running = Vec::new();
+    for (pid, tracee, batch) in all {
+        let begun = tracee.begin(&batch, 0);
+        let begun = begun.map_err(ResurrectError::tracee(pid, DOING))?;
+        running.push((pid, tracee, batch, begun));
+    }
+    // The last one first, as where batches are run together.
+    for (pid, tracee, batch, begun) in running.into_iter().rev() {
+        let ended = tracee.end(&batch, &begun);
+        ended.map_err(ResurrectError::tracee(pid, DOING))?;
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ mod single;
 mod together;
 
 pub use batches::{Running, seats};
-pub use single::{Foothold, find_gate};
+pub use single::{Foothold, find_gate, unmap_scratches};
 pub use together::run_together;
 
 use crate::batch::{self, Batch, CallFailure};

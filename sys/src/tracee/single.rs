@@ -25,6 +25,60 @@ pub fn find_gate(code: &[u8]) -> Option<usize> {
     memchr::memmem::find(code, &[0x0f, 0x05])
 }
 
+const DOING: &str = "making a system call in it";
+/// A call's entry and its exit.
+const STOPS: usize = 2;
+
+/// Registers with which a thread makes a call through the instruction at `gate`.
+fn at_gate(saved: &Regs, gate: u64, nr: i64, [rdi, rsi, rdx, r10, r8, r9]: [u64; 6]) -> Regs {
+    Regs {
+        rip: gate,
+        rax: nr.cast_unsigned(),
+        rdi,
+        rsi,
+        rdx,
+        r10,
+        r8,
+        r9,
+        orig_rax: NO_SYSCALL,
+        ..saved.without_steps()
+    }
+}
+
+/// Unmaps the scratch areas of several address spaces side by side, as [`Tracee::unmap_scratch`] does, each through a
+/// gate of its own. They must not depend on a way back ([`Tracee::set_foothold`]).
+///
+/// # Errors
+/// As [`Tracee::unmap_scratch`]. Those of the others may stand anywhere in the call then: they are to be ended.
+pub fn unmap_scratches(work: Vec<(&mut Tracee, u64)>) -> Result<(), TraceeError> {
+    let mut calling = Vec::new();
+    for (tracee, gate) in work {
+        let Some(Scratch { address, len }) = tracee.scratch.take() else {
+            continue;
+        };
+        let (saved, mask) = tracee.rest()?;
+        let args = [address, len as u64, 0, 0, 0, 0];
+        tracee.load(&at_gate(&saved, gate, libc::SYS_munmap, args))?;
+        tracee.mask(u64::MAX)?;
+        calling.push((tracee, saved, mask));
+    }
+    for _ in 0..STOPS {
+        for (tracee, ..) in &calling {
+            tracee.go_to_call()?;
+        }
+        // The last one first: the others have stopped by then.
+        for (tracee, ..) in calling.iter_mut().rev() {
+            tracee.wait_for_call()?;
+        }
+    }
+    for (tracee, saved, mask) in calling {
+        let result = tracee.regs().map(|regs| regs.rax.cast_signed());
+        let done = tracee.put_back(&saved, mask, result)?;
+        done.map_err(tracee.failed("unmapping scratch space"))?;
+    }
+    Ok(())
+}
+
 impl Tracee {
     /// Makes one system call through the `syscall` instruction at `gate`. Registers and signal mask
     /// are put back. For the first call, before there is a scratch mapping. With a foothold
@@ -41,20 +95,7 @@ impl Tracee {
         args: [u64; 6],
     ) -> Result<crate::Result<u64>, TraceeError> {
         let (saved, mask) = self.rest()?;
-        let [rdi, rsi, rdx, r10, r8, r9] = args;
-        let rax = nr.cast_unsigned();
-        let mut regs = Regs {
-            rip: gate,
-            rax,
-            rdi,
-            rsi,
-            rdx,
-            r10,
-            r8,
-            r9,
-            orig_rax: NO_SYSCALL,
-            ..saved.without_steps()
-        };
+        let mut regs = at_gate(&saved, gate, nr, args);
         if let Some(foothold) = self.foothold {
             self.write_way_back(&foothold, &saved, mask, &mut regs)?;
         }
@@ -96,15 +137,22 @@ impl Tracee {
 
     /// Runs to the entry and to the exit of the call it stands before.
     fn one_call(&mut self) -> Result<i64, TraceeError> {
-        const DOING: &str = "making a system call in it";
-        for _ in 0..2 {
-            ptrace::cont_to_syscall(self.tid, 0).map_err(self.failed(DOING))?;
-            self.wait_for(DOING, ptrace::cont_to_syscall, |_, status| {
-                // Without PTRACE_O_TRACESYSGOOD it looks like a signal.
-                matches!(status, Status::Syscall | Status::Signal(libc::SIGTRAP))
-            })?;
+        for _ in 0..STOPS {
+            self.go_to_call()?;
+            self.wait_for_call()?;
         }
         Ok(self.regs()?.rax.cast_signed())
+    }
+
+    fn go_to_call(&self) -> Result<(), TraceeError> {
+        ptrace::cont_to_syscall(self.tid, 0).map_err(self.failed(DOING))
+    }
+
+    fn wait_for_call(&mut self) -> Result<(), TraceeError> {
+        self.wait_for(DOING, ptrace::cont_to_syscall, |_, status| {
+            // Without PTRACE_O_TRACESYSGOOD it looks like a signal.
+            matches!(status, Status::Syscall | Status::Signal(libc::SIGTRAP))
+        })
     }
 
     /// Maps a scratch area for batches of `len` bytes through the gate, wherever the kernel likes.

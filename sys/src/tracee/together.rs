@@ -23,9 +23,14 @@ pub fn run_together<'a, 'b>(
     let mut begun: Vec<Begun<'a, 'b>> = Vec::new();
     let mut used = 0;
     for (tracee, batch) in work {
-        if used > 0 && tracee.room_for(batch, used).is_err() {
+        let alone = tracee.lender.is_some();
+        if used > 0 && (alone || tracee.room_for(batch, used).is_err()) {
             end(&mut begun, &mut outputs)?;
             used = 0;
+        }
+        if alone {
+            outputs.push(tracee.run_alone(batch)?);
+            continue;
         }
         match tracee.begin_raw(batch, used) {
             Ok(table) => begun.push((tracee, batch, table)),
@@ -41,15 +46,18 @@ pub fn run_together<'a, 'b>(
     Ok(outputs)
 }
 
-/// Waits for all that were begun.
+/// Waits for all that were begun, the last one first: on one processor the others have stopped by then, one after
+/// the other, and none of them has woken who waits.
 fn end(begun: &mut Vec<Begun<'_, '_>>, outputs: &mut Vec<Output>) -> Result<(), TraceeError> {
     let mut failed = None;
-    for (tracee, batch, table) in begun.drain(..) {
+    let before = outputs.len();
+    for (tracee, batch, table) in begun.drain(..).rev() {
         match tracee.end_raw(batch, table) {
             Ok(output) => outputs.push(output),
-            Err(error) => drop(failed.get_or_insert(error)),
+            Err(error) => failed = Some(error),
         }
     }
+    outputs[before..].reverse();
     failed.map_or(Ok(()), Err)
 }
 
@@ -63,6 +71,14 @@ impl Tracee {
         let table = self.prepare_raw(batch, used, regs)?;
         ptrace::cont(self.tid, 0).map_err(self.failed("running a batch in it"))?;
         Ok(table)
+    }
+
+    /// Who lends something to a thread may have its memory, and takes back what the one before has got.
+    fn run_alone(&mut self, batch: &Batch) -> Result<Output, TraceeError> {
+        let lent = self.lent(batch)?;
+        let batch = lent.as_ref().unwrap_or(batch);
+        let table = self.begin_raw(batch, 0)?;
+        self.end_raw(batch, table)
     }
 
     fn end_raw(&mut self, batch: &Batch, table: u64) -> Result<Output, TraceeError> {
