@@ -188,6 +188,8 @@ pub struct InetSocket {
     pub local: Vec<u8>,
     /// The kernel has chosen its port, and forgets it when the socket is disconnected (UDP).
     pub chosen_port: bool,
+    /// It was bound to its own host, which it has also when it is disconnected (UDP, as far as is known).
+    pub bound_host: bool,
     /// Its peer's address; empty when it is not connected.
     #[serde(with = "serde_bytes")]
     pub remote: Vec<u8>,

@@ -70,7 +70,9 @@ pub(super) fn examine(
         tcp::examine(open, common, when, &mut found)?;
         return Ok(found);
     }
-    found.chosen_port = is_udp(common) && !found.local.is_empty() && has_chosen_port(open);
+    if is_udp(common) && !found.local.is_empty() {
+        (found.bound_host, found.chosen_port) = asked_for(open);
+    }
     found.pending = pending::examine(open, common)?;
     if !is_udp(common) {
         packets::queue(open, common)?;
@@ -83,10 +85,12 @@ pub(super) fn is_udp(common: &Common) -> bool {
     common.kind == c::SOCK_DGRAM && [c::IPPROTO_UDP, c::IPPROTO_UDPLITE].contains(&common.protocol)
 }
 
-/// Whether nobody has asked for the port that it has: it goes when the socket is disconnected (connect(2), `AF_UNSPEC`).
-fn has_chosen_port(open: &Open<'_>) -> bool {
-    /// `SOCK_BINDPORT_LOCK`, include/net/sock.h
-    const ASKED_FOR: u8 = 8;
+/// Whether somebody has asked for the host that it has, and whether nobody has for the port: that goes when the socket is
+/// disconnected (connect(2), `AF_UNSPEC`).
+fn asked_for(open: &Open<'_>) -> (bool, bool) {
+    /// `SOCK_BINDADDR_LOCK` and `SOCK_BINDPORT_LOCK`, include/net/sock.h
+    const HOST: u8 = 4;
+    const PORT: u8 = 8;
     let locks = kernel::look(|kernel| {
         let sk = kernel.own_sock(open.copy.as_fd())?;
         // A byte in newer kernels, four bits before.
@@ -99,7 +103,9 @@ fn has_chosen_port(open: &Open<'_>) -> bool {
         let byte = byte.first().copied().unwrap_or(u8::MAX);
         Ok(byte >> (first % 8) & ((1_u16 << width) - 1) as u8)
     });
-    locks.is_ok_and(|locks| locks & ASKED_FOR == 0)
+    locks.map_or((false, false), |locks| {
+        (locks & HOST != 0, locks & PORT == 0)
+    })
 }
 
 /// The halves that are shut down of a socket without a connection.

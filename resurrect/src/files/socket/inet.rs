@@ -63,10 +63,7 @@ fn bind(
         return Ok(false);
     }
     // The own address of a connected socket is usually what connect(2) chose, and goes with it.
-    if !state.remote.is_empty()
-        && routing_chooses(&state.local, &state.remote)
-        && socket::bind(fd, &wildcard(&state.local)).is_ok()
-    {
+    if by_routing(state) && socket::bind(fd, &wildcard(&state.local)).is_ok() {
         return Ok(false);
     }
     if making.socket.kind == c::SOCK_DGRAM && state.local.get(2..4) == Some(&[0, 0]) {
@@ -122,8 +119,7 @@ fn choose_port(
     if port == 0 || !may_be_chosen(port) {
         return Ok(false);
     }
-    let by_routing = !state.remote.is_empty() && routing_chooses(&state.local, &state.remote);
-    if !by_routing && wildcard(&state.local) != state.local {
+    if !by_routing(state) && wildcard(&state.local) != state.local {
         let mut without = state.clone();
         without.local[2..4].fill(0);
         bind_without_port(making, &without, fd)?;
@@ -140,6 +136,11 @@ fn choose_port(
         (Err(_), Some([0, 0])) => Ok(false),
         _ => Err(making.failed(doing)(Errno::EADDRNOTAVAIL)),
     }
+}
+
+/// Whether its own host is the one that routing chooses when it is connected.
+fn by_routing(state: &InetSocket) -> bool {
+    !state.bound_host && !state.remote.is_empty() && routing_chooses(&state.local, &state.remote)
 }
 
 /// Whether the kernel chooses a port by itself (ip(7), `ip_local_port_range`).

@@ -411,6 +411,11 @@ pub(crate) const GROUP: Group = Group {
             udp_queues::connected_without_port,
         ),
         subject(
+            "udp-bound-host",
+            "UDP sockets bound to the host that routing would choose, which stays without a peer",
+            udp_queues::bound_host,
+        ),
+        subject(
             "udp-chosen-port",
             "ports of UDP sockets that the kernel has chosen, and that go with the peer",
             udp_queues::chosen_port,

@@ -283,6 +283,37 @@ pub(crate) fn connected_without_port(_: &Setting) -> Result<Watch> {
     Ok(Watch::keep(observe)?.spoiled_by(move || connect(one, &[0; 16])))
 }
 
+/// Sockets that were bound to the host from which they would reach their peer anyway, with a port and without: they have
+/// it still when they are disconnected.
+pub(crate) fn bound_host(_: &Setting) -> Result<Watch> {
+    const PORT: u16 = 40_405;
+    loopback()?;
+    let server = UdpSocket::bind("127.0.0.1:0")?;
+    let to = v4([127, 0, 0, 1], server.local_addr()?.port());
+    let all: [i32; 3] = [
+        socket(AF_INET, SOCK_DGRAM, 0)?,
+        socket(AF_INET, SOCK_DGRAM, 0)?,
+        socket(AF_INET, SOCK_DGRAM, 0)?,
+    ];
+    bind(all[0], &v4([127, 0, 0, 1], 0))?;
+    bind(all[1], &v4([127, 0, 0, 1], PORT))?;
+    bind(all[2], &v4([0; 4], PORT + 1))?;
+    let connect_all = move |to: &[u8]| all.iter().try_for_each(|one| connect(*one, to));
+    connect_all(&to)?;
+    let hosts = move || {
+        let _ = &server;
+        connect_all(&[0; 16])?;
+        let hosts = all.map(|one| Ok(name(one, false)?[4..8].to_vec()));
+        let hosts: Result<Vec<Vec<u8>>> = hosts.into_iter().collect();
+        connect_all(&to)?;
+        hosts
+    };
+    Ok(Watch::keep(hosts)?.spoiled_by(move || {
+        connect(all[0], &[0; 16])?;
+        bind(all[0], &v4([127, 0, 0, 2], 0))
+    }))
+}
+
 /// Ports that the kernel has chosen, for a connected socket and for one that is bound to a host, go with the peer; one
 /// that was asked for stays.
 pub(crate) fn chosen_port(_: &Setting) -> Result<Watch> {
