@@ -10,6 +10,7 @@ use crate::calls::{Calls, nr};
 use persist_mem::manifest::{AddressSpace, Backing, SharedObject, Vma};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use sys::PAGE_SIZE_U64;
 use sys::tracee::Tracee;
 
@@ -22,32 +23,73 @@ struct Gap {
     of: usize,
 }
 
-/// All different mappings of processes that may have come from one by fork(2): the kernel's code is at the same place
-/// in them. By that place, in ascending order.
+/// Processes that may have come from one by fork(2): the kernel's code is at the same place in them. By that place.
 #[derive(Debug, Default)]
-pub(crate) struct Families<'a>(BTreeMap<u64, Vec<&'a Vma>>);
+pub(crate) struct Families<'a>(BTreeMap<u64, Family<'a>>);
+
+/// All different mappings of several processes.
+#[derive(Debug, Default)]
+struct Family<'a> {
+    /// In ascending order.
+    mappings: Vec<&'a Vma>,
+    /// How far those up to each of them reach.
+    reach: Vec<u64>,
+}
 
 impl<'a> Families<'a> {
     pub(crate) fn of(all: impl Iterator<Item = &'a AddressSpace>) -> Families<'a> {
-        let mut found: BTreeMap<u64, Vec<&'a Vma>> = BTreeMap::new();
+        let mut found: BTreeMap<u64, Vec<&'a AddressSpace>> = BTreeMap::new();
         for mm in all {
             if let Some(code) = code(mm) {
-                let theirs = mm.vmas.iter().filter(|vma| can_be_filled(vma));
-                found.entry(code).or_default().extend(theirs);
+                found.entry(code).or_default().push(mm);
             }
         }
-        for family in found.values_mut() {
-            let range = |vma: &&Vma| (vma.start, vma.end);
-            family.sort_by_key(range);
-            family.dedup_by(|two, one| range(one) == range(two) && same_kind(one, two));
-        }
-        Families(found)
+        found.retain(|_, members| members.len() > 1);
+        let families = found.into_iter();
+        Families(
+            families
+                .map(|(code, members)| (code, Family::of(&members)))
+                .collect(),
+        )
     }
 
-    /// The mappings of a process's relatives, and its own.
-    fn mappings(&self, mm: &AddressSpace) -> &[&'a Vma] {
+    /// Mappings of a process's relatives, and its own, that have something of a range.
+    fn overlapping(
+        &self,
+        mm: &AddressSpace,
+        range: Range<u64>,
+    ) -> impl Iterator<Item = &'a Vma> + use<'_, 'a> {
         let family = code(mm).and_then(|code| self.0.get(&code));
-        family.map_or(&[], Vec::as_slice)
+        let some = family.map_or(&[][..], |family| family.up_to(&range));
+        some.iter()
+            .copied()
+            .filter(move |vma| range.start < vma.end)
+    }
+}
+
+impl<'a> Family<'a> {
+    fn of(members: &[&'a AddressSpace]) -> Family<'a> {
+        let mappings = members.iter().flat_map(|mm| &mm.vmas);
+        let mut mappings: Vec<&Vma> = mappings.filter(|vma| can_be_filled(vma)).collect();
+        let range = |vma: &&Vma| (vma.start, vma.end);
+        mappings.sort_by_key(range);
+        mappings.dedup_by(|two, one| range(one) == range(two) && same_kind(one, two));
+        let mut most = 0;
+        let reach = mappings.iter().map(|vma| {
+            most = vma.end.max(most);
+            most
+        });
+        Family {
+            reach: reach.collect(),
+            mappings,
+        }
+    }
+
+    /// From the first that reaches into a range to the last that begins before its end.
+    fn up_to(&self, range: &Range<u64>) -> &[&'a Vma] {
+        let from = self.reach.partition_point(|end| *end <= range.start);
+        let to = self.mappings.partition_point(|vma| vma.start < range.end);
+        self.mappings.get(from..to).unwrap_or_default()
     }
 }
 
@@ -110,7 +152,6 @@ pub(super) fn make(
 
 /// Ascending, and apart from each other.
 fn gaps(mm: &AddressSpace, families: &Families<'_>, objects: &[SharedObject]) -> Vec<Gap> {
-    let family = families.mappings(mm);
     let mut found: Vec<Gap> = Vec::new();
     for (of, vma) in mm.vmas.iter().enumerate() {
         let before = of.checked_sub(1).and_then(|n| mm.vmas.get(n));
@@ -122,11 +163,8 @@ fn gaps(mm: &AddressSpace, families: &Families<'_>, objects: &[SharedObject]) ->
             continue;
         }
         let (mut start, mut end) = (vma.start, vma.end);
-        let begun = family.partition_point(|theirs| theirs.start < vma.end);
-        let overlapping = family[..begun]
-            .iter()
-            .filter(|theirs| vma.start < theirs.end);
-        for theirs in overlapping.filter(|theirs| same_kind(theirs, vma)) {
+        let theirs = families.overlapping(mm, vma.start..vma.end);
+        for theirs in theirs.filter(|theirs| same_kind(theirs, vma)) {
             start = start.min(theirs.start.max(floor));
             // What only its end lacks grows (`grow`).
             let over = after.filter(|after| theirs.end > after.start && same_kind(theirs, after));
@@ -211,13 +249,17 @@ mod tests {
         let mut stranger = child.clone();
         stranger.vmas[2].start = 0x7e_0000;
         assert_eq!(
-            gaps(&parent, &Families::of([&stranger].into_iter()), &[]),
+            gaps(
+                &parent,
+                &Families::of([&parent, &stranger].into_iter()),
+                &[]
+            ),
             []
         );
         let parent = mm(&[(0x3000, 0x4000), (0x8000, 0x9000)]);
         let child = mm(&[(0x2000, 0x5000), (0x8000, 0x9000)]);
         assert_eq!(
-            gaps(&parent, &Families::of([&child].into_iter()), &[]),
+            gaps(&parent, &Families::of([&parent, &child].into_iter()), &[]),
             [gap(0x2000, 0x3000, 0)],
             "the end grows"
         );
@@ -227,7 +269,23 @@ mod tests {
     fn several_holes_of_one_mapping() {
         let parent = mm(&[(0x1000, 0x2000), (0x3000, 0x4000), (0x5000, 0x6000)]);
         let child = mm(&[(0x1000, 0x6000)]);
-        let whole = filled(&parent, &Families::of([&child].into_iter()), &[]);
+        let whole = filled(&parent, &Families::of([&parent, &child].into_iter()), &[]);
         assert_eq!(whole.vmas, child.vmas);
+    }
+
+    #[test]
+    fn all_that_overlap_are_found() {
+        let one = mm(&[(0x1000, 0x9000), (0xa000, 0xb000)]);
+        let two = mm(&[(0x2000, 0x3000), (0x8000, 0xc000)]);
+        let all = Families::of([&one, &two].into_iter());
+        let found = |range| {
+            let found = all.overlapping(&one, range);
+            found.map(|vma| vma.start).collect::<Vec<_>>()
+        };
+        assert!(found(0x0..0x1000).is_empty());
+        assert_eq!(found(0x4000..0x5000), [0x1000]);
+        assert_eq!(found(0x2000..0x8001), [0x1000, 0x2000, 0x8000]);
+        assert_eq!(found(0x9000..0xa001), [0x8000, 0xa000]);
+        assert!(found(0xc000..0xd000).is_empty());
     }
 }
