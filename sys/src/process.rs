@@ -225,6 +225,26 @@ pub fn securebits() -> Result<u32> {
     unsafe { syscall(libc::SYS_prctl, args) }.map(|bits| bits as u32)
 }
 
+/// Whether a signal's action is the default one and nobody has set it since execve(2): flags, mask and restorer are
+/// none, too.
+#[must_use]
+pub fn has_no_action(signal: i32) -> bool {
+    /// `struct kernel_sigaction` (x86_64): handler, flags, restorer, mask.
+    type Action = [u64; 4];
+    let mut action: Action = [u64::MAX; 4];
+    // SAFETY: nothing is set; the kernel writes the action, which outlives the call.
+    let got = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            signal,
+            core::ptr::null::<Action>(),
+            &raw mut action,
+            size_of::<u64>(),
+        )
+    };
+    got == 0 && action == Action::default()
+}
+
 /// kill(2).
 ///
 /// # Errors
@@ -313,4 +333,24 @@ pub fn spawn(flags: u64, set_tid: &[Pid], body: impl FnOnce() -> i32) -> Result<
         unsafe { libc::_exit(code) };
     }
     Ok(Pid(i32::try_from(pid).unwrap_or(-1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::{SigHandler, Signal, signal};
+
+    #[test]
+    fn an_action_that_was_set_is_seen() {
+        let set = |handler| {
+            // SAFETY: no handler of ours is installed.
+            unsafe { signal(Signal::SIGWINCH, handler) }.unwrap();
+        };
+        assert!(has_no_action(libc::SIGWINCH));
+        set(SigHandler::SigIgn);
+        assert!(!has_no_action(libc::SIGWINCH));
+        set(SigHandler::SigDfl);
+        assert!(!has_no_action(libc::SIGWINCH), "its flags were set");
+        assert!(!has_no_action(-1));
+    }
 }

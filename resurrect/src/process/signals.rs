@@ -12,18 +12,21 @@ const SIGKILL: usize = 9;
 const SIGCHLD: usize = 17;
 const SIGCONT: usize = 18;
 const SIGSTOP: usize = 19;
+const SIGNALS: usize = 64;
 const SIG_IGN: u64 = 1;
 
 /// Sets every disposition but that of SIGCHLD, which comes with the queued signals ([`forget_children`]): children
 /// of who ignores it leave nothing behind, and those that have ended before are still to do so.
 pub(crate) fn set_actions(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let mut batches = BTreeMap::new();
+    let there = there_already(restore);
     for (pid, live) in restore.lives() {
         let early = queued_early(pid, live);
         let mut batch = Batch::new();
         for (index, action) in live.actions.iter().enumerate() {
             let signal = index + 1;
-            if ![SIGKILL, SIGSTOP, SIGCHLD].contains(&signal) && !early.contains(&signal) {
+            let set = *action == SigAction::default() && there.contains(&signal);
+            if !set && ![SIGKILL, SIGSTOP, SIGCHLD].contains(&signal) && !early.contains(&signal) {
                 put_action(&mut batch, signal, action);
             }
         }
@@ -32,6 +35,18 @@ pub(crate) fn set_actions(restore: &mut Restore<'_>) -> Result<(), ResurrectErro
     restore
         .together("setting signal actions", batches)
         .map(drop)
+}
+
+/// Signals that have the default action in all processes: they have that of this one, from which they come.
+fn there_already(restore: &Restore<'_>) -> BTreeSet<usize> {
+    // Who waits in vfork(2) may have set some by then, which its child has, too.
+    if restore.lives().any(|(_, live)| !live.vforks.is_empty()) {
+        return BTreeSet::new();
+    }
+    let signals = 1..=SIGNALS;
+    signals
+        .filter(|signal| i32::try_from(*signal).is_ok_and(sys::process::has_no_action))
+        .collect()
 }
 
 /// Ignoring a signal empties its queue (kernel/signal.c, do_sigaction): what came of rebuilding is forgotten.
