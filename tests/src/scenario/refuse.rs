@@ -100,7 +100,7 @@ pub(super) fn lost_network(host: &mut Host, rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// A parent in vfork(2) does not stop until its child lets go.
+/// A parent in vfork(2) does not stop until its child lets go, which is not known here.
 pub(super) fn unstoppable(host: &mut Host, rig: &Rig) -> Result<()> {
     let prefix = "/var/lab/unstoppable";
     let pid = host.vm.shell.must(
@@ -111,7 +111,7 @@ pub(super) fn unstoppable(host: &mut Host, rig: &Rig) -> Result<()> {
         SHORT,
     )?;
     let pid = pid.lines().last().unwrap_or_default().trim().to_owned();
-    host.must_refuse(&command(rig, "")?, &[&pid])?;
+    host.must_refuse(&command(rig, "")?, &[&pid, "vfork"])?;
     host.vm
         .shell
         .must(&format!("touch {prefix}.ask; wait {pid}"), SHORT)?;
