@@ -136,6 +136,12 @@ impl<'a> Restore<'a> {
         })
     }
 
+    /// Whether this may be another kernel, which does not make up all files that the old one did: what cannot be had
+    /// must not cost the others their lives.
+    pub(crate) fn is_upgrade(&self) -> bool {
+        self.options.root_flags != 0
+    }
+
     /// Time since the manifest's clocks were read.
     pub(crate) fn elapsed(&self) -> Duration {
         self.options.elapsed + self.started.elapsed()

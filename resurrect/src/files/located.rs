@@ -11,6 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use sys::{Errno, Pid};
 
+const MFD_CLOEXEC: u32 = 1;
+
 /// Calls `body` with a path of the inode, and whether that is a link to follow.
 pub(super) fn with_path<T>(
     opening: &Opening<'_, '_>,
@@ -32,6 +34,15 @@ pub(super) fn with_path<T>(
         place.handle.is_none() || handle::leads_to(path, place.inode) || is_socket(path)
     };
     match (place.path.as_deref().filter(right), &place.handle) {
+        (Some(found), None) if opening.restore.is_upgrade() && !is_there(found) => {
+            log::warn!(
+                "{} is not there on this kernel: who watches it is told that it is gone",
+                String::from_utf8_lossy(found)
+            );
+            // What is watched goes with its last descriptor.
+            let stand_in = sys::vm::memfd(c"gone", MFD_CLOEXEC)?;
+            through(&stand_in, |link| body(link, true))
+        }
         (Some(found), _) => body(&path(found)?, false),
         (None, Some(handle)) => {
             let mount = File::open(OsStr::from_bytes(&place.mount)).map_err(|_| Errno::ENOENT)?;
@@ -40,6 +51,10 @@ pub(super) fn with_path<T>(
         }
         (None, None) => Err(Errno::ENOENT),
     }
+}
+
+fn is_there(path: &[u8]) -> bool {
+    std::fs::symlink_metadata(OsStr::from_bytes(path)).is_ok()
 }
 
 /// The node of a socket, which has been bound again and so is another inode.

@@ -3,6 +3,7 @@
 use super::{Opening, path};
 use crate::ResurrectError;
 use crate::restore::Restore;
+use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use persist_mem::manifest::DescriptionKind;
 use std::ffi::OsStr;
@@ -13,10 +14,17 @@ use sys::{Errno, Pid};
 
 pub(super) fn open(opening: &Opening<'_, '_>, at: &[u8]) -> Result<OwnedFd, ResurrectError> {
     let path = Path::new(OsStr::from_bytes(at));
-    let opened = match nix::fcntl::open(path, opening.flags(), Mode::empty()) {
+    let mut opened = match nix::fcntl::open(path, opening.flags(), Mode::empty()) {
         Err(Errno::ENOENT) => of_nobody(opening, at),
         opened => opened,
     };
+    if matches!(opened, Err(Errno::ENOENT)) && opening.restore.is_upgrade() {
+        log::warn!(
+            "{} is not there on this kernel: who has it open finds that there is no such process",
+            path.display()
+        );
+        opened = stand_in(opening);
+    }
     opened.map_err(|errno| ResurrectError::Changed {
         path: path.display().to_string(),
         why: format!("opening it: {errno}"),
@@ -47,6 +55,18 @@ fn of_nobody(opening: &Opening<'_, '_>, at: &[u8]) -> sys::Result<OwnedFd> {
     let opened = nix::fcntl::open(OsStr::from_bytes(&path), opening.flags(), Mode::empty());
     sys::wait::wait_for(child.leader())?;
     opened
+}
+
+/// For a file that this kernel does not make up: one about a process that has ended. Who reads it is told so (ESRCH).
+fn stand_in(opening: &Opening<'_, '_>) -> sys::Result<OwnedFd> {
+    let child = opening.restore.spawn_among(None, || 0)?;
+    let what = match opening.flags().contains(OFlag::O_DIRECTORY) {
+        true => "task",
+        false => "cmdline",
+    };
+    let opened = sys::procdir::open(child, what, opening.flags());
+    sys::wait::wait_for(child.leader())?;
+    opened.map(OwnedFd::from)
 }
 
 /// Has them seen what their readers had, and sets the offsets. The kernel writes the text up to there when it is asked to, so everything that it

@@ -340,6 +340,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("sys-files", "files of /sys", proc::sys),
         subject(
+            "proc-file-gone",
+            "a file of /proc that the next kernel does not have, open and watched",
+            proc::of_another_kernel,
+        ),
+        subject(
             "devices",
             "/dev/null, zero, full, random, urandom",
             devices::start,

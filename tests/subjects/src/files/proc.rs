@@ -1,13 +1,15 @@
 //! Files of /proc and /sys.
 
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
 use anyhow::{Result, bail};
-use libc::{O_DIRECTORY, O_RDONLY, O_RDWR};
+use libc::{IN_DELETE_SELF, IN_IGNORED, IN_MODIFY, O_DIRECTORY, O_RDONLY, O_RDWR};
 
+use super::inotify;
 use crate::kit::files::{close, open, place, read, ready, seen};
 use crate::kit::net::{receive_descriptor, send_descriptor};
-use crate::kit::{Setting, Watch, fork, same, sys as kit_sys};
+use crate::kit::{Setting, Watch, fork, not_here, same, sys as kit_sys};
 
 /// Of the system and of the process, at a place in the middle.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
@@ -163,4 +165,47 @@ pub(crate) fn sys(_: &Setting) -> Result<Watch> {
         }
         place(file, Some(2)).map(drop)
     })))
+}
+
+/// A file that newer kernels do not have (until Linux 6.6), open and watched: there it is gone.
+pub(crate) fn of_another_kernel(_: &Setting) -> Result<Watch> {
+    const PATH: &str = "/proc/sys/kernel/sched_child_runs_first";
+    if !Path::new(PATH).exists() {
+        return not_here("this kernel does not have such a file");
+    }
+    let file = open(PATH, O_RDONLY)?;
+    let notify = inotify::init()?;
+    let wd = inotify::watch(notify, Path::new(PATH), IN_DELETE_SELF | IN_MODIFY)?;
+    let mut untold = vec![(wd, IN_DELETE_SELF), (wd, IN_IGNORED)];
+    let text = |file| {
+        place(file, Some(0))?;
+        let mut bytes = [0; 16];
+        // SAFETY: the bytes outlive the call.
+        let got = unsafe { libc::read(file, bytes.as_mut_ptr().cast(), bytes.len()) };
+        let error = std::io::Error::last_os_error().raw_os_error();
+        anyhow::Ok(
+            usize::try_from(got).map_or_else(|_| Err(error), |got| Ok(bytes[..got].to_vec())),
+        )
+    };
+    let before = text(file)?;
+    Ok(Watch::new(move || {
+        let there = Path::new(PATH).exists();
+        let expected = if there {
+            before.clone()
+        } else {
+            Err(Some(libc::ESRCH))
+        };
+        same("what it says", &expected, &text(file)?)?;
+        let told = if there {
+            Vec::new()
+        } else {
+            std::mem::take(&mut untold)
+        };
+        same("what its watcher is told", &told, &inotify::events(notify))
+    })
+    .spoiled_by(move || {
+        let other = open("/dev/null", O_RDONLY)?;
+        // SAFETY: descriptors of ours.
+        kit_sys("dup2", unsafe { libc::dup2(other, file) }).map(drop)
+    }))
 }
