@@ -1,14 +1,15 @@
 //! Rings that packet sockets share with their program.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use libc::{AF_PACKET, SOCK_NONBLOCK, SOCK_RAW};
 
 use crate::kit::files::{close, read, seen};
-use crate::kit::net::{set_option, set_option_bytes, socket};
+use crate::kit::net::{option, set_option, set_option_bytes, socket};
 use crate::kit::{SOON, Setting, Watch, args, fork, loopback, raw, same, sys, until};
 
 const SOL_PACKET: i32 = 263;
 const PACKET_RX_RING: i32 = 5;
+const PACKET_STATISTICS: i32 = 6;
 const PACKET_VERSION: i32 = 10;
 const PACKET_TX_RING: i32 = 13;
 const USER: u32 = 1;
@@ -112,12 +113,33 @@ impl Ring {
         unsafe { ((self.start as usize + at) as *mut u32).write_volatile(value) }
     }
 
+    /// Sends packets, and waits until they have come: many at once would not find room.
     fn send(&mut self, count: u32) -> Result<()> {
+        self.arrived()?;
         for _ in 0..count {
             send(self.sender, self.protocol, self.sent)?;
             self.sent += 1;
         }
-        Ok(())
+        let mut arrived = 0;
+        let mut failed = Ok(());
+        let all = until("all packets arrive", SOON, || match self.arrived() {
+            Ok(more) => {
+                arrived += more;
+                arrived >= count
+            }
+            Err(error) => {
+                failed = Err(error);
+                true
+            }
+        });
+        failed.and(all)
+    }
+
+    /// How many packets have come since this was asked last, also such as found no room (`PACKET_STATISTICS`).
+    fn arrived(&self) -> Result<u32> {
+        let statistics = option(self.socket, SOL_PACKET, PACKET_STATISTICS)?;
+        let first = statistics.first_chunk::<4>().context("no statistics")?;
+        Ok(u32::from_ne_bytes(*first))
     }
 
     /// Reads what is there, at most so many frames or blocks, and gives them back.
