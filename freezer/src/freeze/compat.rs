@@ -61,8 +61,14 @@ pub(crate) fn waits(pid: Pid, tid: Tid) -> bool {
 
 /// Whether such a call has been made right before `rip`.
 fn is_at(pid: Pid, rip: u64) -> bool {
+    let at = rip.wrapping_sub(2);
+    let mut code = [0; 2];
+    if sys::vm::read_process(pid, &[(at, 2)], &mut code).is_ok() {
+        return code == INT_80;
+    }
+    // Code that can only be executed, and a leader that has ended.
     let mem = proc::memory(pid);
-    let code = mem.map(|mem| mem.read_vec(rip.wrapping_sub(2), 2));
+    let code = mem.map(|mem| mem.read_vec(at, 2));
     code.is_ok_and(|code| code.as_deref() == Ok(&INT_80))
 }
 

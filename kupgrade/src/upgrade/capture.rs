@@ -2,6 +2,7 @@
 
 use super::check::Host;
 use super::rights::{self, Kernels};
+use super::secret_memory;
 use anyhow::{Context, Result};
 use freezer::{FreezerError, Frozen, Objects, Refusal};
 use persist_mem::manifest::{Carried, Manifest, MemoryPlan, Process, State, Upgrade};
@@ -63,7 +64,7 @@ fn refuse_for(release: &str, manifest: &Manifest) -> Result<(), FreezerError> {
     };
     let mut found = rights::refusals(&kernels, manifest);
     found.extend(by_timers(release, manifest));
-    found.extend(rights::secrets(release, manifest));
+    found.extend(secret_memory::refusals(release, manifest));
     match found.is_empty() {
         true => Ok(()),
         false => Err(FreezerError::Refused(found)),

@@ -16,6 +16,7 @@ mod plan;
 mod quiet;
 mod rights;
 mod room;
+mod secret_memory;
 mod stage;
 
 use crate::limits::allow_descriptors;

@@ -127,7 +127,7 @@ fn take_for_ended(restore: &Restore<'_>, id: DescriptionId, lock: &Lock) -> bool
     let Some(fd) = restore.files.opened.get(&id) else {
         return false;
     };
-    if restore.options.root_flags != 0 || lock.taker.0 <= 0 {
+    if restore.is_upgrade() || lock.taker.0 <= 0 {
         return false;
     }
     let body = || take_own(fd, lock).map_or_else(|errno| errno as i32, |()| 0);

@@ -46,7 +46,7 @@ fn of_nobody(opening: &Opening<'_, '_>, at: &[u8]) -> sys::Result<OwnedFd> {
     }
     let (child, path) = match opening.restore.spawn_among(Some(pid), || 0) {
         Ok(child) => (child, at.to_vec()),
-        Err(Errno::EEXIST) if opening.restore.options.root_flags == 0 => {
+        Err(Errno::EEXIST) if !opening.restore.is_upgrade() => {
             let child = sys::process::spawn(0, &[], || 0)?;
             (child, [format!("/proc/{child}").as_bytes(), rest].concat())
         }

@@ -1,5 +1,6 @@
 //! Mappings of rings of packet sockets, which have their contents by now.
 
+use super::uring;
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use crate::restore::Restore;
@@ -9,8 +10,6 @@ use sys::{Errno, Pid};
 
 /// `MAP_SHARED`, `MAP_FIXED_NOREPLACE`.
 const FLAGS: i32 = 0x1 | 0x10_0000;
-const MADV_DONTFORK: i32 = 10;
-const MADV_DONTDUMP: i32 = 16;
 
 /// Maps them into every process that has some.
 pub(crate) fn map(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
@@ -58,14 +57,6 @@ fn map_one(
     ];
     batch.call(DOING, nr::MMAP, args);
     batch.call("closing a copy of its socket", nr::CLOSE, [fd.into()]);
-    for (wanted, advice) in [
-        (mapping.dont_fork, MADV_DONTFORK),
-        (mapping.dont_dump, MADV_DONTDUMP),
-    ] {
-        if wanted {
-            let args = [mapping.start.into(), len.into(), advice.into()];
-            batch.call("advising on a ring", nr::MADVISE, args);
-        }
-    }
+    uring::advise(batch, mapping);
     calls.flush()
 }

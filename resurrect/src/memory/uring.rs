@@ -83,16 +83,22 @@ fn map_one(
         calls.batch().call("emptying a gap", nr::MUNMAP, args);
         calls.breathe()?;
     }
+    advise(calls.batch(), mapping);
+    calls.flush()
+}
+
+/// What madvise(2) was told of a ring's mapping.
+pub(super) fn advise(batch: &mut Batch, mapping: &RingMapping) {
+    let len = mapping.end - mapping.start;
     for (wanted, advice) in [
         (mapping.dont_fork, MADV_DONTFORK),
         (mapping.dont_dump, MADV_DONTDUMP),
     ] {
         if wanted {
             let args = [mapping.start.into(), len.into(), advice.into()];
-            calls.batch().call("advising on a ring", nr::MADVISE, args);
+            batch.call("advising on a ring", nr::MADVISE, args);
         }
     }
-    calls.flush()
 }
 
 /// Maps a ring where it shall be. Linux 6.1 may choose places below those that everybody may map; they are kept until

@@ -31,7 +31,7 @@ const AT_ONCE: usize = 300;
 /// Makes every thread beside the leaders.
 pub(crate) fn create(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     // In a PID namespace of their own only the events tell which thread is which.
-    let told = restore.options.root_flags != 0;
+    let told = restore.is_upgrade();
     for (pid, live) in restore.lives() {
         let task = restore.task(pid)?;
         let led = usize::from(live.ended_leader.is_none());

@@ -55,7 +55,7 @@ pub(super) fn fork(
     }
     let mut leader = match by {
         // The first process of a PID namespace has its founder as parent whatever is done.
-        None if restore.options.root_flags != 0 => first(restore, pid, &[pid])?,
+        None if restore.is_upgrade() => first(restore, pid, &[pid])?,
         None => {
             if !restore.tasks.contains_key(&INTERMEDIATE) {
                 let leader = first(restore, INTERMEDIATE, &[])?;

@@ -33,7 +33,7 @@ impl Place {
             pattern: None,
         };
         let pattern = core_pattern::read().unwrap_or_default();
-        if restore.options.root_flags != 0 && !core_pattern::is_file(&pattern) {
+        if restore.is_upgrade() && !core_pattern::is_file(&pattern) {
             match core_pattern::write("core") {
                 Ok(()) => place.pattern = Some(pattern),
                 Err(why) => log::warn!("cores do not go to files: {why}"),

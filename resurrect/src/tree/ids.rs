@@ -42,7 +42,7 @@ enum Holder {
 
 /// Sees that every id is free; waits for ended processes that still have one.
 pub(crate) fn check(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    if restore.options.root_flags != 0 {
+    if restore.is_upgrade() {
         // In a namespace of their own all ids are free.
         return Ok(());
     }

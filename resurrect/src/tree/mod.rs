@@ -44,7 +44,7 @@ pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let me = nix::unistd::Pid::this();
     let sid =
         nix::unistd::getsid(Some(me)).map_err(ResurrectError::own("asking for the session"))?;
-    let outside = if restore.options.root_flags == 0 {
+    let outside = if !restore.is_upgrade() {
         Outside {
             sid: Pid(sid.as_raw()),
             pgid: Pid(nix::unistd::getpgrp().as_raw()),

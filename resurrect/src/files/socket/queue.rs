@@ -84,7 +84,7 @@ fn credentials(
         match tree::helper(restore, pid) {
             Ok(()) => helper = Some(pid),
             // Somebody outside of the tree, who may be named as a sender.
-            Err(ResurrectError::Taken { .. }) if restore.options.root_flags == 0 => {
+            Err(ResurrectError::Taken { .. }) if !restore.is_upgrade() => {
                 let pid = pid.0;
                 return Ok((Some(Credentials { pid, uid, gid }), None));
             }
