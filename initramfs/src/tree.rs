@@ -249,7 +249,7 @@ fn xattrs(path: &Path) -> Result<Vec<Xattr>> {
 pub enum Existing {
     /// They are an error, but for the root.
     Refuse,
-    /// They stay and only get the recorded owner, mode and attributes, and device nodes are not
+    /// They stay and only get the recorded owner, mode and attributes, and device nodes without a number are not
     /// made: for `/dev`, where the new kernel makes its own nodes.
     Keep,
 }
@@ -315,7 +315,11 @@ fn make(inode: &Inode, path: &Path, root: bool, existing: Existing) -> Result<bo
         }
         InodeKind::Fifo => node(path, SFlag::S_IFIFO, DeviceNumber::default())?,
         InodeKind::Socket => node(path, SFlag::S_IFSOCK, DeviceNumber::default())?,
-        InodeKind::Char(_) | InodeKind::Block(_) if keep => return Ok(false),
+        InodeKind::Char(device) | InodeKind::Block(device)
+            if keep && *device == DeviceNumber::default() =>
+        {
+            return Ok(false);
+        }
         InodeKind::Char(device) => node(path, SFlag::S_IFCHR, *device)?,
         InodeKind::Block(device) => node(path, SFlag::S_IFBLK, *device)?,
     }

@@ -1,10 +1,10 @@
 //! Recording mounts.
 
 use super::support::{Means, hidden, means};
-use super::{MountError, Result, info};
+use super::{MountError, Result, info, nodes};
 use crate::superblock::identify;
 use crate::tree::archive;
-use persist_mem::mounts::{DeviceNumber, Disk, MemoryTree, MountTable};
+use persist_mem::mounts::{Disk, MemoryTree, MountTable};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -46,7 +46,7 @@ fn survey_at(mountinfo: &Path, sys: &Path, dev: &Path) -> Result<MountTable> {
             continue;
         }
         let name = if mount.device.major != 0 {
-            block_name(sys, mount.device)
+            nodes::names(sys, "block", mount.device).map(|name| name.to_string_lossy().into_owned())
         } else if mount.kind == "btrfs" {
             // btrfs shows a device number of its own; its source names one of its disks.
             name_of_node(&mount.source)
@@ -70,18 +70,6 @@ fn survey_at(mountinfo: &Path, sys: &Path, dev: &Path) -> Result<MountTable> {
     })
 }
 
-/// Name of a block device's node, from its uevent file.
-fn block_name(sys: &Path, device: DeviceNumber) -> Option<String> {
-    let file = sys.join(format!(
-        "dev/block/{}:{}/uevent",
-        device.major, device.minor
-    ));
-    let text = std::fs::read_to_string(file).ok()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("DEVNAME="))
-        .map(str::to_owned)
-}
-
 fn name_of_node(source: &[u8]) -> Option<String> {
     let path = std::fs::canonicalize(OsStr::from_bytes(source)).ok()?;
     Some(
@@ -103,9 +91,13 @@ fn trees(table: &MountTable, limit: u64) -> Result<Vec<MemoryTree>> {
             continue;
         }
         let path = PathBuf::from(OsStr::from_bytes(&mount.point));
+        let mut tree = archive(&path, limit)?;
+        if mount.kind == "devtmpfs" {
+            nodes::forget_kernels(&mut tree, Path::new("/sys"));
+        }
         trees.push(MemoryTree {
             device: mount.device,
-            tree: archive(&path, limit)?,
+            tree,
         });
     }
     Ok(trees)

@@ -9,6 +9,7 @@
 
 pub mod capture;
 pub mod info;
+mod nodes;
 pub mod restore;
 pub mod support;
 

@@ -65,6 +65,36 @@ fn removed(setting: &Setting) -> Result<Watch> {
     })))
 }
 
+/// By a node that user space has made in `/dev`, in a directory of its own; another one leads to no device.
+pub(crate) fn made(_: &Setting) -> Result<Watch> {
+    let directory = format!("/dev/kupgrade-subject-{}", std::process::id());
+    let (path, other) = (format!("{directory}/zero"), format!("{directory}/none"));
+    let _ = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir(&directory)?;
+    for (path, minor) in [(&path, 5), (&other, 250)] {
+        let name = std::ffi::CString::new(path.as_str())?;
+        // SAFETY: the path is a C string.
+        let made = unsafe {
+            let device = libc::makedev(1, minor);
+            libc::mknod(name.as_ptr(), libc::S_IFCHR | 0o640, device)
+        };
+        if made != 0 {
+            return not_here("no devices may be made");
+        }
+    }
+    let zero = open(&path, O_RDWR)?;
+    let observe = move || {
+        use std::os::unix::fs::MetadataExt;
+        let node = |path: &str| Ok::<_, anyhow::Error>(std::fs::metadata(path)?.rdev());
+        Ok((seen(zero)?, stat_of(zero)?, node(&path)?, node(&other)?))
+    };
+    Ok(Watch::keep(observe)?
+        .spoiled_by(move || Ok(std::fs::remove_dir_all(&directory)?))
+        .and(Watch::new(move || {
+            same("what it holds", &vec![0; 5], &read(zero, 5)?)
+        })))
+}
+
 /// Mode, links, owner and device.
 fn stat_of(fd: i32) -> Result<(u32, u64, (u32, u32), u64)> {
     use std::os::unix::fs::MetadataExt;
