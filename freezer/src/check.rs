@@ -165,7 +165,10 @@ pub(crate) fn directories(pid: Pid, task: &str) -> Result<Vec<Refusal>, FreezerE
     for name in ["cwd", "root"] {
         let link = format!("{task}{name}");
         match files::reference(pid, &link) {
-            Err(FreezerError::Refused(_)) if name == "cwd" && files::removed_cwd(pid, &link) => {}
+            Err(FreezerError::Refused(_))
+                if name == "cwd"
+                    && (files::removed_cwd(pid, &link)
+                        || files::removed_directory(pid, &link).is_some()) => {}
             Ok(_) => {}
             Err(FreezerError::Refused(more)) => found.extend(more),
             Err(e) => return Err(e),

@@ -1,15 +1,18 @@
 //! Files that the kernel makes up: the path is all there is.
 
 use super::{O_PATH, Open};
-use crate::FreezerError;
+use crate::{FreezerError, proc};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::SFlag;
 use nix::sys::statfs::{
     CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, FsType, PROC_SUPER_MAGIC,
-    SECURITYFS_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC, fstatfs,
+    SECURITYFS_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC, fstatfs, statfs,
 };
-use persist_mem::manifest::DescriptionKind;
+use persist_mem::manifest::{DescriptionKind, FileRef};
+use std::ffi::OsStr;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use sys::Pid;
 
 /// File systems whose inodes are made when they are looked at.
@@ -38,15 +41,42 @@ pub(super) fn capture(open: &Open<'_>) -> Result<Option<DescriptionKind>, Freeze
         }
         // Of a process that has ended: another one that has ended will do.
         Some(link) if link.starts_with(b"/proc/") => link,
+        Some(_) if kept_after_removal(system.filesystem_type()) => open.link,
         Some(_) => return Err(open.refuse("what it told about is gone")),
         None => open.link,
     };
     if of_a_descriptor(open.link) {
         return Err(open.refuse("files about single descriptors are not carried"));
     }
-    let path = link.to_vec();
+    let mut path = link.to_vec();
+    if kept_after_removal(system.filesystem_type()) && is_removed(open, link) {
+        path.extend_from_slice(super::path::DELETED);
+    }
     let seen = system.filesystem_type() != PROC_SUPER_MAGIC && has_seen(open)?;
     Ok(Some(DescriptionKind::Pseudo { path, seen }))
+}
+
+/// Whether files of it that are gone still can be read, to be told so (`ENODEV`, fs/kernfs/file.c).
+fn kept_after_removal(system: FsType) -> bool {
+    [SYSFS_MAGIC, CGROUP2_SUPER_MAGIC, CGROUP_SUPER_MAGIC].contains(&system)
+}
+
+/// A directory of such a file system that is gone, by the path that the kernel shows.
+pub(crate) fn removed_directory(pid: Pid, what: &str) -> Option<FileRef> {
+    let path = proc::link(pid, what).ok()?;
+    let system = statfs(proc::path(pid, what).as_str()).ok()?;
+    let gone = path.ends_with(super::path::DELETED);
+    (gone && kept_after_removal(system.filesystem_type())).then(|| FileRef {
+        path,
+        ..FileRef::default()
+    })
+}
+
+/// Whether its path does not lead to it any more. The link does not tell of a file whose directory was removed.
+fn is_removed(open: &Open<'_>, link: &[u8]) -> bool {
+    let found = std::fs::symlink_metadata(OsStr::from_bytes(link));
+    !link.ends_with(super::path::DELETED)
+        && !found.is_ok_and(|found| found.ino() == open.stat.st_ino)
 }
 
 /// Files of sysfs and of control groups tell of a change until they are read again, and before they are read at

@@ -5,8 +5,8 @@ use super::open::{O_CLOEXEC, O_PATH, Open};
 use super::socket::Flying;
 use super::{
     apart, check, dnotify, ends, epoll, eventfd, fifo, kmsg, known, located, lock, mqueue,
-    outsiders, owner, path, pipe, removed, restricted, sent, socket, terminal, tunnel, unheld,
-    uring,
+    outsiders, owner, path, pipe, pseudo, removed, restricted, sent, socket, terminal, tunnel,
+    unheld, uring,
 };
 use crate::kernel::OpenFile;
 use crate::objects::Objects;
@@ -115,6 +115,8 @@ impl Table {
             let stat = stat.map_err(FreezerError::call(pid, "cwd: stat"))?;
             let through = std::path::Path::new(&through);
             found.cwd_removed = Some(self.removed.note(&link, &stat, through));
+        } else if let Some(cwd) = pseudo::removed_directory(pid, &cwd) {
+            found.cwd = cwd;
         } else {
             found.cwd = path::reference(pid, &cwd)?;
         }

@@ -6,7 +6,7 @@ use nix::fcntl::OFlag;
 use persist_mem::manifest::Place;
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use sys::{Errno, Pid};
@@ -39,9 +39,7 @@ pub(super) fn with_path<T>(
                 "{} is not there on this kernel: who watches it is told that it is gone",
                 String::from_utf8_lossy(found)
             );
-            // What is watched goes with its last descriptor.
-            let stand_in = sys::vm::memfd(c"gone", MFD_CLOEXEC)?;
-            through(&stand_in, |link| body(link, true))
+            through(&gone()?, |link| body(link, true))
         }
         (Some(found), _) => body(&path(found)?, false),
         (None, Some(handle)) => {
@@ -51,6 +49,11 @@ pub(super) fn with_path<T>(
         }
         (None, None) => Err(Errno::ENOENT),
     }
+}
+
+/// What goes with its last descriptor, and every watch of it as well.
+pub(super) fn gone() -> sys::Result<OwnedFd> {
+    sys::vm::memfd(c"gone", MFD_CLOEXEC)
 }
 
 fn is_there(path: &[u8]) -> bool {

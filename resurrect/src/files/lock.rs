@@ -5,6 +5,7 @@ use crate::calls::{Calls, nr};
 use crate::restore::Restore;
 use persist_mem::manifest::{DescriptionId, FileTable, Lock, LockHolder, Manifest};
 use std::os::fd::{AsRawFd, OwnedFd};
+use sys::batch::{Arg, Batch};
 use sys::files::Range;
 use sys::wait::Status;
 use sys::{Errno, Pid};
@@ -86,13 +87,23 @@ fn lease_by(
     fd: i32,
     lock: &Lock,
 ) -> Result<(), ResurrectError> {
+    let tolerant = restore.is_upgrade();
     let keeper = restore.keeper(table)?;
-    let mut calls = Calls::new(table.pid, "taking a lease of a file", keeper);
-    let args = [fd.into(), F_SETLEASE.into(), i32::from(lock.write).into()];
-    calls
-        .batch()
-        .call("taking a lease of a file", nr::FCNTL, args);
+    let mut calls = Calls::new(table.pid, LEASING, keeper);
+    lease(calls.batch(), fd.into(), lock, tolerant);
     calls.flush()
+}
+
+const LEASING: &str = "taking a lease of a file";
+
+/// File systems of other kernels need not have leases: who has one there is not told of its end.
+fn lease(batch: &mut Batch, fd: Arg, lock: &Lock, tolerant: bool) {
+    let args = [fd, F_SETLEASE.into(), i32::from(lock.write).into()];
+    if tolerant {
+        batch.try_call(LEASING, nr::FCNTL, args);
+    } else {
+        batch.call(LEASING, nr::FCNTL, args);
+    }
 }
 
 /// By a process, which need not have the file.
@@ -106,13 +117,13 @@ fn take_by(
     let Some(fd) = restore.files.opened.get(&id).map(AsRawFd::as_raw_fd) else {
         return Ok(());
     };
+    let tolerant = restore.is_upgrade();
     let mut calls = Calls::new(pid, "locking a file", &mut restore.task(pid)?.first);
     let batch = calls.batch();
     let args = [pidfd.into(), fd.into(), 0.into()];
     let fd = batch.call("taking a descriptor", nr::PIDFD_GETFD, args);
     if matches!(lock.holder, LockHolder::Lease(_)) {
-        let args = [fd.into(), F_SETLEASE.into(), i32::from(lock.write).into()];
-        batch.call("taking a lease of a file", nr::FCNTL, args);
+        lease(batch, fd.into(), lock, tolerant);
     } else {
         let kind = if lock.write { LOCK_EX_NB } else { LOCK_SH_NB };
         batch.call("locking a file", nr::FLOCK, [fd.into(), kind.into()]);
@@ -139,7 +150,14 @@ fn take_for_ended(restore: &Restore<'_>, id: DescriptionId, lock: &Lock) -> bool
 
 fn take_here(restore: &Restore<'_>, id: DescriptionId, lock: &Lock) -> Result<(), ResurrectError> {
     let fd = restore.files.opened.get(&id).ok_or(Errno::ENOENT);
-    let taken = fd.and_then(|fd| take_own(fd, lock));
+    let taken = match fd.and_then(|fd| take_own(fd, lock)) {
+        Err(Errno::EINVAL)
+            if matches!(lock.holder, LockHolder::Lease(_)) && restore.is_upgrade() =>
+        {
+            Ok(())
+        }
+        taken => taken,
+    };
     taken.map_err(ResurrectError::own("locking a file"))
 }
 

@@ -37,6 +37,7 @@ pub(crate) mod terminal;
 mod timerfd;
 mod tunnel;
 pub(crate) mod uring;
+pub(crate) mod vanished;
 
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
@@ -73,6 +74,8 @@ pub(crate) struct Files {
     queues: mqueue::Queues,
     terminals: terminal::Terminals,
     removed: removed::Directories,
+    /// A directory in place of those that this kernel has not.
+    vanished: Option<OwnedFd>,
 }
 
 impl Files {
@@ -211,7 +214,7 @@ fn open_each(
             restore,
             description,
         };
-        let fd = open_one(&opening)?;
+        let fd = open_one(&opening).or_else(|why| vanished::instead(&opening, why))?;
         restore.files.opened.insert(description.id, fd);
     }
     Ok(())

@@ -67,12 +67,15 @@ fn open_all(
     let mut checked = None;
     let mut directory = Directory::default();
     for (description, file) in part {
-        if checked != Some(file) {
-            check_same(file)?;
-            checked = Some(file);
+        // What cannot be opened here is tried once more by itself, which tells why.
+        if checked != Some(file) && check_same(file).is_err() {
+            continue;
         }
+        checked = Some(file);
         let from = directory.of(&file.path);
-        opened.push((description.id, open_checked(description, file, from)?));
+        if let Ok(fd) = open_checked(description, file, from) {
+            opened.push((description.id, fd));
+        }
     }
     Ok(opened)
 }

@@ -1,9 +1,8 @@
 //! Files that the kernel makes up. Those about processes and threads are there, for these are.
 
-use super::{Opening, path};
+use super::{Opening, path, vanished};
 use crate::ResurrectError;
 use crate::restore::Restore;
-use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use persist_mem::manifest::DescriptionKind;
 use std::ffi::OsStr;
@@ -12,19 +11,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use sys::{Errno, Pid};
 
+/// How the kernel shows the path of what was gone when it was saved.
+const GONE: &[u8] = b" (deleted)";
+
 pub(super) fn open(opening: &Opening<'_, '_>, at: &[u8]) -> Result<OwnedFd, ResurrectError> {
     let path = Path::new(OsStr::from_bytes(at));
-    let mut opened = match nix::fcntl::open(path, opening.flags(), Mode::empty()) {
-        Err(Errno::ENOENT) => of_nobody(opening, at),
-        opened => opened,
+    let stand_in = || vanished::open(opening.restore, opening.flags());
+    let opened = if at.ends_with(GONE) {
+        stand_in()
+    } else {
+        match nix::fcntl::open(path, opening.flags(), Mode::empty()) {
+            Err(Errno::ENOENT) => of_nobody(opening, at),
+            opened => opened,
+        }
     };
-    if matches!(opened, Err(Errno::ENOENT)) && opening.restore.is_upgrade() {
-        log::warn!(
-            "{} is not there on this kernel: who has it open finds that there is no such process",
-            path.display()
-        );
-        opened = stand_in(opening);
-    }
     opened.map_err(|errno| ResurrectError::Changed {
         path: path.display().to_string(),
         why: format!("opening it: {errno}"),
@@ -57,18 +57,6 @@ fn of_nobody(opening: &Opening<'_, '_>, at: &[u8]) -> sys::Result<OwnedFd> {
     opened
 }
 
-/// For a file that this kernel does not make up: one about a process that has ended. Who reads it is told so (ESRCH).
-fn stand_in(opening: &Opening<'_, '_>) -> sys::Result<OwnedFd> {
-    let child = opening.restore.spawn_among(None, || 0)?;
-    let what = match opening.flags().contains(OFlag::O_DIRECTORY) {
-        true => "task",
-        false => "cmdline",
-    };
-    let opened = sys::procdir::open(child, what, opening.flags());
-    sys::wait::wait_for(child.leader())?;
-    opened.map(OwnedFd::from)
-}
-
 /// Has them seen what their readers had, and sets the offsets. The kernel writes the text up to there when it is asked to, so everything that it
 /// tells of must be as it was.
 pub(crate) fn seek(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
@@ -85,7 +73,14 @@ pub(crate) fn seek(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
                 restore,
                 description,
             };
-            path::seek(opening.description, fd)?;
+            match path::seek(opening.description, fd) {
+                // What stands in for it has nothing to read.
+                Err(ResurrectError::Description {
+                    errno: Errno::ENODEV | Errno::ESRCH,
+                    ..
+                }) => {}
+                done => done?,
+            }
         }
     }
     Ok(())

@@ -3,6 +3,7 @@
 use crate::ResurrectError;
 use crate::calls::nr;
 use crate::files::path::check_same;
+use crate::files::vanished;
 use crate::restore::Restore;
 use persist_mem::manifest::Directories;
 use std::collections::BTreeMap;
@@ -48,14 +49,12 @@ fn enter(
     directories: &Directories,
 ) -> Result<(), ResurrectError> {
     check_same(&directories.root)?;
-    if let Some(removed) = directories.cwd_removed {
-        let fd = crate::files::removed_directory(restore, removed)?;
+    if let Some(fd) = held(restore, pid, directories)? {
         let args = [restore.self_pidfd.as_raw_fd().into(), fd.into(), 0.into()];
         let got = batch.call("taking a descriptor", nr::PIDFD_GETFD, args);
         batch.call("entering its directory", nr::FCHDIR, [got.into()]);
         batch.call("closing a copy", nr::CLOSE, [got.into()]);
     } else {
-        check_same(&directories.cwd)?;
         let cwd = batch.string(&directories.cwd.path);
         batch.call("entering its directory", nr::CHDIR, [cwd.into()]);
     }
@@ -66,4 +65,24 @@ fn enter(
     batch.call("setting its umask", nr::UMASK, [directories.umask.into()]);
     log::trace!("process {pid}: {directories:?}");
     Ok(())
+}
+
+/// This process's descriptor of a current directory that no path leads to.
+fn held(
+    restore: &mut Restore<'_>,
+    pid: Pid,
+    directories: &Directories,
+) -> Result<Option<i32>, ResurrectError> {
+    if let Some(removed) = directories.cwd_removed {
+        return crate::files::removed_directory(restore, removed).map(Some);
+    }
+    let gone = directories.cwd.path.ends_with(b" (deleted)");
+    match check_same(&directories.cwd) {
+        Err(_) if gone => vanished::directory(restore).map(Some),
+        Err(why) if restore.is_upgrade() => {
+            log::error!("process {pid}: {why}: it is in a directory that is gone");
+            vanished::directory(restore).map(Some)
+        }
+        found => found.map(|()| None),
+    }
 }

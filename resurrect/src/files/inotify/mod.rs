@@ -12,6 +12,8 @@ use sys::Errno;
 
 /// `IN_ALL_EVENTS`, `IN_EXCL_UNLINK`, `IN_ONESHOT`: what belongs to a watch.
 const MASK: u32 = 0xfff | 0x0400_0000 | 0x8000_0000;
+/// `IN_DELETE_SELF`: a watch tells of its end whatever it is for.
+const ANY: u32 = 0x400;
 const IN_DONT_FOLLOW: u32 = 0x0200_0000;
 
 pub(super) fn open(
@@ -34,7 +36,16 @@ pub(super) fn watch(
     next: Option<i32>,
 ) -> Result<(), ResurrectError> {
     for watch in watches {
-        add(opening, fd, watch).map_err(|errno| located::changed(&watch.place, errno))?;
+        let added = add(opening, fd, watch);
+        let added = added.map_err(|errno| located::changed(&watch.place, errno));
+        match added {
+            Err(why) if opening.restore.is_upgrade() => {
+                log::error!("{why}: who watches it is told that it is gone");
+                let gone = located::gone().and_then(|gone| watch_as(fd, &gone, watch.number, ANY));
+                gone.map_err(opening.failed("telling that it is gone"))?;
+            }
+            added => added?,
+        }
     }
     // The kernel looks for a free number from here on.
     let last = watches.last().map_or(0, |watch| watch.number);

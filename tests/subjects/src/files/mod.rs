@@ -345,9 +345,19 @@ pub(crate) const GROUP: Group = Group {
             proc::of_another_kernel,
         ),
         subject(
+            "group-file-gone",
+            "files and the directory of a control group that was removed",
+            proc::of_a_removed_group,
+        ),
+        subject(
             "devices",
             "/dev/null, zero, full, random, urandom",
             devices::start,
+        ),
+        subject(
+            "device-node",
+            "a device by a node that was made in /dev",
+            devices::made,
         ),
         subject(
             "node-references",

@@ -10,6 +10,7 @@ use super::inotify;
 use crate::kit::files::{close, open, place, read, ready, seen};
 use crate::kit::net::{receive_descriptor, send_descriptor};
 use crate::kit::{Setting, Watch, fork, not_here, same, sys as kit_sys};
+use crate::threads::cgroups::hierarchy;
 
 /// Of the system and of the process, at a place in the middle.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
@@ -167,33 +168,27 @@ pub(crate) fn sys(_: &Setting) -> Result<Watch> {
     })))
 }
 
-/// A file that newer kernels do not have (until Linux 6.6), open and watched: there it is gone.
+/// A file that newer kernels do not have (until Linux 6.6), open, locked, and watched in two ways: there it is gone.
 pub(crate) fn of_another_kernel(_: &Setting) -> Result<Watch> {
     const PATH: &str = "/proc/sys/kernel/sched_child_runs_first";
     if !Path::new(PATH).exists() {
         return not_here("this kernel does not have such a file");
     }
-    let file = open(PATH, O_RDONLY)?;
+    let file = open(PATH, O_RDWR)?;
     let notify = inotify::init()?;
     let wd = inotify::watch(notify, Path::new(PATH), IN_DELETE_SELF | IN_MODIFY)?;
     let mut untold = vec![(wd, IN_DELETE_SELF), (wd, IN_IGNORED)];
-    let text = |file| {
-        place(file, Some(0))?;
-        let mut bytes = [0; 16];
-        // SAFETY: the bytes outlive the call.
-        let got = unsafe { libc::read(file, bytes.as_mut_ptr().cast(), bytes.len()) };
-        let error = std::io::Error::last_os_error().raw_os_error();
-        anyhow::Ok(
-            usize::try_from(got).map_or_else(|_| Err(error), |got| Ok(bytes[..got].to_vec())),
-        )
-    };
+    let epoll = interest(file)?;
+    // SAFETY: no memory is involved.
+    kit_sys("flock", unsafe { libc::flock(file, libc::LOCK_EX) })?;
     let before = text(file)?;
+    place(file, Some(1))?;
     Ok(Watch::new(move || {
         let there = Path::new(PATH).exists();
         let expected = if there {
             before.clone()
         } else {
-            Err(Some(libc::ESRCH))
+            Err(Some(libc::ENODEV))
         };
         same("what it says", &expected, &text(file)?)?;
         let told = if there {
@@ -201,11 +196,75 @@ pub(crate) fn of_another_kernel(_: &Setting) -> Result<Watch> {
         } else {
             std::mem::take(&mut untold)
         };
-        same("what its watcher is told", &told, &inotify::events(notify))
+        same("what its watcher is told", &told, &inotify::events(notify))?;
+        same(
+            "what its epoll tells",
+            &!there,
+            &(ready(epoll, libc::POLLIN)? != 0),
+        )
     })
     .spoiled_by(move || {
         let other = open("/dev/null", O_RDONLY)?;
         // SAFETY: descriptors of ours.
         kit_sys("dup2", unsafe { libc::dup2(other, file) }).map(drop)
     }))
+}
+
+/// The text of a file from its beginning on, or why there is none.
+fn text(file: i32) -> Result<Result<Vec<u8>, Option<i32>>> {
+    let mut bytes = [0; 16];
+    // SAFETY: the bytes outlive the call.
+    let got = unsafe { libc::pread(file, bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    let error = std::io::Error::last_os_error().raw_os_error();
+    Ok(usize::try_from(got).map_or_else(|_| Err(error), |got| Ok(bytes[..got].to_vec())))
+}
+
+/// An epoll for urgent news of a file.
+fn interest(file: i32) -> Result<i32> {
+    // SAFETY: no memory is involved.
+    let epoll = unsafe { libc::epoll_create1(0) };
+    kit_sys("epoll_create1", epoll)?;
+    let mut event = libc::epoll_event {
+        events: libc::EPOLLPRI as u32,
+        u64: 7,
+    };
+    // SAFETY: the event outlives the call.
+    kit_sys("epoll_ctl", unsafe {
+        libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, file, &raw mut event)
+    })?;
+    Ok(epoll)
+}
+
+/// Files of a control group that was removed, one watched by an epoll, its directory, which is the current one.
+pub(crate) fn of_a_removed_group(setting: &Setting) -> Result<Watch> {
+    let name = format!("kupgrade-gone-{}", std::process::id());
+    let group = hierarchy(setting)?.join(name);
+    // Of a run that was ended.
+    let _ = std::fs::remove_dir(&group);
+    std::fs::create_dir(&group)?;
+    let files = [
+        open(group.join("cgroup.events"), O_RDONLY)?,
+        open(group.join("cgroup.procs"), O_RDWR)?,
+    ];
+    let directory = open(&group, O_RDONLY | O_DIRECTORY)?;
+    let epoll = interest(files[0])?;
+    read(files[0], 99)?;
+    std::env::set_current_dir(&group)?;
+    std::fs::remove_dir(&group)?;
+    let observe = move || {
+        let mut all = Vec::new();
+        for file in files {
+            all.push((text(file)?, seen(file)?.1));
+        }
+        let told = ready(epoll, libc::POLLIN)?;
+        let listed = std::fs::read_dir(format!("/proc/self/fd/{directory}"));
+        let gone = |error: std::io::Error| error.raw_os_error();
+        Ok((
+            all,
+            told,
+            listed.map(drop).map_err(gone),
+            std::env::current_dir().map_err(gone),
+        ))
+    };
+    Ok(Watch::keep(observe)?.spoiled_by(|| Ok(std::env::set_current_dir("/")?)))
 }

@@ -221,7 +221,7 @@ fn remove(top: &Path) -> Result<()> {
 }
 
 /// Where version 2 is mounted; where it is not, it is from now on.
-fn hierarchy(setting: &Setting) -> Result<PathBuf> {
+pub(crate) fn hierarchy(setting: &Setting) -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let found = mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;

@@ -3,7 +3,7 @@
 mod altstack;
 mod attributes;
 mod capabilities;
-mod cgroups;
+pub(crate) mod cgroups;
 mod confined;
 mod credentials;
 mod descriptors;

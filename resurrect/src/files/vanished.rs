@@ -1,0 +1,88 @@
+//! What stands in for a file that this kernel has not: one of a control group that has been removed. Who reads or
+//! writes it is told `ENODEV`, as of a device that was unplugged, poll(2) tells of an error, and it can be registered,
+//! locked and owned like any other (fs/kernfs/file.c).
+
+use super::Opening;
+use crate::ResurrectError;
+use crate::restore::Restore;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+use persist_mem::manifest::DescriptionKind;
+use std::os::fd::{AsRawFd, OwnedFd};
+use sys::Errno;
+
+/// What a file of a control group can be opened with.
+const TAKEN: OFlag = OFlag::O_ACCMODE
+    .union(OFlag::O_NONBLOCK)
+    .union(OFlag::O_APPEND)
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_PATH)
+    .union(OFlag::O_CLOEXEC);
+
+/// A file or, with `O_DIRECTORY`, a directory.
+pub(super) fn open(restore: &Restore<'_>, flags: OFlag) -> sys::Result<OwnedFd> {
+    removed_group(flags & TAKEN).or_else(|errno| {
+        log::debug!("no control group for what is gone: {errno}");
+        of_an_ended_process(restore, flags & TAKEN)
+    })
+}
+
+fn removed_group(flags: OFlag) -> sys::Result<OwnedFd> {
+    let root = sys::mountapi::detached(c"cgroup2")?;
+    let name = format!(".kupgrade-gone-{}", std::process::id());
+    mkdirat(&root, name.as_str(), Mode::S_IRWXU)?;
+    let opened = if flags.contains(OFlag::O_DIRECTORY) {
+        openat(&root, name.as_str(), flags, Mode::empty())
+    } else {
+        let file = format!("{name}/cgroup.procs");
+        openat(&root, file.as_str(), flags, Mode::empty())
+    };
+    unlinkat(&root, name.as_str(), UnlinkatFlags::RemoveDir)?;
+    opened
+}
+
+/// Where there are no control groups: who reads it is told `ESRCH`.
+fn of_an_ended_process(restore: &Restore<'_>, flags: OFlag) -> sys::Result<OwnedFd> {
+    let child = restore.spawn_among(None, || 0)?;
+    let what = match flags.contains(OFlag::O_DIRECTORY) {
+        true => "task",
+        false => "cmdline",
+    };
+    let opened = sys::procdir::open(child, what, flags);
+    sys::wait::wait_for(child.leader())?;
+    opened.map(OwnedFd::from)
+}
+
+/// After the jump there is no way back, so that one file which cannot be opened is no reason to lose everybody.
+pub(super) fn instead(
+    opening: &Opening<'_, '_>,
+    why: ResurrectError,
+) -> Result<OwnedFd, ResurrectError> {
+    let by_path = matches!(
+        opening.description.kind,
+        DescriptionKind::Path(_)
+            | DescriptionKind::Device { .. }
+            | DescriptionKind::Handle { .. }
+            | DescriptionKind::Gone { .. }
+            | DescriptionKind::Pseudo { .. }
+            | DescriptionKind::Kmsg { .. }
+    );
+    if !by_path || !opening.restore.is_upgrade() {
+        return Err(why);
+    }
+    log::error!("{why}: who has it open is told that there is no such device");
+    open(opening.restore, opening.flags()).map_err(opening.failed("standing in for it"))
+}
+
+/// This process's descriptor of a directory for those whose own this kernel has not.
+pub(crate) fn directory(restore: &mut Restore<'_>) -> Result<i32, ResurrectError> {
+    if restore.files.vanished.is_none() {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let made = open(restore, flags);
+        let failed = ResurrectError::own("standing in for a directory");
+        restore.files.vanished = Some(made.map_err(failed)?);
+    }
+    let made = restore.files.vanished.as_ref().map(AsRawFd::as_raw_fd);
+    made.ok_or_else(|| ResurrectError::own("standing in for a directory")(Errno::EBADF))
+}
