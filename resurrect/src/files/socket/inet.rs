@@ -4,7 +4,7 @@ use super::options::{self, When};
 use super::{Making, Sockets, interface, packets, queue, refused};
 use crate::ResurrectError;
 use nix::libc as c;
-use persist_mem::manifest::{InetSocket, MulticastGroup, SocketMessage, SocketState};
+use persist_mem::manifest::{InetSocket, MulticastGroup, SocketMessage, SocketOption, SocketState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use sys::socket::{Control, Outgoing};
@@ -69,7 +69,7 @@ fn bind(
     if making.socket.kind == c::SOCK_DGRAM && state.local.get(2..4) == Some(&[0, 0]) {
         return bind_without_port(making, state, fd).map(|()| false);
     }
-    match socket::bind(fd, &state.local) {
+    match bind_to(fd, &state.local) {
         Err(Errno::EADDRINUSE) if making.socket.protocol == c::IPPROTO_MPTCP => {
             bind_when_free(fd, &state.local).map_err(making.failed("binding its address"))?;
             Ok(false)
@@ -86,6 +86,51 @@ fn bind(
     }
 }
 
+/// Binds an address, also one that the host has not any more: who had bound it keeps it.
+pub(super) fn bind_to(fd: BorrowedFd<'_>, address: &[u8]) -> sys::Result<()> {
+    const FREEBIND: (i32, i32) = (c::SOL_IP, c::IP_FREEBIND);
+    match socket::bind(fd, address) {
+        Err(Errno::EADDRNOTAVAIL) => {
+            let before = socket::int_option(fd, FREEBIND.0, FREEBIND.1)?;
+            set_int(fd, FREEBIND, 1)?;
+            let bound = socket::bind(fd, address);
+            set_int(fd, FREEBIND, before)?;
+            bound
+        }
+        bound => bound,
+    }
+}
+
+/// Connects it, also when no route leads there any more: the loopback interface takes it for a neighbour then
+/// (net/ipv4/route.c, ip_route_output_key_hash_rcu()).
+fn connect_to(fd: BorrowedFd<'_>, making: &Making<'_>, state: &InetSocket) -> sys::Result<()> {
+    const DEVICE: (i32, i32) = (c::SOL_SOCKET, c::SO_BINDTODEVICE);
+    const TRANSPARENT: (i32, i32) = (c::SOL_IP, c::IP_TRANSPARENT);
+    let by_route = socket::connect(fd, &state.remote);
+    let own = making.socket.options.iter();
+    let no_way = matches!(
+        by_route,
+        Err(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EADDRNOTAVAIL | Errno::EINVAL)
+    );
+    let is_bound = |option: &SocketOption| {
+        (option.level, option.name) == DEVICE && option.value.iter().any(|byte| *byte != 0)
+    };
+    if !no_way || own.into_iter().any(is_bound) {
+        return by_route;
+    }
+    if socket::name(fd)?.get(4..) != state.local.get(4..) {
+        bind_to(fd, &state.local)?;
+    }
+    // Else its own address would have to be the host's.
+    let before = socket::int_option(fd, TRANSPARENT.0, TRANSPARENT.1)?;
+    set_int(fd, TRANSPARENT, 1)?;
+    socket::set_option(fd, DEVICE.0, DEVICE.1, b"lo\0")?;
+    let connected = socket::connect(fd, &state.remote);
+    socket::set_option(fd, DEVICE.0, DEVICE.1, b"\0")?;
+    set_int(fd, TRANSPARENT, before)?;
+    connected
+}
+
 /// Binds a host and no port, as sockets of UDP are that were bound so, connected and disconnected.
 fn bind_without_port(
     making: &Making<'_>,
@@ -96,7 +141,7 @@ fn bind_without_port(
     let doing = "binding its address without a port";
     let before = socket::int_option(fd, NO_PORT.0, NO_PORT.1).map_err(making.failed(doing))?;
     set_int(fd, NO_PORT, 1).map_err(making.failed(doing))?;
-    socket::bind(fd, &state.local).map_err(making.failed(doing))?;
+    bind_to(fd, &state.local).map_err(making.failed(doing))?;
     set_int(fd, NO_PORT, before).map_err(making.failed(doing))
 }
 
@@ -312,7 +357,7 @@ fn connect_one(
         fail_to_send(fd, &state.local).map_err(making.failed("having its error wait"))?;
     }
     refused::send_again(making, state, fd)?;
-    socket::connect(fd, &state.remote).map_err(making.failed("connecting it"))
+    connect_to(fd, making, state).map_err(making.failed("connecting it"))
 }
 
 /// Has a datagram refused (`ECONNREFUSED`): it is sent to a port of its own host where nobody is.

@@ -20,6 +20,7 @@ mod vsock;
 
 use crate::ResurrectError;
 use crate::restore::Restore;
+use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{Gid, Uid, fchown};
 use options::When;
@@ -106,6 +107,9 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
         .filter_map(Making::of)
         .collect();
     all.sort_by_key(Making::id);
+    if restore.is_upgrade() {
+        leave_out_unknown(restore, &mut all)?;
+    }
     let mut sockets = Sockets::default();
     let mut unix = unix::Unix::make(restore, &all, &mut sockets)?;
     let mut tcp = tcp::connect(&all, &mut sockets)?;
@@ -145,18 +149,16 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
     unix.connect(restore, &all, &mut sockets)?;
     for making in &all {
         if let SocketState::Inet(state) = &making.socket.state {
-            inet::connect(making, state, &mut sockets)?;
-            inet::shut_down(making, state, sockets.get(making)?)?;
-            inet::begin_to_send(making, state, sockets.get(making)?)?;
-            if state.connection.is_some() {
-                tcp::settle(making, sockets.get(making)?)?;
-            }
+            finish_inet(restore, making, state, &mut sockets)?;
         }
         if !packets::gets_packets(making) {
             settle(making, sockets.get(making)?)?;
         }
     }
-    tcp::ask_again(&all, &sockets)?;
+    for (making, state) in all.iter().filter_map(asks) {
+        let asked = tcp::ask_again(making, state, sockets.get(making)?);
+        or_told(restore, asked, "it does not ask any more")?;
+    }
     // Nothing is sent any more that they could hear.
     for making in all.iter().filter(|making| packets::gets_packets(making)) {
         let fd = sockets.get(making)?;
@@ -166,6 +168,76 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
     unix.place(&all)?;
     restore.files.opened.append(&mut sockets.fds);
     Ok(())
+}
+
+/// Takes out sockets of protocols that this kernel has not (UDP-Lite, as of Linux 7.1), and has something stand in
+/// for them.
+fn leave_out_unknown(
+    restore: &mut Restore<'_>,
+    all: &mut Vec<Making<'_>>,
+) -> Result<(), ResurrectError> {
+    let mut known = BTreeMap::new();
+    let mut is_known = |making: &Making<'_>| {
+        let socket = making.socket;
+        let which = (socket.domain, socket.kind, socket.protocol);
+        *known.entry(which).or_insert_with(|| {
+            let made = making.new_socket();
+            if let Err(why) = &made {
+                log::error!("{why}: who has it open is told that there is no such device");
+            }
+            made.is_ok()
+        })
+    };
+    let (rest, unknown): (Vec<Making<'_>>, Vec<_>) =
+        all.iter().copied().partition(|making| is_known(making));
+    for making in unknown {
+        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        let stand_in = super::vanished::open(restore, flags);
+        let stand_in = stand_in.map_err(making.failed("standing in for it"))?;
+        restore.files.opened.insert(making.id(), stand_in);
+    }
+    *all = rest;
+    Ok(())
+}
+
+/// Connects one of IP, and shuts down what was shut down of it.
+fn finish_inet(
+    restore: &Restore<'_>,
+    making: &Making<'_>,
+    state: &InetSocket,
+    sockets: &mut Sockets,
+) -> Result<(), ResurrectError> {
+    let connected = inet::connect(making, state, sockets);
+    or_told(restore, connected, "it is not connected any more")?;
+    inet::shut_down(making, state, sockets.get(making)?)?;
+    inet::begin_to_send(making, state, sockets.get(making)?)?;
+    match state.connection {
+        Some(_) => tcp::settle(making, sockets.get(making)?),
+        None => Ok(()),
+    }
+}
+
+/// Those that ask to be connected.
+fn asks<'a>(making: &'a Making<'a>) -> Option<(&'a Making<'a>, &'a InetSocket)> {
+    match &making.socket.state {
+        SocketState::Inet(state) if !state.asks.is_empty() => Some((making, state)),
+        _ => None,
+    }
+}
+
+/// After the jump a way that is not there any more is no reason to lose everybody.
+fn or_told(
+    restore: &Restore<'_>,
+    done: Result<(), ResurrectError>,
+    otherwise: &str,
+) -> Result<(), ResurrectError> {
+    match done {
+        Err(why) if restore.is_upgrade() => {
+            log::error!("{why}: {otherwise}");
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 /// Whether it is a listening socket of IP: nothing is put into its queue, and from Linux 7 on the size of its buffer

@@ -420,6 +420,11 @@ pub(crate) const GROUP: Group = Group {
             "ports of UDP sockets that the kernel has chosen, and that go with the peer",
             udp_queues::chosen_port,
         ),
+        subject(
+            "address-gone",
+            "sockets bound to an address that the host does not have any more",
+            udp::address_gone,
+        ),
         subject("udp-lite", "UDP-Lite with queued datagrams", udp::lite),
         subject(
             "raw-queue",

@@ -11,7 +11,7 @@ use libc::{
 };
 
 use crate::kit::files::ready;
-use crate::kit::net::{option, set_option, set_option_bytes};
+use crate::kit::net::{self, option, set_option, set_option_bytes};
 use crate::kit::{SOON, Setting, Watch, loopback, not_here, same, sys, until};
 
 fn bound(to: &str) -> Result<Rc<UdpSocket>> {
@@ -36,6 +36,64 @@ fn addresses(socket: &UdpSocket) -> Result<String> {
         socket.local_addr()?,
         socket.peer_addr().ok()
     ))
+}
+
+/// Bound to addresses that the host does not have (any more): a datagram socket, a listener, and a datagram socket
+/// that is connected to where no route leads.
+pub(crate) fn address_gone(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let mut all = Vec::new();
+    for kind in [libc::SOCK_DGRAM, libc::SOCK_STREAM, libc::SOCK_DGRAM] {
+        let fd = net::socket(libc::AF_INET, kind, 0)?;
+        let mut address = libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: 0,
+            sin_addr: libc::in_addr {
+                s_addr: u32::from(Ipv4Addr::new(203, 0, 113, 7)).to_be(),
+            },
+            sin_zero: [0; 8],
+        };
+        let size = size_of_val(&address) as u32;
+        set_option(fd, IPPROTO_IP, libc::IP_FREEBIND, 1)?;
+        // SAFETY: an address of that size.
+        sys("bind", unsafe {
+            libc::bind(fd, (&raw const address).cast(), size)
+        })?;
+        set_option(fd, IPPROTO_IP, libc::IP_FREEBIND, 0)?;
+        if kind == libc::SOCK_STREAM {
+            // SAFETY: no memory is involved.
+            sys("listen", unsafe { libc::listen(fd, 5) })?;
+        }
+        if all.len() == 2 {
+            address.sin_port = 9u16.to_be();
+            set_option(fd, IPPROTO_IP, libc::IP_TRANSPARENT, 1)?;
+            set_option_bytes(fd, SOL_SOCKET, libc::SO_BINDTODEVICE, b"lo\0")?;
+            // SAFETY: an address of that size.
+            sys("connect", unsafe {
+                libc::connect(fd, (&raw const address).cast(), size)
+            })?;
+            set_option_bytes(fd, SOL_SOCKET, libc::SO_BINDTODEVICE, b"\0")?;
+            set_option(fd, IPPROTO_IP, libc::IP_TRANSPARENT, 0)?;
+        }
+        all.push(fd);
+    }
+    let peer = all[2];
+    let kept = Watch::keep(move || {
+        let mut seen = Vec::new();
+        for fd in &all {
+            let free = option(*fd, IPPROTO_IP, libc::IP_FREEBIND)?;
+            let clear = option(*fd, IPPROTO_IP, libc::IP_TRANSPARENT)?;
+            let device = option(*fd, SOL_SOCKET, libc::SO_BINDTODEVICE)?;
+            seen.push((net::name(*fd, false)?, free, clear, device));
+        }
+        Ok((seen, net::name(peer, true)?))
+    })?;
+    Ok(kept.spoiled_by(move || {
+        let nobody = [0u8; 16];
+        // SAFETY: an address of that size.
+        let done = unsafe { libc::connect(peer, nobody.as_ptr().cast(), 16) };
+        sys("disconnecting", done).map(drop)
+    }))
 }
 
 /// One is bound, one connected to it: both can be used.

@@ -112,28 +112,22 @@ fn with_itself(one: &One<'_>) -> Result<OwnedFd, ResurrectError> {
     Ok(fd)
 }
 
-/// Has those ask again that had asked to be connected and were not answered yet. Whoever waits for the answer goes
-/// on waiting.
-pub(super) fn ask_again(all: &[Making<'_>], sockets: &Sockets) -> Result<(), ResurrectError> {
+/// Has one ask again that had asked to be connected and was not answered yet. Whoever waits for the answer goes on
+/// waiting.
+pub(super) fn ask_again(
+    making: &Making<'_>,
+    state: &InetSocket,
+    fd: BorrowedFd<'_>,
+) -> Result<(), ResurrectError> {
     let doing = "having it ask for its connection";
-    for making in all {
-        let SocketState::Inet(state) = &making.socket.state else {
-            continue;
-        };
-        if state.asks.is_empty() {
-            continue;
-        }
-        let fd = sockets.get(making)?;
-        let blocks = fcntl(fd, FcntlArg::F_GETFL).map_err(making.failed(doing))?;
-        fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(making.failed(doing))?;
-        match socket::connect(fd, &state.asks) {
-            Ok(()) | Err(Errno::EINPROGRESS) => {}
-            Err(errno) => return Err(making.failed(doing)(errno)),
-        }
-        let before = FcntlArg::F_SETFL(OFlag::from_bits_truncate(blocks));
-        fcntl(fd, before).map_err(making.failed(doing))?;
+    let blocks = fcntl(fd, FcntlArg::F_GETFL).map_err(making.failed(doing))?;
+    fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(making.failed(doing))?;
+    match socket::connect(fd, &state.asks) {
+        Ok(()) | Err(Errno::EINPROGRESS) => {}
+        Err(errno) => return Err(making.failed(doing)(errno)),
     }
-    Ok(())
+    let before = FcntlArg::F_SETFL(OFlag::from_bits_truncate(blocks));
+    fcntl(fd, before).map(drop).map_err(making.failed(doing))
 }
 
 /// `::ffff:a.b.c.d`
@@ -204,7 +198,7 @@ fn takes_both(making: &Making<'_>) -> bool {
 fn bind(making: &Making<'_>, fd: BorrowedFd<'_>, address: &[u8]) -> Result<(), ResurrectError> {
     let failed = "binding the address of a connection";
     set_int(fd, (c::SOL_SOCKET, c::SO_REUSEADDR), 1).map_err(making.failed(failed))?;
-    match socket::bind(fd, address) {
+    match inet::bind_to(fd, address) {
         Err(Errno::EADDRINUSE) => {
             inet::bind_past_ended(fd, address).map_err(making.failed(failed))?;
             set_int(fd, (c::SOL_SOCKET, c::SO_REUSEADDR), 1).map_err(making.failed(failed))
