@@ -83,6 +83,10 @@ enum Command {
         /// that number is handed over.
         #[arg(long)]
         external: Vec<external::External>,
+        /// Rebuild those that can be: a process that cannot, since a file of it is gone, say, ends as if it had
+        /// been killed, and the others go on. The exit status is 4 then.
+        #[arg(long)]
+        partial: bool,
     },
     /// Tell what the last upgrade did and how long each part took.
     Report {
@@ -118,9 +122,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             leave_running,
             external,
         } => worker::run(|| checkpoint::run(sys::Pid(pid), &dir, leave_running, &external)),
-        Command::Restore { dir, external } => {
-            restore::run(&dir, &external).map(|()| ExitCode::SUCCESS)
-        }
+        Command::Restore {
+            dir,
+            external,
+            partial,
+        } => restore::run(&dir, &external, partial),
         Command::Report { json } => report::run(json).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -3,6 +3,7 @@
 use crate::external::External;
 use crate::image::Image;
 use crate::signals::Held;
+use crate::{after, say};
 use anyhow::{Context, Result, bail};
 use nix::time::ClockId;
 use persist_mem::manifest::{DescriptionKind, Host, Manifest};
@@ -10,11 +11,13 @@ use persist_mem::pages_file::PagesFile;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 use sys::Pid;
 
-/// Rebuilds the tree saved in `dir` and returns once it runs. On any failure nothing of it is left.
-pub(crate) fn run(dir: &Path, external: &[External]) -> Result<()> {
+/// Rebuilds the tree saved in `dir`, or what can be of it (`partial`), and returns once it runs. On any failure
+/// nothing of it is left.
+pub(crate) fn run(dir: &Path, external: &[External], partial: bool) -> Result<ExitCode> {
     let image = Image::at(dir);
     let context = || format!("reading {}", image.manifest.display());
     let bytes = std::fs::read(&image.manifest).with_context(context)?;
@@ -29,10 +32,15 @@ pub(crate) fn run(dir: &Path, external: &[External]) -> Result<()> {
         ..resurrect::Options::default()
     };
     let held = Held::hold()?;
-    let world = resurrect::restore(&manifest, &pages, options)?;
+    let (world, lost) = if partial {
+        resurrect::restore_most(&manifest, &pages, options)?
+    } else {
+        (resurrect::restore(&manifest, &pages, options)?, Vec::new())
+    };
     held.check()?;
     world.thaw()?;
-    Ok(())
+    lost.iter().for_each(|one| say::aside(&one.to_string()));
+    Ok(after::status(&lost))
 }
 
 /// Copies of this program's own descriptors: those named on the command line, and others that were

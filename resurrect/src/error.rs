@@ -1,7 +1,21 @@
 //! What can go wrong.
 
+use persist_mem::manifest::{DescriptionId, TerminalId};
 use sys::tracee::TraceeError;
 use sys::{Errno, Pid};
+
+/// What could not be made again: all who have it cannot be, either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A process, or a thread of it.
+    Process(Pid),
+    /// An open file description.
+    Description(DescriptionId),
+    /// A memory object.
+    Object(u32),
+    /// A terminal.
+    Terminal(TerminalId),
+}
 
 /// Why a tree could not be rebuilt. What was built so far has been ended again.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +54,8 @@ pub enum ResurrectError {
     /// An open file description cannot be made again.
     #[error("open file {what}: {doing}: {errno}")]
     Description {
+        /// Which it is, where it is one of a process's.
+        subject: Option<Subject>,
         /// What it is, for people.
         what: String,
         /// What was being done.
@@ -50,6 +66,8 @@ pub enum ResurrectError {
     /// A file is not what it was.
     #[error("{path}: {why}")]
     Changed {
+        /// What cannot be made again for that, where it is known.
+        subject: Option<Subject>,
         /// The file.
         path: String,
         /// What is different.
@@ -79,6 +97,8 @@ pub enum ResurrectError {
     /// This process itself could not do something.
     #[error("{doing}: {errno}")]
     Own {
+        /// What it was for, where it is known.
+        subject: Option<Subject>,
         /// What.
         doing: String,
         /// Why not.
@@ -89,7 +109,46 @@ pub enum ResurrectError {
 impl ResurrectError {
     pub(crate) fn own(doing: impl Into<String>) -> impl FnOnce(Errno) -> ResurrectError {
         let doing = doing.into();
-        move |errno| ResurrectError::Own { doing, errno }
+        move |errno| ResurrectError::Own {
+            subject: None,
+            doing,
+            errno,
+        }
+    }
+
+    /// A file is not what it was.
+    pub(crate) fn changed(path: impl Into<String>, why: impl Into<String>) -> ResurrectError {
+        ResurrectError::Changed {
+            subject: None,
+            path: path.into(),
+            why: why.into(),
+        }
+    }
+
+    /// Says what it was for, unless that is known.
+    pub(crate) fn about(mut self, about: Subject) -> ResurrectError {
+        if let ResurrectError::Description { subject, .. }
+        | ResurrectError::Changed { subject, .. }
+        | ResurrectError::Own { subject, .. } = &mut self
+        {
+            subject.get_or_insert(about);
+        }
+        self
+    }
+
+    /// What could not be made again, where it is known.
+    #[must_use]
+    pub fn subject(&self) -> Option<Subject> {
+        match self {
+            ResurrectError::Tracee { pid, .. }
+            | ResurrectError::Call { pid, .. }
+            | ResurrectError::Impossible { pid, .. }
+            | ResurrectError::NoPages { pid, .. } => Some(Subject::Process(*pid)),
+            ResurrectError::Description { subject, .. }
+            | ResurrectError::Changed { subject, .. }
+            | ResurrectError::Own { subject, .. } => *subject,
+            ResurrectError::Taken { .. } | ResurrectError::Pages(_) => None,
+        }
     }
 
     pub(crate) fn call(pid: Pid, doing: impl Into<String>) -> impl FnOnce(Errno) -> ResurrectError {

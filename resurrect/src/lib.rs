@@ -1,6 +1,7 @@
 //! Manifest to running processes.
 //!
-//! [`restore`] rebuilds every process of a manifest, stopped; [`World::thaw`] lets them go. Processes are
+//! [`restore`] rebuilds every process of a manifest, stopped ([`restore_most`] those that can be);
+//! [`World::thaw`] lets them go. Processes are
 //! made by their own parents and changed from inside by batches of system calls ([`sys::batch`]); open
 //! file descriptions are opened here and handed over. The order of everything is one table in [`stages`].
 //!
@@ -13,6 +14,7 @@
 //! | `numbers` | a number for a descriptor that no process uses |
 //! | `objects` | memory without a path: shared memory, memfds, removed files |
 //! | [`files`] | one module for each kind of open file description |
+//! | `lost` | processes that cannot be rebuilt, and how the others are |
 //! | `gone_path` | files that read as removed under the path they had |
 //! | `processor` | on which processor the work is done
 //! | [`process`] | what a process has as a whole |
@@ -26,6 +28,7 @@ mod error;
 pub mod files;
 mod gone_path;
 mod ipc;
+mod lost;
 pub mod memory;
 mod numbers;
 mod objects;
@@ -40,6 +43,7 @@ mod task;
 pub mod thread;
 pub mod tree;
 
-pub use error::ResurrectError;
+pub use error::{ResurrectError, Subject};
+pub use lost::{Lost, restore_most};
 pub use numbers::{are_enough, is_one_left, suffice};
 pub use restore::{Born, Filled, Options, World, restore};

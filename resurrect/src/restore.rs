@@ -16,7 +16,7 @@ use crate::task::Task;
 use crate::thread::landlock::{self, Bridges, Rulesets};
 use crate::thread::waits::Wait;
 use nix::sched::{CloneFlags, setns};
-use persist_mem::manifest::{FileTable, Live, Manifest};
+use persist_mem::manifest::{FileTable, Live, Manifest, State};
 use persist_mem::store::PageStore;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -32,8 +32,8 @@ use sys::{Errno, Pid, Tid, process, ptrace, wait};
 /// What is called with the first process, as this process sees its id.
 pub type Born<'a> = &'a dyn Fn(Pid) -> Result<(), String>;
 
-/// What is called with the ids that this process knows the processes by.
-pub type Filled<'a> = &'a dyn Fn(&BTreeMap<Pid, Pid>) -> Result<(), String>;
+/// What is called with what is rebuilt, and the ids that this process knows the processes by.
+pub type Filled<'a> = &'a dyn Fn(&Manifest, &BTreeMap<Pid, Pid>) -> Result<(), String>;
 
 /// How to restore.
 #[derive(Clone, Copy, Default)]
@@ -43,8 +43,8 @@ pub struct Options<'a> {
     pub elapsed: Duration,
     /// Flags of clone3(2) for the first process (`CLONE_NEWPID`), beside SIGCHLD.
     pub root_flags: u64,
-    /// Called once, when the first process is there as a stopped shell: what must be done inside its
-    /// namespaces before files are opened.
+    /// Called when the first process is there as a stopped shell: what must be done inside its namespaces before files
+    /// are opened. Where a restore begins again ([`crate::restore_most`]), once more.
     pub born: Option<Born<'a>>,
     /// Called once, when every process has its memory and nothing has run on it yet: the moment to compare
     /// pages. Later the kernel writes into some (what remains of sleeps, rseq areas).
@@ -106,6 +106,7 @@ impl<'a> Restore<'a> {
         let room = Room::make(manifest);
         let own = own_ranges(me)?;
         let address = scratch::find(manifest, &own).ok_or_else(|| ResurrectError::Own {
+            subject: None,
             doing: "looking for an address range that all processes have free".into(),
             errno: Errno::ENOMEM,
         })?;
@@ -228,11 +229,22 @@ impl<'a> Restore<'a> {
         child
     }
 
+    /// What stands for those that are lost.
+    fn take_lost(&mut self) -> Vec<Task> {
+        let all = self.manifest.processes.iter();
+        let lost = all.filter(|process| matches!(process.state, State::Lost { .. }));
+        lost.filter_map(|process| self.tasks.remove(&process.pid))
+            .collect()
+    }
+
     fn end_all(&mut self) {
+        // Orphans among them come to this process, which may need their ids again.
+        let reaper = nix::sys::prctl::get_child_subreaper().unwrap_or(false);
+        let _ = nix::sys::prctl::set_child_subreaper(true);
         landlock::kill_bridges(&self.bridges);
         for task in self.tasks.values_mut() {
             // What is gone already is what is wanted.
-            let _ = process::kill(task.host_pid(), nix::sys::signal::Signal::SIGKILL as i32);
+            let _ = process::kill(task.host_pid(), SIGKILL);
         }
         for task in self.tasks.values_mut() {
             // The leader can be waited for when the others are gone.
@@ -245,6 +257,8 @@ impl<'a> Restore<'a> {
             }
         }
         self.tasks.clear();
+        while let Ok(Some(_)) = wait::poll_children() {}
+        let _ = nix::sys::prctl::set_child_subreaper(reaper);
     }
 }
 
@@ -253,6 +267,7 @@ fn own_ranges(me: Pid) -> Result<Vec<(u64, u64)>, ResurrectError> {
     Ok(crate::memory::ranges(&text))
 }
 
+const SIGKILL: i32 = 9;
 /// From this time on whoever looks at the console may ask what takes so long.
 const LONG: Duration = Duration::from_millis(500);
 
@@ -288,11 +303,15 @@ pub fn restore(
         log::log!(level, "stage `{name}`: {:?}", begun.elapsed());
     }
     match crate::thread::waits::find(&mut restore) {
-        Ok(waits) => Ok(World {
-            waits,
-            tasks: restore.tasks,
-            held: restore.held,
-        }),
+        Ok(waits) => {
+            let lost = restore.take_lost();
+            Ok(World {
+                waits,
+                tasks: restore.tasks,
+                lost,
+                held: restore.held,
+            })
+        }
         Err(error) => {
             restore.end_all();
             Err(error)
@@ -304,6 +323,8 @@ pub fn restore(
 #[derive(Debug)]
 pub struct World {
     tasks: BTreeMap<Pid, Task>,
+    /// What stands for processes that are lost.
+    lost: Vec<Task>,
     waits: Vec<Wait>,
     held: Held,
 }
@@ -365,6 +386,11 @@ impl World {
         }
         for wait in later {
             wait.go_on(|| let_go(wait.pid(), wait.tid()));
+        }
+        for task in &self.lost {
+            if let Err(errno) = process::kill(task.host_pid(), SIGKILL) {
+                log::error!("ending what stands for a lost process: {errno}");
+            }
         }
         failed.map_or(Ok(()), Err)
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::jump::Jump;
+use crate::jump::{Jump, Lost};
 use crate::ui;
 
 /// Carried bytes from which on 95 % of them must stay in place. What lies in the first memory block and in those at
@@ -55,6 +55,9 @@ impl Summary {
             errors.push(format!(
                 "only {share:.1} % of the carried bytes stayed in place, not 95 %"
             ));
+        }
+        for Lost { pid, comm, why } in &report.lost {
+            errors.push(format!("process {pid} ({comm}) was lost: {why}"));
         }
         if mem_after.abs_diff(jump.mem_before) > jump.mem_before / 100 {
             errors.push(format!(

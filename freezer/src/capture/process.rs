@@ -11,9 +11,7 @@ use super::{
 use crate::files::{Table, sent};
 use crate::proc::{self, Stat};
 use crate::{FreezerError, Frozen};
-use persist_mem::manifest::{
-    AddressSpace, Directories, Live, LockFuture, OomScore, Process, State,
-};
+use persist_mem::manifest::{AddressSpace, Directories, Live, LockFuture, Process, State};
 use sys::batch::{Batch, CallIndex};
 use sys::cpu_clock::{self, Counted, Whose};
 use sys::tracee::Foothold;
@@ -189,36 +187,8 @@ pub(super) fn in_scratch<T>(
 /// A process that has nothing yet.
 pub(super) fn nothing() -> Live {
     Live {
-        threads: Vec::new(),
-        ended_leader: None,
-        vforks: Vec::new(),
-        traced: None,
-        mm: AddressSpace::default(),
-        files: Vec::new(),
-        mm_of: None,
-        actions_of: None,
-        files_of: None,
-        fs_of: None,
-        undo_of: None,
-        directories: Directories::default(),
-        actions: Vec::new(),
-        pending: Vec::new(),
-        stopped: None,
-        reports: Vec::new(),
-        cpu_time: 0,
-        limits: Vec::new(),
-        itimers: Default::default(),
-        timers: Vec::new(),
-        chooses_timer_ids: false,
-        filters: Vec::new(),
-        layers: Vec::new(),
-        layers_together: 0,
-        oom_score: OomScore::default(),
-        child_subreaper: false,
         dumpable: 1,
-        shares_io: false,
-        cgroups: Vec::new(),
-        autogroup_nice: 0,
+        ..Live::default()
     }
 }
 

@@ -5,12 +5,12 @@ use super::saved::Saved;
 use crate::mounts::{self, Phase};
 use crate::settings;
 use nix::fcntl::OFlag;
-use persist_mem::manifest::{Extent, PageChecksums};
+use persist_mem::manifest::{Extent, Manifest, PageChecksums};
 use persist_mem::phys_store::PhysStore;
 use persist_mem::physmem::PhysMem;
-use resurrect::Options;
 use resurrect::supervisor::namespaces::Home;
 use resurrect::supervisor::report::{Span, TimeLine};
+use resurrect::{Lost, Options};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -30,13 +30,15 @@ pub(super) struct Outcome {
     pub(super) spans: Vec<Span>,
     /// Pages whose checksum was compared.
     pub(super) pages_verified: u64,
+    /// Who could not be rebuilt.
+    pub(super) lost: Vec<Lost>,
     /// What went not quite as it should.
     pub(super) warnings: Vec<String>,
     /// Why nothing was carried.
     pub(super) error: Option<String>,
 }
 
-/// Rebuilds the processes. On an error none of them is left when this process ends.
+/// Rebuilds the processes that can be. On an error none of them is left when this process ends.
 pub(super) fn run(saved: &Saved, home: &Home) -> Outcome {
     let mut outcome = Outcome::default();
     let mut time = TimeLine::begin(sys::clock::tsc());
@@ -56,13 +58,17 @@ fn rebuild(
     let memory = PhysMem::open().map_err(|e| e.to_string())?;
     let plan = &saved.upgrade.memory;
     let store = PhysStore::new(memory, plan.kept(), plan.block_size);
+    let tries = Cell::new(0);
     let born = |init: Pid| {
+        if tries.replace(tries.get() + 1) > 0 {
+            mounts::take_away(&saved.upgrade.mounts, Path::new("/"), Phase::Inside);
+        }
         home.run_inside(init, || mount_inside(saved))
             .map_err(|e| format!("mounting /proc of the world: {e}"))
     };
     let verified = Cell::new(0);
-    let look = |hosts: &BTreeMap<Pid, Pid>| match &saved.upgrade.checksums {
-        Some(sums) => verify(saved, hosts, &store, sums).map(|pages| verified.set(pages)),
+    let look = |built: &Manifest, hosts: &BTreeMap<Pid, Pid>| match &saved.upgrade.checksums {
+        Some(sums) => verify(built, hosts, &store, sums).map(|pages| verified.set(pages)),
         None => Ok(()),
     };
     let options = Options {
@@ -72,7 +78,9 @@ fn rebuild(
         born: Some(&born),
         ..Options::default()
     };
-    let world = resurrect::restore(&saved.manifest, &store, options).map_err(|e| e.to_string())?;
+    let rebuilt = resurrect::restore_most(&saved.manifest, &store, options);
+    let (world, lost) = rebuilt.map_err(|e| e.to_string())?;
+    outcome.lost = lost;
     outcome.pages_verified = verified.get();
     time.done("resurrect");
     let first = saved.manifest.processes.first().map(|p| p.pid);
@@ -109,13 +117,13 @@ fn mount_inside(saved: &Saved) -> i32 {
 
 /// Compares every page of every process with the checksum the old kernel's kupgrade made.
 fn verify(
-    saved: &Saved,
+    built: &Manifest,
     hosts: &BTreeMap<Pid, Pid>,
     store: &PhysStore,
     sums: &PageChecksums,
 ) -> Result<u64, String> {
     let mut pages = 0;
-    for process in &saved.manifest.processes {
+    for process in &built.processes {
         let (Some(live), Some(&host)) = (process.live(), hosts.get(&process.pid)) else {
             continue;
         };
@@ -126,7 +134,7 @@ fn verify(
         check.all(&live.mm.extents).map_err(named)?;
         pages += live.mm.extents.iter().map(|e| e.pages).sum::<u64>();
     }
-    for object in &saved.manifest.shared_objects {
+    for object in &built.shared_objects {
         for extent in &object.extents {
             verify_kept(extent, store, sums)
                 .map_err(|what| format!("memory object {}: {what}", object.id))?;

@@ -8,6 +8,7 @@ use super::overcommit::{self, Allowed};
 use super::restorer::{self, Outcome};
 use super::saved::Saved;
 use super::{InitError, Result, memory, release};
+use crate::early::kmsg::announce;
 use crate::early::switch::detach_proc;
 use crate::{disks, formats, huge_pages, interrupts, network, settings, swaps};
 use nix::fcntl::OFlag;
@@ -65,6 +66,10 @@ pub(super) fn start(
     warnings.extend(settings::restore(Path::new("/"), &namespaces));
     let mut report = first_report(&saved, &spans, warnings);
     report.pages_verified = outcome.pages_verified;
+    report.lost = outcome.lost;
+    for lost in &report.lost {
+        announce(&lost.to_string());
+    }
     log::info!(
         "the processes run on; blackout {:.0} ms",
         report.blackout_ms

@@ -14,7 +14,7 @@ pub mod restore;
 pub mod support;
 
 pub use capture::capture;
-pub use restore::{Phase, restore};
+pub use restore::{Phase, restore, take_away};
 pub use support::{Problem, check};
 
 use crate::tree::TreeError;

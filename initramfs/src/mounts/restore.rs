@@ -90,6 +90,22 @@ pub fn restore(table: &MountTable, target: &Path, phase: Phase) -> Result<Vec<Mo
     Ok(failed)
 }
 
+/// Takes mounts of one phase away again, those that were made; what stays is in the way of nobody.
+pub fn take_away(table: &MountTable, target: &Path, phase: Phase) {
+    let order = order(table);
+    let late = late(table, &order);
+    for at in order.iter().rev() {
+        let mount = &table.mounts[*at];
+        if late.contains(&mount.id) == (phase == Phase::Inside) {
+            let point = bytes_path(&mount.point);
+            let path = target.join(point.strip_prefix("/").unwrap_or(point));
+            if let Err(errno) = umount2(&path, MntFlags::MNT_DETACH) {
+                log::debug!("{} stays mounted: {errno}", path.display());
+            }
+        }
+    }
+}
+
 /// Indices with parents before children, else in the order recorded.
 fn order(table: &MountTable) -> Vec<usize> {
     let ids: BTreeSet<u32> = table.mounts.iter().map(|m| m.id).collect();

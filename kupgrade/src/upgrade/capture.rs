@@ -23,7 +23,7 @@ pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
     resurrect::tree::possible(&manifest).map_err(crate::checkpoint::placeless)?;
     let threads = |state: &State| match state {
         State::Live(live) => live.all_threads().count() as u64,
-        State::Zombie { .. } => 0,
+        State::Zombie { .. } | State::Lost { .. } => 0,
     };
     let carried = Carried {
         processes: manifest.processes.len() as u64,

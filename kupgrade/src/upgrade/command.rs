@@ -48,7 +48,7 @@ pub(crate) fn command(kernel: &Path, verify: bool) -> Result<ExitCode> {
         Ok(Status::Exited(code)) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
         Ok(other) => anyhow::bail!("the worker was killed ({other:?}); the host is as before"),
         // It is not there: this is the other kernel.
-        Err(Errno::ECHILD) => after::finish().map(|()| ExitCode::SUCCESS),
+        Err(Errno::ECHILD) => after::finish(),
         Err(errno) => Err(errno).context("waiting for the worker"),
     }
 }

@@ -1,7 +1,7 @@
-//! Faults on purpose, for tests: `KUPGRADE_FAULT=sigterm:PHASE`, `sigkill:PHASE` and `manifest:HOW`.
+//! Faults on purpose, for tests: `KUPGRADE_FAULT=sigterm:PHASE`, `sigkill:PHASE`, `manifest:HOW` and `process:PID`.
 
 use nix::sys::signal::{Signal, raise};
-use persist_mem::manifest::Phase;
+use persist_mem::manifest::{Manifest, Phase, State};
 
 fn wanted(what: &str) -> Option<String> {
     let text = std::env::var("KUPGRADE_FAULT").ok()?;
@@ -36,5 +36,15 @@ pub(super) fn spoil() -> Option<Spoil> {
         "missing" => Some(Spoil::Missing),
         "version" => Some(Spoil::Version),
         _ => None,
+    }
+}
+
+/// Describes a process so that it cannot be rebuilt: its directory is nowhere.
+pub(super) fn misplace(manifest: &mut Manifest) {
+    let named = wanted("process").and_then(|pid| pid.parse().ok());
+    let mut processes = manifest.processes.iter_mut();
+    let process = processes.find(|process| Some(process.pid.0) == named);
+    if let Some(State::Live(live)) = process.map(|process| &mut process.state) {
+        live.directories.cwd.path = b"/nowhere".to_vec();
     }
 }

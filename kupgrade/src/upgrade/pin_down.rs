@@ -76,6 +76,7 @@ pub(super) fn pin_down(
     freezer::take_backlogs(&mut manifest)?;
     freezer::take_packets(&mut manifest)?;
     freezer::take_device_messages(&mut manifest)?;
+    fault::misplace(&mut manifest);
     let mut body = manifest.to_bytes().context("encoding the manifest")?;
     if fault::spoil() == Some(Spoil::BitFlip) {
         let middle = body.len() / 2;

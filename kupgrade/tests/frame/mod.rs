@@ -1,5 +1,7 @@
 //! Python programs that build some state, are saved, ended and rebuilt, and check that all of it is there.
 
+use nix::sys::wait::WaitStatus;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -46,6 +48,15 @@ impl Subject {
         }
     }
 
+    /// Has it check what it has, and waits for its end.
+    fn check(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1).unwrap();
+        self.wait_for("good");
+        reap_everyone();
+        std::fs::remove_dir_all(&self.dir).unwrap();
+    }
+
     fn pid(&self) -> String {
         self.child.id().to_string()
     }
@@ -62,13 +73,38 @@ impl Drop for Subject {
 }
 
 fn kupgrade(args: &[&str]) {
+    let (code, said) = status_of(args);
+    assert!(code == Some(0), "kupgrade {args:?}: {said}");
+}
+
+/// Exit status, and what was said.
+fn status_of(args: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_kupgrade"))
         .args(args)
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "kupgrade {args:?}: {text}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), said)
+}
+
+/// As [`status_of`], while this process waits for whoever ends meanwhile, as init does.
+#[allow(dead_code, reason = "not every test binary needs it")]
+fn status_while_reaping(args: &[&str]) -> (i32, String) {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kupgrade"));
+    let command = command.args(args).stdin(Stdio::null()).stderr(writer);
+    let child = command.spawn().unwrap().id().cast_signed();
+    let code = loop {
+        match nix::sys::wait::wait().unwrap() {
+            WaitStatus::Exited(pid, code) if pid.as_raw() == child => break code,
+            _ => {}
+        }
+    };
+    command.stderr(Stdio::null());
+    let mut said = String::new();
+    reader.read_to_string(&mut said).unwrap();
+    (code, said)
 }
 
 fn reap_everyone() {
@@ -77,6 +113,7 @@ fn reap_everyone() {
 
 /// Carries `tests/KIND/NAME.py`. One at a time in a process, since children are waited for without asking
 /// whose they are.
+#[allow(dead_code, reason = "not every test binary needs it")]
 pub(crate) fn carry(kind: &str, name: &str) {
     carry_with(kind, name, &[]);
 }
@@ -99,9 +136,24 @@ pub(crate) fn carry_with(kind: &str, name: &str, options: &[&str]) {
     kupgrade(&[&plain, options].concat());
     reap_everyone();
     kupgrade(&["restore", "--dir", image]);
-    let pid = nix::unistd::Pid::from_raw(subject.child.id().cast_signed());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1).unwrap();
-    subject.wait_for("good");
+    subject.check();
+}
+
+/// Carries `tests/KIND/NAME.py` without its file `gone`, for which `lost` of its processes cannot be rebuilt.
+#[allow(dead_code, reason = "not every test binary needs it")]
+pub(crate) fn carry_partly(kind: &str, name: &str, lost: usize) {
+    let subject = Subject::start(kind, name);
+    let image = subject.dir.join("image");
+    let image = image.to_str().unwrap();
+    kupgrade(&["checkpoint", "--pid", &subject.pid(), "--dir", image]);
     reap_everyone();
-    std::fs::remove_dir_all(&subject.dir).unwrap();
+    std::fs::remove_file(subject.dir.join("work/gone")).unwrap();
+    let (code, said) = status_of(&["restore", "--dir", image]);
+    assert_eq!(code, Some(1), "{said}");
+    reap_everyone();
+    let (code, said) = status_while_reaping(&["restore", "--partial", "--dir", image]);
+    assert_eq!(code, 4, "{said}");
+    let named = said.lines().filter(|line| line.contains(" is lost: "));
+    assert_eq!(named.count(), lost, "{said}");
+    subject.check();
 }

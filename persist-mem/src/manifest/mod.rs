@@ -9,6 +9,7 @@ mod host;
 mod ipc;
 mod landlock;
 mod memory;
+mod named;
 mod pages;
 mod process;
 mod sockets;

@@ -27,12 +27,24 @@ pub struct Process {
 }
 
 impl Process {
-    /// What it holds, None for a zombie.
+    /// What it holds, None for a zombie and for what is lost.
     #[must_use]
     pub fn live(&self) -> Option<&Live> {
         match &self.state {
             State::Live(live) => Some(live),
-            State::Zombie { .. } => None,
+            State::Zombie { .. } | State::Lost { .. } => None,
+        }
+    }
+
+    /// Whether it gets the orphans among its descendants (`PR_SET_CHILD_SUBREAPER`).
+    #[must_use]
+    pub fn is_subreaper(&self) -> bool {
+        match &self.state {
+            State::Live(live) => live.child_subreaper,
+            State::Zombie { .. } => false,
+            State::Lost {
+                child_subreaper, ..
+            } => *child_subreaper,
         }
     }
 }
@@ -53,6 +65,13 @@ pub enum State {
         /// Its resource limits, by number.
         limits: Vec<(u64, u64)>,
     },
+    /// It cannot be rebuilt: an empty process, which is killed when the others go on. No capture says this of anybody.
+    Lost {
+        /// PR_SET_CHILD_SUBREAPER: until then.
+        child_subreaper: bool,
+        /// What is seen of it.
+        remains: Box<Remains>,
+    },
 }
 
 /// What CLONE_FS shares.
@@ -69,7 +88,7 @@ pub struct Directories {
 }
 
 /// What a live process is made of.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct Live {
     /// Its threads that live, the leader first, if it does; but for those of [`Live::vforks`].
     pub threads: Vec<Thread>,

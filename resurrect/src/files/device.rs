@@ -25,10 +25,7 @@ pub(super) fn open(
         return nix::fcntl::open(node.path(), opening.flags(), Mode::empty()).map_err(failed());
     }
     let path = Path::new(OsStr::from_bytes(path));
-    let changed = |why: String| ResurrectError::Changed {
-        path: path.display().to_string(),
-        why,
-    };
+    let changed = |why: String| ResurrectError::changed(path.display().to_string(), why);
     let found = std::fs::metadata(path).map_err(|e| changed(e.to_string()))?;
     if found.rdev() != rdev {
         return Err(changed("it is another device now".into()));

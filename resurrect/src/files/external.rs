@@ -9,6 +9,7 @@ pub(super) fn open(opening: &Opening<'_, '_>, number: i32) -> Result<OwnedFd, Re
     let externals = opening.restore.options.externals;
     let given = externals.and_then(|all| all.get(&number));
     let given = given.ok_or_else(|| ResurrectError::Own {
+        subject: None,
         doing: format!(
             "descriptor {number} was external when the tree was saved: say --external fd[{number}] and have it open"
         ),

@@ -42,9 +42,9 @@ pub(super) fn open(
         Some(fd) => Ok(fd),
         None => by_other_name(elsewhere, flags),
     };
-    let fd = fd.map_err(|errno| ResurrectError::Changed {
-        path: elsewhere.file.to_string(),
-        why: format!("its other name is gone: {errno}"),
+    let fd = fd.map_err(|errno| {
+        let why = format!("its other name is gone: {errno}");
+        ResurrectError::changed(elsewhere.file.to_string(), why)
     })?;
     path::seek(opening.description, &fd)?;
     Ok(fd)

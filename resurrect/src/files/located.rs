@@ -90,8 +90,6 @@ pub(super) fn through<T>(
 /// Says that an inode cannot be watched again.
 pub(super) fn changed(place: &Place, errno: Errno) -> ResurrectError {
     let path = place.path.as_deref().unwrap_or(b"?");
-    ResurrectError::Changed {
-        path: String::from_utf8_lossy(path).into_owned(),
-        why: format!("watching it again (inode {}): {errno}", place.inode),
-    }
+    let why = format!("watching it again (inode {}): {errno}", place.inode);
+    ResurrectError::changed(String::from_utf8_lossy(path), why)
 }

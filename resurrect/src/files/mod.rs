@@ -41,6 +41,7 @@ pub(crate) mod vanished;
 
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
+use crate::error::Subject;
 use crate::objects::TMPFILE;
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
@@ -129,6 +130,7 @@ fn failed<'a>(
     doing: &'static str,
 ) -> impl FnOnce(Errno) -> ResurrectError + use<'a> {
     move |errno| ResurrectError::Description {
+        subject: Some(Subject::Description(description.id)),
         what: describe(description),
         doing,
         errno,
@@ -187,13 +189,14 @@ pub(crate) fn watch(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let Some(fd) = restore.files.opened.get(&description.id) else {
             continue;
         };
-        match &description.kind {
+        let done = match &description.kind {
             DescriptionKind::Inotify { watches, next, .. } => {
-                inotify::watch(&opening, fd, watches, *next)?;
+                inotify::watch(&opening, fd, watches, *next)
             }
-            DescriptionKind::Fanotify { marks, .. } => fanotify::watch(&opening, fd, marks)?,
-            _ => {}
-        }
+            DescriptionKind::Fanotify { marks, .. } => fanotify::watch(&opening, fd, marks),
+            _ => Ok(()),
+        };
+        done.map_err(|error| error.about(Subject::Description(description.id)))?;
     }
     dnotify::watch(restore)
 }
@@ -214,7 +217,9 @@ fn open_each(
             restore,
             description,
         };
-        let fd = open_one(&opening).or_else(|why| vanished::instead(&opening, why))?;
+        let about = Subject::Description(description.id);
+        let fd = open_one(&opening).or_else(|why| vanished::instead(&opening, why));
+        let fd = fd.map_err(|error| error.about(about))?;
         restore.files.opened.insert(description.id, fd);
     }
     Ok(())

@@ -80,7 +80,12 @@ pub(super) fn finish(restore: &mut Restore<'_>) {
 
 fn failed(queue: &PosixQueue, doing: &'static str) -> impl FnOnce(Errno) -> ResurrectError + use<> {
     let what = format!("message queue {}", String::from_utf8_lossy(&queue.name));
-    move |errno| ResurrectError::Description { what, doing, errno }
+    move |errno| ResurrectError::Description {
+        subject: None,
+        what,
+        doing,
+        errno,
+    }
 }
 
 fn name(queue: &PosixQueue) -> Result<CString, ResurrectError> {

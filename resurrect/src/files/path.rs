@@ -159,10 +159,7 @@ pub(super) fn seek(description: &Description, fd: &OwnedFd) -> Result<(), Resurr
 
 /// The path must still lead to the file that was saved.
 pub(crate) fn check_same(file: &FileRef) -> Result<(), ResurrectError> {
-    let changed = |why: String| ResurrectError::Changed {
-        path: file.to_string(),
-        why,
-    };
+    let changed = |why: String| ResurrectError::changed(file.to_string(), why);
     // The last component may be a link itself (`O_PATH | O_NOFOLLOW`).
     let found = std::fs::symlink_metadata(OsStr::from_bytes(&file.path))
         .map_err(|e| changed(e.to_string()))?;

@@ -31,7 +31,12 @@ pub(super) fn make(manifest: &Manifest) -> Result<BTreeMap<PipeId, Ends>, Resurr
 fn make_one(pipe: &Pipe) -> Result<Ends, ResurrectError> {
     let failed = |doing: &'static str| {
         let what = format!("pipe {}", pipe.id.0);
-        move |errno| ResurrectError::Description { what, doing, errno }
+        move |errno| ResurrectError::Description {
+            subject: None,
+            what,
+            doing,
+            errno,
+        }
     };
     let (read, write_end) =
         pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(failed("making it"))?;
@@ -51,7 +56,12 @@ fn make_one(pipe: &Pipe) -> Result<Ends, ResurrectError> {
 pub(super) fn fill(pipe: &Pipe, write_end: &OwnedFd) -> Result<(), ResurrectError> {
     let failed = |doing: &'static str| {
         let what = format!("pipe {}", pipe.id.0);
-        move |errno| ResurrectError::Description { what, doing, errno }
+        move |errno| ResurrectError::Description {
+            subject: None,
+            what,
+            doing,
+            errno,
+        }
     };
     let size = fcntl(write_end, FcntlArg::F_GETPIPE_SZ).map_err(failed("asking for its size"))?;
     if size.cast_unsigned() != pipe.capacity {

@@ -25,9 +25,8 @@ pub(super) fn open(opening: &Opening<'_, '_>, at: &[u8]) -> Result<OwnedFd, Resu
             opened => opened,
         }
     };
-    opened.map_err(|errno| ResurrectError::Changed {
-        path: path.display().to_string(),
-        why: format!("opening it: {errno}"),
+    opened.map_err(|errno| {
+        ResurrectError::changed(path.display().to_string(), format!("opening it: {errno}"))
     })
 }
 

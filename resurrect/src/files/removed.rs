@@ -49,6 +49,7 @@ pub(super) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         .filter(|directory| directory.within.is_none())
     {
         make_one(all, directory, &mut made).map_err(|errno| ResurrectError::Description {
+            subject: None,
             what: format!("{} (removed)", String::from_utf8_lossy(&directory.path)),
             doing: "making it again",
             errno,

@@ -4,6 +4,7 @@
 use super::Opening;
 use crate::ResurrectError;
 use crate::calls::{nr, run};
+use crate::error::Subject;
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
 use nix::sys::signal::SigSet;
@@ -100,7 +101,13 @@ fn failed(
     doing: &'static str,
 ) -> impl FnOnce(Errno) -> ResurrectError + use<> {
     let what = String::from_utf8_lossy(&terminal.path).into_owned();
-    move |errno| ResurrectError::Description { what, doing, errno }
+    let subject = Some(Subject::Terminal(terminal.id));
+    move |errno| ResurrectError::Description {
+        subject,
+        what,
+        doing,
+        errno,
+    }
 }
 
 fn path(bytes: &[u8]) -> &Path {
@@ -119,10 +126,9 @@ fn line(terminal: &Terminal) -> Result<Made, ResurrectError> {
     let slave = slave.map_err(failed(terminal, "opening it"))?;
     let found = nix::sys::stat::fstat(&slave).map_err(failed(terminal, "fstat"))?;
     if found.st_rdev != terminal.rdev {
-        return Err(ResurrectError::Changed {
-            path: node.display().to_string(),
-            why: "it is another device now".into(),
-        });
+        let changed =
+            ResurrectError::changed(node.display().to_string(), "it is another device now");
+        return Err(changed.about(Subject::Terminal(terminal.id)));
     }
     set_up(terminal, &slave, None)?;
     Ok(Made {
@@ -203,10 +209,9 @@ fn master_at(
             return Ok(master);
         }
         if got > index {
-            return Err(ResurrectError::Changed {
-                path: String::from_utf8_lossy(&terminal.path).into_owned(),
-                why: "another terminal has this number; end what runs in it".into(),
-            });
+            let why = "another terminal has this number; end what runs in it";
+            let changed = ResurrectError::changed(String::from_utf8_lossy(&terminal.path), why);
+            return Err(changed.about(Subject::Terminal(terminal.id)));
         }
         lower.push(master);
     }

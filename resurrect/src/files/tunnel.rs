@@ -54,10 +54,10 @@ pub(super) fn open(
     let first = first(manifest, name) == Some(opening.description.id);
     let there = index_of(&netlink, name).map_err(opening.failed("asking for interfaces"))?;
     if first && there.is_some() && !tunnel.persistent {
-        return Err(ResurrectError::Changed {
-            path: format!("the network interface {name}"),
-            why: "there is another one of that name".into(),
-        });
+        return Err(ResurrectError::changed(
+            format!("the network interface {name}"),
+            "there is another one of that name",
+        ));
     }
     attach(file.as_fd(), tunnel, there.is_none())
         .map_err(opening.failed("making its interface"))?;

@@ -54,21 +54,19 @@ fn of_an_ended_process(restore: &Restore<'_>, flags: OFlag) -> sys::Result<Owned
     opened.map(OwnedFd::from)
 }
 
-/// After the jump there is no way back, so that one file which cannot be opened is no reason to lose everybody.
+/// After the jump: for what kernels and their drivers make. Who has a file on a disk that cannot be opened is lost
+/// ([`crate::lost`]), which is worse for it and never wrong.
 pub(super) fn instead(
     opening: &Opening<'_, '_>,
     why: ResurrectError,
 ) -> Result<OwnedFd, ResurrectError> {
-    let by_path = matches!(
+    let by_kernel = matches!(
         opening.description.kind,
-        DescriptionKind::Path(_)
-            | DescriptionKind::Device { .. }
-            | DescriptionKind::Handle { .. }
-            | DescriptionKind::Gone { .. }
+        DescriptionKind::Device { .. }
             | DescriptionKind::Pseudo { .. }
             | DescriptionKind::Kmsg { .. }
     );
-    if !by_path || !opening.restore.is_upgrade() {
+    if !by_kernel || !opening.restore.is_upgrade() {
         return Err(why);
     }
     log::error!("{why}: who has it open is told that there is no such device");

@@ -31,6 +31,7 @@ pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 fn failed(what: &str, id: i32, doing: &'static str) -> impl Fn(Errno) -> ResurrectError {
     let what = format!("{what} {id}");
     move |errno| ResurrectError::Description {
+        subject: None,
         what: what.clone(),
         doing,
         errno,

@@ -3,6 +3,7 @@
 use super::Builder;
 use crate::ResurrectError;
 use crate::calls::nr;
+use crate::error::Subject;
 use persist_mem::manifest::AddressSpace;
 use sys::batch::Batch;
 
@@ -48,7 +49,8 @@ pub(super) fn set(
         let args = [builder.pidfd.into(), fd.into(), 0.into()];
         batch.call("taking its executable", nr::PIDFD_GETFD, args)
     } else {
-        crate::files::path::check_same(&mm.exe)?;
+        crate::files::path::check_same(&mm.exe)
+            .map_err(|error| error.about(Subject::Process(builder.pid)))?;
         let path = batch.string(&mm.exe.path);
         let args = [AT_FDCWD.into(), path.into(), 0.into()];
         batch.call("opening its executable", nr::OPENAT, args)

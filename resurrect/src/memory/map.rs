@@ -4,6 +4,7 @@ use super::inherit::is_segment;
 use super::{Builder, apart, segments};
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
+use crate::error::Subject;
 use nix::fcntl::OFlag;
 use persist_mem::manifest::{AddressSpace, Backing, FileRef, Vma};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -230,7 +231,8 @@ impl<'a> Mapper<'a, '_> {
                 return Ok(fd);
             }
             Source::File(file) => {
-                crate::files::path::check_same(file)?;
+                crate::files::path::check_same(file)
+                    .map_err(|error| error.about(Subject::Process(self.builder.pid)))?;
                 file.path.as_slice()
             }
             Source::Zero => b"/dev/zero",

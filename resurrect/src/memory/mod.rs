@@ -70,8 +70,10 @@ pub(crate) fn look(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     };
     let tasks = restore.tasks.iter();
     let ids = tasks.map(|(pid, task)| (*pid, task.host_pid())).collect();
-    OneProcessor::without(restore.processor.as_ref(), || filled(&ids))
-        .map_err(ResurrectError::Pages)
+    OneProcessor::without(restore.processor.as_ref(), || {
+        filled(restore.manifest, &ids)
+    })
+    .map_err(ResurrectError::Pages)
 }
 
 /// What building one process's memory needs.

@@ -12,6 +12,7 @@ mod system_v;
 pub(crate) use system_v::as_user;
 
 use crate::ResurrectError;
+use crate::error::Subject;
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
 use nix::sys::stat::futimens;
@@ -115,7 +116,9 @@ pub(crate) fn failed(
     doing: &'static str,
 ) -> impl Fn(Errno) -> ResurrectError {
     let what = describe(object);
+    let subject = Some(Subject::Object(object.id));
     move |errno| ResurrectError::Description {
+        subject,
         what: what.clone(),
         doing,
         errno,

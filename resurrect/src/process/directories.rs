@@ -2,6 +2,7 @@
 
 use crate::ResurrectError;
 use crate::calls::nr;
+use crate::error::Subject;
 use crate::files::path::check_same;
 use crate::files::vanished;
 use crate::restore::Restore;
@@ -28,12 +29,14 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
                 nr::UNSHARE,
                 [CLONE_FS.into()],
             );
-            enter(restore, (pid, &mut batch), own)?;
+            enter(restore, (pid, &mut batch), own)
+                .map_err(|error| error.about(Subject::Process(pid)))?;
             of_threads.insert((pid, Some(thread.tid)), batch);
         }
         if live.fs_of.is_none() {
             let mut batch = Batch::new();
-            enter(restore, (pid, &mut batch), &live.directories)?;
+            enter(restore, (pid, &mut batch), &live.directories)
+                .map_err(|error| error.about(Subject::Process(pid)))?;
             of_processes.insert((pid, None), batch);
         }
     }
@@ -67,6 +70,12 @@ fn enter(
     Ok(())
 }
 
+/// Whether the kernel makes up what is there, another one something else.
+fn is_by_kernel(path: &[u8]) -> bool {
+    let roots: [&[u8]; 2] = [b"/proc/", b"/sys/"];
+    roots.iter().any(|root| path.starts_with(root))
+}
+
 /// This process's descriptor of a current directory that no path leads to.
 fn held(
     restore: &mut Restore<'_>,
@@ -79,7 +88,7 @@ fn held(
     let gone = directories.cwd.path.ends_with(b" (deleted)");
     match check_same(&directories.cwd) {
         Err(_) if gone => vanished::directory(restore).map(Some),
-        Err(why) if restore.is_upgrade() => {
+        Err(why) if restore.is_upgrade() && is_by_kernel(&directories.cwd.path) => {
             log::error!("process {pid}: {why}: it is in a directory that is gone");
             vanished::directory(restore).map(Some)
         }

@@ -2,6 +2,7 @@
 
 use super::clock::between;
 use super::{Result, SupervisorError};
+use crate::Lost;
 use persist_mem::manifest::Moved;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -109,6 +110,8 @@ pub struct Report {
     pub mem_total_after: u64,
     /// Whether the memory was handed back; nothing more is to come then.
     pub complete: bool,
+    /// Processes that could not be rebuilt.
+    pub lost: Vec<Lost>,
     /// What is not as before and no failure: mounts, settings, memory that stayed out.
     pub warnings: Vec<String>,
 }
@@ -224,6 +227,9 @@ impl Report {
                     phase.end_ms - phase.start_ms
                 ),
             );
+        }
+        for lost in &self.lost {
+            row("LOST", lost.to_string());
         }
         for warning in &self.warnings {
             row("note", warning.clone());

@@ -54,7 +54,7 @@ fn calls(thread: &Thread) -> Batch {
     batch
 }
 
-pub(super) fn name(batch: &mut Batch, comm: &[u8]) {
+pub(crate) fn name(batch: &mut Batch, comm: &[u8]) {
     let name = batch.string(comm);
     batch.call("naming it", nr::PRCTL, [PR_SET_NAME.into(), name.into()]);
 }

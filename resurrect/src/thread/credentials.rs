@@ -85,7 +85,7 @@ fn own() -> Option<Credentials> {
 
 /// As [`become_user`], for one that is about to end. It may have had a user namespace of its own, in which it had
 /// capabilities that this process has not: it gets those that there are.
-pub(super) fn become_ended_user(batch: &mut Batch, c: &Credentials) {
+pub(crate) fn become_ended_user(batch: &mut Batch, c: &Credentials) {
     let ours = permitted().unwrap_or(u64::MAX);
     let [inheritable, permitted, effective, ambient] =
         [c.inheritable, c.permitted, c.effective, c.ambient].map(|set| set & ours);

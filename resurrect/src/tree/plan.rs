@@ -189,10 +189,7 @@ impl Planner<'_> {
     /// What a process does once it is there: its children, and its session.
     fn grow(&mut self, pid: Pid) -> Result<(), (Pid, String)> {
         let process = self.process(pid)?;
-        let (sid, subreaper) = (
-            process.sid,
-            process.live().is_some_and(|l| l.child_subreaper),
-        );
+        let (sid, subreaper) = (process.sid, process.is_subreaper());
         if subreaper {
             self.steps.push(Step::Subreaper(pid));
         }
@@ -242,7 +239,7 @@ impl Planner<'_> {
 
     /// Whether children of a process in session `sid` may be orphans that it was given: the session of a descendant.
     fn is_of_orphans(&self, sid: Pid, of: &Process) -> bool {
-        let subreaper = of.live().is_some_and(|live| live.child_subreaper);
+        let subreaper = of.is_subreaper();
         let Some(mut at) = self.by_pid.get(&sid) else {
             return subreaper || of.pid.0 == 1;
         };
@@ -317,8 +314,7 @@ impl Planner<'_> {
         let mut at = pid;
         loop {
             let process = self.by_pid.get(&at)?;
-            let subreaper = process.live().is_some_and(|live| live.child_subreaper);
-            if process.pid.0 == 1 || subreaper {
+            if process.pid.0 == 1 || process.is_subreaper() {
                 return Some(process.pid);
             }
             at = process.ppid;

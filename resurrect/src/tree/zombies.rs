@@ -1,6 +1,6 @@
 //! Processes that had ended and that nobody has waited for yet.
 //!
-//! They end again, as they looked.
+//! They end again, as they looked. What stands for lost ones ([`crate::lost`]) looks as they did, and waits for its end.
 
 use super::{core, exit, plan, take};
 use crate::ResurrectError;
@@ -10,6 +10,7 @@ use crate::process::signals::put_action;
 use crate::restore::Restore;
 use crate::task::Task;
 use crate::thread::leader::appearance;
+use crate::thread::{attributes, credentials};
 use persist_mem::manifest::{SigAction, State};
 use sys::batch::Batch;
 use sys::wait::{self, Status};
@@ -24,6 +25,7 @@ const SIGSTOP: i32 = 19;
 
 /// Ends them all.
 pub(crate) fn end_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    dress_lost(restore)?;
     let mut cores = None;
     let zombies = restore.manifest.processes.iter().rev();
     for process in zombies.filter(|p| plan::is_zombie(p)) {
@@ -75,6 +77,21 @@ pub(crate) fn end_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         if dumped && let Some(limit) = had.get(limits::CORE as usize) {
             // Nothing depends on it any more.
             let _ = sys::process::prlimit(task.host_pid(), limits::CORE, Some(*limit));
+        }
+    }
+    Ok(())
+}
+
+/// Has what stands for lost processes look like them.
+fn dress_lost(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    for process in &restore.manifest.processes {
+        if let State::Lost { remains, .. } = &process.state {
+            let pid = process.pid;
+            let mut batch = Batch::new();
+            attributes::name(&mut batch, &remains.comm);
+            credentials::become_ended_user(&mut batch, &remains.credentials);
+            let first = &mut restore.task(pid)?.first;
+            run(pid, "standing for it", first, &batch)?;
         }
     }
     Ok(())

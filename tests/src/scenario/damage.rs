@@ -1,5 +1,6 @@
-//! Failures after the jump: the processes are lost, the host is not. It boots to its init and
-//! says on the console what happened.
+//! Failures after the jump. A process that cannot be rebuilt is lost, and to the others it is as if somebody had
+//! killed it. When nothing can be, all processes are lost and the host is not: it boots to its init and says on the
+//! console what happened.
 
 use std::time::Duration;
 
@@ -59,4 +60,54 @@ pub(super) fn missing(host: &mut Host, rig: &Rig) -> Result<()> {
 /// Written by a version that is not known.
 pub(super) fn foreign_version(host: &mut Host, rig: &Rig) -> Result<()> {
     spoiled(host, rig, "version", "version")
+}
+
+/// One process cannot be rebuilt (`KUPGRADE_FAULT=process:PID`).
+pub(super) fn lost_process(host: &mut Host, rig: &Rig) -> Result<()> {
+    let to = rig.kernel("6.12")?;
+    let shell = &mut host.vm.shell;
+    shell.must("lab_token=before", SHORT)?;
+    // It has a child, and a pipe to one that goes on; a shell waits for it.
+    shell.must(
+        "lost='sleep 1000 > /dev/null & echo $! > /tmp/child; echo $$ > /tmp/lost; while :; do sleep 0.2; done'; \
+         (sh -c \"$lost\" | (cat > /tmp/piped; echo closed > /tmp/end); echo > /tmp/waited) & sleep 2",
+        SHORT,
+    )?;
+    let pid = shell.must("cat /tmp/lost", SHORT)?;
+    let pid = pid.trim();
+    let fault = format!("KUPGRADE_FAULT=process:{pid} ");
+    let jump = jump::upgrade_with(&mut host.vm, to, &fault)?;
+    let [lost] = &jump.report.lost[..] else {
+        bail!("the report names as lost {:?}", jump.report.lost);
+    };
+    if lost.pid.to_string() != pid || lost.comm != "sh" || !lost.why.contains("/nowhere") {
+        bail!("the report says {lost:?} instead of process {pid}");
+    }
+    let text = host.vm.shell.must(
+        "sleep 2; echo \"token=$lab_token\"; cat /tmp/end; ls /tmp/waited; \
+         test -e /proc/$(cat /tmp/lost) || echo gone; kill -0 $(cat /tmp/child) && echo child; \
+         echo \"$(grep -c ' /proc ' /proc/self/mounts) of proc\"",
+        SHORT,
+    )?;
+    for word in [
+        "token=before",
+        "closed",
+        "/tmp/waited",
+        "gone",
+        "child",
+        "1 of proc",
+    ] {
+        if !text.contains(word) {
+            bail!("nothing says '{word}' afterwards:\n{text}");
+        }
+    }
+    if !host.vm.console_text().contains("(sh) is lost: ") {
+        bail!("the console does not tell who is lost");
+    }
+    // And on again: what the first try has left does no harm.
+    let jump = jump::upgrade(&mut host.vm, rig.kernel("backports")?)?;
+    match &jump.report.lost[..] {
+        [] => Ok(()),
+        lost => bail!("the next upgrade has lost {lost:?}"),
+    }
 }

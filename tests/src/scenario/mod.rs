@@ -166,6 +166,11 @@ const SCENARIOS: &[Scenario] = &[
         room::nearly_half,
     ),
     (
+        "damage/lost-process",
+        Kind::Fresh { memory: 1536 },
+        damage::lost_process,
+    ),
+    (
         "damage/manifest-bit-flip",
         Kind::Fresh { memory: 1536 },
         damage::bit_flip,

@@ -19,6 +19,7 @@ mod unix;
 mod vsock;
 
 use crate::ResurrectError;
+use crate::error::Subject;
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, fchmod, fstat};
@@ -53,9 +54,20 @@ impl<'a> Making<'a> {
         self.description.id
     }
 
+    /// What errors are about.
+    fn subject(&self) -> Subject {
+        Subject::Description(self.id())
+    }
+
     fn failed(&self, doing: &'static str) -> impl FnOnce(Errno) -> ResurrectError + use<> {
         let what = format!("number {} ({})", self.id().0, self.text());
-        move |errno| ResurrectError::Description { what, doing, errno }
+        let subject = Some(self.subject());
+        move |errno| ResurrectError::Description {
+            subject,
+            what,
+            doing,
+            errno,
+        }
     }
 
     fn text(&self) -> String {
@@ -303,8 +315,8 @@ fn attach_filter(making: &Making<'_>, fd: BorrowedFd<'_>) -> Result<(), Resurrec
 
 /// The index of an interface of this kernel.
 fn interface(making: &Making<'_>, name: &str) -> Result<u32, ResurrectError> {
-    nix::net::if_::if_nametoindex(name).map_err(|_| ResurrectError::Changed {
-        path: format!("network interface {name}"),
-        why: format!("a {} is bound to it, and it is not there", making.text()),
+    nix::net::if_::if_nametoindex(name).map_err(|_| {
+        let why = format!("a {} is bound to it, and it is not there", making.text());
+        ResurrectError::changed(format!("network interface {name}"), why).about(making.subject())
     })
 }

@@ -93,10 +93,8 @@ pub(super) fn bind(
     }
     let place = place(name, file).map_err(|e| {
         let path = file.map_or(name, |file| &file.path);
-        ResurrectError::Changed {
-            path: String::from_utf8_lossy(path).into_owned(),
-            why: format!("a socket cannot be made there: {e}"),
-        }
+        let why = format!("a socket cannot be made there: {e}");
+        ResurrectError::changed(String::from_utf8_lossy(path), why).about(making.subject())
     })?;
     bind_below(&place.root, fd, name).map_err(making.failed("binding its name"))?;
     Ok(Reach::File(place))

@@ -523,9 +523,10 @@ impl Unix {
             if let Some(file) = &one.state.file
                 && let Some(reach) = self.reach.get(&one.making.id())
             {
-                names::settle(reach, file).map_err(|e| ResurrectError::Changed {
-                    path: String::from_utf8_lossy(&file.path).into_owned(),
-                    why: format!("the socket cannot be put there: {e}"),
+                names::settle(reach, file).map_err(|e| {
+                    let why = format!("the socket cannot be put there: {e}");
+                    ResurrectError::changed(String::from_utf8_lossy(&file.path), why)
+                        .about(one.making.subject())
                 })?;
             }
         }

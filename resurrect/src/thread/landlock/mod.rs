@@ -9,6 +9,7 @@ mod together;
 
 use crate::ResurrectError;
 use crate::calls::{nr, run};
+use crate::error::Subject;
 use crate::restore::Restore;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -44,7 +45,8 @@ pub(crate) fn take(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
         let failed = |doing, errno| ResurrectError::call(pid, doing)(errno);
         let made = live.layers.iter().map(|layer| make(layer, &failed));
-        let made: Vec<OwnedFd> = made.collect::<Result<_, _>>()?;
+        let made: Result<Vec<OwnedFd>, ResurrectError> = made.collect();
+        let made = made.map_err(|error| error.about(Subject::Process(pid)))?;
         let tables: BTreeSet<Table> = live.threads.iter().map(|one| table(pid, one)).collect();
         let pidfd = restore.self_pidfd.as_raw_fd();
         for table in tables {
@@ -173,9 +175,9 @@ fn add(
         LayerObject::Path(path) => {
             let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let file = open(OsStr::from_bytes(path), flags, Mode::empty());
-            let file = file.map_err(|errno| ResurrectError::Changed {
-                path: String::from_utf8_lossy(path).into_owned(),
-                why: format!("a rule of Landlock is about it: {errno}"),
+            let file = file.map_err(|errno| {
+                let why = format!("a rule of Landlock is about it: {errno}");
+                ResurrectError::changed(String::from_utf8_lossy(path), why)
             })?;
             let object = Object::Beneath(file.as_fd());
             sys::landlock::add_rule(ruleset, object, rule.allowed, quiet)
