@@ -61,7 +61,14 @@ pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
                 Some(made)
             }
             None if is_hung_up(manifest, terminal.id) => None,
-            None => Some(line(terminal)?),
+            None => match line(terminal) {
+                Err(why) if restore.is_upgrade() => {
+                    log::error!("{why}: who has it open finds that it was hung up");
+                    restore.files.opened.extend(unplugged(manifest, terminal)?);
+                    None
+                }
+                made => Some(made?),
+            },
         };
         if let Some(made) = made {
             let own = own_terminals(manifest, terminal, &made)?;
@@ -293,6 +300,26 @@ fn hung_up(
             let flags = OFlag::from_bits_retain(description.flags.cast_signed());
             let slave = open_slave(path(&terminal.path), Some(&master), description, flags);
             let slave = slave.map_err(failed(terminal, "opening its slave"))?;
+            Ok((description.id, slave))
+        })
+        .collect()
+}
+
+/// Descriptions of a line that this kernel has not: of a pair that goes at once.
+fn unplugged(
+    manifest: &Manifest,
+    terminal: &Terminal,
+) -> Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError> {
+    let master = open_at(Path::new("/dev/ptmx"), OFlag::O_RDWR);
+    let master = master.map_err(failed(terminal, "opening the multiplexer"))?;
+    tty::set_locked(&master, false).map_err(failed(terminal, "unlocking it"))?;
+    let all = manifest.descriptions.iter();
+    all.filter(|description| is_slave(description, terminal.id))
+        .map(|description| {
+            let flags = OFlag::from_bits_retain(description.flags.cast_signed());
+            let flags = (flags | OFlag::O_NOCTTY | OFlag::O_CLOEXEC) - OFlag::O_ASYNC;
+            let slave = tty::peer(&master, flags.bits());
+            let slave = slave.map_err(failed(terminal, "opening one in place of it"))?;
             Ok((description.id, slave))
         })
         .collect()

@@ -32,7 +32,9 @@ const SS_ONSTACK: u32 = 1;
 
 /// Sets them.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    super::together(restore, DOING, |_, _, thread| calls(thread))
+    // After the jump the deadlines of one thread are no reason to lose everybody.
+    let may_fail = restore.is_upgrade();
+    super::together(restore, DOING, |_, _, thread| calls(thread, may_fail))
 }
 
 /// Those of one thread.
@@ -41,14 +43,14 @@ pub(crate) fn of_thread(
     tracee: &mut Tracee,
     thread: &Thread,
 ) -> Result<(), ResurrectError> {
-    run_together(DOING, vec![(pid, tracee, calls(thread))]).map(drop)
+    run_together(DOING, vec![(pid, tracee, calls(thread, false))]).map(drop)
 }
 
 /// They are made without a stack pointer, which the kernel looks at when the signal stack is set.
-fn calls(thread: &Thread) -> Batch {
+fn calls(thread: &Thread, may_fail: bool) -> Batch {
     let mut batch = Batch::new();
     registrations(&mut batch, thread);
-    scheduling(&mut batch, &thread.scheduling);
+    scheduling(&mut batch, &thread.scheduling, may_fail);
     policies(&mut batch, thread);
     processor(&mut batch, thread);
     batch
@@ -99,7 +101,8 @@ fn processor(batch: &mut Batch, thread: &Thread) {
                 0.into(),
                 0.into(),
             ];
-            batch.call("limiting its speculation", nr::PRCTL, args);
+            // A kernel that limits everybody's lets nobody ask.
+            batch.try_call("limiting its speculation", nr::PRCTL, args);
         }
     }
     if thread.tsc_faults {
@@ -112,15 +115,20 @@ fn processor(batch: &mut Batch, thread: &Thread) {
     }
 }
 
-/// struct sched_attr of sched_setattr(2).
-fn set_deadline(batch: &mut Batch, [flags, runtime, deadline, period]: [u64; 4]) {
+/// struct sched_attr of sched_setattr(2). Kernels let deadlines have more or less of the processors' time.
+fn set_deadline(batch: &mut Batch, [flags, runtime, deadline, period]: [u64; 4], may_fail: bool) {
     const SIZE: u64 = 48;
     const POLICY: u64 = 6;
     let words = [SIZE | POLICY << 32, flags, 0, runtime, deadline, period];
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     let attr = batch.data(&bytes);
     let args = [0.into(), attr.into(), 0.into()];
-    batch.call("setting its deadlines", nr::SCHED_SETATTR, args);
+    let doing = "setting its deadlines";
+    if may_fail {
+        batch.try_call(doing, nr::SCHED_SETATTR, args);
+    } else {
+        batch.call(doing, nr::SCHED_SETATTR, args);
+    }
 }
 
 /// A time slice of its own, and the policy and nice value with it.
@@ -161,18 +169,19 @@ pub(super) fn processors(batch: &mut Batch, s: &Scheduling) {
     if !s.affinity.is_empty() {
         let mask = batch.data(&s.affinity);
         let args = [0.into(), s.affinity.len().into(), mask.into()];
-        batch.call("setting its processors", nr::SCHED_SETAFFINITY, args);
+        // None of them may be there any more.
+        batch.try_call("setting its processors", nr::SCHED_SETAFFINITY, args);
     }
 }
 
 /// All but its processors.
-pub(super) fn scheduling(batch: &mut Batch, s: &Scheduling) {
+pub(super) fn scheduling(batch: &mut Batch, s: &Scheduling, may_fail: bool) {
     let args = [PRIO_PROCESS.into(), 0.into(), s.nice.into()];
     batch.call("setting its nice value", nr::SETPRIORITY, args);
     if let Some(deadline) = s.deadline {
         // The kernel wants all processors for them (sched(7)); the others get theirs at the end.
         processors(batch, s);
-        set_deadline(batch, deadline);
+        set_deadline(batch, deadline, may_fail);
     } else if s.idle_nice.is_some() {
         // Set together with the policy: later ones are for nothing.
         set_slice(batch, s, s.slice.unwrap_or(0));

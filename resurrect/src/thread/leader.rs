@@ -54,7 +54,7 @@ pub(crate) fn end(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 /// Gives a thread that is about to end what will be seen of it.
 pub(crate) fn appearance(batch: &mut Batch, remains: &Remains) {
     attributes::name(batch, &remains.comm);
-    attributes::scheduling(batch, &remains.scheduling);
+    attributes::scheduling(batch, &remains.scheduling, true);
     attributes::processors(batch, &remains.scheduling);
     credentials::become_ended_user(batch, &remains.credentials);
     if remains.no_new_privs {
