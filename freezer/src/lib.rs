@@ -37,6 +37,7 @@ mod nettcp;
 mod objects;
 mod ports;
 pub mod proc;
+mod seccomp_filter;
 mod sink;
 pub mod tables;
 

@@ -91,7 +91,7 @@ pub(super) struct Block {
 
 /// How long a sleep still lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Left {
+pub(crate) enum Left {
     /// Nanoseconds.
     Time(u64),
     /// Nanoseconds of a process's time on the processor.

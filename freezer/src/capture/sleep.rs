@@ -13,9 +13,9 @@ use crate::freeze::{FrozenThread, compat, monotonic_ns};
 use nix::time::ClockId;
 use persist_mem::manifest::Sleep;
 use std::collections::BTreeMap;
-use sys::Tid;
 use sys::regs::{NO_SYSCALL, Regs, restart};
 use sys::tracee::Tracee;
+use sys::{Pid, Tid};
 
 const POLL: i64 = 7;
 const NANOSLEEP: i64 = 35;
@@ -36,6 +36,14 @@ fn interrupted(regs: &Regs) -> Option<i64> {
 /// The call that a thread is interrupted in that shows restart_syscall(2), as far as the kernel tells.
 pub(crate) fn interrupted_call(tid: Tid, regs: &Regs) -> Option<i64> {
     kept(std::iter::once((tid, regs))).get(&tid)?.call(regs)
+}
+
+/// What remains of the call with this number that a thread is interrupted in, where that is how long it waits and the
+/// kernel tells.
+pub(crate) fn left_of((pid, tid): (Pid, Tid), nr: i64, regs: &Regs) -> Option<Left> {
+    kept(std::iter::once((tid, regs)))
+        .get(&tid)?
+        .left(pid, nr, regs)
 }
 
 /// What is kept of the calls of threads that are interrupted in one that needs it.

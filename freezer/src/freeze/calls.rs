@@ -3,6 +3,7 @@
 //! The thread is told to make such a call again unless a handler runs, with what remains of its
 //! time-out. Setting the registers is one step, so the thread goes on well whenever it is let go.
 
+use super::barred::{self, Barred};
 use super::{FrozenThread, moved, rest, sleepers, uring};
 use crate::files::apart;
 use crate::{FreezerError, proc};
@@ -22,7 +23,7 @@ pub(crate) const USED_BELOW_STACK: u64 = 128 + 64;
 
 /// Where a call takes how long it waits from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TimeOut {
+pub(super) enum TimeOut {
     /// It has none, or an absolute one, or one that only its socket knows.
     None,
     /// Milliseconds in r10.
@@ -30,6 +31,7 @@ enum TimeOut {
     /// Milliseconds in rdx.
     MillisecondsRdx,
     /// A `struct timespec` whose address is in a register.
+    Rdi,
     Rdx,
     R10,
     R8,
@@ -179,6 +181,9 @@ impl Repeated {
                 ends_ns: None,
             }));
         }
+        if let Some(barred) = barred::of((pid, tid), regs, thread) {
+            return Repeated::barred((pid, tid), regs, barred).map(Some);
+        }
         let rest = rest::of((pid, tid), regs, thread);
         let stays = tells_what_remains(nr, result);
         let again = stays || begins_anew(nr, result);
@@ -222,6 +227,34 @@ impl Repeated {
             place,
             ends_ns,
         }))
+    }
+
+    /// A sleep that filters do not let go on otherwise.
+    fn barred(
+        (pid, tid): (Pid, Tid),
+        regs: &Regs,
+        Barred { timeout, left }: Barred,
+    ) -> Result<Repeated, FreezerError> {
+        let mut regs = *regs;
+        let mut place = None;
+        if let Some(left) = left {
+            // Filters may ask where a call is made from.
+            let kept = rest::keeping((pid, tid), &regs);
+            let nr = regs.orig_rax.cast_signed();
+            regs = kept
+                .filter(|kept| barred::pass(tid, nr, kept))
+                .unwrap_or(regs);
+            place = aim(pid, &mut regs, timeout, false, left)?;
+        }
+        Ok(Repeated {
+            pid,
+            tid,
+            regs,
+            code: restart::ERESTARTNOHAND,
+            timeout,
+            place,
+            ends_ns: left.map(|left| sleepers::monotonic_ns().saturating_add(left)),
+        })
     }
 
     /// Aims the thread at its call again, with what remains of the time-out now.
@@ -291,6 +324,7 @@ fn pointer(regs: &mut Regs, timeout: TimeOut) -> Option<&mut u64> {
     let register = match timeout {
         TimeOut::None | TimeOut::MillisecondsR10 | TimeOut::MillisecondsRdx => return None,
         TimeOut::Receive | TimeOut::Send | TimeOut::OfRing => return None,
+        TimeOut::Rdi => &mut regs.rdi,
         TimeOut::Rdx => &mut regs.rdx,
         TimeOut::R10 => &mut regs.r10,
         TimeOut::R8 | TimeOut::R8Timeval => &mut regs.r8,

@@ -5,6 +5,7 @@
 //! not inside a restartable sequence ([`mod@position`]).
 
 mod awaited;
+mod barred;
 mod calls;
 pub(crate) mod compat;
 pub(crate) mod held;

@@ -1,6 +1,7 @@
 //! System calls that somebody waits in. None may return early, with EINTR, or start its time-out
 //! from zero.
 
+mod barred;
 mod compat;
 mod futexes;
 mod ipc;
@@ -63,6 +64,26 @@ pub(crate) const GROUP: Group = Group {
             polling::poll_twice,
         ),
         subject("poll-timed", "poll with a time-out", polling::poll_timed),
+        subject(
+            "barred-nanosleep-twice",
+            "nanosleep under a filter that forbids to go on with it, stopped twice",
+            barred::nanosleep,
+        ),
+        subject(
+            "barred-clock-nanosleep-timed",
+            "clock_nanosleep under such a filter",
+            barred::boottime,
+        ),
+        subject(
+            "barred-poll-twice",
+            "poll with a time-out under such a filter, stopped twice",
+            barred::poll,
+        ),
+        subject(
+            "barred-futex-timed",
+            "futex with a time-out under such a filter",
+            barred::futex,
+        ),
         subject(
             "ppoll-timed",
             "ppoll with a time-out and a signal mask",
