@@ -24,18 +24,32 @@ pub(super) fn read(
     out: &Output,
     first: &mut Tracee,
 ) -> Result<u32, TraceeError> {
-    if let Ok(found) = out.result(all) {
-        return Ok(found as u32);
+    let Ok(found) = out.result(all) else {
+        // Older kernels are tried. Only `GLOBAL_EXPEDITED` cannot be, which changes no result.
+        return tried(&PRIVATE, first);
+    };
+    let (found, (_, plain)) = (found as u32, PRIVATE[0]);
+    // The other kinds are told together with the plain one, whose barriers may fail nevertheless.
+    let others = PRIVATE[1..].iter().any(|(_, other)| found & other != 0);
+    match others && found & plain != 0 {
+        true => Ok(found & !plain | tried(&PRIVATE[..1], first)?),
+        false => Ok(found),
     }
-    // Older kernels are tried. Only `GLOBAL_EXPEDITED` cannot be, which changes no result.
+}
+
+/// The registering commands of those barriers that do not fail.
+fn tried(barriers: &[(i32, u32)], first: &mut Tracee) -> Result<u32, TraceeError> {
     let mut batch = Batch::new();
-    let tried = PRIVATE.map(|(command, registers)| {
-        let args = [command.into(), 0.into(), 0.into()];
-        let call = batch.try_call("trying a memory barrier", MEMBARRIER, args);
-        (call, registers)
-    });
+    let calls: Vec<_> = barriers
+        .iter()
+        .map(|(command, registers)| {
+            let args = [(*command).into(), 0.into(), 0.into()];
+            let call = batch.try_call("trying a memory barrier", MEMBARRIER, args);
+            (call, *registers)
+        })
+        .collect();
     let out = first.run(&batch)?;
-    Ok(tried
+    Ok(calls
         .into_iter()
         .filter(|(call, _)| match out.result(*call) {
             Ok(_) => true,

@@ -2,6 +2,7 @@
 
 mod altstack;
 mod attributes;
+mod barriers;
 mod capabilities;
 pub(crate) mod cgroups;
 mod confined;
@@ -204,6 +205,11 @@ pub(crate) const GROUP: Group = Group {
         subject("keepcaps", "keep-capabilities flag", attributes::keepcaps),
         subject("machine-check", "machine check policy", attributes::mce),
         subject("io-flusher", "I/O flusher state", attributes::io_flusher),
+        subject(
+            "memory-barriers",
+            "what a process is registered for with membarrier",
+            barriers::registered,
+        ),
         subject(
             "seccomp-busy",
             "threads that make calls which a filter denies, without a pause",
