@@ -34,8 +34,8 @@ fn attempt(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> 
     refusals.extend(numbers_used_up(pid)?);
     NotCarried::unless_empty(&refusals)?;
     let image = place(dir)?;
-    let held = Held::hold()?;
-    let frozen = freezer::freeze(pid)?;
+    let stopped = Held::hold().and_then(|held| Ok((held, freezer::freeze(pid)?)));
+    let (held, frozen) = stopped.inspect_err(|_| image.discard())?;
     let saved = save(
         &frozen,
         &image,
@@ -115,8 +115,7 @@ fn wait_for_others(root: Pid) -> Result<()> {
 
 /// Where the image will be.
 fn place(dir: &Path) -> Result<Image> {
-    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    let image = Image::at(dir);
+    let image = Image::make(dir).with_context(|| format!("making {}", dir.display()))?;
     if image.manifest.exists() || image.pages.exists() {
         bail!(
             "{} holds an image already; name another directory",
