@@ -157,6 +157,15 @@ impl Kernel {
         }
     }
 
+    /// How long the parts are that a buffer has of one kind (`skb_shared_info.gso_size`), 0 for one that is whole.
+    pub(crate) fn segment(&mut self, buffer: &Buffer) -> Result<u16, Unreadable> {
+        let end = self.of_buffer(buffer, "head")?;
+        let end = end.wrapping_add(self.of_buffer(buffer, "end")?);
+        let found = self.fields(end, "skb_shared_info", &["gso_size"])?;
+        let size = found.first().and_then(|size| u16::try_from(*size).ok());
+        size.ok_or(WRONG)
+    }
+
     /// Where the pieces are that a `struct skb_shared_info` names.
     fn fragments(&mut self, shared: u64) -> Result<Vec<(u64, usize)>, Unreadable> {
         /// Marks what is no page but memory of a device (include/net/netmem.h, `NET_IOV`).

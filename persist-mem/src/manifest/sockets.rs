@@ -178,6 +178,8 @@ pub struct SocketMessage {
     /// The header of IP that it came with, as far as it is known; else empty.
     #[serde(with = "serde_bytes")]
     pub header: Vec<u8>,
+    /// Bytes of each of the datagrams that came as this one (`UDP_GRO`, udp(7)); 0 when it came alone.
+    pub segment: u16,
 }
 
 /// A socket of IP: TCP, UDP, ICMP, raw.

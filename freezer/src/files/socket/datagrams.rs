@@ -23,6 +23,8 @@ struct Seen {
     header: Vec<u8>,
     /// Port of its sender, network order.
     port: [u8; 2],
+    /// Bytes of each of the datagrams in it, 0 for one.
+    segment: u16,
 }
 
 /// The datagrams in its queue, the oldest first.
@@ -51,6 +53,7 @@ fn see(kernel: &mut Kernel, buffer: &Buffer) -> Result<Seen, Unreadable> {
     if header > LONGEST {
         return Err(WRONG);
     }
+    let segment = kernel.segment(buffer)?;
     let places = [
         (head.wrapping_add(network), header as usize),
         (head.wrapping_add(transport), 2),
@@ -61,6 +64,7 @@ fn see(kernel: &mut Kernel, buffer: &Buffer) -> Result<Seen, Unreadable> {
             len,
             header: header.clone(),
             port: port.as_slice().try_into().map_err(|_| WRONG)?,
+            segment,
         }),
         _ => Err(WRONG),
     }
@@ -88,6 +92,7 @@ fn complete(messages: &mut Vec<Message>, seen: Vec<Seen>) {
         };
         messages.extend(message.map(|message| Message {
             header: one.header,
+            segment: one.segment,
             ..message
         }));
     }
@@ -122,6 +127,7 @@ mod tests {
             len,
             header,
             port: [0, mark],
+            segment: 0,
         }
     }
 

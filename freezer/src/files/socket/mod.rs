@@ -318,6 +318,7 @@ impl Sockets {
                 consumed: message.consumed,
                 urgent: message.urgent,
                 header: message.header,
+                segment: message.segment,
             });
         }
         match &mut socket.state {

@@ -27,6 +27,7 @@ pub(super) struct Message {
     pub(super) consumed: u32,
     pub(super) urgent: bool,
     pub(super) header: Vec<u8>,
+    pub(super) segment: u16,
 }
 
 impl Message {

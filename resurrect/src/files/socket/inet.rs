@@ -533,7 +533,12 @@ fn send(
         &message.destination,
         &message.header,
     );
-    let control = as_sent(&message.header);
+    let mut control = as_sent(&message.header);
+    // One that does not ask for it would get the parts.
+    if message.segment != 0 && takes_segments(making) {
+        let size = message.segment.to_ne_bytes().to_vec();
+        control.push((c::SOL_UDP, c::UDP_SEGMENT, size));
+    }
     let domain = i32::from(source.first().copied().unwrap_or(0));
     let local = socket::is_local(&source);
     let mut senders = all.iter().filter(|sender| {
@@ -569,6 +574,14 @@ fn send(
     queue::send_inet(making, fd, message, &to, &control)
 }
 
+/// Whether a socket gets datagrams together that came together (`UDP_GRO`).
+fn takes_segments(making: &Making<'_>) -> bool {
+    making.socket.options.iter().any(|option| {
+        let line = (option.level, option.name) == (c::SOL_UDP, c::UDP_GRO);
+        line && option.value.iter().any(|byte| *byte != 0)
+    })
+}
+
 /// Whether what a socket sends comes from an address, which is one of this host's or not.
 fn sends_from(sender: &Making<'_>, source: &[u8], local: bool) -> bool {
     match &sender.socket.state {
@@ -579,13 +592,14 @@ fn sends_from(sender: &Making<'_>, source: &[u8], local: bool) -> bool {
     }
 }
 
-/// Hops and type of service of a header of IP, as control messages of the sender.
+/// Hops, type of service and options of a header of IP, as control messages of the sender, who may have others by now.
 fn as_sent(header: &[u8]) -> Vec<Control> {
     let number = |level, name, value: u8| (level, name, i32::from(value).to_ne_bytes().to_vec());
     match *header {
         [first, service, _, _, _, _, _, _, hops, ..] if first >> 4 == 4 => vec![
             number(c::SOL_IP, c::IP_TTL, hops),
             number(c::SOL_IP, c::IP_TOS, service),
+            (c::SOL_IP, c::IP_RETOPTS, options_of(first, header)),
         ],
         [first, second, _, _, _, _, _, hops, ..] if first >> 4 == 6 => vec![
             number(c::SOL_IPV6, c::IPV6_HOPLIMIT, hops),
@@ -593,6 +607,13 @@ fn as_sent(header: &[u8]) -> Vec<Control> {
         ],
         _ => Vec::new(),
     }
+}
+
+/// The options of a header of IPv4 that begins with `first`.
+fn options_of(first: u8, header: &[u8]) -> Vec<u8> {
+    const LEAST: usize = 20;
+    let len = usize::from(first & 0xf) * 4;
+    header.get(LEAST..len).unwrap_or_default().to_vec()
 }
 
 /// An IPv4 address inside an IPv6 one as an IPv4 address.

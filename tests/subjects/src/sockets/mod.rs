@@ -396,6 +396,16 @@ pub(crate) const GROUP: Group = Group {
             udp_queues::as_they_were_sent,
         ),
         subject(
+            "udp-ip-options",
+            "queued datagrams with options of IP that their sender has changed since",
+            udp_queues::with_options,
+        ),
+        subject(
+            "udp-together",
+            "queued datagrams that came together (UDP_GRO)",
+            udp_queues::together,
+        ),
+        subject(
             "udp-empty",
             "empty datagrams, one of them peeked at",
             udp_queues::empty,

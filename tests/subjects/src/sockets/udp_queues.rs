@@ -6,12 +6,13 @@ use std::rc::Rc;
 
 use anyhow::Result;
 use libc::{
-    AF_INET, AF_INET6, IP_BIND_ADDRESS_NO_PORT, IP_RECVTOS, IP_RECVTTL, IP_TOS, IP_TTL, IPPROTO_IP,
-    IPPROTO_IPV6, IPV6_RECVPKTINFO, SO_REUSEPORT, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET,
+    AF_INET, AF_INET6, IP_BIND_ADDRESS_NO_PORT, IP_OPTIONS, IP_RECVOPTS, IP_RECVTOS, IP_RECVTTL,
+    IP_TOS, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, IPV6_RECVPKTINFO, SO_REUSEPORT,
+    SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, UDP_GRO, UDP_SEGMENT,
 };
 
 use crate::kit::files::{read, ready};
-use crate::kit::net::{name, option, set_option, socket};
+use crate::kit::net::{name, option, set_option, set_option_bytes, socket};
 use crate::kit::{SOON, Setting, Watch, args, loopback, not_here, raw, same, sys, until};
 
 const IP_RECVORIGDSTADDR: i32 = 20;
@@ -187,6 +188,69 @@ pub(crate) fn as_they_were_sent(_: &Setting) -> Result<Watch> {
     };
     fill()?;
     let before = take()?;
+    fill()?;
+    Ok(Watch::new(move || {
+        same("what came, and how", &before, &take()?)?;
+        fill()
+    })
+    .spoiled_by(move || read(server, 9).map(drop)))
+}
+
+/// Options of IP that a sender has by now, and had not when it sent the first, and had others then.
+pub(crate) fn with_options(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let server = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0)?;
+    set_option(server, IPPROTO_IP, IP_RECVOPTS, 1)?;
+    bind(server, &v4([127, 0, 0, 1], 0))?;
+    let to = name(server, false)?;
+    let to = SocketAddr::from(([127, 0, 0, 1], u16::from_be_bytes([to[2], to[3]])));
+    let sender = UdpSocket::bind("127.0.0.1:0")?;
+    let fill = move || {
+        for options in [&b""[..], &[1, 1, 1, 0], &[1; 8]] {
+            set_option_bytes(sender.as_raw_fd(), IPPROTO_IP, IP_OPTIONS, options)?;
+            sender.send_to(b"x", to)?;
+        }
+        comes(server)
+    };
+    let take = move || {
+        let all = [receive(server)?, receive(server)?, receive(server)?];
+        anyhow::Ok(all)
+    };
+    fill()?;
+    let before = take()?;
+    same("options of the first", &0, &before[0].1.len())?;
+    fill()?;
+    Ok(Watch::new(move || {
+        same("what came, and how", &before, &take()?)?;
+        fill()
+    })
+    .spoiled_by(move || read(server, 9).map(drop)))
+}
+
+/// Datagrams that were sent together and come together (`UDP_SEGMENT`, `UDP_GRO`), between others.
+pub(crate) fn together(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let server = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0)?;
+    bind(server, &v4([127, 0, 0, 1], 0))?;
+    let to = name(server, false)?;
+    let to = SocketAddr::from(([127, 0, 0, 1], u16::from_be_bytes([to[2], to[3]])));
+    let sender = UdpSocket::bind("127.0.0.1:0")?;
+    let set = |fd, option, value| set_option(fd, IPPROTO_UDP, option, value);
+    if set(server, UDP_GRO, 1).is_err() || set(sender.as_raw_fd(), UDP_SEGMENT, 0).is_err() {
+        return not_here("no datagrams that come together");
+    }
+    let fill = move || {
+        for (size, len) in [(0, 30), (20, 90), (10, 10), (40, 80), (0, 5)] {
+            set(sender.as_raw_fd(), UDP_SEGMENT, size)?;
+            sender.send_to(&[len; 100][..len.into()], to)?;
+        }
+        comes(server)
+    };
+    let take = move || (0..5).map(|_| receive(server)).collect::<Result<Vec<_>>>();
+    fill()?;
+    let before = take()?;
+    let lens: Vec<usize> = before.iter().map(|(data, _)| data.len()).collect();
+    same("what comes together", &vec![30, 90, 10, 80, 5], &lens)?;
     fill()?;
     Ok(Watch::new(move || {
         same("what came, and how", &before, &take()?)?;
