@@ -7,7 +7,7 @@
 use super::Table;
 use crate::kernel::{self, Kernel, Unreadable, half, word};
 use persist_mem::manifest::{DescriptionId, DescriptionKind, EpollTarget};
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 const EPOLLONESHOT: u32 = 1 << 30;
@@ -17,25 +17,32 @@ const MODES: u32 = 0xf000_0000;
 /// More entries than an epoll has by far, to end a list that leads nowhere.
 const MOST: usize = 1 << 20;
 
-/// For each entry of an epoll, which watches the description at the same place, whether it is to be told.
+/// For each entry of an epoll, which watches the description at the same place, whether it is to be told, and after how
+/// many others.
 pub(super) fn pending(
     table: &Table,
     epoll: DescriptionId,
     targets: &[EpollTarget],
     descriptions: &[DescriptionId],
-) -> Vec<bool> {
+) -> Vec<Option<u32>> {
     let Some(copy) = table.copies.get(&epoll) else {
-        return vec![true; targets.len()];
+        return in_order(vec![true; targets.len()]);
     };
     // What cannot be asked may be ready.
     if !descriptions.iter().any(|id| answers_differ(table, *id)) && !ready(copy.as_raw_fd(), 1) {
-        return vec![false; targets.len()];
+        return vec![None; targets.len()];
     }
     let files: Vec<Option<&OwnedFd>> = descriptions.iter().map(|id| table.copies.get(id)).collect();
     kernel::look(|kernel| listed(kernel, copy, targets, &files)).unwrap_or_else(|why| {
         log::debug!("edges of an epoll: {why}");
-        polled(table, targets, descriptions)
+        in_order(polled(table, targets, descriptions))
     })
+}
+
+/// Places of those that are to be told, where their order is not known.
+fn in_order(told: Vec<bool>) -> Vec<Option<u32>> {
+    let numbered = (0..).zip(told);
+    numbered.map(|(n, told)| told.then_some(n)).collect()
 }
 
 /// Whether poll(2) of it, or of an epoll that watches it, must be left to its holder. A signalfd tells
@@ -67,21 +74,21 @@ fn listed(
     epoll: &OwnedFd,
     targets: &[EpollTarget],
     files: &[Option<&OwnedFd>],
-) -> Result<Vec<bool>, Unreadable> {
-    let list = list(kernel, epoll)?;
+) -> Result<Vec<Option<u32>>, Unreadable> {
+    let list: HashMap<(u64, i32), u32> = list(kernel, epoll)?.into_iter().zip(0..).collect();
     let mut pending = Vec::new();
     for (target, file) in targets.iter().zip(files) {
         let file = match file {
             Some(file) => kernel.own_file(file.as_fd())?,
             None => return Err(Unreadable::Inconsistent("an epoll")),
         };
-        pending.push(list.contains(&(file, target.fd)));
+        pending.push(list.get(&(file, target.fd)).copied());
     }
     Ok(pending)
 }
 
-/// `struct file` and number of every entry that is to be told.
-fn list(kernel: &mut Kernel, epoll: &OwnedFd) -> Result<BTreeSet<(u64, i32)>, Unreadable> {
+/// `struct file` and number of every entry that is to be told, in that order.
+fn list(kernel: &mut Kernel, epoll: &OwnedFd) -> Result<Vec<(u64, i32)>, Unreadable> {
     const WRONG: Unreadable = Unreadable::Inconsistent("the list of an epoll");
     let btf = kernel.btf();
     let field = |structure, path| Ok(btf.field(structure, path)?.offset);
@@ -96,7 +103,7 @@ fn list(kernel: &mut Kernel, epoll: &OwnedFd) -> Result<BTreeSet<(u64, i32)>, Un
     let eventpoll = kernel.word(own.wrapping_add(private), "an epoll")?;
     let head = eventpoll.wrapping_add(head);
     let mut next = kernel.word(head, "the list of an epoll")?;
-    let mut found = BTreeSet::new();
+    let mut found = Vec::new();
     while next != head {
         let item = next.wrapping_sub(link);
         let bytes = kernel.read(&[(item, len as usize)])?.pop().flatten();
@@ -105,7 +112,7 @@ fn list(kernel: &mut Kernel, epoll: &OwnedFd) -> Result<BTreeSet<(u64, i32)>, Un
             return Err(WRONG);
         }
         let fd = half(&bytes, number).ok_or(WRONG)?.cast_signed();
-        found.insert((word(&bytes, file).ok_or(WRONG)?, fd));
+        found.push((word(&bytes, file).ok_or(WRONG)?, fd));
         next = word(&bytes, link).ok_or(WRONG)?;
     }
     Ok(found)
@@ -155,7 +162,7 @@ mod tests {
             Ok((listed, (second, pipes[1].0.as_raw_fd())))
         });
         if let Some((listed, second)) = kernel::readable(found) {
-            assert_eq!(listed.into_iter().collect::<Vec<_>>(), [second]);
+            assert_eq!(listed, [second]);
         }
     }
 }

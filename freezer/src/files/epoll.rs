@@ -43,7 +43,7 @@ fn parse(line: &str) -> Option<EpollTarget> {
         description: UNKNOWN,
         events: u32::from_str_radix(after("events")?, 16).ok()?,
         data: u64::from_str_radix(after("data")?, 16).ok()?,
-        pending: true,
+        pending: None,
     })
 }
 

@@ -1,9 +1,14 @@
 //! Locks and leases of files (`lock:` lines of fdinfo, fs/locks.c).
 
 use super::Open;
+use super::known::Copies;
 use crate::FreezerError;
+use crate::kernel::{self, Kernel, RangeLock, Unreadable};
+use nix::sys::stat::fstat;
 use persist_mem::manifest::{DescriptionId, Lock, LockHolder};
-use sys::Pid;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
+use sys::{Pid, Tid};
 
 /// Those that are held through a descriptor. What belongs to the description is taken when it is seen
 /// first, what belongs to the process with every one of its descriptors.
@@ -40,6 +45,89 @@ pub(super) fn capture(
         }
     }
     Ok(())
+}
+
+/// Puts locks of ranges of one file into the order in which the kernel has them, where several have some: whoever
+/// asks for one that is in the way (`F_GETLK`) is told of the first.
+pub(super) fn order(
+    locks: &mut [Lock],
+    numbers: &BTreeMap<(Pid, i32), DescriptionId>,
+    copies: &Copies,
+) {
+    let mut by_file: BTreeMap<(u64, u64), Vec<(usize, &OwnedFd)>> = BTreeMap::new();
+    for (index, lock) in locks.iter().enumerate() {
+        let description = match lock.holder {
+            LockHolder::Ofd(id) => Some(id),
+            LockHolder::Process { pid, fd } => numbers.get(&(pid, fd)).copied(),
+            LockHolder::Whole(_) | LockHolder::Lease(_) => None,
+        };
+        let copy = description.and_then(|id| copies.get(&id));
+        if let Some((copy, stat)) = copy.and_then(|copy| Some((copy, fstat(copy).ok()?))) {
+            let file = (stat.st_dev, stat.st_ino);
+            by_file.entry(file).or_default().push((index, copy));
+        }
+    }
+    for of_file in by_file.into_values() {
+        let (first, _) = of_file[0];
+        let mut others = of_file.iter().map(|(index, _)| owner(&locks[*index]));
+        if others.all(|other| other == owner(&locks[first])) {
+            continue;
+        }
+        let places = kernel::look(|kernel| places(kernel, locks, &of_file));
+        match places {
+            Ok(places) => {
+                let mut placed: Vec<(usize, Lock)> = of_file
+                    .iter()
+                    .zip(places)
+                    .map(|((index, _), place)| (place, locks[*index]))
+                    .collect();
+                placed.sort_by_key(|(place, _)| *place);
+                for ((index, _), (_, lock)) in of_file.iter().zip(placed) {
+                    locks[*index] = lock;
+                }
+            }
+            Err(why) => log::debug!("the order of locks of a file: {why}"),
+        }
+    }
+}
+
+fn owner(lock: &Lock) -> (Option<Pid>, Option<DescriptionId>) {
+    match lock.holder {
+        LockHolder::Process { pid, .. } => (Some(pid), None),
+        LockHolder::Whole(id) | LockHolder::Ofd(id) | LockHolder::Lease(id) => (None, Some(id)),
+    }
+}
+
+/// Where each of some locks of one file is in the kernel's list; each comes with a descriptor that it is held through.
+fn places(
+    kernel: &mut Kernel,
+    locks: &[Lock],
+    of_file: &[(usize, &OwnedFd)],
+) -> Result<Vec<usize>, Unreadable> {
+    const WRONG: Unreadable = Unreadable::Inconsistent("the locks of a file");
+    let mut listed = None;
+    let mut found = Vec::new();
+    for (index, copy) in of_file {
+        let lock = &locks[*index];
+        let file = kernel.own_file(copy.as_fd())?;
+        let listed = match &listed {
+            Some(listed) => listed,
+            None => {
+                let all = kernel.range_locks(file)?.into_iter().zip(0..);
+                listed.insert(all.collect::<HashMap<RangeLock, usize>>())
+            }
+        };
+        let owner = match lock.holder {
+            LockHolder::Process { pid, .. } => {
+                let tables = kernel.tables(&[Tid(pid.0)], "files")?;
+                tables.first().copied().flatten().ok_or(WRONG)?
+            }
+            _ => file,
+        };
+        let start = lock.range.0;
+        found.push(*listed.get(&RangeLock { owner, start }).ok_or(WRONG)?);
+    }
+    Ok(found)
 }
 
 struct Line<'a> {

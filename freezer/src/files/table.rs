@@ -315,6 +315,7 @@ impl Table {
         let sockets = core::mem::take(&mut self.sockets);
         sockets.link(&mut self.descriptions, &self.copies, &self.externals)?;
         epoll::resolve(&mut self)?;
+        lock::order(&mut self.locks, &self.numbers, &self.copies);
         located::resolve(&mut self)?;
         uring::resolve(&mut self, inside)?;
         let terminals = terminal::finish(self.terminals, &self.copies)?;

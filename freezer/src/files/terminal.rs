@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use sys::tty::packet::Raised;
 use sys::tty::queues::{self, Ends, Queues};
-use sys::tty::{self, Termios, Winsize, unopened};
+use sys::tty::{self, Locked, Termios, Winsize, unopened};
 use sys::{Errno, Pid};
 
 /// Majors of slaves of pseudo terminals (`UNIX98_PTY_SLAVE_MAJOR`).
@@ -295,6 +295,7 @@ fn hung_up(id: TerminalId, met: &Met) -> Terminal {
         path: format!("/dev/pts/{}", index_of(met.rdev)).into_bytes(),
         node: (0, 0, 0),
         termios: Termios::default(),
+        locked: Locked::default(),
         winsize: Winsize::default(),
         exclusive: false,
         queues: Queues::default(),
@@ -346,6 +347,7 @@ fn one(id: TerminalId, met: &Met, master: Option<&OwnedFd>) -> Result<Terminal, 
         path: path.as_os_str().as_bytes().to_vec(),
         node: (node.uid(), node.gid(), node.mode() & 0o7777),
         termios: tty::termios(any).map_err(call("asking for its settings"))?,
+        locked: tty::locked_settings(any).map_err(call("asking for its locked settings"))?,
         winsize: tty::winsize(any).map_err(call("asking for its size"))?,
         // A master says it of itself.
         exclusive: match &own {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sys::Pid;
 use sys::handle::Handle;
 use sys::tty::queues::Queues;
-use sys::tty::{Termios, Winsize};
+use sys::tty::{Locked, Termios, Winsize};
 
 pub use sys::files::SignalOwner;
 
@@ -279,9 +279,9 @@ pub struct EpollTarget {
     pub events: u32,
     /// The user's data.
     pub data: u64,
-    /// Of an entry with `EPOLLET`: its readiness may not have been told yet. Told twice does less harm
-    /// than never.
-    pub pending: bool,
+    /// Its place among those whose readiness is to be told, which are told in that order. Of an entry with
+    /// `EPOLLET` that may not be known; told twice does less harm than never.
+    pub pending: Option<u32>,
 }
 
 /// A pipe.
@@ -332,6 +332,8 @@ pub struct Terminal {
     pub node: (u32, u32, u32),
     /// Its settings.
     pub termios: Termios,
+    /// Those of its settings that are locked (`TIOCSLCKTRMIOS`).
+    pub locked: Locked,
     /// Its size.
     pub winsize: Winsize,
     /// `TIOCEXCL`.

@@ -157,7 +157,9 @@ fn watch(
             .map(|target| (target, opened(restore, target)))
             .collect()
     };
-    let (quiet, others) = (with_files(restore, true), with_files(restore, false));
+    let (quiet, mut others) = (with_files(restore, true), with_files(restore, false));
+    // What is ready is told in the order in which it came to be, or was registered.
+    others.sort_by_key(|(target, _)| target.pending.unwrap_or(u32::MAX));
     let mut calls = Calls::new(table.pid, DOING, restore.keeper(table)?);
     for (target, theirs) in &quiet {
         registrar.control(calls.batch(), EPOLL_CTL_ADD, target, *theirs);
@@ -176,7 +178,7 @@ fn watch(
 /// An edge that is there and was told before.
 fn told(restore: &Restore<'_>, target: &EpollTarget) -> bool {
     let edge = target.events & (EPOLLET | EPOLLONESHOT) == EPOLLET;
-    edge && !target.pending && !has_expired(restore, target)
+    edge && target.pending.is_none() && !has_expired(restore, target)
 }
 
 /// Whether it is a timer that may have expired since it was looked at: that is to be told.

@@ -15,44 +15,67 @@ const F_SETLEASE: i32 = 1024;
 const LOCK_SH_NB: i32 = 1 | 4;
 const LOCK_EX_NB: i32 = 2 | 4;
 
-/// Takes those of a table's own, when it is whole: to close any descriptor of a file drops the table's locks of it.
-pub(super) fn take(
-    manifest: &Manifest,
-    table: FileTable<'_>,
-    calls: &mut Calls<'_>,
-) -> Result<(), ResurrectError> {
-    for lock in &manifest.locks {
-        let LockHolder::Process { pid: holder, fd } = lock.holder else {
+/// Takes those of ranges, when tables are whole: to close any descriptor of a file drops the table's locks of it. In
+/// the order of the old kernel, which whoever asks for one in the way of another is told of the first of.
+pub(super) fn take_ranges(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let manifest = restore.manifest;
+    let mut locks = manifest.locks.iter().peekable();
+    while let Some(lock) = locks.next() {
+        let (pid, fd) = match lock.holder {
+            LockHolder::Process { pid, fd } => (pid, fd),
+            LockHolder::Ofd(id) if restore.files.opened.contains_key(&id) => {
+                take_here(restore, id, lock)?;
+                continue;
+            }
+            _ => continue,
+        };
+        let Some(table) = table_of(manifest, pid, fd) else {
             continue;
         };
-        if holder != table.shown_as() || !table.files.iter().any(|entry| entry.fd == fd) {
-            continue;
+        let keeper = restore.keeper(table)?;
+        let mut calls = Calls::new(table.pid, "setting up its files", keeper);
+        take_range(&mut calls, fd, lock)?;
+        let same =
+            |next: &&Lock| matches!(next.holder, LockHolder::Process { pid: p, .. } if p == pid);
+        while let Some(next) = locks.next_if(same) {
+            if let LockHolder::Process { fd, .. } = next.holder {
+                take_range(&mut calls, fd, next)?;
+            }
         }
-        let flock = calls.batch().data(&range(lock).bytes());
-        let args = [fd.into(), F_SETLK.into(), flock.into()];
-        calls
-            .batch()
-            .call("locking a range of a file", nr::FCNTL, args);
-        calls.breathe()?;
+        calls.flush()?;
     }
     Ok(())
 }
 
-/// Takes those of descriptions, before any process has locks of its own.
-pub(super) fn take_of_descriptions(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+/// The table that a process's lock is of.
+fn table_of(manifest: &Manifest, holder: Pid, fd: i32) -> Option<FileTable<'_>> {
+    manifest.tables().find(|table| {
+        !table.shared
+            && table.shown_as() == holder
+            && table.files.iter().any(|entry| entry.fd == fd)
+    })
+}
+
+fn take_range(calls: &mut Calls<'_>, fd: i32, lock: &Lock) -> Result<(), ResurrectError> {
+    let flock = calls.batch().data(&range(lock).bytes());
+    let args = [fd.into(), F_SETLK.into(), flock.into()];
+    calls
+        .batch()
+        .call("locking a range of a file", nr::FCNTL, args);
+    calls.breathe()
+}
+
+/// Takes those of whole files, before any process has locks of its own.
+pub(super) fn take_whole(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let manifest = restore.manifest;
     for lock in &manifest.locks {
-        let (LockHolder::Whole(id) | LockHolder::Ofd(id) | LockHolder::Lease(id)) = lock.holder
-        else {
+        let (LockHolder::Whole(id) | LockHolder::Lease(id)) = lock.holder else {
             continue;
         };
         if !restore.files.opened.contains_key(&id) {
             continue;
         }
-        // Of the others nobody is noted.
-        if matches!(lock.holder, LockHolder::Ofd(_)) {
-            take_here(restore, id, lock)?;
-        } else if let Some((table, fd)) = own_number(manifest, id, lock) {
+        if let Some((table, fd)) = own_number(manifest, id, lock) {
             lease_by(restore, table, fd, lock)?;
         } else if restore.tasks.contains_key(&lock.taker) {
             take_by(restore, lock.taker, id, lock)?;

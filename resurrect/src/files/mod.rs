@@ -412,16 +412,9 @@ fn take(
 
 /// What each process does itself with its table.
 pub(crate) fn inside(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    lock::take_of_descriptions(restore)?;
+    lock::take_whole(restore)?;
     epoll::watch_all(restore)?;
-    let manifest = restore.manifest;
-    for table in manifest.tables().filter(|table| !table.shared) {
-        let keeper = restore.keeper(table)?;
-        let mut calls = Calls::new(table.pid, "setting up its files", keeper);
-        lock::take(manifest, table, &mut calls)?;
-        calls.flush()?;
-    }
-    Ok(())
+    lock::take_ranges(restore)
 }
 
 /// Closes every process's way back to this one.

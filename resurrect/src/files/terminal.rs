@@ -22,7 +22,7 @@ use std::path::Path;
 use sys::batch::Batch;
 use sys::tty::packet::Raised;
 use sys::tty::queues::{self, Ends, Queues};
-use sys::tty::unopened;
+use sys::tty::{Locked, unopened};
 use sys::{Errno, Pid, tty};
 
 const TIOCSCTTY: u32 = 0x540e;
@@ -178,6 +178,7 @@ fn pair(
     } else {
         let empty = Terminal {
             queues: Queues::default(),
+            locked: Locked::default(),
             ..terminal.clone()
         };
         set_up(&empty, &master, Some(&master))?;
@@ -185,6 +186,7 @@ fn pair(
             let put = unopened::put(&master, &terminal.queues);
             put.map_err(failed(terminal, "filling its queues"))?;
         }
+        lock(terminal, &master)?;
         None
     };
     let made = Made {
@@ -252,7 +254,15 @@ fn set_up(
     if terminal.queues.literal {
         queues::expect_literal(any).map_err(failed(terminal, "filling its queues"))?;
     }
-    Ok(())
+    lock(terminal, any)
+}
+
+/// Locks those settings that were, when all else is as it was.
+fn lock(terminal: &Terminal, any: &OwnedFd) -> Result<(), ResurrectError> {
+    if terminal.locked == Locked::default() {
+        return Ok(());
+    }
+    tty::lock_settings(any, &terminal.locked).map_err(failed(terminal, "locking its settings"))
 }
 
 /// A pair has the size it is told; a console has that of its screen, which may be another one for this kernel

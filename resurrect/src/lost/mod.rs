@@ -170,7 +170,7 @@ mod tests {
             description: DescriptionId(target),
             events: 1,
             data: 0,
-            pending: false,
+            pending: None,
         };
         let kind = DescriptionKind::Epoll {
             targets: vec![target],

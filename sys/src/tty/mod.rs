@@ -24,6 +24,19 @@ pub struct Termios {
     pub ospeed: u32,
 }
 
+/// Which settings nobody may change but root: bits of `struct termios`, as `TIOCGLCKTRMIOS` tells them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[repr(C)]
+#[allow(missing_docs, reason = "named as in struct termios, see termios(3)")]
+pub struct Locked {
+    pub iflag: u32,
+    pub oflag: u32,
+    pub cflag: u32,
+    pub lflag: u32,
+    pub line: u8,
+    pub cc: [u8; 19],
+}
+
 /// `struct winsize`: rows, columns, pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[repr(C)]
@@ -38,6 +51,8 @@ pub struct Winsize {
 // Numbers of include/uapi/asm-generic/ioctls.h.
 const TCGETS2: u64 = 0x802c_542a;
 const TCSETS2: u64 = 0x402c_542b;
+const TIOCGLCKTRMIOS: u64 = 0x5456;
+const TIOCSLCKTRMIOS: u64 = 0x5457;
 const TIOCGEXCL: u64 = 0x8004_5440;
 const TIOCGDEV: u64 = 0x8004_5432;
 const TIOCGPKT: u64 = 0x8004_5438;
@@ -81,6 +96,23 @@ pub fn termios(fd: &impl AsFd) -> Result<Termios> {
 /// As [`termios`].
 pub fn set_termios(fd: &impl AsFd, termios: &Termios) -> Result<()> {
     by_pointer(fd, TCSETS2, &mut { *termios })
+}
+
+/// `TIOCGLCKTRMIOS`: which settings are locked.
+///
+/// # Errors
+/// As [`termios`].
+pub fn locked_settings(fd: &impl AsFd) -> Result<Locked> {
+    let mut locked = Locked::default();
+    by_pointer(fd, TIOCGLCKTRMIOS, &mut locked).map(|()| locked)
+}
+
+/// `TIOCSLCKTRMIOS`.
+///
+/// # Errors
+/// As [`termios`].
+pub fn lock_settings(fd: &impl AsFd, locked: &Locked) -> Result<()> {
+    by_pointer(fd, TIOCSLCKTRMIOS, &mut { *locked })
 }
 
 /// `TIOCGWINSZ`.

@@ -72,6 +72,77 @@ fn listed(epoll: c_int) -> Result<Vec<String>> {
     Ok(lines)
 }
 
+/// What is told next, at most `most`.
+fn next(epoll: c_int, most: c_int) -> Result<Vec<u64>> {
+    let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
+    // SAFETY: the array has room for 16 events.
+    let count = unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), most, 0) };
+    sys("epoll_wait", count)?;
+    let found = events.iter().take(count as usize);
+    Ok(found.map(|event| event.u64).collect())
+}
+
+/// Entries that became ready in another order than they were registered in: those that came first are told first, and
+/// what was told comes behind the others.
+pub(crate) fn order(_: &Setting) -> Result<Watch> {
+    let epoll = create()?;
+    let pipes = (0..8)
+        .map(|number| {
+            let ends = pipe()?;
+            let more = [0, EPOLLET, EPOLLONESHOT][number % 3];
+            control(epoll, EPOLL_CTL_ADD, ends[0], EPOLLIN | more, number as u64)?;
+            Ok(ends)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let fill = move || {
+        for number in [5, 2, 6, 1, 7, 0, 3, 4] {
+            write(pipes[number][1], b"x")?;
+        }
+        anyhow::Ok(())
+    };
+    let arm = {
+        let numbers = listed_numbers(epoll)?;
+        move || {
+            let again = numbers.iter().filter(|(_, data)| data % 3 == 2);
+            let mut again = again.copied();
+            again.try_for_each(|(fd, data)| {
+                control(epoll, EPOLL_CTL_MOD, fd, EPOLLIN | EPOLLONESHOT, data)
+            })
+        }
+    };
+    fill()?;
+    let before = next(epoll, 3)?;
+    same("which came first", &vec![5, 2, 6], &before)?;
+    let numbers = listed_numbers(epoll)?;
+    let read_all = move || {
+        for (fd, _) in &numbers {
+            while read(*fd, 9).is_ok_and(|bytes| !bytes.is_empty()) {}
+        }
+    };
+    Ok(Watch::new(move || {
+        same("which came next", &vec![1, 7, 0, 3], &next(epoll, 4)?)?;
+        same("the rest", &vec![4, 6, 0, 3], &next(epoll, 16)?)?;
+        read_all();
+        same("of what was read", &Vec::new(), &next(epoll, 16)?)?;
+        arm()?;
+        fill()?;
+        same("which came first", &vec![5, 2, 6], &next(epoll, 3)?)
+    })
+    .spoiled_by(move || next(epoll, 1).map(drop)))
+}
+
+/// The number of every entry, with its data.
+fn listed_numbers(epoll: c_int) -> Result<Vec<(c_int, u64)>> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{epoll}"))?;
+    let entry = |line: &str| {
+        let mut words = line.strip_prefix("tfd:")?.split_whitespace();
+        let number = words.next()?.parse().ok()?;
+        let data = words.skip_while(|word| *word != "data:").nth(1)?;
+        Some((number, u64::from_str_radix(data, 16).ok()?))
+    };
+    Ok(text.lines().filter_map(entry).collect())
+}
+
 /// Entries on pipes that are all ready, but for the one-shot.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
     let epoll = create()?;

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use libc::{
-    F_GETLK, F_OFD_SETLK, F_RDLCK, F_SETLK, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN,
-    O_RDWR,
+    F_GETLK, F_OFD_GETLK, F_OFD_SETLK, F_RDLCK, F_SETLK, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB,
+    LOCK_SH, LOCK_UN, O_RDWR,
 };
 
 use crate::kit::files::{F_SETSIG, close, fcntl, open};
@@ -135,6 +135,49 @@ pub(crate) fn posix(setting: &Setting) -> Result<Watch> {
         )
     })
     .spoiled_by(move || set(file, F_SETLK, range(F_UNLCK, 21, 1))))
+}
+
+/// Readers of the same range: the kernel tells of the one that came first, which here is the last that is registered or
+/// the last in the tree.
+pub(crate) fn order(setting: &Setting) -> Result<Watch> {
+    let path = file(setting, "read")?;
+    let (one, two) = (open(&path, O_RDWR)?, open(&path, O_RDWR)?);
+    let mut child = Kin::start(setting, "child", move |_| {
+        set(two, F_SETLK, range(F_RDLCK, 0, 10))?;
+        Ok(Watch::new(|| Ok(())))
+    })?;
+    set(one, F_SETLK, range(F_RDLCK, 0, 0))?;
+    set(one, F_OFD_SETLK, range(F_RDLCK, 5, 0))?;
+    let path = file(setting, "opened")?;
+    let (three, four, asking) = (
+        open(&path, O_RDWR)?,
+        open(&path, O_RDWR)?,
+        open(&path, O_RDWR)?,
+    );
+    set(four, F_OFD_SETLK, range(F_RDLCK, 7, 1))?;
+    set(three, F_OFD_SETLK, range(F_RDLCK, 1, 8))?;
+    let (pid, me) = (child.pid, std::process::id() as i32);
+    Ok(Watch::new(move || {
+        child.check()?;
+        let first = (F_RDLCK, 0, 10, pid);
+        same("the first of three", &first, &holder(one, F_GETLK, 0, 0)?)?;
+        same("another's first", &first, &holder(two, F_OFD_GETLK, 0, 0)?)?;
+        same(
+            "behind it",
+            &(F_RDLCK, 0, 0, me),
+            &holder(two, F_OFD_GETLK, 20, 0)?,
+        )?;
+        let first = (F_RDLCK, 7, 1, -1);
+        same(
+            "of descriptions",
+            &first,
+            &holder(asking, F_OFD_GETLK, 0, 0)?,
+        )
+    })
+    .spoiled_by(move || {
+        set(four, F_OFD_SETLK, range(F_UNLCK, 7, 1))?;
+        set(four, F_OFD_SETLK, range(F_RDLCK, 7, 1))
+    }))
 }
 
 /// Ranges that belong to two descriptions of one process.

@@ -229,6 +229,11 @@ pub(crate) const GROUP: Group = Group {
             epoll::edges,
         ),
         subject(
+            "epoll-order",
+            "the order in which epoll tells what is ready",
+            epoll::order,
+        ),
+        subject(
             "epoll-edges-ended",
             "edges of epoll of a pipe that nobody reads and of a child that has ended",
             epoll::ended,
@@ -323,6 +328,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("posix-locks", "POSIX locks of ranges", locks::posix),
         subject("ofd-locks", "locks of open file descriptions", locks::ofd),
+        subject(
+            "lock-order",
+            "which of several locks in the way is told of (F_GETLK)",
+            locks::order,
+        ),
         subject("lease", "leases", locks::lease),
         subject("pidfd", "pidfds of living processes", pidfd::start),
         subject(

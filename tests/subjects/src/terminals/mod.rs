@@ -81,6 +81,11 @@ pub(crate) const GROUP: Group = Group {
             pair::exclusive,
         ),
         subject(
+            "pty-locked",
+            "settings of a pty that are locked (TIOCSLCKTRMIOS)",
+            pair::locked,
+        ),
+        subject(
             "pty-unopened",
             "a pty master with echo whose slave nobody has opened",
             pair::unopened,

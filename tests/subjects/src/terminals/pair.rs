@@ -512,6 +512,45 @@ pub(crate) fn exclusive(_: &Setting) -> Result<Watch> {
     Ok(Watch::keep(observe)?.spoiled_by(move || set(locked, libc::TIOCSPTLCK, 0)))
 }
 
+/// Settings that nobody may change but root (`TIOCSLCKTRMIOS`), of a pair and of one whose slave nobody has opened.
+pub(crate) fn locked(_: &Setting) -> Result<Watch> {
+    const TIOCGLCKTRMIOS: u64 = 0x5456;
+    const TIOCSLCKTRMIOS: u64 = 0x5457;
+    let [_, slave] = pty()?;
+    let master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK)?;
+    let lock = |side, local| {
+        // SAFETY: zeros are a valid structure, the kernel reads less of it.
+        sys("TIOCSLCKTRMIOS", unsafe {
+            let mut bits: libc::termios = std::mem::zeroed();
+            bits.c_lflag = local;
+            bits.c_cc[libc::VEOF] = 0xff;
+            libc::ioctl(side, TIOCSLCKTRMIOS, &raw const bits)
+        })
+        .map(drop)
+    };
+    lock(slave, libc::ICANON | libc::ECHO)?;
+    lock(master, libc::ISIG)?;
+    let observe = move || {
+        let locked = [slave, master].map(|side| {
+            // SAFETY: zeros are a valid structure, the kernel fills less of it.
+            unsafe {
+                let mut bits: libc::termios = std::mem::zeroed();
+                sys(
+                    "TIOCGLCKTRMIOS",
+                    libc::ioctl(side, TIOCGLCKTRMIOS, &raw mut bits),
+                )?;
+                anyhow::Ok((bits.c_lflag, bits.c_cc))
+            }
+        });
+        let [one, other] = locked;
+        let mut settings = termios(slave)?;
+        settings.c_lflag = 0;
+        set_termios(slave, &settings)?;
+        Ok((one?, other?, termios(slave)?.c_lflag))
+    };
+    Ok(Watch::keep(observe)?.spoiled_by(move || lock(slave, 0)))
+}
+
 /// What was written to masters, and its echo, wait for whoever opens the slaves first.
 pub(crate) fn unopened(_: &Setting) -> Result<Watch> {
     let master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK)?;
