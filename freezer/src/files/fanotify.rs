@@ -1,7 +1,7 @@
 //! fanotify(7) groups that are told of events. Those that permit or deny them are not carried: this
 //! process would wait for their answer, and they are stopped.
 
-use super::located::{self, Fields};
+use super::located::{self, Fields, Finder};
 use super::{Open, creator, place};
 use crate::{FreezerError, kernel};
 use nix::sys::stat::makedev;
@@ -24,6 +24,7 @@ pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> 
             open.refuse("fanotify events have not been read yet; they cannot be queued again")
         );
     }
+    let finder = Finder::new(open);
     let (mut group, mut marks) = (None, Vec::new());
     for line in open
         .info
@@ -34,7 +35,7 @@ pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> 
         if let (Some(flags), Some(event_flags)) = (fields.hex("flags"), fields.hex("event-flags")) {
             group = Some((flags, event_flags));
         } else {
-            marks.push(mark(open, &fields)?);
+            marks.push(mark(open, &finder, &fields)?);
         }
     }
     let (flags, event_flags) = group.ok_or_else(|| open.format())?;
@@ -49,10 +50,10 @@ pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> 
     })
 }
 
-fn mark(open: &Open<'_>, fields: &Fields<'_>) -> Result<Mark, FreezerError> {
+fn mark(open: &Open<'_>, finder: &Finder<'_>, fields: &Fields<'_>) -> Result<Mark, FreezerError> {
     let number = |key: &str| fields.hex(key).ok_or_else(|| open.format());
     let (more, place) = match (fields.located(), fields.hex("mnt_id"), fields.hex("sdev")) {
-        (Some(located), ..) => (0, located::find(open, "fanotify mark", located)?),
+        (Some(located), ..) => (0, located::find(finder, "fanotify mark", located)?),
         (None, Some(mount), _) => {
             let found = place::mounted(mount);
             let why = "a fanotify mark of a mount that no path leads to any more is not carried";

@@ -2,11 +2,14 @@
 
 use super::place::{self, Identity};
 use super::{Open, Table, path};
+use crate::kernel::{self, Watched};
 use crate::{FreezerError, proc};
+use core::cell::OnceCell;
 use nix::sys::stat::makedev;
 use persist_mem::manifest::{DescriptionKind, Place};
-use std::ffi::OsStr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -63,8 +66,52 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
+/// Who looks for what a group of inotify or fanotify watches.
+pub(super) struct Finder<'a> {
+    open: &'a Open<'a>,
+    /// What the kernel has of it, asked when it is needed.
+    watched: OnceCell<HashMap<Identity, u64>>,
+}
+
+impl<'a> Finder<'a> {
+    pub(super) fn new(open: &'a Open<'a>) -> Finder<'a> {
+        Finder {
+            open,
+            watched: OnceCell::new(),
+        }
+    }
+
+    /// A path of a file that is watched, by the names that the kernel knows it by.
+    fn known(&self, file: Identity) -> Option<PathBuf> {
+        let inode = *self.watched.get_or_init(|| watched(self.open)).get(&file)?;
+        let names = kernel::look(|kernel| kernel.known_names(inode)).ok()?;
+        let paths = place::paths_of(&names).into_iter();
+        let mut paths = paths.map(|path| PathBuf::from(OsString::from_vec(path)));
+        paths.find(|path| place::leads_to(path, file))
+    }
+}
+
+/// The inodes that a group watches: where the kernel has them.
+fn watched(open: &Open<'_>) -> HashMap<Identity, u64> {
+    let found = kernel::look(|kernel| kernel.watched(open.copy.as_fd()));
+    let found = found.unwrap_or_else(|why| {
+        log::debug!("fd {}: what it watches: {why}", open.fd);
+        Vec::new()
+    });
+    let identity = |one: &Watched| Identity {
+        dev: makedev((one.device >> 20).into(), (one.device & 0xf_ffff).into()),
+        inode: one.number,
+    };
+    found.iter().map(|one| (identity(one), one.inode)).collect()
+}
+
 /// How the inode can be found again. `what` names the watch in a refusal.
-pub(super) fn find(open: &Open<'_>, what: &str, located: Located) -> Result<Place, FreezerError> {
+pub(super) fn find(
+    finder: &Finder<'_>,
+    what: &str,
+    located: Located,
+) -> Result<Place, FreezerError> {
+    let open = finder.open;
     let Identity { dev, inode } = located.file;
     let refuse = |why: &str| open.refuse(format!("{what}: inode {inode}: {why}"));
     let mount =
@@ -100,7 +147,8 @@ pub(super) fn find(open: &Open<'_>, what: &str, located: Located) -> Result<Plac
         // The inode is found by its handle later on.
         None if handle.is_some() && lasting => None,
         None => {
-            let found = place::search(located.file, None, &mount);
+            let known = finder.known(located.file);
+            let found = known.or_else(|| place::search(located.file, None, &mount));
             Some(found.ok_or_else(|| refuse("no path of what it watches was found"))?)
         }
     };

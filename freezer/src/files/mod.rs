@@ -52,7 +52,7 @@ pub(crate) use open::Open;
 pub(crate) use check::{reaching_out, refusals};
 pub use path::reference;
 pub(crate) use path::reference_by;
-pub(crate) use place::{Identity, lasting, mount_points, other_name};
+pub(crate) use place::{Identity, lasting, other_name, paths_of};
 pub(crate) use pseudo::removed_directory;
 pub(crate) use removed::removed_cwd;
 pub(crate) use socket::Facts;

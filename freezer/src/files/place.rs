@@ -1,5 +1,6 @@
 //! Where a file is, when its path does not tell.
 
+use crate::kernel::KnownNames;
 use nix::sys::statfs::{
     BPF_FS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, DEVPTS_SUPER_MAGIC,
     FsType, HUGETLBFS_MAGIC, OVERLAYFS_SUPER_MAGIC, PROC_SUPER_MAGIC, RDTGROUP_SUPER_MAGIC,
@@ -48,7 +49,7 @@ const VOLATILE: [FsType; 21] = [
 const SEARCH_MAX: usize = 200_000;
 
 /// A file by device and inode number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Identity {
     pub(crate) dev: u64,
     pub(crate) inode: u64,
@@ -115,9 +116,27 @@ pub(super) fn of_mount(number: u32) -> Option<PathBuf> {
     })
 }
 
+/// Paths that the names by which the kernel knows an inode may have, as far as its file system is mounted.
+pub(crate) fn paths_of(names: &KnownNames) -> Vec<Vec<u8>> {
+    let points = mount_points(names.device);
+    let below = |name: &[u8], root: &[u8], point: &[u8]| {
+        let rest = name.strip_prefix(root.strip_suffix(b"/").unwrap_or(root))?;
+        let point = point.strip_suffix(b"/").unwrap_or(point);
+        let path = [point, rest].concat();
+        let inside = rest.is_empty() || rest.starts_with(b"/");
+        inside.then(|| if path.is_empty() { b"/".to_vec() } else { path })
+    };
+    let names = names.paths.iter();
+    let found = names.flat_map(|name| {
+        let points = points.iter();
+        points.filter_map(|(root, point)| below(name, root, point))
+    });
+    found.collect()
+}
+
 /// Every mount of the file system with this number (`s_dev`: 12 bits of major, 20 of minor): which part of it is
 /// mounted, and where.
-pub(crate) fn mount_points(device: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn mount_points(device: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
     let number = format!("{}:{}", device >> 20, device & 0xf_ffff);
     let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     let lines = mounts.split(|b| *b == b'\n');

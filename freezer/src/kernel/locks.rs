@@ -57,7 +57,6 @@ impl Kernel {
 #[cfg(test)]
 mod tests {
     use super::super::{look, readable};
-    use super::*;
     use std::os::fd::AsFd;
     use sys::files::{Range, lock_range};
 

@@ -45,6 +45,8 @@ pub(crate) use files::OpenFile;
 pub(crate) use landlock::{Domain, Object, number};
 pub(crate) use locks::RangeLock;
 pub(crate) use nature::Nature;
+pub(crate) use notify::Watched;
+pub(crate) use paths::KnownNames;
 pub(crate) use ring_groups::GroupRing;
 pub(crate) use ring_requests::{Until, Waiting};
 pub(crate) use stacks::{Place, Waits};

@@ -19,6 +19,17 @@ pub(crate) struct Notice {
     pub(crate) mask: u32,
 }
 
+/// An inode that is watched; whoever asks has to compare number and device, which others may have by chance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Watched {
+    /// Where it is.
+    pub(crate) inode: u64,
+    /// `st_ino`.
+    pub(crate) number: u64,
+    /// The device as the kernel has it inside: 12 bits of major, 20 of minor.
+    pub(crate) device: u32,
+}
+
 impl Kernel {
     /// What a thread's process has asked to be told of the directory that a descriptor of this process is open on, by
     /// the same description.
@@ -88,6 +99,54 @@ impl Kernel {
         Ok(found)
     }
 
+    /// The inodes that a group of inotify or fanotify watches, which a descriptor of this process is open on.
+    pub(crate) fn watched(&mut self, group: BorrowedFd<'_>) -> Result<Vec<Watched>, Unreadable> {
+        let field = |structure, path| Ok(self.btf.field(structure, path)?.offset);
+        let private = field("file", "private_data")?;
+        let list = field("fsnotify_group", "marks_list")?;
+        let (link, connector) = (
+            field("fsnotify_mark", "g_list")?,
+            field("fsnotify_mark", "connector")?,
+        );
+        let object = field("fsnotify_mark_connector", "obj")?;
+        let of_inode = field("inode", "i_fsnotify_marks")?;
+        let file = self.own_file(group)?;
+        let group = self.word(file.wrapping_add(private), "a group of watches")?;
+        let head = group.wrapping_add(list);
+        let mut at = self.word(head, "a group of watches")?;
+        let mut connectors = Vec::new();
+        while at != head {
+            if connectors.len() == MOST {
+                return Err(WRONG);
+            }
+            connectors.push(at.wrapping_sub(link).wrapping_add(connector));
+            at = self.word(at, "a group of watches")?;
+        }
+        let connectors = self.words(&connectors)?.into_iter().flatten();
+        let objects: Vec<u64> = connectors.map(|at| at.wrapping_add(object)).collect();
+        let objects = self.words(&objects)?;
+        let mut found = Vec::new();
+        for object in objects.into_iter().flatten() {
+            // Before Linux 6.10 it is where the inode has the connector.
+            for inode in [object, object.wrapping_sub(of_inode)] {
+                found.extend(self.watched_inode(inode));
+            }
+        }
+        Ok(found)
+    }
+
+    /// What an inode is, if there is one: marks of mounts and file systems have others.
+    fn watched_inode(&mut self, inode: u64) -> Option<Watched> {
+        let found = self.fields(inode, "inode", &["i_ino", "i_sb"]).ok()?;
+        let (number, system) = (*found.first()?, *found.get(1)?);
+        let device = self.fields(system, "super_block", &["s_dev"]).ok()?;
+        Some(Watched {
+            inode,
+            number,
+            device: *device.first()? as u32,
+        })
+    }
+
     /// How many events wait in a queue of fanotify that a descriptor of this process is open on, without those that
     /// this process has caused.
     pub(crate) fn events_of_others(&mut self, group: BorrowedFd<'_>) -> Result<usize, Unreadable> {
@@ -127,6 +186,30 @@ mod tests {
     use std::fs::{self, File};
     use std::os::fd::{AsFd, AsRawFd};
     use sys::Tid;
+
+    #[test]
+    fn what_is_watched() {
+        use std::os::unix::fs::MetadataExt;
+        const IN_MODIFY: u32 = 2;
+        let group = sys::files::inotify(0).unwrap();
+        let paths = [c"/proc/version", c"/tmp"];
+        for path in paths {
+            sys::files::add_watch(&group, path, IN_MODIFY).unwrap();
+        }
+        let Some(found) = readable(look(|kernel| kernel.watched(group.as_fd()))) else {
+            return;
+        };
+        for path in paths.map(|path| path.to_str().unwrap()) {
+            let inode = fs::metadata(path).unwrap().ino();
+            let number = |one: &super::Watched| one.number == inode;
+            let one = found.iter().find(|one| number(one)).unwrap();
+            let names = readable(look(|kernel| kernel.known_names(one.inode))).unwrap();
+            assert_eq!(names.device, one.device);
+            let last = &path.as_bytes()[path.rfind('/').unwrap()..];
+            let is = |name: &Vec<u8>| name.ends_with(last) || name.is_empty();
+            assert!(names.paths.iter().any(is), "{names:?}");
+        }
+    }
 
     #[test]
     fn who_is_told_of_a_directory() {

@@ -1,6 +1,6 @@
 //! What rules of Landlock are about, as a new ruleset can name it.
 
-use crate::files::mount_points;
+use crate::files::paths_of;
 use crate::kernel::{self, Object};
 use persist_mem::manifest::LayerObject;
 use std::collections::BTreeMap;
@@ -50,23 +50,10 @@ fn path(inode: u64) -> Result<Option<Vec<u8>>, String> {
         return Ok(None);
     }
     let is = |path: &Vec<u8>| leads_to(path, inode);
-    let points = mount_points(names.device);
-    for name in &names.paths {
-        let paths = points.iter().filter_map(|(root, point)| {
-            let root = root.strip_suffix(b"/").unwrap_or(root);
-            let rest = name.strip_prefix(root)?;
-            let below = rest.is_empty() || rest.starts_with(b"/");
-            let point = point.strip_suffix(b"/").unwrap_or(point);
-            below.then(|| [point, rest].concat())
-        });
-        let paths = paths.map(|path| if path.is_empty() { b"/".to_vec() } else { path });
-        if let Some(path) = paths.into_iter().find(is) {
-            return Ok(Some(path));
-        }
-    }
-    Err(format!(
-        "no path of what a rule of Landlock is about (inode {number}) was found"
-    ))
+    let path = paths_of(&names).into_iter().find(is);
+    let missing =
+        || format!("no path of what a rule of Landlock is about (inode {number}) was found");
+    path.map(Some).ok_or_else(missing)
 }
 
 /// Whether a path leads to this inode and no other.

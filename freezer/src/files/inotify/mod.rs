@@ -2,7 +2,7 @@
 
 mod queue;
 
-use super::located::{self, Fields, Located};
+use super::located::{self, Fields, Finder, Located};
 use super::{Open, creator};
 use crate::{FreezerError, kernel};
 use persist_mem::manifest::{DescriptionKind, Watch};
@@ -12,10 +12,11 @@ use queue::Kept;
 const TRIES: usize = 20;
 
 pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
+    let finder = Finder::new(open);
     let mut watches = Vec::new();
     for line in open.info.values("inotify wd") {
         let found = Line::parse(line).ok_or_else(|| open.format())?;
-        watches.push(watch(open, found)?);
+        watches.push(watch(&finder, found)?);
     }
     watches.sort_by_key(|watch| watch.number);
     let kept = kept(open)?;
@@ -50,12 +51,12 @@ fn kept(open: &Open<'_>) -> Result<Option<Kept>, FreezerError> {
     Err(open.refuse(format!("events have not been read yet: {why}")))
 }
 
-fn watch(open: &Open<'_>, line: Line) -> Result<Watch, FreezerError> {
+fn watch(finder: &Finder<'_>, line: Line) -> Result<Watch, FreezerError> {
     let what = format!("watch {}", line.number);
     Ok(Watch {
         number: line.number,
         mask: line.mask,
-        place: located::find(open, &what, line.located)?,
+        place: located::find(finder, &what, line.located)?,
     })
 }
 
