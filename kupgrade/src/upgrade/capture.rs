@@ -1,11 +1,10 @@
 //! The stopped host is described: processes, mounts, network.
 
 use super::check::Host;
-use super::rights::{self, Kernels};
-use super::secret_memory;
+use super::other_kernel::OtherKernel;
 use anyhow::{Context, Result};
-use freezer::{FreezerError, Frozen, Objects, Refusal};
-use persist_mem::manifest::{Carried, Manifest, MemoryPlan, Process, State, Upgrade};
+use freezer::{FreezerError, Frozen, Objects};
+use persist_mem::manifest::{Carried, Manifest, MemoryPlan, State, Upgrade};
 
 /// Most bytes one file system in memory may hold.
 const MEMORY_FILES: u64 = 256 << 20;
@@ -58,66 +57,9 @@ pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
 
 /// Refuses what the other kernel does not know.
 fn refuse_for(release: &str, manifest: &Manifest) -> Result<(), FreezerError> {
-    let kernels = Kernels {
-        here: &manifest.host.release,
-        there: release,
-    };
-    let mut found = rights::refusals(&kernels, manifest);
-    found.extend(by_timers(release, manifest));
-    found.extend(secret_memory::refusals(release, manifest));
+    let found = OtherKernel::of(release, &manifest.host.release).refusals(manifest);
     match found.is_empty() {
         true => Ok(()),
         false => Err(FreezerError::Refused(found)),
-    }
-}
-
-/// Those who choose the ids of their timers, where they could not.
-fn by_timers(release: &str, manifest: &Manifest) -> Vec<Refusal> {
-    if has_chosen_timer_ids(release) {
-        return Vec::new();
-    }
-    let chooses = |process: &&Process| process.live().is_some_and(|live| live.chooses_timer_ids);
-    let refusal = |process: &Process| Refusal {
-        pid: process.pid,
-        comm: freezer::proc::comm(process.pid),
-        resource: "timers".into(),
-        reason: format!(
-            "it chooses the ids of its timers (PR_TIMER_CREATE_RESTORE_IDS), which Linux {release} does not let it"
-        ),
-    };
-    let found = manifest.processes.iter().filter(chooses);
-    found.map(refusal).collect()
-}
-
-/// Whether a kernel has `PR_TIMER_CREATE_RESTORE_IDS`: since Linux 6.16.
-fn has_chosen_timer_ids(release: &str) -> bool {
-    is_since(release, (6, 16))
-}
-
-/// Whether a kernel is of this version or a later one.
-pub(super) fn is_since(release: &str, wanted: (u32, u32)) -> bool {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    let mut next = || numbers.next()?.parse::<u32>().ok();
-    let version = next().zip(next());
-    version >= Some(wanted)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn which_kernels_let_timers_be_numbered() {
-        for older in [
-            "6.12.118+deb13-cloud-amd64",
-            "6.1.0-44-amd64",
-            "5.16.0",
-            "strange",
-        ] {
-            assert!(!has_chosen_timer_ids(older), "{older}");
-        }
-        for newer in ["7.3.4+deb13-cloud-amd64", "6.16", "6.18.0"] {
-            assert!(has_chosen_timer_ids(newer), "{newer}");
-        }
     }
 }

@@ -11,12 +11,11 @@ mod command;
 mod course;
 mod fault;
 mod jump;
+mod other_kernel;
 mod pin_down;
 mod plan;
 mod quiet;
-mod rights;
 mod room;
-mod secret_memory;
 mod stage;
 
 use crate::limits::allow_descriptors;

@@ -1,8 +1,9 @@
 //! Where every carried page is: in place, but for those in the boot window, which are copied.
 
-use super::capture::{Captured, is_since};
+use super::capture::Captured;
 use super::course::Course;
 use super::fault::{self, Spoil};
+use super::other_kernel;
 use super::plan::Plan;
 use super::room;
 use anyhow::{Context, Result};
@@ -45,7 +46,8 @@ pub(super) fn pin_down(
         buffer: vec![0; AT_ONCE * PAGE_SIZE],
     };
     freezer::capture_pages(&mut manifest, &objects, &mut pages)?;
-    freezer::refuse_lost_rings(&manifest, |version| is_since(&upgrade.target, version))?;
+    let there = other_kernel::version(&upgrade.target);
+    freezer::refuse_lost_rings(&manifest, |since| there >= since)?;
     let kept = pages.kept();
     let ram = upgrade.memory.firmware.of_kind(kind::RAM);
     let promised = initramfs::huge_pages::promised_bytes(&upgrade.huge_pools);
