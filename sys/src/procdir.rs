@@ -27,6 +27,14 @@ pub fn setting(what: &str, flags: OFlag) -> Result<File> {
     open_below(&format!("sys/{what}"), flags)
 }
 
+/// Opens a file about the host as a whole (`stat`, `meminfo`).
+///
+/// # Errors
+/// As open(2).
+pub fn host(what: &str) -> Result<File> {
+    open_below(what, OFlag::O_RDONLY)
+}
+
 fn open_below(path: &str, flags: OFlag) -> Result<File> {
     let flags = flags | OFlag::O_CLOEXEC;
     let opened = match ROOT.get() {

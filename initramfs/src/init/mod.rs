@@ -7,6 +7,7 @@
 //! | [`overcommit`] | lets processes have mappings larger than the memory there is so far |
 //! | [`world`] | makes the world, starts the restorer, becomes the supervisor |
 //! | [`restorer`] | rebuilds the processes |
+//! | [`standstill`] | notices when that waits for ever |
 //!
 //! Whatever fails ends in the host's own init with a report on the console.
 
@@ -14,6 +15,7 @@ mod memory;
 mod overcommit;
 mod restorer;
 mod saved;
+mod standstill;
 mod world;
 
 use crate::early::cmdline::CommandLine;

@@ -7,7 +7,7 @@
 use super::overcommit::{self, Allowed};
 use super::restorer::{self, Outcome};
 use super::saved::Saved;
-use super::{InitError, Result, memory, release};
+use super::{InitError, Result, memory, release, standstill};
 use crate::early::kmsg::announce;
 use crate::early::switch::detach_proc;
 use crate::{disks, formats, huge_pages, interrupts, network, settings, swaps};
@@ -19,11 +19,12 @@ use resurrect::supervisor::report::{REPORT, Report, Span, TimeLine};
 use resurrect::supervisor::{clock, control, serve};
 use std::convert::Infallible;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::Path;
-use sys::Pid;
+use sys::{Errno, Pid};
 
 const SYS: &str = "/sys";
+const SIGKILL: i32 = 9;
 
 /// Rebuilds the processes and serves them for ever.
 ///
@@ -178,12 +179,21 @@ fn rebuild(saved: &Saved, home: &Home) -> Result<(Pid, Outcome)> {
         code
     })
     .map_err(|errno| fail("making the restorer", errno))?;
-    let mut text = Vec::new();
-    let read = File::from(read).read_to_end(&mut text);
+    let text = standstill::read_all(read.into(), standstill::LIMIT, standstill::work_of_host);
+    let stands_still = text == Err(Errno::ETIMEDOUT);
+    if stands_still {
+        // What it has built ends with it.
+        let _ = sys::process::kill(child, SIGKILL);
+    }
     let status = sys::wait::wait_for(child.leader()).map_err(|errno| fail("waiting", errno))?;
-    let outcome: Outcome = read
+    if stands_still {
+        let limit = standstill::LIMIT.as_secs();
+        let why = format!("nothing has happened for {limit} s while processes were rebuilt");
+        return Err(InitError::Restorer(why));
+    }
+    let outcome: Outcome = text
         .map_err(|e| e.to_string())
-        .and_then(|_| serde_json::from_slice(&text).map_err(|e| e.to_string()))
+        .and_then(|text| serde_json::from_slice(&text).map_err(|e| e.to_string()))
         .map_err(|e| InitError::Restorer(format!("the restorer ended with {status:?} ({e})")))?;
     match (&outcome.error, outcome.init) {
         (Some(error), _) => Err(InitError::Restorer(error.clone())),
