@@ -3,6 +3,7 @@
 use super::{Opening, handle};
 use crate::ResurrectError;
 use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use persist_mem::manifest::Place;
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::{File, OpenOptions};
@@ -51,9 +52,13 @@ pub(super) fn with_path<T>(
     }
 }
 
-/// What goes with its last descriptor, and every watch of it as well.
+/// What goes with its last descriptor, and every watch of it as well. That is a reference, since a watch would be told
+/// of the end of any other.
 pub(super) fn gone() -> sys::Result<OwnedFd> {
-    sys::vm::memfd(c"gone", MFD_CLOEXEC)
+    let file = sys::vm::memfd(c"gone", MFD_CLOEXEC)?;
+    through(&file, |link| {
+        nix::fcntl::open(link, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+    })
 }
 
 fn is_there(path: &[u8]) -> bool {

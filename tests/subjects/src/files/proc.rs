@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use libc::{IN_DELETE_SELF, IN_IGNORED, IN_MODIFY, O_DIRECTORY, O_RDONLY, O_RDWR};
+use libc::{IN_CLOSE_WRITE, IN_DELETE_SELF, IN_IGNORED, IN_MODIFY, O_DIRECTORY, O_RDONLY, O_RDWR};
 
 use super::inotify;
 use crate::kit::files::{close, open, place, read, ready, seen};
@@ -176,7 +176,8 @@ pub(crate) fn of_another_kernel(_: &Setting) -> Result<Watch> {
     }
     let file = open(PATH, O_RDWR)?;
     let notify = inotify::init()?;
-    let wd = inotify::watch(notify, Path::new(PATH), IN_DELETE_SELF | IN_MODIFY)?;
+    let mask = IN_DELETE_SELF | IN_MODIFY | IN_CLOSE_WRITE;
+    let wd = inotify::watch(notify, Path::new(PATH), mask)?;
     let mut untold = vec![(wd, IN_DELETE_SELF), (wd, IN_IGNORED)];
     let epoll = interest(file)?;
     // SAFETY: no memory is involved.
