@@ -158,6 +158,18 @@ fn parse(text: &str) -> Result<Report> {
         .with_context(|| format!("kupgrade's report is not what was agreed: {text}"))
 }
 
+/// What the guest's kernel has logged about faults of its own; empty when all is well.
+pub(crate) fn faults(vm: &mut Vm) -> Result<Vec<String>> {
+    const SIGNS: &str = "WARNING: |BUG: |Oops|general protection fault|Call Trace|hung_task|lockup";
+    let text = vm
+        .shell
+        .run(&format!("dmesg | grep -E '{SIGNS}'"), SHORT)?
+        .text;
+    // The command itself may be shown.
+    let lines = text.lines().filter(|line| line.starts_with('['));
+    Ok(lines.map(str::to_owned).collect())
+}
+
 /// What `uname -r` says.
 pub(crate) fn release(vm: &mut Vm) -> Result<String> {
     Ok(vm.shell.must("uname -r", SHORT)?.trim().to_owned())

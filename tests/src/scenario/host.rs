@@ -146,7 +146,9 @@ impl Host {
             blackout_ms: Some(jump.report.blackout_ms),
         })?;
         let mem_after = jump::wait_for_memory(&mut self.vm, jump.mem_before)?;
-        let summary = crate::report::Summary::new(&jump, mem_after, Vec::new());
+        let faults = jump::faults(&mut self.vm)?;
+        let faults = faults.iter().map(|line| format!("the kernel says: {line}"));
+        let summary = crate::report::Summary::new(&jump, mem_after, faults.collect());
         ui::say(&crate::report::tables(std::slice::from_ref(&summary)));
         if !summary.errors.is_empty() {
             bail!("{}", summary.errors.join("; "));
