@@ -16,6 +16,8 @@ pub const WAITID: i64 = 247;
 
 /// `PTRACE_SYSCALL`, `PTRACE_CONT`.
 pub const SYSCALL: i32 = 24;
+const PEEKUSER: i32 = 3;
+const POKEUSER: i32 = 6;
 const ATTACH: i32 = 16;
 #[allow(missing_docs, reason = "see above")]
 pub const CONT: i32 = 7;
@@ -37,6 +39,10 @@ const GET_SYSCALL_INFO: i32 = 0x420e;
 const NT_PRSTATUS: i32 = 1;
 const NT_X86_XSTATE: i32 = 0x202;
 const PEEKSIGINFO_SHARED: u32 = 1;
+
+/// Where the debug registers are that hold something, in `struct user` (arch/x86/include/asm/user_64.h,
+/// `u_debugreg`): DR0 to DR3, DR6, DR7.
+const DEBUG_REGISTERS: [u64; 6] = [848, 856, 864, 872, 896, 904];
 
 const P_PID: i32 = 1;
 /// What [`Tracee::only_if_it_runs`] is called in messages.
@@ -216,6 +222,17 @@ impl Tracee {
         self.request(batch, "setting a tracee's signal", SETSIGINFO, to);
     }
 
+    /// Sets its hardware break points, as [`Asked::break_points`] tells them. Where nothing is set at an address, none is
+    /// there.
+    pub fn set_break_points(self, batch: &mut Batch, registers: [u64; 6]) {
+        for (place, value) in DEBUG_REGISTERS.into_iter().zip(registers) {
+            if value != 0 {
+                let what = "setting a tracee's break points";
+                self.request(batch, what, POKEUSER, (place.into(), value.into()));
+            }
+        }
+    }
+
     /// Asks for everything that its tracer can see.
     pub fn ask(self, batch: &mut Batch) -> Asked {
         let [regs, xstate, mask, info] =
@@ -234,7 +251,13 @@ impl Tracee {
         let siginfo = [GETSIGINFO.into(), self.0.0.into(), 0.into(), info.into()];
         let siginfo = batch.try_call("asking for a tracee's signal", PTRACE, siginfo);
         let queued = [false, true].map(|shared| self.peek(batch, shared));
+        let points = DEBUG_REGISTERS.map(|place| {
+            let (what, found) = ("reading a tracee's break points", batch.space(8));
+            self.request(batch, what, PEEKUSER, (place.into(), found.into()));
+            found
+        });
         Asked {
+            points,
             regs,
             xstate,
             state,
@@ -303,6 +326,7 @@ pub struct Asked {
     info: Buffer,
     siginfo: CallIndex,
     queued: [(CallIndex, Buffer); 2],
+    points: [Buffer; 6],
     unread: Stop,
 }
 
@@ -356,6 +380,12 @@ impl Asked {
         let count = usize::try_from(out.result(call).unwrap_or(0)).unwrap_or(SIGNALS);
         let bytes = out.bytes(found).chunks(SIGINFO_SIZE).map(<[u8]>::to_vec);
         (count < SIGNALS).then(|| bytes.take(count).collect())
+    }
+
+    /// The debug registers: DR0 to DR3, DR6, DR7.
+    #[must_use]
+    pub fn break_points(&self, out: &Output) -> [u64; 6] {
+        self.points.map(|found| out.u64(found, 0))
     }
 
     /// Whether its tracer has not waited for the stop.

@@ -30,6 +30,10 @@ pub struct TracedThread {
     pub unread: bool,
     /// A SIGSTOP that its tracer has sent to it waits as well.
     pub to_stop: bool,
+    /// It does not make the call that it stands before (`PTRACE_SYSEMU`).
+    pub makes_none: bool,
+    /// Hardware break points: DR0 to DR3, and DR6 and DR7.
+    pub break_points: Option<[u64; 6]>,
 }
 
 /// Stops of a tracee, as ptrace(2) tells them apart.

@@ -242,8 +242,11 @@ impl Stopped<'_> {
                     ..self.regs
                 };
                 it.set_regs(&mut batch, &calling);
-                // Its filter asks behind the stop before the call.
-                it.go_on(&mut batch, self.how.stop == TracedStop::Entry);
+                match self.how.makes_none {
+                    true => it.go_on_to_none(&mut batch),
+                    // Its filter asks behind the stop before the call.
+                    false => it.go_on(&mut batch, self.how.stop == TracedStop::Entry),
+                }
                 it.wait(&mut batch, keep);
             }
             TracedStop::Exit => {
@@ -268,6 +271,9 @@ impl Stopped<'_> {
         }
         if self.how.to_stop {
             self.send(&mut batch, SIGSTOP);
+        }
+        if let Some(points) = self.how.break_points {
+            it.set_break_points(&mut batch, points);
         }
         it.set_options(&mut batch, self.how.options);
         if self.how.listens {

@@ -57,6 +57,8 @@ pub(super) fn describe(
             info: QueuedSignal(seen.info.clone()),
             unread: seen.unread,
             to_stop: seen.to_stop,
+            makes_none: stands.makes_none,
+            break_points: stands.break_points.then_some(seen.break_points),
         })
     };
     let mut filters = Vec::new();

@@ -31,6 +31,10 @@ pub(super) struct Stands {
     pub(super) seized: bool,
     pub(super) options: u64,
     pub(super) listens: bool,
+    /// It does not make the call that it stands before.
+    pub(super) makes_none: bool,
+    /// Its tracer has set some.
+    pub(super) break_points: bool,
     pub(super) stop: Result<TracedStop, &'static str>,
     pub(super) confined: Confined,
     pub(super) memory: Memory,
@@ -62,15 +66,15 @@ pub(super) fn look(pid: Pid, threads: &[(Tid, u64)]) -> Result<Vec<Stands>, Unre
         }
         let points = reader.task + reader.offset("task_struct", "thread.ptrace_bps")?;
         let points = reader.bytes(points, 4 * 8, "break points")?;
-        if points.iter().any(|byte| *byte != 0) {
-            refuse("its tracer has set hardware break points");
-        }
         let traces = reader.task + reader.offset("task_struct", "ptraced")?;
         if reader.kernel.word(traces, "its tracees")? != traces {
             refuse("it traces others");
         }
+        let work = reader.pointer("thread_info.syscall_work")?;
         Ok(Stands {
             kept: reader.kept(rsp)?,
+            makes_none: work & SYSCALL_EMU != 0,
+            break_points: points.iter().any(|byte| *byte != 0),
             seized: flags & SEIZED != 0,
             options: options & OPTIONS,
             listens: jobs & LISTENING != 0,

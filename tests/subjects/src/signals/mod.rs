@@ -7,6 +7,7 @@ mod pending;
 mod running;
 mod stopped;
 mod traced;
+mod traced_debug;
 pub(crate) mod traced_timers;
 
 use crate::registry::{Group, subject};
@@ -147,6 +148,16 @@ pub(crate) const GROUP: Group = Group {
             "traced-threads",
             "a traced child with several threads",
             traced::threaded,
+        ),
+        subject(
+            "traced-emulated",
+            "a traced child before a system call that is not made (PTRACE_SYSEMU)",
+            traced_debug::emulated,
+        ),
+        subject(
+            "traced-watched",
+            "a traced child with a hardware break point",
+            traced_debug::watched,
         ),
         subject(
             "traced-breakpoint",
