@@ -160,6 +160,11 @@ pub(crate) const GROUP: Group = Group {
             traced_debug::watched,
         ),
         subject(
+            "traced-by-two",
+            "two tracers, and a tracee of each",
+            traced_debug::two_tracers,
+        ),
+        subject(
             "traced-breakpoint",
             "a traced child with threads at a break point",
             traced::breakpoint,

@@ -1,12 +1,14 @@
-//! Tracees of debuggers that watch memory, and of programs that emulate calls.
+//! Tracees of debuggers that watch memory, of programs that emulate calls, and of several tracers.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
 use libc::{PTRACE_CONT, PTRACE_SETREGS, PTRACE_TRACEME, SIGSTOP, SIGTRAP};
 
 use super::traced::{raise, registers, request, stops, watch};
-use crate::kit::{Setting, Watch, fork, same, sys};
+use crate::kit::{Kin, Setting, Watch, fork, same, sys};
 
 const PTRACE_PEEKUSER: u32 = 3;
 const PTRACE_POKEUSER: u32 = 6;
@@ -87,4 +89,17 @@ pub(crate) fn watched(_: &Setting) -> Result<Watch> {
     };
     come()?;
     watch(child, move || stops(child, SIGSTOP), come)
+}
+
+/// Two tracers with a tracee each.
+pub(crate) fn two_tracers(setting: &Setting) -> Result<Watch> {
+    let tracers = Rc::new(RefCell::new([
+        Kin::start(setting, "one", super::traced::entry)?,
+        Kin::start(setting, "other", watched)?,
+    ]));
+    let spoilt = Rc::clone(&tracers);
+    Ok(
+        Watch::new(move || tracers.borrow_mut().iter_mut().try_for_each(Kin::check))
+            .spoiled_by(move || spoilt.borrow()[1].spoil()),
+    )
 }
