@@ -1,6 +1,6 @@
 //! What can go wrong.
 
-use persist_mem::manifest::{DescriptionId, TerminalId};
+use persist_mem::manifest::{DescriptionId, PipeId, RemovedId, TerminalId};
 use sys::tracee::TraceeError;
 use sys::{Errno, Pid};
 
@@ -15,6 +15,12 @@ pub enum Subject {
     Object(u32),
     /// A terminal.
     Terminal(TerminalId),
+    /// A pipe or FIFO.
+    Pipe(PipeId),
+    /// A POSIX message queue.
+    Queue(u32),
+    /// A directory that was removed.
+    Removed(RemovedId),
 }
 
 /// Why a tree could not be rebuilt. What was built so far has been ended again.

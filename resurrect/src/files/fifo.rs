@@ -2,6 +2,7 @@
 
 use super::{Opening, brief, path, pipe};
 use crate::ResurrectError;
+use crate::error::Subject;
 use crate::gone_path::Naming;
 use crate::restore::Restore;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
@@ -25,7 +26,8 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
         // Who writes comes first, and with them the readers that have seen a writer.
         group.sort_by_key(|d| (d.flags & O_ACCMODE == 0, !hung_up(d)));
         if !group.is_empty() {
-            let opened = open_group(restore, pipe, &group)?;
+            let opened = open_group(restore, pipe, &group);
+            let opened = opened.map_err(|error| error.about(Subject::Pipe(pipe.id)))?;
             restore.files.opened.extend(opened);
         }
     }

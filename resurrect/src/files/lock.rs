@@ -2,6 +2,7 @@
 
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
+use crate::error::Subject;
 use crate::restore::Restore;
 use persist_mem::manifest::{DescriptionId, FileTable, Lock, LockHolder, Manifest};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -181,7 +182,8 @@ fn take_here(restore: &Restore<'_>, id: DescriptionId, lock: &Lock) -> Result<()
         }
         taken => taken,
     };
-    taken.map_err(ResurrectError::own("locking a file"))
+    let failed = ResurrectError::own("locking a file");
+    taken.map_err(|errno| failed(errno).about(Subject::Description(id)))
 }
 
 fn take_own(fd: &OwnedFd, lock: &Lock) -> sys::Result<()> {

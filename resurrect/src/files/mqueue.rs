@@ -3,6 +3,7 @@
 use super::Opening;
 use crate::ResurrectError;
 use crate::calls::{nr, run};
+use crate::error::Subject;
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, fchmod};
@@ -80,8 +81,9 @@ pub(super) fn finish(restore: &mut Restore<'_>) {
 
 fn failed(queue: &PosixQueue, doing: &'static str) -> impl FnOnce(Errno) -> ResurrectError + use<> {
     let what = format!("message queue {}", String::from_utf8_lossy(&queue.name));
+    let subject = Some(Subject::Queue(queue.id));
     move |errno| ResurrectError::Description {
-        subject: None,
+        subject,
         what,
         doing,
         errno,

@@ -1,6 +1,6 @@
 //! pidfd_open(2). All processes and threads are there already, also those that will be zombies.
 
-use super::Opening;
+use super::{Opening, failed};
 use crate::ResurrectError;
 use crate::restore::Restore;
 use persist_mem::manifest::{Description, DescriptionId, DescriptionKind, Live};
@@ -52,8 +52,12 @@ pub(super) fn open_gone(restore: &mut Restore<'_>) -> Result<(), ResurrectError>
     gone.sort_by_key(|(identity, _)| *identity);
     // Where the kernel does not tell them apart each is one of its own.
     for same in gone.chunk_by(|a, b| a.0 == b.0 && a.0 != 0) {
-        let opened = stand_in(restore, same)
-            .map_err(ResurrectError::own("making a pidfd of an ended process"))?;
+        let about = same.iter().map(|(_, description)| *description).next();
+        let opened = stand_in(restore, same);
+        let opened = match about {
+            Some(about) => opened.map_err(failed(about, "making a pidfd of an ended process"))?,
+            None => continue,
+        };
         restore.files.opened.extend(opened);
     }
     Ok(())

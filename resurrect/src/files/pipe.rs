@@ -2,6 +2,7 @@
 
 use super::{Opening, fifo};
 use crate::ResurrectError;
+use crate::error::Subject;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, pipe2, read, write};
@@ -31,8 +32,9 @@ pub(super) fn make(manifest: &Manifest) -> Result<BTreeMap<PipeId, Ends>, Resurr
 fn make_one(pipe: &Pipe) -> Result<Ends, ResurrectError> {
     let failed = |doing: &'static str| {
         let what = format!("pipe {}", pipe.id.0);
+        let subject = Some(Subject::Pipe(pipe.id));
         move |errno| ResurrectError::Description {
-            subject: None,
+            subject,
             what,
             doing,
             errno,
@@ -56,8 +58,9 @@ fn make_one(pipe: &Pipe) -> Result<Ends, ResurrectError> {
 pub(super) fn fill(pipe: &Pipe, write_end: &OwnedFd) -> Result<(), ResurrectError> {
     let failed = |doing: &'static str| {
         let what = format!("pipe {}", pipe.id.0);
+        let subject = Some(Subject::Pipe(pipe.id));
         move |errno| ResurrectError::Description {
-            subject: None,
+            subject,
             what,
             doing,
             errno,

@@ -2,6 +2,7 @@
 
 use super::Opening;
 use crate::ResurrectError;
+use crate::error::Subject;
 use crate::gone_path::Times;
 use crate::restore::Restore;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
@@ -49,7 +50,7 @@ pub(super) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         .filter(|directory| directory.within.is_none())
     {
         make_one(all, directory, &mut made).map_err(|errno| ResurrectError::Description {
-            subject: None,
+            subject: Some(Subject::Removed(directory.id)),
             what: format!("{} (removed)", String::from_utf8_lossy(&directory.path)),
             doing: "making it again",
             errno,

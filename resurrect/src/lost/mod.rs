@@ -119,7 +119,8 @@ mod tests {
     use crate::error::Subject;
     use persist_mem::manifest::{
         Description, DescriptionId, DescriptionKind, Descriptor, EpollTarget, Live, Lock,
-        LockHolder, SemaphoreSet, Socket, SocketState, Undo, UndoMember, UnixLink, UnixSocket,
+        LockHolder, PipeId, RemovedDirectory, RemovedId, SemaphoreSet, Socket, SocketState, Undo,
+        UndoMember, UnixLink, UnixSocket,
     };
 
     fn process(pid: i32, ppid: i32, fds: &[u32]) -> Process {
@@ -269,6 +270,46 @@ mod tests {
             "{:?}",
             unix.link
         );
+    }
+
+    #[test]
+    fn both_ends_of_a_pipe_are_lost_and_what_is_below_a_directory() {
+        let end = |id| description(id, DescriptionKind::Pipe(PipeId(5)));
+        let below = |id, within| RemovedDirectory {
+            id: RemovedId(id),
+            path: Vec::new(),
+            within,
+            mode: 0,
+            owner: (0, 0),
+            times: [persist_mem::manifest::FileTime {
+                seconds: 0,
+                nanoseconds: 0,
+            }; 2]
+                .into(),
+        };
+        let manifest = Manifest {
+            processes: vec![
+                process(1, 0, &[]),
+                process(2, 1, &[0]),
+                process(3, 1, &[1]),
+                process(4, 1, &[2]),
+            ],
+            descriptions: vec![
+                end(0),
+                end(1),
+                description(2, DescriptionKind::Removed(RemovedId(8))),
+            ],
+            removed: vec![below(7, None), below(8, Some(RemovedId(7)))],
+            ..Manifest::default()
+        };
+        let of = |subject| {
+            let error = ResurrectError::own("making it")(sys::Errno::EIO);
+            without_those_of(&manifest, &error.about(subject)).unwrap()
+        };
+        let less = of(Subject::Pipe(PipeId(5)));
+        assert_eq!((lost(&less), ids(&less)), (vec![2, 3], vec![2]));
+        let less = of(Subject::Removed(RemovedId(7)));
+        assert_eq!((lost(&less), less.removed.len()), (vec![4], 0));
     }
 
     #[test]

@@ -29,6 +29,11 @@ pub(super) fn make(manifest: &Manifest, gone: &Gone) -> Manifest {
     }
     less.terminals
         .retain(|terminal| !gone.terminals.contains(&terminal.id));
+    less.pipes.retain(|pipe| !gone.pipes.contains(&pipe.id));
+    less.posix_queues
+        .retain(|queue| !gone.queues.contains(&queue.id));
+    less.removed
+        .retain(|directory| !gone.removed.contains(&directory.id));
     less.shared_objects
         .retain(|object| !gone.objects.contains(&object.id));
     for description in &mut less.descriptions {

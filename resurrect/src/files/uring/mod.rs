@@ -20,6 +20,7 @@ mod user;
 
 use super::Opening;
 use crate::ResurrectError;
+use crate::error::Subject;
 use crate::restore::Restore;
 use mapped::Mapped;
 use persist_mem::manifest::{Description, DescriptionKind, Ring};
@@ -97,7 +98,8 @@ fn fill_those(
         {
             let opened = opened.try_clone().map_err(|_| Errno::EMFILE);
             let opened = opened.map_err(super::failed(description, "filling its ring"))?;
-            fill_one(restore, description, ring, &opened)?;
+            let about = Subject::Description(description.id);
+            fill_one(restore, description, ring, &opened).map_err(|error| error.about(about))?;
         }
     }
     Ok(())
