@@ -45,16 +45,38 @@ impl std::error::Error for NotCarried {}
 /// Tries again a few times while something is not carried.
 ///
 /// # Errors
-/// What is still wrong in the last try, or anything else at once.
+/// What is still wrong in the last try, or anything else at once. Of a process that has ended since it was refused, why
+/// it was.
 pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut refused = None;
     for pause in PAUSES {
         match attempt() {
-            Err(error) if is_refusal(&error) => log::info!("{error:#}; trying again"),
-            result => return result,
+            Err(error) if is_refusal(&error) => {
+                log::info!("{error:#}; trying again");
+                refused = Some(error);
+            }
+            result => return result.map_err(|error| instead(error, refused)),
         }
         std::thread::sleep(pause);
     }
-    attempt()
+    attempt().map_err(|error| instead(error, refused))
+}
+
+/// The error that tells more, of the last one and the refusal before.
+fn instead(last: anyhow::Error, refused: Option<anyhow::Error>) -> anyhow::Error {
+    let errno = |cause: &FreezerError| match cause {
+        FreezerError::Call { errno, .. } | FreezerError::Seize { errno, .. } => Some(*errno),
+        _ => None,
+    };
+    let of_ended = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref().and_then(errno) == Some(sys::Errno::ESRCH)
+    };
+    match refused {
+        Some(refused) if last.chain().any(of_ended) => {
+            refused.context("the process has ended; before, it was refused")
+        }
+        _ => last,
+    }
 }
 
 /// Whether it may be over in a moment.
@@ -86,6 +108,13 @@ mod tests {
             results.next().unwrap_or(Err(anyhow!("too often")))
         });
         assert_eq!((done.is_ok(), tries), (true, 3));
+        let refusal = Err(FreezerError::Refused(Vec::new())).context("its rseq is none");
+        let errno = sys::Errno::ESRCH;
+        let (pid, doing) = (sys::Pid(1), "looking".to_owned());
+        let gone = Err(FreezerError::Call { pid, doing, errno }.into());
+        let mut results = [refusal, gone].into_iter();
+        let ended: Result<()> = patiently(|| results.next().unwrap_or(Ok(())));
+        assert!(format!("{:#}", ended.unwrap_err()).contains("its rseq is none"));
         let mut tries = 0;
         let other: Result<()> = patiently(|| {
             tries += 1;
