@@ -144,11 +144,14 @@ fn let_both_go(frozen: &mut Frozen, tracer: Tid) {
     std::thread::sleep(BETWEEN_LOOKS * (1 + odd));
 }
 
-/// Waits until a killed process is gone or can be waited for: it is nobody's here.
+/// Waits until a killed process is gone or can be waited for: it is nobody's here. Its leader has ended before its
+/// other threads, as a rule, whose ids a restore needs.
 pub(super) fn wait_for_end(pid: Pid, limit: Duration) {
     let begun = Instant::now();
-    let lives =
-        || proc::Stat::read(pid, "stat").is_ok_and(|stat| !matches!(stat.state(), 'Z' | 'X'));
+    let ended = |stat: proc::Stat| matches!(stat.state(), 'Z' | 'X');
+    let others =
+        || proc::threads(pid).is_ok_and(|tids| tids.iter().any(|tid| *tid != pid.leader()));
+    let lives = || proc::Stat::read(pid, "stat").is_ok_and(|stat| !ended(stat) || others());
     while lives() && begun.elapsed() < limit {
         std::thread::sleep(Duration::from_micros(200));
     }
