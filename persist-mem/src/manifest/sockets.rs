@@ -348,6 +348,9 @@ pub struct NetlinkSocket {
     /// Messages that were not read yet, the oldest first: those about devices (NETLINK_KOBJECT_UEVENT), and those
     /// that another process has sent to it alone.
     pub unread: Vec<NetlinkMessage>,
+    /// What it has asked the kernel, which nothing of the answer was read of; empty when there is none.
+    #[serde(with = "serde_bytes")]
+    pub question: Vec<u8>,
 }
 
 /// A message of a netlink socket.

@@ -50,7 +50,7 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         both(Refused("a fan-out group with a program")),
     ),
     (
-        "netlink-queue",
+        "netlink-done",
         both(Refused("netlink messages that were not read")),
     ),
     (

@@ -8,6 +8,7 @@ mod hidden;
 mod inet;
 mod interfaces;
 mod netlink;
+mod netlink_answers;
 mod options;
 mod packet;
 mod packet_rings;

@@ -1,6 +1,6 @@
 //! Netlink sockets (netlink(7)).
 
-use super::{Common, Facts};
+use super::{Common, Facts, netlink_answers};
 use crate::FreezerError;
 use crate::files::Open;
 use crate::kernel;
@@ -37,6 +37,13 @@ pub(super) fn examine(
     {
         (sent_to_it, unread) = (found, false);
     }
+    let mut question = Vec::new();
+    if unread
+        && !common.has(c::POLLERR)
+        && let Some(found) = netlink_answers::question(open, common, facts.running)?
+    {
+        (question, unread) = (found, false);
+    }
     let lost = loses(open, common.has(c::POLLERR), unread)?;
     let name = socket::name(fd).map_err(open.call("asking for its address"))?;
     let peer = socket::peer_name(fd).map_err(open.call("asking for its peer's address"))?;
@@ -66,6 +73,7 @@ pub(super) fn examine(
         peer: (peer != (0, 0)).then_some(peer),
         lost,
         unread: sent_to_it,
+        question,
     })
 }
 

@@ -71,7 +71,8 @@ pub(super) fn hear_of_devices(all: &[Making<'_>], sockets: &Sockets) -> Result<(
     Ok(())
 }
 
-/// Sends what processes had sent to sockets alone: from the sender's socket, or one of its port.
+/// Sends what processes had sent to sockets alone: from the sender's socket, or one of its port. And asks the kernel
+/// again what it was asked.
 pub(super) fn deliver(all: &[Making<'_>], sockets: &Sockets) -> Result<(), ResurrectError> {
     for making in all.iter().filter(|making| !is_about_devices(making)) {
         let SocketState::Netlink(state) = &making.socket.state else {
@@ -85,6 +86,15 @@ pub(super) fn deliver(all: &[Making<'_>], sockets: &Sockets) -> Result<(), Resur
             let sender = sender.map(|sender| sockets.get(sender)).transpose()?;
             send_alone(making, sender, state.port.unwrap_or(0), message)
                 .map_err(making.failed("filling its queue"))?;
+        }
+        if !state.question.is_empty() {
+            let question = Outgoing {
+                data: &state.question,
+                to: &address(0, 0),
+                ..Outgoing::default()
+            };
+            socket::send(sockets.get(making)?, &question, c::MSG_DONTWAIT)
+                .map_err(making.failed("asking the kernel again"))?;
         }
     }
     Ok(())

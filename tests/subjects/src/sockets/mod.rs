@@ -492,8 +492,18 @@ pub(crate) const GROUP: Group = Group {
         subject("netlink", "netlink sockets with groups", netlink::start),
         subject(
             "netlink-queue",
-            "netlink sockets with an answer that nobody has read",
+            "netlink sockets with a list as an answer that nobody has read",
             netlink::queue,
+        ),
+        subject(
+            "netlink-single",
+            "netlink sockets with an answer about one interface that nobody has read",
+            netlink::single,
+        ),
+        subject(
+            "netlink-done",
+            "netlink sockets with an acknowledgement that nobody has read",
+            netlink::done,
         ),
         subject(
             "netlink-group-queue",

@@ -106,7 +106,46 @@ fn is_last(messages: &[u8]) -> bool {
     false
 }
 
-/// An answer that nobody reads.
+/// An answer about one interface that nobody reads.
+pub(crate) fn single(_: &Setting) -> Result<Watch> {
+    let socket = bound(NETLINK_ROUTE, 0, 0)?;
+    let ask_one = move || {
+        let mut question = [0_u8; 32];
+        question[0] = 32;
+        // RTM_GETLINK of the first interface.
+        question[4..8].copy_from_slice(&[18, 0, 1, 0]);
+        (question[8], question[20]) = (42, 1);
+        write(socket, &question)
+    };
+    ask_one()?;
+    Ok(Watch::new(move || {
+        same("RTM_NEWLINK", &16, &answer(socket)?[4])?;
+        ask_one()
+    })
+    .spoiled_by(move || answer(socket).map(drop)))
+}
+
+/// The kernel says that it has done what it was asked, which it may not be asked twice; nobody reads that.
+pub(crate) fn done(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let socket = bound(NETLINK_ROUTE, 0, 0)?;
+    let ask_one = move || {
+        let mut question = [0_u8; 32];
+        question[0] = 32;
+        // RTM_NEWLINK of the first interface, with NLM_F_ACK, and nothing to change.
+        question[4..8].copy_from_slice(&[16, 0, 5, 0]);
+        (question[8], question[20]) = (42, 1);
+        write(socket, &question)
+    };
+    ask_one()?;
+    Ok(Watch::new(move || {
+        same("NLMSG_ERROR", &2, &answer(socket)?[4])?;
+        ask_one()
+    })
+    .spoiled_by(move || answer(socket).map(drop)))
+}
+
+/// A list of interfaces that nobody reads.
 pub(crate) fn queue(_: &Setting) -> Result<Watch> {
     let socket = bound(NETLINK_ROUTE, 0, 0)?;
     ask(socket)?;
