@@ -175,15 +175,17 @@ fn backing(
                 file,
                 offset: map.offset,
                 shared: map.shared(),
+                gone: None,
             },
             OnDisk::Zero => Backing::Zero { offset: map.offset },
         });
     }
-    if let Some(file) = renamed(pid, map) {
+    if let Some((file, gone)) = renamed(pid, map) {
         return Ok(Backing::File {
             file,
             offset: map.offset,
             shared: true,
+            gone: Some(gone),
         });
     }
     if let Some(object) = files::secret::mapped(pid, map, objects)? {
@@ -247,8 +249,8 @@ fn kind(map: &Mapping, file: &File) -> Result<SharedKind, String> {
 }
 
 /// The file of a shared mapping that has lost the name it was mapped by and has another one, as the semaphores
-/// of sem_open(3) do.
-fn renamed(pid: Pid, map: &Mapping) -> Option<FileRef> {
+/// of sem_open(3) do; and the name that it has lost.
+fn renamed(pid: Pid, map: &Mapping) -> Option<(FileRef, Vec<u8>)> {
     let gone = map.name.strip_suffix(DELETED)?;
     if !map.shared() || !gone.starts_with(b"/") || map.page_size > sys::PAGE_SIZE_U64 {
         return None;
@@ -259,11 +261,12 @@ fn renamed(pid: Pid, map: &Mapping) -> Option<FileRef> {
     }
     let (dev, inode) = (meta.dev(), meta.ino());
     let path = files::other_name(files::Identity { dev, inode }, gone)?;
-    Some(FileRef {
+    let file = FileRef {
         path: path.into_os_string().into_vec(),
         inode,
         size: meta.size(),
-    })
+    };
+    Some((file, gone.to_vec()))
 }
 
 enum OnDisk {
@@ -273,7 +276,10 @@ enum OnDisk {
 
 /// The file of the mapping before, when it is that of this one, too.
 fn same_file(map: &Mapping, before: &Vma) -> Option<FileRef> {
-    let Backing::File { file, .. } = &before.backing else {
+    let Backing::File {
+        file, gone: None, ..
+    } = &before.backing
+    else {
         return None;
     };
     let same = file.inode == map.inode && file.path == map.name;

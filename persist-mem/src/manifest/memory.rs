@@ -209,6 +209,8 @@ pub enum Backing {
         offset: u64,
         /// `MAP_SHARED`.
         shared: bool,
+        /// The name it was mapped by, where the file has lost that and `file` is another one.
+        gone: Option<Vec<u8>>,
     },
     /// A memory object that has no path on disk.
     Object {

@@ -1,7 +1,7 @@
 //! Making the mappings, writable as long as pages are still to come.
 
 use super::inherit::is_segment;
-use super::{Builder, apart, segments};
+use super::{Builder, apart, removed_name, segments};
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use crate::error::Subject;
@@ -32,6 +32,8 @@ const O_LARGEFILE: i32 = 0o100_000;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source<'a> {
     File(&'a FileRef),
+    /// By the name that it has lost.
+    Removed(&'a FileRef, &'a [u8]),
     Object(u32),
     Zero,
 }
@@ -60,7 +62,7 @@ struct Mapper<'a, 'b> {
     run: Option<Run>,
     /// The next mapping is one of its own beside the one before it.
     apart: bool,
-    /// Further descriptions of objects, until the calls are made that take them.
+    /// Further descriptions of objects, and of files without their names, until the calls are made that take them.
     further: Vec<OwnedFd>,
 }
 
@@ -125,7 +127,14 @@ impl<'a> Mapper<'a, '_> {
                 file,
                 offset,
                 shared,
-            } => self.map_file(vma, mm, Source::File(file), *shared, *offset),
+                gone,
+            } => {
+                let source = match gone {
+                    Some(gone) => Source::Removed(file, gone),
+                    None => Source::File(file),
+                };
+                self.map_file(vma, mm, source, *shared, *offset)
+            }
             Backing::Object {
                 object,
                 offset,
@@ -221,26 +230,27 @@ impl<'a> Mapper<'a, '_> {
         let mode = if writable { O_RDWR } else { 0 };
         let flags = mode | O_CLOEXEC | O_LARGEFILE;
         let path = match source {
-            Source::Object(object) => {
-                let fd = self.take(object, writable)?;
-                self.open = Some(OpenFile {
-                    source,
-                    writable,
-                    fd,
-                });
-                return Ok(fd);
-            }
-            Source::File(file) => {
+            Source::Object(_) | Source::Zero => b"/dev/zero",
+            Source::File(file) | Source::Removed(file, _) => {
                 crate::files::path::check_same(file)
                     .map_err(|error| error.about(Subject::Process(self.builder.pid)))?;
                 file.path.as_slice()
             }
-            Source::Zero => b"/dev/zero",
         };
-        let batch = self.calls.batch();
-        let path = batch.string(path);
-        let args = [AT_FDCWD.into(), path.into(), flags.into()];
-        let fd = batch.call("opening a mapped file", nr::OPENAT, args);
+        let taken = match source {
+            Source::Object(object) => Some(self.take(object, writable)?),
+            Source::Removed(file, gone) => {
+                let opened = removed_name::open(file, gone, OFlag::from_bits_retain(flags));
+                opened.ok().map(|opened| self.take_further(opened))
+            }
+            Source::File(_) | Source::Zero => None,
+        };
+        let fd = taken.unwrap_or_else(|| {
+            let batch = self.calls.batch();
+            let path = batch.string(path);
+            let args = [AT_FDCWD.into(), path.into(), flags.into()];
+            batch.call("opening a mapped file", nr::OPENAT, args)
+        });
         self.open = Some(OpenFile {
             source,
             writable,
@@ -273,6 +283,15 @@ impl<'a> Mapper<'a, '_> {
         let args = [self.builder.pidfd.into(), theirs.into(), 0.into()];
         let batch = self.calls.batch();
         Ok(batch.call("taking a memory object", nr::PIDFD_GETFD, args))
+    }
+
+    /// A copy of this process's descriptor of a file that is opened for a mapping.
+    fn take_further(&mut self, theirs: OwnedFd) -> CallIndex {
+        let number = theirs.as_raw_fd();
+        self.further.push(theirs);
+        let args = [self.builder.pidfd.into(), number.into(), 0.into()];
+        let batch = self.calls.batch();
+        batch.call("taking a mapped file", nr::PIDFD_GETFD, args)
     }
 
     fn flush(&mut self) -> Result<(), ResurrectError> {

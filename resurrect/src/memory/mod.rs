@@ -41,6 +41,7 @@ mod pages;
 mod place;
 pub(crate) mod policy;
 mod protect;
+mod removed_name;
 mod segments;
 pub(crate) mod uring;
 mod vdso;

@@ -116,6 +116,11 @@ pub(crate) const GROUP: Group = Group {
             removed_file::start,
         ),
         subject(
+            "removed-name",
+            "mappings of a file that has lost its name and has another one",
+            removed_file::other_name,
+        ),
+        subject(
             "shared-anon",
             "shared anonymous memory across a family",
             shared_anon::start,
