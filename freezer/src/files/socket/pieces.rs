@@ -99,6 +99,29 @@ pub(super) fn packets(fd: BorrowedFd<'_>) -> Result<Vec<Packet>, Unreadable> {
     })
 }
 
+/// The same with all that is in them, where none brings descriptors: of a socket with an error, which a look at its queue
+/// would take off.
+pub(super) fn whole_packets(fd: BorrowedFd<'_>) -> Result<Vec<Piece>, Unreadable> {
+    let whole = |kernel: &mut Kernel, buffer: &Buffer| {
+        let files = kernel.in_flight(buffer)?;
+        if !files.is_empty() {
+            return Err(Unreadable::Inconsistent("a packet with descriptors"));
+        }
+        Ok(Piece {
+            data: kernel.contents(buffer)?,
+            consumed: 0,
+            urgent: false,
+            files,
+            credentials: sender(kernel, buffer)?,
+        })
+    };
+    kernel::look(|kernel| {
+        let sk = kernel.own_sock(fd)?;
+        let buffers = kernel.queue(sk)?;
+        buffers.iter().map(|one| whole(kernel, one)).collect()
+    })
+}
+
 fn packet(kernel: &mut Kernel, buffer: &Buffer) -> Result<Packet, Unreadable> {
     let len = kernel.of_buffer(buffer, "len")?;
     let source = if len == 0 {

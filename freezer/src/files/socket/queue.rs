@@ -31,8 +31,8 @@ pub(super) struct Message {
 }
 
 impl Message {
-    /// A piece of a stream, as the kernel's memory has it.
-    fn of(piece: Piece) -> Message {
+    /// A piece of a stream or a packet, as the kernel's memory has it.
+    pub(super) fn of(piece: Piece) -> Message {
         Message {
             data: piece.data,
             credentials: piece.credentials,

@@ -140,7 +140,8 @@ pub(super) fn examine(
     if common.has(c::POLLERR) && common.kind != c::SOCK_STREAM {
         // To read a queue would take the error off; of an end that is shut down POLLIN tells nothing.
         let unread = socket::unread(fd).map_err(open.call("asking for unread data"))?;
-        if common.kind != c::SOCK_SEQPACKET || unread != 0 {
+        let seen = || pieces::whole_packets(fd).is_ok();
+        if common.kind != c::SOCK_SEQPACKET || unread != 0 && !seen() {
             return Err(open.refuse("an error waits on it that was not read yet"));
         }
     }
@@ -320,7 +321,7 @@ pub(super) fn queue(
         return Ok(Vec::new());
     }
     if common.kind == c::SOCK_SEQPACKET && common.has(c::POLLERR) {
-        return Ok(Vec::new());
+        return behind_error(open);
     }
     if common.kind != c::SOCK_STREAM {
         const SHUT_RD: u8 = 1;
@@ -338,6 +339,18 @@ pub(super) fn queue(
         message.source.clear();
     }
     Ok(messages)
+}
+
+/// Packets that are read when a pending error is: to peek at them would take that off.
+fn behind_error(open: &Open<'_>) -> Result<Vec<Message>, FreezerError> {
+    let fd = open.copy.as_fd();
+    match pieces::whole_packets(fd) {
+        Ok(packets) => Ok(packets.into_iter().map(Message::of).collect()),
+        Err(why) => match socket::unread(fd).map_err(open.call("asking for unread data"))? {
+            0 => Ok(Vec::new()),
+            _ => Err(open.refuse(format!("an error waits on it that was not read yet: {why}"))),
+        },
+    }
 }
 
 /// Notes who sent each message, which the kernel shows only while the receiver asks for it, and puts those in that

@@ -54,6 +54,11 @@ pub(crate) const GROUP: Group = Group {
             unix_pair::widowed,
         ),
         subject(
+            "unix-reset",
+            "packets of unix sockets behind an error that nobody was told (ECONNRESET)",
+            unix_pair::reset,
+        ),
+        subject(
             "unix-family",
             "unix pairs between parent and child",
             unix_pair::family,

@@ -149,6 +149,48 @@ pub(crate) fn widowed(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || read(stream, 500).map(drop)))
 }
 
+/// The peer is gone, has not read everything, and has sent packets: the error is told first. What was told is told no
+/// more, so each look takes another socket.
+pub(crate) fn reset(_: &Setting) -> Result<Watch> {
+    let make = || {
+        let [one, gone] = pair(SOCK_SEQPACKET | SOCK_NONBLOCK)?;
+        for packet in [&b"last"[..], b"", b"words"] {
+            write(gone, packet)?;
+        }
+        write(one, b"never read")?;
+        close(gone);
+        anyhow::Ok(one)
+    };
+    let mut all = vec![make()?];
+    let last = make()?;
+    Ok(Watch::new(move || {
+        for one in [all.pop().unwrap_or(-1), last] {
+            same("the error", &POLLERR, &(ready(one, 0)? & POLLERR))?;
+            let mut waiting = 0;
+            // SAFETY: the kernel writes one int.
+            sys("FIONREAD", unsafe {
+                libc::ioctl(one, libc::FIONREAD, &raw mut waiting)
+            })?;
+            same("what waits", &9, &waiting)?;
+            if one != last {
+                let error = read(one, 9).err().map(|error| error.to_string());
+                let told = error.is_some_and(|text| text.ends_with(&libc::ECONNRESET.to_string()));
+                same("the error is told", &true, &told)?;
+                let read = [read(one, 9)?, read(one, 9)?, read(one, 9)?, read(one, 9)?];
+                let sent = [&b"last"[..], b"", b"words", b""].map(<[u8]>::to_vec);
+                same("the packets", &sent, &read)?;
+                close(one);
+            }
+        }
+        all.push(make()?);
+        Ok(())
+    })
+    .spoiled_by(move || {
+        let _ = read(last, 9);
+        Ok(())
+    }))
+}
+
 /// One end in each process.
 pub(crate) fn family(setting: &Setting) -> Result<Watch> {
     let [ours, theirs] = pair(SOCK_STREAM)?;
