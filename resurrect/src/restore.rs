@@ -4,6 +4,7 @@ use crate::ResurrectError;
 use crate::calls::run_together;
 use crate::files::Files;
 use crate::files::uring::layout::{self, Moved};
+use crate::ipc;
 use crate::memory::{Families, Kernel};
 use crate::numbers;
 use crate::objects::Objects;
@@ -258,6 +259,7 @@ impl<'a> Restore<'a> {
         }
         self.tasks.clear();
         while let Ok(Some(_)) = wait::poll_children() {}
+        ipc::remove_all(self);
         let _ = nix::sys::prctl::set_child_subreaper(reaper);
     }
 }

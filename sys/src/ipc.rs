@@ -381,6 +381,26 @@ pub fn msg_get(key: i32, flags: i32) -> Result<i32> {
     unsafe { syscall(libc::SYS_msgget, [number(key), number(flags), 0, 0, 0, 0]) }.and_then(id)
 }
 
+/// msgctl(2) `IPC_RMID`.
+///
+/// # Errors
+/// As msgctl(2).
+pub fn msg_remove(id: i32) -> Result<()> {
+    let args = [number(id), number(libc::IPC_RMID), 0, 0, 0, 0];
+    // SAFETY: no pointers.
+    unsafe { syscall(libc::SYS_msgctl, args) }.map(drop)
+}
+
+/// semctl(2) `IPC_RMID`.
+///
+/// # Errors
+/// As semctl(2).
+pub fn sem_remove(id: i32) -> Result<()> {
+    let args = [number(id), 0, number(libc::IPC_RMID), 0, 0, 0];
+    // SAFETY: no pointers.
+    unsafe { syscall(libc::SYS_semctl, args) }.map(drop)
+}
+
 /// Type and text of message number `index` of a queue, which stays in it (msgrcv(2) `MSG_COPY`). None
 /// past the last.
 ///

@@ -9,7 +9,8 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, fchown};
 use persist_mem::manifest::{
-    Description, DescriptionId, DescriptionKind, Descriptor, Notification, Notify, PosixQueue,
+    Description, DescriptionId, DescriptionKind, Descriptor, Manifest, Notification, Notify,
+    PosixQueue,
 };
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
@@ -72,6 +73,16 @@ fn open_all(
         open_by(&opening, name).map(|fd| (description.id, fd))
     });
     opened.collect()
+}
+
+/// Removes the names of all queues.
+pub(crate) fn remove_all(manifest: &Manifest) {
+    for queue in manifest.posix_queues.iter().filter(|queue| !queue.unlinked) {
+        if let Ok(name) = CString::new(queue.name.as_slice()) {
+            // What was not made cannot be removed.
+            let _ = mqueue::unlink(&name);
+        }
+    }
 }
 
 /// Lets go of the queues.

@@ -10,9 +10,10 @@ use crate::ResurrectError;
 use crate::objects::as_user;
 use crate::restore::Restore;
 use nix::unistd::{Gid, Uid};
-use persist_mem::manifest::IpcPerm;
-use sys::Errno;
+use persist_mem::manifest::{IpcPerm, SharedKind};
+use sys::{Errno, ipc};
 
+const IPC_RMID: i32 = 0;
 const IPC_CREAT: i32 = 0o1000;
 const IPC_EXCL: i32 = 0o2000;
 
@@ -26,6 +27,28 @@ pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         messages::make(queue, &mut |pid, what| bearer::act(restore, pid, what))?;
     }
     Ok(())
+}
+
+/// Removes what a restore that has failed may have made on a kernel of its own: who comes next would find it used by
+/// processes that are gone.
+pub(crate) fn remove_all(restore: &Restore<'_>) {
+    if !restore.is_upgrade() {
+        return;
+    }
+    let manifest = restore.manifest;
+    for set in &manifest.semaphores {
+        // What was not made cannot be removed.
+        let _ = ipc::sem_remove(set.perm.id);
+    }
+    for queue in &manifest.message_queues {
+        let _ = ipc::msg_remove(queue.perm.id);
+    }
+    for object in &manifest.shared_objects {
+        if let SharedKind::SystemV(shm) = &object.kind {
+            let _ = ipc::shm_control(shm.perm.id, IPC_RMID);
+        }
+    }
+    crate::files::mqueue::remove_all(manifest);
 }
 
 fn failed(what: &str, id: i32, doing: &'static str) -> impl Fn(Errno) -> ResurrectError {

@@ -111,3 +111,8 @@ pub(super) fn lost_process(host: &mut Host, rig: &Rig) -> Result<()> {
         lost => bail!("the next upgrade has lost {lost:?}"),
     }
 }
+
+/// The restore begins again without one process: nothing of the first time is in the way.
+pub(super) fn lost_among_subjects(host: &mut Host, rig: &Rig) -> Result<()> {
+    host.must_upgrade_without_one(rig, "6.12")
+}

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Test;
 use crate::guest::Output;
-use crate::jump;
+use crate::jump::{self, Jump};
 use crate::programs::{self, Pause, Program, SHORT, Subjects};
 use crate::rig::Rig;
 use crate::ui;
@@ -142,13 +142,31 @@ impl Host {
     /// Upgrades, verifies every program and that the memory is back.
     pub(super) fn must_upgrade(&mut self, rig: &Rig, to: &str) -> Result<()> {
         let jump = jump::upgrade(&mut self.vm, rig.kernel(to)?)?;
+        self.must_have_come(&jump)
+    }
+
+    /// The same with one process more, which cannot be rebuilt: only that is lost.
+    pub(super) fn must_upgrade_without_one(&mut self, rig: &Rig, to: &str) -> Result<()> {
+        let shell = &mut self.vm.shell;
+        let pid = shell.must("sleep 10000 < /dev/null > /dev/null 2>&1 & echo $!", SHORT)?;
+        let pid = pid.lines().last().unwrap_or_default().trim();
+        let fault = format!("KUPGRADE_FAULT=process:{pid} ");
+        let mut jump = jump::upgrade_with(&mut self.vm, rig.kernel(to)?, &fault)?;
+        let lost = core::mem::take(&mut jump.report.lost);
+        if lost.len() != 1 || lost[0].pid.to_string() != pid {
+            bail!("lost are {lost:?} instead of process {pid}");
+        }
+        self.must_have_come(&jump)
+    }
+
+    fn must_have_come(&mut self, jump: &Jump) -> Result<()> {
         self.verify(&Pause {
             blackout_ms: Some(jump.report.blackout_ms),
         })?;
         let mem_after = jump::wait_for_memory(&mut self.vm, jump.mem_before)?;
         let faults = jump::faults(&mut self.vm)?;
         let faults = faults.iter().map(|line| format!("the kernel says: {line}"));
-        let summary = crate::report::Summary::new(&jump, mem_after, faults.collect());
+        let summary = crate::report::Summary::new(jump, mem_after, faults.collect());
         ui::say(&crate::report::tables(std::slice::from_ref(&summary)));
         if !summary.errors.is_empty() {
             bail!("{}", summary.errors.join("; "));

@@ -43,6 +43,12 @@ const DESCRIPTORS: Kind = Kind::Subjects {
     parts: "=files =sockets =terminals =ipc",
 };
 
+/// What a restore that begins again may find from the time before.
+const KEEPING: Kind = Kind::Subjects {
+    from: "6.1",
+    parts: "=ipc =terminals",
+};
+
 /// What 6.1 has not: it begins on the newest kernel.
 const RECENT: Kind = Kind::Subjects {
     from: "backports",
@@ -169,6 +175,11 @@ const SCENARIOS: &[Scenario] = &[
         "damage/lost-process",
         Kind::Fresh { memory: 1536 },
         damage::lost_process,
+    ),
+    (
+        "damage/lost-among-subjects",
+        KEEPING,
+        damage::lost_among_subjects,
     ),
     (
         "damage/manifest-bit-flip",
