@@ -78,7 +78,7 @@ pub(super) fn check(open: &Open<'_>, inside: Option<&[Pid]>) -> Result<(), Freez
     if let Some(why) = obstacle(&state).or(submitter) {
         return Err(open.refuse(why));
     }
-    if let Some(why) = resources::obstacle(&state).or_else(|| unheld(open, &state)) {
+    if let Some(why) = lasting(open, &state).or_else(|| unheld(open, &state)) {
         return Err(open.refuse(why));
     }
     if dropped(&state, open.copy) {
@@ -127,11 +127,29 @@ fn obstacle(state: &RingState) -> Option<String> {
     (state.drains_no_more && submitted == 0).then(|| "its ring has counted 2^32 requests".into())
 }
 
+/// How often what changes is looked at, and the time between.
+const LOOKS: usize = 8;
+const BETWEEN: Duration = Duration::from_millis(5);
+
+/// What keeps what the ring of a process that may run holds from being carried, whenever one looks: a request that ends
+/// as it is read, and whose memory is another one's by then, can look like anything.
+fn lasting(open: &Open<'_>, first: &RingState) -> Option<String> {
+    let mut found = resources::obstacle(first);
+    for _ in 0..LOOKS {
+        found.as_ref()?;
+        std::thread::sleep(BETWEEN);
+        match state(open.copy) {
+            Ok(now) => found = resources::obstacle(&now),
+            Err(Unreadable::Inconsistent(_)) => return None,
+            Err(why) => log::debug!("a ring that is looked at again: {why}"),
+        }
+    }
+    found
+}
+
 /// Why a file that the ring of a process that may run needs would not be there: no descriptor is open on it, whenever
 /// one looks.
 fn unheld(open: &Open<'_>, first: &RingState) -> Option<String> {
-    const LOOKS: usize = 8;
-    const BETWEEN: Duration = Duration::from_millis(5);
     let mut missing = resources::unheld(open, first);
     for _ in 0..LOOKS {
         if missing.is_empty() {
