@@ -1,19 +1,22 @@
 //! Files that the kernel makes up: the path is all there is.
 
 use super::{O_PATH, Open};
-use crate::{FreezerError, proc};
+use crate::{FreezerError, kernel, proc};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::SFlag;
 use nix::sys::statfs::{
     CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, FsType, PROC_SUPER_MAGIC,
     SECURITYFS_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC, fstatfs, statfs,
 };
-use persist_mem::manifest::{DescriptionKind, FileRef};
+use persist_mem::manifest::{DescriptionKind, FileRef, PressureTrigger};
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use sys::Pid;
+
+const O_ACCMODE: u32 = 3;
+const O_RDONLY: u32 = 0;
 
 /// File systems whose inodes are made when they are looked at.
 const MADE_UP: [FsType; 7] = [
@@ -53,7 +56,36 @@ pub(super) fn capture(open: &Open<'_>) -> Result<Option<DescriptionKind>, Freeze
         path.extend_from_slice(super::path::DELETED);
     }
     let seen = system.filesystem_type() != PROC_SUPER_MAGIC && has_seen(open)?;
-    Ok(Some(DescriptionKind::Pseudo { path, seen }))
+    Ok(Some(DescriptionKind::Pseudo {
+        path,
+        seen,
+        trigger: trigger(open, system.filesystem_type())?,
+    }))
+}
+
+/// What was written to a file of pressure.
+fn trigger(open: &Open<'_>, system: FsType) -> Result<Option<PressureTrigger>, FreezerError> {
+    const IRQ: [&[u8]; 2] = [b"/irq", b"/irq.pressure"];
+    let of_group = system == CGROUP2_SUPER_MAGIC;
+    let flags = open.flags()?;
+    let of_pressure = match of_group {
+        true => open.link.ends_with(b".pressure") && !open.link.ends_with(b"/cgroup.pressure"),
+        false => open.link.starts_with(b"/proc/pressure/"),
+    };
+    if !of_pressure || flags & O_PATH != 0 || flags & O_ACCMODE == O_RDONLY {
+        return Ok(None);
+    }
+    let found = kernel::look(|kernel| kernel.pressure_trigger(open.copy.as_fd(), of_group));
+    let mut found = found.map_err(|why| {
+        open.refuse(format!(
+            "what it is to tell of pressure cannot be read: {why}"
+        ))
+    })?;
+    if let Some(trigger) = &mut found {
+        // There is nothing else of interrupts, and its number is another one.
+        trigger.full |= IRQ.iter().any(|name| open.link.ends_with(name));
+    }
+    Ok(found)
 }
 
 /// Whether files of it that are gone still can be read, to be told so (`ENODEV`, fs/kernfs/file.c).
@@ -103,6 +135,7 @@ pub(super) fn namespace(open: &Open<'_>) -> Option<DescriptionKind> {
         DescriptionKind::Pseudo {
             path: path.into_bytes(),
             seen: false,
+            trigger: None,
         }
     })
 }

@@ -2,7 +2,8 @@
 //!
 //! Here is how things are found: structures by the kernel's own description of its types ([`btf`]), threads
 //! from the numbers of this PID namespace ([`mod@tasks`]), open files from their tables ([`mod@files`]), messages in
-//! the queues of sockets ([`mod@sockets`]), buffers of pipes ([`mod@pipes`]), inodes
+//! the queues of sockets ([`mod@sockets`]), buffers of pipes ([`mod@pipes`]), triggers
+//! of pressure ([`mod@pressure`]), inodes
 //! ([`mod@inodes`]), kinds of open files ([`mod@nature`]), what is told of files ([`mod@notify`]), paths ([`mod@paths`]), connections of TCP
 //! ([`mod@connections`]), terminals ([`mod@terminals`]), rings of io_uring ([`mod@uring`], [`mod@ring_requests`], [`mod@ring_links`],
 //! [`mod@ring_messages`], [`mod@ring_resources`], [`mod@ring_groups`]), pages ([`mod@pages`]),
@@ -25,6 +26,7 @@ mod oom;
 mod pages;
 mod paths;
 mod pipes;
+mod pressure;
 mod processors;
 mod ring_groups;
 mod ring_links;

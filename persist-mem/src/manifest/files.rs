@@ -111,6 +111,8 @@ pub enum DescriptionKind {
         path: Vec<u8>,
         /// Its reader has seen its last change: poll(2) says nothing (`POLLPRI`).
         seen: bool,
+        /// Of a file of pressure: what poll(2) tells of.
+        trigger: Option<PressureTrigger>,
     },
     /// A character device that has no state of its own, opened again by path.
     Device {
@@ -266,6 +268,24 @@ pub enum DescriptionKind {
     Ring(Box<Ring>),
     /// socket(2), whatever its family.
     Socket(Box<Socket>),
+}
+
+/// What was written to a file of pressure (Documentation/accounting/psi.rst). Its text is what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PressureTrigger {
+    /// `full`, not `some`.
+    pub full: bool,
+    /// How long tasks must wait in a window, in microseconds.
+    pub threshold: u32,
+    /// The window in microseconds.
+    pub window: u32,
+}
+
+impl core::fmt::Display for PressureTrigger {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let what = if self.full { "full" } else { "some" };
+        write!(f, "{what} {} {}", self.threshold, self.window)
+    }
 }
 
 /// An entry of an epoll interest list (`tfd:` lines of fdinfo).

@@ -284,7 +284,7 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
             };
             handle::open(opening, &elsewhere)
         }
-        DescriptionKind::Pseudo { path, .. } => pseudo::open(opening, path),
+        DescriptionKind::Pseudo { path, trigger, .. } => pseudo::open(opening, path, *trigger),
         DescriptionKind::Removed(id) => removed::open(opening, *id),
         DescriptionKind::Terminal { terminal, path, .. } => {
             terminal::open(opening, *terminal, path)

@@ -4,7 +4,7 @@ use super::{Opening, path, vanished};
 use crate::ResurrectError;
 use crate::restore::Restore;
 use nix::sys::stat::Mode;
-use persist_mem::manifest::DescriptionKind;
+use persist_mem::manifest::{DescriptionKind, PressureTrigger};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +14,11 @@ use sys::{Errno, Pid};
 /// How the kernel shows the path of what was gone when it was saved.
 const GONE: &[u8] = b" (deleted)";
 
-pub(super) fn open(opening: &Opening<'_, '_>, at: &[u8]) -> Result<OwnedFd, ResurrectError> {
+pub(super) fn open(
+    opening: &Opening<'_, '_>,
+    at: &[u8],
+    trigger: Option<PressureTrigger>,
+) -> Result<OwnedFd, ResurrectError> {
     let path = Path::new(OsStr::from_bytes(at));
     let stand_in = || vanished::open(opening.restore, opening.flags());
     let opened = if at.ends_with(GONE) {
@@ -22,12 +26,43 @@ pub(super) fn open(opening: &Opening<'_, '_>, at: &[u8]) -> Result<OwnedFd, Resu
     } else {
         match nix::fcntl::open(path, opening.flags(), Mode::empty()) {
             Err(Errno::ENOENT) => of_nobody(opening, at),
+            Ok(file) => {
+                ask_for_pressure(opening, &file, trigger)?;
+                Ok(file)
+            }
             opened => opened,
         }
     };
     opened.map_err(|errno| {
         ResurrectError::changed(path.display().to_string(), format!("opening it: {errno}"))
     })
+}
+
+/// Writes what it is to tell of pressure. A kernel that does not measure it tells poll(2) of an error, as of a file that
+/// nothing was written to.
+fn ask_for_pressure(
+    opening: &Opening<'_, '_>,
+    file: &OwnedFd,
+    trigger: Option<PressureTrigger>,
+) -> Result<(), ResurrectError> {
+    let Some(trigger) = trigger else {
+        return Ok(());
+    };
+    let text = format!("{trigger}\n");
+    // Where there are offsets, in control groups, it is left as it is.
+    let written = match nix::sys::uio::pwrite(file, text.as_bytes(), 0) {
+        Err(Errno::ESPIPE) => nix::unistd::write(file, text.as_bytes()),
+        written => written,
+    };
+    match written {
+        Err(errno) if opening.restore.is_upgrade() => {
+            log::warn!("pressure is not told of: {trigger}: {errno}");
+            Ok(())
+        }
+        done => done
+            .map(drop)
+            .map_err(opening.failed("asking it to tell of pressure")),
+    }
 }
 
 /// A file about a process that had ended already: about a child of ours with its id, which ends; with another id

@@ -14,6 +14,7 @@ mod many;
 mod ownership;
 mod pidfd;
 mod pipe;
+mod pressure;
 mod proc;
 mod regular;
 mod removed;
@@ -358,6 +359,16 @@ pub(crate) const GROUP: Group = Group {
             "group-file-gone",
             "files and the directory of a control group that was removed",
             proc::of_a_removed_group,
+        ),
+        subject(
+            "pressure",
+            "a trigger of pressure stall information",
+            pressure::trigger,
+        ),
+        subject(
+            "pressure-group",
+            "a trigger of the pressure in a control group",
+            pressure::of_a_group,
         ),
         subject(
             "devices",
