@@ -57,7 +57,7 @@ pub fn restore_most(
     options: Options<'_>,
 ) -> Result<(World, Vec<Lost>), ResurrectError> {
     let begun = Instant::now();
-    let mut lost = Vec::new();
+    let (mut tries, mut lost) = (0, Vec::new());
     let mut less: Option<Manifest> = None;
     loop {
         let now = less.as_ref().unwrap_or(manifest);
@@ -69,9 +69,10 @@ pub fn restore_most(
             Ok(world) => return Ok((world, lost)),
             Err(error) => error,
         };
-        let Some(next) = without_those_of(now, &error).filter(|_| lost.len() < TRIES) else {
+        let Some(next) = without_those_of(now, &error).filter(|_| tries < TRIES) else {
             return Err(error);
         };
+        tries += 1;
         let more = newly_lost(now, &next, &error);
         more.iter()
             .for_each(|one| log::info!("{one}; it begins again"));
