@@ -29,17 +29,19 @@ pub(super) fn make(manifest: &Manifest) -> Result<BTreeMap<PipeId, Ends>, Resurr
     pipes.map(one).collect()
 }
 
+fn failed(pipe: &Pipe, doing: &'static str) -> impl FnOnce(Errno) -> ResurrectError + use<> {
+    let what = format!("pipe {}", pipe.id.0);
+    let subject = Some(Subject::Pipe(pipe.id));
+    move |errno| ResurrectError::Description {
+        subject,
+        what,
+        doing,
+        errno,
+    }
+}
+
 fn make_one(pipe: &Pipe) -> Result<Ends, ResurrectError> {
-    let failed = |doing: &'static str| {
-        let what = format!("pipe {}", pipe.id.0);
-        let subject = Some(Subject::Pipe(pipe.id));
-        move |errno| ResurrectError::Description {
-            subject,
-            what,
-            doing,
-            errno,
-        }
-    };
+    let failed = |doing| failed(pipe, doing);
     let (read, write_end) =
         pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(failed("making it"))?;
     fill(pipe, &write_end)?;
@@ -56,16 +58,7 @@ fn make_one(pipe: &Pipe) -> Result<Ends, ResurrectError> {
 
 /// Sizes and fills a pipe or FIFO.
 pub(super) fn fill(pipe: &Pipe, write_end: &OwnedFd) -> Result<(), ResurrectError> {
-    let failed = |doing: &'static str| {
-        let what = format!("pipe {}", pipe.id.0);
-        let subject = Some(Subject::Pipe(pipe.id));
-        move |errno| ResurrectError::Description {
-            subject,
-            what,
-            doing,
-            errno,
-        }
-    };
+    let failed = |doing| failed(pipe, doing);
     let size = fcntl(write_end, FcntlArg::F_GETPIPE_SZ).map_err(failed("asking for its size"))?;
     if size.cast_unsigned() != pipe.capacity {
         let wanted = pipe.capacity.cast_signed();

@@ -106,17 +106,20 @@ fn is_last(messages: &[u8]) -> bool {
     false
 }
 
+/// A request about the first interface, of this type and with these flags.
+fn ask_of_first(socket: i32, kind: [u8; 4]) -> Result<()> {
+    let mut question = [0_u8; 32];
+    question[0] = 32;
+    question[4..8].copy_from_slice(&kind);
+    (question[8], question[20]) = (42, 1);
+    write(socket, &question)
+}
+
 /// An answer about one interface that nobody reads.
 pub(crate) fn single(_: &Setting) -> Result<Watch> {
     let socket = bound(NETLINK_ROUTE, 0, 0)?;
-    let ask_one = move || {
-        let mut question = [0_u8; 32];
-        question[0] = 32;
-        // RTM_GETLINK of the first interface.
-        question[4..8].copy_from_slice(&[18, 0, 1, 0]);
-        (question[8], question[20]) = (42, 1);
-        write(socket, &question)
-    };
+    // RTM_GETLINK.
+    let ask_one = move || ask_of_first(socket, [18, 0, 1, 0]);
     ask_one()?;
     Ok(Watch::new(move || {
         same("RTM_NEWLINK", &16, &answer(socket)?[4])?;
@@ -129,14 +132,8 @@ pub(crate) fn single(_: &Setting) -> Result<Watch> {
 pub(crate) fn done(_: &Setting) -> Result<Watch> {
     loopback()?;
     let socket = bound(NETLINK_ROUTE, 0, 0)?;
-    let ask_one = move || {
-        let mut question = [0_u8; 32];
-        question[0] = 32;
-        // RTM_NEWLINK of the first interface, with NLM_F_ACK, and nothing to change.
-        question[4..8].copy_from_slice(&[16, 0, 5, 0]);
-        (question[8], question[20]) = (42, 1);
-        write(socket, &question)
-    };
+    // RTM_NEWLINK with NLM_F_ACK, and nothing to change.
+    let ask_one = move || ask_of_first(socket, [16, 0, 5, 0]);
     ask_one()?;
     Ok(Watch::new(move || {
         same("NLMSG_ERROR", &2, &answer(socket)?[4])?;
