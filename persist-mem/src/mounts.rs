@@ -90,6 +90,8 @@ pub struct Tree {
 /// One inode.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inode {
+    /// Its number (`st_ino`).
+    pub number: u64,
     /// Where it is found: more than one for hard links, none for the root.
     pub names: Vec<Name>,
     /// What it is.
@@ -115,6 +117,8 @@ pub struct Inode {
 pub struct Name {
     /// Index of the directory in [`Tree::inodes`].
     pub parent: u32,
+    /// How many entries the directory lists before it.
+    pub position: u32,
     /// Its name there.
     #[serde(with = "serde_bytes")]
     pub name: Vec<u8>,

@@ -328,6 +328,7 @@ mod tests {
             id: DescriptionId(0),
             flags: 2,
             pos: 0,
+            unread: None,
             owner: None,
             hint: 0,
             denied: 0,

@@ -45,6 +45,7 @@
 //! | [`limits`] | the calling process's own limits |
 //! | [`clock`] | clocks and the time stamp counter |
 //! | [`deadline`] | a bound for system calls that have none |
+//! | [`dirents`] | entries of directories with their offsets |
 
 pub mod batch;
 pub mod by_tracer;
@@ -53,6 +54,7 @@ pub mod clock;
 pub mod core_pattern;
 pub mod cpu_clock;
 pub mod deadline;
+pub mod dirents;
 pub mod epoll;
 pub mod fds;
 pub mod files;

@@ -1,19 +1,24 @@
 //! What of a file's identity is good for another kernel.
 //!
-//! Memory file systems are made again there, with the same paths and contents, and number their inodes as
-//! they please.
+//! Memory file systems are made again there, with the same paths and contents, and number their inodes and the
+//! entries of directories as they please.
 
 use crate::files::lasting;
-use persist_mem::manifest::{Backing, DescriptionKind, FileRef, Live, Manifest, State};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use persist_mem::manifest::{
+    Backing, Description, DescriptionKind, FileRef, Live, Manifest, State,
+};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Forgets the inode numbers that will not last ([`FileRef::inode`] is 0 then).
-pub(super) fn forget_inodes(manifest: &mut Manifest) {
+/// Forgets the inode numbers that will not last ([`FileRef::inode`] is 0 then), and tells places in directories
+/// otherwise ([`Description::unread`]).
+pub(super) fn settle(manifest: &mut Manifest) {
     let mut known = Known::default();
     for description in &mut manifest.descriptions {
+        description.unread = unread(description);
         if let DescriptionKind::Path(file) | DescriptionKind::Fifo { file, .. } =
             &mut description.kind
         {
@@ -40,6 +45,23 @@ fn references(live: &mut Live, known: &mut Known) {
             known.settle(file);
         }
     }
+}
+
+/// How much of a directory in memory has not been read, when it was begun.
+fn unread(description: &Description) -> Option<u32> {
+    let DescriptionKind::Path(file) = &description.kind else {
+        return None;
+    };
+    let path = Path::new(OsStr::from_bytes(&file.path));
+    let in_memory =
+        || statfs(path).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC) && path.is_dir();
+    if description.pos == 0 || !in_memory() {
+        return None;
+    }
+    let directory = std::fs::File::open(path).ok()?;
+    sys::fds::seek(&directory, description.pos).ok()?;
+    let unread = sys::dirents::offsets(&directory).ok()?;
+    u32::try_from(unread.len()).ok()
 }
 
 /// Directories that have been asked.

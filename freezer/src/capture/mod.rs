@@ -118,7 +118,7 @@ pub fn capture_host(frozen: &Frozen) -> Result<(Manifest, Objects), FreezerError
     };
     let (mut manifest, objects) = describe(frozen, Some(this), Externals::default(), &mut prepared)
         .map_err(apart::named_error)?;
-    lasting::forget_inodes(&mut manifest);
+    lasting::settle(&mut manifest);
     Ok((manifest, objects))
 }
 

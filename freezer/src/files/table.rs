@@ -232,6 +232,7 @@ impl Table {
             id,
             flags: open.flags()? | if queue { mqueue::kept_flag(&open) } else { 0 },
             pos: told.info.position(),
+            unread: None,
             owner: owner::capture(&open)?,
             hint: hint(&open)?,
             denied: self.denied(&open, &kind)?,

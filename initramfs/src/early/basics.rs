@@ -1,9 +1,13 @@
 //! The file systems every later step needs.
 
 use super::{EarlyError, Result};
+use crate::mounts::devices::Devices;
 use nix::mount::{MsFlags, mount};
 use std::path::Path;
 use sys::Errno;
+
+/// The `/proc` of early boot and of the supervisor has a device number above this.
+const OWN_PROC: u32 = 64;
 
 /// Mounts a file system without a device at `point`, making the directory. Already mounted is
 /// fine.
@@ -30,6 +34,10 @@ fn pseudo(kind: &str, point: &Path, flags: MsFlags) -> Result<()> {
 pub fn mount_basics() -> Result<()> {
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     pseudo("devtmpfs", Path::new("/dev"), MsFlags::MS_NOSUID)?;
+    pseudo("sysfs", Path::new("/sys"), plain | MsFlags::MS_NODEV)?;
+    // This one is not for the processes; low numbers were those of what they had mounted first.
+    let low = Devices::up_to(OWN_PROC);
     pseudo("proc", Path::new("/proc"), plain | MsFlags::MS_NODEV)?;
-    pseudo("sysfs", Path::new("/sys"), plain | MsFlags::MS_NODEV)
+    drop(low);
+    Ok(())
 }

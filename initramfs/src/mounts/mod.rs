@@ -5,9 +5,11 @@
 //! | [`info`] | reads mountinfo |
 //! | [`support`] | what can be made again, and why the rest cannot |
 //! | [`capture`] | the whole record, with disks' identities and contents of memory file systems |
+//! | [`devices`] | gives file systems in memory the device numbers that they had |
 //! | [`restore`] | makes the mounts again |
 
 pub mod capture;
+pub(crate) mod devices;
 pub mod info;
 mod nodes;
 pub mod restore;

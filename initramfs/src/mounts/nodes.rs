@@ -57,9 +57,11 @@ mod tests {
         );
         let device = |minor| DeviceNumber { major: 10, minor };
         let inode = |kind, name: Option<(u32, &str)>| Inode {
+            number: 0,
             names: name
                 .map(|(parent, name)| Name {
                     parent,
+                    position: 0,
                     name: name.into(),
                 })
                 .into_iter()

@@ -5,6 +5,7 @@
 //! descriptor of its root, because paths lead to whatever is on top. Sharing is set last, so that
 //! nothing propagates while mounts are made.
 
+use super::devices::Devices;
 use super::support::{Means, means, show};
 use super::{MountError, Result};
 use crate::early::root::{RootSpec, wait_for};
@@ -44,11 +45,13 @@ pub enum Phase {
 pub fn restore(table: &MountTable, target: &Path, phase: Phase) -> Result<Vec<MountError>> {
     let order = order(table);
     let late = late(table, &order);
+    let now = |mount: &&Mount| late.contains(&mount.id) == (phase == Phase::Inside);
     let mut work = Work {
         table,
         target,
         placed: BTreeMap::new(),
         scratch: Vec::new(),
+        devices: Devices::of(table.mounts.iter().filter(now)),
     };
     let mut failed = Vec::new();
     let mut lost: BTreeSet<u32> = BTreeSet::new();
@@ -82,7 +85,7 @@ pub fn restore(table: &MountTable, target: &Path, phase: Phase) -> Result<Vec<Mo
     }
     for at in &order {
         let mount = &table.mounts[*at];
-        if late.contains(&mount.id) == (phase == Phase::Inside) {
+        if now(&mount) {
             failed.extend(work.propagation(mount).err());
         }
     }
@@ -159,6 +162,7 @@ struct Work<'a> {
     /// Directories outside of the target where whole file systems hang that are only mounted in
     /// part.
     scratch: Vec<(DeviceNumber, PathBuf, OwnedFd)>,
+    devices: Devices,
 }
 
 /// The path that leads to exactly what a descriptor refers to.
@@ -258,7 +262,7 @@ impl<'a> Work<'a> {
     }
 
     /// Mounts a file system from scratch.
-    fn make_whole(&self, record: &Mount, means: Means, path: &Path, flags: bool) -> Result<()> {
+    fn make_whole(&mut self, record: &Mount, means: Means, path: &Path, flags: bool) -> Result<()> {
         let source = self.source(record, means)?;
         let (super_flags, data) = split_options(record);
         let read_only = super_flags.contains(MsFlags::MS_RDONLY);
@@ -273,7 +277,9 @@ impl<'a> Work<'a> {
             // Its contents come first.
             first.remove(MsFlags::MS_RDONLY);
         }
-        mount_with(record, &source, path, first, &data)?;
+        self.devices.give(record.device, || {
+            mount_with(record, &source, path, first, &data)
+        })?;
         if let Some(tree) = tree {
             let existing = if means == Means::Memory {
                 Existing::Refuse

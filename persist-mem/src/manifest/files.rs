@@ -46,6 +46,9 @@ pub struct Description {
     pub flags: u32,
     /// File offset.
     pub pos: u64,
+    /// How many entries of a directory have not been read, where an offset in it means something else to another
+    /// kernel.
+    pub unread: Option<u32>,
     /// Who gets SIGIO (`F_SETOWN_EX`), None when nobody.
     pub owner: Option<SignalOwner>,
     /// How long data of its file is expected to live (`F_GET_RW_HINT`), 0 when nobody has said.

@@ -153,8 +153,20 @@ pub(super) fn seek(description: &Description, fd: &OwnedFd) -> Result<(), Resurr
     match description.pos {
         0 => Ok(()),
         _ if description.flags & super::O_PATH != 0 => Ok(()),
-        pos => sys::fds::seek(fd, pos).map_err(super::failed(description, "setting its offset")),
+        pos => match description.unread {
+            None => sys::fds::seek(fd, pos),
+            Some(unread) => leave_unread(fd, unread as usize),
+        }
+        .map_err(super::failed(description, "setting its offset")),
     }
+}
+
+/// Goes to where so many entries of a directory follow.
+fn leave_unread(directory: &OwnedFd, unread: usize) -> sys::Result<()> {
+    let offsets = sys::dirents::offsets(directory)?;
+    let read = offsets.len().saturating_sub(unread);
+    let place = read.checked_sub(1).and_then(|last| offsets.get(last));
+    sys::fds::seek(directory, place.copied().unwrap_or(0))
 }
 
 /// The path must still lead to the file that was saved.

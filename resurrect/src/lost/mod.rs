@@ -151,6 +151,7 @@ mod tests {
             id: DescriptionId(id),
             flags: 0,
             pos: 0,
+            unread: None,
             owner: None,
             hint: 0,
             denied: 0,

@@ -8,6 +8,7 @@ pub(crate) mod epoll;
 mod event;
 mod fanotify;
 mod fifo;
+mod in_memory;
 pub(crate) mod inotify;
 mod locks;
 mod many;
@@ -144,6 +145,16 @@ pub(crate) const GROUP: Group = Group {
             "directory",
             "a directory with a read position",
             directory::start,
+        ),
+        subject(
+            "tmpfs-directory",
+            "a directory of tmpfs with a read position",
+            directory::in_memory,
+        ),
+        subject(
+            "tmpfs-numbers",
+            "numbers of files and their order in directories of tmpfs",
+            in_memory::numbers,
         ),
         subject("many-descriptors", "four thousand descriptors", many::start),
         subject(
