@@ -12,7 +12,7 @@ use super::map::has_pages;
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use crate::scratch;
-use persist_mem::manifest::{AddressSpace, Backing, Vma};
+use persist_mem::manifest::{AddressSpace, Backing, MemoryPolicy, Vma};
 use sys::PAGE_SIZE_U64;
 use sys::tracee::Tracee;
 
@@ -31,8 +31,8 @@ pub(super) struct Plan<'a> {
     touched: Vec<&'a Vma>,
 }
 
-/// Whether the kernel would make one mapping of two, the one at the lower address first.
-pub(super) fn would_merge(one: &Vma, two: &Vma) -> bool {
+/// Whether the kernel would make one mapping of two of an address space, the one at the lower address first.
+pub(super) fn would_merge(one: &Vma, two: &Vma, mm: &AddressSpace) -> bool {
     let small = |vma: &Vma| vma.page_size == PAGE_SIZE_U64;
     let flags = |vma: &Vma| -> Vec<[u8; 2]> {
         let all = vma.flags.iter().filter(|flag| *flag != SOFT_DIRTY);
@@ -45,6 +45,14 @@ pub(super) fn would_merge(one: &Vma, two: &Vma) -> bool {
         && small(two)
         && moved(&one.backing, one.len()) == two.backing
         && flags(one) == flags(two)
+        && policy_at(one.start, mm) == policy_at(two.start, mm)
+}
+
+/// mbind(2) parts mappings that nothing else parts.
+fn policy_at(address: u64, mm: &AddressSpace) -> Option<&MemoryPolicy> {
+    let mut ranges = mm.policies.iter();
+    let of = ranges.find(|range| range.start <= address && address < range.end);
+    of.map(|range| &range.policy)
 }
 
 /// Whether its flag `ac` goes when it loses the right to be written, unless it has had a page
@@ -75,7 +83,7 @@ pub(super) fn plan<'a>(
     let touches = |n: usize| {
         let before = n.checked_sub(1).and_then(|n| vmas.get(n));
         let pair = before.zip(vmas.get(n));
-        pair.is_some_and(|(one, two)| anonymous(one) && would_merge(one, two))
+        pair.is_some_and(|(one, two)| anonymous(one) && would_merge(one, two, mm))
     };
     let later: Vec<bool> = (0..vmas.len()).map(touches).collect();
     let moved = vmas.iter().zip(&later).filter(|(_, later)| **later);
@@ -126,8 +134,8 @@ impl Plan<'_> {
         leader: &mut Tracee,
     ) -> Result<(), ResurrectError> {
         let moves = &self.aside[group];
-        let vmas: Vec<&Vma> = moves.iter().map(|(vma, _)| *vma).collect();
-        touch(builder, leader, &vmas)?;
+        let ranges: Vec<_> = moves.iter().map(|(vma, _)| (vma.start, vma.end)).collect();
+        touch(builder, leader, &ranges)?;
         let moves = moves.iter().map(|(vma, to)| (vma.start, vma.len(), *to));
         relocate(builder, leader, moves)
     }
@@ -138,25 +146,30 @@ impl Plan<'_> {
         builder: &Builder<'_>,
         leader: &mut Tracee,
     ) -> Result<(), ResurrectError> {
-        touch(builder, leader, &self.touched)?;
+        let ranges = self.touched.iter().map(|vma| (vma.start, vma.end));
+        touch(builder, leader, &ranges.collect::<Vec<_>>())?;
         let moves = self.aside.iter().flatten();
         let moves = moves.map(|(vma, from)| (*from, vma.len(), vma.start));
         relocate(builder, leader, moves)
     }
 }
 
-/// Gives each a page and takes it away again. It is written from outside, whatever its protection is; a kernel that
-/// does not allow that (`proc_mem.force_override`) makes one mapping of two.
-fn touch(builder: &Builder<'_>, leader: &mut Tracee, vmas: &[&Vma]) -> Result<(), ResurrectError> {
+/// Gives each range a page and takes it away again. It is written from outside, whatever its protection is; a kernel
+/// that does not allow that (`proc_mem.force_override`) makes one mapping of two.
+pub(super) fn touch(
+    builder: &Builder<'_>,
+    leader: &mut Tracee,
+    ranges: &[(u64, u64)],
+) -> Result<(), ResurrectError> {
     let doing = "touching memory";
-    for vma in vmas {
-        if let Err(why) = leader.mem().write(vma.start, &[0]) {
-            log::debug!("{doing} at {:#x}: {why}", vma.start);
+    for (start, _) in ranges {
+        if let Err(why) = leader.mem().write(*start, &[0]) {
+            log::debug!("{doing} at {start:#x}: {why}");
         }
     }
     let mut calls = Calls::new(builder.pid, doing, leader);
-    for vma in vmas {
-        let args = [vma.start.into(), vma.len().into(), MADV_DONTNEED.into()];
+    for (start, end) in ranges {
+        let args = [(*start).into(), (end - start).into(), MADV_DONTNEED.into()];
         calls.batch().call(doing, nr::MADVISE, args);
         calls.breathe()?;
     }
@@ -188,6 +201,7 @@ fn relocate(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use persist_mem::manifest::PolicyRange;
 
     fn vma(start: u64, end: u64, prot: u32, flags: &[&[u8; 2]]) -> Vma {
         Vma {
@@ -230,16 +244,28 @@ mod tests {
 
     #[test]
     fn what_the_kernel_keeps_apart_by_itself() {
+        let mut mm = AddressSpace::default();
         let one = vma(0x1000, 0x2000, 3, &[b"ac"]);
-        assert!(would_merge(&one, &vma(0x2000, 0x3000, 3, &[b"ac"])));
-        assert!(!would_merge(&one, &vma(0x2000, 0x3000, 1, &[b"ac"])));
-        assert!(!would_merge(&one, &vma(0x2000, 0x3000, 3, &[b"ac", b"dd"])));
-        assert!(!would_merge(&one, &vma(0x3000, 0x4000, 3, &[b"ac"])));
+        let two = |prot, flags| vma(0x2000, 0x3000, prot, flags);
+        assert!(would_merge(&one, &two(3, &[b"ac"]), &mm));
+        assert!(!would_merge(&one, &two(1, &[b"ac"]), &mm));
+        assert!(!would_merge(&one, &two(3, &[b"ac", b"dd"]), &mm));
+        let far = vma(0x3000, 0x4000, 3, &[b"ac"]);
+        assert!(!would_merge(&one, &far, &mm));
         let zero = |start: u64, offset| Vma {
             backing: Backing::Zero { offset },
             ..vma(start, start + 0x1000, 3, &[])
         };
-        assert!(would_merge(&zero(0x1000, 0), &zero(0x2000, 0x1000)));
-        assert!(!would_merge(&zero(0x1000, 0), &zero(0x2000, 0)));
+        assert!(would_merge(&zero(0x1000, 0), &zero(0x2000, 0x1000), &mm));
+        assert!(!would_merge(&zero(0x1000, 0), &zero(0x2000, 0), &mm));
+        mm.policies.push(PolicyRange {
+            start: 0x2000,
+            end: 0x3000,
+            policy: MemoryPolicy {
+                mode: 1,
+                nodes: vec![1],
+            },
+        });
+        assert!(!would_merge(&one, &two(3, &[b"ac"]), &mm));
     }
 }

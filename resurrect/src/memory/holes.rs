@@ -4,10 +4,11 @@
 //! process has them until its children are made.
 
 use super::Builder;
-use super::inherit::{is_segment, is_vdso, moved, same_kind};
+use super::inherit::{is_kernels, is_segment, is_vdso, moved, same_kind};
+use super::late;
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
-use persist_mem::manifest::{AddressSpace, Backing, SharedObject, Vma};
+use persist_mem::manifest::{AddressSpace, SharedObject, Vma};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -32,6 +33,8 @@ pub(crate) struct Families<'a>(BTreeMap<u64, Family<'a>>);
 struct Family<'a> {
     /// In ascending order.
     mappings: Vec<&'a Vma>,
+    /// How many processes have each.
+    owners: Vec<usize>,
     /// How far those up to each of them reach.
     reach: Vec<u64>,
 }
@@ -54,16 +57,39 @@ impl<'a> Families<'a> {
     }
 
     /// Mappings of a process's relatives, and its own, that have something of a range.
-    fn overlapping(
+    pub(super) fn overlapping(
         &self,
         mm: &AddressSpace,
         range: Range<u64>,
     ) -> impl Iterator<Item = &'a Vma> + use<'_, 'a> {
+        self.owned(mm, range).map(|(vma, _)| vma)
+    }
+
+    /// With the number of processes that have each.
+    fn owned(
+        &self,
+        mm: &AddressSpace,
+        range: Range<u64>,
+    ) -> impl Iterator<Item = (&'a Vma, usize)> + use<'_, 'a> {
         let family = code(mm).and_then(|code| self.0.get(&code));
-        let some = family.map_or(&[][..], |family| family.up_to(&range));
-        some.iter()
-            .copied()
-            .filter(move |vma| range.start < vma.end)
+        let some = family.into_iter().flat_map({
+            let range = range.clone();
+            move |family| {
+                let some = family.up_to(&range);
+                let owners = family.owners[some.clone()].iter().copied();
+                family.mappings[some].iter().copied().zip(owners)
+            }
+        });
+        some.filter(move |(vma, _)| range.start < vma.end)
+    }
+
+    /// Whether a relative has something of a mapping of `mm`.
+    pub(super) fn have(&self, mm: &AddressSpace, vma: &Vma) -> bool {
+        let mut theirs = self.owned(mm, vma.start..vma.end);
+        theirs.any(|(theirs, owners)| {
+            let other = owners > 1 || (theirs.start, theirs.end) != (vma.start, vma.end);
+            other && same_kind(theirs, vma)
+        })
     }
 }
 
@@ -73,7 +99,9 @@ impl<'a> Family<'a> {
         let mut mappings: Vec<&Vma> = mappings.filter(|vma| can_be_filled(vma)).collect();
         let range = |vma: &&Vma| (vma.start, vma.end);
         mappings.sort_by_key(range);
-        mappings.dedup_by(|two, one| range(one) == range(two) && same_kind(one, two));
+        let alike = |one: &&Vma, two: &&Vma| range(one) == range(two) && same_kind(one, two);
+        let owners = mappings.chunk_by(alike).map(<[&Vma]>::len).collect();
+        mappings.dedup_by(|two, one| alike(one, two));
         let mut most = 0;
         let reach = mappings.iter().map(|vma| {
             most = vma.end.max(most);
@@ -81,15 +109,16 @@ impl<'a> Family<'a> {
         });
         Family {
             reach: reach.collect(),
+            owners,
             mappings,
         }
     }
 
     /// From the first that reaches into a range to the last that begins before its end.
-    fn up_to(&self, range: &Range<u64>) -> &[&'a Vma] {
+    fn up_to(&self, range: &Range<u64>) -> Range<usize> {
         let from = self.reach.partition_point(|end| *end <= range.start);
         let to = self.mappings.partition_point(|vma| vma.start < range.end);
-        self.mappings.get(from..to).unwrap_or_default()
+        from..to.max(from)
     }
 }
 
@@ -101,17 +130,18 @@ fn code(mm: &AddressSpace) -> Option<u64> {
         .map(|vma| vma.start)
 }
 
-/// The address space without what is unmapped of a mapping that a relative has whole.
+/// The address space as it was when a mapping was whole of which a relative still has all.
 pub(super) fn filled<'a>(
     mm: &'a AddressSpace,
     families: &Families<'_>,
     objects: &[SharedObject],
 ) -> Cow<'a, AddressSpace> {
-    let gaps = gaps(mm, families, objects);
+    let early = late::without(mm, families);
+    let gaps = gaps(&early, families, objects);
     if gaps.is_empty() {
-        return Cow::Borrowed(mm);
+        return early;
     }
-    let mut whole = mm.clone();
+    let mut whole = early.into_owned();
     for gap in &gaps {
         let vma = &mut whole.vmas[gap.of];
         if gap.end == vma.start {
@@ -134,7 +164,7 @@ pub(super) fn filled<'a>(
     Cow::Owned(whole)
 }
 
-/// Takes away what [`filled`] has added.
+/// Takes away what [`filled`] has added, and puts in what it has left out.
 pub(super) fn make(
     builder: &Builder<'_>,
     leader: &mut Tracee,
@@ -142,12 +172,14 @@ pub(super) fn make(
     families: &Families<'_>,
 ) -> Result<(), ResurrectError> {
     let mut calls = Calls::new(builder.pid, "unmapping holes", leader);
-    for gap in gaps(mm, families, builder.saved_objects) {
+    let early = late::without(mm, families);
+    for gap in gaps(&early, families, builder.saved_objects) {
         let args = [gap.start.into(), (gap.end - gap.start).into()];
         calls.batch().call("unmapping a hole", nr::MUNMAP, args);
         calls.breathe()?;
     }
-    calls.flush()
+    calls.flush()?;
+    late::make(builder, leader, mm, families)
 }
 
 /// Ascending, and apart from each other.
@@ -198,8 +230,7 @@ fn gaps(mm: &AddressSpace, families: &Families<'_>, objects: &[SharedObject]) ->
 }
 
 fn can_be_filled(vma: &Vma) -> bool {
-    let kernels = matches!(vma.backing, Backing::Vdso | Backing::Vvar);
-    !kernels && vma.page_size == PAGE_SIZE_U64 && !vma.has(b"dp")
+    !is_kernels(vma) && vma.page_size == PAGE_SIZE_U64 && !vma.has(b"dp")
 }
 
 /// Whether two that touch, now that what was between them is filled, are one.
@@ -212,6 +243,7 @@ fn alike(one: &Vma, two: &Vma) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use persist_mem::manifest::Backing;
 
     fn mm(ranges: &[(u64, u64)]) -> AddressSpace {
         let vma = |start, end, backing| Vma {

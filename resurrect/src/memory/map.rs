@@ -99,7 +99,7 @@ fn make_some(
     };
     let mut before: Option<&Vma> = None;
     for vma in vmas {
-        mapper.apart = before.is_some_and(|before| apart::would_merge(before, vma));
+        mapper.apart = before.is_some_and(|before| apart::would_merge(before, vma, mm));
         mapper.map(vma, mm)?;
         before = Some(vma);
         if mapper.calls.full() {
@@ -313,10 +313,15 @@ impl<'a> Mapper<'a, '_> {
 
 /// Whether saved pages lie in the mapping.
 pub(super) fn has_pages(vma: &Vma, mm: &AddressSpace) -> bool {
+    has_pages_in((vma.start, vma.end), mm)
+}
+
+/// Whether saved pages lie in a range.
+pub(super) fn has_pages_in((start, end): (u64, u64), mm: &AddressSpace) -> bool {
     let from = mm
         .extents
-        .partition_point(|e| e.va + e.pages * PAGE_SIZE_U64 <= vma.start);
-    mm.extents.get(from).is_some_and(|e| e.va < vma.end)
+        .partition_point(|e| e.va + e.pages * PAGE_SIZE_U64 <= start);
+    mm.extents.get(from).is_some_and(|e| e.va < end)
 }
 
 /// The protection that a mapping has until [`super::protect`] sets the one it had. Anonymous memory is made alike: what
@@ -325,12 +330,14 @@ pub(super) fn made_with(vma: &Vma, mm: &AddressSpace, builder: &Builder<'_>) -> 
     if is_segment(vma, builder.saved_objects) {
         return segments::attached_with(vma);
     }
-    let writable = has_pages(vma, mm) || apart::accounted(vma);
-    let read = match vma.backing {
-        Backing::Anonymous { .. } => PROT_READ,
-        _ => 0,
-    };
-    vma.prot | if writable { read | PROT_WRITE } else { 0 }
+    let anonymous = matches!(vma.backing, Backing::Anonymous { .. });
+    // What reserves nothing may be writable without counting.
+    let writable = has_pages(vma, mm) || apart::accounted(vma) || (anonymous && vma.has(b"nr"));
+    match (writable, anonymous) {
+        (true, true) => PROT_READ | PROT_WRITE,
+        (true, false) => vma.prot | PROT_WRITE,
+        (false, _) => vma.prot,
+    }
 }
 
 fn extra_flags(vma: &Vma) -> u64 {

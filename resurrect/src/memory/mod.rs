@@ -6,6 +6,7 @@
 //! | [`inherit`] | what a process takes over from the one that forked it |
 //! | [`grow`] | what of that has grown since |
 //! | [`holes`] | what its parent has unmapped since |
+//! | [`late`] | what its parent has mapped instead |
 //! | [`map`] | makes the mappings |
 //! | [`apart`] | keeps neighbours apart that the kernel would make one mapping of |
 //! | [`segments`] | attaches System V shared memory |
@@ -31,6 +32,7 @@ mod filters;
 mod grow;
 mod holes;
 mod inherit;
+mod late;
 mod layout;
 mod ldt;
 mod map;
@@ -179,7 +181,14 @@ pub(crate) fn before_fork(
     }
     let whole = holes::filled(&owner.1.mm, &families(restore), objects);
     let locked = inherit::to_be_split(&whole, &child.mm, objects);
-    let mut calls = Calls::new(by, "splitting mappings", &mut restore.task(by)?.first);
+    let empty = locked
+        .iter()
+        .filter(|range| !map::has_pages_in(**range, &whole));
+    let empty: Vec<(u64, u64)> = empty.copied().collect();
+    let (builder, task) = builder(restore, by)?;
+    // Without pages the child's would be one again as soon as something is set for both.
+    apart::touch(&builder, &mut task.first, &empty)?;
+    let mut calls = Calls::new(by, "splitting mappings", &mut task.first);
     for (start, end) in &locked {
         let args = [(*start).into(), (end - start).into(), MLOCK_ONFAULT.into()];
         calls.batch().call("locking memory", nr::MLOCK2, args);

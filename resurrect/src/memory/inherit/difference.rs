@@ -65,7 +65,7 @@ pub(super) fn difference(
         parts.grow(vma, &parent.vmas);
         if let Some((neighbour, theirs)) = &mut before
             && are_one(&theirs.kept, &parts.kept)
-            && would_merge(neighbour, vma)
+            && would_merge(neighbour, vma, child)
         {
             let pages = |parts: &Difference| in_common(parent, child, &parts.kept);
             if pages(theirs) < pages(&parts) {

@@ -46,8 +46,13 @@ pub(super) fn is_vdso(vma: &Vma) -> bool {
     vma.backing == Backing::Vdso
 }
 
-fn kernels(vma: &&Vma) -> bool {
+/// Whether the kernel has mapped it.
+pub(super) fn is_kernels(vma: &Vma) -> bool {
     matches!(vma.backing, Backing::Vdso | Backing::Vvar)
+}
+
+fn kernels(vma: &&Vma) -> bool {
+    is_kernels(vma)
 }
 
 /// Ranges of `parent` that are to be locked while `child` is forked from it: mappings side by side that are one in
@@ -59,7 +64,7 @@ pub(super) fn to_be_split(
     objects: &[SharedObject],
 ) -> Vec<(u64, u64)> {
     let pairs = || child.vmas.iter().zip(child.vmas.iter().skip(1));
-    if !pairs().any(|(one, two)| would_merge(one, two)) {
+    if !pairs().any(|(one, two)| would_merge(one, two, child)) {
         return Vec::new();
     }
     let kept: Vec<PageRange> = difference(parent, child, objects)
@@ -82,7 +87,7 @@ pub(super) fn to_be_split(
     for (one, two) in pairs() {
         // Every second one of a row.
         let locked = split.last() == Some(&(one.start, one.end));
-        if would_merge(one, two) && !locked && whole(one) && whole(two) {
+        if would_merge(one, two, child) && !locked && whole(one) && whole(two) {
             split.push((two.start, two.end));
         }
     }

@@ -140,6 +140,69 @@ pub(crate) fn parent_changed(setting: &Setting) -> Result<Watch> {
         .spoiled_by(move || other.borrow().spoil()))
 }
 
+/// A child has whole what its parent has replaced in the middle since the fork: by memory that was never written, by
+/// such as reserves nothing, by a file, and by memory of its own; and what has other protections and policies there.
+pub(crate) fn parent_replaced(setting: &Setting) -> Result<Watch> {
+    const PAGES: usize = 64;
+    let writable = PROT_READ | PROT_WRITE;
+    let spare = MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let reserved = Area::map(PAGES, writable, spare, -1)?;
+    let all = [Area::anonymous(PAGES)?, reserved, Area::anonymous(PAGES)?];
+    for area in &all {
+        area.part(0, 40).fill(21);
+    }
+    let lines = move || {
+        let within = |line: &String| {
+            let (start, _) = procfs::range(line).unwrap_or_default();
+            all.iter().any(|area| {
+                let first = area.page(0) as u64;
+                (first..first + (PAGES * PAGE) as u64).contains(&start)
+            })
+        };
+        let short = |line: String| line.split(' ').take(3).collect::<Vec<_>>().join(" ");
+        let lines = procfs::maps()?.into_iter();
+        anyhow::Ok(lines.filter(within).map(short).collect::<Vec<_>>())
+    };
+    let child = Kin::start(setting, "child", move |_| {
+        let watch = Watch::keep(lines)?.and(Watch::new(move || {
+            all.iter().try_for_each(|area| area.part(0, 40).check(21))
+        }));
+        Ok(watch.spoiled_by(move || all[0].part(9, 1).protect(PROT_READ)))
+    })?;
+    let [replaced, reserved, told] = all;
+    let anonymous = MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let over = |first, pages, prot, flags, fd| {
+        Area::map_at(
+            replaced.page(first),
+            pages,
+            prot,
+            flags | libc::MAP_FIXED,
+            fd,
+            0,
+        )
+    };
+    over(8, 4, PROT_READ, anonymous, -1)?;
+    let spare = over(16, 4, writable, spare, -1)?;
+    spare.fill(22);
+    let file = memfd(4)?;
+    let mapped = over(24, 4, writable, libc::MAP_SHARED, file)?;
+    crate::kit::files::close(file);
+    mapped.fill(23);
+    reserved.part(44, 4).protect(PROT_READ | libc::PROT_EXEC)?;
+    super::numa::interleave(told.page(44), 4 * PAGE)?;
+    let kept = Watch::keep(lines)?;
+    let child = std::rc::Rc::new(std::cell::RefCell::new(child));
+    let other = child.clone();
+    Ok(kept
+        .and(Watch::new(move || {
+            replaced.part(0, 8).check(21)?;
+            spare.check(22)?;
+            mapped.check(23)?;
+            child.borrow_mut().check()
+        }))
+        .spoiled_by(move || other.borrow().spoil()))
+}
+
 /// Memory with a descriptor.
 fn memfd(pages: usize) -> Result<i32> {
     // SAFETY: the name is a C string.

@@ -151,6 +151,11 @@ pub(crate) const GROUP: Group = Group {
             fork_cow::parent_changed,
         ),
         subject(
+            "fork-replaced",
+            "mappings of a child that its parent has replaced in part since",
+            fork_cow::parent_replaced,
+        ),
+        subject(
             "memfd",
             "memfd with contents, offset and mapping",
             memfd::start,

@@ -42,6 +42,16 @@ fn set(mode: u64) -> Result<()> {
     done("set_mempolicy", raw(libc::SYS_set_mempolicy, asked))
 }
 
+/// Has a range spread over the nodes, where the kernel knows of policies.
+pub(super) fn interleave(start: *mut libc::c_void, len: usize) -> Result<()> {
+    let nodes = NODES.as_ptr() as u64;
+    let asked = args([start as u64, len as u64, MPOL_INTERLEAVE, nodes, BITS, 0]);
+    match raw(libc::SYS_mbind, asked) {
+        none if none == -i64::from(libc::ENOSYS) => Ok(()),
+        result => done("mbind", result),
+    }
+}
+
 /// Two threads and three neighbouring mappings that differ.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
     if raw(libc::SYS_get_mempolicy, args([0, 0, 0, 0, 0])) == -i64::from(libc::ENOSYS) {
