@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::kit::{Area, Setting, Watch, not_here};
+use crate::kit::{Area, Setting, Watch, not_here, procfs};
 
 const MADV_GUARD_INSTALL: i32 = 102;
 const MADV_GUARD_REMOVE: i32 = 103;
@@ -27,6 +27,36 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
         }
     })
     .spoiled_by(move || area.part(2, 1).advise(MADV_GUARD_REMOVE)))
+}
+
+/// Private and shared memory that had a guard page once, which newer kernels remember (`gu` of smaps).
+pub(crate) fn removed(_: &Setting) -> Result<Watch> {
+    let writable = libc::PROT_READ | libc::PROT_WRITE;
+    let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+    let areas = [Area::anonymous(5)?, Area::map(5, writable, shared, -1)?];
+    for area in &areas {
+        area.part(0, 4).fill(30);
+        let guard = area.part(4, 1);
+        if guard.advise(MADV_GUARD_INSTALL).is_err() {
+            return not_here("no guard regions");
+        }
+        guard.advise(MADV_GUARD_REMOVE)?;
+    }
+    let flags = move || {
+        let of = |area: &Area| procfs::vm_flags(area.page(0));
+        areas.iter().map(of).collect::<Result<Vec<_>>>()
+    };
+    if !flags()?
+        .iter()
+        .all(|flags| flags.iter().any(|flag| flag == "gu"))
+    {
+        return not_here("the kernel does not tell of guard regions that were removed");
+    }
+    Ok(Watch::keep(flags)?
+        .and(Watch::new(move || {
+            areas.iter().try_for_each(|area| area.part(0, 4).check(30))
+        }))
+        .spoiled_by(move || areas[1].advise(libc::MADV_DONTDUMP)))
 }
 
 /// Can a word of the page be read? Asked of the kernel.

@@ -271,6 +271,11 @@ pub(crate) const GROUP: Group = Group {
             pkey::freed,
         ),
         subject("guard", "guard regions", guard::start),
+        subject(
+            "guard-removed",
+            "mappings that have had guard regions",
+            guard::removed,
+        ),
         subject("mseal", "sealed mappings", mseal::start),
         subject("droppable", "droppable mappings", mseal::droppable),
     ],
