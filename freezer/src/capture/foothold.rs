@@ -131,9 +131,15 @@ impl Finder {
         });
         let (grown, below) = free.map_or((None, None), |free| (free.grown, free.below));
         if foothold.is_none() {
+            let lacks = match (gate, restorer) {
+                (None, _) => "no gate into the kernel",
+                (_, None) => "no return from signals",
+                _ => "no room on its stack",
+            };
             log::warn!(
-                "process {}: no way back is found: it must not be left alone for some microseconds",
-                first.pid()
+                "process {} ({}): no way back is found ({lacks}): it must not be left alone for some microseconds",
+                first.pid(),
+                proc::comm(first.pid())
             );
         }
         Some(Way {
