@@ -10,5 +10,6 @@ pub(super) fn capture(open: &Open<'_>) -> Result<Option<SignalOwner>, FreezerErr
         return Ok(None);
     }
     let owner = sys::files::owner(open.copy).map_err(open.call("asking who gets its signals"))?;
-    Ok((owner.id != 0 || owner.signal != 0).then_some(owner))
+    // Who has ended was named in some way.
+    Ok((owner.id != 0 || owner.signal != 0 || owner.kind != 0).then_some(owner))
 }

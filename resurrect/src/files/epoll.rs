@@ -1,9 +1,10 @@
 //! epoll_create(2). What it watches is registered inside a process that has it: the kernel remembers the
 //! descriptor's number, and a signalfd is bound to the signals of who registers it.
 
-use super::{O_CLOEXEC, Opening, timerfd};
+use super::{O_CLOEXEC, Opening, ready, timerfd};
 use crate::ResurrectError;
 use crate::calls::{Calls, nr, run};
+use crate::error::Subject;
 use crate::restore::Restore;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use persist_mem::manifest::{DescriptionId, DescriptionKind, EpollTarget, FileTable, Manifest};
@@ -205,6 +206,30 @@ fn spent(target: &EpollTarget) -> bool {
     target.events & EPOLLONESHOT != 0 && target.events & !MODES == 0
 }
 
+/// Makes what is watched ready, where it is an end of a pipe.
+fn a_moment(
+    restore: &Restore<'_>,
+    target: &EpollTarget,
+) -> Result<Option<ready::Moment>, ResurrectError> {
+    let described = restore.manifest.description(target.description);
+    let is_pipe = described.is_some_and(|found| matches!(found.kind, DescriptionKind::Pipe(_)));
+    match restore.files.opened.get(&target.description) {
+        Some(end) if is_pipe => ready::begin(end).map(Some).map_err(of(target)),
+        _ => Ok(None),
+    }
+}
+
+fn of(target: &EpollTarget) -> impl FnOnce(sys::Errno) -> ResurrectError + use<> {
+    let subject = Some(Subject::Description(target.description));
+    let what = format!("number {} (pipe)", target.description.0);
+    move |errno| ResurrectError::Description {
+        subject,
+        what,
+        doing: "making it ready for who watches it",
+        errno,
+    }
+}
+
 impl Registrar<'_> {
     /// What was registered is told now if it is ready: that was done before.
     fn take_edges(&self, batch: &mut Batch, most: usize) {
@@ -214,8 +239,8 @@ impl Registrar<'_> {
         batch.call("taking edges", nr::EPOLL_WAIT, args);
     }
 
-    /// An entry becomes spent by telling an event. Where there is none to tell, it stays armed for
-    /// nothing, which differs only in telling of errors.
+    /// An entry becomes spent by telling an event. An end of a pipe that has none to tell is made to have one; other
+    /// things stay armed for nothing, which differs only in telling of errors.
     fn register_spent(
         &self,
         restore: &mut Restore<'_>,
@@ -226,15 +251,17 @@ impl Registrar<'_> {
             events: target.events | ANY,
             ..*target
         };
-        let first = restore.keeper(self.table)?;
         let mut batch = Batch::new();
         self.control(&mut batch, EPOLL_CTL_ADD, &armed, theirs);
-        let event = batch.space(12);
-        let args = [self.epoll.into(), event.into(), 1.into(), 0.into()];
-        let told = batch.call("taking an event", nr::EPOLL_WAIT, args);
-        let output = run(self.table.pid, DOING, first, &batch)?;
-        if output.result(told) != Ok(0) {
+        if self.tells(restore, batch)? {
             return Ok(());
+        }
+        if let Some(moment) = a_moment(restore, target)? {
+            let told = self.tells(restore, Batch::new());
+            moment.end().map_err(of(target))?;
+            if told? {
+                return Ok(());
+            }
         }
         log::debug!(
             "process {}: fd {} is not ready, and stays armed for errors",
@@ -243,7 +270,18 @@ impl Registrar<'_> {
         );
         let mut batch = Batch::new();
         self.control(&mut batch, EPOLL_CTL_MOD, target, theirs);
+        let first = restore.keeper(self.table)?;
         run(self.table.pid, DOING, first, &batch).map(drop)
+    }
+
+    /// Whether it tells an event when a batch is done.
+    fn tells(&self, restore: &mut Restore<'_>, mut batch: Batch) -> Result<bool, ResurrectError> {
+        let event = batch.space(12);
+        let args = [self.epoll.into(), event.into(), 1.into(), 0.into()];
+        let told = batch.call("taking an event", nr::EPOLL_WAIT, args);
+        let first = restore.keeper(self.table)?;
+        let output = run(self.table.pid, DOING, first, &batch)?;
+        Ok(output.result(told) != Ok(0))
     }
 
     /// Adds or changes an entry, with the description behind its number for the time of the call.

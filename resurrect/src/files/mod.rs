@@ -28,6 +28,7 @@ pub(crate) mod path;
 mod pidfd;
 mod pipe;
 pub(crate) mod pseudo;
+mod ready;
 mod removed;
 mod restricted;
 mod ruleset;

@@ -301,6 +301,42 @@ pub(crate) fn oneshot(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || control(epoll, EPOLL_CTL_MOD, ends[0], EPOLLIN | EPOLLONESHOT, 1)))
 }
 
+/// One-shots of pipes that have fired, and of which one was read empty since and one filled, stay off when the other
+/// end goes.
+pub(crate) fn oneshot_pipes(_: &Setting) -> Result<Watch> {
+    let epoll = create()?;
+    let (empty, full) = (pipe()?, pipe()?);
+    control(epoll, EPOLL_CTL_ADD, empty[0], EPOLLIN | EPOLLONESHOT, 1)?;
+    control(epoll, EPOLL_CTL_ADD, full[1], EPOLLOUT | EPOLLONESHOT, 2)?;
+    write(empty[1], b"x")?;
+    let fired = vec![(1, EPOLLIN as u32), (2, EPOLLOUT as u32)];
+    same("both fire", &fired, &ready(epoll)?)?;
+    read(empty[0], 1)?;
+    let room = size(full[1])?;
+    write(full[1], &vec![b'x'; room])?;
+    let off = move || {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{epoll}"))?;
+        let events = |line: &str| Some(line.split_once("events:")?.1.trim().get(..8)?.to_owned());
+        let events: Vec<String> = info.lines().filter_map(events).collect();
+        anyhow::Ok((events, size(full[1])?))
+    };
+    Ok(Watch::new(move || {
+        let modes = format!("{EPOLLONESHOT:8x}");
+        same("they are off", &(vec![modes; 2], room), &off()?)?;
+        same("nothing is told", &Vec::new(), &ready(epoll)?)
+    })
+    .spoiled_by(move || control(epoll, EPOLL_CTL_MOD, empty[0], EPOLLIN | EPOLLONESHOT, 1)))
+}
+
+/// The size of a pipe.
+fn size(end: c_int) -> Result<usize> {
+    // SAFETY: no pointer.
+    let size = sys("F_GETPIPE_SZ", unsafe {
+        libc::fcntl(end, libc::F_GETPIPE_SZ)
+    })?;
+    Ok(size as usize)
+}
+
 /// An epoll in an epoll in an epoll.
 pub(crate) fn nested(_: &Setting) -> Result<Watch> {
     let [inner, middle, outer] = [create()?, create()?, create()?];

@@ -261,6 +261,11 @@ pub(crate) const GROUP: Group = Group {
             epoll::oneshot,
         ),
         subject(
+            "epoll-oneshot-pipes",
+            "one-shot entries of epoll that have fired, for pipes that are empty or full since",
+            epoll::oneshot_pipes,
+        ),
+        subject(
             "epoll-signals",
             "epoll of a signalfd with a pending signal",
             epoll::signals,
@@ -354,6 +359,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("pidfd-thread", "pidfds of threads", pidfd::thread),
         subject("owner", "F_SETOWN, F_SETSIG and O_ASYNC", ownership::start),
+        subject(
+            "owner-ended",
+            "F_SETOWN of a process that has ended",
+            ownership::ended,
+        ),
         subject("proc-files", "files and directories of /proc", proc::start),
         subject(
             "proc-files-threads",

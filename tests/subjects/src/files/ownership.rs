@@ -16,6 +16,30 @@ fn owner(end: i32) -> Result<[i32; 2]> {
     Ok(owner)
 }
 
+/// What kind of owner somebody was who has ended.
+pub(crate) fn ended(_: &Setting) -> Result<Watch> {
+    let mut ends = [0; 2];
+    // SAFETY: the array has room for two descriptors.
+    fd("pipe", unsafe {
+        libc::pipe2(ends.as_mut_ptr(), O_NONBLOCK)
+    })?;
+    // SAFETY: a child without threads that only ends.
+    let child = match unsafe { libc::fork() } {
+        // SAFETY: ends it.
+        0 => unsafe { libc::_exit(0) },
+        child => child,
+    };
+    crate::kit::sys("fork", child)?;
+    fcntl(ends[0], F_SETOWN, child)?;
+    // SAFETY: the status is not asked for.
+    crate::kit::sys("waitpid", unsafe {
+        libc::waitpid(child, core::ptr::null_mut(), 0)
+    })?;
+    same("a process, and none", &[1, 0], &owner(ends[0])?)?;
+    Ok(Watch::keep(move || owner(ends[0]))?
+        .spoiled_by(move || fcntl(ends[0], F_SETOWN, 1).map(drop)))
+}
+
 /// A pipe that signals the process, and one that signals a thread with another signal.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
     let mask = 1_u64 << 41 | 1 << (libc::SIGIO - 1);
