@@ -428,16 +428,29 @@ impl Unix {
             }
         };
         let (dir, _) = reach.address();
-        let mut sent = Ok(());
-        let doing = making.failed("filling its queue");
-        debug_assert!(dir.is_none() || dir.is_some_and(|dir| dir.is_absolute()));
-        reach
-            .with(|address| {
-                sent = queue::send_unix(restore, making, sockets, fd.as_fd(), message, address);
-                Ok(())
-            })
-            .map_err(doing)?;
-        sent
+        let mut send = || {
+            let mut sent = Ok(());
+            let doing = making.failed("filling its queue");
+            debug_assert!(dir.is_none() || dir.is_some_and(|dir| dir.is_absolute()));
+            reach
+                .with(|address| {
+                    sent = queue::send_unix(restore, making, sockets, fd.as_fd(), message, address);
+                    Ok(())
+                })
+                .map_err(doing)?;
+            sent
+        };
+        match send() {
+            Err(ResurrectError::Description {
+                errno: Errno::EAGAIN,
+                ..
+            }) if sender.is_some_and(|sender| are_peers(one, sender)) => {
+                // When the queue has been longer than others may make it, nobody else has sent behind that.
+                self.connect_datagram(one, sockets)?;
+                send()
+            }
+            sent => sent,
+        }
     }
 
     /// Connects datagram sockets, lets go of peers that are gone, shuts down what was shut down.
@@ -532,6 +545,13 @@ impl Unix {
         }
         Ok(())
     }
+}
+
+/// Whether each is the other's peer: such send more than others may (`unix_dgram_sendmsg`, net/unix/af_unix.c).
+fn are_peers(one: One<'_>, other: One<'_>) -> bool {
+    let has =
+        |one: One<'_>, other: One<'_>| one.state.link == UnixLink::Connected(other.making.id());
+    has(one, other) && has(other, one)
 }
 
 /// Datagram sockets, those before their peers that connect to one with another peer: such a one takes no connection

@@ -114,6 +114,11 @@ pub(crate) const GROUP: Group = Group {
             unix_named::datagrams,
         ),
         subject(
+            "unix-full-datagram",
+            "full queues of bound datagram sockets that are each other's peers",
+            unix_named::full_datagrams,
+        ),
+        subject(
             "unix-turned",
             "a unix datagram pair of which one end has another peer since",
             unix_named::turned,

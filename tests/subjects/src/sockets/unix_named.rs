@@ -37,16 +37,21 @@ fn bind(socket: i32, path: &[u8]) -> Result<()> {
 
 pub(super) fn connect(kind: i32, path: &[u8]) -> Result<i32> {
     let socket = socket(AF_UNIX, kind | SOCK_NONBLOCK, 0)?;
+    if let Err(error) = connect_to(socket, path) {
+        close(socket);
+        return Err(error);
+    }
+    Ok(socket)
+}
+
+fn connect_to(socket: i32, path: &[u8]) -> Result<()> {
     let (bytes, len) = address(path);
     let done = raw(
         libc::SYS_connect,
         args([socket as u64, bytes.as_ptr() as u64, len]),
     );
-    if done < 0 {
-        close(socket);
-        anyhow::bail!("connect: error {}", -done);
-    }
-    Ok(socket)
+    anyhow::ensure!(done >= 0, "connect: error {}", -done);
+    Ok(())
 }
 
 pub(super) fn listen(kind: i32, path: &[u8], backlog: i32) -> Result<i32> {
@@ -292,6 +297,36 @@ pub(crate) fn unlinked(setting: &Setting) -> Result<Watch> {
         Ok(())
     })
     .spoiled_by(move || accept(listener).map(drop)))
+}
+
+/// Two with names, each the other's peer: their queues take more than those of others.
+pub(crate) fn full_datagrams(setting: &Setting) -> Result<Watch> {
+    let names = ["one", "two"].map(|name| bytes(&setting.fresh(name)));
+    let kind = SOCK_DGRAM | SOCK_NONBLOCK;
+    let ends = [socket(AF_UNIX, kind, 0)?, socket(AF_UNIX, kind, 0)?];
+    for (end, name) in ends.iter().zip(&names) {
+        bind(*end, name)?;
+    }
+    connect_to(ends[0], &names[1])?;
+    connect_to(ends[1], &names[0])?;
+    let mut count = 0_u32;
+    while write(ends[0], &count.to_ne_bytes()).is_ok() {
+        count += 1;
+    }
+    same("more than others may send", &true, &(count > 50))?;
+    let mut next = 0_u32;
+    Ok(Watch::new(move || {
+        same("it is full", &true, &write(ends[0], b"more").is_err())?;
+        for _ in 0..3 {
+            same("in order", &next.to_ne_bytes().to_vec(), &read(ends[1], 9)?)?;
+            next += 1;
+        }
+        while write(ends[0], &count.to_ne_bytes()).is_ok() {
+            count += 1;
+        }
+        Ok(())
+    })
+    .spoiled_by(move || read(ends[1], 9).map(drop)))
 }
 
 /// A bound receiver; one sender is bound and connected, one is connected only.
