@@ -5,16 +5,18 @@ use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::error::Subject;
 use crate::restore::Restore;
-use nix::fcntl::OFlag;
-use nix::sys::stat::{Mode, fchmod};
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{Gid, Uid, fchown};
 use persist_mem::manifest::{
     Description, DescriptionId, DescriptionKind, Descriptor, Manifest, Notification, Notify,
     PosixQueue,
 };
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use sys::batch::Batch;
 use sys::{Errno, mqueue};
 
@@ -142,8 +144,24 @@ fn open_by(opening: &Opening<'_, '_>, name: &CStr) -> Result<OwnedFd, ResurrectE
     // O_CLOEXEC is there when the description shows it.
     let kept = OFlag::from_bits_retain(opening.description.flags.cast_signed()) & OFlag::O_CLOEXEC;
     let flags = opening.flags() - OFlag::O_NOCTTY - OFlag::O_CLOEXEC;
-    let flags = (flags | kept).bits();
-    mqueue::open(name, flags, None).map_err(opening.failed("opening it"))
+    let flags = flags | kept;
+    let opened = mqueue::open(name, flags.bits(), None).map_err(opening.failed("opening it"))?;
+    // mq_open(2) does not set it, and open(2) always does.
+    if opening.description.flags & super::O_LARGEFILE != 0
+        && let Some(by_path) = open_by_path(name, flags, &opened)
+    {
+        return Ok(by_path);
+    }
+    Ok(opened)
+}
+
+/// Opens a queue by the path that it has where the file system of queues is mounted (mq_overview(7)).
+fn open_by_path(name: &CStr, flags: OFlag, queue: &OwnedFd) -> Option<OwnedFd> {
+    let name = OsStr::from_bytes(name.to_bytes());
+    let path = Path::new("/dev/mqueue").join(name);
+    let opened = openat(AT_FDCWD, &path, flags | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let (one, other) = (fstat(queue).ok()?, fstat(&opened).ok()?);
+    ((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)).then_some(opened)
 }
 
 /// Registers every process again that was to be told of messages.

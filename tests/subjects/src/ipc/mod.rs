@@ -74,6 +74,11 @@ pub(crate) const GROUP: Group = Group {
             posix::unlinked,
         ),
         subject(
+            "mqueue-path",
+            "POSIX message queues opened by their paths",
+            posix::by_path,
+        ),
+        subject(
             "mqueue-taken",
             "a POSIX message queue without a name, while another one has the name",
             posix::taken,

@@ -1,12 +1,15 @@
 //! POSIX message queues.
 
 use std::ffi::CString;
+use std::fs;
+use std::os::fd::IntoRawFd;
+use std::path::Path;
 
 use anyhow::{Result, bail};
 use libc::{O_CREAT, O_NONBLOCK, O_RDWR};
 
 use crate::kit::files::seen;
-use crate::kit::{Setting, Watch, args, raw, same, sys};
+use crate::kit::{Setting, Watch, args, not_here, raw, same, sys};
 
 /// A new queue for four messages of up to 100 bytes.
 fn create(name: &CString) -> Result<i32> {
@@ -124,6 +127,25 @@ pub(crate) fn unlinked(_: &Setting) -> Result<Watch> {
     // SAFETY: the name is a C string.
     sys("mq_unlink", unsafe { libc::mq_unlink(name.as_ptr()) })?;
     filled(queue)
+}
+
+/// Opened by the path that the queue has in the file system of queues.
+pub(crate) fn by_path(_: &Setting) -> Result<Watch> {
+    let name = name("path")?;
+    let queue = create(&name)?;
+    let path = Path::new("/dev/mqueue").join(name.to_str()?.trim_start_matches('/'));
+    let Ok(opened) = fs::File::open(&path) else {
+        return not_here("no /dev/mqueue");
+    };
+    let opened = opened.into_raw_fd();
+    let link = move || {
+        anyhow::Ok((
+            fs::read_link(format!("/proc/self/fd/{opened}"))?,
+            seen(opened)?,
+        ))
+    };
+    same("its path", &path, &link()?.0)?;
+    Ok(filled(queue)?.and(Watch::keep(link)?))
 }
 
 /// The name is gone, and another queue has it.
