@@ -5,11 +5,13 @@
 use super::Opening;
 use crate::ResurrectError;
 use crate::restore::Restore;
+use nix::dir::Dir;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use persist_mem::manifest::DescriptionKind;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use sys::Errno;
 
 /// What a file of a control group can be opened with.
@@ -28,9 +30,12 @@ pub(super) fn open(restore: &Restore<'_>, flags: OFlag) -> sys::Result<OwnedFd> 
     })
 }
 
+/// Names of groups that are made only to be removed, with a PID behind.
+const GONE: &str = ".kupgrade-gone-";
+
 fn removed_group(flags: OFlag) -> sys::Result<OwnedFd> {
     let root = sys::mountapi::detached(c"cgroup2")?;
-    let name = format!(".kupgrade-gone-{}", std::process::id());
+    let name = format!("{GONE}{}", std::process::id());
     mkdirat(&root, name.as_str(), Mode::S_IRWXU)?;
     let opened = if flags.contains(OFlag::O_DIRECTORY) {
         openat(&root, name.as_str(), flags, Mode::empty())
@@ -40,6 +45,25 @@ fn removed_group(flags: OFlag) -> sys::Result<OwnedFd> {
     };
     unlinkat(&root, name.as_str(), UnlinkatFlags::RemoveDir)?;
     opened
+}
+
+/// Removes groups that one who was killed while it made such a stand-in has left behind.
+pub(crate) fn remove_left() {
+    let removed = || -> sys::Result<()> {
+        let root = sys::mountapi::detached(c"cgroup2")?;
+        let mut dir = Dir::openat(&root, ".", OFlag::O_DIRECTORY, Mode::empty())?;
+        for entry in dir.iter().flatten() {
+            let name = entry.file_name();
+            let pid = name.to_str().ok().and_then(|name| name.strip_prefix(GONE));
+            if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                unlinkat(&root, name, UnlinkatFlags::RemoveDir)?;
+            }
+        }
+        Ok(())
+    };
+    if let Err(errno) = removed() {
+        log::debug!("no control groups to look for what was left: {errno}");
+    }
 }
 
 /// Where there are no control groups: who reads it is told `ESRCH`.
@@ -83,4 +107,27 @@ pub(crate) fn directory(restore: &mut Restore<'_>) -> Result<i32, ResurrectError
     }
     let made = restore.files.vanished.as_ref().map(AsRawFd::as_raw_fd);
     made.ok_or_else(|| ResurrectError::own("standing in for a directory")(Errno::EBADF))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_killed_have_left_is_removed() {
+        let Ok(root) = sys::mountapi::detached(c"cgroup2") else {
+            return;
+        };
+        let there = |name: &str| openat(&root, name, OFlag::O_PATH, Mode::empty()).is_ok();
+        // No process has this number (PID_MAX_LIMIT, include/linux/threads.h).
+        let left = format!("{GONE}{}", (1 << 22) + 1);
+        let in_use = format!("{GONE}{}", std::process::id());
+        for name in [&left, &in_use] {
+            mkdirat(&root, name.as_str(), Mode::S_IRWXU).unwrap();
+        }
+        remove_left();
+        let found = (there(&left), there(&in_use));
+        unlinkat(&root, in_use.as_str(), UnlinkatFlags::RemoveDir).unwrap();
+        assert_eq!(found, (false, true));
+    }
 }
