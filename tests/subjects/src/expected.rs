@@ -36,7 +36,7 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         "udp-lite",
         Expected {
             here: Carried,
-            // Newer kernels do not have it.
+            // As of Linux 7.1 kernels do not have it.
             across: Refused("protocol 136"),
         },
     ),

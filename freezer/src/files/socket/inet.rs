@@ -1,7 +1,7 @@
 //! Sockets of IP: TCP, UDP, ICMP, raw (ip(7), ipv6(7), tcp(7), udp(7), raw(7), icmp(7)).
 
 use super::queue::Message;
-use super::{Common, Facts, datagrams, errors, packets, pending, raw, reuseport, tcp};
+use super::{Common, Facts, datagrams, errors, packets, pending, raw, reuseport, tcp, way};
 use crate::FreezerError;
 use crate::files::Open;
 use crate::kernel;
@@ -26,9 +26,13 @@ pub(super) fn examine(
     let protocol = common.protocol;
     let carried = match common.kind {
         c::SOCK_STREAM => [c::IPPROTO_TCP, c::IPPROTO_MPTCP].contains(&protocol),
-        // Newer kernels do not have UDP-Lite.
-        c::SOCK_DGRAM if protocol == c::IPPROTO_UDPLITE => !facts.whole_host,
-        c::SOCK_DGRAM => [c::IPPROTO_UDP, c::IPPROTO_ICMP, c::IPPROTO_ICMPV6].contains(&protocol),
+        c::SOCK_DGRAM => [
+            c::IPPROTO_UDP,
+            c::IPPROTO_UDPLITE,
+            c::IPPROTO_ICMP,
+            c::IPPROTO_ICMPV6,
+        ]
+        .contains(&protocol),
         c::SOCK_RAW => true,
         _ => false,
     };
@@ -70,6 +74,7 @@ pub(super) fn examine(
         tcp::examine(open, common, when, &mut found)?;
         return Ok(found);
     }
+    way::examine(open, common, facts.whole_host, &found.remote)?;
     if is_udp(common) && !found.local.is_empty() {
         (found.bound_host, found.chosen_port) = asked_for(open);
     }

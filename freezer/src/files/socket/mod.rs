@@ -24,6 +24,7 @@ mod tcp;
 mod unaccepted;
 mod unix;
 mod vsock;
+mod way;
 
 pub use backlog::{take as take_backlogs, untaken as untaken_backlogs};
 pub use netlink::take as take_device_messages;

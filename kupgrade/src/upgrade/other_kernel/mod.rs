@@ -5,10 +5,12 @@
 //! | [`landlock`] | rights given up with landlock(7) |
 //! | [`secret_memory`] | memfd_secret(2) |
 //! | [`timers`] | chosen ids of POSIX timers |
+//! | [`udp_lite`] | UDP-Lite |
 
 mod landlock;
 mod secret_memory;
 mod timers;
+mod udp_lite;
 
 use freezer::Refusal;
 use persist_mem::manifest::{Manifest, Process};
@@ -47,6 +49,7 @@ impl OtherKernel {
         let mut found = landlock::refusals(self, manifest);
         found.extend(timers::refusals(self, manifest));
         found.extend(secret_memory::refusals(self, manifest));
+        found.extend(udp_lite::refusals(self, manifest));
         found
     }
 
