@@ -4,6 +4,11 @@
 //! called setsid(2) is forked before it again; a session or group whose founder is gone is founded by a
 //! helper with the founder's id; and a process whose parent is not the one that forked it (an orphan) is
 //! forked by a member of its session as a sibling (`CLONE_PARENT`), or orphaned again.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`births`] | processes in the order of their births, in the sessions that they were born in |
+//! | [`groups`] | their groups, once all are there |
 
 mod births;
 mod groups;
