@@ -113,7 +113,8 @@ const FAULTS: [i32; 6] = [4, SIGTRAP, 7, 8, 11, 31];
 /// that is not queued. Not one that faults raise ([`FAULTS`]) while such signals are queued: when one of those is
 /// not blocked the kernel takes whichever came first, blocked or not (kernel/signal.c, dequeue_synchronous_signal).
 fn marker(status: &Status) -> i32 {
-    /// What only a stopped job is left by, and what cannot be blocked.
+    /// What only a stopped job is left by, and what cannot be blocked. Each of SIGCONT and the stops takes the other
+    /// away where it is queued (kernel/signal.c, prepare_signal).
     const NEVER: [i32; 6] = [9, SIGCONT, 19, 20, 21, 22];
     let mask = |keys: &[&str]| keys.iter().fold(0, |all, key| all | status.mask(key));
     let has = |mask: u64, signal: &i32| mask >> (signal - 1) & 1 != 0;
@@ -123,7 +124,7 @@ fn marker(status: &Status) -> i32 {
     let allowed =
         |signal: &i32| !FAULTS.contains(signal) || FAULTS.iter().all(|one| !has(queued, one));
     let plain = || (1..32).filter(|signal| !NEVER.contains(signal));
-    [SIGURG, SIGWINCH, SIGCONT, SIGCHLD]
+    [SIGURG, SIGWINCH, SIGCHLD]
         .into_iter()
         .find(|signal| !has(caught, signal))
         .or_else(|| plain().find(|signal| has(ignored, signal) && allowed(signal)))
@@ -144,7 +145,7 @@ mod tests {
         let status = |caught: u64| Status::from_text(&format!("{none}SigCgt:\t{caught:016x}\n"));
         assert_eq!(marker(&status(0)), SIGURG);
         assert_eq!(marker(&status(1 << 22)), SIGWINCH);
-        assert_eq!(marker(&status(1 << 22 | 1 << 27)), SIGCONT);
+        assert_eq!(marker(&status(1 << 22 | 1 << 27)), SIGCHLD);
         assert_eq!(marker(&status(u64::MAX)), SIGTRAP);
         let ignoring = format!(
             "{none}SigCgt:\t{:016x}\nSigIgn:\t{:016x}\n",

@@ -42,6 +42,11 @@ pub(crate) const GROUP: Group = Group {
             "every plain signal queued, those of faults among them",
             pending::plain,
         ),
+        subject(
+            "pending-stops",
+            "signals queued that would stop a job",
+            pending::stops,
+        ),
         subject("pending-many", "thousands of signals queued", pending::many),
         subject(
             "pending-limited",

@@ -157,6 +157,14 @@ pub(crate) fn plain(_: &Setting) -> Result<Watch> {
     Where::Thread.watch(signals.map(one).collect())
 }
 
+/// Signals that would stop a job, and those that do nothing.
+pub(crate) fn stops(_: &Setting) -> Result<Watch> {
+    let stops = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+    let others = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
+    let all = stops.into_iter().chain(others);
+    Where::Process.watch(all.map(|signal| info(signal, 11)).collect())
+}
+
 /// More than may be queued by now.
 pub(crate) fn limited(_: &Setting) -> Result<Watch> {
     let limit = |soft: Option<u64>| -> Result<libc::rlimit> {
