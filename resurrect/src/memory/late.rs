@@ -5,7 +5,7 @@
 use super::Builder;
 use super::apart::accounted;
 use super::holes::Families;
-use super::inherit::{is_kernels, same_kind};
+use super::inherit::{WORTH, is_kernels, same_kind};
 use super::pages::split;
 use super::{map, pages};
 use crate::ResurrectError;
@@ -102,9 +102,17 @@ fn is_around(whole: &Vma, at: usize, mm: &AddressSpace) -> bool {
     before.chain(after).any(|vma| fits(whole, vma))
 }
 
-/// Whether there are pages in it that a child may have from here as well, which it has only if it is there at the fork.
+/// Whether a child may have many of its pages as well: it has them in common only with what is there at the fork, and
+/// gets copies of what comes later.
 fn may_be_shared(vma: &Vma, mm: &AddressSpace, families: &Families<'_>) -> bool {
-    map::has_pages(vma, mm) && families.have(mm, vma)
+    let range = PageRange {
+        va: vma.start,
+        pages: vma.len() / PAGE_SIZE_U64,
+    };
+    map::has_pages(vma, mm) && families.have(mm, vma) && {
+        let (pages, _) = split(&mm.extents, &[range]);
+        pages.iter().map(|extent| extent.pages).sum::<u64>() > WORTH
+    }
 }
 
 #[cfg(test)]
@@ -175,9 +183,33 @@ mod tests {
         assert_eq!(late(&with_page, &all), [range], "nobody else has it");
         assert!(without(&with_page, &all).extents.is_empty());
         let all = Families::of([&with_page, &child, &other].into_iter());
-        assert_eq!(late(&with_page, &all), [], "its page may be in common");
+        assert_eq!(late(&with_page, &all), [range], "a page is copied");
         parent.vmas[1] = vma(0x3000, 0x4000, &[]);
         let all = Families::of([&parent, &child].into_iter());
         assert_eq!(late(&parent, &all), [range], "it has never had a page");
+    }
+
+    #[test]
+    fn what_may_be_in_common_is_there_at_the_fork() {
+        let file = Vma {
+            backing: Backing::Zero { offset: 0 },
+            ..vma(0x10_0000, 0x20_0000, &[])
+        };
+        let whole = [(0, 0x10_0000), (0x20_0000, 0x30_0000)];
+        let [below, above] = whole.map(|(start, end)| vma(start, end, &[]));
+        let parent = AddressSpace {
+            extents: vec![Extent {
+                va: 0x10_0000,
+                pages: WORTH + 1,
+                frame: 7,
+            }],
+            ..mm(vec![below, file.clone(), above])
+        };
+        let child = mm(vec![vma(0, 0x30_0000, &[])]);
+        let all = Families::of([&parent, &child].into_iter());
+        assert_eq!(late(&parent, &all).len(), 1);
+        let other = mm(vec![file]);
+        let all = Families::of([&parent, &child, &other].into_iter());
+        assert_eq!(late(&parent, &all), []);
     }
 }

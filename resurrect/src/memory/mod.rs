@@ -13,6 +13,7 @@
 //! | [`pages`] | fills in saved pages |
 //! | [`place`] | puts many pages into new memory at once |
 //! | [`protect`] | protections, advice and locks, once the pages are there |
+//! | [`guards`] | which mappings have had guard pages |
 //! | [`layout`] | heap, stack, arguments, executable (`PR_SET_MM_MAP`) |
 //! | [`vdso`] | the kernel's code in the process |
 //! | [`cpu_clocks`] | clocks of processor time that go on |
@@ -30,6 +31,7 @@ pub(crate) mod cpu_clocks;
 pub(crate) mod empty;
 mod filters;
 mod grow;
+mod guards;
 mod holes;
 mod inherit;
 mod late;
@@ -140,6 +142,7 @@ pub(crate) fn build(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let leader = &mut task.first;
         holes::make(&builder, leader, &live.mm, &families)?;
         segments::attach(&builder, leader, &live.mm)?;
+        guards::remember(&builder, leader, &live.mm)?;
         let kin = protect::Kinship { inherited, family };
         let mut calls = Calls::with(pid, "finishing its memory", leader, rest);
         protect::apply(&builder, &mut calls, &live.mm, kin)?;

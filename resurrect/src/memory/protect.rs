@@ -4,13 +4,12 @@ use super::Builder;
 use super::map::{PROT_WRITE, made_with};
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
-use persist_mem::manifest::{AddressSpace, Backing, Extent, PageRange, Vma};
+use persist_mem::manifest::{AddressSpace, Backing, Vma};
 use sys::PAGE_SIZE_U64;
 
 const PR_SET_VMA: i32 = 0x5356_4d41;
 const PR_SET_VMA_ANON_NAME: i32 = 0;
 const MADV_GUARD_INSTALL: i32 = 102;
-const MADV_GUARD_REMOVE: i32 = 103;
 const MADV_POPULATE_READ: i32 = 22;
 const MLOCK_ONFAULT: i32 = 1;
 /// Keys of the processor (pkeys(7)).
@@ -70,10 +69,6 @@ pub(super) fn apply(
         let args = [range.va.into(), len.into(), MADV_GUARD_INSTALL.into()];
         let batch = calls.batch();
         batch.call("installing guard pages", nr::MADVISE, args);
-        calls.breathe()?;
-    }
-    for vma in mm.vmas.iter().filter(|vma| vma.has(b"gu")) {
-        remember_guards(calls, vma, mm);
         calls.breathe()?;
     }
     for vma in mm.vmas.iter().filter(|vma| vma.has(b"lo")) {
@@ -143,38 +138,6 @@ fn name(calls: &mut Calls<'_>, vma: &Vma) {
         text.into(),
     ];
     calls.batch().call("naming memory", nr::PRCTL, args);
-}
-
-/// A mapping that has had guard pages shows that for ever (include/linux/mm.h, VM_STICKY). Installing one drops the page
-/// that is there: so it is done where none is. Of shared memory that is everywhere, since it is only unmapped.
-fn remember_guards(calls: &mut Calls<'_>, vma: &Vma, mm: &AddressSpace) {
-    let has = |range: &PageRange| range.va < vma.end && vma.start < end(range);
-    let Some(page) = empty_page(vma, mm).filter(|_| !mm.guards.iter().any(has)) else {
-        return;
-    };
-    let batch = calls.batch();
-    for advice in [MADV_GUARD_INSTALL, MADV_GUARD_REMOVE] {
-        let args = [page.into(), PAGE_SIZE_U64.into(), advice.into()];
-        batch.try_call("installing a guard page for a moment", nr::MADVISE, args);
-    }
-}
-
-/// The first page of a mapping that was not saved.
-fn empty_page(vma: &Vma, mm: &AddressSpace) -> Option<u64> {
-    let end = |e: &Extent| e.va + e.pages * PAGE_SIZE_U64;
-    let from = mm.extents.partition_point(|e| end(e) <= vma.start);
-    let mut at = vma.start;
-    for extent in mm.extents[from..].iter().take_while(|e| e.va < vma.end) {
-        if extent.va > at {
-            break;
-        }
-        at = end(extent);
-    }
-    (at < vma.end).then_some(at)
-}
-
-fn end(range: &PageRange) -> u64 {
-    range.va + range.pages * PAGE_SIZE_U64
 }
 
 /// Locking brings pages in, which is an error where none may be; the lock stays all the same.

@@ -38,11 +38,11 @@ pub(super) struct Kept {
     pub(super) accounted: bool,
 }
 
-pub(super) fn end(range: &PageRange) -> u64 {
+pub(in super::super) fn end(range: &PageRange) -> u64 {
     range.va + range.pages * PAGE_SIZE_U64
 }
 
-pub(super) fn overlaps(range: &PageRange, others: &[PageRange]) -> bool {
+pub(in super::super) fn overlaps(range: &PageRange, others: &[PageRange]) -> bool {
     let from = others.partition_point(|other| end(other) <= range.va);
     others.get(from).is_some_and(|other| other.va < end(range))
 }

@@ -11,15 +11,15 @@ use super::map::{PROT_WRITE, has_pages, made_with};
 use super::{Builder, map, pages};
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
-use difference::{difference, end, overlaps, range_of};
-pub(super) use difference::{is_segment, moved, same_kind};
+use difference::{difference, range_of};
+pub(super) use difference::{end, is_segment, moved, overlaps, same_kind};
 use persist_mem::manifest::{AddressSpace, Backing, PageRange, SharedObject, Vma};
 use sys::PAGE_SIZE_U64;
 use sys::tracee::Tracee;
 
 const MADV_DONTNEED: i32 = 4;
 /// Pages in common that are worth a fork with memory in it.
-const WORTH: u64 = 16;
+pub(super) const WORTH: u64 = 16;
 
 /// Whether `child` has enough in common with `parent` to be forked from its memory.
 pub(super) fn related(

@@ -41,6 +41,7 @@ pub(crate) fn removed(_: &Setting) -> Result<Watch> {
             return not_here("no guard regions");
         }
         guard.advise(MADV_GUARD_REMOVE)?;
+        area.fill_page(4, 30);
     }
     let flags = move || {
         let of = |area: &Area| procfs::vm_flags(area.page(0));
@@ -54,7 +55,10 @@ pub(crate) fn removed(_: &Setting) -> Result<Watch> {
     }
     Ok(Watch::keep(flags)?
         .and(Watch::new(move || {
-            areas.iter().try_for_each(|area| area.part(0, 4).check(30))
+            areas.iter().try_for_each(|area| {
+                area.part(0, 4).check(30)?;
+                area.check_page(4, 30)
+            })
         }))
         .spoiled_by(move || areas[1].advise(libc::MADV_DONTDUMP)))
 }
