@@ -114,6 +114,11 @@ pub(crate) const GROUP: Group = Group {
             unix_named::datagrams,
         ),
         subject(
+            "unix-listen-lowered",
+            "more connections that nobody has accepted yet than the listening unix socket would take by now",
+            unix_named::lowered,
+        ),
+        subject(
             "unix-full-datagram",
             "full queues of bound datagram sockets that are each other's peers",
             unix_named::full_datagrams,

@@ -299,6 +299,48 @@ pub(crate) fn unlinked(setting: &Setting) -> Result<Watch> {
     .spoiled_by(move || accept(listener).map(drop)))
 }
 
+/// More clients wait than the listener would take by now.
+pub(crate) fn lowered(setting: &Setting) -> Result<Watch> {
+    const CLIENTS: usize = 6;
+    let path = bytes(&setting.fresh("lowered"));
+    let listener = listen(SOCK_STREAM, &path, 8)?;
+    let come = {
+        let path = path.clone();
+        move || {
+            // SAFETY: takes numbers.
+            sys("listen", unsafe { libc::listen(listener, 8) })?;
+            let clients = (0..CLIENTS).map(|_| connect(SOCK_STREAM, &path));
+            let clients = clients.collect::<Result<Vec<_>>>()?;
+            // SAFETY: takes numbers.
+            sys("listen", unsafe { libc::listen(listener, 1) })?;
+            anyhow::Ok(clients)
+        }
+    };
+    let mut clients = come()?;
+    Ok(Watch::new(move || {
+        same(
+            "it takes no more",
+            &true,
+            &connect(SOCK_STREAM, &path).is_err(),
+        )?;
+        for client in clients.drain(..) {
+            let server = accept(listener)?;
+            write(client, b"hello")?;
+            same("what came", b"hello".as_slice(), &read(server, 100)?)?;
+            close(client);
+            close(server);
+        }
+        clients = come()?;
+        Ok(())
+    })
+    .spoiled_by(move || {
+        for _ in 0..CLIENTS {
+            close(accept(listener)?);
+        }
+        Ok(())
+    }))
+}
+
 /// Two with names, each the other's peer: their queues take more than those of others.
 pub(crate) fn full_datagrams(setting: &Setting) -> Result<Watch> {
     let names = ["one", "two"].map(|name| bytes(&setting.fresh(name)));
