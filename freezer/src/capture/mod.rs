@@ -14,6 +14,7 @@ mod kept_timers;
 mod lasting;
 mod ldt;
 mod leader;
+mod mapped_locks;
 pub(crate) mod mappings;
 mod membarrier;
 mod memory;
@@ -178,6 +179,8 @@ fn describe(
         cgroups: groups.groups,
         ..Manifest::default()
     };
+    let mapped = mapped_locks::capture(&manifest);
+    manifest.locks.extend(mapped);
     if ours.is_some() {
         crate::ipc::capture(&mut manifest, &mut objects)?;
     }

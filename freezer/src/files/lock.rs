@@ -59,7 +59,7 @@ pub(super) fn order(
         let description = match lock.holder {
             LockHolder::Ofd(id) => Some(id),
             LockHolder::Process { pid, fd } => numbers.get(&(pid, fd)).copied(),
-            LockHolder::Whole(_) | LockHolder::Lease(_) => None,
+            LockHolder::Whole(_) | LockHolder::Lease(_) | LockHolder::Mapping { .. } => None,
         };
         let copy = description.and_then(|id| copies.get(&id));
         if let Some((copy, stat)) = copy.and_then(|copy| Some((copy, fstat(copy).ok()?))) {
@@ -93,7 +93,7 @@ pub(super) fn order(
 
 fn owner(lock: &Lock) -> (Option<Pid>, Option<DescriptionId>) {
     match lock.holder {
-        LockHolder::Process { pid, .. } => (Some(pid), None),
+        LockHolder::Process { pid, .. } | LockHolder::Mapping { pid, .. } => (Some(pid), None),
         LockHolder::Whole(id) | LockHolder::Ofd(id) | LockHolder::Lease(id) => (None, Some(id)),
     }
 }

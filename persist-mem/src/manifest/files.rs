@@ -517,4 +517,11 @@ pub enum LockHolder {
     },
     /// `F_SETLEASE`: a description.
     Lease(DescriptionId),
+    /// flock(2): the description of a mapping, which no descriptor leads to any more.
+    Mapping {
+        /// The process.
+        pid: Pid,
+        /// Where the mapping begins.
+        start: u64,
+    },
 }

@@ -188,7 +188,7 @@ fn take_here(restore: &Restore<'_>, id: DescriptionId, lock: &Lock) -> Result<()
 
 fn take_own(fd: &OwnedFd, lock: &Lock) -> sys::Result<()> {
     match lock.holder {
-        LockHolder::Whole(_) => sys::files::lock_whole(fd, lock.write),
+        LockHolder::Whole(_) | LockHolder::Mapping { .. } => sys::files::lock_whole(fd, lock.write),
         LockHolder::Lease(_) => sys::files::lease(fd, i32::from(lock.write)),
         LockHolder::Ofd(_) | LockHolder::Process { .. } => sys::files::lock_range(fd, &range(lock)),
     }

@@ -44,7 +44,9 @@ pub(super) fn make(manifest: &Manifest, gone: &Gone) -> Manifest {
         .retain(|description| kept.contains(&description.id));
     less.locks.retain(|lock| match lock.holder {
         LockHolder::Whole(id) | LockHolder::Ofd(id) | LockHolder::Lease(id) => kept.contains(&id),
-        LockHolder::Process { pid, .. } => !is_gone(pid, gone, &ended),
+        LockHolder::Process { pid, .. } | LockHolder::Mapping { pid, .. } => {
+            !is_gone(pid, gone, &ended)
+        }
     });
     less.notices
         .retain(|notice| !is_gone(notice.pid, gone, &ended));

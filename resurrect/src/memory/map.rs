@@ -6,10 +6,11 @@ use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use crate::error::Subject;
 use nix::fcntl::OFlag;
-use persist_mem::manifest::{AddressSpace, Backing, FileRef, Vma};
+use persist_mem::manifest::{AddressSpace, Backing, FileRef, Lock, LockHolder, Manifest, Vma};
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
-use sys::PAGE_SIZE_U64;
 use sys::batch::{Arg, CallIndex};
+use sys::{PAGE_SIZE_U64, Pid};
 
 const PROT_READ: u32 = 1;
 pub(super) const PROT_WRITE: u32 = 2;
@@ -23,6 +24,8 @@ const MAP_NORESERVE: u64 = 0x4000;
 const MAP_HUGETLB: u64 = 0x4_0000;
 const MAP_HUGE_SHIFT: u32 = 26;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
+const LOCK_SH_NB: i32 = 1 | 4;
+const LOCK_EX_NB: i32 = 2 | 4;
 const AT_FDCWD: i32 = -100;
 const O_RDWR: i32 = 2;
 const O_CLOEXEC: i32 = 0o2_000_000;
@@ -64,6 +67,15 @@ struct Mapper<'a, 'b> {
     apart: bool,
     /// Further descriptions of objects, and of files without their names, until the calls are made that take them.
     further: Vec<OwnedFd>,
+}
+
+/// The locks that a process's mappings hold.
+pub(super) fn locks(manifest: &Manifest, pid: Pid) -> BTreeMap<u64, bool> {
+    let lock = |lock: &Lock| match lock.holder {
+        LockHolder::Mapping { pid: of, start } if of == pid => Some((start, lock.write)),
+        _ => None,
+    };
+    manifest.locks.iter().filter_map(lock).collect()
 }
 
 /// Makes mappings of an address space, all but those of System V segments ([`segments`]).
@@ -160,10 +172,16 @@ impl<'a> Mapper<'a, '_> {
     ) -> Result<(), ResurrectError> {
         let writable = shared && vma.has(b"mw");
         let same = |o: &OpenFile<'_>| o.source == source && o.writable == writable;
+        let lock = self.builder.locks.get(&vma.start);
         let fd = match &self.open {
-            Some(open) if same(open) && !self.apart => open.fd,
+            Some(open) if same(open) && !self.apart && lock.is_none() => open.fd,
             _ => self.open(source, writable)?,
         };
+        if let Some(write) = lock {
+            let how = if *write { LOCK_EX_NB } else { LOCK_SH_NB };
+            let batch = self.calls.batch();
+            batch.call("locking a mapped file", nr::FLOCK, [fd.into(), how.into()]);
+        }
         let kind = if shared { MAP_SHARED } else { MAP_PRIVATE };
         self.call(vma, mm, kind, fd.into(), offset);
         Ok(())

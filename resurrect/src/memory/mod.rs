@@ -91,6 +91,8 @@ struct Builder<'a> {
     pidfd: i32,
     kernel: Rc<Kernel>,
     processor: Option<&'a OneProcessor>,
+    /// Where mappings begin that hold a lock of their file, and whether for writing.
+    locks: BTreeMap<u64, bool>,
     /// The range for batches with the parking behind it.
     scratch: (u64, u64),
 }
@@ -283,6 +285,7 @@ fn builder<'a>(
         pidfd: restore.self_pidfd.as_raw_fd(),
         kernel,
         processor: restore.processor.as_ref(),
+        locks: map::locks(restore.manifest, pid),
         scratch: (
             restore.scratch.place().address,
             restore.scratch.end() + crate::scratch::PARKING_LEN,

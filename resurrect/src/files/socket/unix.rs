@@ -290,7 +290,9 @@ impl Unix {
         let who = one.state.peer_credentials.as_ref();
         let server = sockets.get(&one.making)?;
         // More may wait than it would take now: it has asked for less since.
-        let enough = u32::try_from(waiting.len()).unwrap_or(u32::MAX).max(*backlog);
+        let enough = u32::try_from(waiting.len())
+            .unwrap_or(u32::MAX)
+            .max(*backlog);
         peer::listen(restore, who, server, enough)?;
         for (place, client) in waiting.iter().enumerate() {
             self.wait(restore, all, one, (place, client), sockets)?;

@@ -76,6 +76,38 @@ pub(crate) fn flock(setting: &Setting) -> Result<Watch> {
     }))
 }
 
+/// A lock that only a mapping of the file holds: its descriptor is closed.
+pub(crate) fn mapped(setting: &Setting) -> Result<Watch> {
+    let path = file(setting, "mapped")?;
+    let fd = open(&path, O_RDWR)?;
+    sys(
+        "flock",
+        raw(libc::SYS_flock, args([fd as u64, LOCK_EX as u64])),
+    )?;
+    sys(
+        "ftruncate",
+        raw(libc::SYS_ftruncate, args([fd as u64, 8192])),
+    )?;
+    let flags = libc::MAP_SHARED as u64;
+    let at = raw(libc::SYS_mmap, [0, 8192, 3, flags, fd as u64, 0]);
+    sys("mmap", at)?;
+    close(fd);
+    let taker = move || -> Result<String> {
+        let inode = format!(
+            ":{}",
+            std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path)?)
+        );
+        let locks = fs::read_to_string("/proc/locks")?;
+        let mut lines = locks.lines().map(str::split_whitespace);
+        let own = lines.find(|line| line.clone().any(|word| word.ends_with(&inode)));
+        let words: Vec<&str> = own.context("there is no lock")?.skip(1).take(4).collect();
+        Ok(words.join(" "))
+    };
+    Ok(Watch::keep(taker)?.spoiled_by(move || {
+        sys("munmap", raw(libc::SYS_munmap, args([at as u64, 8192]))).map(drop)
+    }))
+}
+
 fn range(kind: i32, start: i64, len: i64) -> libc::flock {
     libc::flock {
         l_type: kind as i16,

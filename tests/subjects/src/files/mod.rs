@@ -339,6 +339,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("flock", "flock", locks::flock),
         subject(
+            "flock-mapped",
+            "flock by a mapping whose descriptor is closed",
+            locks::mapped,
+        ),
+        subject(
             "flock-taker",
             "who took a lock: a child, one who let go of the file, one who has ended",
             locks::taker,

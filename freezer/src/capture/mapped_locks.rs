@@ -1,0 +1,101 @@
+//! Locks of whole files (flock(2)) that only mappings hold: the descriptor that they were taken by is closed, as in every
+//! Java program.
+
+use crate::proc;
+use persist_mem::manifest::{DescriptionKind, Lock, LockHolder, Manifest};
+use sys::Pid;
+
+/// Those that processes of the manifest have taken, and no description of it has.
+pub(super) fn capture(manifest: &Manifest) -> Vec<Lock> {
+    let text = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    let taken = text.lines().filter_map(Taken::parse);
+    let of_tree = taken.filter(|taken| {
+        let mut processes = manifest.processes.iter();
+        processes.any(|process| process.pid == taken.by && process.live().is_some())
+    });
+    let unheld = of_tree.filter(|taken| !is_held(manifest, taken));
+    let lock = |taken: Taken<'_>| {
+        let maps = std::fs::read_to_string(proc::path(taken.by, "maps")).ok()?;
+        let start = maps.lines().find_map(|line| mapped(line, taken.place))?;
+        let pid = taken.by;
+        Some(Lock {
+            holder: LockHolder::Mapping { pid, start },
+            write: taken.write,
+            range: (0, None),
+            taker: pid,
+        })
+    };
+    unheld.filter_map(lock).collect()
+}
+
+/// Whether a description holds it.
+fn is_held(manifest: &Manifest, taken: &Taken<'_>) -> bool {
+    let inode = taken.place.rsplit(':').next();
+    let inode: Option<u64> = inode.and_then(|inode| inode.parse().ok());
+    manifest.locks.iter().any(|lock| {
+        let LockHolder::Whole(id) = lock.holder else {
+            return false;
+        };
+        let file = match manifest.description(id).map(|found| &found.kind) {
+            Some(DescriptionKind::Path(file) | DescriptionKind::Handle { file, .. }) => file,
+            _ => return false,
+        };
+        // 0 stands for a number that will be another one.
+        (lock.taker, lock.write) == (taken.by, taken.write)
+            && (file.inode == 0 || Some(file.inode) == inode)
+    })
+}
+
+/// A line of `/proc/locks`.
+struct Taken<'a> {
+    by: Pid,
+    write: bool,
+    /// Device and inode, as `/proc/PID/maps` has them but for what is between.
+    place: &'a str,
+}
+
+impl Taken<'_> {
+    /// `1: FLOCK  ADVISORY  WRITE 123 08:01:456 0 EOF`
+    fn parse(line: &str) -> Option<Taken<'_>> {
+        let mut words = line.split_whitespace().skip(1);
+        if (words.next()?, words.next()?) != ("FLOCK", "ADVISORY") {
+            return None;
+        }
+        Some(Taken {
+            write: words.next()? == "WRITE",
+            by: Pid(words.next()?.parse().ok()?),
+            place: words.next()?,
+        })
+    }
+}
+
+/// Where a mapping begins, if it is a shared one of this file.
+fn mapped(line: &str, place: &str) -> Option<u64> {
+    let mut words = line.split_whitespace();
+    let (range, permissions) = (words.next()?, words.next()?);
+    let (device, inode) = (words.nth(1)?, words.next()?);
+    let same = place.strip_prefix(device)?.strip_prefix(':')? == inode;
+    let start = range.split('-').next()?;
+    (same && permissions.ends_with('s')).then(|| u64::from_str_radix(start, 16).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locks_and_mappings() {
+        let taken = Taken::parse("2: FLOCK  ADVISORY  WRITE 123 fe:00:456 0 EOF").unwrap();
+        assert_eq!((taken.by, taken.write), (Pid(123), true));
+        assert!(Taken::parse("2: -> FLOCK  ADVISORY  WRITE 123 fe:00:456 0 EOF").is_none());
+        assert!(Taken::parse("3: POSIX  ADVISORY  WRITE 123 fe:00:456 0 9").is_none());
+        for (line, wanted) in [
+            ("7f00-7f10 rw-s 00000000 fe:00 456    /a file", Some(0x7f00)),
+            ("7f00-7f10 rw-p 00000000 fe:00 456    /a file", None),
+            ("7f00-7f10 rw-s 00000000 fe:00 4567   /a file", None),
+            ("7f00-7f10 rw-s 00000000 fe:01 456    /a file", None),
+        ] {
+            assert_eq!(mapped(line, taken.place), wanted, "{line}");
+        }
+    }
+}
