@@ -34,11 +34,12 @@ fn attempt(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> 
     refusals.extend(numbers_used_up(pid)?);
     NotCarried::unless_empty(&refusals)?;
     let image = place(dir)?;
-    let stopped = Held::hold().and_then(|held| Ok((held, freezer::freeze(pid)?)));
-    let (held, frozen) = stopped.inspect_err(|_| image.discard())?;
+    let stopped =
+        Held::hold().and_then(|held| Ok((held, Output::create(&image)?, freezer::freeze(pid)?)));
+    let (held, output, frozen) = stopped.inspect_err(|_| image.discard())?;
     let saved = save(
         &frozen,
-        &image,
+        (&image, output),
         (leave_running, &held),
         (externals, &mut prepared),
     );
@@ -125,6 +126,27 @@ fn place(dir: &Path) -> Result<Image> {
     Ok(image)
 }
 
+/// The files of an image, made before anything stands still: that may take as long as all the rest.
+struct Output {
+    pages: PagesWriter,
+    manifest: std::fs::File,
+}
+
+impl Output {
+    fn create(image: &Image) -> Result<Output> {
+        let context = |path: &Path| format!("making {}", path.display());
+        Ok(Output {
+            pages: PagesWriter::create(&image.pages).with_context(|| context(&image.pages))?,
+            manifest: std::fs::File::options()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&image.unfinished)
+                .with_context(|| context(&image.unfinished))?,
+        })
+    }
+}
+
 /// Everything is written, perhaps not yet to the disk.
 struct Saved {
     manifest: Manifest,
@@ -183,7 +205,7 @@ pub(crate) fn placeless((pid, reason): (Pid, String)) -> FreezerError {
 
 fn save(
     frozen: &Frozen,
-    image: &Image,
+    (image, output): (&Image, Output),
     (leave_running, held): (bool, &Held),
     (externals, prepared): (Externals, &mut Prepared),
 ) -> Result<Saved> {
@@ -199,12 +221,11 @@ fn save(
     }
     resurrect::tree::possible(&manifest).map_err(placeless)?;
     held.check()?;
-    // From here on this process has a second thread.
+    // From here on this process may have a second thread.
     let mut sink = FileSink {
         held,
         since: 0,
-        writer: PagesWriter::create(&image.pages)
-            .with_context(|| format!("making {}", image.pages.display()))?,
+        writer: output.pages,
     };
     freezer::capture_pages(&mut manifest, &objects, &mut sink)?;
     let (pages, sums) = sink
@@ -225,12 +246,7 @@ fn save(
     }
     let bytes = manifest.to_bytes()?;
     let context = || format!("writing {}", image.unfinished.display());
-    let mut file = std::fs::File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&image.unfinished)
-        .with_context(context)?;
+    let mut file = output.manifest;
     file.write_all(&bytes).with_context(context)?;
     Ok(Saved {
         manifest,

@@ -20,7 +20,8 @@ const AT_ONCE: usize = 128;
 /// Buffers that wait to be written, at most.
 const WAITING: usize = 4;
 
-/// Writes pages one after the other, by a thread of its own: while it writes some the next are read.
+/// Writes pages one after the other. What does not fit in one buffer is written by a thread of its own: while it
+/// writes some the next are read.
 #[derive(Debug)]
 pub struct PagesWriter {
     /// None after a failure.
@@ -32,17 +33,24 @@ pub struct PagesWriter {
     pages: u64,
 }
 
+#[derive(Debug)]
+enum Writer {
+    /// Nothing is written yet.
+    Idle(File),
+    Busy(WriterThread),
+}
+
 /// The thread that writes.
 #[derive(Debug)]
-struct Writer {
+struct WriterThread {
     full: SyncSender<Vec<u8>>,
     /// Buffers that have been written.
     empty: Receiver<Vec<u8>>,
     thread: JoinHandle<io::Result<(File, Vec<u32>)>>,
 }
 
-impl Writer {
-    fn start(mut file: File) -> io::Result<Writer> {
+impl WriterThread {
+    fn start(mut file: File) -> io::Result<WriterThread> {
         let (full, to_write) = sync_channel::<Vec<u8>>(WAITING);
         let (written, empty) = channel();
         let work = move || {
@@ -50,14 +58,13 @@ impl Writer {
             let _urgent = Urgent::begin();
             let mut crcs = Vec::new();
             for buffer in to_write {
-                file.write_all(&buffer)?;
-                crcs.push(crc32fast::hash(&buffer));
+                crcs.push(write(&mut file, &buffer)?);
                 // Nobody wants it when all is read.
                 let _ = written.send(buffer);
             }
             Ok((file, crcs))
         };
-        Ok(Writer {
+        Ok(WriterThread {
             full,
             empty,
             thread: std::thread::Builder::new().spawn(work)?,
@@ -73,11 +80,26 @@ impl Writer {
     }
 }
 
+/// Writes a buffer and returns its sum.
+fn write(file: &mut File, buffer: &[u8]) -> io::Result<u32> {
+    file.write_all(buffer)?;
+    Ok(crc32fast::hash(buffer))
+}
+
+impl Writer {
+    fn end(self) -> io::Result<(File, Vec<u32>)> {
+        match self {
+            Writer::Idle(file) => Ok((file, Vec::new())),
+            Writer::Busy(thread) => thread.end(),
+        }
+    }
+}
+
 impl PagesWriter {
     /// Makes the file, readable by its owner only: it holds the memory of processes.
     ///
     /// # Errors
-    /// When it cannot be made, or is there already; when no thread can be started.
+    /// When it cannot be made, or is there already.
     pub fn create(path: &Path) -> io::Result<PagesWriter> {
         use std::os::unix::fs::OpenOptionsExt;
         let file = File::options()
@@ -85,16 +107,18 @@ impl PagesWriter {
             .create_new(true)
             .mode(0o600)
             .open(path)?;
-        PagesWriter::to(file)
+        Ok(PagesWriter::to(file))
     }
 
-    fn to(file: File) -> io::Result<PagesWriter> {
-        Ok(PagesWriter {
-            writer: Some(Writer::start(file)?),
-            buffer: Vec::new(),
+    fn to(file: File) -> PagesWriter {
+        // Written to, so that its memory is there when processes wait for it.
+        let buffer = vec![1; AT_ONCE * PAGE_SIZE];
+        PagesWriter {
+            writer: Some(Writer::Idle(file)),
+            buffer,
             used: 0,
             pages: 0,
-        })
+        }
     }
 
     /// Adds `pages` whole pages, read by `read`: it is given buffers to fill, each with the number of the page
@@ -133,7 +157,10 @@ impl PagesWriter {
         if self.used > 0 {
             self.hand_over()?;
         }
-        let empty = self.writer.as_ref().and_then(|w| w.empty.try_recv().ok());
+        let empty = match &self.writer {
+            Some(Writer::Busy(thread)) => thread.empty.try_recv().ok(),
+            _ => None,
+        };
         self.buffer = empty.unwrap_or_default();
         self.buffer.resize(AT_ONCE * PAGE_SIZE, 0);
         self.used = 0;
@@ -144,16 +171,19 @@ impl PagesWriter {
         let mut full = core::mem::take(&mut self.buffer);
         full.truncate(self.used);
         self.used = 0;
-        let writer = self.writer.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
-        if writer.full.send(full).is_ok() {
+        let thread = match self.writer.take().ok_or(io::ErrorKind::BrokenPipe)? {
+            Writer::Idle(file) => WriterThread::start(file)?,
+            Writer::Busy(thread) => thread,
+        };
+        if thread.full.send(full).is_ok() {
+            self.writer = Some(Writer::Busy(thread));
             return Ok(());
         }
         // It has ended, which only an error makes it do.
-        let ended = self.writer.take().map(Writer::end);
-        Err(match ended {
-            Some(Err(error)) => error,
-            _ => io::ErrorKind::BrokenPipe.into(),
-        })
+        match thread.end() {
+            Err(error) => Err(error),
+            Ok(_) => Err(io::ErrorKind::BrokenPipe.into()),
+        }
     }
 
     /// Ends it; the file is whole, but on the disk only when it is synchronised. The sums go into the manifest.
@@ -161,11 +191,12 @@ impl PagesWriter {
     /// # Errors
     /// When it cannot be written.
     pub fn finish(mut self) -> io::Result<(File, PageSums)> {
-        if self.used > 0 {
-            self.hand_over()?;
-        }
+        let rest = core::mem::take(&mut self.buffer);
         let writer = self.writer.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        let (file, crcs) = writer.end()?;
+        let (mut file, mut crcs) = writer.end()?;
+        if self.used > 0 {
+            crcs.push(write(&mut file, &rest[..self.used])?);
+        }
         let sums = PageSums {
             pages: self.pages,
             run: AT_ONCE as u32,
@@ -277,7 +308,7 @@ mod tests {
 
     fn to_full_device() -> PagesWriter {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        PagesWriter::to(full).unwrap()
+        PagesWriter::to(full)
     }
 
     #[test]
