@@ -2,10 +2,12 @@
 //!
 //! They are looked for before the tree is stopped, and once more when it stands still. A process gets
 //! descriptors only by running, so that the second look leaves out who has not run since the first: the
-//! scheduler counts (`/proc/PID/task/TID/schedstat`).
+//! scheduler counts (`/proc/PID/task/TID/schedstat`). Where the kernel's memory can be read that tells both: whether
+//! somebody is new, and who has run.
 
 use super::apart;
 use super::ends::{self, End};
+use crate::kernel::{self, Kernel};
 use crate::proc::{self, Stat};
 use nix::sys::resource::{Resource, getrlimit};
 use std::collections::BTreeMap;
@@ -20,6 +22,8 @@ const MOST: usize = 4096;
 #[derive(Debug, Default)]
 pub(crate) struct Outsiders {
     all: BTreeMap<Pid, Outsider>,
+    /// What [`Kernel::numbers_given`] told before they were listed.
+    given: Option<[u32; 2]>,
 }
 
 #[derive(Debug)]
@@ -35,6 +39,7 @@ impl Outsiders {
     #[must_use]
     pub(crate) fn look(inside: &[Pid]) -> Outsiders {
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+        let given = kernel::look(Kernel::numbers_given).ok();
         let mut room = MOST.min(usize::try_from(limit / 4).unwrap_or(MOST));
         let one = |pid: Pid| {
             // Before its descriptors are listed.
@@ -44,18 +49,28 @@ impl Outsiders {
             (pid, Outsider { ends, watch })
         };
         let all = everybody_but(inside).into_iter().map(one).collect();
-        Outsiders { all }
+        let outsiders = Outsiders { all, given };
+        // So that they are found faster later on.
+        outsiders.times_run();
+        outsiders
     }
 
     /// Looks again at who is new or has run, once the tree has stopped.
     pub(crate) fn look_again(&mut self, inside: &[Pid]) {
         let me = Pid(nix::unistd::getpid().as_raw());
+        let given = kernel::look(Kernel::numbers_given).ok();
+        let pids = match self.given.is_some() && self.given == given {
+            true => self.all.keys().copied().collect(),
+            false => everybody_but(inside),
+        };
+        let times = self.times_run();
         let mut known = core::mem::take(&mut self.all);
-        for pid in everybody_but(inside) {
+        for pid in pids {
+            let has_not_run = |watch: &Watch| watch.has_not_run(times.as_ref());
             let outsider = match known.remove(&pid) {
                 // What we have got since are copies of the tree's.
                 Some(before) if pid == me => before,
-                Some(before) if before.watch.as_ref().is_some_and(Watch::has_not_run) => before,
+                Some(before) if before.watch.as_ref().is_some_and(has_not_run) => before,
                 _ => Outsider {
                     ends: ends_of(pid),
                     watch: None,
@@ -63,6 +78,17 @@ impl Outsiders {
             };
             self.all.insert(pid, outsider);
         }
+    }
+
+    /// How often threads that are watched were put on a processor, where the kernel's memory tells.
+    fn times_run(&self) -> Option<BTreeMap<Tid, u64>> {
+        let watches = self.all.values().filter_map(|one| one.watch.as_ref());
+        let tids: Vec<Tid> = watches
+            .flat_map(|watch| watch.threads.iter().map(|thread| thread.tid))
+            .collect();
+        let times = kernel::look(|kernel| kernel.times_run(&tids)).ok()?;
+        let all = tids.into_iter().zip(times);
+        Some(all.filter_map(|(tid, times)| Some((tid, times?))).collect())
     }
 
     /// Who holds what.
@@ -103,8 +129,15 @@ fn has_ancestor(pid: Pid, inside: &[Pid]) -> Option<bool> {
 /// Tells whether a sleeping process has run.
 #[derive(Debug)]
 struct Watch {
-    /// The `schedstat` of each thread, and what it said.
-    threads: Vec<(File, Account)>,
+    threads: Vec<Watched>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    tid: Tid,
+    /// Its `schedstat`, and what that said.
+    file: File,
+    account: Account,
 }
 
 /// Nanoseconds run, nanoseconds waited, times it was put on a processor; as text.
@@ -123,7 +156,13 @@ impl Watch {
             .map(|tid| {
                 let file = File::open(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
                 let account = account(&file)?;
-                counts(&account).then_some((file, account))
+                let watched = Watched {
+                    tid: *tid,
+                    file,
+                    account,
+                };
+                // Everybody has been put on a processor once, where that is counted.
+                (times_in(&account)? > 0).then_some(watched)
             })
             .collect::<Option<_>>()?;
         // The counters of one that runs may lag behind. The list is looked at last, since whoever is on
@@ -135,9 +174,13 @@ impl Watch {
         same.then_some(Watch { threads })
     }
 
-    fn has_not_run(&self) -> bool {
-        let mut threads = self.threads.iter();
-        threads.all(|(file, before)| account(file).as_ref() == Some(before))
+    /// `times` is how often threads have run by now, where that is known.
+    fn has_not_run(&self, times: Option<&BTreeMap<Tid, u64>>) -> bool {
+        let same = |thread: &Watched| match times {
+            Some(times) => times.get(&thread.tid).copied() == times_in(&thread.account),
+            None => account(&thread.file) == Some(thread.account),
+        };
+        self.threads.iter().all(same)
     }
 }
 
@@ -148,11 +191,11 @@ fn account(schedstat: &File) -> Option<Account> {
     (0 < len && len < text.len()).then_some(text)
 }
 
-/// Everybody has been put on a processor once, where that is counted.
-fn counts(account: &Account) -> bool {
+/// How often it was put on a processor.
+fn times_in(account: &Account) -> Option<u64> {
     let text = String::from_utf8_lossy(account);
     let times = text.trim_end_matches(['\0', '\n']).rsplit(' ').next();
-    times.is_some_and(|times| times != "0")
+    times?.parse().ok()
 }
 
 #[cfg(test)]
@@ -182,16 +225,27 @@ mod tests {
             .unwrap();
         let pid = sleeping(&child);
         let watch = Watch::begin(pid, 1).unwrap();
-        assert!(watch.has_not_run());
+        let outsider = Outsider {
+            ends: Vec::new(),
+            watch: Some(watch),
+        };
+        let outsiders = Outsiders {
+            all: BTreeMap::from([(pid, outsider)]),
+            given: None,
+        };
+        let watch = outsiders.all[&pid].watch.as_ref().unwrap();
+        // By the kernel's memory, where that can be read.
+        let sleeps = || watch.has_not_run(outsiders.times_run().as_ref());
+        assert!(watch.has_not_run(None) && sleeps());
         child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
         let mut tries = 0..1000;
-        while watch.has_not_run() && tries.next().is_some() {
+        while watch.has_not_run(None) && tries.next().is_some() {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        assert!(!watch.has_not_run());
+        assert!(!watch.has_not_run(None) && !sleeps());
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!watch.has_not_run(), "it has ended");
+        assert!(!watch.has_not_run(None) && !sleeps(), "it has ended");
         let me = Pid(std::process::id().cast_signed());
         assert!(Watch::begin(me, 1000).is_none(), "it runs");
     }

@@ -242,6 +242,33 @@ impl Kernel {
         Ok(Tid(number.cast_signed()))
     }
 
+    /// How often each of these threads was put on a processor; None for those that are not there.
+    pub(crate) fn times_run(&mut self, tids: &[Tid]) -> Result<Vec<Option<u64>>, Unreadable> {
+        let at = self.btf.field("task_struct", "sched_info.pcount")?.offset;
+        let tasks = self.tasks(tids)?;
+        let at: Vec<u64> = tasks
+            .iter()
+            .map(|task| task.map_or(0, |task| task.wrapping_add(at)))
+            .collect();
+        self.words(&at)
+    }
+
+    /// What changes when a process or thread comes to this PID namespace, and when one is gone: where it looks for the
+    /// next free number, and how many are in use.
+    pub(crate) fn numbers_given(&mut self) -> Result<[u32; 2], Unreadable> {
+        const WHAT: &str = "the numbers of processes";
+        let field = |path| Ok(self.btf.field("pid_namespace", path)?.offset);
+        let (next, used) = (field("idr.idr_next")?, field("pid_allocated")?);
+        let namespace = self.namespace()?.namespace;
+        let wanted = [next, used].map(|at| (namespace.wrapping_add(at), 4));
+        let found = self.read(&wanted)?;
+        let number = |bytes: &Option<Vec<u8>>| half(bytes.as_ref()?, 0);
+        match found.iter().map(number).collect::<Option<Vec<u32>>>() {
+            Some(found) if found.len() == 2 && found[1] > 0 => Ok([found[0], found[1]]),
+            _ => Err(Unreadable::Inconsistent(WHAT)),
+        }
+    }
+
     fn namespace(&mut self) -> Result<Tasks, Unreadable> {
         let tasks = match self.tasks {
             Some(tasks) => tasks,
@@ -285,5 +312,36 @@ mod tests {
         numbers.sort_unstable();
         numbers.dedup();
         assert_eq!(numbers.len(), tids.len() - 1);
+    }
+
+    #[test]
+    fn who_is_new_and_who_has_run_is_seen() {
+        let (send, receive) = std::sync::mpsc::channel();
+        let (again, wait) = std::sync::mpsc::channel::<()>();
+        let given = || readable(look(Kernel::numbers_given));
+        let Some(before) = given() else { return };
+        let thread = std::thread::spawn(move || {
+            loop {
+                send.send(Tid(nix::unistd::gettid().as_raw())).unwrap();
+                if wait.recv().is_err() {
+                    return;
+                }
+            }
+        });
+        let tid = receive.recv().unwrap();
+        assert_ne!(given(), Some(before));
+        let times = || {
+            // Until it sleeps.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            look(|kernel| kernel.times_run(&[tid, Tid(0x3f_fff0)])).unwrap()
+        };
+        let asleep = times();
+        assert_eq!(times(), asleep);
+        assert_eq!(asleep[1], None);
+        again.send(()).unwrap();
+        receive.recv().unwrap();
+        assert!(times()[0] > asleep[0]);
+        drop(again);
+        thread.join().unwrap();
     }
 }
