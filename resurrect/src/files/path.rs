@@ -22,7 +22,7 @@ pub(super) fn open_many(
     restore: &mut Restore<'_>,
     descriptions: &[&Description],
 ) -> Result<(), ResurrectError> {
-    let mut work: Vec<(&Description, &FileRef)> = Vec::new();
+    let mut work: Vec<Work<'_>> = Vec::new();
     for description in descriptions {
         if let DescriptionKind::Path(file) = &description.kind
             && !restore.files.opened.contains_key(&description.id)
@@ -33,25 +33,12 @@ pub(super) fn open_many(
     if work.len() <= MANY {
         return Ok(());
     }
-    let opened: Vec<_> = OneProcessor::without(restore.processor.as_ref(), || {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let parts = work.chunks(work.len().div_ceil(threads));
-        std::thread::scope(|scope| {
-            let begin = |part| {
-                let thread = std::thread::Builder::new();
-                // Where there are no more threads this one does it.
-                thread
-                    .spawn_scoped(scope, move || open_all(part))
-                    .map_err(|_| part)
-            };
-            let parts: Vec<_> = parts.map(begin).collect();
-            let end = |begun: Result<_, _>| match begun {
-                Ok(thread) => std::thread::ScopedJoinHandle::join(thread),
-                Err(part) => Ok(open_all(part)),
-            };
-            parts.into_iter().map(end).collect()
-        })
-    });
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let parts = by_file(work, threads);
+    let opened: Vec<_> = match &parts[..] {
+        [all] => vec![Ok(open_all(all))],
+        parts => OneProcessor::without(restore.processor.as_ref(), || open_parts(parts)),
+    };
     for part in opened {
         let part = part.map_err(|_| ResurrectError::own("opening files")(Errno::EFAULT))?;
         restore.files.opened.extend(part?);
@@ -59,9 +46,47 @@ pub(super) fn open_many(
     Ok(())
 }
 
-fn open_all(
-    part: &[(&Description, &FileRef)],
-) -> Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError> {
+/// What is to be opened, and the file it leads to.
+type Work<'a> = (&'a Description, &'a FileRef);
+
+/// Files that were opened.
+type Opened = Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError>;
+
+/// Parts of the work, for at most `threads`. All that is open on a file is in one part: two processors that open the
+/// same one take longer than one does.
+fn by_file(mut work: Vec<Work<'_>>, threads: usize) -> Vec<Vec<Work<'_>>> {
+    let enough = work.len().div_ceil(threads.max(1));
+    work.sort_by_key(|(_, file)| &file.path);
+    let mut parts: Vec<Vec<Work<'_>>> = vec![Vec::new()];
+    for same in work.chunk_by(|(_, one), (_, two)| one.path == two.path) {
+        match parts.last_mut() {
+            Some(part) if part.len() < enough => part.extend(same),
+            _ => parts.push(same.to_vec()),
+        }
+    }
+    parts
+}
+
+fn open_parts(parts: &[Vec<Work<'_>>]) -> Vec<std::thread::Result<Opened>> {
+    std::thread::scope(|scope| {
+        let begun: Vec<_> = parts
+            .iter()
+            .map(|part| {
+                let thread = std::thread::Builder::new();
+                let begun = thread.spawn_scoped(scope, || open_all(part));
+                // Where there are no more threads this one does it.
+                begun.map_err(|_| part)
+            })
+            .collect();
+        let end = |begun: Result<_, &Vec<_>>| match begun {
+            Ok(thread) => std::thread::ScopedJoinHandle::join(thread),
+            Err(part) => Ok(open_all(part)),
+        };
+        begun.into_iter().map(end).collect()
+    })
+}
+
+fn open_all(part: &[Work<'_>]) -> Opened {
     let mut opened = Vec::with_capacity(part.len());
     // What has just been looked at need not be for the next description of it.
     let mut checked = None;
@@ -193,4 +218,39 @@ pub(super) fn of_socket(description: &Description) -> bool {
     let found = || std::fs::symlink_metadata(OsStr::from_bytes(&file.path));
     description.flags & super::O_PATH != 0
         && !found().is_ok_and(|found| !found.file_type().is_socket())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_is_open_on_a_file_is_in_one_part() {
+        let path = |path: &str| FileRef {
+            path: path.as_bytes().to_vec(),
+            ..FileRef::default()
+        };
+        let description = Description {
+            id: DescriptionId(0),
+            flags: 0,
+            pos: 0,
+            owner: None,
+            hint: 0,
+            denied: 0,
+            unread: None,
+            kind: DescriptionKind::External { number: 0 },
+        };
+        let files = ["/b", "/a", "/b", "/c", "/b", "/d"].map(path);
+        let work = || files.iter().map(|file| (&description, file)).collect();
+        let names = |parts: Vec<Vec<Work<'_>>>| -> Vec<String> {
+            let name = |(_, file): &Work<'_>| String::from_utf8_lossy(&file.path[1..]).into_owned();
+            parts
+                .iter()
+                .map(|part| part.iter().map(name).collect())
+                .collect()
+        };
+        assert_eq!(names(by_file(work(), 1)), ["abbbcd"]);
+        assert_eq!(names(by_file(work(), 2)), ["abbb", "cd"]);
+        assert_eq!(names(by_file(work(), 100)), ["a", "bbb", "c", "d"]);
+    }
 }
