@@ -220,6 +220,7 @@ fn attributes(
         );
         refuse("thread", why);
     }
+    found.extend(capture::marker_refusal(pid, &threads));
     found.extend(capture::room_refusal(pid, &status)?);
     Ok(found)
 }

@@ -1,9 +1,9 @@
 //! Threads made ready for calls inside of them.
 
 use super::{dispatch, sleep};
-use crate::FreezerError;
 use crate::freeze::{Frozen, position};
-use crate::proc::Status;
+use crate::proc::{self, Status};
+use crate::{FreezerError, Refusal};
 use persist_mem::manifest::{Dispatch, Limit, Sleep, SocketTimeout};
 use std::sync::Arc;
 use sys::regs::Regs;
@@ -73,7 +73,8 @@ fn ready(
 ) -> Result<Inside, FreezerError> {
     let (pid, tid) = (tracee.pid(), tracee.tid());
     let status = Status::read(pid, &format!("task/{tid}/status"))?;
-    tracee.set_marker(marker(&status));
+    let marker = marker(&status).ok_or_else(|| FreezerError::Refused(vec![unmarked(pid, tid)]))?;
+    tracee.set_marker(marker);
     tracee.set_remaining(sleep.map(|sleep| Remaining {
         nr: sleep.nr,
         ns: sleep.remaining,
@@ -112,7 +113,7 @@ const FAULTS: [i32; 6] = [4, SIGTRAP, 7, 8, 11, 31];
 /// A signal that does nothing to the thread: one that is ignored, and is not queued. Where there is none, one
 /// that is not queued. Not one that faults raise ([`FAULTS`]) while such signals are queued: when one of those is
 /// not blocked the kernel takes whichever came first, blocked or not (kernel/signal.c, dequeue_synchronous_signal).
-fn marker(status: &Status) -> i32 {
+fn marker(status: &Status) -> Option<i32> {
     /// What only a stopped job is left by, and what cannot be blocked. Each of SIGCONT and the stops takes the other
     /// away where it is queued (kernel/signal.c, prepare_signal).
     const NEVER: [i32; 6] = [9, SIGCONT, 19, 20, 21, 22];
@@ -132,7 +133,26 @@ fn marker(status: &Status) -> i32 {
             let mut all = [SIGTRAP].into_iter().chain(plain()).chain(34..=64);
             all.find(|signal| !has(queued, signal) && allowed(signal))
         })
-        .unwrap_or(SIGTRAP)
+}
+
+/// Why a thread with every signal queued is not carried, found without stopping it.
+pub(crate) fn marker_refusal(pid: Pid, threads: &[Tid]) -> Option<Refusal> {
+    let unmarked_one = threads.iter().find(|tid| {
+        let status = Status::read(pid, &format!("task/{tid}/status"));
+        status.is_ok_and(|status| marker(&status).is_none())
+    });
+    unmarked_one.map(|tid| unmarked(pid, *tid))
+}
+
+fn unmarked(pid: Pid, tid: Tid) -> Refusal {
+    Refusal {
+        pid,
+        comm: proc::comm(pid),
+        resource: "signals".into(),
+        reason: format!(
+            "every signal is queued for thread {tid}: none is left to tell the end of a call by"
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -143,26 +163,28 @@ mod tests {
     fn the_marker_is_neither_caught_nor_queued() {
         let none = "SigPnd:\t0000000000000000\nShdPnd:\t0000000000000000\n";
         let status = |caught: u64| Status::from_text(&format!("{none}SigCgt:\t{caught:016x}\n"));
-        assert_eq!(marker(&status(0)), SIGURG);
-        assert_eq!(marker(&status(1 << 22)), SIGWINCH);
-        assert_eq!(marker(&status(1 << 22 | 1 << 27)), SIGCHLD);
-        assert_eq!(marker(&status(u64::MAX)), SIGTRAP);
+        assert_eq!(marker(&status(0)), Some(SIGURG));
+        assert_eq!(marker(&status(1 << 22)), Some(SIGWINCH));
+        assert_eq!(marker(&status(1 << 22 | 1 << 27)), Some(SIGCHLD));
+        assert_eq!(marker(&status(u64::MAX)), Some(SIGTRAP));
         let ignoring = format!(
             "{none}SigCgt:\t{:016x}\nSigIgn:\t{:016x}\n",
             u64::MAX,
             1 << 12
         );
-        assert_eq!(marker(&Status::from_text(&ignoring)), 13);
+        assert_eq!(marker(&Status::from_text(&ignoring)), Some(13));
         let full = "SigPnd:\t0000000008420010\nShdPnd:\t0000000000010000\n";
         assert_eq!(
             marker(&Status::from_text(&format!(
                 "{full}SigCgt:\t{:016x}\n",
                 u64::MAX
             ))),
-            1
+            Some(1)
         );
         let plain =
             "SigPnd:\t000000000000000f\nShdPnd:\t00000000fff1fff0\nSigCgt:\tffffffffffffffff\n";
-        assert_eq!(marker(&Status::from_text(plain)), 34);
+        assert_eq!(marker(&Status::from_text(plain)), Some(34));
+        let all = "SigPnd:\t0000000000000000\nShdPnd:\tfffffffe7ff9feff\n";
+        assert_eq!(marker(&Status::from_text(all)), None);
     }
 }

@@ -39,6 +39,7 @@ mod vfork;
 
 pub(crate) use dispatch::is_dispatched;
 pub(crate) use foothold::Finder;
+pub(crate) use inside::marker_refusal;
 pub(crate) use io_contexts::{Contexts, refusals as io_context_refusals};
 pub(crate) use leader::refusal as leader_refusal;
 pub(crate) use memory::refusals as memory_refusals;

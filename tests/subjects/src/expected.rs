@@ -32,6 +32,7 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         "session-keys",
         both(Refused("keys in its session keyring (user a key)")),
     ),
+    ("pending-every", both(Refused("every signal is queued"))),
     (
         "udp-lite",
         Expected {

@@ -47,6 +47,11 @@ pub(crate) const GROUP: Group = Group {
             "signals queued that would stop a job",
             pending::stops,
         ),
+        subject(
+            "pending-every",
+            "every signal queued, so that none is left",
+            pending::every,
+        ),
         subject("pending-many", "thousands of signals queued", pending::many),
         subject(
             "pending-limited",

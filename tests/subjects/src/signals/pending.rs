@@ -165,6 +165,13 @@ pub(crate) fn stops(_: &Setting) -> Result<Watch> {
     Where::Process.watch(all.map(|signal| info(signal, 11)).collect())
 }
 
+/// Every signal that can be queued at once: each that would stop a job takes SIGCONT away.
+pub(crate) fn every(_: &Setting) -> Result<Watch> {
+    const NEVER: [i32; 3] = [libc::SIGKILL, libc::SIGCONT, libc::SIGSTOP];
+    let signals = (1..=64).filter(|signal| !NEVER.contains(signal));
+    Where::Process.watch(signals.map(|signal| info(signal, 12)).collect())
+}
+
 /// More than may be queued by now.
 pub(crate) fn limited(_: &Setting) -> Result<Watch> {
     let limit = |soft: Option<u64>| -> Result<libc::rlimit> {
