@@ -450,6 +450,11 @@ pub(crate) const GROUP: Group = Group {
             "sockets bound to an address that the host does not have any more",
             udp::address_gone,
         ),
+        subject(
+            "udp-shared-before",
+            "UDP sockets of one port that may not be shared any more",
+            udp::shared_before,
+        ),
         subject("udp-lite", "UDP-Lite with queued datagrams", udp::lite),
         subject(
             "raw-queue",

@@ -451,6 +451,38 @@ pub(crate) fn own_address(_: &Setting) -> Result<Watch> {
     ))
 }
 
+/// Of sockets of one port, that it may be shared is switched off again by some.
+pub(crate) fn shared_before(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let mut sockets = Vec::new();
+    for option in [SO_REUSEADDR, SO_REUSEPORT] {
+        let mut address = vec![2, 0, 0, 0, 127, 0, 0, 1];
+        address.resize(16, 0);
+        for _ in 0..3 {
+            let socket = net::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
+            set_option(socket, SOL_SOCKET, option, 1)?;
+            // SAFETY: the address has the length that is given.
+            let bound = unsafe { libc::bind(socket, address.as_ptr().cast(), 16) };
+            sys("bind", bound)?;
+            address = net::name(socket, false)?;
+            sockets.push((socket, option));
+        }
+    }
+    for place in [0, 1, 3, 4] {
+        let (socket, option) = sockets[place];
+        set_option(socket, SOL_SOCKET, option, 0)?;
+    }
+    let (last, shares) = sockets[5];
+    let observe = move || {
+        let seen = |(socket, shares): &(i32, i32)| {
+            let value = option(*socket, SOL_SOCKET, *shares)?;
+            anyhow::Ok((net::name(*socket, false)?, value))
+        };
+        sockets.iter().map(seen).collect::<Result<Vec<_>>>()
+    };
+    Ok(Watch::keep(observe)?.spoiled_by(move || set_option(last, SOL_SOCKET, shares, 0)))
+}
+
 /// UDP-Lite with its coverage.
 pub(crate) fn lite(_: &Setting) -> Result<Watch> {
     loopback()?;

@@ -14,7 +14,8 @@ use super::options::{self, When};
 use super::{Making, Sockets, packets, refused};
 use crate::ResurrectError;
 use nix::libc as c;
-use persist_mem::manifest::{InetSocket, SocketOption};
+use persist_mem::manifest::{InetSocket, SocketOption, SocketState};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use sys::socket::Outgoing;
@@ -28,14 +29,41 @@ pub(super) use groups::join_all;
 pub(super) const REFUSED_WITHIN: Duration = Duration::from_secs(5);
 pub(super) const SO_REUSEPORT: (i32, i32) = (c::SOL_SOCKET, c::SO_REUSEPORT);
 
+/// Ports, as addresses have them, that several sockets of UDP have. One may have let go of what they share them by since
+/// (`SO_REUSEADDR`, `SO_REUSEPORT`).
+pub(super) fn shared_ports(all: &[Making<'_>]) -> BTreeSet<[u8; 2]> {
+    let (mut once, mut shared) = (BTreeSet::new(), BTreeSet::new());
+    let datagrams = all.iter().filter(|one| one.socket.kind == c::SOCK_DGRAM);
+    for port in datagrams.filter_map(port_of) {
+        if !once.insert(port) {
+            shared.insert(port);
+        }
+    }
+    shared
+}
+
+fn port_of(making: &Making<'_>) -> Option<[u8; 2]> {
+    let SocketState::Inet(state) = &making.socket.state else {
+        return None;
+    };
+    let port = state.local.get(2..4)?.try_into().ok()?;
+    (port != [0, 0]).then_some(port)
+}
+
 /// Made, bound and listening; not connected yet.
-pub(super) fn make(making: &Making<'_>, state: &InetSocket) -> Result<OwnedFd, ResurrectError> {
+pub(super) fn make(
+    making: &Making<'_>,
+    state: &InetSocket,
+    shared_ports: &BTreeSet<[u8; 2]>,
+) -> Result<OwnedFd, ResurrectError> {
     let fd = making.new_socket()?;
     if packets::gets_packets(making) {
         packets::begin(making, fd.as_fd())?;
     }
     options::set(making, fd.as_fd(), When::Early)?;
-    if making.socket.kind == c::SOCK_STREAM {
+    let shares = making.socket.kind == c::SOCK_DGRAM
+        && port_of(making).is_some_and(|port| shared_ports.contains(&port));
+    if shares || making.socket.kind == c::SOCK_STREAM {
         // Ended connections may still have the port (TIME_WAIT); the real value comes at the end.
         socket::set_int_option(fd.as_fd(), c::SOL_SOCKET, c::SO_REUSEADDR, 1)
             .map_err(making.failed("setting SO_REUSEADDR"))?;
@@ -147,7 +175,12 @@ pub(super) fn connect(
     // Another own address than routing chooses: it was bound to it.
     let unbound = [0u8; 16];
     socket::connect(fd, &unbound).map_err(making.failed("disconnecting it"))?;
-    let again = make(making, state_bound_only(state).as_ref().unwrap_or(state))?;
+    let bound_only = state_bound_only(state);
+    let again = make(
+        making,
+        bound_only.as_ref().unwrap_or(state),
+        &BTreeSet::new(),
+    )?;
     for group in &state.groups {
         groups::join(making, again.as_fd(), group)?;
     }
