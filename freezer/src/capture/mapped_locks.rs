@@ -2,11 +2,16 @@
 //! Java program.
 
 use crate::proc;
-use persist_mem::manifest::{DescriptionKind, Lock, LockHolder, Manifest};
+use persist_mem::manifest::{Backing, DescriptionKind, Lock, LockHolder, Manifest, Vma};
 use sys::Pid;
 
 /// Those that processes of the manifest have taken, and no description of it has.
 pub(super) fn capture(manifest: &Manifest) -> Vec<Lock> {
+    // To read the list stops all locking of the host, which takes some ten milliseconds (fs/locks.c, locks_start).
+    let mut lives = manifest.processes.iter().filter_map(|one| one.live());
+    if !lives.any(|live| live.mm.vmas.iter().any(is_shared)) {
+        return Vec::new();
+    }
     let text = std::fs::read_to_string("/proc/locks").unwrap_or_default();
     let taken = text.lines().filter_map(Taken::parse);
     let of_tree = taken.filter(|taken| {
@@ -26,6 +31,15 @@ pub(super) fn capture(manifest: &Manifest) -> Vec<Lock> {
         })
     };
     unheld.filter_map(lock).collect()
+}
+
+/// Whether it may be of a file that has a lock.
+fn is_shared(vma: &Vma) -> bool {
+    let shared = matches!(
+        vma.backing,
+        Backing::File { shared: true, .. } | Backing::Object { shared: true, .. }
+    );
+    shared || vma.has(b"sh") || vma.has(b"ms")
 }
 
 /// Whether a description holds it.
