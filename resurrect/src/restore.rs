@@ -4,7 +4,6 @@ use crate::ResurrectError;
 use crate::calls::run_together;
 use crate::files::Files;
 use crate::files::uring::layout::{self, Moved};
-use crate::files::vanished;
 use crate::ipc;
 use crate::memory::{Families, Kernel};
 use crate::numbers;
@@ -290,7 +289,6 @@ pub fn restore(
         Some((ref laid_out, moved)) => (laid_out, moved),
         None => (manifest, Moved::new()),
     };
-    vanished::remove_left();
     let mut restore = Restore::new(manifest, store, options)?;
     restore.moved_rings = moved_rings;
     for (name, stage) in STAGES {

@@ -35,6 +35,9 @@ const GONE: &str = ".kupgrade-gone-";
 
 fn removed_group(flags: OFlag) -> sys::Result<OwnedFd> {
     let root = sys::mountapi::detached(c"cgroup2")?;
+    if let Err(errno) = remove_left(&root) {
+        log::debug!("removing control groups that were left: {errno}");
+    }
     let name = format!("{GONE}{}", std::process::id());
     mkdirat(&root, name.as_str(), Mode::S_IRWXU)?;
     let opened = if flags.contains(OFlag::O_DIRECTORY) {
@@ -47,23 +50,18 @@ fn removed_group(flags: OFlag) -> sys::Result<OwnedFd> {
     opened
 }
 
-/// Removes groups that one who was killed while it made such a stand-in has left behind.
-pub(crate) fn remove_left() {
-    let removed = || -> sys::Result<()> {
-        let root = sys::mountapi::detached(c"cgroup2")?;
-        let mut dir = Dir::openat(&root, ".", OFlag::O_DIRECTORY, Mode::empty())?;
-        for entry in dir.iter().flatten() {
-            let name = entry.file_name();
-            let pid = name.to_str().ok().and_then(|name| name.strip_prefix(GONE));
-            if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-                unlinkat(&root, name, UnlinkatFlags::RemoveDir)?;
-            }
+/// Removes groups that one who was killed while it made such a stand-in has left behind. Not every restore looks: where
+/// the hierarchy is mounted nowhere, to mount it takes longer than most restores.
+fn remove_left(root: &OwnedFd) -> sys::Result<()> {
+    let mut dir = Dir::openat(root, ".", OFlag::O_DIRECTORY, Mode::empty())?;
+    for entry in dir.iter().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().ok().and_then(|name| name.strip_prefix(GONE));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            unlinkat(root, name, UnlinkatFlags::RemoveDir)?;
         }
-        Ok(())
-    };
-    if let Err(errno) = removed() {
-        log::debug!("no control groups to look for what was left: {errno}");
     }
+    Ok(())
 }
 
 /// Where there are no control groups: who reads it is told `ESRCH`.
@@ -125,7 +123,7 @@ mod tests {
         for name in [&left, &in_use] {
             mkdirat(&root, name.as_str(), Mode::S_IRWXU).unwrap();
         }
-        remove_left();
+        remove_left(&root).unwrap();
         let found = (there(&left), there(&in_use));
         unlinkat(&root, in_use.as_str(), UnlinkatFlags::RemoveDir).unwrap();
         assert_eq!(found, (false, true));
