@@ -331,15 +331,10 @@ impl<'a> Mapper<'a, '_> {
 
 /// Whether saved pages lie in the mapping.
 pub(super) fn has_pages(vma: &Vma, mm: &AddressSpace) -> bool {
-    has_pages_in((vma.start, vma.end), mm)
-}
-
-/// Whether saved pages lie in a range.
-pub(super) fn has_pages_in((start, end): (u64, u64), mm: &AddressSpace) -> bool {
     let from = mm
         .extents
-        .partition_point(|e| e.va + e.pages * PAGE_SIZE_U64 <= start);
-    mm.extents.get(from).is_some_and(|e| e.va < end)
+        .partition_point(|e| e.va + e.pages * PAGE_SIZE_U64 <= vma.start);
+    mm.extents.get(from).is_some_and(|e| e.va < vma.end)
 }
 
 /// The protection that a mapping has until [`super::protect`] sets the one it had. Anonymous memory is made alike: what

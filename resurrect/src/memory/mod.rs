@@ -185,13 +185,8 @@ pub(crate) fn before_fork(
         return Ok(Vec::new());
     }
     let whole = holes::filled(&owner.1.mm, &families(restore), objects);
-    let locked = inherit::to_be_split(&whole, &child.mm, objects);
-    let empty = locked
-        .iter()
-        .filter(|range| !map::has_pages_in(**range, &whole));
-    let empty: Vec<(u64, u64)> = empty.copied().collect();
+    let inherit::Split { locked, empty } = inherit::to_be_split(&whole, &child.mm, objects);
     let (builder, task) = builder(restore, by)?;
-    // Without pages the child's would be one again as soon as something is set for both.
     apart::touch(&builder, &mut task.first, &empty)?;
     let mut calls = Calls::new(by, "splitting mappings", &mut task.first);
     for (start, end) in &locked {

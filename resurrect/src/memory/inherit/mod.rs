@@ -55,6 +55,16 @@ fn kernels(vma: &&Vma) -> bool {
     is_kernels(vma)
 }
 
+/// What is done to a process so that mappings of a child stay two.
+#[derive(Debug, Default)]
+pub(super) struct Split {
+    /// Locked while it is forked.
+    pub(super) locked: Vec<(u64, u64)>,
+    /// Those of them and beside them that have no pages: without any the child's would be one again as soon as
+    /// something is set for both.
+    pub(super) empty: Vec<(u64, u64)>,
+}
+
 /// Ranges of `parent` that are to be locked while `child` is forked from it: mappings side by side that are one in
 /// the parent by then, and two in the child, though the kernel would make one of them. A lock makes them two,
 /// and a child has no locks (kernel/fork.c, dup_mmap), but still two mappings.
@@ -62,10 +72,10 @@ pub(super) fn to_be_split(
     parent: &AddressSpace,
     child: &AddressSpace,
     objects: &[SharedObject],
-) -> Vec<(u64, u64)> {
+) -> Split {
     let pairs = || child.vmas.iter().zip(child.vmas.iter().skip(1));
     if !pairs().any(|(one, two)| would_merge(one, two, child)) {
-        return Vec::new();
+        return Split::default();
     }
     let kept: Vec<PageRange> = difference(parent, child, objects)
         .kept
@@ -83,14 +93,22 @@ pub(super) fn to_be_split(
         }
         at >= vma.end
     };
-    let mut split: Vec<(u64, u64)> = Vec::new();
+    let range = |vma: &Vma| (vma.start, vma.end);
+    let mut split = Split::default();
     for (one, two) in pairs() {
+        if !would_merge(one, two, child) || !whole(one) || !whole(two) {
+            continue;
+        }
+        let private = matches!(two.backing, Backing::Anonymous { .. });
+        let both = [one, two].into_iter().filter(|_| private);
+        let empty = both.filter(|vma| !has_pages(vma, parent));
+        split.empty.extend(empty.map(range));
         // Every second one of a row.
-        let locked = split.last() == Some(&(one.start, one.end));
-        if would_merge(one, two, child) && !locked && whole(one) && whole(two) {
-            split.push((two.start, two.end));
+        if split.locked.last() != Some(&range(one)) {
+            split.locked.push(range(two));
         }
     }
+    split.empty.dedup();
     split
 }
 

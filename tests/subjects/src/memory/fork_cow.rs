@@ -203,6 +203,45 @@ pub(crate) fn parent_replaced(setting: &Setting) -> Result<Watch> {
         .spoiled_by(move || other.borrow().spoil()))
 }
 
+/// A child has two mappings each, because its parent has locked a half of each: of memory without pages, and of shared
+/// memory, in which nothing may change for that.
+pub(crate) fn parent_locked(setting: &Setting) -> Result<Watch> {
+    const MLOCK_ONFAULT: u64 = 1;
+    let common = Area::anonymous(64)?;
+    common.fill(24);
+    let empty = Area::anonymous(16)?;
+    empty.advise(libc::MADV_NOHUGEPAGE)?;
+    let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+    let shared = Area::map(16, PROT_READ | PROT_WRITE, shared, -1)?;
+    shared.fill(25);
+    shared.put(8, 0, u64::MAX);
+    let areas = [empty, shared];
+    for area in areas {
+        let half = [area.page(8) as u64, 8 * PAGE as u64, MLOCK_ONFAULT];
+        let locked = crate::kit::raw(libc::SYS_mlock2, crate::kit::args(half));
+        crate::kit::sys("mlock2", locked)?;
+    }
+    let child = Kin::start(setting, "child", move |_| {
+        let line = |at| procfs::smaps("self", at).map(|record| record[0].clone());
+        let lines = move || {
+            let short = |line: String| line.split(' ').next().unwrap_or_default().to_owned();
+            let places = areas.iter().flat_map(|area| [area.page(0), area.page(8)]);
+            places
+                .map(|at| line(at).map(short))
+                .collect::<Result<Vec<_>>>()
+        };
+        let watch = Watch::keep(lines)?.and(Watch::new(move || {
+            common.check(24)?;
+            shared.part(0, 8).check(25)?;
+            crate::kit::same("the first word", &u64::MAX, &shared.get(8, 0))
+        }));
+        Ok(watch.spoiled_by(move || empty.part(3, 1).protect(PROT_READ)))
+    })?;
+    let child = std::rc::Rc::new(std::cell::RefCell::new(child));
+    let other = child.clone();
+    Ok(Watch::new(move || child.borrow_mut().check()).spoiled_by(move || other.borrow().spoil()))
+}
+
 /// Memory with a descriptor.
 fn memfd(pages: usize) -> Result<i32> {
     // SAFETY: the name is a C string.

@@ -156,6 +156,11 @@ pub(crate) const GROUP: Group = Group {
             fork_cow::parent_replaced,
         ),
         subject(
+            "fork-locked",
+            "mappings that are two in a child because its parent has locked a part",
+            fork_cow::parent_locked,
+        ),
+        subject(
             "memfd",
             "memfd with contents, offset and mapping",
             memfd::start,
