@@ -126,7 +126,7 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
     let mut unix = unix::Unix::make(restore, &all, &mut sockets)?;
     let mut tcp = tcp::connect(&all, &mut sockets)?;
     packet::make_rings(&all, &mut sockets)?;
-    let ports = inet::shared_ports(&all);
+    let shared = inet::Shared::of(&all);
     for making in &by_place(&all) {
         if sockets.fds.contains_key(&making.id()) {
             continue;
@@ -134,7 +134,7 @@ pub(super) fn open_all(restore: &mut Restore<'_>) -> Result<(), ResurrectError> 
         let fd = match &making.socket.state {
             SocketState::Unix(_) => continue,
             SocketState::Inet(state) if waits_to_be_accepted(state) => continue,
-            SocketState::Inet(state) => inet::make(making, state, &ports)?,
+            SocketState::Inet(state) => inet::make(making, state, &shared)?,
             SocketState::Netlink(state) => netlink::make(making, state)?,
             SocketState::Packet(state) => packet::make(making, state, &mut sockets)?,
             SocketState::Vsock(state) => vsock::make(making, state)?,

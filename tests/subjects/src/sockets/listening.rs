@@ -190,6 +190,31 @@ pub(crate) fn options(_: &Setting) -> Result<Watch> {
         .spoiled_by(move || set_option(first, IPPROTO_TCP, libc::TCP_KEEPIDLE, 78)))
 }
 
+/// Of listeners of one port, one may not share it any more.
+pub(crate) fn shared_before(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let mut to = address(AF_INET, false, 0);
+    let mut listeners = Vec::new();
+    for _ in 0..3 {
+        let listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0)?;
+        set_option(listener, SOL_SOCKET, SO_REUSEPORT, 1)?;
+        bind(listener, &to)?;
+        listen(listener, 4)?;
+        to = name(listener, false)?;
+        listeners.push(listener);
+    }
+    let (alone, last) = (listeners[1], listeners[2]);
+    set_option(alone, SOL_SOCKET, SO_REUSEPORT, 0)?;
+    let observe = move || {
+        let seen = |listener: &i32| {
+            let shares = option(*listener, SOL_SOCKET, SO_REUSEPORT)?;
+            Ok((name(*listener, false)?, shares))
+        };
+        listeners.iter().map(seen).collect::<Result<Vec<_>>>()
+    };
+    Ok(Watch::keep(observe)?.spoiled_by(move || set_option(last, SOL_SOCKET, SO_REUSEPORT, 0)))
+}
+
 /// Nothing was done with it but setting options.
 pub(crate) fn unbound(_: &Setting) -> Result<Watch> {
     loopback()?;

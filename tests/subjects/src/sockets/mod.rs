@@ -296,6 +296,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("tcp-listening", "listening TCP sockets", listening::v4),
         subject(
+            "tcp-shared-before",
+            "listening TCP sockets of one port that may not be shared any more",
+            listening::shared_before,
+        ),
+        subject(
             "tcp-remembered",
             "a listening TCP socket whose port open and ended connections have as well",
             listening::remembered,

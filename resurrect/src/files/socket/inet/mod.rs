@@ -29,17 +29,32 @@ pub(super) use groups::join_all;
 pub(super) const REFUSED_WITHIN: Duration = Duration::from_secs(5);
 pub(super) const SO_REUSEPORT: (i32, i32) = (c::SOL_SOCKET, c::SO_REUSEPORT);
 
-/// Ports, as addresses have them, that several sockets of UDP have. One may have let go of what they share them by since
-/// (`SO_REUSEADDR`, `SO_REUSEPORT`).
-pub(super) fn shared_ports(all: &[Making<'_>]) -> BTreeSet<[u8; 2]> {
-    let (mut once, mut shared) = (BTreeSet::new(), BTreeSet::new());
-    let datagrams = all.iter().filter(|one| one.socket.kind == c::SOCK_DGRAM);
-    for port in datagrams.filter_map(port_of) {
-        if !once.insert(port) {
-            shared.insert(port);
+/// What several sockets have. One may have let go of what they share it by since (`SO_REUSEADDR`, `SO_REUSEPORT`).
+#[derive(Default)]
+pub(super) struct Shared<'a> {
+    /// Ports, as addresses have them, of UDP.
+    ports: BTreeSet<[u8; 2]>,
+    /// Addresses that TCP listens at.
+    listeners: BTreeSet<&'a [u8]>,
+}
+
+impl<'a> Shared<'a> {
+    pub(super) fn of(all: &[Making<'a>]) -> Shared<'a> {
+        let datagrams = all.iter().filter(|one| one.socket.kind == c::SOCK_DGRAM);
+        let listener = |one: &Making<'a>| match &one.socket.state {
+            SocketState::Inet(state) if state.backlog.is_some() => Some(state.local.as_slice()),
+            _ => None,
+        };
+        Shared {
+            ports: more_than_once(datagrams.filter_map(port_of)),
+            listeners: more_than_once(all.iter().filter_map(listener)),
         }
     }
-    shared
+}
+
+fn more_than_once<T: Copy + Ord>(all: impl Iterator<Item = T>) -> BTreeSet<T> {
+    let mut once = BTreeSet::new();
+    all.filter(|one| !once.insert(*one)).collect()
 }
 
 fn port_of(making: &Making<'_>) -> Option<[u8; 2]> {
@@ -54,7 +69,7 @@ fn port_of(making: &Making<'_>) -> Option<[u8; 2]> {
 pub(super) fn make(
     making: &Making<'_>,
     state: &InetSocket,
-    shared_ports: &BTreeSet<[u8; 2]>,
+    shared: &Shared<'_>,
 ) -> Result<OwnedFd, ResurrectError> {
     let fd = making.new_socket()?;
     if packets::gets_packets(making) {
@@ -62,11 +77,14 @@ pub(super) fn make(
     }
     options::set(making, fd.as_fd(), When::Early)?;
     let shares = making.socket.kind == c::SOCK_DGRAM
-        && port_of(making).is_some_and(|port| shared_ports.contains(&port));
+        && port_of(making).is_some_and(|port| shared.ports.contains(&port));
     if shares || making.socket.kind == c::SOCK_STREAM {
         // Ended connections may still have the port (TIME_WAIT); the real value comes at the end.
         socket::set_int_option(fd.as_fd(), c::SOL_SOCKET, c::SO_REUSEADDR, 1)
             .map_err(making.failed("setting SO_REUSEADDR"))?;
+    }
+    if state.backlog.is_some() && shared.listeners.contains(state.local.as_slice()) {
+        set_int(fd.as_fd(), SO_REUSEPORT, 1).map_err(making.failed("sharing its port"))?;
     }
     let forced = bind::bind(making, state, fd.as_fd())?;
     if let Some(backlog) = state.backlog {
@@ -179,7 +197,7 @@ pub(super) fn connect(
     let again = make(
         making,
         bound_only.as_ref().unwrap_or(state),
-        &BTreeSet::new(),
+        &Shared::default(),
     )?;
     for group in &state.groups {
         groups::join(making, again.as_fd(), group)?;
