@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 /// On hosts where a higher number is wanted all get others.
-const MOST: u32 = 4096;
+const MOST: u32 = 1024;
 
 /// Numbers that nobody else gets.
 #[derive(Debug, Default)]
