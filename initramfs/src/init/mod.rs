@@ -4,15 +4,15 @@
 //! |---|---|
 //! | [`saved`] | finds and checks what the old kernel left behind |
 //! | [`memory`] | hands memory back, before and after the processes are rebuilt |
-//! | [`overcommit`] | lets processes have mappings larger than the memory there is so far |
+//! | [`meanwhile`] | settings that are others while processes are rebuilt |
 //! | [`world`] | makes the world, starts the restorer, becomes the supervisor |
 //! | [`restorer`] | rebuilds the processes |
 //! | [`standstill`] | notices when that waits for ever |
 //!
 //! Whatever fails ends in the host's own init with a report on the console.
 
+mod meanwhile;
 mod memory;
-mod overcommit;
 mod restorer;
 mod saved;
 mod standstill;

@@ -4,7 +4,7 @@
 //! restorer, rebuilds the processes in a new PID namespace, where ids are what they were, and ends.
 //! The world's init is the supervisor's child then.
 
-use super::overcommit::{self, Allowed};
+use super::meanwhile::Meanwhile;
 use super::restorer::{self, Outcome};
 use super::saved::Saved;
 use super::{InitError, Result, memory, release, standstill};
@@ -51,7 +51,7 @@ pub(super) fn start(
     warnings.extend(interrupts::restore(proc, &saved.upgrade.interrupts));
     let (unregistered, formats) = formats::restore(&saved.upgrade.formats);
     warnings.extend(unregistered);
-    let allowed = overcommit::allow();
+    let meanwhile = Meanwhile::begin();
     forget_report();
     namespaces::new_time(proc, &clock::offsets(&wanted, &now))?;
     let home = Home::of(proc)?;
@@ -79,7 +79,7 @@ pub(super) fn start(
         .inspect_err(|error| log::error!("{error}"))
         .ok();
     store(&report);
-    finish(&saved, allowed, &mut report, spans);
+    finish(&saved, meanwhile, &mut report, spans);
     drop(saved);
     serve::serve(&signals, listener.as_ref(), init)
 }
@@ -105,10 +105,10 @@ fn store(report: &Report) {
 }
 
 /// Hands the memory back and completes the report.
-fn finish(saved: &Saved, allowed: Option<Allowed>, report: &mut Report, mut spans: Vec<Span>) {
+fn finish(saved: &Saved, meanwhile: Meanwhile, report: &mut Report, mut spans: Vec<Span>) {
     let mut time = TimeLine::begin(sys::clock::tsc());
     report.warnings.extend(memory::drain(saved));
-    drop(allowed);
+    drop(meanwhile);
     // What lay in old pages before could not be had earlier.
     let short = huge_pages::restore(Path::new(SYS), &saved.upgrade.huge_pools);
     report.warnings.extend(short);
