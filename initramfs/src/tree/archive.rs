@@ -20,12 +20,17 @@ use sys::{Errno, xattr};
 /// # Errors
 /// [`TreeError`]. Files that vanish meanwhile are left out.
 pub fn archive(root: &Path, limit: u64) -> Result<Tree> {
-    // Nothing is mounted in a copy of the mount alone (open_tree(2)).
     let top = open(root, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
     let top = top.map_err(fail_errno(root, "open"))?;
-    let alone = sys::mountapi::clone_tree(top.as_fd()).map_err(fail_errno(root, "open_tree"))?;
+    // Nothing is mounted in a copy of the mount alone (open_tree(2)). Of those that may not be bound there is none.
+    let alone = match sys::mountapi::clone_tree(top.as_fd()) {
+        Err(Errno::EINVAL) => top,
+        copy => copy.map_err(fail_errno(root, "open_tree"))?,
+    };
+    let device = nix::sys::stat::fstat(&alone).map_err(fail_errno(root, "stat"))?;
     let mut walk = Walk {
         shown: root.to_owned(),
+        device: device.st_dev,
         limit,
         left: limit,
         seen: HashMap::new(),
@@ -44,6 +49,7 @@ pub fn archive(root: &Path, limit: u64) -> Result<Tree> {
 struct Walk {
     /// The root as everybody knows it.
     shown: PathBuf,
+    device: u64,
     limit: u64,
     left: u64,
     /// Inodes with more than one name, by number.
@@ -105,9 +111,36 @@ impl Walk {
                 position,
                 name: entry.into_vec(),
             };
-            self.add(&path, &meta, Some(name))?;
+            if meta.dev() == self.device {
+                self.add(&path, &meta, Some(name))?;
+            } else if meta.is_dir() || meta.is_file() {
+                self.add_mount_point(&meta, name);
+            }
         }
         Ok(())
+    }
+
+    /// Something is mounted here: what lies below cannot be seen; its kind is known.
+    fn add_mount_point(&mut self, meta: &Metadata, name: Name) {
+        let file = InodeKind::File {
+            size: 0,
+            pieces: Vec::new(),
+        };
+        self.tree.inodes.push(Inode {
+            number: 0,
+            names: vec![name],
+            mode: if meta.is_dir() { 0o755 } else { 0o644 },
+            kind: match meta.is_dir() {
+                true => InodeKind::Directory,
+                false => file,
+            },
+            uid: 0,
+            gid: 0,
+            mtime: (meta.mtime(), 0),
+            atime: (meta.atime(), 0),
+            allocated: 0,
+            xattrs: Vec::new(),
+        });
     }
 
     fn kind(&mut self, path: &Path, meta: &Metadata) -> Result<InodeKind> {
