@@ -18,11 +18,13 @@ pub(super) fn capture(manifest: &Manifest) -> Vec<Lock> {
         let mut processes = manifest.processes.iter();
         processes.any(|process| process.pid == taken.by && process.live().is_some())
     });
-    let unheld = of_tree.filter(|taken| !is_held(manifest, taken));
     let lock = |taken: Taken<'_>| {
         let maps = std::fs::read_to_string(proc::path(taken.by, "maps")).ok()?;
         let start = maps.lines().find_map(|line| mapped(line, taken.place))?;
         let pid = taken.by;
+        if is_held(manifest, &taken, object_at(manifest, pid, start)) {
+            return None;
+        }
         Some(Lock {
             holder: LockHolder::Mapping { pid, start },
             write: taken.write,
@@ -30,7 +32,19 @@ pub(super) fn capture(manifest: &Manifest) -> Vec<Lock> {
             taker: pid,
         })
     };
-    unheld.filter_map(lock).collect()
+    of_tree.filter_map(lock).collect()
+}
+
+/// The object that a process has mapped at an address.
+fn object_at(manifest: &Manifest, pid: Pid, start: u64) -> Option<u32> {
+    let process = |pid: Pid| manifest.processes.iter().find(|one| one.pid == pid)?.live();
+    let live = process(pid)?;
+    let live = live.mm_of.map_or(Some(live), process)?;
+    let at = |vma: &&Vma| (vma.start..vma.end).contains(&start);
+    match live.mm.vmas.iter().find(at)?.backing {
+        Backing::Object { object, .. } => Some(object),
+        _ => None,
+    }
 }
 
 /// Whether it may be of a file that has a lock.
@@ -42,8 +56,8 @@ fn is_shared(vma: &Vma) -> bool {
     shared || vma.has(b"sh") || vma.has(b"ms")
 }
 
-/// Whether a description holds it.
-fn is_held(manifest: &Manifest, taken: &Taken<'_>) -> bool {
+/// Whether a description holds it: of the file, or of the object that it is mapped as.
+fn is_held(manifest: &Manifest, taken: &Taken<'_>, mapped: Option<u32>) -> bool {
     let inode = taken.place.rsplit(':').next();
     let inode: Option<u64> = inode.and_then(|inode| inode.parse().ok());
     manifest.locks.iter().any(|lock| {
@@ -52,6 +66,10 @@ fn is_held(manifest: &Manifest, taken: &Taken<'_>) -> bool {
         };
         let file = match manifest.description(id).map(|found| &found.kind) {
             Some(DescriptionKind::Path(file) | DescriptionKind::Handle { file, .. }) => file,
+            Some(DescriptionKind::Deleted { object } | DescriptionKind::Memfd { object }) => {
+                let same = Some(*object) == mapped;
+                return same && (lock.taker, lock.write) == (taken.by, taken.write);
+            }
             _ => return false,
         };
         // 0 stands for a number that will be another one.

@@ -76,6 +76,28 @@ pub(crate) fn flock(setting: &Setting) -> Result<Watch> {
     }))
 }
 
+/// A lock of a removed file that is mapped as well: its descriptor holds it.
+pub(crate) fn mapped_removed(setting: &Setting) -> Result<Watch> {
+    let path = file(setting, "removed")?;
+    let (one, other) = (open(&path, O_RDWR)?, open(&path, O_RDWR)?);
+    let lock = |fd: i32, how: i32| raw(libc::SYS_flock, args([fd as u64, how as u64]));
+    sys("flock", lock(one, LOCK_EX))?;
+    sys(
+        "ftruncate",
+        raw(libc::SYS_ftruncate, args([one as u64, 8192])),
+    )?;
+    let flags = libc::MAP_SHARED as u64;
+    let at = raw(libc::SYS_mmap, [0, 8192, 3, flags, one as u64, 0]);
+    sys("mmap", at)?;
+    fs::remove_file(&path)?;
+    Ok(Watch::new(move || {
+        let refused = -i64::from(libc::EAGAIN);
+        same("who asks", &refused, &lock(other, LOCK_EX | libc::LOCK_NB))?;
+        same("who has it", &0, &lock(one, LOCK_EX | libc::LOCK_NB))
+    })
+    .spoiled_by(move || sys("flock", lock(one, libc::LOCK_UN)).map(drop)))
+}
+
 /// A lock that only a mapping of the file holds: its descriptor is closed.
 pub(crate) fn mapped(setting: &Setting) -> Result<Watch> {
     let path = file(setting, "mapped")?;

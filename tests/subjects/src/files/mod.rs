@@ -344,6 +344,11 @@ pub(crate) const GROUP: Group = Group {
             locks::mapped,
         ),
         subject(
+            "flock-mapped-removed",
+            "flock of a removed file that is mapped as well",
+            locks::mapped_removed,
+        ),
+        subject(
             "flock-taker",
             "who took a lock: a child, one who let go of the file, one who has ended",
             locks::taker,
