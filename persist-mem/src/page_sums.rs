@@ -3,9 +3,9 @@
 use crate::manifest::PageSums;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use sys::PAGE_SIZE;
+use sys::mapped::MappedFile;
 
 /// Why a file of pages is not restored from.
 #[derive(Debug, thiserror::Error)]
@@ -37,26 +37,32 @@ pub enum PagesError {
 const READERS: usize = 4;
 
 impl PageSums {
-    /// Reads the whole file.
+    /// Looks at the length of the file.
     ///
     /// # Errors
-    /// As the variants of [`PagesError`] say.
-    pub fn check(&self, file: &File) -> Result<(), PagesError> {
-        let bytes = |pages: u64| pages.saturating_mul(PAGE_SIZE as u64);
-        let (wanted, found) = (bytes(self.pages), file.metadata()?.len());
+    /// [`PagesError::Length`], or when it cannot be told.
+    pub fn check_len(&self, file: &File) -> Result<(), PagesError> {
+        let (wanted, found) = (self.len(), file.metadata()?.len());
         let runs = self.pages.div_ceil(u64::from(self.run.max(1)));
         if found != wanted || runs != self.crcs.len() as u64 {
             return Err(PagesError::Length { wanted, found });
         }
+        Ok(())
+    }
+
+    /// Reads the whole file, where the kernel has it: what comes out of it afterwards finds it mapped.
+    ///
+    /// # Errors
+    /// As the variants of [`PagesError`] say.
+    pub fn check(&self, file: &MappedFile) -> Result<(), PagesError> {
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
         let read = || {
-            let mut buffer = vec![0; self.run as usize * PAGE_SIZE];
             while !failed.load(Ordering::Relaxed) {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let Some(crc) = self.crcs.get(number) else {
                     return Ok(());
                 };
-                self.check_run(file, number as u64, *crc, &mut buffer)
+                self.check_run(file, number as u64, *crc)
                     .inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
             }
             Ok(())
@@ -76,23 +82,21 @@ impl PageSums {
         })
     }
 
-    fn check_run(
-        &self,
-        file: &File,
-        number: u64,
-        crc: u32,
-        buffer: &mut [u8],
-    ) -> Result<(), PagesError> {
-        let run = buffer.len() as u64;
+    fn check_run(&self, file: &MappedFile, number: u64, crc: u32) -> Result<(), PagesError> {
+        let run = u64::from(self.run) * PAGE_SIZE as u64;
         let from = number * run;
-        let to = (from + run).min(self.pages * PAGE_SIZE as u64);
-        // At most a run, which fits in.
-        let buffer = &mut buffer[..(to - from) as usize];
-        file.read_exact_at(buffer, from)?;
-        if crc32fast::hash(buffer) == crc {
+        let to = (from + run).min(self.len());
+        let bytes = file.read(from as usize..to as usize);
+        let bytes = bytes.map_err(|errno| io::Error::from_raw_os_error(errno as i32))?;
+        if crc32fast::hash(bytes) == crc {
             Ok(())
         } else {
             Err(PagesError::Damaged { from, to })
         }
+    }
+
+    /// Bytes that the file has.
+    fn len(&self) -> u64 {
+        self.pages.saturating_mul(PAGE_SIZE as u64)
     }
 }

@@ -5,13 +5,13 @@
 use crate::manifest::PageSums;
 use crate::page_sums::PagesError;
 use crate::store::PageStore;
-use memmap2::{MmapOptions, MmapRaw};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use sys::PAGE_SIZE;
+use sys::mapped::MappedFile;
 use sys::urgent::Urgent;
 use sys::vm::Source;
 
@@ -217,7 +217,7 @@ impl Drop for PagesWriter {
 #[derive(Debug)]
 pub struct PagesFile {
     /// None for an empty file, which cannot be mapped.
-    map: Option<MmapRaw>,
+    map: Option<MappedFile>,
 }
 
 impl PagesFile {
@@ -227,12 +227,12 @@ impl PagesFile {
     /// As the variants of [`PagesError`] say, or when it cannot be mapped.
     pub fn open(path: &Path, sums: &PageSums) -> Result<PagesFile, PagesError> {
         let file = File::open(path)?;
-        sums.check(&file)?;
-        let map = if sums.pages == 0 {
-            None
-        } else {
-            Some(MmapOptions::new().map_raw_read_only(&file)?)
+        sums.check_len(&file)?;
+        let map = match sums.pages {
+            0 => None,
+            _ => Some(MappedFile::map(&file)?),
         };
+        map.as_ref().map_or(Ok(()), |map| sums.check(map))?;
         Ok(PagesFile { map })
     }
 }
@@ -242,8 +242,7 @@ impl PageStore for PagesFile {
         let map = self.map.as_ref()?;
         let start = usize::try_from(frame).ok()?.checked_mul(PAGE_SIZE)?;
         let len = usize::try_from(pages).ok()?.checked_mul(PAGE_SIZE)?;
-        let inside = start.checked_add(len)? <= map.len();
-        inside.then(|| Source::new(map.as_ptr() as usize + start, len))
+        map.source(start..start.checked_add(len)?)
     }
 }
 
@@ -293,16 +292,17 @@ mod tests {
             let mut byte = [0];
             file.read_exact_at(&mut byte, at).unwrap();
             file.write_all_at(&[byte[0] ^ 4], at).unwrap();
-            match sums.check(&file) {
+            match PagesFile::open(path, sums) {
                 Err(PagesError::Damaged { from, to }) => assert!((from..to).contains(&at)),
                 other => panic!("{other:?} at {at}"),
             }
             file.write_all_at(&byte, at).unwrap();
-            sums.check(&file).unwrap();
+            PagesFile::open(path, sums).unwrap();
         }
         for wrong in [0, len - 1, len + PAGE_SIZE as u64] {
             file.set_len(wrong).unwrap();
-            assert!(matches!(sums.check(&file), Err(PagesError::Length { .. })));
+            let opened = PagesFile::open(path, sums);
+            assert!(matches!(opened, Err(PagesError::Length { .. })));
         }
     }
 

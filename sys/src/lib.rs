@@ -72,6 +72,7 @@ pub mod kmsg;
 pub mod known_page;
 pub mod landlock;
 pub mod limits;
+pub mod mapped;
 pub mod mountapi;
 pub mod mqueue;
 pub mod pagemap;
