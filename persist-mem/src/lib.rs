@@ -6,6 +6,7 @@ pub mod format;
 pub mod frames;
 pub mod handback;
 pub mod manifest;
+pub mod meminfo;
 pub mod mounts;
 pub mod page_sums;
 pub mod pages_file;

@@ -5,7 +5,7 @@
 //! whole free page block (mm/compaction.c, `suitable_migration_target`). So such places are made
 //! first: page blocks of which all is free but one page, which we hold.
 
-use crate::handback::mem_available;
+use crate::meminfo::mem_available;
 use crate::ranges::RangeSet;
 use crate::usage;
 use std::collections::BTreeMap;

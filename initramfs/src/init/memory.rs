@@ -2,8 +2,9 @@
 
 use super::saved::Saved;
 use crate::huge_pages;
-use persist_mem::handback::{HandBack, HandBackError, mem_available, mem_total};
+use persist_mem::handback::{HandBack, HandBackError};
 use persist_mem::manifest::Manifest;
+use persist_mem::meminfo::{mem_available, mem_total};
 use persist_mem::physmem::PhysMem;
 use std::ops::Range;
 use std::path::Path;

@@ -13,7 +13,7 @@ use crate::early::switch::detach_proc;
 use crate::{disks, formats, huge_pages, interrupts, network, settings, swaps};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
-use persist_mem::handback::mem_total;
+use persist_mem::meminfo::mem_total;
 use resurrect::supervisor::namespaces::{self, Home};
 use resurrect::supervisor::report::{REPORT, Report, Span, TimeLine};
 use resurrect::supervisor::{clock, control, serve};

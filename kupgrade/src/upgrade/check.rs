@@ -66,7 +66,7 @@ pub(super) fn check(kernel: &Path) -> Result<Host> {
         interrupts: interrupts::capture(Path::new("/proc")),
         huge_pools: huge_pages::capture(sys),
         swaps: swaps::capture(Path::new("/proc")),
-        mem_total: persist_mem::handback::mem_total().unwrap_or(0),
+        mem_total: persist_mem::meminfo::mem_total().unwrap_or(0),
         root: None,
     };
     let mounts = mounts::capture::survey()?;

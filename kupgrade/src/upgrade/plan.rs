@@ -8,7 +8,7 @@ use kexec_loader::placement;
 use persist_mem::blocks::{Emptied, MemoryBlocks};
 use persist_mem::firmware::kind;
 use persist_mem::frames::{Frames, ManifestPlace};
-use persist_mem::handback::mem_available;
+use persist_mem::meminfo::mem_available;
 use persist_mem::push_out::push_out;
 use persist_mem::window::{self, Window};
 

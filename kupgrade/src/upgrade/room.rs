@@ -2,7 +2,7 @@
 //! last is: into the boot window, and into memory blocks without any old page.
 
 use persist_mem::blocks::{Emptied, MemoryBlocks};
-use persist_mem::handback::mem_available;
+use persist_mem::meminfo::mem_available;
 use persist_mem::ranges::RangeSet;
 use persist_mem::room;
 

@@ -9,11 +9,17 @@
 //! What cannot go back this way: bytes that do not fill a whole memory block, and blocks of
 //! which the kernel already had a part as RAM at boot.
 
-use std::collections::BTreeSet;
+mod regions;
+mod sysfs;
+
+use crate::meminfo::mem_available;
+pub use regions::Region;
+use regions::{devices_of, regions};
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use sysfs::{read, read_hex, write};
 
 /// Why no memory can be handed back at all.
 #[derive(Debug, thiserror::Error)]
@@ -43,20 +49,6 @@ pub enum HandBackError {
 }
 
 type Result<T> = std::result::Result<T, HandBackError>;
-
-/// A soft-reserved range as the dax bus sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Region {
-    /// Number of the region (`N` of `daxN.M`).
-    pub id: u32,
-    /// Physical bytes.
-    pub range: Range<u64>,
-    /// NUMA node the memory will belong to; negative when the kernel knows none, and then it
-    /// cannot become RAM.
-    pub node: i32,
-    /// Directory of the region's device.
-    dir: PathBuf,
-}
 
 /// Something that stays unused, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,45 +94,6 @@ pub struct HandBack {
     sys: PathBuf,
     block: u64,
     regions: Vec<Region>,
-}
-
-fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> HandBackError {
-    move |source| HandBackError::File {
-        path: path.to_owned(),
-        source,
-    }
-}
-
-fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path)
-        .map(|t| t.trim().to_owned())
-        .map_err(file_error(path))
-}
-
-fn read_hex(path: &Path) -> Result<u64> {
-    let text = read(path)?;
-    u64::from_str_radix(text.trim_start_matches("0x"), 16).map_err(|_| HandBackError::Contents {
-        path: path.to_owned(),
-        text,
-    })
-}
-
-fn read_number<T: std::str::FromStr>(path: &Path) -> Result<T> {
-    let text = read(path)?;
-    text.parse().map_err(|_| HandBackError::Contents {
-        path: path.to_owned(),
-        text,
-    })
-}
-
-/// One write(2), as sysfs wants it.
-fn write(path: &Path, text: &str) -> Result<()> {
-    use std::io::Write;
-    std::fs::OpenOptions::new()
-        .write(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .map_err(file_error(path))
 }
 
 impl HandBack {
@@ -307,7 +260,7 @@ impl HandBack {
     /// Bytes to add in one step. The kernel takes 1/64 of them for its own records from the RAM
     /// it has, so the first steps on a large host are small.
     fn step(&self) -> u64 {
-        let free = mem_info("MemAvailable").unwrap_or(0);
+        let free = mem_available().unwrap_or(0);
         let blocks = (free / 4).saturating_mul(64) / self.block;
         blocks.clamp(1, 256) * self.block
     }
@@ -388,80 +341,6 @@ fn push(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
     }
 }
 
-/// `daxN.M` devices in the region's directory.
-fn devices_of(region: &Region) -> Result<BTreeSet<String>> {
-    let prefix = format!("dax{}.", region.id);
-    let entries = std::fs::read_dir(&region.dir).map_err(file_error(&region.dir))?;
-    Ok(entries
-        .flatten()
-        .filter_map(|e| e.file_name().into_string().ok())
-        .filter(|name| name.starts_with(&prefix))
-        .collect())
-}
-
-/// All regions of the dax bus. A region always has a device `daxN.0`; while that is empty, its
-/// `resource` is the region's start.
-fn regions(sys: &Path) -> Result<Vec<Region>> {
-    let bus = sys.join("bus/dax/devices");
-    let mut found = Vec::new();
-    let Ok(entries) = std::fs::read_dir(&bus) else {
-        return Ok(found);
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(id) = name.strip_prefix("dax").and_then(|n| n.strip_suffix(".0")) else {
-            continue;
-        };
-        let Ok(id) = id.parse() else { continue };
-        let device = std::fs::canonicalize(entry.path()).map_err(file_error(&entry.path()))?;
-        let Some(dir) = device.parent().map(Path::to_owned) else {
-            continue;
-        };
-        let start = read_hex(&device.join("resource"))?;
-        let size: u64 = read_number(&dir.join("dax_region/size"))?;
-        // The kernel hides the file when it knows no node.
-        let node = read_number(&device.join("target_node")).unwrap_or(-1);
-        found.push(Region {
-            id,
-            range: start..start.saturating_add(size),
-            node,
-            dir,
-        });
-    }
-    found.sort_by_key(|r| r.range.start);
-    Ok(found)
-}
-
-/// A line of /proc/meminfo, in bytes.
-fn mem_info(key: &str) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    parse_mem_info(&text, key)
-}
-
-fn parse_mem_info(text: &str, key: &str) -> Option<u64> {
-    let line = text
-        .lines()
-        .find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
-    line.trim()
-        .strip_suffix("kB")?
-        .trim()
-        .parse::<u64>()
-        .ok()?
-        .checked_mul(1024)
-}
-
-/// `MemTotal` of /proc/meminfo, in bytes.
-#[must_use]
-pub fn mem_total() -> Option<u64> {
-    mem_info("MemTotal")
-}
-
-/// `MemAvailable` of /proc/meminfo, in bytes.
-#[must_use]
-pub fn mem_available() -> Option<u64> {
-    mem_info("MemAvailable")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -518,13 +397,6 @@ mod tests {
         assert_eq!(whole_blocks(&(1..3 * BLOCK - 1), BLOCK), BLOCK..2 * BLOCK);
         assert!(whole_blocks(&(1..BLOCK), BLOCK).is_empty());
         assert!(whole_blocks(&(u64::MAX - 5..u64::MAX), BLOCK).is_empty());
-    }
-
-    #[test]
-    fn meminfo_is_read_in_bytes() {
-        let text = "MemTotal:        3012345 kB\nMemFree: 12 kB\n";
-        assert_eq!(parse_mem_info(text, "MemTotal"), Some(3_012_345 * 1024));
-        assert_eq!(parse_mem_info(text, "Mem"), None);
     }
 
     #[test]
