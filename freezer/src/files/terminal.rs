@@ -25,8 +25,9 @@ use sys::tty::queues::{self, Ends, Queues};
 use sys::tty::{self, Locked, Termios, Winsize, unopened};
 use sys::{Errno, Pid};
 
-/// Majors of slaves of pseudo terminals (`UNIX98_PTY_SLAVE_MAJOR`).
-const SLAVES: core::ops::RangeInclusive<u64> = 136..=143;
+/// Major of slaves of pseudo terminals (`UNIX98_PTY_SLAVE_MAJOR`). Their minors are their indices, also those above 255
+/// (fs/devpts/inode.c): the majors up to 143 are only set aside.
+const SLAVES: u64 = 136;
 
 /// `/dev/ptmx`.
 const MULTIPLEXER: u64 = makedev(5, 2);
@@ -43,7 +44,7 @@ pub(super) fn is(open: &Open<'_>) -> bool {
 /// Whether a character device of this number is one.
 pub(super) fn has_number(rdev: u64) -> bool {
     let major = major(rdev);
-    SLAVES.contains(&major) || OTHERS.contains(&major)
+    major == SLAVES || OTHERS.contains(&major)
 }
 
 /// Whether it can be carried, as far as one description tells.
@@ -54,7 +55,7 @@ pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
     }
     let settings = match tty::termios(open.copy) {
         Ok(settings) => settings,
-        Err(Errno::EIO) if SLAVES.contains(&major(open.stat.st_rdev)) => return Ok(()),
+        Err(Errno::EIO) if major(open.stat.st_rdev) == SLAVES => return Ok(()),
         Err(Errno::EIO) => return Err(open.refuse("a terminal that was hung up is not carried")),
         // Who has no settings to tell: N_NULL, for one.
         Err(Errno::EINVAL | Errno::ENOTTY) => {
@@ -72,7 +73,7 @@ pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
     let unread = tty::readable(open.copy).map_err(open.call("asking for its input"))?;
     // A serial line has nobody who could put back what waits.
     let told = || {
-        SLAVES.contains(&major(open.stat.st_rdev))
+        major(open.stat.st_rdev) == SLAVES
             && kernel::look(|kernel| {
                 kernel.pty_queues(open.copy.as_fd(), queues::is_canonical(&settings))
             })
@@ -236,10 +237,7 @@ impl Terminals {
 }
 
 fn slave_rdev(index: u32) -> u64 {
-    makedev(
-        SLAVES.start() + u64::from(index >> 8),
-        u64::from(index & 0xff),
-    )
+    makedev(SLAVES, u64::from(index))
 }
 
 /// A device number as ioctls give it (new_encode_dev).
@@ -292,7 +290,7 @@ fn hung_up(id: TerminalId, met: &Met) -> Terminal {
     Terminal {
         id,
         rdev: met.rdev,
-        path: format!("/dev/pts/{}", index_of(met.rdev)).into_bytes(),
+        path: format!("/dev/pts/{}", minor(met.rdev)).into_bytes(),
         node: (0, 0, 0),
         termios: Termios::default(),
         locked: Locked::default(),
@@ -306,16 +304,12 @@ fn hung_up(id: TerminalId, met: &Met) -> Terminal {
     }
 }
 
-fn index_of(rdev: u64) -> u64 {
-    ((major(rdev) - SLAVES.start()) << 8) + minor(rdev)
-}
-
 fn one(id: TerminalId, met: &Met, master: Option<&OwnedFd>) -> Result<Terminal, FreezerError> {
     let (pid, fd) = met.by;
     let call = |doing: &str| FreezerError::call(pid, format!("fd {fd}: terminal: {doing}"));
-    let slave_of_pty = SLAVES.contains(&major(met.rdev));
+    let slave_of_pty = major(met.rdev) == SLAVES;
     if slave_of_pty && master.is_none() {
-        let index = index_of(met.rdev);
+        let index = minor(met.rdev);
         return Err(elsewhere::master_elsewhere(pid, fd, index, None));
     }
     let path = node_path(met.rdev).ok_or_else(|| {
@@ -409,8 +403,8 @@ fn open_node(path: &Path) -> sys::Result<OwnedFd> {
 
 /// The node of a terminal's device.
 fn node_path(rdev: u64) -> Option<PathBuf> {
-    if SLAVES.contains(&major(rdev)) {
-        return Some(PathBuf::from(format!("/dev/pts/{}", index_of(rdev))));
+    if major(rdev) == SLAVES {
+        return Some(PathBuf::from(format!("/dev/pts/{}", minor(rdev))));
     }
     let told = format!("/sys/dev/char/{}:{}/uevent", major(rdev), minor(rdev));
     let told = std::fs::read(told).ok()?;

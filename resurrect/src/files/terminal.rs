@@ -296,8 +296,7 @@ fn hung_up(
     if !is_hung_up(manifest, terminal.id) {
         return Ok(Vec::new());
     }
-    let index = u32::try_from(nix::sys::stat::minor(terminal.rdev)).unwrap_or(0)
-        + ((u32::try_from(nix::sys::stat::major(terminal.rdev)).unwrap_or(136) - 136) << 8);
+    let index = u32::try_from(nix::sys::stat::minor(terminal.rdev)).unwrap_or(0);
     let flags = OFlag::O_RDWR.bits().cast_unsigned();
     let master = master_at(terminal, index, b"/dev/ptmx", flags)?;
     tty::set_locked(&master, false).map_err(failed(terminal, "unlocking it"))?;

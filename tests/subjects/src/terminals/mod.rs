@@ -15,6 +15,11 @@ pub(crate) const GROUP: Group = Group {
             pair::start,
         ),
         subject(
+            "pty-numbered-high",
+            "ptys with numbers above 255, one of them hung up",
+            pair::numbered_high,
+        ),
+        subject(
             "pty-input",
             "unread input and output of a pty",
             pair::queues,

@@ -6,6 +6,9 @@ use libc::{O_NOCTTY, O_NONBLOCK, O_RDWR};
 use crate::kit::files::{F_SETSIG, close, fcntl, open, read, ready, seen, write};
 use crate::kit::{SOON, Setting, Watch, args, raw, same, sys, until};
 
+/// `TIOCGDEV` (asm-generic/ioctls.h): the number of the device.
+const TIOCGDEV: u64 = 0x8004_5432;
+
 /// Master and slave; the slave belongs to no session.
 pub(super) fn pty() -> Result<[i32; 2]> {
     let master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK)?;
@@ -149,6 +152,45 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
             receive(second[1], b"down")?;
             write(second[1], b"up")?;
             receive(second[0], b"up")
+        })))
+}
+
+/// Pairs whose numbers take more than a byte, with data on both sides, and a slave of one whose master is closed.
+pub(crate) fn numbered_high(_: &Setting) -> Result<Watch> {
+    let mut lower = Vec::new();
+    let pair = loop {
+        let pair = pty()?;
+        if number(pair[0])? > 0xff {
+            break pair;
+        }
+        lower.extend(pair);
+    };
+    let [gone, widow] = pty()?;
+    close(gone);
+    lower.into_iter().for_each(close);
+    let [master, slave] = pair;
+    make_raw(slave)?;
+    set_size(master, [5, 6, 7, 8])?;
+    let observe = move || {
+        Ok((
+            number(master)?,
+            get(slave, TIOCGDEV)?,
+            size(slave)?,
+            seen(slave)?,
+        ))
+    };
+    let fill = move || {
+        write(master, b"typed ahead")?;
+        write(slave, b"not yet shown").map(drop)
+    };
+    fill()?;
+    Ok(Watch::keep(observe)?
+        .spoiled_by(move || set_size(master, [24, 80, 0, 0]))
+        .and(Watch::new(move || {
+            receive(slave, b"typed ahead")?;
+            receive(master, b"not yet shown")?;
+            same("it is hung up", &0, &read(widow, 1)?.len())?;
+            fill()
         })))
 }
 
