@@ -55,6 +55,8 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("watches of files", files::watch),
     ("requests of io_uring that wait", files::uring::fill_waiting),
     ("mappings of rings of buffers", memory::uring::map_buffers),
+    // Behind all that touches memory from outside.
+    ("page faults that are told", files::userfault::register),
     // When nobody needs the numbers of descriptors that are closed, and before the way to this process is.
     ("rulesets of Landlock", thread::landlock::take),
     ("ways back", files::close_way_back),

@@ -112,7 +112,10 @@ fn vma(
     objects: &mut Objects,
 ) -> Result<Vma, ObjectError> {
     let backing = backing(pid, map, before, objects)?;
+    told_obstacle(map, &backing).map_or(Ok(()), |why| Err(ObjectError::Refused(why.into())))?;
     let mut flags = map.flags.clone();
+    // What tells them has it told again.
+    flags.retain(|flag| !files::userfault::is_flag(flag));
     let secret = matches!(backing, Backing::Object { object, .. } if objects.is_secret(object));
     if secret {
         // It always is locked, and mlock(2) fails.
@@ -130,6 +133,22 @@ fn vma(
     })
 }
 
+/// Why memory whose faults are told (userfaultfd(2)) is not carried.
+fn told_obstacle(map: &Mapping, backing: &Backing) -> Option<&'static str> {
+    let (missing, writes) = (map.has(b"um"), map.has(b"uw"));
+    if !missing && !writes {
+        None
+    } else if map.page_size > sys::PAGE_SIZE_U64 {
+        Some("huge pages (hugetlbfs) whose faults are told (userfaultfd) are not carried")
+    } else if map.has(b"lo") {
+        Some("locked memory whose faults are told (userfaultfd) is not carried")
+    } else if writes && !matches!(backing, Backing::Anonymous { .. }) {
+        Some("shared memory whose writes are told (userfaultfd) is not carried")
+    } else {
+        None
+    }
+}
+
 /// `MLOCK_ONFAULT`: newer kernels show it (`lf`); else a locked mapping that could have all of its
 /// pages and has not.
 fn locked_on_fault(map: &Mapping) -> bool {
@@ -138,12 +157,13 @@ fn locked_on_fault(map: &Mapping) -> bool {
 }
 
 /// Flags whose mappings are not carried, and what they mean.
-const REFUSED_FLAGS: [(&[u8; 2], &str); 6] = [
+const REFUSED_FLAGS: [(&[u8; 2], &str); 4] = [
     (b"io", "device memory is not carried"),
     (b"pf", "device memory is not carried"),
-    (b"um", "userfaultfd ranges are not carried"),
-    (b"uw", "userfaultfd ranges are not carried"),
-    (b"ui", "userfaultfd ranges are not carried"),
+    (
+        b"ui",
+        "memory whose minor faults are told (userfaultfd) is not carried",
+    ),
     (b"ss", "shadow stacks are not carried"),
 ];
 

@@ -8,7 +8,7 @@ use super::{
     attributes, leader, mappings, membarrier, memory, policy, reports, seccomp, signals, thread,
     timers, traced, vfork,
 };
-use crate::files::{Table, sent};
+use crate::files::{self, Table, sent};
 use crate::proc::{self, Stat};
 use crate::{FreezerError, Frozen};
 use persist_mem::manifest::{AddressSpace, Directories, Live, LockFuture, Process, State};
@@ -38,6 +38,10 @@ pub(super) fn capture(
     // Everything that looks at memory comes before the scratch mapping is made.
     let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
     let mut mm = memory::capture(stat, (pid, &mem), &maps, &mut table.objects)?;
+    let told = files::userfault::ranges(&maps);
+    if !told.is_empty() {
+        table.faults.insert(pid, told);
+    }
     table.session(pid, stat);
     let directories = table.directories(pid, "")?;
     let first = frozen.first(pid)?;

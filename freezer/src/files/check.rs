@@ -4,6 +4,7 @@ use super::class::{Class, classify};
 use super::open::Open;
 use super::{
     dnotify, elsewhere, ends, epoll, lock, outside, outsiders, restricted, sent, socket, uring,
+    userfault,
 };
 use crate::objects::Objects;
 use crate::proc;
@@ -139,6 +140,7 @@ fn examine(
     };
     match class {
         Class::Plain(DescriptionKind::Epoll { targets, .. }) => epoll::check(open, &targets),
+        Class::Plain(DescriptionKind::Userfault(_)) => userfault::check(open, facts.inside()),
         Class::Socket if is_copy => socket::examine(open, facts).map(drop),
         Class::Socket => by_reference(),
         // From Linux 6.7 on nobody sends one (`SCM_RIGHTS`), and a reference leads nowhere.

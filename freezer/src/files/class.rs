@@ -3,7 +3,7 @@
 use super::open::{O_PATH, Open};
 use super::{
     deleted, device, epoll, fanotify, fifo, inotify, memfd, mqueue, path, pidfd, pseudo, ruleset,
-    secret, signalfd, socket, terminal, timerfd,
+    secret, signalfd, socket, terminal, timerfd, userfault,
 };
 use crate::FreezerError;
 use crate::kernel::Nature;
@@ -45,6 +45,7 @@ pub(super) fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<Class, 
         b"anon_inode:[fanotify]" => fanotify::capture(open)?,
         b"anon_inode:[landlock-ruleset]" => ruleset::capture(open)?,
         b"anon_inode:[pidfd]" => pidfd::capture(open)?,
+        userfault::LINK => userfault::capture(open)?,
         link if link.starts_with(b"pidfd:") => pidfd::capture(open)?,
         link if link.starts_with(b"pipe:") => return Ok(Class::Pipe),
         link if link.starts_with(b"socket:") => return Ok(Class::Socket),
@@ -64,11 +65,7 @@ pub(super) fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<Class, 
 }
 
 /// Names of `anon_inode:` links and what they are, for those who must do without.
-const ANONYMOUS: [(&[u8], &str); 7] = [
-    (
-        b"[userfaultfd]",
-        "userfaultfd: page faults handled by a process are not carried",
-    ),
+const ANONYMOUS: [(&[u8], &str); 6] = [
     (b"[perf_event]", "perf events are not carried"),
     (b"bpf-", "BPF programs, maps and links are not carried"),
     (b"kvm-", "virtual machines (KVM) are not carried"),
@@ -78,7 +75,8 @@ const ANONYMOUS: [(&[u8], &str); 7] = [
 ];
 
 /// Names of `anon_inode:` links of what is carried.
-const CARRIED: [&[u8]; 9] = [
+const CARRIED: [&[u8]; 10] = [
+    b"[userfaultfd]",
     b"[landlock-ruleset]",
     b"[io_uring]",
     b"[eventfd]",

@@ -107,7 +107,7 @@ fn numbers(pid: Pid) -> Vec<(Tid, Vec<i32>)> {
     listed.collect()
 }
 
-fn everyone() -> impl Iterator<Item = Pid> {
+pub(super) fn everyone() -> impl Iterator<Item = Pid> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid))
 }

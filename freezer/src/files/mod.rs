@@ -44,6 +44,7 @@ mod timerfd;
 mod tunnel;
 mod unheld;
 mod uring;
+pub(crate) mod userfault;
 
 use class::Class;
 use open::O_PATH;

@@ -6,7 +6,7 @@ use super::socket::Flying;
 use super::{
     apart, check, dnotify, ends, epoll, eventfd, fifo, kmsg, known, located, lock, mqueue,
     outsiders, owner, path, pipe, pseudo, removed, restricted, sent, socket, terminal, tunnel,
-    unheld, uring,
+    unheld, uring, userfault,
 };
 use crate::kernel::OpenFile;
 use crate::objects::Objects;
@@ -58,6 +58,8 @@ pub(crate) struct Table {
     pub(super) notices: Vec<Notice>,
     pub(super) queues: mqueue::Queues,
     pub(super) tunnels: tunnel::Tunnels,
+    /// Memory whose faults are told of.
+    pub(crate) faults: userfault::Faults,
     pub(super) externals: Externals,
     /// What may reach out of the tree.
     pub(super) ends: ends::Ours,
@@ -319,6 +321,7 @@ impl Table {
         lock::order(&mut self.locks, &self.numbers, &self.copies);
         located::resolve(&mut self)?;
         uring::resolve(&mut self, inside)?;
+        userfault::resolve(&mut self, inside)?;
         let terminals = terminal::finish(self.terminals, &self.copies)?;
         if self.whole_host {
             self.queues.add_unheld()?;

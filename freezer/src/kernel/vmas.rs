@@ -24,6 +24,8 @@ pub(crate) struct Vma {
     pub(crate) flags: u64,
     /// Whether it has a memory policy of its own (mbind(2)); None where the kernel has no field for it.
     pub(crate) policy: Option<bool>,
+    /// Who is told of its page faults (userfaultfd(2)), 0 for nobody.
+    pub(crate) faults: u64,
 }
 
 /// Where things are in a kind of node.
@@ -90,11 +92,13 @@ impl Kernel {
         let fields = [vma("vm_start")?, vma("vm_end")?, vma("vm_flags")?];
         let owner = vma("vm_mm")?;
         let policy = vma("vm_policy").ok();
+        // A kernel without userfaultfd(2) has none.
+        let faults = vma("vm_userfaultfd_ctx.ctx").ok();
         let mm = self.word(task.wrapping_add(mm), "the memory of a thread")?;
         let root = self.word(mm.wrapping_add(root), "the memory of a thread")?;
         let count = self.word(mm.wrapping_add(count), "the memory of a thread")? as u32;
         let places = self.entries(root)?;
-        let all = || fields.into_iter().chain(policy);
+        let all = || fields.into_iter().chain(policy).chain(faults);
         let first = all().fold(owner, u64::min);
         let len = all().fold(owner, u64::max) + 8 - first;
         let requests: Vec<_> = places
@@ -114,6 +118,7 @@ impl Kernel {
                 end: word(end)?,
                 flags: word(flags)?,
                 policy: policy.map(word).transpose()?.map(|policy| policy != 0),
+                faults: faults.map_or(Ok(0), word)?,
             });
         }
         found.sort_unstable();

@@ -45,6 +45,11 @@ impl PageState {
         const MARKER: u64 = 31 | 4 << 5;
         !self.present() && (self.bit(58) || (self.bit(62) && self.0 & ((1 << 55) - 1) == MARKER))
     }
+    /// Writes to it are told of (userfaultfd(2)).
+    #[must_use]
+    pub(crate) fn writes_told(self) -> bool {
+        self.bit(57)
+    }
     /// Mapped in one place only, as far as the kernel knows.
     #[must_use]
     pub fn exclusive(self) -> bool {

@@ -1,7 +1,7 @@
 //! Files and open file descriptions.
 
 use super::FileTime;
-use super::{Layer, Ring, Socket};
+use super::{Layer, PageRange, Ring, Socket};
 use serde::{Deserialize, Serialize};
 use sys::Pid;
 use sys::handle::Handle;
@@ -265,12 +265,42 @@ pub enum DescriptionKind {
         /// Packets that were sent through the interface and not read yet.
         unread: Vec<Vec<u8>>,
     },
+    /// userfaultfd(2).
+    Userfault(Userfault),
     /// landlock_create_ruleset(2).
     Ruleset(Layer),
     /// io_uring_setup(2).
     Ring(Box<Ring>),
     /// socket(2), whatever its family.
     Socket(Box<Socket>),
+}
+
+/// What userfaultfd(2) has made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Userfault {
+    /// A process whose memory it is for.
+    pub owner: Pid,
+    /// `UFFD_USER_MODE_ONLY`.
+    pub user_only: bool,
+    /// `UFFD_FEATURE_*` that were asked for, None before that (`UFFDIO_API`).
+    pub features: Option<u64>,
+    /// Where faults are told of.
+    pub ranges: Vec<FaultRange>,
+    /// Pages there that are known to be zeros: a fault there was answered.
+    pub zeros: Vec<PageRange>,
+    /// Pages there whose writes are told of (`UFFDIO_WRITEPROTECT`).
+    pub protected: Vec<PageRange>,
+}
+
+/// Memory whose faults are told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultRange {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// `UFFDIO_REGISTER_MODE_*`: of which faults.
+    pub modes: u64,
 }
 
 /// What was written to a file of pressure (Documentation/accounting/psi.rst). Its text is what is written.

@@ -38,6 +38,7 @@ pub(crate) mod terminal;
 mod timerfd;
 mod tunnel;
 pub(crate) mod uring;
+pub(crate) mod userfault;
 pub(crate) mod vanished;
 
 use crate::ResurrectError;
@@ -161,6 +162,7 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     fifo::open_all(restore)?;
     removed::make(restore)?;
     pidfd::open_gone(restore)?;
+    userfault::open_all(restore)?;
     let (late, all): (Vec<_>, Vec<_>) = manifest
         .descriptions
         .iter()
@@ -318,6 +320,7 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
         // Opened before, with what they belong to.
         DescriptionKind::Fifo { .. }
         | DescriptionKind::PtyMaster { .. }
+        | DescriptionKind::Userfault(_)
         | DescriptionKind::PidFd { target: None, .. } => {
             Err(opening.failed("opening it")(Errno::ENOENT))
         }

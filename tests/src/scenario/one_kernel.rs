@@ -37,15 +37,15 @@ pub(super) fn checkpoint(host: &mut Host, _rig: &Rig) -> Result<()> {
     let shell = &mut host.vm.shell;
     shell.must(&format!("kill {pid}; wait {pid}; true"), SHORT)?;
 
-    let holder = count.replace("s=None", "s=ctypes.CDLL(None).syscall(323,0)");
+    let holder = count.replace("s=None", "s=ctypes.CDLL(None).syscall(430,b\"tmpfs\",0)");
     let pid = last_line(&shell.must(&start(&holder), SHORT)?);
     let refused = shell.run(
         &format!("kupgrade checkpoint --pid {pid} --dir /var/lab/ck-other 2>&1; echo status $?"),
         SHORT,
     )?;
     let text = refused.ok()?;
-    if !text.contains("userfaultfd") || !text.contains(&pid) || !text.contains("status 1") {
-        bail!("a userfaultfd is not refused by name: {text}");
+    if !text.contains("half-made mounts") || !text.contains(&pid) || !text.contains("status 1") {
+        bail!("a half-made mount is not refused by name: {text}");
     }
     goes_on(host, &pid)?;
     let shell = &mut host.vm.shell;

@@ -43,20 +43,20 @@ pub(super) fn kernel_of_32_bits(host: &mut Host, rig: &Rig) -> Result<()> {
     )
 }
 
-/// A userfaultfd: nobody can rebuild it from outside.
+/// A half-made mount (fsopen(2)): nobody can rebuild it.
 pub(super) fn unsupported_descriptor(host: &mut Host, rig: &Rig) -> Result<()> {
     let pid = host.vm.shell.must(
-        "python3 -c 'import ctypes, time; ctypes.CDLL(None).syscall(323, 0) >= 0 or exit(1); \
+        "python3 -c 'import ctypes, time; ctypes.CDLL(None).syscall(430, b\"tmpfs\", 0) >= 0 or exit(1); \
          open(\"/var/lab/holder\", \"w\"); time.sleep(3600)' & \
          until [ -e /var/lab/holder ]; do kill -0 $! || break; sleep 0.1; done; rm /var/lab/holder && echo $!",
         SHORT,
     )?;
     let pid = pid.lines().last().unwrap_or_default().trim().to_owned();
     if pid.parse::<u32>().is_err() {
-        bail!("the holder of a userfaultfd did not start: {pid}");
+        bail!("the holder of a half-made mount did not start: {pid}");
     }
-    host.must_refuse(&command(rig, "")?, &[&pid, "userfaultfd"])?;
-    host.must_refuse("kupgrade check", &[&pid, "userfaultfd"])?;
+    host.must_refuse(&command(rig, "")?, &[&pid, "half-made mounts"])?;
+    host.must_refuse("kupgrade check", &[&pid, "half-made mounts"])?;
     host.vm
         .shell
         .must(&format!("kill {pid}; wait {pid}; true"), SHORT)?;

@@ -6,11 +6,13 @@
 //! | [`secret_memory`] | memfd_secret(2) |
 //! | [`timers`] | chosen ids of POSIX timers |
 //! | [`udp_lite`] | UDP-Lite |
+//! | [`userfaults`] | features of userfaultfd(2) |
 
 mod landlock;
 mod secret_memory;
 mod timers;
 mod udp_lite;
+mod userfaults;
 
 use freezer::Refusal;
 use persist_mem::manifest::{Manifest, Process};
@@ -50,6 +52,7 @@ impl OtherKernel {
         found.extend(timers::refusals(self, manifest));
         found.extend(secret_memory::refusals(self, manifest));
         found.extend(udp_lite::refusals(self, manifest));
+        found.extend(userfaults::refusals(self, manifest));
         found
     }
 

@@ -23,6 +23,7 @@ mod sharing;
 mod signalfd;
 mod tunnel;
 mod uring;
+mod userfault;
 mod watchers;
 
 use crate::registry::{Group, subject};
@@ -612,6 +613,26 @@ pub(crate) const GROUP: Group = Group {
             "uring-eventfd",
             "eventfds registered with rings of io_uring",
             uring::registered::eventfd,
+        ),
+        subject(
+            "userfault",
+            "memory that a thread hands out page by page (userfaultfd)",
+            userfault::missing,
+        ),
+        subject(
+            "userfault-writes",
+            "memory whose writes a thread is told of (userfaultfd)",
+            userfault::writes,
+        ),
+        subject(
+            "userfault-waiting",
+            "a thread that waits for a page which nobody has handed out yet (userfaultfd)",
+            userfault::waiting,
+        ),
+        subject(
+            "userfault-child",
+            "a child's memory that its parent hands out (userfaultfd)",
+            userfault::of_child,
         ),
         subject("aio", "AIO contexts", aio::start),
         subject(
