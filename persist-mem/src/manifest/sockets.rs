@@ -316,6 +316,8 @@ pub struct Connection {
     /// The other end was closed, and this is what it has still to send before its last byte.
     #[serde(with = "serde_bytes")]
     pub closing: Option<Vec<u8>>,
+    /// The segment size that it has come to use (`TCP_MAXSEG`), 0 when that is not known.
+    pub segment: u32,
 }
 
 /// Membership in a multicast group, `struct group_filter` as `MCAST_MSFILTER` gives it.

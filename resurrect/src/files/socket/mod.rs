@@ -225,7 +225,10 @@ fn finish_inet(
     inet::shut_down(making, state, sockets.get(making)?)?;
     inet::begin_to_send(making, state, sockets.get(making)?)?;
     match state.connection {
-        Some(_) => tcp::settle(making, sockets.get(making)?),
+        Some(ref connection) => {
+            tcp::set_segment(connection, sockets.get(making)?);
+            tcp::settle(making, sockets.get(making)?)
+        }
         None => Ok(()),
     }
 }

@@ -11,6 +11,7 @@ mod signed;
 mod tcp_closed;
 mod tcp_more;
 mod tcp_queues;
+mod tcp_segments;
 mod udp;
 mod udp_queues;
 mod udp_reports;
@@ -213,6 +214,11 @@ pub(crate) const GROUP: Group = Group {
             "every-option-connection",
             "every option of TCP connections",
             every_option::connections,
+        ),
+        subject(
+            "tcp-segments",
+            "segment sizes that TCP connections have come to use",
+            tcp_segments::start,
         ),
         subject(
             "every-option-others",

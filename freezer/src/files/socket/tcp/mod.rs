@@ -114,6 +114,7 @@ pub(super) fn examine(
         finished,
         ended: got_all,
         deaf: common.has(c::POLLRDHUP) && !got_all,
+        segment: int(open, c::SOL_TCP, c::TCP_MAXSEG)?.cast_unsigned(),
         ..match when {
             When::Stopped => Connection::default(),
             When::Running | When::Settled => numbers(open, when == When::Running)?,

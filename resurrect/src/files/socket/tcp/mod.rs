@@ -3,6 +3,7 @@
 
 mod contents;
 mod ended;
+mod segment;
 mod waiting;
 
 use super::inet::{self, SO_REUSEPORT, set_int};
@@ -12,6 +13,7 @@ use crate::ResurrectError;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc as c;
 use persist_mem::manifest::{Connection, DescriptionId, InetSocket, SocketState};
+pub(super) use segment::set as set_segment;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
