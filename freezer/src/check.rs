@@ -117,6 +117,7 @@ pub fn check_tree_with(
     found.extend(crate::ipc::undo::cut_off(&pids));
     found.extend(objects.shared_outside(&pids));
     found.extend(files::userfault::told_outside(&pids));
+    found.extend(files::listener::asked_outside(&pids));
     let outsiders = Outsiders::look(&pids);
     let ours = files::ends::of_tree(&pids);
     let reaching_out = files::reaching_out(&ours, &outsiders, &pids, externals);

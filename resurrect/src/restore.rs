@@ -75,6 +75,8 @@ pub(crate) struct Restore<'a> {
     pub(crate) scratch: OwnScratch,
     /// Processes that are there, by the ids they have in their namespace.
     pub(crate) tasks: BTreeMap<Pid, Task>,
+    /// Those that have their seccomp filters already.
+    pub(crate) confined: BTreeSet<Pid>,
     /// Those that have acted as other users: theirs are not those they were made with.
     pub(crate) acted: BTreeSet<Pid>,
     pub(crate) files: Files,
@@ -121,6 +123,7 @@ impl<'a> Restore<'a> {
             options,
             scratch,
             tasks: BTreeMap::new(),
+            confined: BTreeSet::new(),
             acted: BTreeSet::new(),
             files: Files::default(),
             objects: Objects::default(),

@@ -261,6 +261,7 @@ impl Reader<'_> {
             found.push(Filter {
                 code: self.bytes(code, (count * INSTRUCTION) as usize, WHAT)?,
                 log: self.bytes(at + log, 1, WHAT)?[0] != 0,
+                listener: None,
             });
             at = self.kernel.word(at + before, WHAT)?;
         }

@@ -154,6 +154,7 @@ fn describe(
     table.refuse_outside(&inside, outsiders)?;
     let inside: Vec<Pid> = frozen.pids().collect();
     let found = table.finish(&inside)?;
+    crate::files::listener::verify(&processes, &found.descriptions)?;
     let mut objects = found.objects;
     let outside = objects.shared_outside(&inside);
     if !outside.is_empty() {

@@ -1,15 +1,21 @@
 //! seccomp filters of a thread.
 
 use super::kept::Confined;
-use crate::FreezerError;
 use crate::proc::Status;
-use persist_mem::manifest::{Filter, Seccomp};
+use crate::{FreezerError, files};
+use persist_mem::manifest::{Filter, FilterListener, Seccomp};
 use sys::{Pid, Tid, ptrace};
 
 const STRICT: &str = "1";
 const FILTER: &str = "2";
 /// `SECCOMP_FILTER_FLAG_LOG`
 const LOG: u64 = 1 << 1;
+/// `BPF_RET | BPF_K`, `BPF_RET | BPF_A`
+const RETURN_K: u8 = 0x06;
+const RETURN_A: u8 = 0x16;
+/// `SECCOMP_RET_ACTION_FULL`, `SECCOMP_RET_USER_NOTIF`
+const RET_ACTION: u32 = 0xffff_0000;
+const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 
 /// What a thread has; its filters are added to those of its process where they are not there yet.
 pub(super) fn capture(
@@ -36,10 +42,47 @@ fn stack(pid: Pid, tid: Tid, filters: &mut Vec<Filter>) -> Result<Vec<u32>, Free
         let filter = Filter {
             code: code.as_flattened().to_vec(),
             log: flags & LOG != 0,
+            listener: None,
         };
-        found.push(add(filters, filter));
+        found.push(filter);
     }
-    Ok(found)
+    note_listeners(tid, &mut found);
+    Ok(found
+        .into_iter()
+        .map(|filter| add(filters, filter))
+        .collect())
+}
+
+/// Which of the filters of a thread have a listener.
+fn note_listeners(tid: Tid, own: &mut [Filter]) {
+    if !own.iter().any(may_ask) {
+        return;
+    }
+    let known = files::listener::filters(tid).unwrap_or_default();
+    // Where they cannot be read, a listener is refused.
+    if known.len() != own.len() {
+        return;
+    }
+    for (filter, at) in own.iter_mut().zip(known) {
+        filter.listener = at.listened.then_some(FilterListener {
+            filter: at.address,
+            killable: at.killable,
+        });
+    }
+}
+
+/// Whether a filter may leave a call open: it returns that, or what it has computed.
+fn may_ask(filter: &Filter) -> bool {
+    filter
+        .code
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .any(|line| match line {
+            [RETURN_K, 0, _, _, k @ ..] => u32::from_ne_bytes(*k) & RET_ACTION == RET_USER_NOTIF,
+            [RETURN_A, 0, ..] => true,
+            _ => false,
+        })
 }
 
 /// The same, of one that the kernel's memory tells of.

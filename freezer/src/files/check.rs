@@ -3,8 +3,8 @@
 use super::class::{Class, classify};
 use super::open::Open;
 use super::{
-    dnotify, elsewhere, ends, epoll, lock, outside, outsiders, restricted, sent, socket, uring,
-    userfault,
+    dnotify, elsewhere, ends, epoll, listener, lock, outside, outsiders, restricted, sent, socket,
+    uring, userfault,
 };
 use crate::objects::Objects;
 use crate::proc;
@@ -140,6 +140,9 @@ fn examine(
     };
     match class {
         Class::Plain(DescriptionKind::Epoll { targets, .. }) => epoll::check(open, &targets),
+        Class::Plain(DescriptionKind::SeccompListener { .. }) => {
+            listener::check(open, facts.inside())
+        }
         Class::Plain(DescriptionKind::Userfault(_)) => userfault::check(open, facts.inside()),
         Class::Socket if is_copy => socket::examine(open, facts).map(drop),
         Class::Socket => by_reference(),

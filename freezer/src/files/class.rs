@@ -2,8 +2,8 @@
 
 use super::open::{O_PATH, Open};
 use super::{
-    deleted, device, epoll, fanotify, fifo, inotify, memfd, mqueue, path, pidfd, pseudo, ruleset,
-    secret, signalfd, socket, terminal, timerfd, userfault,
+    deleted, device, epoll, fanotify, fifo, inotify, listener, memfd, mqueue, path, pidfd, pseudo,
+    ruleset, secret, signalfd, socket, terminal, timerfd, userfault,
 };
 use crate::FreezerError;
 use crate::kernel::Nature;
@@ -46,6 +46,7 @@ pub(super) fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<Class, 
         b"anon_inode:[landlock-ruleset]" => ruleset::capture(open)?,
         b"anon_inode:[pidfd]" => pidfd::capture(open)?,
         userfault::LINK => userfault::capture(open)?,
+        listener::LINK => listener::capture(open)?,
         link if link.starts_with(b"pidfd:") => pidfd::capture(open)?,
         link if link.starts_with(b"pipe:") => return Ok(Class::Pipe),
         link if link.starts_with(b"socket:") => return Ok(Class::Socket),
@@ -75,8 +76,9 @@ const ANONYMOUS: [(&[u8], &str); 6] = [
 ];
 
 /// Names of `anon_inode:` links of what is carried.
-const CARRIED: [&[u8]; 10] = [
+const CARRIED: [&[u8]; 11] = [
     b"[userfaultfd]",
+    b"seccomp notify",
     b"[landlock-ruleset]",
     b"[io_uring]",
     b"[eventfd]",

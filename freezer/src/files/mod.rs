@@ -18,6 +18,7 @@ mod gone;
 mod inotify;
 mod kmsg;
 mod known;
+pub(crate) mod listener;
 mod located;
 mod lock;
 mod memfd;

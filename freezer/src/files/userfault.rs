@@ -133,12 +133,19 @@ pub(crate) fn told_outside(inside: &[Pid]) -> Vec<Refusal> {
 
 /// What descriptors of processes tell faults by.
 fn held(pids: &[Pid]) -> BTreeSet<u64> {
-    let mut found = BTreeSet::new();
+    let handlers = files_at(pids, LINK).into_iter();
+    let handlers = handlers.map(|file| kernel::look(|kernel| kernel.fault_handler(file)));
+    handlers.flatten().map(|one| one.address).collect()
+}
+
+/// Where the kernel has the open files of processes that `/proc/PID/fd` shows so.
+pub(super) fn files_at(pids: &[Pid], wanted: &[u8]) -> Vec<u64> {
+    let mut found = Vec::new();
     for table in pids.iter().flat_map(|pid| apart::tables_of(*pid)) {
         let (Ok(links), Some(tid)) = (proc::Links::open(table), proc::representative(table)) else {
             continue;
         };
-        let is = |fd: &&i32| links.read(**fd).is_ok_and(|link| link == LINK);
+        let is = |fd: &&i32| links.read(**fd).is_ok_and(|link| link == wanted);
         let numbers: Vec<i32> = links.numbers().iter().filter(is).copied().collect();
         if numbers.is_empty() {
             continue;
@@ -149,10 +156,9 @@ fn held(pids: &[Pid]) -> BTreeSet<u64> {
                 _ => Vec::new(),
             };
             let wanted = files.into_iter().filter(|(fd, _)| numbers.contains(fd));
-            let handlers = wanted.map(|(_, file)| kernel.fault_handler(file));
-            handlers.collect::<Result<Vec<_>, _>>()
+            Ok(wanted.map(|(_, file)| file).collect::<Vec<u64>>())
         });
-        found.extend(all.unwrap_or_default().iter().map(|one| one.address));
+        found.extend(all.unwrap_or_default());
     }
     found
 }

@@ -7,7 +7,7 @@
 //! ([`mod@inodes`]), kinds of open files ([`mod@nature`]), what is told of files ([`mod@notify`]), paths ([`mod@paths`]), connections of TCP
 //! ([`mod@connections`]), terminals ([`mod@terminals`]), rings of io_uring ([`mod@uring`], [`mod@ring_requests`], [`mod@ring_links`],
 //! [`mod@ring_messages`], [`mod@ring_resources`], [`mod@ring_groups`]), pages ([`mod@pages`]),
-//! mappings ([`mod@vmas`]), who handles page faults ([`mod@userfaults`]), domains of Landlock ([`mod@landlock`]), counters of the processors ([`mod@processors`]), what
+//! mappings ([`mod@vmas`]), who handles page faults ([`mod@userfaults`]), seccomp filters ([`mod@seccomp`]), domains of Landlock ([`mod@landlock`]), counters of the processors ([`mod@processors`]), what
 //! sleeping threads wait for ([`mod@stacks`]). What they
 //! mean is with the kind of resource:
 //! `ipc/undo.rs`, `capture/restart.rs`, `files/mqueue`. Whatever is not as expected is
@@ -33,6 +33,7 @@ mod ring_links;
 mod ring_messages;
 mod ring_requests;
 mod ring_resources;
+mod seccomp;
 pub(crate) mod sockets;
 mod stacks;
 mod tables;
@@ -52,6 +53,7 @@ pub(crate) use notify::Watched;
 pub(crate) use paths::KnownNames;
 pub(crate) use ring_groups::GroupRing;
 pub(crate) use ring_requests::{Until, Waiting};
+pub(crate) use seccomp::FilterAt;
 pub(crate) use stacks::{Place, Waits};
 pub(crate) use uring::{RingState, RingUser};
 pub(crate) use userfaults::FaultHandler;

@@ -267,6 +267,11 @@ pub enum DescriptionKind {
     },
     /// userfaultfd(2).
     Userfault(Userfault),
+    /// A listener of seccomp (seccomp_unotify(2)).
+    SeccompListener {
+        /// [`super::FilterListener::filter`].
+        filter: u64,
+    },
     /// landlock_create_ruleset(2).
     Ruleset(Layer),
     /// io_uring_setup(2).

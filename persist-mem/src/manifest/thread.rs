@@ -176,6 +176,17 @@ pub struct Filter {
     pub code: Vec<u8>,
     /// `SECCOMP_FILTER_FLAG_LOG`.
     pub log: bool,
+    /// Who is asked about calls that it leaves open (`SECCOMP_FILTER_FLAG_NEW_LISTENER`).
+    pub listener: Option<FilterListener>,
+}
+
+/// Who is asked about the calls that a seccomp filter leaves open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FilterListener {
+    /// Names the filter: [`super::DescriptionKind::SeccompListener`] has the same.
+    pub filter: u64,
+    /// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`.
+    pub killable: bool,
 }
 
 /// Syscall user dispatch (`struct ptrace_sud_config`).

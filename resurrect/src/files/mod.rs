@@ -18,6 +18,7 @@ mod gone;
 mod handle;
 mod inotify;
 mod kmsg;
+mod listener;
 mod located;
 mod lock;
 mod memfd;
@@ -163,6 +164,7 @@ pub(crate) fn open(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     removed::make(restore)?;
     pidfd::open_gone(restore)?;
     userfault::open_all(restore)?;
+    listener::open_all(restore)?;
     let (late, all): (Vec<_>, Vec<_>) = manifest
         .descriptions
         .iter()
@@ -321,6 +323,7 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
         DescriptionKind::Fifo { .. }
         | DescriptionKind::PtyMaster { .. }
         | DescriptionKind::Userfault(_)
+        | DescriptionKind::SeccompListener { .. }
         | DescriptionKind::PidFd { target: None, .. } => {
             Err(opening.failed("opening it")(Errno::ENOENT))
         }

@@ -14,6 +14,7 @@ mod flags;
 mod landlock;
 mod leader;
 mod limits;
+mod listener;
 mod lists;
 mod names;
 mod ports;
@@ -214,6 +215,16 @@ pub(crate) const GROUP: Group = Group {
             "seccomp-busy",
             "threads that make calls which a filter denies, without a pause",
             seccomp::busy,
+        ),
+        subject(
+            "seccomp-listener",
+            "a child whose calls its parent decides about (seccomp_unotify)",
+            listener::of_child,
+        ),
+        subject(
+            "seccomp-listener-waiting",
+            "a call that waits for a decision of another thread (seccomp_unotify)",
+            listener::waiting,
         ),
         subject("seccomp-strict", "seccomp strict mode", seccomp::strict),
         subject(

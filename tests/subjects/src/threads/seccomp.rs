@@ -18,6 +18,20 @@ pub(crate) fn install(call: i64, error: u32) -> Result<()> {
 
 /// A filter for this thread: what becomes of the call.
 pub(crate) fn answer(call: i64, verdict: u32) -> Result<()> {
+    answer_with(call, verdict, 0).map(drop)
+}
+
+/// A filter for this thread that asks who has the descriptor.
+pub(super) fn ask(call: i64) -> Result<i32> {
+    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    Ok(i32::try_from(answer_with(
+        call,
+        libc::SECCOMP_RET_USER_NOTIF,
+        flags,
+    )?)?)
+}
+
+fn answer_with(call: i64, verdict: u32, flags: u64) -> Result<i64> {
     let op = |code: u32, k: u32, jt: u8| sock_filter {
         code: code as u16,
         jt,
@@ -42,11 +56,10 @@ pub(crate) fn answer(call: i64, verdict: u32) -> Result<()> {
         libc::syscall(
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
-            0,
+            flags,
             &raw const program,
         )
     })
-    .map(drop)
 }
 
 /// What the calls of this thread return: each is the error number, or 0.
