@@ -48,6 +48,7 @@
 //! | [`dirents`] | entries of directories with their offsets |
 
 pub mod batch;
+pub mod bpf_map;
 pub mod by_tracer;
 pub mod cgroups;
 pub mod clock;

@@ -2,8 +2,8 @@
 
 use super::open::{O_PATH, Open};
 use super::{
-    deleted, device, epoll, fanotify, fifo, inotify, listener, memfd, mqueue, path, pidfd, pseudo,
-    ruleset, secret, signalfd, socket, terminal, timerfd, userfault,
+    bpf_map, deleted, device, epoll, fanotify, fifo, inotify, listener, memfd, mqueue, path, pidfd,
+    pseudo, ruleset, secret, signalfd, socket, terminal, timerfd, userfault,
 };
 use crate::FreezerError;
 use crate::kernel::Nature;
@@ -47,6 +47,7 @@ pub(super) fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<Class, 
         b"anon_inode:[pidfd]" => pidfd::capture(open)?,
         userfault::LINK => userfault::capture(open)?,
         listener::LINK => listener::capture(open)?,
+        bpf_map::LINK => bpf_map::capture(open)?,
         link if link.starts_with(b"pidfd:") => pidfd::capture(open)?,
         link if link.starts_with(b"pipe:") => return Ok(Class::Pipe),
         link if link.starts_with(b"socket:") => return Ok(Class::Socket),
@@ -68,7 +69,7 @@ pub(super) fn classify(open: &Open<'_>, objects: &mut Objects) -> Result<Class, 
 /// Names of `anon_inode:` links and what they are, for those who must do without.
 const ANONYMOUS: [(&[u8], &str); 6] = [
     (b"[perf_event]", "perf events are not carried"),
-    (b"bpf-", "BPF programs, maps and links are not carried"),
+    (b"bpf-", "BPF programs and links are not carried"),
     (b"kvm-", "virtual machines (KVM) are not carried"),
     (b"dmabuf", "buffers of devices (dma-buf) are not carried"),
     (b"sync_file", "fences of devices are not carried"),
@@ -76,7 +77,8 @@ const ANONYMOUS: [(&[u8], &str); 6] = [
 ];
 
 /// Names of `anon_inode:` links of what is carried.
-const CARRIED: [&[u8]; 11] = [
+const CARRIED: [&[u8]; 12] = [
+    b"bpf-map",
     b"[userfaultfd]",
     b"seccomp notify",
     b"[landlock-ruleset]",

@@ -1,6 +1,7 @@
 //! Open file descriptions: one module for each kind, each with the same name in `resurrect::files`.
 
 pub(crate) mod apart;
+mod bpf_map;
 mod check;
 mod class;
 mod creator;

@@ -7,12 +7,13 @@
 //! ([`mod@inodes`]), kinds of open files ([`mod@nature`]), what is told of files ([`mod@notify`]), paths ([`mod@paths`]), connections of TCP
 //! ([`mod@connections`]), terminals ([`mod@terminals`]), rings of io_uring ([`mod@uring`], [`mod@ring_requests`], [`mod@ring_links`],
 //! [`mod@ring_messages`], [`mod@ring_resources`], [`mod@ring_groups`]), pages ([`mod@pages`]),
-//! mappings ([`mod@vmas`]), who handles page faults ([`mod@userfaults`]), seccomp filters ([`mod@seccomp`]), domains of Landlock ([`mod@landlock`]), counters of the processors ([`mod@processors`]), what
+//! mappings ([`mod@vmas`]), who handles page faults ([`mod@userfaults`]), seccomp filters ([`mod@seccomp`]), maps of BPF ([`mod@bpf_maps`]), domains of Landlock ([`mod@landlock`]), counters of the processors ([`mod@processors`]), what
 //! sleeping threads wait for ([`mod@stacks`]). What they
 //! mean is with the kind of resource:
 //! `ipc/undo.rs`, `capture/restart.rs`, `files/mqueue`. Whatever is not as expected is
 //! [`Unreadable`], and the caller does without.
 
+mod bpf_maps;
 mod btf;
 mod connections;
 mod credentials;

@@ -265,6 +265,8 @@ pub enum DescriptionKind {
         /// Packets that were sent through the interface and not read yet.
         unread: Vec<Vec<u8>>,
     },
+    /// A map of BPF.
+    BpfMap(Box<BpfMap>),
     /// userfaultfd(2).
     Userfault(Userfault),
     /// A listener of seccomp (seccomp_unotify(2)).
@@ -278,6 +280,27 @@ pub enum DescriptionKind {
     Ring(Box<Ring>),
     /// socket(2), whatever its family.
     Socket(Box<Socket>),
+}
+
+/// A map of BPF (bpf(2)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BpfMap {
+    /// `BPF_MAP_TYPE_*`.
+    pub kind: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// How many there may be.
+    pub max_entries: u32,
+    /// `BPF_F_*`.
+    pub flags: u32,
+    /// Its name.
+    pub name: [u8; 16],
+    /// User space may not change it any more (`BPF_MAP_FREEZE`).
+    pub frozen: bool,
+    /// Keys and values.
+    pub elements: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// What userfaultfd(2) has made.

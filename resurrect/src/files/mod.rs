@@ -4,6 +4,7 @@
 //! the descriptors that its table names ([`hand_over`]), so what was shared is shared again. What must be
 //! done by the process itself comes when its table is whole ([`inside`]).
 
+mod bpf_map;
 mod brief;
 mod creator;
 mod deleted;
@@ -328,6 +329,7 @@ fn open_one(opening: &Opening<'_, '_>) -> Result<OwnedFd, ResurrectError> {
             Err(opening.failed("opening it")(Errno::ENOENT))
         }
         DescriptionKind::EventFd { count, semaphore } => eventfd::open(opening, *count, *semaphore),
+        DescriptionKind::BpfMap(map) => bpf_map::open(opening, map),
         DescriptionKind::Ruleset(layer) => ruleset::open(opening, layer),
         DescriptionKind::SignalFd { mask } => signalfd::open(opening, *mask),
         DescriptionKind::TimerFd { .. } => timerfd::open(opening),

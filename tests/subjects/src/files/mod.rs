@@ -1,6 +1,7 @@
 //! Descriptors, apart from sockets and terminals.
 
 mod aio;
+mod bpf_map;
 mod devices;
 mod directory;
 mod dnotify;
@@ -633,6 +634,11 @@ pub(crate) const GROUP: Group = Group {
             "userfault-child",
             "a child's memory that its parent hands out (userfaultfd)",
             userfault::of_child,
+        ),
+        subject(
+            "bpf-maps",
+            "maps of BPF that no program uses",
+            bpf_map::start,
         ),
         subject("aio", "AIO contexts", aio::start),
         subject(

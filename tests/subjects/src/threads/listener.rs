@@ -73,8 +73,10 @@ pub(crate) fn waiting(_: &Setting) -> Result<Watch> {
         let asked = ask(libc::SYS_getppid);
         let goes_on = asked.is_ok();
         let _ = send.send(asked);
-        while goes_on {
-            store.store(call(), Ordering::SeqCst);
+        if goes_on {
+            loop {
+                store.store(call(), Ordering::SeqCst);
+            }
         }
     });
     let listener = listeners.recv_timeout(SOON)??;
