@@ -382,9 +382,13 @@ impl Table {
         inside.dedup();
         let unheld::Reached { copy, link, file } =
             unheld::reach(address, &inside).map_err(refuse)?;
+        let info = match link.as_slice() {
+            unheld::EVENTFD => FdInfo::read(me, copy.as_raw_fd())?,
+            _ => plain_info(&file),
+        };
         let told = Told {
             link: &link,
-            info: &plain_info(&file),
+            info: &info,
             file: Some(file),
             address: Some(address),
         };

@@ -2,9 +2,10 @@
 //! (`struct file`). Somebody may hold them as well; else they are reached by what they are open on.
 
 use super::{O_PATH, apart, class, place};
-use crate::kernel::{self, Kernel, OpenFile, Unreadable};
+use crate::kernel::{self, Kernel, Nature, OpenFile, Unreadable};
 use crate::proc;
 use nix::fcntl::{OFlag, open};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::stat::Mode;
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -12,6 +13,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use sys::{Pid, Tid, process};
 
+/// Where descriptors of an eventfd lead.
+pub(super) const EVENTFD: &[u8] = b"anon_inode:[eventfd]";
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
 const S_IFDIR: u32 = 0o040_000;
@@ -130,6 +133,10 @@ pub(super) fn reach(address: u64, inside: &[Pid]) -> Result<Reached, String> {
     if file.flags & O_PATH != 0 {
         return Err("a reference to a file (O_PATH)".into());
     }
+    let nature = kernel::look(|kernel| kernel.nature(address));
+    if nature == Ok(Nature::Anonymous(b"[eventfd]".to_vec())) {
+        return alike(address, file);
+    }
     match mode & S_IFMT {
         S_IFREG if !file.plain => Err("a file with locks".into()),
         S_IFREG | S_IFDIR => by_path(file),
@@ -162,6 +169,39 @@ fn by_path(file: OpenFile) -> Result<Reached, String> {
         Ok(false) => Err(format!("{} leads to another file by now", path.display())),
         Err(why) => Err(why.to_string()),
     }
+}
+
+/// An eventfd is nothing but its counter: another one with the same stands for it.
+fn alike(address: u64, file: OpenFile) -> Result<Reached, String> {
+    let everyone = held(&processes(None)?).map_err(|why| why.to_string())?;
+    if everyone.contains(&address) {
+        return Err("an eventfd that a process holds which is not saved".into());
+    }
+    let found = kernel::look(|kernel| {
+        let count = kernel.event_count(address)?;
+        Ok((count, kernel.is_semaphore(address)?))
+    });
+    let (count, semaphore) = found.map_err(|why| format!("an eventfd: {why}"))?;
+    let mut flags = EfdFlags::EFD_CLOEXEC;
+    flags.set(EfdFlags::EFD_SEMAPHORE, semaphore);
+    flags.set(
+        EfdFlags::EFD_NONBLOCK,
+        file.flags & OFlag::O_NONBLOCK.bits().cast_unsigned() != 0,
+    );
+    let made = || {
+        let made = EventFd::from_value_and_flags(0, flags)?;
+        // Nothing may be added where there is no room.
+        if count > 0 {
+            nix::unistd::write(&made, &count.to_ne_bytes())?;
+        }
+        Ok::<_, sys::Errno>(made)
+    };
+    let made = made().map_err(|errno| format!("an eventfd: {errno}"))?;
+    Ok(Reached {
+        copy: made.into(),
+        link: EVENTFD.to_vec(),
+        file,
+    })
 }
 
 /// A pipe that is reached through another open file of it that somebody holds.

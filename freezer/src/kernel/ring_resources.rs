@@ -62,6 +62,12 @@ impl Kernel {
         Ok(flags & EFD_SEMAPHORE != 0)
     }
 
+    /// The counter of an eventfd.
+    pub(crate) fn event_count(&mut self, file: u64) -> Result<u64, Unreadable> {
+        let context = self.private_data(file)?;
+        self.number_in(context, "eventfd_ctx", "count")
+    }
+
     fn number_in(&mut self, at: u64, structure: &str, path: &str) -> Result<u64, Unreadable> {
         let field = self.btf.field(structure, path)?;
         let len = field.size.min(8) as usize;

@@ -42,10 +42,6 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         },
     ),
     (
-        "unix-rights-lost",
-        both(Refused("in flight in it that nobody else holds")),
-    ),
-    (
         // The kernel keeps what it has made of the program, and not the program.
         "packet-fanout-program",
         both(Refused("a fan-out group with a program")),
