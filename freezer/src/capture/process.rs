@@ -72,8 +72,12 @@ pub(super) fn capture(
     if !senders.is_empty() {
         files = table.capture(pid)?;
     }
-    let leader = ended_leader.as_ref();
-    let exit_signal = leader.map_or(stat.exit_signal(), |leader| leader.exit_signal);
+    let exit_signal = match &ended_leader {
+        Some(leader) => leader.exit_signal,
+        None if first == pid.leader() => stat.exit_signal(),
+        // That of another thread shows none.
+        None => Stat::read(pid, &format!("task/{}/stat", pid.leader()))?.exit_signal(),
+    };
     live.ended_leader = ended_leader;
     for (mut waiting, confined) in vforks {
         waiting.thread.seccomp = seccomp::of_kept(confined, &mut live.filters);

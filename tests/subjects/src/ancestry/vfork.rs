@@ -22,6 +22,8 @@ const COPY: usize = 6;
 /// A descriptor that the child closes and the parent keeps.
 const CLOSED: i32 = 60;
 const SIGUSR2: u64 = 12;
+/// Field of `/proc/PID/stat`: the signal that the parent gets at the end.
+const END: usize = 38;
 
 /// In the memory of parent and child: what the child left there.
 static LEFT: AtomicI64 = AtomicI64::new(0);
@@ -126,7 +128,7 @@ pub(crate) fn filters_of_leader(setting: &Setting) -> Result<Watch> {
 
 fn start(_: &Setting, goal: Goal, others: Others) -> Result<Watch> {
     let page = Area::map(1, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1)?;
-    fork(|| process(page, goal, others))?;
+    let waiting = fork(|| process(page, goal, others))?;
     let waits = move |round: u64| {
         until("the parent waits", SOON, || {
             page.get(0, WAITING) == round + 1
@@ -140,6 +142,8 @@ fn start(_: &Setting, goal: Goal, others: Others) -> Result<Watch> {
         page.put(0, ASKED, round);
         until("the parent goes on", SOON, || page.get(0, DONE) == round)?;
         same("what is wrong", &0, &page.get(0, WRONG))?;
+        let told = procfs::stat(waiting, END)?;
+        same("the signal of its end", &SIGCHLD.to_string(), &told)?;
         waits(round)
     })
     .spoiled_by(move || {

@@ -15,6 +15,17 @@ pub(crate) fn status(task: &str, field: &str) -> Result<String> {
         .with_context(|| format!("{path} has no {field}"))
 }
 
+/// Field `number` of /proc/PID/stat (proc(5)), from 3 on.
+pub(crate) fn stat(pid: libc::pid_t, number: usize) -> Result<String> {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    // The name before may hold anything.
+    let behind = text.rsplit(')').next().unwrap_or_default();
+    let field = behind.split_ascii_whitespace().nth(number - 3);
+    let field = field.with_context(|| format!("{path} has no field {number}"))?;
+    Ok(field.to_owned())
+}
+
 /// The record of the mapping at an address in /proc/PID/smaps: its first line and its fields.
 pub(crate) fn smaps(pid: &str, at: *mut c_void) -> Result<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
