@@ -11,7 +11,9 @@ use super::{
 use crate::files::{self, Table, sent};
 use crate::proc::{self, Stat};
 use crate::{FreezerError, Frozen};
-use persist_mem::manifest::{AddressSpace, Directories, Live, LockFuture, Process, State};
+use persist_mem::manifest::{
+    AddressSpace, Directories, EndedLeader, Live, LockFuture, Process, State,
+};
 use sys::batch::{Batch, CallIndex};
 use sys::cpu_clock::{self, Counted, Whose};
 use sys::tracee::Foothold;
@@ -72,12 +74,7 @@ pub(super) fn capture(
     if !senders.is_empty() {
         files = table.capture(pid)?;
     }
-    let exit_signal = match &ended_leader {
-        Some(leader) => leader.exit_signal,
-        None if first == pid.leader() => stat.exit_signal(),
-        // That of another thread shows none.
-        None => Stat::read(pid, &format!("task/{}/stat", pid.leader()))?.exit_signal(),
-    };
+    let exit_signal = exit_signal((pid, stat), first, ended_leader.as_ref())?;
     live.ended_leader = ended_leader;
     for (mut waiting, confined) in vforks {
         waiting.thread.seccomp = seccomp::of_kept(confined, &mut live.filters);
@@ -104,6 +101,21 @@ pub(super) fn capture(
         state: State::Live(Box::new(live)),
     };
     Ok((process, timers_at))
+}
+
+/// What its parent gets at the end of a process, `stat` of which is that of its thread `first`.
+fn exit_signal(
+    (pid, stat): (Pid, &Stat),
+    first: Tid,
+    ended: Option<&EndedLeader>,
+) -> Result<i32, FreezerError> {
+    let leader = pid.leader();
+    match ended {
+        Some(ended) => Ok(ended.exit_signal),
+        None if first == leader => Ok(stat.exit_signal()),
+        // That of another thread shows none.
+        None => Ok(Stat::read(pid, &format!("task/{leader}/stat"))?.exit_signal()),
+    }
 }
 
 /// Processor time of all threads of a process.
