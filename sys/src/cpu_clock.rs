@@ -17,6 +17,8 @@ const APART: usize = 64;
 const FALLBACK: [u8; 7] = [0xb8, 0xe4, 0, 0, 0, 0x0f, 0x05];
 /// Set in the id of a process's clock.
 const PROCESS: u32 = 1 << 22;
+/// The calls that the code makes: clock_gettime, getpid, gettid. None of them waits.
+pub const CALLS: [i64; 3] = [228, 39, 186];
 const IDS: u64 = (PROCESS as u64 * 2) - 1;
 const SECOND: u64 = 1_000_000_000;
 /// Parts of a second that are counted.

@@ -5,14 +5,14 @@
 //! forgotten when the thread runs something else in between.
 
 use super::FrozenThread;
-use super::calls::Repeated;
+use super::calls::{self, Repeated};
 use super::stop::{self, Stop};
 use crate::proc;
 use crate::{FreezerError, freeze::STOP_WITHIN};
 use core::ops::Range;
 use std::time::Duration;
 use sys::regs::Regs;
-use sys::{Pid, Tid, ptrace};
+use sys::{Pid, Tid, cpu_clock, ptrace};
 
 /// Tries to meet a thread outside of the vdso. One that does nothing but read the clock is outside
 /// in some per cent of them.
@@ -42,17 +42,27 @@ pub(super) fn settle(
     pid: Pid,
     tid: Tid,
     regs: Regs,
-    thread: FrozenThread,
+    thread: &mut FrozenThread,
 ) -> Result<Option<Repeated>, FreezerError> {
+    let regs = match regs.interrupted_syscall() {
+        // What such a call of the vdso has told is not what the clock shows yet.
+        Some((nr, _)) if !cpu_clock::CALLS.contains(&nr) => regs,
+        _ => leave_vdso(pid, tid, regs, thread)?,
+    };
+    // Also of a thread that has come to it from the vdso.
     if regs.interrupted_syscall().is_some() {
-        return Repeated::find(pid, tid, &regs, thread);
+        return Repeated::find(pid, tid, &regs, *thread);
     }
-    let regs = leave_vdso(pid, tid, regs)?;
     leave_critical_section(pid, tid, &regs)?;
     Ok(None)
 }
 
-fn leave_vdso(pid: Pid, tid: Tid, mut regs: Regs) -> Result<Regs, FreezerError> {
+fn leave_vdso(
+    pid: Pid,
+    tid: Tid,
+    mut regs: Regs,
+    thread: &mut FrozenThread,
+) -> Result<Regs, FreezerError> {
     let Some(vdso) = vdso(pid)? else {
         return Ok(regs);
     };
@@ -67,10 +77,14 @@ fn leave_vdso(pid: Pid, tid: Tid, mut regs: Regs) -> Result<Regs, FreezerError> 
         });
         run_a_little.map_err(FreezerError::call(pid, "letting it leave the vdso"))?;
         match stop::wait_until_stopped(tid, STOP_WITHIN) {
-            Some(Stop::Trap | Stop::Group(_)) => {}
+            Some(Stop::Trap) => {}
+            Some(Stop::Group(signal)) => thread.group_stop = Some(signal),
             Some(Stop::Gone) | None => return Ok(regs),
         }
         regs = ptrace::get_regs(tid).map_err(FreezerError::call(pid, "reading registers"))?;
+        if thread.group_stop.is_none() {
+            calls::begin_again(tid, &regs);
+        }
     }
     Err(FreezerError::refuse(
         pid,

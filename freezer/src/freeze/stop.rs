@@ -278,7 +278,6 @@ fn record(frozen: &mut Frozen, pid: Pid, tid: Tid, stop: Stop) -> Result<(), Fre
     thread.asleep_since_ns = sleep.since_ns;
     thread.ends_ns = sleep.ends_ns;
     thread.moved_to = sleep.moved_to;
-    let thread = *thread;
     let repeated = position::settle(pid, tid, regs, thread)?;
     suspend_filters(tid);
     if let Some(call) = repeated {

@@ -3,6 +3,7 @@
 
 mod barred;
 mod compat;
+mod events;
 mod futexes;
 mod ipc;
 mod locks;
@@ -122,6 +123,11 @@ pub(crate) const GROUP: Group = Group {
         subject("poll", "poll", polling::poll),
         subject("select", "select", polling::select),
         subject("epoll", "epoll_wait", polling::epoll),
+        subject(
+            "epoll-busy",
+            "threads that read the clock and wait a moment (epoll_pwait2), without a pause",
+            events::busy,
+        ),
         subject("futex", "FUTEX_WAIT", futexes::wait),
         subject(
             "futex-timed",

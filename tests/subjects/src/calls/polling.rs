@@ -164,7 +164,7 @@ pub(crate) fn pselect_timed(_: &Setting) -> Result<Watch> {
 }
 
 /// An epoll that looks at a descriptor.
-fn epoll_of(descriptor: c_int) -> Result<c_int> {
+pub(super) fn epoll_of(descriptor: c_int) -> Result<c_int> {
     let mut event = libc::epoll_event {
         events: libc::EPOLLIN as u32,
         u64: 7,

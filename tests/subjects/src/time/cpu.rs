@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::clocks::{now as by_call, through_vdso};
-use crate::kit::{Crew, Kin, Setting, Watch, tid};
+use crate::kit::{Crew, Kin, SOON, Setting, Watch, same, tid, until};
 use crate::threads::seccomp::{answer, install};
 
 unsafe extern "C" {
@@ -146,6 +146,38 @@ fn is_new_in_others() -> Result<()> {
         bail!("a child's clock does not begin anew: {status:#x}");
     }
     Ok(())
+}
+
+/// Threads that read their clocks without a pause: one is stopped in the middle of it.
+pub(crate) fn busy(_: &Setting) -> Result<Watch> {
+    let wrong = Arc::new(AtomicU64::new(0));
+    let reads = Arc::new(AtomicU64::new(0));
+    for _ in 0..3 {
+        let (wrong, reads) = (Arc::clone(&wrong), Arc::clone(&reads));
+        std::thread::spawn(move || {
+            let mut last = [PROCESS, THREAD].map(through_vdso);
+            loop {
+                let now = [PROCESS, THREAD].map(through_vdso);
+                if now.iter().zip(last).any(|(now, last)| *now < last) {
+                    wrong.fetch_add(1, Ordering::SeqCst);
+                }
+                last = now;
+                reads.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    }
+    let spoiler = Arc::clone(&wrong);
+    Ok(Watch::new(move || {
+        let before = reads.load(Ordering::SeqCst);
+        until("more reads", SOON, || {
+            reads.load(Ordering::SeqCst) > before + 100
+        })?;
+        same("clocks that went back", &0, &wrong.load(Ordering::SeqCst))
+    })
+    .spoiled_by(move || {
+        spoiler.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }))
 }
 
 /// More threads than there is room for in a vdso: those that have worked most go on.

@@ -38,6 +38,11 @@ pub(crate) const GROUP: Group = Group {
             "clocks of processor time of the busy ones among hundreds of threads",
             cpu::crowd,
         ),
+        subject(
+            "cpu-clocks-busy",
+            "clocks of processor time that threads read without a pause",
+            cpu::busy,
+        ),
         subject("itimer-real", "setitimer(ITIMER_REAL)", itimers::real),
         subject("itimer-virtual", "setitimer(ITIMER_VIRTUAL)", itimers::virt),
         subject("itimer-prof", "setitimer(ITIMER_PROF)", itimers::prof),
