@@ -3,6 +3,7 @@
 mod aio;
 mod attributes;
 mod cgroups;
+mod connects;
 mod credentials;
 mod dispatch;
 mod foothold;
@@ -183,6 +184,7 @@ fn describe(
     };
     let mapped = mapped_locks::capture(&manifest);
     manifest.locks.extend(mapped);
+    connects::settle(&mut manifest);
     if ours.is_some() {
         crate::ipc::capture(&mut manifest, &mut objects)?;
     }

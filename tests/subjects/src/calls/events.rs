@@ -25,7 +25,7 @@ struct Counted {
 /// Threads in such loops: one is stopped while it reads the clock, and comes to the wait before it is out of that.
 pub(crate) fn busy(_: &Setting) -> Result<Watch> {
     let counted = Arc::new(Counted::default());
-    for _ in 0..8 {
+    for _ in 0..16 {
         let (epoll, counted) = (epoll_of(pipe()?[0])?, Arc::clone(&counted));
         spawn(move || {
             loop {
@@ -44,7 +44,11 @@ pub(crate) fn busy(_: &Setting) -> Result<Watch> {
         until("more waits", SOON, || {
             counted.waits.load(Ordering::SeqCst) > before + 100
         })?;
-        same("waits that failed", &0, &counted.failed.load(Ordering::SeqCst))
+        same(
+            "waits that failed",
+            &0,
+            &counted.failed.load(Ordering::SeqCst),
+        )
     })
     .spoiled_by(move || {
         spoiler.failed.fetch_add(1, Ordering::SeqCst);
