@@ -74,8 +74,10 @@ fn call(nr: i64, regs: &Regs) -> Option<(Shape, On)> {
     let all = |flags: u64| flags & MSG_WAITALL != 0 && flags & (MSG_PEEK | MSG_DONTWAIT) == 0;
     let waits = |flags: u64| flags & (MSG_DONTWAIT | MSG_WAITFORONE) == 0;
     Some(match nr {
-        // read
-        0 => (Shape::Buffer, On::Endless),
+        // read, pread64: there are no offsets
+        0 | 17 => (Shape::Buffer, On::Endless),
+        // readv, preadv, preadv2
+        19 | 295 | 327 => (Shape::Vector, On::Endless),
         // write
         1 => (Shape::Buffer, On::Writable),
         // writev

@@ -210,6 +210,11 @@ pub(crate) const GROUP: Group = Group {
             partly::recvmmsg_timed,
         ),
         subject(
+            "readv-endless",
+            "readv of /dev/urandom without a pause",
+            partly::readv_endless,
+        ),
+        subject(
             "writev-many",
             "writev of many buffers, partly done",
             partly::writev_many,

@@ -3,12 +3,14 @@
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{IntoRawFd, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Result, bail};
 
 use super::polling::pipe;
 use super::sleeping::spec;
-use crate::kit::{Setting, TERM, Watch, args, blocked, loopback, raw, sys};
+use crate::kit::files::open;
+use crate::kit::{SOON, Setting, TERM, Watch, args, blocked, loopback, raw, same, sys, until};
 
 /// More than a pipe or a socket has room for.
 const LARGE: usize = 700_000;
@@ -332,4 +334,36 @@ fn three_messages(timed: bool) -> Result<Watch> {
             put(to, b"one")
         },
     )
+}
+
+/// readv of a device that never ends, by a thread that does nothing else.
+pub(crate) fn readv_endless(_: &Setting) -> Result<Watch> {
+    const PART: usize = 1 << 20;
+    static READ: AtomicU64 = AtomicU64::new(0);
+    static SHORT: AtomicU64 = AtomicU64::new(0);
+    let random = open("/dev/urandom", libc::O_RDONLY)?;
+    std::thread::spawn(move || {
+        let mut parts = [vec![0_u8; PART], vec![0_u8; PART]];
+        let vector = parts.each_mut().map(|part| libc::iovec {
+            iov_base: part.as_mut_ptr().cast(),
+            iov_len: PART,
+        });
+        loop {
+            // SAFETY: both parts are alive and as long as they say.
+            let count = unsafe { libc::readv(random, vector.as_ptr(), 2) };
+            SHORT.fetch_add(u64::from(count != 2 * PART as isize), Ordering::SeqCst);
+            READ.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    Ok(Watch::new(|| {
+        let before = READ.load(Ordering::SeqCst);
+        until("more is read", SOON, || {
+            READ.load(Ordering::SeqCst) > before + 1
+        })?;
+        same("short reads", &0, &SHORT.load(Ordering::SeqCst))
+    })
+    .spoiled_by(|| {
+        SHORT.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }))
 }
