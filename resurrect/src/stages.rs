@@ -64,7 +64,6 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("domains of Landlock", thread::landlock::enforce),
     ("limits", process::limits::set),
     ("seccomp", thread::seccomp::set),
-    ("made-up files", files::pseudo::seek),
     ("leaders that have ended", thread::leader::end),
     ("parents in vfork", tree::vfork::end_helpers),
     ("credentials", thread::credentials::set),
@@ -72,5 +71,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("tracees", thread::traced::hand_over),
     ("registers", thread::registers::set),
     ("processors", processor::set),
+    // When there is nothing more in a process than is its own.
+    ("made-up files", files::pseudo::seek),
     ("signals that stop", thread::signals::queue_stops),
 ];

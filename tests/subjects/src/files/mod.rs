@@ -378,6 +378,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("proc-files", "files and directories of /proc", proc::start),
         subject(
+            "proc-maps",
+            "a file of /proc about the process's own mappings, read but for the end",
+            proc::maps,
+        ),
+        subject(
             "proc-files-threads",
             "files and directories of /proc about threads",
             proc::threads,

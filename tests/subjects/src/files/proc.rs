@@ -82,6 +82,49 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
         })))
 }
 
+/// The maps of the process, read but for the end.
+pub(crate) fn maps(_: &Setting) -> Result<Watch> {
+    /// Bytes that are left.
+    const END: usize = 30;
+    /// As much as they ever are: memory for them changes no map.
+    const ROOM: usize = 1 << 16;
+    let file = open("/proc/self/maps", O_RDONLY)?;
+    let rest = move || {
+        let mut all = Vec::with_capacity(ROOM);
+        loop {
+            let some = read(file, 4000)?;
+            if some.is_empty() {
+                return Ok::<_, anyhow::Error>(all);
+            }
+            all.extend(some);
+        }
+    };
+    let begin = move || {
+        place(file, Some(0))?;
+        let mut before = rest()?.len() - END;
+        place(file, Some(0))?;
+        while before > 0 {
+            before -= read(file, before.min(4000))?.len();
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let kernel = || std::fs::read("/proc/sys/kernel/osrelease");
+    let mut begun_on = kernel()?;
+    begin()?;
+    Ok(Watch::new(move || {
+        let left = rest()?;
+        place(file, Some(0))?;
+        let now = rest()?;
+        // Another kernel has other mappings of its own.
+        if kernel()? == begun_on {
+            same("the end of the maps", &now[now.len() - END..], &left)?;
+        }
+        begun_on = kernel()?;
+        begin()
+    })
+    .spoiled_by(move || place(file, Some(0)).map(drop)))
+}
+
 /// Of another thread: files at a place in the middle, one by the thread's id alone, a directory, and a file
 /// that only a message holds.
 pub(crate) fn threads(_: &Setting) -> Result<Watch> {
