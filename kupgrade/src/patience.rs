@@ -13,6 +13,10 @@ const PAUSES: [Duration; 3] = [
     Duration::from_millis(90),
 ];
 
+/// Between more of them, when what was looked at before anything was stopped was all carried: what is refused after that
+/// is hardly there for longer than a second, in which TCP asks again.
+const LONGER: [Duration; 2] = [Duration::from_millis(270), Duration::from_millis(810)];
+
 /// What is not carried, found before anything was stopped.
 #[derive(Debug)]
 pub(crate) struct NotCarried(Vec<String>);
@@ -49,9 +53,11 @@ impl std::error::Error for NotCarried {}
 /// it was.
 pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let mut refused = None;
-    for pause in PAUSES {
+    let pauses = PAUSES.map(|pause| (pause, false)).into_iter();
+    let pauses = pauses.chain(LONGER.map(|pause| (pause, true)));
+    for (pause, longer) in pauses {
         match attempt() {
-            Err(error) if is_refusal(&error) => {
+            Err(error) if is_refusal(&error) && !(longer && error.is::<NotCarried>()) => {
                 log::info!("{error:#}; trying again");
                 refused = Some(error);
             }
