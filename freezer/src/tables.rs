@@ -320,17 +320,21 @@ pub(crate) fn of_threads(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, 
     Ok(found)
 }
 
-/// Why a process whose threads wait in vfork(2) is refused. Usually that is over at once.
+/// Why a process whose threads wait in vfork(2) is refused. Usually that is over at once, so that one that would be is
+/// given some time.
 fn in_vfork_for_long(pid: Pid) -> Result<Option<Refusal>, FreezerError> {
-    let mut waiting = waiting_threads(pid);
     for _ in 0..20 {
-        if waiting.is_empty() {
+        // They may go on, and their children end, while they are looked at.
+        if let Ok(None) = refused_in_vfork(pid) {
             return Ok(None);
         }
         std::thread::sleep(std::time::Duration::from_millis(25));
-        waiting.retain(|tid| vfork::waits(pid, *tid));
     }
-    for tid in waiting {
+    refused_in_vfork(pid)
+}
+
+fn refused_in_vfork(pid: Pid) -> Result<Option<Refusal>, FreezerError> {
+    for tid in waiting_threads(pid) {
         // Nothing can be asked inside of it.
         let why = match vfork::child_of(pid, tid) {
             Some(_) => capture::vfork_obstacle(pid, tid)?,

@@ -15,6 +15,9 @@ use sys::vm::ProcMem;
 use sys::{Pid, Tid, ptrace};
 
 const EINTR: i64 = 4;
+const IOCTL: i64 = 16;
+/// `SECCOMP_IOCTL_NOTIF_RECV`, which takes nothing before there is something.
+const NOTIF_RECV: u32 = 0xc050_2100;
 /// poll(2), which a read of a terminal begins with.
 const POLL: u64 = 7;
 /// Bytes below the stack pointer that are in use: 128 by leaf functions (the red zone of the ABI), the rest by
@@ -81,6 +84,15 @@ fn repeated(nr: i64) -> Option<TimeOut> {
     })
 }
 
+/// The same of a call with these registers.
+fn repeated_with(nr: i64, regs: &Regs) -> Option<TimeOut> {
+    match nr {
+        // A request is 32 bits wide.
+        IOCTL => (regs.rsi as u32 == NOTIF_RECV).then_some(TimeOut::None),
+        _ => repeated(nr),
+    }
+}
+
 /// Whether a call needs to know since when its thread sleeps.
 pub(super) fn has_timeout(nr: i64) -> bool {
     repeated(nr).is_some_and(|timeout| timeout != TimeOut::None)
@@ -124,19 +136,17 @@ pub(super) fn waits_for_a_time(nr: i64, args: [u64; 6]) -> bool {
     }
 }
 
-/// The code by which the kernel makes a call again that a stop has made fail with `result`.
-pub(super) fn again(nr: i64, result: i64) -> Option<i64> {
-    let failed = result == -EINTR && repeated(nr).is_some();
+/// The code by which the kernel makes a call again that a stop has made fail.
+pub(super) fn again(regs: &Regs) -> Option<i64> {
+    let (nr, result) = regs.interrupted_syscall()?;
+    let failed = result == -EINTR && repeated_with(nr, regs).is_some();
     failed.then_some(restart::ERESTARTNOHAND)
 }
 
 /// Lets a thread that has just stopped make its call anew if we die before [`Repeated::repeat`] has told it what
 /// remains of its time: rather a wait that lasts too long than one that fails.
 pub(super) fn begin_again(tid: Tid, regs: &Regs) {
-    let code = regs
-        .interrupted_syscall()
-        .and_then(|(nr, result)| again(nr, result));
-    if let Some(code) = code {
+    if let Some(code) = again(regs) {
         let rax = (-code).cast_unsigned();
         // A thread that is killed meanwhile has no need of it.
         let _ = ptrace::set_regs(tid, &Regs { rax, ..*regs });
@@ -190,7 +200,7 @@ impl Repeated {
         // A job that was stopped before has had its call fail with that.
         let failed = thread.group_stop.is_none()
             && (result == -EINTR || result == 0 && uring::is_cut_short(pid, tid, regs, result));
-        let timeout = match (repeated(nr), &rest) {
+        let timeout = match (repeated_with(nr, regs), &rest) {
             (_, Some(rest)) if rest.orig_rax == POLL => TimeOut::MillisecondsRdx,
             (Some(timeout), Some(_)) => timeout,
             (None, Some(_)) => TimeOut::None,
@@ -444,6 +454,20 @@ mod tests {
         let mut regs = Regs::default();
         Limit { place, remaining }.set(&mut regs);
         assert_eq!(regs.r10, 600);
+    }
+
+    #[test]
+    fn of_ioctls_only_a_wait_for_a_call_is_made_again() {
+        let regs = |request: u64, result: i64| Regs {
+            orig_rax: IOCTL.cast_unsigned(),
+            rax: result.cast_unsigned(),
+            rsi: request,
+            ..Regs::default()
+        };
+        let receive = u64::from(NOTIF_RECV);
+        assert_eq!(again(&regs(receive, -EINTR)), Some(restart::ERESTARTNOHAND));
+        assert_eq!(again(&regs(receive, -2)), None);
+        assert_eq!(again(&regs(0x5401, -EINTR)), None);
     }
 
     #[test]

@@ -308,9 +308,7 @@ fn stop(owner: Pid, tracer: &mut Tracee, runner: Runner) -> Result<Option<Runner
     let asked = it.ask(&mut batch);
     let out = tracer.run(&batch).map_err(failed())?;
     let regs = asked.regs(&out);
-    let interrupted = regs.interrupted_syscall();
-    let again = interrupted.and_then(|(nr, result)| calls::again(nr, result));
-    if let Some(code) = again {
+    if let Some(code) = calls::again(&regs) {
         let mut batch = Batch::new();
         let again = Regs {
             rax: (-code).cast_unsigned(),
@@ -324,11 +322,11 @@ fn stop(owner: Pid, tracer: &mut Tracee, runner: Runner) -> Result<Option<Runner
 
 /// Whether a call has been ended by nothing but a stop.
 fn is_cut_off(regs: &Regs) -> bool {
-    let Some((nr, result)) = regs.interrupted_syscall() else {
+    let Some((_, result)) = regs.interrupted_syscall() else {
         return false;
     };
     (restart::ERESTARTSYS..=restart::ERESTART_RESTARTBLOCK).contains(&-result)
-        || calls::again(nr, result).is_some()
+        || calls::again(regs).is_some()
 }
 
 /// Whether a call waits for events without an end (arch/x86/entry/syscalls/syscall_64.tbl), and can be made once more.

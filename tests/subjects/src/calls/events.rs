@@ -9,7 +9,7 @@ use anyhow::Result;
 use libc::timespec;
 
 use super::polling::{epoll_of, pipe};
-use crate::kit::{SOON, Setting, Watch, args, raw, same, until};
+use crate::kit::{SOON, Setting, Watch, args, give_way, raw, same, until};
 
 /// How long a thread reads the clock, and for how long it waits then.
 const READS: Duration = Duration::from_micros(60);
@@ -28,6 +28,7 @@ pub(crate) fn busy(_: &Setting) -> Result<Watch> {
     for _ in 0..16 {
         let (epoll, counted) = (epoll_of(pipe()?[0])?, Arc::clone(&counted));
         spawn(move || {
+            give_way();
             loop {
                 let begun = Instant::now();
                 while begun.elapsed() < READS {}

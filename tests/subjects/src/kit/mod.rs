@@ -192,6 +192,12 @@ pub(crate) fn errno() -> i32 {
     std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
+/// Has a thread that never rests run when nobody else has to: others share its machine.
+pub(crate) fn give_way() {
+    // SAFETY: takes numbers.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+}
+
 /// Waits until something holds.
 pub(crate) fn until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) -> Result<()> {
     let end = Instant::now() + patience;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::clocks::{now as by_call, through_vdso};
-use crate::kit::{Crew, Kin, SOON, Setting, Watch, same, tid, until};
+use crate::kit::{Crew, Kin, SOON, Setting, Watch, give_way, same, tid, until};
 use crate::threads::seccomp::{answer, install};
 
 unsafe extern "C" {
@@ -155,6 +155,7 @@ pub(crate) fn busy(_: &Setting) -> Result<Watch> {
     for _ in 0..3 {
         let (wrong, reads) = (Arc::clone(&wrong), Arc::clone(&reads));
         std::thread::spawn(move || {
+            give_way();
             let mut last = [PROCESS, THREAD].map(through_vdso);
             loop {
                 let now = [PROCESS, THREAD].map(through_vdso);
