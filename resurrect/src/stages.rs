@@ -55,8 +55,6 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("watches of files", files::watch),
     ("requests of io_uring that wait", files::uring::fill_waiting),
     ("mappings of rings of buffers", memory::uring::map_buffers),
-    // Behind all that touches memory from outside.
-    ("page faults that are told", files::userfault::register),
     // When nobody needs the numbers of descriptors that are closed, and before the way to this process is.
     ("rulesets of Landlock", thread::landlock::take),
     ("ways back", files::close_way_back),
@@ -71,6 +69,8 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("tracees", thread::traced::hand_over),
     ("registers", thread::registers::set),
     ("processors", processor::set),
+    // Behind all that touches memory from outside: nobody would answer.
+    ("page faults that are told", files::userfault::register),
     // When there is nothing more in a process than is its own.
     ("made-up files", files::pseudo::seek),
     ("signals that stop", thread::signals::queue_stops),

@@ -21,7 +21,6 @@ pub(super) fn capture(pid: Pid) -> Result<EndedLeader, FreezerError> {
     let code = exit_code(pid, &stat).map_err(|found| FreezerError::Refused(vec![found]))?;
     Ok(EndedLeader {
         code,
-        exit_signal: stat.exit_signal(),
         remains: remains(pid, &stat, &status)?,
     })
 }

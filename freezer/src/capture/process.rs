@@ -11,9 +11,7 @@ use super::{
 use crate::files::{self, Table, sent};
 use crate::proc::{self, Stat};
 use crate::{FreezerError, Frozen};
-use persist_mem::manifest::{
-    AddressSpace, Directories, EndedLeader, Live, LockFuture, Process, State,
-};
+use persist_mem::manifest::{AddressSpace, Directories, Live, LockFuture, Process, State};
 use sys::batch::{Batch, CallIndex};
 use sys::cpu_clock::{self, Counted, Whose};
 use sys::tracee::Foothold;
@@ -74,7 +72,7 @@ pub(super) fn capture(
     if !senders.is_empty() {
         files = table.capture(pid)?;
     }
-    let exit_signal = exit_signal((pid, stat), first, ended_leader.as_ref())?;
+    let exit_signal = exit_signal((pid, stat), first)?;
     live.ended_leader = ended_leader;
     for (mut waiting, confined) in vforks {
         waiting.thread.seccomp = seccomp::of_kept(confined, &mut live.filters);
@@ -103,19 +101,14 @@ pub(super) fn capture(
     Ok((process, timers_at))
 }
 
-/// What its parent gets at the end of a process, `stat` of which is that of its thread `first`.
-fn exit_signal(
-    (pid, stat): (Pid, &Stat),
-    first: Tid,
-    ended: Option<&EndedLeader>,
-) -> Result<i32, FreezerError> {
+/// What its parent gets at the end of a process, `stat` of which is that of its thread `first`: the leader's alone
+/// shows it, also when that has ended.
+fn exit_signal((pid, stat): (Pid, &Stat), first: Tid) -> Result<i32, FreezerError> {
     let leader = pid.leader();
-    match ended {
-        Some(ended) => Ok(ended.exit_signal),
-        None if first == leader => Ok(stat.exit_signal()),
-        // That of another thread shows none.
-        None => Ok(Stat::read(pid, &format!("task/{leader}/stat"))?.exit_signal()),
+    if first == leader {
+        return Ok(stat.exit_signal());
     }
+    Ok(Stat::read(pid, &format!("task/{leader}/stat"))?.exit_signal())
 }
 
 /// Processor time of all threads of a process.

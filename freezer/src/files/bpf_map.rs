@@ -5,13 +5,11 @@ use crate::FreezerError;
 use crate::kernel;
 use persist_mem::manifest::{BpfMap, DescriptionKind};
 use std::os::fd::AsFd;
-use sys::bpf_map::{self, Shape};
+use sys::bpf_map::{Map, PERCPU_ARRAY, PERCPU_HASH, Shape};
 
 pub(super) const LINK: &[u8] = b"anon_inode:bpf-map";
 const HASH: u32 = 1;
 const ARRAY: u32 = 2;
-const PERCPU_HASH: u32 = 5;
-const PERCPU_ARRAY: u32 = 6;
 const LPM_TRIE: u32 = 11;
 /// `BPF_F_NO_PREALLOC`, `BPF_F_ZERO_SEED`, `BPF_F_RDONLY_PROG`, `BPF_F_WRONLY_PROG`, `BPF_F_MMAPABLE`
 const FLAGS: u32 = 1 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10;
@@ -23,8 +21,8 @@ type Element = (Vec<u8>, Vec<u8>);
 
 pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
     let failed = || open.call("asking for a map of BPF");
-    let info = bpf_map::info(open.copy.as_fd()).map_err(failed())?;
-    if let Some(why) = obstacle(&info.shape, info.special) {
+    let map = Map::of(open.copy.as_fd()).map_err(failed())?;
+    if let Some(why) = obstacle(map.shape(), map.is_special()) {
         return Err(open.refuse(why));
     }
     let users = kernel::look(|kernel| {
@@ -41,24 +39,10 @@ pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> 
         Err(why) => return Err(open.refuse(format!("a map of BPF: who uses it: {why}"))),
     }
     let frozen = open.info.number("frozen", 10).unwrap_or(0) != 0;
-    let elements = elements(open, &info.shape)?;
-    let Shape {
-        kind,
-        key_size,
-        value_size,
-        max_entries,
-        flags,
-        name,
-    } = info.shape;
     Ok(DescriptionKind::BpfMap(Box::new(BpfMap {
-        kind,
-        key_size,
-        value_size,
-        max_entries,
-        flags,
-        name,
+        shape: *map.shape(),
         frozen,
-        elements,
+        elements: elements(open, &map)?,
     })))
 }
 
@@ -72,37 +56,20 @@ fn obstacle(shape: &Shape, special: bool) -> Option<&'static str> {
     }
 }
 
-/// Bytes of what is read and written as a value.
-fn value_len(shape: &Shape) -> usize {
-    let size = shape.value_size as usize;
-    match shape.kind {
-        PERCPU_HASH | PERCPU_ARRAY => size.next_multiple_of(8) * processors(),
-        _ => size,
-    }
-}
-
-/// How many processors there may ever be.
-fn processors() -> usize {
-    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
-    let last = text.trim().rsplit([',', '-']).next();
-    last.and_then(|last| last.parse::<usize>().ok())
-        .map_or(1, |last| last + 1)
-}
-
 /// All keys with their values; of an array those that are not zero.
-fn elements(open: &Open<'_>, shape: &Shape) -> Result<Vec<Element>, FreezerError> {
+fn elements(open: &Open<'_>, map: &Map<'_>) -> Result<Vec<Element>, FreezerError> {
     let failed = || open.call("reading a map of BPF");
-    let (map, len) = (open.copy.as_fd(), value_len(shape));
+    let shape = map.shape();
     let array = matches!(shape.kind, ARRAY | PERCPU_ARRAY);
     let mut found = Vec::new();
     let mut bytes = 0;
     let mut key: Option<Vec<u8>> = None;
     for _ in 0..shape.max_entries {
-        let next = bpf_map::next_key(map, key.as_deref(), shape.key_size as usize);
+        let next = map.next_key(key.as_deref());
         let Some(next) = next.map_err(failed())? else {
             break;
         };
-        let value = bpf_map::value(map, &next, len).map_err(failed())?;
+        let value = map.value(&next).map_err(failed())?;
         if let Some(value) = value.filter(|value| !array || value.iter().any(|byte| *byte != 0)) {
             bytes += (next.len() + value.len()) as u64;
             found.push((next.clone(), value));

@@ -4,6 +4,7 @@ use super::FileTime;
 use super::{Layer, PageRange, Ring, Socket};
 use serde::{Deserialize, Serialize};
 use sys::Pid;
+use sys::bpf_map::Shape;
 use sys::handle::Handle;
 use sys::tty::queues::Queues;
 use sys::tty::{Locked, Termios, Winsize};
@@ -285,18 +286,8 @@ pub enum DescriptionKind {
 /// A map of BPF (bpf(2)).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BpfMap {
-    /// `BPF_MAP_TYPE_*`.
-    pub kind: u32,
-    /// Bytes of a key.
-    pub key_size: u32,
-    /// Bytes of a value.
-    pub value_size: u32,
-    /// How many there may be.
-    pub max_entries: u32,
-    /// `BPF_F_*`.
-    pub flags: u32,
-    /// Its name.
-    pub name: [u8; 16],
+    /// What it was made with.
+    pub shape: Shape,
     /// User space may not change it any more (`BPF_MAP_FREEZE`).
     pub frozen: bool,
     /// Keys and values.

@@ -239,8 +239,6 @@ pub struct EndedLeader {
     /// What it gave to exit(2): `/proc/PID/stat` shows it. The code of the process is that of the thread that
     /// ends last (kernel/exit.c, synchronize_group_exit).
     pub code: u8,
-    /// The signal that the parent gets at the end of the process, 0 for none.
-    pub exit_signal: i32,
     /// What is seen of it.
     pub remains: Remains,
 }

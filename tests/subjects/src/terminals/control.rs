@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use libc::O_RDWR;
 
-use super::pair::{make_raw, pty};
+use super::pty::{make_raw, pty};
 use crate::kit::files::{close, open, read, write};
 use crate::kit::{Kin, SOON, Setting, Watch, fork, procfs, same, sys, until};
 

@@ -1,7 +1,10 @@
 //! Terminals.
 
 mod control;
+mod full;
+mod packet;
 mod pair;
+mod pty;
 
 use crate::registry::{Group, subject};
 
@@ -57,28 +60,28 @@ pub(crate) const GROUP: Group = Group {
         subject(
             "pty-stopped",
             "stopped and full output of a pty",
-            pair::stopped,
+            full::stopped,
         ),
         subject(
             "pty-full-input",
             "full input of a pty, with more behind it",
-            pair::full_input,
+            full::full_input,
         ),
         subject(
             "pty-full-lines",
             "full input of a pty in canonical mode, with more behind it",
-            pair::full_lines,
+            full::full_lines,
         ),
         subject(
             "pty-column",
             "the column that output of a pty is in, and where a line began",
             pair::column,
         ),
-        subject("pty-packet", "packet mode of a pty", pair::packet),
+        subject("pty-packet", "packet mode of a pty", packet::packet),
         subject(
             "pty-packet-status",
             "status of packet mode that nobody has read",
-            pair::packet_status,
+            packet::packet_status,
         ),
         subject(
             "pty-exclusive",
