@@ -5,6 +5,7 @@ mod common;
 
 use common::until;
 use freezer::{freeze, freeze_all};
+use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use sys::Pid;
@@ -16,15 +17,25 @@ impl Subject {
     fn start(script: &str) -> Subject {
         let mut child = Command::new("python3")
             .args(["-c", script])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         // It writes a byte when it is ready.
         let out = child.stdout.as_mut().unwrap();
-        std::io::Read::read_exact(out, &mut [0]).unwrap();
+        out.read_exact(&mut [0]).unwrap();
         Subject(child)
     }
+
+    /// All that it says when it is told to go on.
+    fn ask(&mut self) -> String {
+        drop(self.0.stdin.take());
+        let mut said = String::new();
+        let out = self.0.stdout.as_mut().unwrap();
+        out.read_to_string(&mut said).unwrap();
+        said
+    }
+
     fn pid(&self) -> Pid {
         Pid(self.0.id() as i32)
     }
@@ -97,6 +108,55 @@ fn threads_and_children_born_meanwhile_are_stopped_too() {
         drop(frozen);
         std::thread::sleep(Duration::from_millis(3));
     }
+}
+
+#[test]
+fn nobody_hears_of_a_freeze_that_fails() {
+    // The first thread runs 32-bit code, which is refused when it has stopped: push 0x23, push the address of what
+    // comes then, retfq; jmp to itself. What is seen of the others: receiving with a time-out fails when it is
+    // stopped, writing more than there is room for ends short.
+    let mut subject = Subject::start(
+        "import ctypes,mmap,os,socket,struct,threading,time\n\
+         libc=ctypes.CDLL(None,use_errno=True)\n\
+         libc.mmap.restype=ctypes.c_void_p\n\
+         code=libc.mmap(None,4096,7,0x62,-1,0)\n\
+         bytes_=b'\\x6a\\x23\\x48\\xb8'+struct.pack('<Q',code+16)+b'\\x50\\x48\\xcb\\x90\\xeb\\xfe'\n\
+         ctypes.memmove(code,bytes_,len(bytes_))\n\
+         def start(f,*a): threading.Thread(target=f,args=a,daemon=True).start()\n\
+         start(ctypes.CFUNCTYPE(None)(code))\n\
+         told={}\n\
+         def receive(n,s):\n\
+         \x20b=ctypes.create_string_buffer(9); told[n]=libc.recv(s.fileno(),b,9,0)\n\
+         def write(n,fd):\n\
+         \x20b=ctypes.create_string_buffer(1<<20); told[n]=libc.write(fd,b,1<<20)\n\
+         pairs=[socket.socketpair() for n in range(8)]\n\
+         pipes=[os.pipe() for n in range(8)]\n\
+         for n,(s,_) in enumerate(pairs):\n\
+         \x20s.setsockopt(socket.SOL_SOCKET,socket.SO_RCVTIMEO,struct.pack('ll',600,0)); start(receive,n,s)\n\
+         for n,(_,w) in enumerate(pipes): start(write,8+n,w)\n\
+         time.sleep(0.5)\n\
+         os.write(1,b'x')\n\
+         os.read(0,1)\n\
+         for _,s in pairs: s.send(b'123456789')\n\
+         end=time.time()+20\n\
+         for r,_ in pipes:\n\
+         \x20left=1<<20\n\
+         \x20os.set_blocking(r,False)\n\
+         \x20while left and time.time()<end:\n\
+         \x20\x20try: left-=len(os.read(r,left))\n\
+         \x20\x20except BlockingIOError: time.sleep(0.001)\n\
+         time.sleep(0.2)\n\
+         print([told.get(n) for n in range(16)])\n\
+         os._exit(0)\n",
+    );
+    for _ in 0..3 {
+        let why = freeze(subject.pid()).unwrap_err().to_string();
+        assert!(why.contains("32-bit code"), "{why}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let said = subject.ask();
+    let expected = [vec!["9"; 8], vec!["1048576"; 8]].concat().join(", ");
+    assert_eq!(said.trim(), format!("[{expected}]"));
 }
 
 #[test]

@@ -30,6 +30,7 @@ use sleepers::{Asleep, SchedulerClocks};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use stop::Stop;
 use sys::first_taker::{Leader, wait_for_all};
 use sys::urgent::Urgent;
 use sys::{Pid, Tid, ptrace, wait};
@@ -64,6 +65,8 @@ pub struct FrozenThread {
     pub rest_is_kept: bool,
     /// It waits for a time in a 32-bit call.
     pub in_compat_wait: bool,
+    /// It has been seen to stop.
+    recorded: bool,
 }
 
 impl FrozenThread {
@@ -95,7 +98,7 @@ pub struct Frozen {
     /// Groups that held some of them.
     let_go: LetGo,
     /// Threads that were let go before they had stopped: they are detached when they have, or held again.
-    leaving: Vec<Tid>,
+    leaving: Vec<(Pid, Tid, FrozenThread)>,
 }
 
 impl Frozen {
@@ -212,32 +215,63 @@ impl Frozen {
             };
             let other = threads.keys().next().filter(|_| leader.goes_on());
             leaders.extend(other.map(|other| Leader::of(pid.leader(), *other)));
-            self.let_go(pid.leader(), leader);
+            self.let_go(*pid, pid.leader(), leader);
         }
         wait_for_all(&leaders);
-        for (tid, thread) in processes.into_iter().flat_map(|(_, threads)| threads) {
-            self.let_go(tid, thread);
+        for (pid, threads) in processes {
+            for (tid, thread) in threads {
+                self.let_go(pid, tid, thread);
+            }
         }
     }
 
     /// Detaches a thread. One that has not stopped yet gets a moment, unless it waits for its child; one that has
     /// ended is reaped, so that its parent hears of it.
-    fn let_go(&mut self, tid: Tid, thread: FrozenThread) {
+    fn let_go(&mut self, pid: Pid, tid: Tid, thread: FrozenThread) {
         if thread.traced_by.is_some() {
             return;
         }
+        let soon = match thread.in_vfork {
+            Some(_) => Duration::ZERO,
+            None => Duration::from_millis(50),
+        };
+        if thread.recorded {
+            self.detach(pid, tid, thread);
+        } else if !self.has_passed(pid, tid, thread, soon) {
+            self.leaving.push((pid, tid, thread));
+        }
+    }
+
+    /// Detaches one that was asked to stop and has not been seen to. False when it has not stopped within `soon`.
+    fn has_passed(&mut self, pid: Pid, tid: Tid, mut thread: FrozenThread, soon: Duration) -> bool {
+        let Some(stop) = stop::wait_until_stopped(tid, soon) else {
+            return false;
+        };
+        if let Stop::Gone = stop {
+            return true;
+        }
+        match stop::only_passing(pid, tid, stop, &mut thread) {
+            Ok(Some(call)) => {
+                self.repeating.insert(tid, call);
+            }
+            Ok(None) => {}
+            Err(why) => log::debug!("thread {tid} is let go as it was met: {why}"),
+        }
+        self.detach(pid, tid, thread);
+        true
+    }
+
+    fn detach(&mut self, pid: Pid, tid: Tid, thread: FrozenThread) {
         let call = self.repeating.remove(&tid);
         // The time it was stopped has passed, too. A failure leaves it as it was at the stop.
         let wait = call.and_then(|call| {
             let _ = call.repeat();
             Some((call.pid(), call.begin_socket_wait()?))
         });
-        if thread.in_vfork.is_some() {
-            self.leaving.push(tid);
-        } else if ptrace::detach(tid, 0).is_err() {
+        if ptrace::detach(tid, 0).is_err() {
             let _ = wait::wait_for_at_most(tid, Duration::from_millis(50));
             if ptrace::detach(tid, 0).is_err() {
-                self.leaving.push(tid);
+                self.leaving.push((pid, tid, thread));
             }
         }
         if let Some((pid, wait)) = wait {
@@ -247,16 +281,11 @@ impl Frozen {
 
     /// Detaches those that have stopped after they were let go.
     fn see_off(&mut self) {
-        self.leaving.retain(|tid| {
-            let signal = match wait::wait_for_at_most(*tid, Duration::ZERO) {
-                Ok(Some(wait::Status::Signal(signal))) => signal,
-                Ok(Some(wait::Status::Exited(_) | wait::Status::Killed(_))) | Err(_) => {
-                    return false;
-                }
-                Ok(_) => 0,
-            };
-            ptrace::detach(*tid, signal).is_err()
-        });
+        for (pid, tid, thread) in core::mem::take(&mut self.leaving) {
+            if !self.has_passed(pid, tid, thread, Duration::ZERO) {
+                self.leaving.push((pid, tid, thread));
+            }
+        }
     }
 
     /// Puts parents before their children, whatever their numbers.

@@ -10,15 +10,16 @@ use super::stop::{self, Stop};
 use crate::proc;
 use crate::{FreezerError, freeze::STOP_WITHIN};
 use core::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use sys::regs::Regs;
 use sys::{Pid, Tid, cpu_clock, ptrace};
 
 /// Tries to meet a thread outside of the vdso. One that does nothing but read the clock is outside
 /// in some per cent of them.
 const TRIES: usize = 500;
-/// How long it runs between two tries.
+/// How long it may run between two tries; longer where it did not come to it, since others have the processors.
 const RUN: Duration = Duration::from_micros(20);
+const LONGEST_RUN: Duration = Duration::from_millis(10);
 
 /// The registers that a thread has stopped with. None when it has been killed in between: the next round sees that.
 pub(super) fn stopped_with(pid: Pid, tid: Tid) -> Result<Option<Regs>, FreezerError> {
@@ -66,13 +67,14 @@ fn leave_vdso(
     let Some(vdso) = vdso(pid)? else {
         return Ok(regs);
     };
-    for _ in 0..TRIES {
+    let (begun, mut tries, mut run) = (Instant::now(), 0, RUN);
+    while tries < TRIES && begun.elapsed() < STOP_WITHIN {
         // Inside of a call made by the vdso itself is inside, too.
         if !vdso.contains(&regs.rip) {
             return Ok(regs);
         }
         let run_a_little = ptrace::cont(tid, 0).and_then(|()| {
-            std::thread::sleep(RUN);
+            std::thread::sleep(run);
             ptrace::interrupt(tid)
         });
         run_a_little.map_err(FreezerError::call(pid, "letting it leave the vdso"))?;
@@ -81,7 +83,15 @@ fn leave_vdso(
             Some(Stop::Group(signal)) => thread.group_stop = Some(signal),
             Some(Stop::Gone) | None => return Ok(regs),
         }
+        let before = regs;
         regs = ptrace::get_regs(tid).map_err(FreezerError::call(pid, "reading registers"))?;
+        let has_run = regs != before;
+        tries += usize::from(has_run);
+        run = if has_run {
+            RUN
+        } else {
+            (run * 2).min(LONGEST_RUN)
+        };
         if thread.group_stop.is_none() {
             calls::begin_again(tid, &regs);
         }

@@ -1,10 +1,12 @@
 //! Seizing threads, and waiting until they stop.
 
-use super::{Frozen, FrozenThread, STOP_WITHIN, calls, compat, position, sleepers, traced, vfork};
+use super::calls::{self, Repeated};
+use super::{Frozen, FrozenThread, STOP_WITHIN, compat, position, sleepers, traced, vfork};
 use crate::{FreezerError, capture, proc};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use sys::ptrace::options::{SUSPEND_SECCOMP, TRACESYSGOOD};
+use sys::regs::Regs;
 use sys::wait::{self, Status};
 use sys::{Errno, Pid, Tid, ptrace};
 
@@ -63,9 +65,12 @@ pub(super) fn begin(
                 continue;
             }
         }
-        frozen.leaving.retain(|left| *left != tid);
+        let left = frozen.leaving.iter().position(|(_, left, _)| *left == tid);
+        let left = left.map(|index| frozen.leaving.swap_remove(index).2);
+        let asleep = sleeper.and_then(|sleeper| sleeper.asleep);
         let thread = FrozenThread {
-            asleep: sleeper.and_then(|sleeper| sleeper.asleep),
+            // It may have stopped before it was looked at.
+            asleep: asleep.or(left.and_then(|left| left.asleep)),
             rest_is_kept: sleeper.is_some_and(|sleeper| sleeper.rest_is_kept),
             ..FrozenThread::default()
         };
@@ -259,16 +264,51 @@ fn record(frozen: &mut Frozen, pid: Pid, tid: Tid, stop: Stop) -> Result<(), Fre
     let Some(thread) = threads.get_mut(&tid) else {
         return Ok(());
     };
-    if let Stop::Group(signal) = stop {
-        thread.group_stop = Some(signal);
+    thread.recorded = true;
+    let Some(regs) = cut_off(pid, tid, stop, thread)? else {
+        return Ok(());
+    };
+    let repeated = position::settle(pid, tid, regs, thread)?;
+    suspend_filters(tid);
+    if let Some(call) = repeated {
+        call.repeat()?;
+        frozen.repeating.insert(tid, call);
+    }
+    Ok(())
+}
+
+/// The call that a thread repeats which is let go right after it has stopped, so that it does not hear of the stop.
+pub(super) fn only_passing(
+    pid: Pid,
+    tid: Tid,
+    stop: Stop,
+    thread: &mut FrozenThread,
+) -> Result<Option<Repeated>, FreezerError> {
+    match cut_off(pid, tid, stop, thread)? {
+        Some(regs) => Repeated::find(pid, tid, &regs, *thread),
+        None => Ok(None),
+    }
+}
+
+/// Notes what a thread that has stopped did, and has it do that anew should we die. None when there is no more to do.
+fn cut_off(
+    pid: Pid,
+    tid: Tid,
+    stop: Stop,
+    thread: &mut FrozenThread,
+) -> Result<Option<Regs>, FreezerError> {
+    match stop {
+        Stop::Group(signal) => thread.group_stop = Some(signal),
+        Stop::Trap => {}
+        Stop::Gone => return Ok(None),
     }
     let Some(regs) = position::stopped_with(pid, tid)? else {
-        return Ok(());
+        return Ok(None);
     };
     if let Some(waits) = compat::go_on(pid, tid, &regs)? {
         thread.in_compat_wait = waits;
         suspend_filters(tid);
-        return Ok(());
+        return Ok(None);
     }
     if thread.group_stop.is_none() {
         calls::begin_again(tid, &regs);
@@ -278,13 +318,7 @@ fn record(frozen: &mut Frozen, pid: Pid, tid: Tid, stop: Stop) -> Result<(), Fre
     thread.asleep_since_ns = sleep.since_ns;
     thread.ends_ns = sleep.ends_ns;
     thread.moved_to = sleep.moved_to;
-    let repeated = position::settle(pid, tid, regs, thread)?;
-    suspend_filters(tid);
-    if let Some(call) = repeated {
-        call.repeat()?;
-        frozen.repeating.insert(tid, call);
-    }
-    Ok(())
+    Ok(Some(regs))
 }
 
 fn state(pid: Pid, tid: Tid) -> char {

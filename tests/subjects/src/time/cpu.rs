@@ -148,7 +148,10 @@ fn is_new_in_others() -> Result<()> {
     Ok(())
 }
 
-/// Threads that read their clocks without a pause: one is stopped in the middle of it.
+/// For how long a thread reads its clocks, and how long it rests then.
+const READS: Duration = Duration::from_millis(1);
+
+/// Threads that read their clocks nearly without a pause: one is stopped in the middle of it.
 pub(crate) fn busy(_: &Setting) -> Result<Watch> {
     let wrong = Arc::new(AtomicU64::new(0));
     let reads = Arc::new(AtomicU64::new(0));
@@ -157,7 +160,12 @@ pub(crate) fn busy(_: &Setting) -> Result<Watch> {
         std::thread::spawn(move || {
             give_way();
             let mut last = [PROCESS, THREAD].map(through_vdso);
+            let mut begun = Instant::now();
             loop {
+                if begun.elapsed() > READS {
+                    std::thread::sleep(READS);
+                    begun = Instant::now();
+                }
                 let now = [PROCESS, THREAD].map(through_vdso);
                 if now.iter().zip(last).any(|(now, last)| *now < last) {
                     wrong.fetch_add(1, Ordering::SeqCst);
