@@ -44,6 +44,7 @@
 //! | [`holes`] | blocks of files that hold nothing |
 //! | [`limits`] | the calling process's own limits |
 //! | [`clock`] | clocks and the time stamp counter |
+//! | [`discipline`] | how the kernel's clock is kept right |
 //! | [`deadline`] | a bound for system calls that have none |
 //! | [`dirents`] | entries of directories with their offsets |
 
@@ -56,6 +57,7 @@ pub mod core_pattern;
 pub mod cpu_clock;
 pub mod deadline;
 pub mod dirents;
+pub mod discipline;
 pub mod epoll;
 pub mod fds;
 pub mod files;

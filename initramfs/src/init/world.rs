@@ -40,6 +40,9 @@ pub(super) fn start(
     let now = clock::now()?;
     let wanted = clock::carried_on(&saved.manifest.host.clocks, &now, saved.tsc_hz());
     clock::set_realtime(&wanted, &now)?;
+    if let Some(Err(errno)) = saved.upgrade.discipline.map(|clock| clock.set()) {
+        warnings.push(format!("how the clock is kept right (adjtimex): {errno}"));
+    }
     // Interfaces come up by some of them, and have others of their own.
     let settings = settings::of_host(&saved.upgrade.settings);
     let _ = settings::restore(Path::new("/"), &settings);

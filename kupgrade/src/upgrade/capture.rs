@@ -5,6 +5,7 @@ use super::other_kernel::OtherKernel;
 use anyhow::{Context, Result};
 use freezer::{FreezerError, Frozen, Objects};
 use persist_mem::manifest::{Carried, Manifest, MemoryPlan, State, Upgrade};
+use sys::discipline::Discipline;
 
 /// Most bytes one file system in memory may hold.
 const MEMORY_FILES: u64 = 256 << 20;
@@ -40,6 +41,7 @@ pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
         formats: initramfs::formats::capture(&mounts),
         mounts,
         settings: host.settings.clone(),
+        discipline: Discipline::read().ok(),
         disks: host.disks.clone(),
         interrupts: host.interrupts.clone(),
         huge_pools: host.huge_pools.clone(),

@@ -5,6 +5,7 @@ use crate::mounts::MountTable;
 use crate::ranges::RangeSet;
 use core::fmt;
 use serde::{Deserialize, Serialize};
+use sys::discipline::Discipline;
 
 /// An upgrade under way.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub struct Upgrade {
     pub settings: Vec<(String, String)>,
     /// Interpreters of foreign formats of programs.
     pub formats: Formats,
+    /// How the clock is kept right.
+    pub discipline: Option<Discipline>,
     /// Settings of block devices.
     pub disks: Vec<DiskSettings>,
     /// Interrupts: number, the names of who handles one, and the processors it may be served on.

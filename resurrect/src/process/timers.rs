@@ -9,6 +9,7 @@ use nix::time::ClockId;
 use persist_mem::manifest::{Itimer, Live, PosixTimer, QueuedSignal};
 use sys::Pid;
 use sys::batch::{Batch, CallIndex};
+use sys::discipline::Discipline;
 use sys::tracee::Tracee;
 
 const CLOCK_REALTIME: i32 = 0;
@@ -253,7 +254,8 @@ fn shown(restore: &Restore<'_>, timer: &PosixTimer) -> Option<u64> {
         CLOCK_BOOTTIME | CLOCK_BOOTTIME_ALARM => clocks.boottime,
         CLOCK_REALTIME if timer.absolute => clocks.realtime,
         CLOCK_REALTIME_ALARM => clocks.realtime,
-        CLOCK_REALTIME | CLOCK_TAI => return showed(restore, timer.clock),
+        CLOCK_REALTIME => return showed(restore, timer.clock),
+        CLOCK_TAI => clocks.realtime + i64::from(Discipline::read().ok()?.tai) * 1_000_000_000,
         _ => return None,
     };
     u64::try_from(saved).ok()

@@ -1,4 +1,4 @@
-//! What the host's administrator has set of the network and the kernel, which processes see and no process holds.
+//! What the host's administrator has set of the network, the kernel and its clock, which processes see and no process holds.
 
 use anyhow::Result;
 
@@ -17,6 +17,19 @@ const SET: &str = "ip rule add fwmark 7 lookup 77 priority 777 && ip -6 rule add
     (cd /proc/sys/fs/binfmt_misc && mount -t binfmt_misc binfmt_misc . && cd . && \
     echo ':one:E::kupgrade::/bin/cat:' > register && \
     echo ':two:M:2:\\xaa\\x00:\\xff\\x0f:/bin/true:P' > register && echo 0 > two)";
+
+/// Sets what a daemon of NTP sets (adjtimex(2)): a `struct timex` is 26 words.
+const SET_CLOCK: &str =
+    "python3 -c 'import ctypes; b = (ctypes.c_long * 26)(); ask = ctypes.CDLL(None).adjtimex
+b[0], b[2], b[3], b[4], b[5], b[6], b[11] = 0x603e, 786432, 1234, 777, 1, 7, 10001
+assert ask(b) >= 0
+b[0], b[6] = 0x80, 37
+assert ask(b) >= 0'";
+
+/// Tells frequency, estimated error, status, time constant, tick and offset of CLOCK_TAI.
+const TELL_CLOCK: &str = "python3 -c 'import ctypes; b = (ctypes.c_long * 26)()
+assert ctypes.CDLL(None).adjtimex(b) >= 0
+print(b[2], b[4], b[5], b[6], b[11], b[20])'";
 
 /// Tells all of it. Times and states that change by themselves are left out.
 const TELL: &str = "ip link show lo | sed 's, qdisc [^ ]*,,'; ip -o address | sed 's,scope.*,,'; \
@@ -39,16 +52,21 @@ impl Program for Network {
     }
 
     fn start(&mut self, shell: &mut Shell) -> Result<()> {
+        shell.must(SET_CLOCK, SHORT)?;
         shell.must(SET, SHORT).map(drop)
     }
 
     fn note(&mut self, shell: &mut Shell) -> Result<()> {
-        self.told = shell.must(TELL, SHORT)?;
+        self.told = tell(shell)?;
         Ok(())
     }
 
     fn verify(&mut self, shell: &mut Shell, _pause: &Pause) -> Result<String> {
-        same("it", &self.told, &shell.must(TELL, SHORT)?)?;
+        same("it", &self.told, &tell(shell)?)?;
         Ok(format!("{} lines, as before", self.told.lines().count()))
     }
+}
+
+fn tell(shell: &mut Shell) -> Result<String> {
+    Ok(shell.must(TELL, SHORT)? + &shell.must(TELL_CLOCK, SHORT)?)
 }

@@ -13,7 +13,7 @@ use crate::kit::{SOON, Setting, Watch, args, give_way, raw, same, until};
 
 /// How long a thread reads the clock, and for how long it waits then.
 const READS: Duration = Duration::from_micros(60);
-const WAITS: Duration = Duration::from_micros(400);
+const WAITS: Duration = Duration::from_millis(2);
 
 /// What the loops have counted.
 #[derive(Default)]

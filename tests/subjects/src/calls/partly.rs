@@ -10,7 +10,9 @@ use anyhow::{Result, bail};
 use super::polling::pipe;
 use super::sleeping::spec;
 use crate::kit::files::open;
-use crate::kit::{SOON, Setting, TERM, Watch, args, blocked, loopback, raw, same, sys, until};
+use crate::kit::{
+    SOON, Setting, TERM, Watch, args, blocked, give_way, loopback, raw, same, sys, until,
+};
 
 /// More than a pipe or a socket has room for.
 const LARGE: usize = 700_000;
@@ -343,6 +345,7 @@ pub(crate) fn readv_endless(_: &Setting) -> Result<Watch> {
     static SHORT: AtomicU64 = AtomicU64::new(0);
     let random = open("/dev/urandom", libc::O_RDONLY)?;
     std::thread::spawn(move || {
+        give_way();
         let mut parts = [vec![0_u8; PART], vec![0_u8; PART]];
         let vector = parts.each_mut().map(|part| libc::iovec {
             iov_base: part.as_mut_ptr().cast(),

@@ -10,7 +10,7 @@ use libc::{
 };
 
 use super::filtered::confine;
-use crate::kit::{SOON, Setting, Watch, fork, procfs, same, sys, until};
+use crate::kit::{SOON, Setting, Watch, fork, give_way, procfs, same, sys, until};
 
 const CALL: i32 = SIGTRAP | 0x80;
 
@@ -213,6 +213,7 @@ fn all(told: &Told) -> Vec<(i32, u8)> {
 }
 
 fn spin() {
+    give_way();
     // SAFETY: ignoring a signal.
     unsafe { libc::signal(SIGUSR1, libc::SIG_IGN) };
     loop {

@@ -10,7 +10,7 @@ use libc::SOCK_STREAM;
 
 use crate::kit::files::{close, read, write};
 use crate::kit::net::pair;
-use crate::kit::{SOON, Setting, Watch, until};
+use crate::kit::{SOON, Setting, Watch, give_way, until};
 
 /// Pairs that are there at a time, each with bytes that nobody has read yet.
 const PAIRS: usize = 64;
@@ -27,6 +27,7 @@ pub(crate) fn unix(_: &Setting) -> Result<Watch> {
     let told = Arc::new(Told::default());
     let maker = Arc::clone(&told);
     std::thread::spawn(move || {
+        give_way();
         if make(&maker).is_err() {
             maker.wrong.store(true, Ordering::SeqCst);
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::kit::{SOON, Setting, Watch, fd, sys, tid, until};
+use crate::kit::{SOON, Setting, Watch, fd, give_way, sys, tid, until};
 
 /// Bytes of an XSAVE area with everything up to AVX-512 and PKRU.
 const AREA: usize = 4096;
@@ -142,6 +142,9 @@ impl Thread {
         let (send_tid, its_tid) = channel();
         std::thread::spawn(move || {
             let _ = send_tid.send(tid());
+            if matches!(kind, Pastime::Spin) {
+                give_way();
+            }
             loop {
                 if result.send(live(number, kind, ends[0])).is_err() || wait.recv().is_err() {
                     return;

@@ -9,7 +9,9 @@ use libc::{
     sock_filter,
 };
 
-use crate::kit::{Crew, SOON, Setting, Watch, errno, fd, fork, procfs, raw, same, sys, tid, until};
+use crate::kit::{
+    Crew, SOON, Setting, Watch, errno, fd, fork, give_way, procfs, raw, same, sys, tid, until,
+};
 
 /// A filter for this thread: the call fails with this error number.
 pub(crate) fn install(call: i64, error: u32) -> Result<()> {
@@ -136,6 +138,7 @@ pub(crate) fn busy(_: &Setting) -> Result<Watch> {
     install(libc::SYS_getppid, 77)?;
     for _ in 0..4 {
         thread::spawn(|| {
+            give_way();
             loop {
                 let denied = raw(libc::SYS_getppid, [0; 6]) == -77;
                 ANSWERS[usize::from(denied)].fetch_add(1, Ordering::Relaxed);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
 
-use crate::kit::{SOON, Setting, Watch, same, sys, until};
+use crate::kit::{SOON, Setting, Watch, give_way, same, sys, until};
 
 static STEPS: AtomicU64 = AtomicU64::new(0);
 static LAPS: AtomicU64 = AtomicU64::new(0);
@@ -56,6 +56,7 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
         sys("sigaction", libc::sigaction(libc::SIGTRAP, &action, none))?;
     }
     std::thread::spawn(|| {
+        give_way();
         loop {
             let before = STEPS.load(Ordering::SeqCst);
             let sum = lap();
