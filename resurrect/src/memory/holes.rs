@@ -4,7 +4,7 @@
 //! process has them until its children are made.
 
 use super::Builder;
-use super::inherit::{is_kernels, is_segment, is_vdso, moved, same_kind};
+use super::inherit::{is_kernels, is_segment, moved, same_kind};
 use super::late;
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
@@ -24,9 +24,10 @@ struct Gap {
     of: usize,
 }
 
-/// Processes that may have come from one by fork(2): the kernel's code is at the same place in them. By that place.
+/// Processes that may have come from one by fork(2): they have the auxiliary vector of one execve(2), with addresses
+/// that no other has, as a rule. By that.
 #[derive(Debug, Default)]
-pub(crate) struct Families<'a>(BTreeMap<u64, Family<'a>>);
+pub(crate) struct Families<'a>(BTreeMap<&'a [u8], Family<'a>>);
 
 /// All different mappings of several processes.
 #[derive(Debug, Default)]
@@ -35,23 +36,21 @@ struct Family<'a> {
     mappings: Vec<&'a Vma>,
     /// How many processes have each.
     owners: Vec<usize>,
-    /// How far those up to each of them reach.
+    /// A binary tree above them, the root at 1: how far what is below a node reaches.
     reach: Vec<u64>,
 }
 
 impl<'a> Families<'a> {
     pub(crate) fn of(all: impl Iterator<Item = &'a AddressSpace>) -> Families<'a> {
-        let mut found: BTreeMap<u64, Vec<&'a AddressSpace>> = BTreeMap::new();
+        let mut found: BTreeMap<&[u8], Vec<&'a AddressSpace>> = BTreeMap::new();
         for mm in all {
-            if let Some(code) = code(mm) {
-                found.entry(code).or_default().push(mm);
-            }
+            found.entry(&mm.auxv).or_default().push(mm);
         }
         found.retain(|_, members| members.len() > 1);
         let families = found.into_iter();
         Families(
             families
-                .map(|(code, members)| (code, Family::of(&members)))
+                .map(|(auxv, members)| (auxv, Family::of(&members)))
                 .collect(),
         )
     }
@@ -71,16 +70,11 @@ impl<'a> Families<'a> {
         mm: &AddressSpace,
         range: Range<u64>,
     ) -> impl Iterator<Item = (&'a Vma, usize)> + use<'_, 'a> {
-        let family = code(mm).and_then(|code| self.0.get(&code));
-        let some = family.into_iter().flat_map({
-            let range = range.clone();
-            move |family| {
-                let some = family.up_to(&range);
-                let owners = family.owners[some.clone()].iter().copied();
-                family.mappings[some].iter().copied().zip(owners)
-            }
-        });
-        some.filter(move |(vma, _)| range.start < vma.end)
+        let family = self.0.get(&mm.auxv[..]);
+        family.into_iter().flat_map(move |family| {
+            let some = family.overlapping(&range).into_iter();
+            some.map(|at| (family.mappings[at], family.owners[at]))
+        })
     }
 
     /// Whether a relative has something of a mapping of `mm`.
@@ -102,32 +96,42 @@ impl<'a> Family<'a> {
         let alike = |one: &&Vma, two: &&Vma| range(one) == range(two) && same_kind(one, two);
         let owners = mappings.chunk_by(alike).map(<[&Vma]>::len).collect();
         mappings.dedup_by(|two, one| alike(one, two));
-        let mut most = 0;
-        let reach = mappings.iter().map(|vma| {
-            most = vma.end.max(most);
-            most
-        });
+        let leaves = mappings.len().next_power_of_two();
+        let mut reach = vec![0; 2 * leaves];
+        for (vma, reach) in mappings.iter().zip(&mut reach[leaves..]) {
+            *reach = vma.end;
+        }
+        for node in (1..leaves).rev() {
+            reach[node] = reach[2 * node].max(reach[2 * node + 1]);
+        }
         Family {
-            reach: reach.collect(),
-            owners,
             mappings,
+            owners,
+            reach,
         }
     }
 
-    /// From the first that reaches into a range to the last that begins before its end.
-    fn up_to(&self, range: &Range<u64>) -> Range<usize> {
-        let from = self.reach.partition_point(|end| *end <= range.start);
-        let to = self.mappings.partition_point(|vma| vma.start < range.end);
-        from..to.max(from)
+    /// Those that have something of a range, ascending.
+    fn overlapping(&self, range: &Range<u64>) -> Vec<usize> {
+        let leaves = self.reach.len() / 2;
+        let end = self.mappings.partition_point(|vma| vma.start < range.end);
+        let mut found = Vec::new();
+        // Nodes, and the first mapping below each and how many there are.
+        let mut left = vec![(1, 0, leaves)];
+        while let Some((node, first, count)) = left.pop() {
+            if first >= end || self.reach[node] <= range.start {
+                continue;
+            }
+            if count == 1 {
+                found.push(first);
+                continue;
+            }
+            let half = count / 2;
+            left.push((2 * node + 1, first + half, half));
+            left.push((2 * node, first, half));
+        }
+        found
     }
-}
-
-/// Where the kernel's code is.
-fn code(mm: &AddressSpace) -> Option<u64> {
-    mm.vmas
-        .iter()
-        .rfind(|vma| is_vdso(vma))
-        .map(|vma| vma.start)
 }
 
 /// The address space as it was when a mapping was whole of which a relative still has all.
@@ -279,7 +283,7 @@ mod tests {
         assert_eq!(gaps(&parent, &all, &[]), [gap(0x3000, 0x4000, 0)]);
         assert_eq!(gaps(&child, &all, &[]), []);
         let mut stranger = child.clone();
-        stranger.vmas[2].start = 0x7e_0000;
+        stranger.auxv = vec![1];
         assert_eq!(
             gaps(
                 &parent,
@@ -319,5 +323,11 @@ mod tests {
         assert_eq!(found(0x2000..0x8001), [0x1000, 0x2000, 0x8000]);
         assert_eq!(found(0x9000..0xa001), [0x8000, 0xa000]);
         assert!(found(0xc000..0xd000).is_empty());
+        let many: Vec<_> = (0..9).map(|n| (0x1000 * n, 0x1000 * (n + 1))).collect();
+        let (whole, parts) = (mm(&[(0, 0x9000)]), mm(&many));
+        let all = Families::of([&whole, &parts].into_iter());
+        let found = all.overlapping(&parts, 0x5000..0x6000);
+        let found: Vec<_> = found.map(|vma| (vma.start, vma.end)).collect();
+        assert_eq!(found, [(0, 0x9000), (0x5000, 0x6000)]);
     }
 }

@@ -9,8 +9,10 @@ use super::inherit::{WORTH, is_kernels, same_kind};
 use super::pages::split;
 use super::{map, pages};
 use crate::ResurrectError;
+use core::ptr::from_ref;
 use persist_mem::manifest::{AddressSpace, PageRange, Vma};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use sys::PAGE_SIZE_U64;
 use sys::tracee::Tracee;
 
@@ -72,13 +74,19 @@ fn covers(late: &[PageRange], va: u64) -> bool {
 /// Ranges of mappings, ascending.
 fn late(mm: &AddressSpace, families: &Families<'_>) -> Vec<PageRange> {
     let mut found = Vec::new();
-    for (at, vma) in mm.vmas.iter().enumerate() {
-        let theirs = || families.overlapping(mm, vma.start..vma.end);
+    // A mapping of a child's that many are instead of is looked at once.
+    let mut known = BTreeMap::new();
+    for vma in &mm.vmas {
+        let mut theirs = families.overlapping(mm, vma.start..vma.end);
         let instead = |whole: &Vma| {
             let beyond = whole.start < vma.start || vma.end < whole.end;
-            beyond && !fits(whole, vma) && is_around(whole, at, mm)
+            beyond
+                && !fits(whole, vma)
+                && *known
+                    .entry(from_ref(whole))
+                    .or_insert_with(|| is_around(whole, mm))
         };
-        if !is_kernels(vma) && theirs().any(instead) && !may_be_shared(vma, mm, families) {
+        if !is_kernels(vma) && theirs.any(instead) && !may_be_shared(vma, mm, families) {
             found.push(PageRange {
                 va: vma.start,
                 pages: vma.len() / PAGE_SIZE_U64,
@@ -94,12 +102,13 @@ fn fits(whole: &Vma, part: &Vma) -> bool {
     same_kind(whole, part) && (accounted(part) || !accounted(whole))
 }
 
-/// Whether another mapping of the address space than the one at `at` is a part of `whole`.
-fn is_around(whole: &Vma, at: usize, mm: &AddressSpace) -> bool {
-    let (before, after) = (&mm.vmas[..at], &mm.vmas[at + 1..]);
-    let before = before.iter().rev().take_while(|vma| vma.end > whole.start);
-    let after = after.iter().take_while(|vma| vma.start < whole.end);
-    before.chain(after).any(|vma| fits(whole, vma))
+/// Whether a mapping of the address space may be a part of `whole`.
+fn is_around(whole: &Vma, mm: &AddressSpace) -> bool {
+    let first = mm.vmas.partition_point(|vma| vma.end <= whole.start);
+    let mut some = mm.vmas[first..]
+        .iter()
+        .take_while(|vma| vma.start < whole.end);
+    some.any(|vma| fits(whole, vma))
 }
 
 /// Whether a child may have many of its pages as well: it has them in common only with what is there at the fork, and

@@ -186,6 +186,7 @@ impl Drop for Vm {
         let _ = self.qemu.wait();
         let _ = fs::remove_file(&self.overlay);
         let _ = fs::remove_file(&self.socket);
+        let _ = fs::remove_file(monitor(&self.socket));
     }
 }
 
@@ -234,7 +235,8 @@ fn command(spec: &Spec, dir: &Path, overlay: &Path, socket: &Path) -> Command {
             "socket,id=shell,path={},server=on,wait=off",
             socket.display()
         ))
-        .args(["-serial", "chardev:shell"]);
+        .args(["-serial", "chardev:shell", "-monitor"])
+        .arg(format!("unix:{},server,nowait", monitor(socket).display()));
     if let Some(payload) = &spec.payload {
         qemu.arg("-drive").arg(format!(
             "file={},if=virtio,format=raw,readonly=on",
@@ -244,6 +246,11 @@ fn command(spec: &Spec, dir: &Path, overlay: &Path, socket: &Path) -> Command {
     let log = fs::File::create(dir.join("qemu.log")).map_or_else(|_| Stdio::null(), Stdio::from);
     qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     qemu
+}
+
+/// Where QEMU tells what a machine is doing that does not answer (`info registers -a`).
+fn monitor(socket: &Path) -> PathBuf {
+    socket.with_extension("monitor")
 }
 
 /// Waits for QEMU's socket.

@@ -41,11 +41,6 @@ pub(super) fn related(
     same.iter().map(|range| range.pages).sum::<u64>() >= WORTH
 }
 
-/// Whether it is the kernel's code.
-pub(super) fn is_vdso(vma: &Vma) -> bool {
-    vma.backing == Backing::Vdso
-}
-
 /// Whether the kernel has mapped it.
 pub(super) fn is_kernels(vma: &Vma) -> bool {
     matches!(vma.backing, Backing::Vdso | Backing::Vvar)
