@@ -108,7 +108,7 @@ fn main() -> ExitCode {
         (None, None) => Ok(ExitCode::from(2)),
     };
     done.unwrap_or_else(|error| {
-        say::aside(&format!("{error:#}"));
+        say::failure(&error);
         ExitCode::FAILURE
     })
 }

@@ -37,7 +37,7 @@ pub(crate) fn run(work: impl FnOnce() -> Result<()>) -> Result<ExitCode> {
         match done {
             Ok(()) => 0,
             Err(error) => {
-                say::aside(&format!("{error:#}"));
+                say::failure(&error);
                 1
             }
         }
