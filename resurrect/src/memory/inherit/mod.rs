@@ -27,8 +27,11 @@ pub(super) fn related(
     child: &AddressSpace,
     objects: &[SharedObject],
 ) -> bool {
+    // Of one execve(2): on a kernel that is not the first, all have its code at the same place.
+    let kin = parent.auxv == child.auxv;
     let has_vdso = parent.vmas.iter().any(|vma| vma.backing == Backing::Vdso);
-    if !has_vdso
+    if !kin
+        || !has_vdso
         || !parent
             .vmas
             .iter()
