@@ -1,7 +1,6 @@
 //! What the command says. That nobody listens any more, as behind a closed pipe, stops nothing.
 
 use crate::limits;
-use nix::errno::Errno;
 use std::io::{self, ErrorKind, Write};
 
 /// A result, to stdout.
@@ -21,12 +20,34 @@ pub(crate) fn result(text: &str) -> io::Result<()> {
 pub(crate) fn failure(error: &anyhow::Error) {
     let why = format!("{error:#}");
     aside(&why);
-    if why.contains(Errno::EMFILE.desc()) {
+    if is_of_descriptors(&why) {
         aside(&limits::too_few_descriptors());
     }
+}
+
+/// Whether somebody met the limit of open files (`EMFILE`), as [`nix::errno::Errno`] or [`io::Error`] tell it.
+fn is_of_descriptors(why: &str) -> bool {
+    why.contains("EMFILE:") || why.contains("(os error 24)")
 }
 
 /// A line of progress, to stderr: there is no better place to say that it could not be said.
 pub(crate) fn aside(line: &str) {
     let _ = writeln!(io::stderr().lock(), "kupgrade: {line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::errno::Errno;
+
+    #[test]
+    fn only_the_limit_of_a_process_is_told_of() {
+        let is = |errno: Errno| {
+            let told = [errno.to_string(), io::Error::from(errno).to_string()];
+            told.map(|why| is_of_descriptors(&format!("process 7: opening a pidfd: {why}")))
+        };
+        assert_eq!(is(Errno::EMFILE), [true, true]);
+        // Of the whole host: no limit of the command's helps.
+        assert_eq!(is(Errno::ENFILE), [false, false]);
+    }
 }

@@ -2,9 +2,9 @@
 
 mod app;
 mod counter;
-mod network;
 mod pipeline;
 mod redis;
+mod settings;
 mod shell;
 mod subjects;
 
@@ -14,9 +14,9 @@ use anyhow::{Context, Result, bail};
 
 pub(crate) use app::App;
 pub(crate) use counter::Counter;
-pub(crate) use network::Network;
 pub(crate) use pipeline::Pipeline;
 pub(crate) use redis::Redis;
+pub(crate) use settings::Settings;
 pub(crate) use shell::OperatorShell;
 pub(crate) use subjects::Subjects;
 

@@ -87,7 +87,7 @@ impl Host {
     fn start(&mut self, data: u64, parts: Option<&'static str>) -> Result<()> {
         if data > 0 {
             self.programs = programs::demonstration(data);
-            self.programs.push(Box::new(programs::Network::default()));
+            self.programs.push(Box::new(programs::Settings::default()));
         }
         if let Kind::Apps { names } = self.kind {
             self.programs = programs::apps(names);

@@ -42,13 +42,13 @@ const TELL: &str = "ip link show lo | sed 's, qdisc [^ ]*,,'; ip -o address | se
 
 /// Addresses, rules, routes, settings and interpreters of programs.
 #[derive(Default)]
-pub(crate) struct Network {
+pub(crate) struct Settings {
     told: String,
 }
 
-impl Program for Network {
+impl Program for Settings {
     fn name(&self) -> String {
-        "network and settings".into()
+        "the host's settings".into()
     }
 
     fn start(&mut self, shell: &mut Shell) -> Result<()> {
