@@ -358,26 +358,32 @@ fn arm_relative(
     (pid, live): (Pid, &Live),
     timer: &PosixTimer,
 ) -> Result<(), ResurrectError> {
-    /// Nanoseconds that are good enough.
-    const CLOSE: u64 = 200_000;
     const TRIES: usize = 16;
+    let mut begun = elapsed_ns(restore);
     let mut expired = 0;
     for _ in 0..TRIES {
-        let begun = elapsed_ns(restore);
         let (left, times) = lasts(timer, begun);
         expired = times;
         let mut batch = Batch::new();
         set_time(&mut batch, timer, 0, left);
         run(pid, ARMING, &mut restore.task(pid)?.first, &batch)?;
-        let took = elapsed_ns(restore).saturating_sub(begun);
-        // One that has expired by now has told so itself.
-        if took <= CLOSE || took >= left {
+        let now = elapsed_ns(restore);
+        if is_armed_well(left, now.saturating_sub(begun)) {
             break;
         }
+        begun = now;
     }
     let mut batch = Batch::new();
     tell(&mut batch, (pid, live), timer, expired);
     run(pid, ARMING, &mut restore.task(pid)?.first, &batch).map(drop)
+}
+
+/// Whether a timer stays as it was armed, which took so long. One that may expire before it could be armed again is
+/// left alone: it tells of that itself, and would be told of again.
+fn is_armed_well(left: u64, took: u64) -> bool {
+    /// Nanoseconds that are good enough.
+    const CLOSE: u64 = 200_000;
+    took <= CLOSE || left <= took.saturating_mul(4)
 }
 
 fn set_time(batch: &mut Batch, timer: &PosixTimer, flags: i32, value: u64) {
@@ -462,6 +468,14 @@ mod tests {
         assert_eq!(since_boot(1000, 7, 1014), (1014, 2));
         assert_eq!(since_boot(1000, 7, 1015), (1021, 3));
         assert_eq!(since_boot(1000, 0, 2000), (1000, 0));
+    }
+
+    #[test]
+    fn a_timer_is_not_armed_again_when_it_may_have_expired() {
+        assert!(is_armed_well(25_000_000, 150_000));
+        assert!(!is_armed_well(25_000_000, 3_000_000));
+        assert!(is_armed_well(25_000_000, 7_000_000), "it is about to");
+        assert!(is_armed_well(25_000_000, 30_000_000), "it has");
     }
 
     #[test]

@@ -345,7 +345,8 @@ fn machines(rig: &Rig, chosen: &[&(&str, Kind, Test)], tally: &mut Tally) {
 struct Tally {
     passed: u32,
     skipped: usize,
-    failed: Vec<String>,
+    /// Name and reason.
+    failed: Vec<(String, String)>,
 }
 
 impl Tally {
@@ -372,12 +373,13 @@ impl Tally {
     fn failed(&mut self, name: &str, error: &anyhow::Error) {
         ui::step(&format!("test {name} ... FAILED"));
         ui::say(&format!("{error:#}"));
-        self.failed.push(name.to_owned());
+        self.failed.push((name.to_owned(), format!("{error:#}")));
     }
 
     fn end(&self) -> ExitCode {
-        for name in &self.failed {
-            ui::say(&format!("failed: {name}"));
+        // Again, since a log is read from its end.
+        for (name, why) in &self.failed {
+            ui::say(&format!("failed: {name}: {}", shortened(why)));
         }
         ui::say(&format!(
             "{} passed, {} failed, {} skipped",
@@ -390,6 +392,15 @@ impl Tally {
         } else {
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The begin of a long text.
+fn shortened(text: &str) -> String {
+    const MOST: usize = 600;
+    match text.char_indices().nth(MOST) {
+        Some((at, _)) => format!("{} ...", &text[..at]),
+        None => text.to_owned(),
     }
 }
 
