@@ -48,6 +48,6 @@ pub use files::{
     silence_connections, take_backlogs, take_device_messages, take_packets, untaken_backlogs,
 };
 pub use freeze::{Frozen, freeze, freeze_all, tracer_of};
-pub use moved_rings::refuse_lost_rings;
+pub use moved_rings::{refuse_lost_rings, refuse_offsets_in_use};
 pub use objects::Objects;
 pub use sink::{PageRun, PageSink, PageSource};

@@ -1,9 +1,11 @@
 //! Rings of io_uring that another kernel lays out otherwise ([`persist_mem::rings`]): the program must be seen to know
 //! where their fields are in a way that can be changed.
 
+use crate::freeze::ring_offsets::in_use;
 use crate::{FreezerError, Refusal, proc};
 use persist_mem::manifest::{
-    AddressSpace, BufferRing, DescriptionKind, Manifest, Ring, RingRequest,
+    AddressSpace, Backing, BufferRing, Description, DescriptionKind, Live, Manifest, Ring,
+    RingRequest,
 };
 use persist_mem::rings::{Moves, Offsets};
 use std::collections::BTreeMap;
@@ -23,21 +25,9 @@ pub fn refuse_lost_rings(
     manifest: &Manifest,
     since: impl Fn((u32, u32)) -> bool,
 ) -> Result<(), FreezerError> {
-    let since_6_6 = since((6, 6));
-    let rings = || {
-        manifest
-            .descriptions
-            .iter()
-            .filter_map(|it| match &it.kind {
-                DescriptionKind::Ring(ring) => Some((it, &**ring)),
-                _ => None,
-            })
-    };
-    let to: BTreeMap<u64, Offsets> = rings()
-        .map(|(_, ring)| (ring.inode, ring.offsets_on(since_6_6)))
-        .collect();
+    let to = offsets_on(manifest, since((6, 6)));
     let mut found = Vec::new();
-    let unknown = rings().find_map(|(it, ring)| Some((it, unknown(ring, &since)?)));
+    let unknown = rings(manifest).find_map(|(it, ring)| Some((it, unknown(ring, &since)?)));
     if let Some((description, why)) = unknown {
         let mut processes = manifest.processes.iter();
         let holder = processes.find(|process| {
@@ -67,6 +57,84 @@ pub fn refuse_lost_rings(
         true => Ok(()),
         false => Err(FreezerError::Refused(found)),
     }
+}
+
+/// Refuses processes with a thread that has just an offset of a ring in a register, which no other number can be told
+/// from. That is so while it uses the ring, not in its calls: who tries again finds it elsewhere.
+///
+/// # Errors
+/// [`FreezerError::Refused`]
+pub fn refuse_offsets_in_use(
+    manifest: &Manifest,
+    since: impl Fn((u32, u32)) -> bool,
+) -> Result<(), FreezerError> {
+    let to = offsets_on(manifest, since((6, 6)));
+    let mut found = Vec::new();
+    for process in &manifest.processes {
+        let Some(live) = process.live().filter(|live| live.mm_of.is_none()) else {
+            continue;
+        };
+        let Some(moves) = Moves::of(&live.mm, &manifest.descriptions, &to) else {
+            continue;
+        };
+        let same = |other: &&Live| other.mm_of == Some(process.pid);
+        let others = manifest.processes.iter().filter_map(|it| it.live());
+        let lives = others.filter(same).chain([live]);
+        let mut threads = lives.flat_map(Live::all_threads);
+        if threads.any(|thread| in_use(&thread.regs, |word| moves.is_offset(word)))
+            && !moves.are_traced_by_address(likely(process.pid, &live.mm)?)
+        {
+            let why = "the other kernel lays its ring out otherwise, and a thread may be using one of its offsets";
+            found.push(refusal(process.pid, why));
+        }
+    }
+    match found.is_empty() {
+        true => Ok(()),
+        false => Err(FreezerError::Refused(found)),
+    }
+}
+
+/// Memory of the program's own, the smallest mappings first: where it keeps addresses.
+fn likely(pid: Pid, mm: &AddressSpace) -> Result<impl Iterator<Item = Vec<u8>>, FreezerError> {
+    /// Bytes.
+    const MOST: u64 = 256 << 20;
+    const WRITABLE: u32 = 3;
+    let mem = proc::memory(pid).map_err(FreezerError::call(pid, "opening its memory"))?;
+    let own = |backing: &Backing| match backing {
+        Backing::Anonymous { .. } => true,
+        Backing::File { shared, .. } => !shared,
+        _ => false,
+    };
+    let writable = |prot: u32| prot & WRITABLE == WRITABLE;
+    let vmas = mm.vmas.iter();
+    let vmas = vmas.filter(|vma| writable(vma.prot) && own(&vma.backing));
+    let mut ranges: Vec<(u64, u64)> = vmas.map(|vma| (vma.start, vma.end)).collect();
+    ranges.sort_unstable_by_key(|(start, end)| end - start);
+    let parts = ranges.into_iter().flat_map(|(start, end)| {
+        let starts = (start..end).step_by(AT_ONCE as usize);
+        starts.map(move |at| (at, (end - at).min(AT_ONCE)))
+    });
+    let mut left = MOST;
+    let parts = parts.map_while(move |part| {
+        left = left.checked_sub(part.1)?;
+        Some(part)
+    });
+    Ok(parts.filter_map(move |(at, len)| mem.read_vec(at, len as usize).ok()))
+}
+
+fn rings(manifest: &Manifest) -> impl Iterator<Item = (&Description, &Ring)> {
+    let descriptions = manifest.descriptions.iter();
+    descriptions.filter_map(|it| match &it.kind {
+        DescriptionKind::Ring(ring) => Some((it, &**ring)),
+        _ => None,
+    })
+}
+
+/// Where the fields of all rings are on the other kernel, by their inodes.
+fn offsets_on(manifest: &Manifest, since_6_6: bool) -> BTreeMap<u64, Offsets> {
+    rings(manifest)
+        .map(|(_, ring)| (ring.inode, ring.offsets_on(since_6_6)))
+        .collect()
 }
 
 /// What of a ring an older kernel does not know.

@@ -250,7 +250,7 @@ fn a_thread_that_reads_the_clock_all_the_time_stops_outside_of_the_vdso() {
 fn inner_freeze_all() {
     let one = Subject::start("import os,time\nos.write(1,b'x')\ntime.sleep(1000)\n");
     let two = Subject::start("import os,time\nos.write(1,b'x')\ntime.sleep(1000)\n");
-    let frozen = freeze_all(&[two.pid(), Pid(1)]).unwrap();
+    let frozen = freeze_all(&[two.pid(), Pid(1)], None).unwrap();
     assert_eq!(frozen.pids().collect::<Vec<_>>(), [one.pid()]);
     assert_eq!((state(one.pid()), state(two.pid())), ('t', 'S'));
 }

@@ -10,6 +10,46 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use sys::uring::{OFFSET_COMPLETIONS, OFFSET_RINGS, flags};
 
+/// How kernels lay out rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Before Linux 6.6.
+    Wide,
+    /// Since then.
+    Close,
+}
+
+impl Layout {
+    /// That of a kernel.
+    #[must_use]
+    pub fn of(since_6_6: bool) -> Layout {
+        match since_6_6 {
+            true => Layout::Close,
+            false => Layout::Wide,
+        }
+    }
+
+    fn offsets(self) -> Offsets {
+        match self {
+            Layout::Close => CLOSE,
+            Layout::Wide => WIDE,
+        }
+    }
+
+    /// Whether a number is the place of a field that another kernel has elsewhere, of some ring.
+    #[must_use]
+    pub fn is_offset(self, word: u64) -> bool {
+        /// Completions are 2 to this at most, those of IORING_SETUP_CQE32 are two each.
+        const MOST: u32 = 17;
+        let Ok(word) = u32::try_from(word) else {
+            return false;
+        };
+        let offsets = self.offsets();
+        let array = |shift: u32| (offsets[CQES] + (16_u32 << shift)).next_multiple_of(BORDER);
+        word != 0 && (offsets.contains(&word) || (0..=MOST).any(|shift| array(shift) == word))
+    }
+}
+
 /// Where fields of a ring are ([`Ring::offsets`]).
 pub type Offsets = [u32; 14];
 
@@ -37,7 +77,7 @@ impl Ring {
     /// Where its fields are on a kernel of Linux 6.6 or later, or on an earlier one.
     #[must_use]
     pub fn offsets_on(&self, since_6_6: bool) -> Offsets {
-        let mut found = if since_6_6 { CLOSE } else { WIDE };
+        let mut found = Layout::of(since_6_6).offsets();
         if self.flags & flags::NO_SQARRAY == 0 {
             let end = found[CQES].saturating_add(self.completion_bytes());
             found[ARRAY] = end.next_multiple_of(BORDER);
@@ -178,6 +218,15 @@ impl Moves {
         }
     }
 
+    /// Whether a number is the place of a field that has moved.
+    #[must_use]
+    pub fn is_offset(&self, word: u64) -> bool {
+        self.all.iter().any(|moved| {
+            let mut pairs = moved.from.iter().zip(&moved.to);
+            pairs.any(|(from, to)| from != to && u64::from(*from) == word)
+        })
+    }
+
     fn hit(&self, word: u64) -> Option<Hit> {
         if !self.range.contains(&word) {
             return None;
@@ -259,6 +308,16 @@ impl Moves {
     /// Whether this memory, one run after the other, shows how the program finds every one of these rings.
     #[must_use]
     pub fn are_traced(&self, runs: impl IntoIterator<Item = Vec<u8>>) -> bool {
+        self.are_seen(runs, true)
+    }
+
+    /// Whether it shows that by addresses, so that the program needs no offsets.
+    #[must_use]
+    pub fn are_traced_by_address(&self, runs: impl IntoIterator<Item = Vec<u8>>) -> bool {
+        self.are_seen(runs, false)
+    }
+
+    fn are_seen(&self, runs: impl IntoIterator<Item = Vec<u8>>, by_offsets: bool) -> bool {
         const NEEDED: u32 = 1 << SQ_TAIL | 1 << CQ_HEAD | 1 << CQ_TAIL;
         let mut addresses: BTreeMap<u64, u32> = BTreeMap::new();
         let (mut submissions, mut completions) = (BTreeSet::new(), false);
@@ -274,7 +333,8 @@ impl Moves {
             });
             let known = |moved: &Moved| {
                 let its = addresses.get(&moved.inode).copied().unwrap_or(0);
-                its & NEEDED == NEEDED || completions && submissions.contains(&moved.from)
+                let offsets = completions && submissions.contains(&moved.from);
+                its & NEEDED == NEEDED || by_offsets && offsets
             };
             if self.all.iter().all(known) {
                 return true;
@@ -409,5 +469,20 @@ mod tests {
         assert!(traced(bytes([AT + 64, AT + 128, AT + 192])));
         assert!(!traced(bytes([AT + 64, AT + 128, AT])));
         assert!(!traced(params(&NEW)));
+        let by_address = |memory: Vec<u8>| moves().are_traced_by_address([memory]);
+        assert!(!by_address(params(&OLD)));
+        assert!(by_address(bytes([AT + 64, AT + 128, AT + 192])));
+    }
+
+    #[test]
+    fn numbers_that_are_places_of_fields() {
+        let found: Vec<u64> = (0..640).filter(|it| moves().is_offset(*it)).collect();
+        let mut moved = OLD.map(u64::from)[1..].to_vec();
+        moved.retain(|it| *it > 0);
+        moved.sort_unstable();
+        assert_eq!(found, moved);
+        assert!(moved.iter().all(|it| Layout::Wide.is_offset(*it)));
+        let of_any = |layout: Layout| (0..640).filter(|it| layout.is_offset(*it)).count();
+        assert_eq!((of_any(Layout::Wide), of_any(Layout::Close)), (15, 16));
     }
 }

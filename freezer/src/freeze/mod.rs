@@ -12,6 +12,8 @@ pub(crate) mod held;
 mod moved;
 pub(crate) mod position;
 pub(crate) mod rest;
+pub(crate) mod ring_offsets;
+mod run_on;
 mod scope;
 mod sleepers;
 mod stop;
@@ -24,6 +26,7 @@ use crate::{FreezerError, capture, proc};
 use calls::Repeated;
 pub(crate) use calls::USED_BELOW_STACK;
 use persist_mem::manifest::Limit;
+use persist_mem::rings::Layout;
 use scope::Scope;
 pub(crate) use sleepers::monotonic_ns;
 use sleepers::{Asleep, SchedulerClocks};
@@ -99,6 +102,8 @@ pub struct Frozen {
     let_go: LetGo,
     /// Threads that were let go before they had stopped: they are detached when they have, or held again.
     leaving: Vec<(Pid, Tid, FrozenThread)>,
+    /// How this kernel lays out rings of io_uring, if the other one does that otherwise.
+    rings: Option<Layout>,
 }
 
 impl Frozen {
@@ -323,19 +328,20 @@ impl Drop for Frozen {
 /// # Errors
 /// When a thread cannot be traced or does not stop. Everything stopped so far goes on then.
 pub fn freeze(root: Pid) -> Result<Frozen, FreezerError> {
-    freeze_scope(&Scope::Tree(root))
+    freeze_scope(&Scope::Tree(root), None)
 }
 
 /// Stops every thread of every process there is in this PID namespace, but for kernel threads,
-/// this process and those of `skip`.
+/// this process and those of `skip`. `rings`: how this kernel lays out rings of io_uring, if the one that they are to go
+/// on with does that otherwise.
 ///
 /// # Errors
 /// As [`freeze`].
-pub fn freeze_all(skip: &[Pid]) -> Result<Frozen, FreezerError> {
-    freeze_scope(&Scope::All { skip })
+pub fn freeze_all(skip: &[Pid], rings: Option<Layout>) -> Result<Frozen, FreezerError> {
+    freeze_scope(&Scope::All { skip }, rings)
 }
 
-fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
+fn freeze_scope(scope: &Scope<'_>, rings: Option<Layout>) -> Result<Frozen, FreezerError> {
     // Before anything stands still: it takes a moment.
     crate::kernel::prepare();
     capture::mappings::prepare();
@@ -350,6 +356,7 @@ fn freeze_scope(scope: &Scope<'_>) -> Result<Frozen, FreezerError> {
         begun: Instant::now(),
         let_go: LetGo::default(),
         leaving: Vec::new(),
+        rings,
     };
     // New threads and children appear as long as one of them runs; a round without news ends it.
     loop {

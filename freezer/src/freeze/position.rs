@@ -4,22 +4,18 @@
 //! restartable sequences (rseq(2)), which the kernel aborts on every preemption and which would be
 //! forgotten when the thread runs something else in between.
 
-use super::FrozenThread;
-use super::calls::{self, Repeated};
-use super::stop::{self, Stop};
-use crate::proc;
-use crate::{FreezerError, freeze::STOP_WITHIN};
+use super::calls::Repeated;
+use super::run_on::run_on;
+use super::{FrozenThread, ring_offsets};
+use crate::{FreezerError, proc};
 use core::ops::Range;
-use std::time::{Duration, Instant};
+use persist_mem::rings::Layout;
 use sys::regs::Regs;
 use sys::{Pid, Tid, cpu_clock, ptrace};
 
 /// Tries to meet a thread outside of the vdso. One that does nothing but read the clock is outside
 /// in some per cent of them.
 const TRIES: usize = 500;
-/// How long it may run between two tries; longer where it did not come to it, since others have the processors.
-const RUN: Duration = Duration::from_micros(20);
-const LONGEST_RUN: Duration = Duration::from_millis(10);
 
 /// The registers that a thread has stopped with. None when it has been killed in between: the next round sees that.
 pub(super) fn stopped_with(pid: Pid, tid: Tid) -> Result<Option<Regs>, FreezerError> {
@@ -38,13 +34,19 @@ pub(super) fn stopped_with(pid: Pid, tid: Tid) -> Result<Option<Regs>, FreezerEr
     }
 }
 
-/// Moves a thread that has stopped with `regs` to where it can be described; returns the call that it should repeat.
+/// Moves a thread that has stopped with `regs` to where it can be described, also for a kernel that lays `rings` out
+/// otherwise than this one; returns the call that it should repeat.
 pub(super) fn settle(
     pid: Pid,
     tid: Tid,
     regs: Regs,
     thread: &mut FrozenThread,
+    rings: Option<Layout>,
 ) -> Result<Option<Repeated>, FreezerError> {
+    let regs = match rings {
+        Some(layout) => ring_offsets::let_go(pid, tid, regs, thread, layout)?,
+        None => regs,
+    };
     let regs = match regs.interrupted_syscall() {
         // What such a call of the vdso has told is not what the clock shows yet.
         Some((nr, _)) if !cpu_clock::CALLS.contains(&nr) => regs,
@@ -61,46 +63,28 @@ pub(super) fn settle(
 fn leave_vdso(
     pid: Pid,
     tid: Tid,
-    mut regs: Regs,
+    regs: Regs,
     thread: &mut FrozenThread,
 ) -> Result<Regs, FreezerError> {
     let Some(vdso) = vdso(pid)? else {
         return Ok(regs);
     };
-    let (begun, mut tries, mut run) = (Instant::now(), 0, RUN);
-    while tries < TRIES && begun.elapsed() < STOP_WITHIN {
-        // Inside of a call made by the vdso itself is inside, too.
-        if !vdso.contains(&regs.rip) {
-            return Ok(regs);
-        }
-        let run_a_little = ptrace::cont(tid, 0).and_then(|()| {
-            std::thread::sleep(run);
-            ptrace::interrupt(tid)
-        });
-        run_a_little.map_err(FreezerError::call(pid, "letting it leave the vdso"))?;
-        match stop::wait_until_stopped(tid, STOP_WITHIN) {
-            Some(Stop::Trap) => {}
-            Some(Stop::Group(signal)) => thread.group_stop = Some(signal),
-            Some(Stop::Gone) | None => return Ok(regs),
-        }
-        let before = regs;
-        regs = ptrace::get_regs(tid).map_err(FreezerError::call(pid, "reading registers"))?;
-        let has_run = regs != before;
-        tries += usize::from(has_run);
-        run = if has_run {
-            RUN
-        } else {
-            (run * 2).min(LONGEST_RUN)
-        };
-        if thread.group_stop.is_none() {
-            calls::begin_again(tid, &regs);
+    // Inside of a call made by the vdso itself is inside, too.
+    let inside = |regs: &Regs| vdso.contains(&regs.rip);
+    match run_on(
+        (pid, tid),
+        regs,
+        thread,
+        TRIES,
+        "letting it leave the vdso",
+        inside,
+    )? {
+        (regs, true) => Ok(regs),
+        _ => {
+            let why = "it does not leave the vdso";
+            Err(FreezerError::refuse(pid, format!("thread {tid}"), why))
         }
     }
-    Err(FreezerError::refuse(
-        pid,
-        format!("thread {tid}"),
-        "it does not leave the vdso",
-    ))
 }
 
 pub(super) fn vdso(pid: Pid) -> Result<Option<Range<u64>>, FreezerError> {

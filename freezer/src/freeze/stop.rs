@@ -257,6 +257,7 @@ pub(super) fn no_longer_in_vfork(frozen: &mut Frozen) -> Vec<(Pid, Tid)> {
 
 /// Notes how a thread has stopped, and moves it to where it can be described.
 fn record(frozen: &mut Frozen, pid: Pid, tid: Tid, stop: Stop) -> Result<(), FreezerError> {
+    let rings = frozen.rings;
     let threads = frozen.process(pid);
     if let Stop::Gone = stop {
         threads.remove(&tid);
@@ -268,7 +269,7 @@ fn record(frozen: &mut Frozen, pid: Pid, tid: Tid, stop: Stop) -> Result<(), Fre
     let Some(regs) = cut_off(pid, tid, stop, thread)? else {
         return Ok(());
     };
-    let repeated = position::settle(pid, tid, regs, thread)?;
+    let repeated = position::settle(pid, tid, regs, thread, rings)?;
     suspend_filters(tid);
     if let Some(call) = repeated {
         call.repeat()?;

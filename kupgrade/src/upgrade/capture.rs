@@ -1,7 +1,7 @@
 //! The stopped host is described: processes, mounts, network.
 
 use super::check::Host;
-use super::other_kernel::OtherKernel;
+use super::other_kernel::{self, OtherKernel};
 use anyhow::{Context, Result};
 use freezer::{FreezerError, Frozen, Objects};
 use persist_mem::manifest::{Carried, Manifest, MemoryPlan, State, Upgrade};
@@ -60,8 +60,9 @@ pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
 /// Refuses what the other kernel does not know.
 fn refuse_for(release: &str, manifest: &Manifest) -> Result<(), FreezerError> {
     let found = OtherKernel::of(release, &manifest.host.release).refusals(manifest);
-    match found.is_empty() {
-        true => Ok(()),
-        false => Err(FreezerError::Refused(found)),
+    if !found.is_empty() {
+        return Err(FreezerError::Refused(found));
     }
+    let there = other_kernel::version(release);
+    freezer::refuse_offsets_in_use(manifest, |since| there >= since)
 }

@@ -37,8 +37,9 @@ const SYS: &str = "/sys";
 /// # Errors
 /// What went wrong, in any phase.
 fn run(kernel: &Path, verify: bool) -> Result<Infallible> {
-    let release = nix::sys::utsname::uname().context("asking for the kernel's release")?;
-    let name = format!("upgrade-from-{}.log", release.release().display());
+    let uname = nix::sys::utsname::uname().context("asking for the kernel's release")?;
+    let here = uname.release().to_string_lossy();
+    let name = format!("upgrade-from-{here}.log");
     crate::log::keep(&Path::new(initramfs::init::LOGS).join(name));
     allow_descriptors();
     let mut course = Course::begin()?;
@@ -54,9 +55,10 @@ fn run(kernel: &Path, verify: bool) -> Result<Infallible> {
     course.enter(Phase::Stage)?;
     let _staged = stage::stage(&host, &plan, &place)?;
     nix::unistd::sync();
+    let rings = other_kernel::moved_rings(&host.image.release, &here);
     let (_frozen, captured) = patiently(|| {
         course.enter(Phase::Freeze)?;
-        let frozen = freezer::freeze_all(&[])?;
+        let frozen = freezer::freeze_all(&[], rings)?;
         course.enter(Phase::Capture)?;
         let captured = capture::capture(&frozen, &host)?;
         Ok((frozen, captured))

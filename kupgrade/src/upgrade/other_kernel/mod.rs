@@ -16,6 +16,7 @@ mod userfaults;
 
 use freezer::Refusal;
 use persist_mem::manifest::{Manifest, Process};
+use persist_mem::rings::Layout;
 use std::path::Path;
 
 /// The first two numbers of a release.
@@ -85,6 +86,12 @@ fn refuse(
         reason: reason.to_owned(),
     };
     found.map(refusal).collect()
+}
+
+/// How the kernel that runs lays out rings of io_uring, if the other one does that otherwise.
+pub(super) fn moved_rings(release: &str, here: &str) -> Option<Layout> {
+    let [there, here] = [release, here].map(|it| Layout::of(version(it) >= (6, 6)));
+    (there != here).then_some(here)
 }
 
 /// The first two numbers of a release, 0 for what is none.
