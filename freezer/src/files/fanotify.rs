@@ -91,6 +91,7 @@ fn whole(directory: PathBuf) -> Place {
         handle: None,
         mount: directory,
         open: None,
+        forgotten: false,
     }
 }
 

@@ -66,6 +66,14 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
+/// What the names by which the kernel knows an inode tell.
+enum Known {
+    At(PathBuf),
+    /// It has none, or they lead elsewhere.
+    Nowhere,
+    Unreadable,
+}
+
 /// Who looks for what a group of inotify or fanotify watches.
 pub(super) struct Finder<'a> {
     open: &'a Open<'a>,
@@ -82,12 +90,18 @@ impl<'a> Finder<'a> {
     }
 
     /// A path of a file that is watched, by the names that the kernel knows it by.
-    fn known(&self, file: Identity) -> Option<PathBuf> {
-        let inode = *self.watched.get_or_init(|| watched(self.open)).get(&file)?;
-        let names = kernel::look(|kernel| kernel.known_names(inode)).ok()?;
+    fn known(&self, file: Identity) -> Known {
+        let watched = self.watched.get_or_init(|| watched(self.open));
+        let Some(inode) = watched.get(&file).copied() else {
+            return Known::Unreadable;
+        };
+        let Ok(names) = kernel::look(|kernel| kernel.known_names(inode)) else {
+            return Known::Unreadable;
+        };
         let paths = place::paths_of(&names).into_iter();
         let mut paths = paths.map(|path| PathBuf::from(OsString::from_vec(path)));
-        paths.find(|path| place::leads_to(path, file))
+        let found = paths.find(|path| place::leads_to(path, file));
+        found.map_or(Known::Nowhere, Known::At)
     }
 }
 
@@ -136,21 +150,26 @@ pub(super) fn find(
             handle: None,
             mount: mount.into_os_string().into_vec(),
             open: None,
+            forgotten: false,
         });
     }
     let by_handle = handle
         .as_ref()
         .and_then(|handle| path_of(&mount, handle))
         .filter(|path| place::leads_to(path, located.file));
-    let path = match by_handle {
-        Some(path) => Some(path),
+    let (path, forgotten) = match by_handle {
+        Some(path) => (Some(path), false),
         // The inode is found by its handle later on.
-        None if handle.is_some() && lasting => None,
-        None => {
-            let known = finder.known(located.file);
-            let found = known.or_else(|| place::search(located.file, None, &mount));
-            Some(found.ok_or_else(|| refuse("no path of what it watches was found"))?)
-        }
+        None if handle.is_some() && lasting => (None, false),
+        None => match finder.known(located.file) {
+            Known::At(path) => (Some(path), false),
+            Known::Nowhere if place::is_procfs(&mount) => (None, true),
+            Known::Nowhere | Known::Unreadable => {
+                let found = place::search(located.file, None, &mount);
+                let found = found.ok_or_else(|| refuse("no path of what it watches was found"))?;
+                (Some(found), false)
+            }
+        },
     };
     Ok(Place {
         path: path.map(|path| path.into_os_string().into_vec()),
@@ -158,6 +177,7 @@ pub(super) fn find(
         handle: handle.filter(|_| lasting),
         mount: mount.into_os_string().into_vec(),
         open: None,
+        forgotten,
     })
 }
 

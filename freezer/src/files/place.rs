@@ -175,6 +175,12 @@ pub(crate) fn lasting(directory: &Path) -> bool {
     statfs(directory).is_ok_and(|found| !VOLATILE.contains(&found.filesystem_type()))
 }
 
+/// Whether a directory lies on procfs, which keeps files only as long as it has to: all that is known of one in use is
+/// its one name.
+pub(super) fn is_procfs(directory: &Path) -> bool {
+    statfs(directory).is_ok_and(|found| found.filesystem_type() == PROC_SUPER_MAGIC)
+}
+
 /// A name of the file on its file system: below one directory first, then anywhere below another.
 pub(super) fn search(file: Identity, near: Option<&Path>, below: &Path) -> Option<PathBuf> {
     let mut left = SEARCH_MAX;

@@ -516,13 +516,16 @@ pub struct Place {
     pub mount: Vec<u8>,
     /// A description of it, when it has been removed.
     pub open: Option<DescriptionId>,
+    /// Nothing leads to it any more, nor ever will: procfs has forgotten it, and makes another inode for who asks for
+    /// the file again.
+    pub forgotten: bool,
 }
 
 impl Place {
     /// It has no name any more: only who has it open leads to it.
     #[must_use]
     pub fn removed(&self) -> bool {
-        self.path.is_none() && self.handle.is_none()
+        self.path.is_none() && self.handle.is_none() && !self.forgotten
     }
 }
 

@@ -10,6 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::sync::mpsc;
 use sys::{Errno, Pid};
 
 const MFD_CLOEXEC: u32 = 1;
@@ -29,6 +30,9 @@ pub(super) fn with_path<T>(
             .get(&open)
             .ok_or(Errno::ENOENT)?;
         return through(open, |link| body(link, true));
+    }
+    if place.forgotten {
+        return forgotten(|link| body(link, true));
     }
     // Where inodes have new numbers after a reboot there is no handle, and the path is right.
     let right = |path: &&[u8]| {
@@ -58,6 +62,26 @@ pub(super) fn gone() -> sys::Result<OwnedFd> {
     let file = sys::vm::memfd(c"gone", MFD_CLOEXEC)?;
     through(&file, |link| {
         nix::fcntl::open(link, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+    })
+}
+
+/// Calls `body` with a path to a file that nothing leads to afterwards, and that nobody is told the end of: one of
+/// procfs, of a thread that has ended.
+fn forgotten<T>(body: impl FnOnce(&CStr) -> sys::Result<T>) -> sys::Result<T> {
+    let me = Pid(nix::unistd::getpid().as_raw());
+    let (tell, told) = mpsc::channel();
+    let (end, ends) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // It lasts until the other side is gone.
+            let _ = tell.send(nix::unistd::gettid());
+            let _ = ends.recv();
+        });
+        let thread = told.recv().map_err(|_| Errno::ESRCH)?;
+        let file = sys::procdir::open(me, &format!("task/{thread}/comm"), OFlag::O_PATH)?;
+        let result = through(&file, body);
+        drop(end);
+        result
     })
 }
 

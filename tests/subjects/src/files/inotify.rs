@@ -1,9 +1,11 @@
 //! inotify(7)
 
+use std::cell::Cell;
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::rc::Rc;
 
 use anyhow::Result;
 use libc::{IN_CREATE, IN_DELETE, IN_MODIFY, IN_NONBLOCK, IN_ONESHOT};
@@ -343,6 +345,53 @@ pub(crate) fn every_kind(setting: &Setting) -> Result<Watch> {
         Ok(())
     })
     .spoiled_by(move || read(spoiled.borrow().0, 64).map(drop)))
+}
+
+/// A file of /proc of a process that has ended, which no path leads to.
+pub(crate) fn forgotten(_: &Setting) -> Result<Watch> {
+    let notify = init()?;
+    let add = move || {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn()?;
+        let path = format!("/proc/{}/comm", child.id());
+        let number = watch(notify, Path::new(&path), libc::IN_ALL_EVENTS)?;
+        events(notify);
+        child.kill()?;
+        child.wait()?;
+        // What led to its end is told.
+        events(notify);
+        anyhow::Ok(number)
+    };
+    let remove = move |number| {
+        // SAFETY: takes numbers.
+        sys("inotify_rm_watch", unsafe {
+            libc::inotify_rm_watch(notify, number)
+        })
+    };
+    let masks = move || {
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{notify}"))?;
+        let lines = info.lines().filter(|line| line.starts_with("inotify"));
+        let masks = lines.map(|line| line.split(' ').find(|word| word.starts_with("mask:")));
+        anyhow::Ok(
+            masks
+                .map(|mask| mask.map(str::to_owned))
+                .collect::<Vec<_>>(),
+        )
+    };
+    let last = Rc::new(Cell::new(add()?));
+    let spoiled = last.clone();
+    let before = masks()?;
+    Ok(Watch::new(move || {
+        same("no events", &Vec::new(), &events(notify))?;
+        same("the masks", &before, &masks()?)?;
+        remove(last.get())?;
+        let end = vec![(last.get(), libc::IN_IGNORED)];
+        same("the end", &end, &events(notify))?;
+        let next = add()?;
+        same("the next number", &(last.get() + 1), &next)?;
+        last.set(next);
+        Ok(())
+    })
+    .spoiled_by(move || remove(spoiled.get()).map(drop)))
 }
 
 /// Files that the kernel makes up: their inodes have numbers that others get in time.

@@ -309,6 +309,11 @@ pub(crate) const GROUP: Group = Group {
             inotify::made_up,
         ),
         subject(
+            "inotify-forgotten",
+            "an inotify watch of a file of /proc of a process that has ended",
+            inotify::forgotten,
+        ),
+        subject(
             "inotify-queue",
             "inotify events that nobody has read",
             inotify::queue,
