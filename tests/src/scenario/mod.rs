@@ -395,18 +395,30 @@ impl Tally {
     }
 }
 
-/// The begin of a long text.
+/// Begin and end of a long text.
 fn shortened(text: &str) -> String {
-    const MOST: usize = 600;
-    match text.char_indices().nth(MOST) {
-        Some((at, _)) => format!("{} ...", &text[..at]),
-        None => text.to_owned(),
+    const SIDE: usize = 300;
+    let begin = text.char_indices().nth(SIDE);
+    let end = text.char_indices().nth_back(SIDE);
+    match (begin, end) {
+        (Some((begin, _)), Some((end, _))) if begin < end => {
+            format!("{} ... {}", &text[..begin], &text[end..])
+        }
+        _ => text.to_owned(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_texts_are_shortened() {
+        assert_eq!(shortened("short"), "short");
+        let long = format!("{}{}{}", "a".repeat(300), "b".repeat(300), "c".repeat(301));
+        let found = shortened(&long);
+        assert!(found.starts_with('a') && found.ends_with('c') && !found.contains('b'));
+    }
 
     #[test]
     fn names_are_unique() {
