@@ -134,8 +134,7 @@ impl Native {
 
     /// Runs one subject in namespaces of its own.
     fn live(&self, subject: &Subject) -> Result<Story> {
-        let dir = self.dir.join(&subject.name);
-        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let dir = self.fresh(&subject.name)?;
         let text = apart(
             "native-worker",
             &subject.name,
@@ -145,6 +144,24 @@ impl Native {
         )?
         .output()?;
         serde_json::from_str(text.trim()).with_context(|| format!("the worker said '{text}'"))
+    }
+
+    /// A directory for a run of a subject, of which there may be several.
+    fn fresh(&self, name: &str) -> Result<PathBuf> {
+        let mut dir = self.dir.join(name);
+        let mut number = 1;
+        loop {
+            match std::fs::create_dir(&dir) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    number += 1;
+                    dir = self.dir.join(format!("{name}.{number}"));
+                }
+                Err(error) => {
+                    return Err(error).with_context(|| format!("cannot make {}", dir.display()));
+                }
+                Ok(()) => return Ok(dir),
+            }
+        }
     }
 
     /// Is it what was expected? Returns what is to be told.

@@ -10,7 +10,7 @@ mod refuse;
 mod room;
 
 use std::process::ExitCode;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -296,19 +296,40 @@ fn possible(chosen: Vec<&'static Scenario>, tally: &mut Tally) -> Result<Vec<&'s
     Ok(now)
 }
 
-/// Every subject on this kernel, several at a time.
+/// Every subject on this kernel, several at a time. Those that fail so are tried again when nothing else runs, more
+/// than once: who is right then was disturbed, and is named.
 fn one_kernel(native: &Native, subjects: &[Subject], tally: &mut Tally) {
-    let shared = Mutex::new(&mut *tally);
-    let result = native.run(subjects, LANES, |subject, result| {
-        let mut tally = shared.lock().unwrap_or_else(|poison| poison.into_inner());
-        match result {
-            Ok(text) => tally.passed(&subject.test, &text),
-            Err(error) => tally.failed(&subject.test, &error),
+    const ALONE: usize = 2;
+    let (shared, failed) = (Mutex::new(&mut *tally), Mutex::new(Vec::new()));
+    let mut result = native.run(subjects, LANES, |subject, result| match result {
+        Ok(text) => locked(&shared).passed(&subject.test, &text),
+        Err(error) => {
+            ui::step(&format!("test {} ... again later: {error:#}", subject.test));
+            locked(&failed).push((subject.clone(), error));
         }
     });
+    let failed = std::mem::take(&mut *locked(&failed));
+    for (subject, first) in failed {
+        let alone = vec![subject.clone(); ALONE];
+        let wrong = Mutex::new(None);
+        let tried = native.run(&alone, 1, |_, result| {
+            if let Err(error) = result {
+                locked(&wrong).get_or_insert(error);
+            }
+        });
+        match locked(&wrong).take() {
+            Some(error) => tally.failed(&subject.test, &error),
+            None => tally.disturbed(&subject.test, &first),
+        }
+        result = result.and(tried);
+    }
     if let Err(error) = result {
         tally.failed("the table of what is carried", &error);
     }
+}
+
+fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(|poison| poison.into_inner())
 }
 
 fn unit() -> Result<()> {
@@ -347,6 +368,8 @@ struct Tally {
     skipped: usize,
     /// Name and reason.
     failed: Vec<(String, String)>,
+    /// The same of those that failed beside others only.
+    disturbed: Vec<(String, String)>,
 }
 
 impl Tally {
@@ -376,7 +399,18 @@ impl Tally {
         self.failed.push((name.to_owned(), format!("{error:#}")));
     }
 
+    fn disturbed(&mut self, name: &str, error: &anyhow::Error) {
+        self.passed(name, "alone");
+        self.disturbed.push((name.to_owned(), format!("{error:#}")));
+    }
+
     fn end(&self) -> ExitCode {
+        for (name, why) in &self.disturbed {
+            ui::say(&format!(
+                "right alone, but wrong beside others: {name}: {}",
+                shortened(why)
+            ));
+        }
         // Again, since a log is read from its end.
         for (name, why) in &self.failed {
             ui::say(&format!("failed: {name}: {}", shortened(why)));
