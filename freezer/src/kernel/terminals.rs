@@ -6,8 +6,6 @@ use sys::tty::queues::{Echo, Queues};
 
 /// Bytes that a line discipline keeps (`N_TTY_BUF_SIZE`); one of them stays free.
 const ROOM: u64 = 4096;
-/// What stands in it for the character that ends a file (`__DISABLED_CHAR`).
-const END_OF_FILE: u8 = 0;
 /// More buffers than a terminal has (`TTYB_DEFAULT_MEM_LIMIT`, drivers/tty/tty_buffer.c).
 const MOST: usize = 4096;
 
@@ -299,7 +297,7 @@ impl Discipline {
             .collect()
     }
 
-    /// Complete lines, each as read(2) gives it, and what follows them.
+    /// Complete lines, each with what ends it, and what follows them.
     fn lines(&self) -> (Vec<Vec<u8>>, Vec<u8>) {
         let mut lines = Vec::new();
         let mut begin = self.tail;
@@ -310,11 +308,7 @@ impl Discipline {
                 continue;
             }
             let end = at.wrapping_add(1);
-            let shown = match self.buffer[place] {
-                END_OF_FILE => at,
-                _ => end,
-            };
-            lines.push(self.between(begin, shown));
+            lines.push(self.between(begin, end));
             begin = end;
         }
         (lines, self.between(begin, self.head))
@@ -353,7 +347,7 @@ mod tests {
         let Some(found) = queued(&slave, true) else {
             return;
         };
-        assert_eq!(found.lines, [&b"e\n"[..], b"two", b"three\n", b""]);
+        assert_eq!(found.lines, [&b"e\n"[..], b"two\0", b"three\n", b"\0"]);
         assert_eq!(found.rest, b"fou");
         assert_eq!(found.output, b"one\r\ntwothree\r\nfou");
         assert!(found.behind.is_empty() && !found.stopped && !found.held);

@@ -22,8 +22,8 @@ const XOFF: u8 = 0x13;
 /// What is queued in both directions.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Queues {
-    /// Complete lines of canonical mode, each as read(2) gives it: without a line end when the
-    /// end-of-file character ended it.
+    /// Complete lines of canonical mode, each with what ends it: a zero when that is the end-of-file character, which
+    /// read(2) gives only when canonical mode is off by then. [`take`] cannot see it.
     pub lines: Vec<Vec<u8>>,
     /// The rest of the input: an unfinished line, or all of it outside of canonical mode.
     pub rest: Vec<u8>,
@@ -199,8 +199,8 @@ fn put_line(
         let kind = if by_last { libc::VEOL } else { libc::VEOF };
         settings.cc[kind] = if by_last { last } else { end_of_file };
     }
-    let mut bytes = line.to_vec();
     let ends_file = !ends_itself && !by_last;
+    let mut bytes = if last == 0 { before } else { line }.to_vec();
     bytes.extend(ends_file.then_some(end_of_file));
     receive(&settings, &bytes, ends_file)
 }

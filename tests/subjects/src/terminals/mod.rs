@@ -38,6 +38,11 @@ pub(crate) const GROUP: Group = Group {
             pair::ends,
         ),
         subject(
+            "pty-end-mark",
+            "a line of a pty that the end-of-file character has ended, when canonical mode is switched off",
+            pair::end_mark,
+        ),
+        subject(
             "pty-signals",
             "F_SETOWN, F_SETSIG and O_ASYNC of both sides of a pty",
             pair::signals,

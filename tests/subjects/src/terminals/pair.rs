@@ -234,6 +234,30 @@ pub(crate) fn ends(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || read(slave, 100).map(drop)))
 }
 
+/// The mark that ends a line without a newline is read as a zero when canonical mode is switched off.
+pub(crate) fn end_mark(_: &Setting) -> Result<Watch> {
+    let [master, slave] = pty()?;
+    let mut canonical = termios(slave)?;
+    canonical.c_lflag &= !libc::ECHO;
+    let mut raw = canonical;
+    raw.c_lflag &= !libc::ICANON;
+    raw.c_cc[libc::VMIN] = 1;
+    let fill = move || {
+        set_termios(slave, &canonical)?;
+        write(master, b"one\x04two")?;
+        until("the line has come", SOON, || {
+            get(slave, libc::FIONREAD).is_ok_and(|found| found == 3)
+        })
+    };
+    fill()?;
+    Ok(Watch::new(move || {
+        set_termios(slave, &raw)?;
+        receive(slave, b"one\0two")?;
+        fill()
+    })
+    .spoiled_by(move || read(slave, 100).map(drop)))
+}
+
 /// What is typed while output is stopped is echoed when it goes on.
 pub(crate) fn echo(_: &Setting) -> Result<Watch> {
     let [master, slave] = pty()?;
