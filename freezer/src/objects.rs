@@ -394,9 +394,7 @@ fn nameable(file: &File, path: &Path, inode: u64) -> bool {
     if path.file_name() != Some(OsStr::new(&of_its_own)) {
         return false;
     }
-    let mut above = path.ancestors().skip(1);
-    let directory = above.find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
-    kernel::look(|kernel| kernel.can_be_named(file.as_fd(), directory)).unwrap_or(true)
+    kernel::look(|kernel| kernel.can_be_named(file.as_fd())).unwrap_or(true)
 }
 
 /// What a segment of System V shared memory is beside its contents. The inode number of its

@@ -1,10 +1,9 @@
 //! What the kernel notes of an inode and nobody shows (include/linux/fs.h).
 
 use super::{Kernel, Unreadable, half};
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 
 const WRONG: Unreadable = Unreadable::Inconsistent("the state of an inode");
 /// Other bits of the state change as well, when the kernel writes inodes back.
@@ -12,25 +11,23 @@ const TRIES: usize = 10;
 
 impl Kernel {
     /// Whether a file without a name can be given one (linkat(2)): it was opened with `O_TMPFILE` and without
-    /// `O_EXCL`, and has had none so far. `directory` is one that takes such files.
-    pub(crate) fn can_be_named(
-        &mut self,
-        file: BorrowedFd<'_>,
-        directory: &Path,
-    ) -> Result<bool, Unreadable> {
+    /// `O_EXCL`, and has had none so far.
+    pub(crate) fn can_be_named(&mut self, file: BorrowedFd<'_>) -> Result<bool, Unreadable> {
         let bit = match self.linkable {
             Some(bit) => bit,
-            None => self.find_linkable(directory)?,
+            None => self.find_linkable()?,
         };
         self.linkable = Some(bit);
         Ok(self.inode_state(file)? & bit != 0)
     }
 
     /// `I_LINKABLE`, which is another bit with other kernels: what a file that can be named has and another has not.
-    fn find_linkable(&mut self, directory: &Path) -> Result<u32, Unreadable> {
+    fn find_linkable(&mut self) -> Result<u32, Unreadable> {
+        // Where nobody can watch.
+        let own = sys::mountapi::detached(c"tmpfs").map_err(Unreadable::NotAllowed)?;
         let make = |more| {
             let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC | more;
-            open(directory, flags, Mode::empty()).map_err(Unreadable::NotAllowed)
+            openat(&own, c".", flags, Mode::empty()).map_err(Unreadable::NotAllowed)
         };
         for _ in 0..TRIES {
             let (with, without) = (make(OFlag::empty())?, make(OFlag::O_EXCL)?);
@@ -58,6 +55,7 @@ impl Kernel {
 mod tests {
     use super::super::{look, readable};
     use super::*;
+    use nix::fcntl::open;
 
     #[test]
     fn files_that_can_be_named_are_told_from_others() {
@@ -70,7 +68,7 @@ mod tests {
             return;
         };
         for (file, expected) in [(&with, true), (&without, false)] {
-            let found = readable(look(|kernel| kernel.can_be_named(file.as_fd(), &dir)));
+            let found = readable(look(|kernel| kernel.can_be_named(file.as_fd())));
             assert_eq!(found.unwrap_or(expected), expected);
         }
     }

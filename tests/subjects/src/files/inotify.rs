@@ -42,8 +42,8 @@ pub(crate) fn events(notify: i32) -> Vec<(i32, u32)> {
     found
 }
 
-/// A directory with a listening socket, a socket whose name is gone, a FIFO and a removed directory: whoever watches
-/// it is told of nothing that happens while they are saved and made again.
+/// A directory with a listening socket, a socket whose name is gone, a FIFO and a removed directory, and one with a file
+/// that never had a name: whoever watches them is told of nothing that happens while they are saved and made again.
 pub(crate) fn quiet(setting: &Setting) -> Result<Watch> {
     let path = setting.fresh("watched");
     fs::create_dir(&path)?;
@@ -61,7 +61,13 @@ pub(crate) fn quiet(setting: &Setting) -> Result<Watch> {
     let notify = init()?;
     watch(notify, &path, libc::IN_ALL_EVENTS)?;
     watch(notify, &path.join("socket"), libc::IN_ALL_EVENTS)?;
-    let held = (listener, gone, fifo, removed);
+    let other = setting.fresh("of-unnamed");
+    fs::create_dir(&other)?;
+    let unnamed = crate::kit::files::open(&other, libc::O_TMPFILE | libc::O_RDWR)?;
+    // To save what a file has is to open and read it.
+    let read = libc::IN_OPEN | libc::IN_ACCESS | libc::IN_CLOSE_NOWRITE;
+    watch(notify, &other, libc::IN_ALL_EVENTS & !read)?;
+    let held = (listener, gone, fifo, removed, unnamed);
     Ok(Watch::new(move || {
         let _ = &held;
         same("no events", &Vec::new(), &events(notify))
