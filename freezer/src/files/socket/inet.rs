@@ -72,6 +72,9 @@ pub(super) fn examine(
             false => tcp::When::Stopped,
         };
         tcp::examine(open, common, when, &mut found)?;
+        if found.backlog.is_some() || found.connection.is_some() || !found.asks.is_empty() {
+            found.shutdown = 0;
+        }
         return Ok(found);
     }
     way::examine(open, common, facts.whole_host, &found.remote)?;
@@ -115,19 +118,18 @@ fn asked_for(open: &Open<'_>) -> (bool, bool) {
 
 /// The halves that are shut down of a socket without a connection.
 fn shutdown(open: &Open<'_>, common: &Common, facts: &mut Facts) -> Result<u8, FreezerError> {
-    if common.protocol == c::IPPROTO_UDPLITE && is_udp(common) {
-        // Of UDP-Lite nobody else tells.
-        let found = kernel::look(|kernel| {
-            let sk = kernel.own_sock(open.copy.as_fd())?;
-            kernel.fields(sk, "sock", &["sk_shutdown"])
-        });
-        return Ok(found.map_or(0, |found| found.first().map_or(0, |how| *how as u8)));
+    if is_udp(common)
+        && common.protocol == c::IPPROTO_UDP
+        && let Some(found) = facts.udp_shutdown(open, common.inode)?
+    {
+        return Ok(found);
     }
-    if is_udp(common) {
-        facts.udp_shutdown(open, common.inode)
-    } else {
-        Ok(0)
-    }
+    // Of those that are neither bound nor connected, and of other protocols, nobody else tells.
+    let found = kernel::look(|kernel| {
+        let sk = kernel.own_sock(open.copy.as_fd())?;
+        kernel.fields(sk, "sock", &["sk_shutdown"])
+    });
+    Ok(found.map_or(0, |found| found.first().map_or(0, |how| *how as u8)))
 }
 
 /// Whether an address is not the one of a new socket. Of a raw socket the port is the protocol.

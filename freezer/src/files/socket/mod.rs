@@ -113,7 +113,8 @@ impl Facts {
         found.ok_or_else(|| open.refuse(UNLISTED))
     }
 
-    fn udp_shutdown(&mut self, open: &Open<'_>, inode: u64) -> Result<u8, FreezerError> {
+    /// None of one that is neither bound nor connected: such are not listed.
+    fn udp_shutdown(&mut self, open: &Open<'_>, inode: u64) -> Result<Option<u8>, FreezerError> {
         let all = match &mut self.udp_shutdown {
             Some(all) => all,
             none => {
@@ -121,8 +122,7 @@ impl Facts {
                 none.insert(asked.map_err(|errno| missing(open, "udp_diag", errno))?)
             }
         };
-        // One that is neither bound nor connected is not listed.
-        Ok(all.get(&inode).copied().unwrap_or(0))
+        Ok(all.get(&inode).copied())
     }
 
     fn packet(&mut self, open: &Open<'_>, inode: u64) -> Result<PacketInfo, FreezerError> {

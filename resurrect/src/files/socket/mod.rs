@@ -262,12 +262,16 @@ fn listens(making: &Making<'_>) -> bool {
     matches!(&making.socket.state, SocketState::Inet(state) if state.backlog.is_some())
 }
 
-/// In the order in which they share a port; the others as they are.
+/// In the order in which they share a port; the others as they are. Those that listen come last: their addresses cannot
+/// be bound any more.
 fn by_place<'a>(all: &[Making<'a>]) -> Vec<Making<'a>> {
     let mut sorted = all.to_vec();
     sorted.sort_by_key(|making| match &making.socket.state {
-        SocketState::Inet(state) => state.group.as_ref().map_or(0, |group| group.place),
-        _ => 0,
+        SocketState::Inet(state) => (
+            state.backlog.is_some(),
+            state.group.as_ref().map_or(0, |group| group.place),
+        ),
+        _ => (false, 0),
     });
     sorted
 }

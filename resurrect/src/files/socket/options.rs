@@ -141,12 +141,23 @@ fn set_one(fd: BorrowedFd<'_>, option: &SocketOption) -> Result<()> {
     let forced = match (level, name) {
         (c::SOL_SOCKET, c::SO_SNDBUF) => c::SO_SNDBUFFORCE,
         (c::SOL_SOCKET, c::SO_RCVBUF) => c::SO_RCVBUFFORCE,
+        (c::SOL_SOCKET, c::SO_LINGER) => return set_linger(fd, &option.value),
         _ => return socket::set_option(fd, level, name, &option.value),
     };
     // The kernel doubles what it is given (socket(7)).
     let word = option.value.get(..4).and_then(|w| w.try_into().ok());
     let size = word.map_or(0, i32::from_ne_bytes);
     socket::set_int_option(fd, level, forced, size / 2)
+}
+
+/// The kernel keeps the time also when it is switched off, and takes one only when it is switched on.
+fn set_linger(fd: BorrowedFd<'_>, value: &[u8]) -> Result<()> {
+    let (level, name) = (c::SOL_SOCKET, c::SO_LINGER);
+    let on = 1i32.to_ne_bytes();
+    if let Some(time) = value.get(on.len()..) {
+        socket::set_option(fd, level, name, &[&on, time].concat())?;
+    }
+    socket::set_option(fd, level, name, value)
 }
 
 /// What a listening unix socket hands on to those who connect (Linux 6.16): `passes`, or what it will have itself.

@@ -9,7 +9,7 @@ use persist_mem::manifest::{
     DescriptionId, PeerCredentials, SocketState, Thread, UnixLink, UnixSocket, Waiting,
 };
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use sys::Errno;
 use sys::socket::{self, Outgoing};
@@ -23,8 +23,8 @@ pub(super) struct Unix {
     gone: BTreeMap<DescriptionId, (OwnedFd, Option<Reach>)>,
     /// Clients that are gone and wait to be accepted: by which socket, and their place there.
     left: BTreeMap<(DescriptionId, usize), OwnedFd>,
-    /// Ends of pairs that have turned to somebody else since, while the other end has not.
-    turned: BTreeSet<DescriptionId>,
+    /// Ends of pairs that have turned to somebody else since, and the other end where that has not.
+    turned: BTreeMap<DescriptionId, Option<DescriptionId>>,
 }
 
 /// A unix socket of the manifest.
@@ -140,7 +140,7 @@ impl Unix {
         Ok(())
     }
 
-    /// Makes pairs of which one end has another peer by now (or none): the other still has this one, which has no name.
+    /// Makes pairs of which one end has another peer by now (or none), while the other still has this one.
     fn make_turned(
         &mut self,
         restore: &mut Restore<'_>,
@@ -152,7 +152,10 @@ impl Unix {
             let UnixLink::Connected(peer) = one.state.link else {
                 continue;
             };
-            let Some(other) = find(all, peer).filter(|other| other.state.name.is_empty()) else {
+            // One that has been bound since cannot be told from one that was connected to by its name, but by what
+            // has come from it.
+            let paired = |other: &One<'_>| other.state.name.is_empty() || only_by_pair(&one);
+            let Some(other) = find(all, peer).filter(paired) else {
                 continue;
             };
             let known = |id| sockets.fds.contains_key(&id);
@@ -163,7 +166,7 @@ impl Unix {
             let (own, turned) = peer::pair(restore, who, one.making.socket.kind)?;
             sockets.fds.insert(id, own);
             sockets.fds.insert(peer, turned);
-            self.turned.insert(peer);
+            self.turned.insert(peer, Some(id));
         }
         Ok(())
     }
@@ -181,11 +184,11 @@ impl Unix {
             return Ok(());
         }
         match &one.state.link {
-            UnixLink::Connected(other) if *other != id => {
+            UnixLink::Connected(other) if *other != id && one.stream() => {
                 let missing = || one.making.failed("looking up its peer")(Errno::ENOTCONN);
                 let other = find(all, *other).ok_or_else(missing)?;
                 let mutual = other.state.link == UnixLink::Connected(id);
-                if one.stream() && mutual {
+                if mutual {
                     let ends = self.connection(restore, all, one, other)?;
                     sockets.fds.insert(id, ends.0);
                     sockets.fds.insert(other.making.id(), ends.1);
@@ -211,6 +214,14 @@ impl Unix {
                 };
                 sockets.fds.insert(id, ends.0);
                 self.gone.insert(id, (ends.1, None));
+            }
+            // It was made in a pair and has turned away from the other end, which has gone.
+            _ if !one.stream() && (only_by_pair(&one) || one.state.peer_credentials.is_some()) => {
+                let who = one.state.peer_credentials.as_ref();
+                let (own, gone) = peer::pair(restore, who, one.making.socket.kind)?;
+                sockets.fds.insert(id, own);
+                self.gone.insert(id, (gone, None));
+                self.turned.insert(id, None);
             }
             _ => {}
         }
@@ -377,31 +388,68 @@ impl Unix {
         for one in unix(all) {
             self.speak(restore, all, one, sockets)?;
         }
-        for one in unix(all) {
-            let id = one.making.id();
-            let paired = match &one.state.link {
-                UnixLink::Connected(other) => find(all, *other)
-                    .filter(|other| {
-                        one.stream() || other.state.name.is_empty() || one.state.name.is_empty()
-                    })
-                    .filter(|other| {
-                        other.state.link == UnixLink::Connected(id)
-                            || self.turned.contains(&other.making.id())
-                    })
-                    .and_then(|other| sockets.fds.get(&other.making.id())),
-                _ => self.gone.get(&id).map(|(fd, _)| fd),
-            };
-            for message in &one.state.queue {
-                if let Some(peer) = paired {
-                    let peer = peer.as_fd();
-                    queue::send_unix(restore, &one.making, sockets, peer, message, &[])?;
-                    queue::consume(&one.making, sockets.get(&one.making)?, message)?;
-                } else {
-                    self.send_to(restore, all, one, sockets, message)?;
-                }
+        // To turn away takes what was not read, and ends that have turned away can send no more.
+        let from_turned = |made: &Unix, one: &One<'_>| {
+            let id = Some(one.making.id());
+            matches!(one.state.link, UnixLink::Connected(peer) if made.turned.get(&peer) == Some(&id))
+        };
+        for one in unix(all).filter(|one| from_turned(self, one)) {
+            self.fill_one(restore, all, one, sockets)?;
+        }
+        self.turn(all, sockets)?;
+        for one in unix(all).filter(|one| !from_turned(self, one)) {
+            self.fill_one(restore, all, one, sockets)?;
+        }
+        Ok(())
+    }
+
+    /// Sends what was in one's queue.
+    fn fill_one(
+        &self,
+        restore: &mut Restore<'_>,
+        all: &[Making<'_>],
+        one: One<'_>,
+        sockets: &Sockets,
+    ) -> Result<(), ResurrectError> {
+        let paired = self.paired(all, one, sockets);
+        for message in &one.state.queue {
+            if let Some(peer) = paired {
+                queue::send_unix(restore, &one.making, sockets, peer.as_fd(), message, &[])?;
+                queue::consume(&one.making, sockets.get(&one.making)?, message)?;
+            } else {
+                self.send_to(restore, all, one, sockets, message)?;
             }
         }
         Ok(())
+    }
+
+    /// The other end that all of what it has got came from, as far as it is one of a pair or connection.
+    fn paired<'b>(
+        &'b self,
+        all: &[Making<'_>],
+        one: One<'_>,
+        sockets: &'b Sockets,
+    ) -> Option<&'b OwnedFd> {
+        let id = one.making.id();
+        let has_it = |other: &One<'_>| other.state.link == UnixLink::Connected(id);
+        match &one.state.link {
+            UnixLink::Connected(other) => find(all, *other)
+                .filter(|other| {
+                    one.stream() || other.state.name.is_empty() || one.state.name.is_empty()
+                })
+                .filter(|other| {
+                    has_it(other) || self.turned.get(&other.making.id()) == Some(&Some(id))
+                })
+                .and_then(|other| sockets.fds.get(&other.making.id())),
+            // It has turned away itself.
+            UnixLink::None if !one.stream() && one.state.name.is_empty() => unix(all)
+                .find(has_it)
+                .and_then(|other| sockets.fds.get(&other.making.id()))
+                .or_else(|| self.gone.get(&id).map(|(fd, _)| fd)),
+            // Who has a name may have been sent to by anybody.
+            _ if self.turned.contains_key(&id) && !one.state.name.is_empty() => None,
+            _ => self.gone.get(&id).map(|(fd, _)| fd),
+        }
     }
 
     /// Sends a datagram to a socket that many may send to, from the socket that sent it or one of the
@@ -468,7 +516,6 @@ impl Unix {
         all: &[Making<'_>],
         sockets: &mut Sockets,
     ) -> Result<(), ResurrectError> {
-        self.turn(all, sockets)?;
         for one in datagrams_in_order(all) {
             self.connect_datagram(one, sockets)?;
         }
@@ -518,7 +565,7 @@ impl Unix {
     /// Has ends of pairs turn away from the other end: what that had not read would be lost, and it has been sent.
     fn turn(&self, all: &[Making<'_>], sockets: &Sockets) -> Result<(), ResurrectError> {
         let nobody = (c::AF_UNSPEC as u16).to_ne_bytes();
-        for one in self.turned.iter().filter_map(|id| find(all, *id)) {
+        for one in self.turned.keys().filter_map(|id| find(all, *id)) {
             socket::connect(sockets.get(&one.making)?, &nobody)
                 .map_err(one.making.failed("turning it away"))?;
         }
@@ -553,6 +600,11 @@ impl Unix {
         }
         Ok(())
     }
+}
+
+/// Whether nobody could have sent what it has got but the other end of the pair that it was made in.
+fn only_by_pair(one: &One<'_>) -> bool {
+    one.state.name.is_empty() && !one.state.queue.is_empty()
 }
 
 /// Whether each is the other's peer: such send more than others may (`unix_dgram_sendmsg`, net/unix/af_unix.c).

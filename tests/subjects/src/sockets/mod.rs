@@ -15,6 +15,7 @@ mod tcp_segments;
 mod udp;
 mod udp_queues;
 mod udp_reports;
+mod unconnected;
 mod unix_control;
 mod unix_named;
 mod unix_pair;
@@ -128,6 +129,26 @@ pub(crate) const GROUP: Group = Group {
             "unix-turned",
             "a unix datagram pair of which one end has another peer since",
             unix_named::turned,
+        ),
+        subject(
+            "unix-turned-away",
+            "unix datagram pairs of which one end has let go of the other",
+            unconnected::turned_away,
+        ),
+        subject(
+            "socket-shut-down",
+            "sockets that were shut down without a connection",
+            unconnected::shut_down,
+        ),
+        subject(
+            "tcp-beside-listener",
+            "a TCP socket bound to an address before another one listened there",
+            unconnected::beside_a_listener,
+        ),
+        subject(
+            "socket-lingered",
+            "the time of SO_LINGER when that is off",
+            unconnected::lingered,
         ),
         subject(
             "unix-unbound",
@@ -415,6 +436,16 @@ pub(crate) const GROUP: Group = Group {
             "udp-mapped-queue",
             "queued datagrams of IPv4 in a socket of IPv6",
             udp_queues::of_both_protocols,
+        ),
+        subject(
+            "udp-from-both-protocols",
+            "queued datagrams of IPv4 that a socket of IPv6 has sent",
+            udp_queues::from_both_protocols,
+        ),
+        subject(
+            "udp-nearer-since",
+            "queued datagrams for an address that another UDP socket has bound since",
+            udp_queues::nearer_since,
         ),
         subject(
             "udp-headers",

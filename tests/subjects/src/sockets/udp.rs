@@ -12,7 +12,7 @@ use libc::{
 
 use crate::kit::files::ready;
 use crate::kit::net::{self, option, set_option, set_option_bytes};
-use crate::kit::{SOON, Setting, Watch, loopback, not_here, same, sys, until};
+use crate::kit::{SOON, Setting, Watch, args, loopback, not_here, raw, same, sys, until};
 
 fn bound(to: &str) -> Result<Rc<UdpSocket>> {
     loopback()?;
@@ -386,15 +386,25 @@ pub(crate) fn corked(_: &Setting) -> Result<Watch> {
     for client in &clients {
         client.connect(server.local_addr()?)?;
     }
+    // The third one sends past its peer.
+    let aside = bound("127.0.0.1:0")?;
+    aside.connect(clients[0].local_addr()?)?;
+    let port = server.local_addr()?.port().to_be_bytes();
+    let to = [&[2, 0], &port[..], &[127, 0, 0, 1], &[0; 8]].concat();
     let [corked, more] = &clients;
     let (corked, more) = (corked.clone(), more.clone());
     let begin = {
-        let (corked, more) = (corked.clone(), more.clone());
+        let (corked, more, aside) = (corked.clone(), more.clone(), aside.clone());
         move || {
             set_option(corked.as_raw_fd(), libc::SOL_UDP, libc::UDP_CORK, 1)?;
             send_part(&corked, b"held ", 0)?;
             send_part(&corked, &[7; 3000], 0)?;
-            send_part(&more, b"begun ", libc::MSG_MORE)
+            send_part(&more, b"begun ", libc::MSG_MORE)?;
+            let text = b"past ";
+            let [bytes, address] = [text.as_ptr() as u64, to.as_ptr() as u64];
+            let fd = aside.as_raw_fd() as u64;
+            let arguments = args([fd, bytes, 5, libc::MSG_MORE as u64, address, 16]);
+            sys("sendto", raw(libc::SYS_sendto, arguments)).map(drop)
         }
     };
     begin()?;
@@ -417,6 +427,10 @@ pub(crate) fn corked(_: &Setting) -> Result<Watch> {
         comes(&server)?;
         let len = server.recv(&mut bytes)?;
         same("the second", b"begun and ended".as_slice(), &bytes[..len])?;
+        send_part(&aside, b"its peer", 0)?;
+        comes(&server)?;
+        let len = server.recv(&mut bytes)?;
+        same("the third", b"past its peer".as_slice(), &bytes[..len])?;
         begin()
     })
     .spoiled_by(move || {

@@ -162,6 +162,69 @@ pub(crate) fn of_both_protocols(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || read(server, 9).map(drop)))
 }
 
+/// A socket of both protocols has sent to one of IPv4, which sees an address of IPv4.
+pub(crate) fn from_both_protocols(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let server = UdpSocket::bind("127.0.0.1:0")?;
+    server.set_nonblocking(true)?;
+    let Ok(client) = UdpSocket::bind("[::]:0") else {
+        return not_here("no IPv6");
+    };
+    let to = format!("[::ffff:127.0.0.1]:{}", server.local_addr()?.port());
+    let from = SocketAddr::from(([127, 0, 0, 1], client.local_addr()?.port()));
+    let fd = server.as_raw_fd();
+    let fill = move || {
+        client.send_to(b"four", &to)?;
+        comes(fd)
+    };
+    fill()?;
+    Ok(Watch::new(move || {
+        let mut bytes = [0; 9];
+        let (len, sender) = server.recv_from(&mut bytes)?;
+        same("what came", b"four".as_slice(), &bytes[..len])?;
+        same("who sent it", &from, &sender)?;
+        fill()
+    })
+    .spoiled_by(move || read(fd, 9).map(drop)))
+}
+
+/// One of any host has a datagram, and another one has bound the host that it was sent to since.
+pub(crate) fn nearer_since(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let open = |address: &[u8]| {
+        let one = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0)?;
+        set_option(one, SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+        bind(one, address)?;
+        anyhow::Ok(one)
+    };
+    let any = open(&v4([0; 4], 0))?;
+    let own = name(any, false)?;
+    let port = u16::from_be_bytes([own[2], own[3]]);
+    let sender = UdpSocket::bind("127.0.0.1:0")?;
+    let fill = move || {
+        sender.send_to(b"any", SocketAddr::from(([127, 0, 0, 1], port)))?;
+        comes(any)?;
+        let near = open(&v4([127, 0, 0, 1], port))?;
+        sender.send_to(b"near", SocketAddr::from(([127, 0, 0, 1], port)))?;
+        comes(near)?;
+        anyhow::Ok(near)
+    };
+    let mut near = fill()?;
+    Ok(Watch::new(move || {
+        same("of any host", b"any".as_slice(), &read(any, 9)?)?;
+        same("of the nearer one", b"near".as_slice(), &read(near, 9)?)?;
+        same(
+            "more",
+            &(true, true),
+            &(read(any, 9).is_err(), read(near, 9).is_err()),
+        )?;
+        crate::kit::files::close(near);
+        near = fill()?;
+        Ok(())
+    })
+    .spoiled_by(move || read(any, 9).map(drop)))
+}
+
 /// Hops, type of service and destination as senders chose them who are gone.
 pub(crate) fn as_they_were_sent(_: &Setting) -> Result<Watch> {
     loopback()?;

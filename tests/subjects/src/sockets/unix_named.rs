@@ -23,7 +23,7 @@ fn address(path: &[u8]) -> ([u8; 110], u64) {
     (bytes, (2 + path.len() + end) as u64)
 }
 
-fn bind(socket: i32, path: &[u8]) -> Result<()> {
+pub(super) fn bind(socket: i32, path: &[u8]) -> Result<()> {
     let (bytes, len) = address(path);
     sys(
         "bind",

@@ -2,8 +2,9 @@
 
 use crate::FreezerError;
 use crate::files::Open;
+use crate::kernel;
 use nix::libc as c;
-use persist_mem::manifest::Connection;
+use persist_mem::manifest::{Connection, InetSocket};
 use std::os::fd::AsFd;
 use sys::socket;
 
@@ -38,4 +39,21 @@ pub(super) fn was_made(info: &[u8]) -> bool {
         .iter()
         .flatten()
         .any(|bytes| bytes.iter().any(|byte| *byte != 0))
+}
+
+/// Whether a socket that is shut down has never asked for a connection: shutdown(2) says ENOTCONN, and does it all the
+/// same.
+pub(super) fn never_asked(open: &Open<'_>, found: &InetSocket) -> bool {
+    /// include/uapi/linux/net.h; connect(2) and accept(2) change it.
+    const SS_UNCONNECTED: u64 = 1;
+    let state = kernel::look(|kernel| {
+        let sk = kernel.own_sock(open.copy.as_fd())?;
+        let socket = kernel.fields(sk, "sock", &["sk_socket"])?;
+        kernel.fields(socket.first().copied().unwrap_or(0), "socket", &["state"])
+    });
+    match state {
+        Ok(state) => state.first() == Some(&SS_UNCONNECTED),
+        // Who has asked has a port.
+        Err(_) => found.local.is_empty() && found.error == 0,
+    }
 }

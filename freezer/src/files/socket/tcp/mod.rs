@@ -15,7 +15,7 @@ use super::{Common, int, unaccepted};
 use crate::FreezerError;
 use crate::files::Open;
 use crate::kernel;
-use ended::{ended, was_made};
+use ended::{ended, never_asked, was_made};
 pub(super) use link::link;
 use live::numbers;
 pub(super) use live::{patience, queue, unsent};
@@ -80,7 +80,7 @@ pub(super) fn examine(
             }
             return Ok(());
         }
-        Some(&state::CLOSE) if common.has(c::POLLRDHUP) => {
+        Some(&state::CLOSE) if common.has(c::POLLRDHUP) && !never_asked(open, found) => {
             found.connection = Some(ended(open, found.error, was_made(&info))?);
             return Ok(());
         }

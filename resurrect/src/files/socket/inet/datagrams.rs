@@ -10,6 +10,7 @@ use sys::socket::Control;
 use sys::{Errno, socket};
 
 const IPV6_TRANSPARENT: i32 = 75;
+const BY_INDEX: (i32, i32) = (c::SOL_SOCKET, c::SO_BINDTOIFINDEX);
 const SO_DETACH_REUSEPORT_BPF: (i32, i32) = (c::SOL_SOCKET, c::SO_DETACH_REUSEPORT_BPF);
 
 /// Sends what was in the queues of UDP sockets, over the loopback interface and from the addresses it
@@ -116,15 +117,16 @@ fn send(
     let local = socket::is_local(&source);
     let mut senders = all.iter().filter(|sender| {
         sender.socket.kind == c::SOCK_DGRAM
-            && sender.socket.domain == domain
             && sender.socket.protocol == making.socket.protocol
             && sends_from(sender, &source, local)
     });
     // Also itself, where nobody else has the address.
     let myself = senders.clone().find(|sender| sender.id() == making.id());
     let known = senders.find(|sender| sender.id() != making.id()).or(myself);
+    let hidden = hide(all, sockets, making, state, known)?;
     if let Some(sender) = known {
-        return queue::send_inet(making, sockets.get(sender)?, message, &to, &control);
+        queue::send_inet(making, sockets.get(sender)?, message, &to, &control)?;
+        return show(making, &hidden);
     }
     let doing = "making a sender for what is in its queue";
     let stranger = socket::socket(domain, c::SOCK_DGRAM, making.socket.protocol)
@@ -144,8 +146,51 @@ fn send(
         socket::set_int_option(fd, level, name, 1).map_err(making.failed(doing))?;
     }
     socket::bind(fd, &source).map_err(making.failed(doing))?;
-    queue::send_inet(making, fd, message, &to, &control)
+    queue::send_inet(making, fd, message, &to, &control)?;
+    show(making, &hidden)
 }
+
+/// What is sent on this host passes by who is bound to this interface.
+const NO_INTERFACE: i32 = i32::MAX;
+
+/// Has the others of its port, but for `sender`, get nothing: some would get what is sent to it by now, since they have
+/// bound an address of their own, or the same one later (net/ipv4/udp.c, `__udp4_lib_lookup`). Those of a group of
+/// `SO_REUSEPORT` would leave that.
+fn hide<'a>(
+    all: &[Making<'_>],
+    sockets: &'a Sockets,
+    making: &Making<'_>,
+    state: &InetSocket,
+    sender: Option<&Making<'_>>,
+) -> Result<Vec<BorrowedFd<'a>>, ResurrectError> {
+    let port = |state: &InetSocket| state.local.get(2..4).map(<[u8]>::to_vec);
+    let mut hidden = Vec::new();
+    for other in all {
+        let SocketState::Inet(of_other) = &other.socket.state else {
+            continue;
+        };
+        let same = other.socket.kind == c::SOCK_DGRAM
+            && other.socket.protocol == making.socket.protocol
+            && port(of_other) == port(state);
+        let sends = sender.is_some_and(|sender| sender.id() == other.id());
+        if same && other.id() != making.id() && !sends && of_other.group.is_none() {
+            let fd = sockets.get(other)?;
+            set_int(fd, BY_INDEX, NO_INTERFACE).map_err(making.failed(HIDING))?;
+            hidden.push(fd);
+        }
+    }
+    Ok(hidden)
+}
+
+/// The device that one had comes back with the options.
+fn show(making: &Making<'_>, hidden: &[BorrowedFd<'_>]) -> Result<(), ResurrectError> {
+    for fd in hidden {
+        set_int(*fd, BY_INDEX, 0).map_err(making.failed(HIDING))?;
+    }
+    Ok(())
+}
+
+const HIDING: &str = "having others of its port get nothing";
 
 /// Whether a socket gets datagrams together that came together (`UDP_GRO`).
 fn takes_segments(making: &Making<'_>) -> bool {
@@ -155,14 +200,34 @@ fn takes_segments(making: &Making<'_>) -> bool {
     })
 }
 
-/// Whether what a socket sends comes from an address, which is one of this host's or not.
+/// Whether what a socket sends comes from an address, which is one of this host's or not. One of IPv6 sends to addresses
+/// of IPv4 as well, from such addresses.
 fn sends_from(sender: &Making<'_>, source: &[u8], local: bool) -> bool {
-    match &sender.socket.state {
-        SocketState::Inet(state) => {
-            state.local == source || (local && state.local == wildcard(source))
-        }
-        _ => false,
-    }
+    let SocketState::Inet(state) = &sender.socket.state else {
+        return false;
+    };
+    let own = plain(&state.local);
+    let both = sender.socket.domain == c::AF_INET6
+        && i32::from(source.first().copied().unwrap_or(0)) == c::AF_INET
+        && !is_v6_only(sender);
+    let any = |own: &[u8]| both && own.first() == Some(&(c::AF_INET6 as u8)) && is_any(own);
+    own == source
+        || local && own == wildcard(source)
+        || local && any(&own) && own.get(2..4) == source.get(2..4)
+}
+
+/// Whether an address of IPv6 names no host.
+fn is_any(address: &[u8]) -> bool {
+    address
+        .get(8..24)
+        .is_some_and(|host| host.iter().all(|byte| *byte == 0))
+}
+
+fn is_v6_only(making: &Making<'_>) -> bool {
+    making.socket.options.iter().any(|option| {
+        let line = (option.level, option.name) == (c::SOL_IPV6, c::IPV6_V6ONLY);
+        line && option.value.iter().any(|byte| *byte != 0)
+    })
 }
 
 /// Hops, type of service and options of a header of IP, as control messages of the sender, who may have others by now.

@@ -160,10 +160,11 @@ pub(super) fn begin_to_send(
     let Some(pending) = &state.pending else {
         return Ok(());
     };
-    let to = if state.remote.is_empty() {
-        &pending.to[..]
-    } else {
+    // It may go to somebody else than the peer.
+    let to = if host_and_port(&state.remote) == host_and_port(&pending.to) {
         &[]
+    } else {
+        &pending.to[..]
     };
     let message = Outgoing {
         data: &pending.data,
@@ -173,6 +174,15 @@ pub(super) fn begin_to_send(
     socket::send(fd, &message, c::MSG_DONTWAIT | c::MSG_MORE)
         .map(drop)
         .map_err(making.failed("beginning a datagram"))
+}
+
+/// Of an address of IP.
+fn host_and_port(address: &[u8]) -> Option<(&[u8], &[u8])> {
+    let host = match i32::from(*address.first()?) {
+        c::AF_INET => 4..8,
+        _ => 8..24,
+    };
+    Some((address.get(host)?, address.get(2..4)?))
 }
 
 /// Has what waits as an error come again, and connects it, when it was connected.
