@@ -149,11 +149,9 @@ fn told_obstacle(map: &Mapping, backing: &Backing) -> Option<&'static str> {
     }
 }
 
-/// `MLOCK_ONFAULT`: newer kernels show it (`lf`); else a locked mapping that could have all of its
-/// pages and has not.
+/// `MLOCK_ONFAULT`, which smaps calls `lf`. Older kernels have no name for that flag, but for all others.
 fn locked_on_fault(map: &Mapping) -> bool {
-    let missing = map.prot() != 0 && map.resident < map.end - map.start;
-    map.has(b"lo") && (map.has(b"lf") || missing)
+    map.has(b"lo") && (map.has(b"lf") || map.has(b"??"))
 }
 
 /// Flags whose mappings are not carried, and what they mean.

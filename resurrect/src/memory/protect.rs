@@ -148,8 +148,10 @@ fn lock(calls: &mut Calls<'_>, vma: &Vma, mm: &AddressSpace) {
         .guards
         .iter()
         .any(|range| range.va < vma.end && range.va + range.pages * PAGE_SIZE_U64 > vma.start);
+    // A file may end before its mapping does.
+    let short = !matches!(vma.backing, Backing::Anonymous { .. });
     let batch = calls.batch();
-    if vma.prot == 0 || guarded {
+    if vma.prot == 0 || guarded || short {
         batch.try_call("locking memory", nr::MLOCK2, args);
     } else {
         batch.call("locking memory", nr::MLOCK2, args);

@@ -1,8 +1,9 @@
 //! Memory that is locked.
 
 use anyhow::{Result, bail};
+use libc::{MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
 
-use crate::kit::{Area, Kin, PAGE, Setting, Watch, procfs, same, sys};
+use crate::kit::{Area, Kin, PAGE, Setting, Watch, fd, procfs, same, sys};
 
 fn locked(area: Area, flags: u32) -> Result<()> {
     // SAFETY: the area is a mapping of ours.
@@ -31,6 +32,52 @@ pub(crate) fn mlock(_: &Setting) -> Result<Watch> {
     locked(area, 0)?;
     area.fill_page(2, 25);
     watch(area)
+}
+
+/// Whether memory is locked as it is touched (`lf`, or a flag that the kernel has no name for).
+fn is_on_fault(area: Area) -> Result<bool> {
+    let record = procfs::smaps("self", area.page(0))?;
+    let mut lines = record.iter();
+    let flags = lines.find(|line| line.starts_with("VmFlags:"));
+    let mut flags = flags.into_iter().flat_map(|line| line.split_whitespace());
+    Ok(flags.any(|flag| ["lf", "??"].contains(&flag)))
+}
+
+/// Pages that were only read, and such as lie behind the end of a file: locked all the same, and not as they are
+/// touched.
+pub(crate) fn untouched(_: &Setting) -> Result<Watch> {
+    let read = Area::map(8, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1)?;
+    locked(read, 0)?;
+    // SAFETY: the name is a C string; the descriptor is ours.
+    let file = fd("memfd_create", unsafe {
+        libc::memfd_create(c"short".as_ptr(), 0)
+    })?;
+    let prot = PROT_READ | PROT_WRITE;
+    let short = Area::map(8, prot, MAP_SHARED, file)?;
+    // SAFETY: a call on a descriptor of ours.
+    sys("ftruncate", unsafe {
+        libc::ftruncate(file, 3 * PAGE as i64)
+    })?;
+    // Not all of it can be brought in.
+    if locked(short, 0).is_ok() {
+        bail!("what lies behind the end of a file is locked without an error");
+    }
+    short.put(2, 0, 26);
+    let flags = move || {
+        let one = |area: Area| {
+            Ok::<_, anyhow::Error>((procfs::vm_flags(area.page(0))?, is_on_fault(area)?))
+        };
+        Ok((one(read)?, one(short)?))
+    };
+    Ok(Watch::keep(flags)?
+        .spoiled_by(move || {
+            // SAFETY: the area is a mapping of ours.
+            sys("munlock", unsafe { libc::munlock(read.page(0), PAGE) }).map(drop)
+        })
+        .and(Watch::new(move || {
+            read.check_zero(1)?;
+            same("what is in the file", &26, &short.get(2, 0))
+        })))
 }
 
 /// Locked as it is touched: what was not touched is not there.

@@ -255,6 +255,11 @@ pub(crate) const GROUP: Group = Group {
             "locked memory whose pages a child has in common",
             locked::shared,
         ),
+        subject(
+            "mlock-untouched",
+            "locked memory that was only read, or is not there",
+            locked::untouched,
+        ),
         subject("mlock-onfault", "mlock2(MLOCK_ONFAULT)", locked::onfault),
         subject("mlockall-future", "mlockall(MCL_FUTURE)", locked::future),
         subject("dontfork", "madvise(MADV_DONTFORK)", advice::dontfork),
