@@ -202,7 +202,7 @@ fn backing(
         return Ok(Backing::File {
             file,
             offset: map.offset,
-            shared: true,
+            shared: map.shared(),
             gone: Some(gone),
         });
     }
@@ -266,11 +266,11 @@ fn kind(map: &Mapping, file: &File) -> Result<SharedKind, String> {
     objects::deleted(file, name)
 }
 
-/// The file of a shared mapping that has lost the name it was mapped by and has another one, as the semaphores
-/// of sem_open(3) do; and the name that it has lost.
+/// The file of a mapping that has lost the name it was mapped by and has another one, as the semaphores of
+/// sem_open(3) do; and the name that it has lost.
 fn renamed(pid: Pid, map: &Mapping) -> Option<(FileRef, Vec<u8>)> {
     let gone = map.name.strip_suffix(DELETED)?;
-    if !map.shared() || !gone.starts_with(b"/") || map.page_size > sys::PAGE_SIZE_U64 {
+    if !gone.starts_with(b"/") || map.page_size > sys::PAGE_SIZE_U64 {
         return None;
     }
     let meta = proc::metadata(pid, &map.map_file()).ok()?;

@@ -45,7 +45,7 @@ pub(crate) fn start(setting: &Setting) -> Result<Watch> {
     }))
 }
 
-/// Shared mappings of a file that has lost the name by which it was mapped, and has another one.
+/// Mappings, one of them private, of a file that has lost the name by which it was mapped, and has another one.
 pub(crate) fn other_name(setting: &Setting) -> Result<Watch> {
     let [path, other] = ["renamed", "renamed-other"].map(|name| setting.fresh(name));
     fs::write(&path, vec![b'r'; 2 * PAGE])?;
@@ -53,6 +53,8 @@ pub(crate) fn other_name(setting: &Setting) -> Result<Watch> {
     let file = fs::File::options().read(true).write(true).open(&path)?;
     let map = |prot| Area::map(2, prot, MAP_SHARED, file.as_raw_fd());
     let areas = [map(PROT_READ | PROT_WRITE)?, map(PROT_READ)?];
+    let private = Area::map(2, PROT_READ | PROT_WRITE, MAP_PRIVATE, file.as_raw_fd())?;
+    private.fill_page(0, 14);
     drop(file);
     fs::remove_file(&path)?;
     let mut round = 0;
@@ -63,11 +65,13 @@ pub(crate) fn other_name(setting: &Setting) -> Result<Watch> {
         round += 1;
         area.put(1, 0, round);
         same("the other mapping", &round, &view.get(1, 0))?;
+        same("the private mapping", &round, &private.get(1, 0))?;
+        private.check_page(0, 14)?;
         let written = fs::read(&other)?;
         let found = written.get(PAGE..PAGE + 8).map(<[u8]>::to_vec);
         same("the file", &Some(round.to_ne_bytes().to_vec()), &found)?;
         same("its first name", &false, &path.exists())?;
-        for area in [&area, &view] {
+        for area in [&area, &view, &private] {
             let record = procfs::smaps("self", area.page(0))?;
             let named = record[0].ends_with(&gone);
             same("the name of the mapping", &true, &named)?;
