@@ -110,6 +110,16 @@ impl Source {
         }
     }
 
+    /// What lies behind its first `len` bytes.
+    #[must_use]
+    pub fn behind(&self, len: usize) -> Source {
+        let len = self.len.min(len);
+        Source {
+            address: self.address + len,
+            len: self.len - len,
+        }
+    }
+
     /// Whether the range is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {

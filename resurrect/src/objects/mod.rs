@@ -18,13 +18,13 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use persist_mem::manifest::{
-    Backing, DescriptionKind, FileTime, Manifest, SharedKind, SharedObject,
+    Backing, DescriptionKind, Extent, FileTime, Manifest, SharedKind, SharedObject,
 };
 use persist_mem::store::PageStore;
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use sys::vm::{Source, write_file, write_process};
-use sys::{Errno, PAGE_SIZE_U64, Pid};
+use sys::{Errno, PAGE_SIZE, PAGE_SIZE_U64, Pid};
 
 /// The bit of `O_TMPFILE` beside `O_DIRECTORY`. F_GETFL shows it.
 pub(crate) const TMPFILE: u32 = 0o20_000_000;
@@ -248,6 +248,7 @@ fn file(
         fill_mapped(object, &write, &pieces)?;
     } else {
         write_file(&write, &pieces).map_err(failed(object, "writing its contents"))?;
+        fill_tail(object, store, &write)?;
         allocate(object, &write)?;
     }
     let read = sys::fds::reopen(&write, OFlag::O_RDONLY)
@@ -258,6 +259,31 @@ fn file(
         first: None,
         sealer: None,
     })
+}
+
+/// What lies behind the end of a file in its last page: memory for who has mapped that.
+fn fill_tail(
+    object: &SharedObject,
+    store: &dyn PageStore,
+    file: &OwnedFd,
+) -> Result<(), ResurrectError> {
+    let inside = object.size % PAGE_SIZE_U64;
+    let page = object.size - inside;
+    let holds = |one: &&Extent| (one.va..one.va + one.pages * PAGE_SIZE_U64).contains(&page);
+    let Some(extent) = object.extents.iter().find(holds).filter(|_| inside > 0) else {
+        return Ok(());
+    };
+    let frame = extent.frame + (page - extent.va) / PAGE_SIZE_U64;
+    let source = store
+        .source(frame, 1)
+        .ok_or_else(|| failed(object, "looking for its last page")(Errno::ENODATA))?;
+    let mapped = memmap2::MmapOptions::new()
+        .offset(page)
+        .len(PAGE_SIZE)
+        .map_raw(file)
+        .map_err(|e| failed(object, "mapping its last page")(errno_of(&e)))?;
+    let tail = source.behind(usize::try_from(inside).unwrap_or(PAGE_SIZE));
+    fill_here(object, mapped.as_ptr() as u64, &[(tail, inside)])
 }
 
 /// Blocks that hold nothing.

@@ -77,6 +77,30 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     })))
 }
 
+/// What a mapping has behind the end of a file, in its last page. The file itself does not have it.
+pub(crate) fn tail(_: &Setting) -> Result<Watch> {
+    const INSIDE: i64 = 100;
+    let file = create(c"with a tail", 2)?;
+    let area = Area::map(2, PROT_READ | PROT_WRITE, MAP_SHARED, file)?;
+    area.put(0, 0, 18);
+    let end = PAGE as i64 + INSIDE;
+    // SAFETY: a call on a descriptor of ours.
+    sys("ftruncate", unsafe { libc::ftruncate(file, end) })?;
+    area.put(1, 2, 19);
+    area.put(1, 500, 20);
+    Ok(Watch::new(move || {
+        let found = (area.get(0, 0), area.get(1, 2), area.get(1, 500));
+        same("what is mapped", &(18, 19, 20), &found)?;
+        // SAFETY: a call on a descriptor of ours.
+        let size = unsafe { libc::lseek(file, 0, libc::SEEK_END) };
+        same("the size of the file", &end, &size)
+    })
+    .spoiled_by(move || {
+        area.put(1, 500, 0);
+        Ok(())
+    }))
+}
+
 /// Times of long ago and far ahead (behind what fits into nanoseconds), an attribute, and blocks behind the end and in a hole (fallocate(2)).
 pub(crate) fn attributes(setting: &Setting) -> Result<Watch> {
     let memfd = create(c"with attributes", 3)?;

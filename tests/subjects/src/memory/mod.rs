@@ -166,6 +166,11 @@ pub(crate) const GROUP: Group = Group {
             memfd::start,
         ),
         subject(
+            "memfd-tail",
+            "memory behind the end of a memfd, in its last page",
+            memfd::tail,
+        ),
+        subject(
             "memfd-attributes",
             "times, attributes and preallocated blocks of a memfd and of a file without a name",
             memfd::attributes,
