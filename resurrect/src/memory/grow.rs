@@ -28,10 +28,12 @@ pub(super) struct Grown {
 impl Grown {
     /// The one that `vma` is, if it can come about so; of `theirs` the part `from` is inherited.
     pub(super) fn of(vma: &Vma, theirs: &Vma, from: (u64, u64)) -> Option<Grown> {
+        let private = !vma.has(b"sh");
         let anonymous = matches!(vma.backing, Backing::Anonymous { .. });
-        let below = vma.start >= from.0 || (vma.has(b"gd") && theirs.start == from.0);
+        let stack = anonymous && vma.has(b"gd") && theirs.start == from.0;
+        let below = vma.start >= from.0 || stack;
         let above = vma.end <= from.1 || theirs.end == from.1;
-        let grows = anonymous && vma.page_size == PAGE_SIZE_U64 && below && above;
+        let grows = private && vma.page_size == PAGE_SIZE_U64 && below && above;
         grows.then(|| Grown {
             from,
             to: vma.clone(),

@@ -9,6 +9,9 @@ use persist_mem::manifest::{
 };
 use sys::PAGE_SIZE_U64;
 
+/// Pages in common that are given up so that a mapping stays one.
+const FEW: u64 = 16;
+
 /// The difference between two address spaces.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Difference {
@@ -57,12 +60,12 @@ pub(super) fn difference(
     for vma in child.vmas.iter().filter(|vma| !kernels(vma)) {
         let mut parts = Difference::default();
         compare(vma, &parent.vmas, objects, &mut parts);
+        parts.grow(vma, parent, child);
         // What is inherited in part comes back as several mappings (mm/vma.c, is_mergeable_anon_vma): worth it
         // only for pages in common.
         if parts.kept.len() + parts.map.len() > 1 && in_common(parent, child, &parts.kept) == 0 {
             parts = all_new(vma);
         }
-        parts.grow(vma, &parent.vmas);
         if let Some((neighbour, theirs)) = &mut before
             && are_one(&theirs.kept, &parts.kept)
             && would_merge(neighbour, vma, child)
@@ -120,15 +123,25 @@ impl Difference {
         (start, end)
     }
 
-    /// What was found of `vma` is one mapping that has grown, if it can be made so.
-    fn grow(&mut self, vma: &Vma, parent: &[Vma]) {
-        let ([kept], [_, ..]) = (&self.kept[..], &self.map[..]) else {
+    /// What was found of `vma` is one mapping that has grown, if it can be made so. Of several parts the one that has
+    /// most in common grows over the others.
+    fn grow(&mut self, vma: &Vma, parent: &AddressSpace, child: &AddressSpace) {
+        let all = in_common(parent, child, &self.kept);
+        if self.kept.len() + self.map.len() < 2 || all == 0 {
+            return;
+        }
+        let pages = |kept: &Kept| in_common(parent, child, core::slice::from_ref(kept));
+        let Some(kept) = self.kept.iter().max_by_key(|kept| pages(kept)).cloned() else {
             return;
         };
-        let theirs = parent.get(kept.parent);
+        if all - pages(&kept) > FEW {
+            return;
+        }
+        let theirs = parent.vmas.get(kept.parent);
         let grown = theirs.and_then(|theirs| Grown::of(vma, theirs, (kept.start, kept.end)));
         if grown.is_some() {
             self.map.clear();
+            self.kept = vec![kept];
             self.grown.extend(grown);
         }
     }
@@ -298,6 +311,32 @@ mod tests {
 
     fn extent(va: u64, pages: u64, frame: u64) -> Extent {
         Extent { va, pages, frame }
+    }
+
+    #[test]
+    fn what_the_parent_has_in_parts_stays_one() {
+        let protected = Vma {
+            prot: 1,
+            ..vma(0x1_4000, 0x2_0000)
+        };
+        let parent = AddressSpace {
+            vmas: vec![vma(0x1_0000, 0x1_4000), protected],
+            extents: vec![extent(0x1_0000, 4, 100), extent(0x1_4000, 1, 200)],
+            ..AddressSpace::default()
+        };
+        let child = AddressSpace {
+            vmas: vec![vma(0x1_0000, 0x2_0000)],
+            extents: vec![extent(0x1_0000, 4, 100), extent(0x1_4000, 1, 200)],
+            ..AddressSpace::default()
+        };
+        let found = difference(&parent, &child, &[]);
+        let grown = Grown {
+            from: (0x1_0000, 0x1_4000),
+            to: child.vmas[0].clone(),
+        };
+        assert_eq!(found.grown, [grown], "over the other part");
+        assert_eq!(found.unmap, [(0x1_4000, 0x2_0000)]);
+        assert_eq!(found.write, [extent(0x1_4000, 1, 200)]);
     }
 
     #[test]

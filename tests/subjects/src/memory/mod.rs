@@ -73,6 +73,16 @@ pub(crate) const GROUP: Group = Group {
             stacks::longer,
         ),
         subject(
+            "mapping-grown-file",
+            "a private mapping of a file that a child has made longer since the fork",
+            stacks::longer_file,
+        ),
+        subject(
+            "mapping-grown-beside",
+            "a mapping that a child has made longer where its parent has another one",
+            stacks::longer_beside,
+        ),
+        subject(
             "stack-unused",
             "the stack of a child that a thread has forked",
             stacks::of_nobody,

@@ -1,5 +1,7 @@
 //! Mappings that have grown since a fork, and stacks that cannot shrink again.
 
+use std::os::fd::AsRawFd;
+
 use anyhow::{Context, Result, bail};
 use libc::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_READ};
 
@@ -66,13 +68,43 @@ pub(crate) fn grown(setting: &Setting) -> Result<Watch> {
     Ok(checked_by(child))
 }
 
-/// Memory that a child has made longer where it is (mremap(2)).
+/// What mremap(2) has made longer stays one mapping.
 pub(crate) fn longer(setting: &Setting) -> Result<Watch> {
     let room = Area::anonymous(2 * COMMON + 1)?;
     room.part(COMMON, COMMON + 1).unmap()?;
+    Ok(checked_by(lengthened(setting, room)?))
+}
+
+/// The same of a private mapping of a file.
+pub(crate) fn longer_file(setting: &Setting) -> Result<Watch> {
+    let path = setting.fresh("longer");
+    std::fs::write(&path, vec![0; 2 * COMMON * PAGE])?;
+    let file = std::fs::File::open(&path)?;
+    let prot = PROT_READ | libc::PROT_WRITE;
+    let room = Area::map(2 * COMMON + 1, prot, MAP_PRIVATE, file.as_raw_fd())?;
+    room.part(COMMON, COMMON + 1).unmap()?;
+    Ok(checked_by(lengthened(setting, room)?))
+}
+
+/// The same where the parent has mapped something else right behind since.
+pub(crate) fn longer_beside(setting: &Setting) -> Result<Watch> {
+    let room = Area::anonymous(2 * COMMON + 1)?;
+    room.part(COMMON, COMMON + 1).unmap()?;
+    let child = lengthened(setting, room)?;
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+    let beside = Area::map_at(room.page(COMMON), COMMON / 2, PROT_READ, flags, -1, 0)?;
+    let (start, end) = (room.page(0) as u64, room.page(2 * COMMON) as u64);
+    let own = Watch::keep(move || lines("self", start, end))?;
+    Ok(checked_by(child)
+        .and(own)
+        .and(Watch::new(move || beside.check_zero(0))))
+}
+
+/// A child that has made the first pages of `room`, which it has in common with its parent, longer.
+fn lengthened(setting: &Setting, room: Area) -> Result<Kin> {
     let first = room.part(0, COMMON);
     first.fill(52);
-    let child = Kin::start(setting, "child", move |_| {
+    Kin::start(setting, "child", move |_| {
         let (old, new) = (COMMON * PAGE, 2 * COMMON * PAGE);
         // SAFETY: the range is a mapping of ours, and nothing is behind it.
         let at = unsafe { libc::mremap(first.page(0), old, new, 0) };
@@ -89,8 +121,7 @@ pub(crate) fn longer(setting: &Setting) -> Result<Watch> {
                 all.check_page(COMMON + 3, 52)?;
                 all.check_zero(COMMON + 4)
             })))
-    })?;
-    Ok(checked_by(child))
+    })
 }
 
 /// A child of a thread: no thread of its own is on its first stack.
