@@ -317,12 +317,12 @@ impl Registrar<'_> {
         event[..4].copy_from_slice(&target.events.to_le_bytes());
         event[4..].copy_from_slice(&target.data.to_le_bytes());
         let event = batch.data(&event);
-        let args = [
-            self.epoll.into(),
-            operation.into(),
-            number.into(),
-            event.into(),
-        ];
+        // Its own number may be the one that what it watches had.
+        let epoll = match kept {
+            Some(kept) if number == self.epoll => kept.into(),
+            _ => self.epoll.into(),
+        };
+        let args = [epoll, operation.into(), number.into(), event.into()];
         batch.call(DOING, nr::EPOLL_CTL, args);
         if let (Some(kept), Some(entry)) = (kept, entry) {
             let flags = if entry.cloexec { O_CLOEXEC } else { 0 };

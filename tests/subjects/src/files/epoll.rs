@@ -363,6 +363,29 @@ pub(crate) fn nested(_: &Setting) -> Result<Watch> {
     )
 }
 
+/// It watches something under the number that it has itself by now.
+pub(crate) fn own_number(_: &Setting) -> Result<Watch> {
+    let epoll = create()?;
+    let [reader, writer] = pipe()?;
+    control(epoll, EPOLL_CTL_ADD, reader, EPOLLIN | EPOLLEXCLUSIVE, 7)?;
+    // SAFETY: takes numbers.
+    let kept = fd("dup", unsafe { libc::dup(reader) })?;
+    // SAFETY: takes numbers.
+    fd("dup2", unsafe { libc::dup2(epoll, reader) })?;
+    close(epoll);
+    let epoll = reader;
+    Ok(Watch::new(move || {
+        same("nothing is ready", &Vec::new(), &ready(epoll)?)?;
+        write(writer, b"x")?;
+        same("the pipe is", &vec![(7, EPOLLIN as u32)], &ready(epoll)?)?;
+        read(kept, 1).map(drop)
+    })
+    .spoiled_by(move || {
+        close(kept);
+        Ok(())
+    }))
+}
+
 /// The number that was registered is another file now, the description lives under another one.
 pub(crate) fn dup(_: &Setting) -> Result<Watch> {
     let epoll = create()?;

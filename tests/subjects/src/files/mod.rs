@@ -279,6 +279,11 @@ pub(crate) const GROUP: Group = Group {
             epoll::dup,
         ),
         subject(
+            "epoll-own-number",
+            "an epoll that watches something under the number that it has itself by now",
+            epoll::own_number,
+        ),
+        subject(
             "inotify",
             "inotify watches with gaps between their numbers",
             inotify::start,
