@@ -320,6 +320,10 @@ pub(super) fn queue(
     if info.listens() || !common.has(c::POLLIN) {
         return Ok(Vec::new());
     }
+    // One that is shut down is ready, and receives nothing without a peer.
+    if common.kind == c::SOCK_SEQPACKET && info.peer.is_none() {
+        return Ok(Vec::new());
+    }
     if common.kind == c::SOCK_SEQPACKET && common.has(c::POLLERR) {
         return behind_error(open);
     }

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use libc::{
     AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, POLLHUP, POLLIN, POLLOUT, POLLRDHUP, SHUT_RD, SHUT_RDWR,
-    SO_LINGER, SO_PEERCRED, SO_REUSEADDR, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET,
+    SO_LINGER, SO_PEERCRED, SO_REUSEADDR, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_SEQPACKET, SOCK_STREAM,
+    SOL_SOCKET,
 };
 
 use super::unix_named::{accept, bind, bytes, connect};
@@ -20,6 +21,8 @@ pub(crate) fn shut_down(_: &Setting) -> Result<Watch> {
         (AF_INET6, SOCK_DGRAM),
         (AF_INET, SOCK_STREAM),
         (AF_UNIX, SOCK_STREAM),
+        (AF_UNIX, SOCK_SEQPACKET),
+        (AF_UNIX, SOCK_DGRAM),
     ] {
         for how in [SHUT_RD, SHUT_RDWR] {
             let fd = socket(family, kind | SOCK_NONBLOCK, 0)?;

@@ -113,7 +113,7 @@ fn choose_port(
 }
 
 /// Whether its own host is the one that routing chooses when it is connected.
-fn by_routing(state: &InetSocket) -> bool {
+pub(super) fn by_routing(state: &InetSocket) -> bool {
     !state.bound_host && !state.remote.is_empty() && routing_chooses(&state.local, &state.remote)
 }
 

@@ -1,6 +1,6 @@
 //! Datagrams that were received and not read: sent once more.
 
-use super::{set_int, wildcard};
+use super::{bind, set_int, wildcard};
 use crate::ResurrectError;
 use crate::files::socket::{Making, Sockets, packets, queue};
 use nix::libc as c;
@@ -206,14 +206,17 @@ fn sends_from(sender: &Making<'_>, source: &[u8], local: bool) -> bool {
     let SocketState::Inet(state) = &sender.socket.state else {
         return false;
     };
-    let own = plain(&state.local);
+    // One that will be connected has no host of its own yet.
+    let alike = state.local.get(2..4) == source.get(2..4);
+    let own = match alike && bind::by_routing(state) {
+        true => wildcard(&state.local),
+        false => plain(&state.local),
+    };
     let both = sender.socket.domain == c::AF_INET6
         && i32::from(source.first().copied().unwrap_or(0)) == c::AF_INET
         && !is_v6_only(sender);
     let any = |own: &[u8]| both && own.first() == Some(&(c::AF_INET6 as u8)) && is_any(own);
-    own == source
-        || local && own == wildcard(source)
-        || local && any(&own) && own.get(2..4) == source.get(2..4)
+    own == source || local && own == wildcard(source) || local && any(&own) && alike
 }
 
 /// Whether an address of IPv6 names no host.
