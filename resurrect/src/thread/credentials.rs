@@ -18,6 +18,8 @@ const PR_CAP_AMBIENT: i32 = 47;
 const PR_CAP_AMBIENT_RAISE: i32 = 2;
 /// `SECBIT_NO_SETUID_FIXUP`: changing ids leaves capabilities alone.
 const NO_SETUID_FIXUP: u32 = 1 << 2;
+/// `CAP_SETPCAP`
+const SETPCAP: u64 = 1 << 8;
 /// Capabilities there may be (capabilities(7)); what a kernel does not know it does not have.
 const CAPABILITIES: u64 = 64;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
@@ -108,14 +110,10 @@ fn permitted() -> Option<u64> {
     u64::from_str_radix(set.trim(), 16).ok()
 }
 
+/// Each step needs what the next one takes: ambient capabilities need inheritable ones and no securebit against
+/// them, inheritable ones a bounding set that has them, and all of it `CAP_SETPCAP`. Locks of securebits are for good.
 pub(crate) fn become_user(batch: &mut Batch, c: &Credentials) {
-    let last = last_capability();
-    let fixup = (c.securebits | NO_SETUID_FIXUP).into();
-    batch.call(
-        "keeping capabilities",
-        nr::PRCTL,
-        [PR_SET_SECUREBITS.into(), fixup],
-    );
+    securebits(batch, "keeping capabilities", NO_SETUID_FIXUP);
     let groups: Vec<u8> = c.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
     let list = batch.data(&groups);
     let args = [c.groups.len().into(), list.into()];
@@ -124,41 +122,36 @@ pub(crate) fn become_user(batch: &mut Batch, c: &Credentials) {
     let args = [real.into(), effective.into(), saved.into()];
     batch.call("setting its group ids", nr::SETRESGID, args);
     batch.call("setting its file system group", nr::SETFSGID, [fs.into()]);
-    for capability in (0..=last).filter(|bit| c.bounding >> bit & 1 == 0) {
+    let [real, effective, saved, fs] = c.uid;
+    let args = [real.into(), effective.into(), saved.into()];
+    batch.call("setting its user ids", nr::SETRESUID, args);
+    batch.call("setting its file system user", nr::SETFSUID, [fs.into()]);
+    let able = c.permitted | SETPCAP;
+    capset(batch, [able, able, c.inheritable]);
+    for bit in (0..=last_capability()).filter(|bit| c.ambient >> bit & 1 == 1) {
+        let raise = PR_CAP_AMBIENT_RAISE.into();
+        let args = [PR_CAP_AMBIENT.into(), raise, bit.into(), 0.into(), 0.into()];
+        batch.call("raising an ambient capability", nr::PRCTL, args);
+    }
+    for bit in (0..=last_capability()).filter(|bit| c.bounding >> bit & 1 == 0) {
         let args = [
             PR_CAPBSET_DROP.into(),
-            capability.into(),
+            bit.into(),
             0.into(),
             0.into(),
             0.into(),
         ];
         batch.call("bounding its capabilities", nr::PRCTL, args);
     }
-    let [real, effective, saved, fs] = c.uid;
-    let args = [real.into(), effective.into(), saved.into()];
-    batch.call("setting its user ids", nr::SETRESUID, args);
-    batch.call("setting its file system user", nr::SETFSUID, [fs.into()]);
-    // Securebits need CAP_SETPCAP, which may go next; ambient capabilities need the other sets.
-    if c.securebits & NO_SETUID_FIXUP == 0 {
-        let bits = c.securebits.into();
-        batch.call(
-            "setting securebits",
-            nr::PRCTL,
-            [PR_SET_SECUREBITS.into(), bits],
-        );
+    if c.securebits != NO_SETUID_FIXUP {
+        securebits(batch, "setting securebits", c.securebits);
     }
-    capset(batch, c);
-    for capability in (0..=last).filter(|bit| c.ambient >> bit & 1 == 1) {
-        let raise = PR_CAP_AMBIENT_RAISE.into();
-        let args = [
-            PR_CAP_AMBIENT.into(),
-            raise,
-            capability.into(),
-            0.into(),
-            0.into(),
-        ];
-        batch.call("raising an ambient capability", nr::PRCTL, args);
-    }
+    capset(batch, [c.effective, c.permitted, c.inheritable]);
+}
+
+fn securebits(batch: &mut Batch, doing: &'static str, bits: u32) {
+    let args = [PR_SET_SECUREBITS.into(), u64::from(bits).into()];
+    batch.call(doing, nr::PRCTL, args);
 }
 
 /// The highest capability this kernel knows.
@@ -173,14 +166,13 @@ fn last_capability() -> u64 {
     *LAST
 }
 
-fn capset(batch: &mut Batch, c: &Credentials) {
+/// The effective, permitted and inheritable ones.
+fn capset(batch: &mut Batch, sets: [u64; 3]) {
     let mut head = CAPABILITY_VERSION_3.to_le_bytes().to_vec();
     head.extend_from_slice(&0_u32.to_le_bytes());
     let head = batch.data(&head);
-    // Low halves of effective, permitted, inheritable, then the high halves.
-    let half = |shift: u32| {
-        [c.effective, c.permitted, c.inheritable].map(|set| (set >> shift & 0xffff_ffff) as u32)
-    };
+    // Low halves, then the high halves.
+    let half = |shift: u32| sets.map(|set| (set >> shift & 0xffff_ffff) as u32);
     let words = [half(0), half(32)];
     let bytes: Vec<u8> = words
         .as_flattened()

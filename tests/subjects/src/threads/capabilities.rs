@@ -97,3 +97,26 @@ pub(crate) fn ambient(_: &Setting) -> Result<Watch> {
     })?;
     Ok(crew.watch())
 }
+
+/// Sets that can only be come by in one order: inheritable capabilities outside of the bounding set, ambient ones
+/// that may not be raised any more, and locks of securebits that are off.
+pub(crate) fn orders(_: &Setting) -> Result<Watch> {
+    const SETPCAP: u64 = 8;
+    const SET: u64 = 1 << NET_RAW | 1 << NET_BIND_SERVICE | 1 << SETPCAP;
+    /// `SECBIT_NO_CAP_AMBIENT_RAISE` and its lock, and the lock of `SECBIT_NO_SETUID_FIXUP`.
+    const NO_MORE: u64 = 0b1100_1000;
+    let mut crew = Crew::default();
+    crew.add(|| {
+        capset(SET, SET, 1 << NET_RAW)?;
+        // SAFETY: these prctl(2) calls take numbers only.
+        unsafe {
+            let raise = PR_CAP_AMBIENT_RAISE;
+            sys("ambient", libc::prctl(PR_CAP_AMBIENT, raise, NET_RAW, 0, 0))?;
+            sys("bounding", libc::prctl(PR_CAPBSET_DROP, NET_RAW, 0, 0, 0))?;
+            sys("securebits", libc::prctl(PR_SET_SECUREBITS, NO_MORE))?;
+        }
+        capset(1 << NET_RAW, 1 << NET_RAW, 1 << NET_RAW)?;
+        Ok(observed()?.spoiled_by(|| capset(0, 0, 0)))
+    })?;
+    Ok(crew.watch())
+}

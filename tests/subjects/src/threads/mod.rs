@@ -65,6 +65,11 @@ pub(crate) const GROUP: Group = Group {
             capabilities::ambient,
         ),
         subject(
+            "capabilities-orders",
+            "capabilities outside of the bounding set, locked securebits that are off",
+            capabilities::orders,
+        ),
+        subject(
             "no-new-privs",
             "no_new_privs per thread",
             attributes::no_new_privs,
