@@ -28,6 +28,7 @@ const SCHED_OTHER: u32 = 0;
 const SCHED_FIFO: u32 = 1;
 const SCHED_RR: u32 = 2;
 const SCHED_BATCH: u32 = 3;
+const SCHED_IDLE: u32 = 5;
 const SCHED_DEADLINE: u32 = 6;
 /// `SCHED_ATTR_SIZE_VER0`
 const SCHED_ATTR: usize = 56;
@@ -215,7 +216,7 @@ impl Others {
 /// The time slice that is not the usual one.
 fn slice(out: &Output, attr: Buffer) -> Option<u64> {
     let runtime = out.u64(attr, 3);
-    let ordinary = matches!(out.u32(attr, 1), SCHED_OTHER | SCHED_BATCH);
+    let ordinary = matches!(out.u32(attr, 1), SCHED_OTHER | SCHED_BATCH | SCHED_IDLE);
     (ordinary && runtime != usual_slice()).then_some(runtime)
 }
 

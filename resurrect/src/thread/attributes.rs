@@ -13,6 +13,8 @@ const DOING: &str = "setting a thread's attributes";
 const PR_SET_NAME: i32 = 15;
 const PR_SET_TIMERSLACK: i32 = 29;
 const PR_SET_IO_FLUSHER: i32 = 57;
+const SCHED_OTHER: i32 = 0;
+const SCHED_IDLE: i32 = 5;
 const SCHED_RESET_ON_FORK: i32 = 0x4000_0000;
 const PR_MCE_KILL: i32 = 33;
 /// `PR_MCE_KILL_DEFAULT`.
@@ -131,17 +133,16 @@ fn set_deadline(batch: &mut Batch, [flags, runtime, deadline, period]: [u64; 4],
     }
 }
 
-/// A time slice of its own, and the policy and nice value with it.
-fn set_slice(batch: &mut Batch, scheduling: &Scheduling, slice: u64) {
+/// A time slice of its own, and a policy and the nice value with it.
+fn set_slice(batch: &mut Batch, scheduling: &Scheduling, [policy, nice]: [i32; 2], slice: u64) {
     const SIZE: u64 = 48;
     const RESET_ON_FORK: u64 = 1;
-    let policy = u64::from(scheduling.policy.cast_unsigned());
+    let policy = u64::from(policy.cast_unsigned());
     let flags = if scheduling.reset_on_fork {
         RESET_ON_FORK
     } else {
         0
     };
-    let nice = scheduling.idle_nice.unwrap_or(scheduling.nice);
     let nice = u64::from(nice.cast_unsigned());
     let words = [SIZE | policy << 32, flags, nice, slice, 0, 0];
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -178,13 +179,19 @@ pub(super) fn processors(batch: &mut Batch, s: &Scheduling) {
 pub(super) fn scheduling(batch: &mut Batch, s: &Scheduling, may_fail: bool) {
     let args = [PRIO_PROCESS.into(), 0.into(), s.nice.into()];
     batch.call("setting its nice value", nr::SETPRIORITY, args);
+    let is_idle = s.policy == SCHED_IDLE;
+    if let Some(slice) = s.slice.filter(|_| is_idle) {
+        // It is of a policy that it had before: this one leaves it alone (kernel/sched/syscalls.c,
+        // __setscheduler_params).
+        set_slice(batch, s, [SCHED_OTHER, s.nice], slice);
+    }
     if let Some(deadline) = s.deadline {
         // The kernel wants all processors for them (sched(7)); the others get theirs at the end.
         processors(batch, s);
         set_deadline(batch, deadline, may_fail);
-    } else if s.idle_nice.is_some() {
+    } else if let Some(nice) = s.idle_nice {
         // Set together with the policy: later ones are for nothing.
-        set_slice(batch, s, s.slice.unwrap_or(0));
+        set_slice(batch, s, [s.policy, nice], 0);
     } else if s.policy != 0 || s.reset_on_fork {
         let priority = batch.data(&s.priority.to_le_bytes());
         let reset = if s.reset_on_fork {
@@ -199,8 +206,8 @@ pub(super) fn scheduling(batch: &mut Batch, s: &Scheduling, may_fail: bool) {
             args,
         );
     }
-    if let Some(slice) = s.slice.filter(|_| s.idle_nice.is_none()) {
-        set_slice(batch, s, slice);
+    if let Some(slice) = s.slice.filter(|_| !is_idle) {
+        set_slice(batch, s, [s.policy, s.nice], slice);
     }
     if let Some(bounds) = s.utilisation {
         set_utilisation(batch, bounds);

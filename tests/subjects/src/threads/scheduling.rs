@@ -91,11 +91,19 @@ pub(crate) fn slices(_: &Setting) -> Result<Watch> {
         &[
             (libc::SCHED_OTHER, 300_000),
             (libc::SCHED_BATCH, 50_000_000),
+            (libc::SCHED_IDLE, 7_000_000),
         ],
         (libc::SCHED_OTHER, 1_000_000),
         |(policy, slice)| {
-            let mut attr = [48 | (policy as u64) << 32, 0, 0, slice, 0, 0];
-            attributes(libc::SYS_sched_setattr, &mut attr)
+            let set = |policy: i32| {
+                let mut attr = [48 | (policy as u64) << 32, 0, 0, slice, 0, 0];
+                attributes(libc::SYS_sched_setattr, &mut attr)
+            };
+            // SCHED_IDLE leaves alone what another policy has set.
+            if policy == libc::SCHED_IDLE {
+                set(libc::SCHED_OTHER)?;
+            }
+            set(policy)
         },
         || {
             let mut attr = [0; 6];
