@@ -10,6 +10,15 @@ pub(crate) const HELD: [Signal; 4] = [
     Signal::SIGQUIT,
 ];
 
+/// Those that end nobody, and mean what they always mean when they have waited.
+const HARMLESS: [Signal; 5] = [
+    Signal::SIGCHLD,
+    Signal::SIGCONT,
+    Signal::SIGTSTP,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+];
+
 /// Holds them back until dropped.
 #[derive(Debug)]
 pub(crate) struct Held {
@@ -19,9 +28,14 @@ pub(crate) struct Held {
 impl Held {
     pub(crate) fn hold() -> Result<Held> {
         let mut before = SigSet::empty();
-        let held: SigSet = HELD.into_iter().collect();
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&held), Some(&mut before))
-            .context("holding back signals")?;
+        // Also the others: the end of a process whose leader has ended before its other threads is told to its tracer
+        // by the signal that its parent is to have, whichever that is (kernel/exit.c, release_task).
+        sigprocmask(
+            SigmaskHow::SIG_BLOCK,
+            Some(&SigSet::all()),
+            Some(&mut before),
+        )
+        .context("holding back signals")?;
         Ok(Held { before })
     }
 
@@ -48,6 +62,9 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        let left = HELD.into_iter().chain(HARMLESS);
+        let left = left.fold(0, |mask, signal| mask | 1 << (signal as u64 - 1));
+        sys::process::forget_signals(!left);
         // There is nothing to be done about a failure, which the mask itself rules out.
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None);
     }

@@ -254,6 +254,18 @@ pub fn kill(pid: Pid, signal: i32) -> Result<()> {
     unsafe { syscall(libc::SYS_kill, [pid.0 as u64, signal as u64, 0, 0, 0, 0]) }.map(drop)
 }
 
+/// Takes those signals that wait, of which bit `n - 1` is set for signal `n`, and that this thread blocks.
+pub fn forget_signals(signals: u64) {
+    let at_once = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let [set, at_once] = [(&raw const signals) as u64, (&raw const at_once) as u64];
+    let args = [set, 0, at_once, size_of::<u64>() as u64, 0, 0];
+    // SAFETY: the set and the time are live; nothing is written.
+    while unsafe { syscall(libc::SYS_rt_sigtimedwait, args) }.is_ok() {}
+}
+
 /// get_robust_list(2): address and length of a thread's robust futex list head.
 ///
 /// # Errors
