@@ -3,7 +3,7 @@
 use crate::ResurrectError;
 use crate::calls::nr;
 use crate::restore::Restore;
-use persist_mem::manifest::{Live, SigAction};
+use persist_mem::manifest::{Live, Manifest, SigAction, State};
 use std::collections::{BTreeMap, BTreeSet};
 use sys::Pid;
 use sys::batch::Batch;
@@ -49,19 +49,37 @@ fn there_already(restore: &Restore<'_>) -> BTreeSet<usize> {
         .collect()
 }
 
+/// The signals that ended children, which have been made again, were to send to their parents.
+pub(crate) struct OfEnded(BTreeMap<Pid, BTreeSet<usize>>);
+
+impl OfEnded {
+    pub(crate) fn of(manifest: &Manifest) -> OfEnded {
+        let mut all: BTreeMap<Pid, BTreeSet<usize>> = BTreeMap::new();
+        for child in &manifest.processes {
+            if let (State::Zombie { .. }, Ok(signal)) = (&child.state, child.exit_signal.try_into())
+            {
+                all.entry(child.ppid).or_default().insert(signal);
+            }
+        }
+        OfEnded(all)
+    }
+}
+
 /// Ignoring a signal empties its queue (kernel/signal.c, do_sigaction): what came of rebuilding is forgotten.
-pub(crate) fn forget_children(pid: Pid, live: &Live, batch: &mut Batch) {
+pub(crate) fn forget_children(pid: Pid, live: &Live, ended: &OfEnded, batch: &mut Batch) {
     let early = queued_early(pid, live);
     let ignore = SigAction {
         handler: SIG_IGN,
         ..SigAction::default()
     };
-    for signal in [SIGCHLD, SIGCONT]
-        .into_iter()
-        .filter(|signal| !early.contains(signal))
-    {
-        put_action(batch, signal, &ignore);
-        if let Some(action) = live.actions.get(signal - 1) {
+    let mut came = ended.0.get(&pid).cloned().unwrap_or_default();
+    came.extend([SIGCHLD, SIGCONT]);
+    for signal in came {
+        let Some(action) = live.actions.get(signal.wrapping_sub(1)) else {
+            continue;
+        };
+        if ![SIGKILL, SIGSTOP].contains(&signal) && !early.contains(&signal) {
+            put_action(batch, signal, &ignore);
             put_action(batch, signal, action);
         }
     }

@@ -7,6 +7,7 @@
 use super::{attributes, credentials, signals};
 use crate::ResurrectError;
 use crate::calls::{nr, run};
+use crate::process::signals::OfEnded;
 use crate::restore::Restore;
 use crate::task::Task;
 use persist_mem::manifest::{EndedLeader, Live, Remains};
@@ -34,13 +35,14 @@ pub(super) fn step_back(live: &Live, task: &mut Task) {
 /// the kernel has sent (`si_code` of 0 and above) can only be queued by the leader (kernel/signal.c,
 /// do_rt_sigqueueinfo).
 pub(crate) fn end(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let ended = OfEnded::of(restore.manifest);
     for (pid, live) in restore.lives() {
         let (Some(leader), Some(tracee)) = (&live.ended_leader, restore.task(pid)?.ending.as_mut())
         else {
             continue;
         };
         const DOING: &str = "preparing the end of its leader";
-        for batch in signals::of_process(pid, live) {
+        for batch in signals::of_process(pid, live, &ended) {
             run(pid, DOING, tracee, &batch)?;
         }
         let mut batch = Batch::new();

@@ -5,7 +5,7 @@
 
 use crate::ResurrectError;
 use crate::calls::nr;
-use crate::process::signals::{forget_children, put_action, queued_early};
+use crate::process::signals::{OfEnded, forget_children, put_action, queued_early};
 use crate::process::{limits, timers};
 use crate::restore::Restore;
 use persist_mem::manifest::{Live, QueuedSignal, Thread};
@@ -79,6 +79,7 @@ fn settle_actions(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     const DOING: &str = "setting its actions for signals";
     let lives: BTreeMap<Pid, &Live> = restore.lives().collect();
     let owners: BTreeSet<Pid> = lives.values().filter_map(|live| live.mm_of).collect();
+    let ended = OfEnded::of(restore.manifest);
     let mut all = Vec::new();
     for (pid, task) in &mut restore.tasks {
         let Some(live) = lives.get(pid).filter(|live| !live.threads.is_empty()) else {
@@ -90,7 +91,7 @@ fn settle_actions(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
         // Leaders that end have done the rest.
         if live.ended_leader.is_none() {
-            forget_children(*pid, live, &mut batch);
+            forget_children(*pid, live, &ended, &mut batch);
         }
         if nothing_to_queue(live) {
             limits::set_last(&mut batch, live);
@@ -156,9 +157,9 @@ pub(crate) fn early(pid: Pid, live: &Live, thread: &Thread) -> Vec<Batch> {
 }
 
 /// Those of a process as a whole, for its leader.
-pub(super) fn of_process(pid: Pid, live: &Live) -> Vec<Batch> {
+pub(super) fn of_process(pid: Pid, live: &Live, ended: &OfEnded) -> Vec<Batch> {
     let mut forget = Batch::new();
-    forget_children(pid, live, &mut forget);
+    forget_children(pid, live, ended, &mut forget);
     std::iter::once(forget).chain(queues(pid, live)).collect()
 }
 

@@ -8,7 +8,7 @@
 use super::birth;
 use super::ids::GivenBack;
 use crate::ResurrectError;
-use crate::process::signals::forget_children;
+use crate::process::signals::{OfEnded, forget_children};
 use crate::restore::Restore;
 use crate::thread::{attributes, credentials, registers, signals};
 use persist_mem::manifest::{Live, Process, Thread};
@@ -171,6 +171,7 @@ fn its_own(pid: Pid, thread: &Thread, tracee: &mut Tracee) -> Result<(), Resurre
 /// Ends the threads that have acted for parents that wait. One whose memory no child has is the last one to act in it.
 pub(crate) fn end_helpers(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     const DOING: &str = "ending a helper";
+    let ended = OfEnded::of(restore.manifest);
     let lives: BTreeMap<Pid, &Live> = restore.lives().collect();
     for (pid, live) in restore.lives() {
         let task = restore.task(pid)?;
@@ -179,7 +180,7 @@ pub(crate) fn end_helpers(restore: &mut Restore<'_>) -> Result<(), ResurrectErro
         }
         let first = &mut task.first;
         let mut batch = Batch::new();
-        forget_children(pid, live, &mut batch);
+        forget_children(pid, live, &ended, &mut batch);
         let ended = if registers::actor(&lives, pid) == pid {
             crate::calls::run(pid, DOING, first, &batch)?;
             let gate = registers::own_gate(first, live, &mut None);

@@ -100,6 +100,16 @@ pub(crate) const GROUP: Group = Group {
             zombies::exit_signal,
         ),
         subject(
+            "exit-signals-told",
+            "ended children whose signals at their end wait, or do not any more",
+            zombies::exit_signals_told,
+        ),
+        subject(
+            "exit-signals-of-threads",
+            "children with threads that end with another signal than SIGCHLD",
+            zombies::exit_signal_of_threads,
+        ),
+        subject(
             "zombies-order",
             "ended children, orphans among them, in the order in which their parent got them",
             zombies::order,

@@ -281,14 +281,92 @@ pub(crate) fn belonging(_: &Setting) -> Result<Watch> {
     }))
 }
 
+/// Children that have ended with signals of their own: of one its parent has heard, of the others these wait.
+pub(crate) fn exit_signals_told(_: &Setting) -> Result<Watch> {
+    let real_time = libc::SIGRTMIN() + 3;
+    let [heard, waits] = [libc::SIGUSR1, libc::SIGUSR2];
+    let mut set = std::mem::MaybeUninit::uninit();
+    // SAFETY: the set is initialized, and blocked in this thread only.
+    let blocked = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        let mut set = set.assume_init();
+        for signal in [heard, waits, real_time] {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        set
+    };
+    let take = move || {
+        let at_once = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: set and time are alive, nothing is written.
+        unsafe { libc::sigtimedwait(&raw const blocked, std::ptr::null_mut(), &raw const at_once) }
+    };
+    let end = move |signal: i32| -> Result<i32> {
+        let pid = raw(libc::SYS_clone, args([signal as u64])) as i32;
+        if pid == 0 {
+            // Only this copy of the thread ends.
+            raw(libc::SYS_exit_group, args([0]));
+        }
+        becomes_zombie(pid)?;
+        Ok(pid)
+    };
+    end(heard)?;
+    same("what it heard", &heard, &take())?;
+    let told = [waits, real_time, real_time];
+    let mut children = Vec::new();
+    for signal in told {
+        children.push(end(signal)?);
+    }
+    Ok(Watch::new(move || {
+        for signal in told {
+            same("a signal of an end", &signal, &take())?;
+        }
+        same("another one", &-1, &take())?;
+        for child in &mut children {
+            let how = libc::__WALL;
+            // SAFETY: reaps it.
+            let ended = unsafe { libc::waitpid(*child, std::ptr::null_mut(), how) };
+            same("the child that has ended", child, &ended)?;
+        }
+        children.clear();
+        for signal in told {
+            children.push(end(signal)?);
+        }
+        Ok(())
+    })
+    .spoiled_by(move || same("a signal", &waits, &take())))
+}
+
+/// As below, by children with other threads.
+pub(crate) fn exit_signal_of_threads(setting: &Setting) -> Result<Watch> {
+    fn go_on() {
+        loop {
+            raw(libc::SYS_pause, args([]));
+        }
+    }
+    exit_signals(setting, || {
+        for _ in 0..3 {
+            std::thread::spawn(go_on);
+        }
+    })
+}
+
 /// clone(2) with no signal at all and with SIGUSR1 at the end: only __WCLONE and __WALL see them.
-pub(crate) fn exit_signal(_: &Setting) -> Result<Watch> {
+pub(crate) fn exit_signal(setting: &Setting) -> Result<Watch> {
+    exit_signals(setting, || ())
+}
+
+fn exit_signals(_: &Setting, begin: fn()) -> Result<Watch> {
     // SAFETY: ignores a signal that would end the subject.
     unsafe { libc::signal(libc::SIGUSR1, libc::SIG_IGN) };
     let mut children = Vec::new();
-    for signal in [0, libc::SIGUSR1] {
+    for signal in [0, libc::SIGUSR1, libc::SIGUSR1, libc::SIGUSR1] {
         let pid = raw(libc::SYS_clone, args([signal as u64])) as i32;
         if pid == 0 {
+            begin();
             loop {
                 raw(libc::SYS_pause, args([]));
             }
