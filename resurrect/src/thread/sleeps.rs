@@ -138,9 +138,14 @@ fn enter(sleeper: &mut Sleeper<'_>, place: u64, elapsed: Duration) -> Result<(),
 /// At the entry: asked to stop now, it meets the request as soon as it would sleep.
 fn interrupt(pid: Pid, tracee: &Tracee) -> Result<(), ResurrectError> {
     let failed = || ResurrectError::call(pid, DOING);
-    wait_for(pid, tracee, |status| {
-        matches!(status, Status::Syscall | Status::Signal(SIGTRAP))
-    })?;
+    let is_there = |status| matches!(status, Status::Syscall | Status::Signal(SIGTRAP));
+    // A SIGCONT that was queued for the process is told of first (kernel/signal.c, prepare_signal).
+    while wait_for(pid, tracee, |status| {
+        is_there(status) || status == Status::Trap
+    })? == Status::Trap
+    {
+        ptrace::cont_to_syscall(tracee.tid(), 0).map_err(failed())?;
+    }
     ptrace::interrupt(tracee.tid()).map_err(failed())?;
     ptrace::cont(tracee.tid(), 0).map_err(failed())
 }
@@ -161,9 +166,9 @@ fn wait_for(
     pid: Pid,
     tracee: &Tracee,
     expected: impl Fn(Status) -> bool,
-) -> Result<(), ResurrectError> {
+) -> Result<Status, ResurrectError> {
     match wait::wait_for(tracee.tid()).map_err(ResurrectError::call(pid, DOING))? {
-        status if expected(status) => Ok(()),
+        status if expected(status) => Ok(status),
         status => Err(ResurrectError::Impossible {
             pid,
             why: format!("it stopped with {status:?} while going on with its sleep"),

@@ -110,6 +110,11 @@ pub(crate) const GROUP: Group = Group {
             stopped::continued,
         ),
         subject(
+            "continue-blocked",
+            "SIGCONT that waits for a child whose threads sleep",
+            stopped::blocked,
+        ),
+        subject(
             "traced-signal",
             "a traced child before a signal is delivered to it",
             traced::signalled,

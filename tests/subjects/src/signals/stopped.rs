@@ -261,6 +261,45 @@ pub(crate) fn job(_: &Setting) -> Result<Watch> {
     }))
 }
 
+/// SIGCONT waits for a child that blocks it, whose threads sleep on.
+pub(crate) fn blocked(_: &Setting) -> Result<Watch> {
+    let long = || std::thread::sleep(Duration::from_secs(3600));
+    let child = fork(move || {
+        let mut set = std::mem::MaybeUninit::uninit();
+        // SAFETY: the set is alive, and initialized first.
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            libc::sigaddset(set.as_mut_ptr(), SIGCONT);
+            libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
+        }
+        for _ in 0..3 {
+            std::thread::spawn(long);
+        }
+        long();
+        std::process::exit(0)
+    })?;
+    until("its threads sleep", SOON, || {
+        let tasks = std::fs::read_dir(format!("/proc/{child}/task"));
+        tasks.is_ok_and(|tasks| tasks.count() == 4) && state(child).starts_with('S')
+    })?;
+    let waits = |child: i32| procfs::status(&child.to_string(), "ShdPnd");
+    let state = move |task: &str| {
+        procfs::status(&format!("{child}/task/{task}"), "State").unwrap_or_default()
+    };
+    kill(child, SIGCONT)?;
+    let mask = format!("{:016x}", 1 << (SIGCONT - 1));
+    Ok(Watch::new(move || {
+        same("what waits", &mask, &waits(child)?)?;
+        let tasks = std::fs::read_dir(format!("/proc/{child}/task"))?;
+        for task in tasks {
+            let task = task?.file_name().into_string().unwrap_or_default();
+            until("a thread sleeps", SOON, || state(&task).starts_with('S'))?;
+        }
+        Ok(())
+    })
+    .spoiled_by(move || kill(child, libc::SIGKILL)))
+}
+
 /// It was stopped and goes on: the parent can still learn of the latter.
 pub(crate) fn continued(_: &Setting) -> Result<Watch> {
     let child = sleeper(false)?;
