@@ -15,6 +15,7 @@ use crate::scratch::{self, BATCH_LEN};
 use crate::stages::STAGES;
 use crate::task::Task;
 use crate::thread::landlock::{self, Bridges, Rulesets};
+use crate::thread::signals::number;
 use crate::thread::waits::Wait;
 use nix::sched::{CloneFlags, setns};
 use persist_mem::manifest::{FileTable, Live, Manifest, State};
@@ -312,6 +313,7 @@ pub fn restore(
             let lost = restore.take_lost();
             Ok(World {
                 waits,
+                parents: parents(&restore),
                 tasks: restore.tasks,
                 lost,
                 held: restore.held,
@@ -324,6 +326,28 @@ pub fn restore(
     }
 }
 
+/// Threads beside the leaders that have children. The end of one of these is told to them, and as long as they are
+/// traced whoever of their process is not would be woken by it, even if all ignore it. Not where something waits for
+/// the process that a handler is to have: that is the leader's.
+fn parents(restore: &Restore<'_>) -> BTreeSet<Tid> {
+    let caught = |live: &Live| {
+        live.pending.iter().any(|queued| {
+            let index = usize::try_from(number(queued) - 1).ok();
+            let action = index.and_then(|index| live.actions.get(index));
+            action.is_some_and(|action| action.handler > 1)
+        })
+    };
+    let lives: BTreeMap<Pid, &Live> = restore.lives().collect();
+    let children = restore.manifest.processes.iter();
+    let children = children.filter(|child| child.live().is_some());
+    let parents = children.filter_map(|child| {
+        let thread = child.parent_thread?;
+        lives.get(&child.ppid).filter(|live| !caught(live))?;
+        Some(restore.tasks.get(&child.ppid)?.threads.get(&thread)?.tid())
+    });
+    parents.collect()
+}
+
 /// Rebuilt processes, stopped. When the value is dropped without a thaw they end with this process.
 #[derive(Debug)]
 pub struct World {
@@ -331,6 +355,8 @@ pub struct World {
     /// What stands for processes that are lost.
     lost: Vec<Task>,
     waits: Vec<Wait>,
+    /// Threads that go on before their leaders.
+    parents: BTreeSet<Tid>,
     held: Held,
 }
 
@@ -361,10 +387,17 @@ impl World {
         self.waits
             .sort_by_key(|wait| core::cmp::Reverse(wait.left()));
         let waiting: BTreeSet<Tid> = self.waits.iter().map(Wait::tid).collect();
+        let mut parents = self.parents;
+        parents.retain(|tid| !waiting.contains(tid));
         // What has come for a process is its leader's, so that goes on first.
         let (mut leaders, mut others) = (Vec::new(), Vec::new());
         for (pid, task) in &mut self.tasks {
             let threads: Vec<Tid> = task.all().map(|thread| thread.tid()).collect();
+            let (before, threads): (Vec<Tid>, Vec<Tid>) =
+                threads.into_iter().partition(|tid| parents.contains(tid));
+            for tid in before {
+                let_go(*pid, tid);
+            }
             if let [leader, other, ..] = threads[..]
                 && leader == task.first.tid()
             {

@@ -30,7 +30,7 @@ use persist_mem::rings::Layout;
 use scope::Scope;
 pub(crate) use sleepers::monotonic_ns;
 use sleepers::{Asleep, SchedulerClocks};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use stop::Stop;
@@ -94,6 +94,8 @@ impl FrozenThread {
 pub struct Frozen {
     processes: Vec<(Pid, BTreeMap<Tid, FrozenThread>)>,
     zombies: Vec<Pid>,
+    /// Those that have children.
+    parents: BTreeSet<Pid>,
     clocks: SchedulerClocks,
     /// Calls that threads repeat.
     repeating: BTreeMap<Tid, Repeated>,
@@ -215,6 +217,15 @@ impl Frozen {
     fn let_all_go(&mut self, mut processes: Vec<(Pid, BTreeMap<Tid, FrozenThread>)>) {
         let mut leaders = Vec::new();
         for (pid, threads) in &mut processes {
+            let first = match self.parents.contains(pid) {
+                true => before_leader(*pid, threads),
+                false => BTreeSet::new(),
+            };
+            for tid in first {
+                if let Some(parent) = threads.remove(&tid) {
+                    self.let_go(*pid, tid, parent);
+                }
+            }
             let Some(leader) = threads.remove(&pid.leader()) else {
                 continue;
             };
@@ -299,12 +310,31 @@ impl Frozen {
             .pids()
             .filter_map(|pid| Some((pid, proc::Stat::read(pid, "stat").ok()?.pid(4))))
             .collect();
+        self.parents = parents.values().copied().collect();
         let depth = |pid: Pid| {
             let chain = core::iter::successors(Some(pid), |pid| parents.get(pid).copied());
             chain.take(parents.len() + 1).count()
         };
         self.processes
             .sort_by_cached_key(|(pid, _)| (depth(*pid), *pid));
+    }
+}
+
+/// Threads that go on before their leader does: those with children. When one of these ends, that is told to a thread,
+/// and as long as that is traced whoever is not would be woken by it, even if all of them ignore it. None when something
+/// waits for the process that a handler is to have: that is the leader's.
+fn before_leader(pid: Pid, threads: &BTreeMap<Tid, FrozenThread>) -> BTreeSet<Tid> {
+    let others = threads
+        .iter()
+        .filter(|(tid, thread)| **tid != pid.leader() && thread.goes_on());
+    let others = others.map(|(tid, _)| *tid);
+    if !threads.contains_key(&pid.leader()) {
+        return BTreeSet::new();
+    }
+    let caught = |status: proc::Status| status.mask("ShdPnd") & status.mask("SigCgt");
+    match proc::Status::read(pid, "status").map(caught) {
+        Ok(0) => proc::parents_among(pid, others),
+        _ => BTreeSet::new(),
     }
 }
 
@@ -351,6 +381,7 @@ fn freeze_scope(scope: &Scope<'_>, rings: Option<Layout>) -> Result<Frozen, Free
     let mut frozen = Frozen {
         processes: Vec::new(),
         zombies: Vec::new(),
+        parents: BTreeSet::new(),
         clocks,
         repeating: BTreeMap::new(),
         begun: Instant::now(),

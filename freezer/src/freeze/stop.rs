@@ -45,12 +45,13 @@ pub(super) fn begin(
     }
     let new = unknown(frozen, pid, tids, leader_ended);
     let looked = sleepers::look_at(&frozen.clocks, pid, new.iter().copied());
+    let seized = seize_all(pid, &new, |tid| looked.contains_key(&tid));
     for tid in new {
         let sleeper = looked.get(&tid).copied();
         if sleeper.is_none() && proc::is_worker(pid, tid) {
             continue;
         }
-        match meet(pid, tid)? {
+        match meet(pid, tid, seized.contains(&tid))? {
             Met::Seized => {}
             Met::Gone => continue,
             Met::Ending => {
@@ -104,6 +105,21 @@ fn unknown(frozen: &mut Frozen, pid: Pid, mut tids: Vec<Tid>, leader_ended: bool
     tids
 }
 
+/// Seizes threads of one process before any of them is asked to stop. Which it could.
+///
+/// The kernel drops a signal that is ignored unless it is for a traced thread (kernel/signal.c, sig_ignored); SIGCHLD
+/// is for the thread that has the child. While that one is stopped, another one is woken: if it is traced, it stops
+/// on its way, and otherwise its call would fail.
+fn seize_all(pid: Pid, tids: &[Tid], is_known: impl Fn(Tid) -> bool) -> BTreeSet<Tid> {
+    if tids.len() < 2 {
+        return BTreeSet::new();
+    }
+    let ordinary = |tid: &Tid| is_known(*tid) || !proc::is_worker(pid, *tid);
+    let all = tids.iter().copied().filter(ordinary);
+    all.filter(|tid| ptrace::seize(*tid, TRACESYSGOOD).is_ok())
+        .collect()
+}
+
 /// What came of seizing a thread.
 enum Met {
     Seized,
@@ -113,7 +129,14 @@ enum Met {
     Traced(Tid),
 }
 
-fn meet(pid: Pid, tid: Tid) -> Result<Met, FreezerError> {
+fn meet(pid: Pid, tid: Tid, is_seized: bool) -> Result<Met, FreezerError> {
+    if is_seized && ptrace::interrupt(tid).is_ok() {
+        return Ok(Met::Seized);
+    }
+    if is_seized {
+        // It has just ended, which we hear of before its process does.
+        let _ = wait::wait_for_at_most(tid, SOON);
+    }
     match seize(pid, tid) {
         Ok(()) => Ok(Met::Seized),
         Err(FreezerError::Seize {

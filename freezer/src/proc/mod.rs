@@ -23,6 +23,7 @@ pub use status::Status;
 pub(crate) use zero::ZeroPages;
 
 use crate::FreezerError;
+use std::collections::BTreeSet;
 use sys::{Pid, Tid};
 
 /// `flags` in `stat`, and one of them (include/linux/sched.h).
@@ -169,6 +170,12 @@ pub(crate) fn children_of(pid: Pid, tid: Tid) -> Vec<Pid> {
     let text = read_text(pid, &format!("task/{tid}/children")).unwrap_or_default();
     let numbers = text.split_whitespace().filter_map(|n| n.parse().ok());
     numbers.map(Pid).collect()
+}
+
+/// Which of a process's threads have children.
+pub(crate) fn parents_among(pid: Pid, tids: impl Iterator<Item = Tid>) -> BTreeSet<Tid> {
+    tids.filter(|tid| !children_of(pid, *tid).is_empty())
+        .collect()
 }
 
 /// The process and all its descendants, parents before children.

@@ -124,6 +124,11 @@ pub(crate) const GROUP: Group = Group {
         subject("select", "select", polling::select),
         subject("epoll", "epoll_wait", polling::epoll),
         subject(
+            "epoll-beside-ends",
+            "epoll_wait in processes whose other threads have children that end all the time",
+            polling::epoll_wait_beside_ends,
+        ),
+        subject(
             "epoll-busy",
             "threads that read the clock and wait a moment (epoll_pwait2), without a pause",
             events::busy,

@@ -7,7 +7,8 @@ use libc::{MAP_ANONYMOUS, MAP_PRIVATE, POLLIN, PROT_READ, PROT_WRITE, c_int};
 
 use super::sleeping::spec;
 use crate::kit::{
-    Area, LONG_TERM, PAGE, Setting, TERM, Watch, args, blocked, fd, raw, sys, timed, timed_long,
+    Area, LONG_TERM, PAGE, Setting, TERM, Watch, args, blocked, fd, fork, raw, same, sys, timed,
+    timed_long,
 };
 
 /// A pipe: its ends for reading and writing.
@@ -31,6 +32,8 @@ pub(super) fn pull(from: c_int) -> i64 {
     let mut byte = 0_u8;
     raw(libc::SYS_read, args([from as u64, &raw mut byte as u64, 1]))
 }
+
+const HOUR_MS: u64 = 3_600_000;
 
 /// One for the signal mask of ppoll and pselect: everything but SIGUSR1.
 static MASK: u64 = !(1 << (libc::SIGUSR1 - 1));
@@ -249,4 +252,54 @@ pub(crate) fn epoll(_: &Setting) -> Result<Watch> {
         11,
         move || push(write),
     )
+}
+
+/// epoll_wait of processes whose other threads have children that end all the time: what tells of that is ignored, and
+/// wakes nobody.
+pub(crate) fn epoll_wait_beside_ends(_: &Setting) -> Result<Watch> {
+    const PROCESSES: usize = 4;
+    fn have_children() {
+        // SAFETY: takes numbers.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+        loop {
+            let pid = raw(libc::SYS_fork, args([]));
+            if pid == 0 {
+                raw(libc::SYS_exit_group, args([0]));
+            }
+            raw(libc::SYS_wait4, args([pid as u64, 0, 0, 0]));
+            std::thread::sleep(Duration::from_micros(300));
+        }
+    }
+    let mut waiting = Vec::new();
+    for _ in 0..PROCESSES {
+        waiting.push(fork(|| {
+            std::thread::spawn(have_children);
+            // SAFETY: takes a number.
+            let epoll = unsafe { libc::epoll_create1(0) };
+            let mut event = [0_u64; 2];
+            let at = event.as_mut_ptr() as u64;
+            let result = raw(libc::SYS_epoll_wait, args([epoll as u64, at, 1, HOUR_MS]));
+            std::process::exit(result.unsigned_abs() as i32)
+        })?);
+    }
+    let first = waiting[0];
+    Ok(Watch::new(move || {
+        for pid in &waiting {
+            let mut status = 0;
+            // SAFETY: the kernel writes one int.
+            let ended = unsafe { libc::waitpid(*pid, &raw mut status, libc::WNOHANG) };
+            same(
+                "an end, and what epoll_wait returned",
+                &(0, 0),
+                &(ended, status >> 8),
+            )?;
+        }
+        Ok(())
+    })
+    .spoiled_by(move || {
+        // SAFETY: takes numbers.
+        sys("kill", unsafe { libc::kill(first, libc::SIGKILL) })?;
+        std::thread::sleep(Duration::from_millis(100));
+        Ok(())
+    }))
 }
