@@ -3,14 +3,14 @@
 
 use crate::files::outsiders::lives_outside;
 use crate::{FreezerError, PageRun, PageSink, PageSource, Refusal, kernel};
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Whence, lseek64};
 use persist_mem::manifest::{Extent, FileTime, SharedKind, SharedObject, SystemVShm};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -63,6 +63,27 @@ impl Objects {
         kind: impl FnOnce(&File) -> Result<SharedKind, String>,
     ) -> Result<u32, ObjectError> {
         self.find_open(holder, open(link)?, kind)
+    }
+
+    /// The object that a copy of a descriptor is open on. It is opened again, unless that would break a lease.
+    pub(crate) fn find_behind(
+        &mut self,
+        holder: Pid,
+        copy: &OwnedFd,
+        kind: impl FnOnce(&File) -> Result<SharedKind, String>,
+    ) -> Result<u32, ObjectError> {
+        if !has_write_lease(copy) {
+            let link = format!("/proc/self/fd/{}", copy.as_raw_fd());
+            return self.find(holder, &link, kind);
+        }
+        let flags = fcntl(copy, FcntlArg::F_GETFL).map_err(io::Error::from)?;
+        let flags = OFlag::from_bits_retain(flags);
+        if flags & OFlag::O_ACCMODE == OFlag::O_WRONLY || flags.contains(OFlag::O_DIRECT) {
+            let why =
+                "to read it would break its lease: it is open for writing only, or with O_DIRECT";
+            return Err(ObjectError::Refused(why.into()));
+        }
+        self.find_open(holder, File::from(copy.try_clone()?), kind)
     }
 
     /// An object that is known, by device and inode; it is not one of System V.
@@ -288,6 +309,12 @@ impl ObjectError {
             ObjectError::Io(cause) => format!("it cannot be opened: {cause}"),
         }
     }
+}
+
+/// Whether a lease for writing is held by this description: whoever opens the file breaks it.
+fn has_write_lease(copy: &OwnedFd) -> bool {
+    const F_WRLCK: i32 = 1;
+    sys::files::lease_of(copy) == Ok(F_WRLCK)
 }
 
 fn open(link: &str) -> io::Result<File> {

@@ -52,6 +52,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("autogroups", process::autogroup::set),
     ("memory policies", memory::policy::set),
     ("ends of memory objects", objects::finish),
+    ("leases of removed files", files::leases),
     ("watches of files", files::watch),
     ("requests of io_uring that wait", files::uring::fill_waiting),
     ("mappings of rings of buffers", memory::uring::map_buffers),

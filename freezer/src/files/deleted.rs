@@ -6,7 +6,6 @@ use crate::FreezerError;
 use crate::objects::{self, Objects};
 use nix::sys::stat::SFlag;
 use persist_mem::manifest::DescriptionKind;
-use std::os::fd::AsRawFd;
 
 pub(super) fn is_one(open: &Open<'_>) -> bool {
     let regular = open.file_type() == SFlag::S_IFREG && open.stat.st_nlink == 0;
@@ -17,9 +16,10 @@ pub(super) fn capture(
     open: &Open<'_>,
     objects: &mut Objects,
 ) -> Result<DescriptionKind, FreezerError> {
-    let link = format!("/proc/self/fd/{}", open.copy.as_raw_fd());
     let object = objects
-        .find(open.pid, &link, |file| objects::deleted(file, open.link))
+        .find_behind(open.pid, open.copy, |file| {
+            objects::deleted(file, open.link)
+        })
         .map_err(|e| open.refuse(e.reason()))?;
     Ok(DescriptionKind::Deleted { object })
 }

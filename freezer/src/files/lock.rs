@@ -4,6 +4,7 @@ use super::Open;
 use super::known::Copies;
 use crate::FreezerError;
 use crate::kernel::{self, Kernel, RangeLock, Unreadable};
+use crate::proc;
 use nix::sys::stat::fstat;
 use persist_mem::manifest::{DescriptionId, Lock, LockHolder};
 use std::collections::{BTreeMap, HashMap};
@@ -40,11 +41,30 @@ pub(super) fn capture(
             taker: found.taker,
         };
         let of_process = matches!(holder, LockHolder::Process { .. });
+        // Whoever maps it again has it open by another description, which is in the way of such a lease.
+        if first && lock.write && matches!(holder, LockHolder::Lease(_)) && is_mapped(open) {
+            let why = "a lease for writing of a file that is mapped as well is not carried";
+            return Err(open.refuse(why));
+        }
         if of_process || first {
             locks.push(lock);
         }
     }
     Ok(())
+}
+
+/// Whether any process has the file mapped.
+fn is_mapped(open: &Open<'_>) -> bool {
+    let file = (open.stat.st_dev, open.stat.st_ino);
+    let maps = |pid: Pid| {
+        proc::read(pid, "maps")
+            .ok()
+            .and_then(|text| proc::parse_smaps(&text))
+    };
+    proc::everyone().is_ok_and(|all| {
+        let mut all = all.into_iter().filter_map(maps).flatten();
+        all.any(|map| (map.device, map.inode) == file)
+    })
 }
 
 /// Puts locks of ranges of one file into the order in which the kernel has them, where several have some: whoever

@@ -4,7 +4,6 @@ use super::Open;
 use crate::FreezerError;
 use crate::objects::{self, Objects};
 use persist_mem::manifest::DescriptionKind;
-use std::os::fd::AsRawFd;
 
 pub(super) fn is_one(link: &[u8]) -> bool {
     link.starts_with(b"/memfd:") && link.ends_with(b" (deleted)")
@@ -14,9 +13,8 @@ pub(super) fn capture(
     open: &Open<'_>,
     objects: &mut Objects,
 ) -> Result<DescriptionKind, FreezerError> {
-    let link = format!("/proc/self/fd/{}", open.copy.as_raw_fd());
     let object = objects
-        .find(open.pid, &link, |file| objects::memfd(file, open.link))
+        .find_behind(open.pid, open.copy, |file| objects::memfd(file, open.link))
         .map_err(|e| open.refuse(e.reason()))?;
     Ok(DescriptionKind::Memfd { object })
 }

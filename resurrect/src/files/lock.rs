@@ -4,7 +4,9 @@ use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use crate::error::Subject;
 use crate::restore::Restore;
-use persist_mem::manifest::{DescriptionId, FileTable, Lock, LockHolder, Manifest};
+use persist_mem::manifest::{
+    DescriptionId, DescriptionKind, FileTable, Lock, LockHolder, Manifest,
+};
 use std::os::fd::{AsRawFd, OwnedFd};
 use sys::batch::{Arg, Batch};
 use sys::files::Range;
@@ -73,21 +75,56 @@ pub(super) fn take_whole(restore: &mut Restore<'_>) -> Result<(), ResurrectError
         let (LockHolder::Whole(id) | LockHolder::Lease(id)) = lock.holder else {
             continue;
         };
-        if !restore.files.opened.contains_key(&id) {
-            continue;
-        }
-        if let Some((table, fd)) = own_number(manifest, id, lock) {
-            lease_by(restore, table, fd, lock)?;
-        } else if restore.tasks.contains_key(&lock.taker) {
-            take_by(restore, lock.taker, id, lock)?;
-        } else if !take_for_ended(restore, id, lock) {
-            match manifest.holder(id) {
-                Some((holder, _)) => take_by(restore, holder.pid, id, lock)?,
-                None => take_here(restore, id, lock)?,
-            }
+        if !comes_last(manifest, lock) {
+            take(restore, id, lock)?;
         }
     }
     Ok(())
+}
+
+/// Takes leases for writing of files that this process has had open as well: nobody else may.
+pub(super) fn take_last(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    let manifest = restore.manifest;
+    for lock in &manifest.locks {
+        if let LockHolder::Lease(id) = lock.holder
+            && comes_last(manifest, lock)
+        {
+            take(restore, id, lock)?;
+        }
+    }
+    Ok(())
+}
+
+fn comes_last(manifest: &Manifest, lock: &Lock) -> bool {
+    let LockHolder::Lease(id) = lock.holder else {
+        return false;
+    };
+    let kind = manifest.description(id).map(|found| &found.kind);
+    lock.write
+        && matches!(
+            kind,
+            Some(DescriptionKind::Deleted { .. } | DescriptionKind::Memfd { .. })
+        )
+}
+
+fn take(restore: &mut Restore<'_>, id: DescriptionId, lock: &Lock) -> Result<(), ResurrectError> {
+    let manifest = restore.manifest;
+    if !restore.files.opened.contains_key(&id) {
+        return Ok(());
+    }
+    if let Some((table, fd)) = own_number(manifest, id, lock) {
+        return lease_by(restore, table, fd, lock);
+    }
+    if restore.tasks.contains_key(&lock.taker) {
+        return take_by(restore, lock.taker, id, lock);
+    }
+    if take_for_ended(restore, id, lock) {
+        return Ok(());
+    }
+    match manifest.holder(id) {
+        Some((holder, _)) => take_by(restore, holder.pid, id, lock),
+        None => take_here(restore, id, lock),
+    }
 }
 
 /// Where who took a lease has the file: the number goes into the signal that tells of its end (`si_fd`).

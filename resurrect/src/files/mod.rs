@@ -426,6 +426,11 @@ pub(crate) fn inside(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     lock::take_ranges(restore)
 }
 
+/// Leases that nobody could have as long as this process had the file.
+pub(crate) fn leases(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
+    lock::take_last(restore)
+}
+
 /// Closes every process's way back to this one.
 pub(crate) fn close_way_back(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let pidfd = restore.self_pidfd.as_raw_fd();

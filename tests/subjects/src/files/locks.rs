@@ -261,6 +261,32 @@ pub(crate) fn ofd(setting: &Setting) -> Result<Watch> {
     .spoiled_by(move || set(two, F_OFD_SETLK, range(F_UNLCK, 10, 10))))
 }
 
+/// A lease for writing of a removed file, which nobody else has: nobody is to look who breaks it.
+pub(crate) fn lease_removed(setting: &Setting) -> Result<Watch> {
+    let path = file(setting, "removed")?;
+    let held = open(&path, O_RDWR)?;
+    fs::remove_file(&path)?;
+    let mask = 1_u64 << (libc::SIGIO - 1);
+    raw(
+        libc::SYS_rt_sigprocmask,
+        args([0, &raw const mask as u64, 0, 8]),
+    );
+    fcntl(held, libc::F_SETLEASE, F_WRLCK)?;
+    Ok(Watch::new(move || {
+        same("a lease", &F_WRLCK, &fcntl(held, libc::F_GETLEASE, 0)?)?;
+        let (none, mut info) = ([0_u64; 2], [0_u64; 16]);
+        let arguments = [
+            &raw const mask as u64,
+            info.as_mut_ptr() as u64,
+            none.as_ptr() as u64,
+            8,
+        ];
+        let told = raw(libc::SYS_rt_sigtimedwait, args(arguments));
+        same("no signal", &-i64::from(libc::EAGAIN), &told)
+    })
+    .spoiled_by(move || fcntl(held, libc::F_SETLEASE, F_UNLCK).map(drop)))
+}
+
 /// A lease for reading and one for writing; whoever opens the file breaks it.
 pub(crate) fn lease(setting: &Setting) -> Result<Watch> {
     let (one, two) = (file(setting, "one")?, file(setting, "two")?);

@@ -373,6 +373,11 @@ pub(crate) const GROUP: Group = Group {
             locks::order,
         ),
         subject("lease", "leases", locks::lease),
+        subject(
+            "lease-removed",
+            "a lease for writing of a removed file",
+            locks::lease_removed,
+        ),
         subject("pidfd", "pidfds of living processes", pidfd::start),
         subject(
             "pidfd-dead",
