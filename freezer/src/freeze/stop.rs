@@ -1,9 +1,10 @@
 //! Seizing threads, and waiting until they stop.
 
 use super::calls::{self, Repeated};
-use super::{Frozen, FrozenThread, STOP_WITHIN, compat, position, sleepers, traced, vfork};
+use super::sleepers::{self, Sleeper};
+use super::{Frozen, FrozenThread, STOP_WITHIN, compat, position, traced, vfork};
 use crate::{FreezerError, capture, proc};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use sys::ptrace::options::{SUSPEND_SECCOMP, TRACESYSGOOD};
 use sys::regs::Regs;
@@ -33,7 +34,6 @@ pub(super) fn begin(
     let Ok(tids) = proc::threads(pid) else {
         return Ok(false);
     };
-    let mut news = false;
     let leader_ended = matches!(stat.state(), 'Z' | 'X');
     if leader_ended && tids.iter().all(|tid| *tid == pid.leader()) {
         frozen.release(pid);
@@ -45,13 +45,41 @@ pub(super) fn begin(
     }
     let new = unknown(frozen, pid, tids, leader_ended);
     let looked = sleepers::look_at(&frozen.clocks, pid, new.iter().copied());
-    let seized = seize_all(pid, &new, |tid| looked.contains_key(&tid));
-    for tid in new {
+    let mut seized = seize_all(pid, &new, |tid| looked.contains_key(&tid));
+    let asked = ask(frozen, pid, &new, &looked, &mut seized, started);
+    if asked.is_err() {
+        // Who was seized only is to be let go as well.
+        for tid in seized {
+            if ptrace::interrupt(tid).is_ok() {
+                frozen.process(pid).insert(tid, FrozenThread::default());
+            }
+        }
+    }
+    let mut news = asked?;
+    if leader_ended && frozen.process(pid).is_empty() {
+        news = true;
+        others_are_ending(frozen, pid)?;
+    }
+    frozen.processes.retain(|(_, threads)| !threads.is_empty());
+    Ok(news)
+}
+
+/// Asks the threads of one process to stop, of which some are seized. True when there was one.
+fn ask(
+    frozen: &mut Frozen,
+    pid: Pid,
+    new: &[Tid],
+    looked: &BTreeMap<Tid, Sleeper>,
+    seized: &mut BTreeSet<Tid>,
+    started: &mut Vec<(Pid, Tid)>,
+) -> Result<bool, FreezerError> {
+    let mut news = false;
+    for tid in new.iter().copied() {
         let sleeper = looked.get(&tid).copied();
         if sleeper.is_none() && proc::is_worker(pid, tid) {
             continue;
         }
-        match meet(pid, tid, seized.contains(&tid))? {
+        match meet(pid, tid, seized.remove(&tid))? {
             Met::Seized => {}
             Met::Gone => continue,
             Met::Ending => {
@@ -87,11 +115,6 @@ pub(super) fn begin(
             started.pop();
         }
     }
-    if leader_ended && frozen.process(pid).is_empty() {
-        news = true;
-        others_are_ending(frozen, pid)?;
-    }
-    frozen.processes.retain(|(_, threads)| !threads.is_empty());
     Ok(news)
 }
 
