@@ -341,6 +341,8 @@ pub struct MulticastGroup {
 pub struct NetlinkSocket {
     /// Its port id; None when it is not bound.
     pub port: Option<u32>,
+    /// It shows that port only: when it asked for it, another one had it.
+    pub in_vain: bool,
     /// Groups it is a member of.
     pub groups: Vec<u32>,
     /// Port and group mask it is connected to.

@@ -34,6 +34,12 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
     ),
     ("pending-every", both(Refused("every signal is queued"))),
     (
+        "udp-turned-to-ipv4",
+        both(Refused(
+            "it was connected to a host of IPv6 before one of IPv4",
+        )),
+    ),
+    (
         "udp-lite",
         Expected {
             here: Carried,

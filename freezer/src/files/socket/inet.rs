@@ -77,6 +77,10 @@ pub(super) fn examine(
         }
         return Ok(found);
     }
+    if is_udp(common) && turned_to_ipv4(&found) {
+        let why = "it was connected to a host of IPv6 before one of IPv4, and has an address for the former still";
+        return Err(open.refuse(why));
+    }
     way::examine(open, common, facts.whole_host, &found.remote)?;
     if is_udp(common) && !found.local.is_empty() {
         (found.bound_host, found.chosen_port) = asked_for(open);
@@ -86,6 +90,21 @@ pub(super) fn examine(
         packets::queue(open, common)?;
     }
     Ok(found)
+}
+
+/// Whether a socket has a peer of IPv4 and an address of IPv6. Who binds that has no such peers (net/ipv6/af_inet6.c,
+/// `__inet6_bind`).
+fn turned_to_ipv4(found: &InetSocket) -> bool {
+    const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+    let host = |address: &[u8]| match address.first() {
+        Some(family) if i32::from(*family) == c::AF_INET6 => address.get(8..24).map(<[u8]>::to_vec),
+        _ => None,
+    };
+    let [Some(own), Some(peer)] = [host(&found.local), host(&found.remote)] else {
+        return false;
+    };
+    let of_ipv4 = |host: &[u8]| host.starts_with(&MAPPED);
+    of_ipv4(&peer) && !of_ipv4(&own) && own.iter().any(|byte| *byte != 0)
 }
 
 /// Whether it is of UDP or UDP-Lite.

@@ -69,12 +69,23 @@ pub(super) fn examine(
     let peer = (word(&peer, 4), word(&peer, 8));
     Ok(NetlinkSocket {
         port: (port != 0).then_some(port),
+        in_vain: port != 0 && !has_port(open),
         groups,
         peer: (peer != (0, 0)).then_some(peer),
         lost,
         unread: sent_to_it,
         question,
     })
+}
+
+/// Whether a socket has the port that it shows: bind(2) notes that before it sees that another one has it
+/// (net/netlink/af_netlink.c, netlink_insert).
+fn has_port(open: &Open<'_>) -> bool {
+    let bound = kernel::look(|kernel| {
+        let sk = kernel.own_sock(open.copy.as_fd())?;
+        kernel.fields(sk, "netlink_sock", &["bound"])
+    });
+    bound.map_or(true, |bound| bound.first() != Some(&0))
 }
 
 /// What it has not read, when all of that was sent to it alone by processes: they can send it again.

@@ -6,6 +6,7 @@ use crate::ResurrectError;
 use nix::libc as c;
 use persist_mem::manifest::{NetlinkMessage, NetlinkSocket, SocketState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use sys::Errno;
 use sys::socket::{self, Outgoing};
 
 pub(super) const SOL_NETLINK: i32 = 270;
@@ -22,7 +23,11 @@ pub(super) fn make(making: &Making<'_>, state: &NetlinkSocket) -> Result<OwnedFd
     attach_filter(making, fd.as_fd())?;
     options::set(making, fd.as_fd(), When::Early)?;
     if let Some(port) = state.port {
-        socket::bind(fd.as_fd(), &address(port, 0)).map_err(making.failed("binding its port"))?;
+        let bind = match state.in_vain {
+            true => bind_in_vain(making, fd.as_fd(), port),
+            false => socket::bind(fd.as_fd(), &address(port, 0)),
+        };
+        bind.map_err(making.failed("binding its port"))?;
     }
     // Of devices they hear later ([`hear_of_devices`]).
     if !is_about_devices(making) {
@@ -34,6 +39,20 @@ pub(super) fn make(making: &Making<'_>, state: &NetlinkSocket) -> Result<OwnedFd
             .map_err(making.failed("connecting it"))?;
     }
     Ok(fd)
+}
+
+/// Has a socket ask for a port that another one has, which may not be there yet.
+fn bind_in_vain(making: &Making<'_>, fd: BorrowedFd<'_>, port: u32) -> sys::Result<()> {
+    let other = socket::socket(c::AF_NETLINK, c::SOCK_RAW, making.socket.protocol)?;
+    match socket::bind(other.as_fd(), &address(port, 0)) {
+        Ok(()) | Err(Errno::EADDRINUSE) => {}
+        Err(errno) => return Err(errno),
+    }
+    match socket::bind(fd, &address(port, 0)) {
+        Err(Errno::EADDRINUSE) => Ok(()),
+        Ok(()) => Err(Errno::EEXIST),
+        Err(errno) => Err(errno),
+    }
 }
 
 fn memberships(fd: BorrowedFd<'_>, state: &NetlinkSocket, what: i32) -> sys::Result<()> {
@@ -80,7 +99,7 @@ pub(super) fn deliver(all: &[Making<'_>], sockets: &Sockets) -> Result<(), Resur
         };
         for message in &state.unread {
             let sender = all.iter().find(|sender| {
-                matches!(&sender.socket.state, SocketState::Netlink(of) if of.port == Some(message.port))
+                matches!(&sender.socket.state, SocketState::Netlink(of) if !of.in_vain && of.port == Some(message.port))
                     && sender.socket.protocol == making.socket.protocol
             });
             let sender = sender.map(|sender| sockets.get(sender)).transpose()?;

@@ -553,6 +553,11 @@ pub(crate) const GROUP: Group = Group {
         ),
         subject("netlink", "netlink sockets with groups", netlink::start),
         subject(
+            "netlink-bound-in-vain",
+            "netlink sockets that have asked for a port that another one has",
+            netlink::bound_in_vain,
+        ),
+        subject(
             "netlink-queue",
             "netlink sockets with a list as an answer that nobody has read",
             netlink::queue,
@@ -571,6 +576,11 @@ pub(crate) const GROUP: Group = Group {
             "netlink-group-queue",
             "messages to groups of netlink that nobody has read are there, or said to be lost",
             netlink::group_queue,
+        ),
+        subject(
+            "udp-turned-to-ipv4",
+            "a UDP socket that was connected to a host of IPv6, and then to one of IPv4",
+            unconnected::turned_to_ipv4,
         ),
         subject("netlink-uevent", "uevent netlink sockets", netlink::uevent),
         subject(

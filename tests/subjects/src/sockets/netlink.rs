@@ -11,13 +11,19 @@ use crate::kit::files::{close, read, write};
 use crate::kit::net::{name, option, set_option, socket};
 use crate::kit::{SOON, Setting, Watch, args, loopback, not_here, raw, same, sys, until};
 
-/// Bound to a port and groups.
-fn bound(protocol: i32, port: u32, groups: u32) -> Result<i32> {
-    let socket = socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, protocol)?;
+/// struct sockaddr_nl
+fn at(port: u32, groups: u32) -> [u8; 12] {
     let mut address = [0_u8; 12];
     address[..2].copy_from_slice(&(AF_NETLINK as u16).to_ne_bytes());
     address[4..8].copy_from_slice(&port.to_ne_bytes());
     address[8..].copy_from_slice(&groups.to_ne_bytes());
+    address
+}
+
+/// Bound to a port and groups.
+fn bound(protocol: i32, port: u32, groups: u32) -> Result<i32> {
+    let socket = socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, protocol)?;
+    let address = at(port, groups);
     sys(
         "bind",
         raw(
@@ -55,6 +61,40 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
             ask(socket)?;
             hear(socket)
         })))
+}
+
+/// One that has asked for a port that another one has shows that, and has none.
+pub(crate) fn bound_in_vain(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let port = std::process::id() + 7;
+    let fresh = || socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, NETLINK_ROUTE);
+    let ask_for = move |socket: i32| {
+        let address = at(port, 0);
+        raw(
+            libc::SYS_bind,
+            args([socket as u64, address.as_ptr() as u64, 12]),
+        )
+    };
+    let (early, owner, late) = (fresh()?, fresh()?, fresh()?);
+    for (socket, result) in [
+        (owner, 0),
+        (early, -libc::EADDRINUSE),
+        (late, -libc::EADDRINUSE),
+    ] {
+        same("bind", &i64::from(result), &ask_for(socket))?;
+    }
+    let observe = move || {
+        let names = [early, owner, late].map(|socket| name(socket, false));
+        let names: Result<Vec<_>> = names.into_iter().collect();
+        let other = fresh()?;
+        let taken = ask_for(other);
+        close(other);
+        Ok((names?, taken))
+    };
+    Ok(Watch::keep(observe)?.spoiled_by(move || {
+        close(owner);
+        Ok(())
+    }))
 }
 
 /// RTM_GETLINK, a dump, of struct ifinfomsg.

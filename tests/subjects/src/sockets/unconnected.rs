@@ -161,3 +161,23 @@ pub(crate) fn beside_a_listener(_: &Setting) -> Result<Watch> {
         Ok(())
     }))
 }
+
+/// It was connected to a host of IPv6, whose address it keeps, and then to one of IPv4.
+pub(crate) fn turned_to_ipv4(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let (mapped, own) = ([0xff, 0xff, 127, 0, 0, 1], [0, 0, 0, 0, 0, 1]);
+    let fd = socket(AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK, 0)?;
+    for end in [own, mapped] {
+        let mut address = [0_u8; 28];
+        address[..2].copy_from_slice(&(AF_INET6 as u16).to_ne_bytes());
+        address[2..4].copy_from_slice(&4711_u16.to_be_bytes());
+        address[18..24].copy_from_slice(&end);
+        let args = args([fd as u64, address.as_ptr() as u64, 28]);
+        sys("connect", raw(libc::SYS_connect, args))?;
+    }
+    let observe = move || Ok((name(fd, false)?, name(fd, true)?));
+    Ok(Watch::keep(observe)?.spoiled_by(move || {
+        close(fd);
+        Ok(())
+    }))
+}
