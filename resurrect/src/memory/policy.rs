@@ -4,10 +4,11 @@
 use crate::ResurrectError;
 use crate::calls::{Calls, nr};
 use crate::restore::Restore;
-use persist_mem::manifest::{AddressSpace, LockFuture};
+use persist_mem::manifest::{AddressSpace, Backing, LockFuture, Vma};
 
 const MCL_FUTURE: i32 = 2;
 const MCL_ONFAULT: i32 = 4;
+const MADV_UNMERGEABLE: i32 = 13;
 const PR_SET_MDWE: i32 = 65;
 const PR_SET_MEMORY_MERGE: i32 = 67;
 
@@ -34,6 +35,7 @@ fn tell(calls: &mut Calls<'_>, mm: &AddressSpace) -> Result<(), ResurrectError> 
     }
     if mm.merge_any {
         prctl(calls, "letting KSM merge its pages", PR_SET_MEMORY_MERGE, 1);
+        unmerge(calls, mm)?;
     }
     super::ldt::fill(calls, &mm.ldt)?;
     super::numa::tell(calls, mm)?;
@@ -65,8 +67,21 @@ fn tell(calls: &mut Calls<'_>, mm: &AddressSpace) -> Result<(), ResurrectError> 
     Ok(())
 }
 
+/// Takes out what was taken out before: all that is there has just been included (mm/ksm.c, ksm_enable_merge_any).
+fn unmerge(calls: &mut Calls<'_>, mm: &AddressSpace) -> Result<(), ResurrectError> {
+    let included = |vma: &&Vma| !vma.has(b"sh") && !is_kernels_own(vma);
+    for vma in mm.vmas.iter().filter(included) {
+        if !vma.has(b"mg") {
+            let args = [vma.start.into(), vma.len().into(), MADV_UNMERGEABLE.into()];
+            let batch = calls.batch();
+            batch.call("keeping KSM from its pages", nr::MADVISE, args);
+            calls.breathe()?;
+        }
+    }
+    Ok(())
+}
+
 /// The kernel seals its own mappings, or does not.
-fn is_kernels_own(vma: &persist_mem::manifest::Vma) -> bool {
-    use persist_mem::manifest::Backing;
+fn is_kernels_own(vma: &Vma) -> bool {
     matches!(vma.backing, Backing::Vdso | Backing::Vvar)
 }

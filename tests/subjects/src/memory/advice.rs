@@ -3,7 +3,7 @@
 use anyhow::Result;
 use libc::c_int;
 
-use crate::kit::{Area, Kin, Setting, Watch, not_here, procfs};
+use crate::kit::{Area, Kin, Setting, Watch, args, not_here, procfs, raw};
 
 /// Four pages with advice between four without, as the kernel tells of them.
 fn advised(advice: c_int, opposite: c_int) -> Result<(Area, Watch)> {
@@ -72,6 +72,26 @@ pub(crate) fn nohugepage(_: &Setting) -> Result<Watch> {
 /// Equal pages may be merged.
 pub(crate) fn mergeable(_: &Setting) -> Result<Watch> {
     advised(libc::MADV_MERGEABLE, libc::MADV_UNMERGEABLE).map(|(_, watch)| watch)
+}
+
+/// All that is there and that is to come may be merged (PR_SET_MEMORY_MERGE), but for a part.
+pub(crate) fn all_mergeable(_: &Setting) -> Result<Watch> {
+    const PR_SET_MEMORY_MERGE: u64 = 67;
+    let area = Area::anonymous(8)?;
+    area.fill(26);
+    let part = area.part(4, 4);
+    let all = args([PR_SET_MEMORY_MERGE, 1]);
+    if raw(libc::SYS_prctl, all) != 0 || part.advise(libc::MADV_UNMERGEABLE).is_err() {
+        return not_here("PR_SET_MEMORY_MERGE");
+    }
+    let observe = move || {
+        let later = Area::anonymous(1)?;
+        let flags = [area.page(0), part.page(0), later.page(0)].map(procfs::vm_flags);
+        later.unmap()?;
+        flags.into_iter().collect::<Result<Vec<_>>>()
+    };
+    let watch = Watch::keep(observe)?.spoiled_by(move || part.advise(libc::MADV_MERGEABLE));
+    Ok(watch.and(Watch::new(move || area.check(26))))
 }
 
 /// How a file is read ahead.

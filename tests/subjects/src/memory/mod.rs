@@ -284,6 +284,11 @@ pub(crate) const GROUP: Group = Group {
         subject("nohugepage", "madvise(MADV_NOHUGEPAGE)", advice::nohugepage),
         subject("mergeable", "madvise(MADV_MERGEABLE)", advice::mergeable),
         subject(
+            "mergeable-all",
+            "memory that may be merged, but for a part (PR_SET_MEMORY_MERGE)",
+            advice::all_mergeable,
+        ),
+        subject(
             "sequential",
             "madvise(MADV_SEQUENTIAL, MADV_RANDOM)",
             advice::read_ahead,
