@@ -163,7 +163,6 @@ fn hide<'a>(
     state: &InetSocket,
     sender: Option<&Making<'_>>,
 ) -> Result<Vec<BorrowedFd<'a>>, ResurrectError> {
-    let port = |state: &InetSocket| state.local.get(2..4).map(<[u8]>::to_vec);
     let mut hidden = Vec::new();
     for other in all {
         let SocketState::Inet(of_other) = &other.socket.state else {
@@ -180,6 +179,10 @@ fn hide<'a>(
         }
     }
     Ok(hidden)
+}
+
+fn port(state: &InetSocket) -> Option<&[u8]> {
+    state.local.get(2..4)
 }
 
 /// The device that one had comes back with the options.
@@ -206,9 +209,11 @@ fn sends_from(sender: &Making<'_>, source: &[u8], local: bool) -> bool {
     let SocketState::Inet(state) = &sender.socket.state else {
         return false;
     };
+    if port(state) != source.get(2..4) {
+        return false;
+    }
     // One that will be connected has no host of its own yet.
-    let alike = state.local.get(2..4) == source.get(2..4);
-    let own = match alike && bind::by_routing(state) {
+    let own = match bind::by_routing(state) {
         true => wildcard(&state.local),
         false => plain(&state.local),
     };
@@ -216,7 +221,7 @@ fn sends_from(sender: &Making<'_>, source: &[u8], local: bool) -> bool {
         && i32::from(source.first().copied().unwrap_or(0)) == c::AF_INET
         && !is_v6_only(sender);
     let any = |own: &[u8]| both && own.first() == Some(&(c::AF_INET6 as u8)) && is_any(own);
-    own == source || local && own == wildcard(source) || local && any(&own) && alike
+    own == source || local && own == wildcard(source) || local && any(&own)
 }
 
 /// Whether an address of IPv6 names no host.
