@@ -364,8 +364,9 @@ mod tests {
         assert!(message(&memory, 2 * 4096).contains("no manifest"));
         memory.1[4096 + 60] ^= 4;
         assert!(message(&memory, 4096).contains("CRC"));
-        memory.1[4096 + 8] = 77;
-        assert!(message(&memory, 4096).contains("version 77"));
+        let other = format::VERSION + 1;
+        memory.1[4096 + 8..4096 + 10].copy_from_slice(&other.to_le_bytes());
+        assert!(message(&memory, 4096).contains(&format!("version {other}")));
     }
 
     #[test]
