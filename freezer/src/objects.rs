@@ -29,8 +29,10 @@ struct Key {
 #[derive(Debug)]
 struct Found {
     object: SharedObject,
-    /// Open for reading, by a description of ours.
+    /// Open for reading, by a description of ours where it could be opened again.
     file: File,
+    /// The description is one of the tree's: where that stands is not to change.
+    is_theirs: bool,
     /// Who it was found at, for messages.
     holder: Pid,
     /// Times it was found.
@@ -43,6 +45,9 @@ pub struct Objects {
     found: Vec<Found>,
     ids: BTreeMap<Key, u32>,
 }
+
+/// Bytes of a block (`st_blocks`).
+const BLOCK: u64 = 512;
 
 /// Pages of one read.
 const AT_ONCE: usize = 256;
@@ -83,7 +88,17 @@ impl Objects {
                 "to read it would break its lease: it is open for writing only, or with O_DIRECT";
             return Err(ObjectError::Refused(why.into()));
         }
-        self.find_open(holder, File::from(copy.try_clone()?), kind)
+        let file = File::from(copy.try_clone()?);
+        let meta = file.metadata()?;
+        if meta.blocks() * BLOCK < meta.len() {
+            let why = "to look for its holes would break its lease";
+            return Err(ObjectError::Refused(why.into()));
+        }
+        let id = self.find_open(holder, file, kind)?;
+        if let Some(found) = self.found.get_mut(id as usize) {
+            found.is_theirs = true;
+        }
+        Ok(id)
     }
 
     /// An object that is known, by device and inode; it is not one of System V.
@@ -135,6 +150,7 @@ impl Objects {
         self.found.push(Found {
             object,
             file,
+            is_theirs: false,
             holder,
             uses: 1,
         });
@@ -236,7 +252,7 @@ impl Objects {
             if !outside {
                 let saved = match object.kind {
                     SharedKind::Secret { .. } => save_secret(&found.file, &object, sink),
-                    _ => save(&found.file, &object, sink),
+                    _ => save(&found.file, found.is_theirs, &object, sink),
                 };
                 object.extents =
                     saved.map_err(|cause| FreezerError::Pages { pid, va: 0, cause })?;
@@ -453,9 +469,17 @@ pub(crate) fn system_v(id: u64, link: &[u8]) -> Result<SharedKind, String> {
 }
 
 /// Saves an object's pages. Holes stay holes.
-fn save(file: &File, object: &SharedObject, sink: &mut dyn PageSink) -> io::Result<Vec<Extent>> {
+fn save(
+    file: &File,
+    is_theirs: bool,
+    object: &SharedObject,
+    sink: &mut dyn PageSink,
+) -> io::Result<Vec<Extent>> {
     let mut kept = Vec::new();
-    let runs = if object.page_size == PAGE_SIZE_U64 {
+    let runs = if is_theirs {
+        // It has no holes; to look for them would move where it stands.
+        vec![(0, object.size.next_multiple_of(PAGE_SIZE_U64))]
+    } else if object.page_size == PAGE_SIZE_U64 {
         data_runs(file, object.size)?
     } else {
         // hugetlbfs knows no holes; its pages that hold nothing are taken for some.
@@ -495,7 +519,7 @@ fn save_secret(
         size,
         ..object.clone()
     };
-    let saved = save(&copy, &copied, sink)?;
+    let saved = save(&copy, false, &copied, sink)?;
     if sink.wants_frames() && size > 0 {
         let len = usize::try_from(size).unwrap_or(0);
         let mapped = memmap2::MmapOptions::new().len(len).map_raw(&copy)?;

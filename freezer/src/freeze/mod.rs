@@ -29,7 +29,7 @@ use persist_mem::manifest::Limit;
 use persist_mem::rings::Layout;
 use scope::Scope;
 pub(crate) use sleepers::monotonic_ns;
-use sleepers::{Asleep, SchedulerClocks};
+use sleepers::{Asleep, SchedulerClocks, Sleeper};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -73,6 +73,15 @@ pub struct FrozenThread {
 }
 
 impl FrozenThread {
+    /// One that is to stop, in the sleep that it was in when it was looked at.
+    fn looked_at(sleeper: Option<&Sleeper>) -> FrozenThread {
+        FrozenThread {
+            asleep: sleeper.and_then(|sleeper| sleeper.asleep),
+            rest_is_kept: sleeper.is_some_and(|sleeper| sleeper.rest_is_kept),
+            ..FrozenThread::default()
+        }
+    }
+
     /// One in a stop of its tracer.
     fn traced_by(tracer: Tid) -> FrozenThread {
         FrozenThread {

@@ -51,7 +51,8 @@ pub(super) fn begin(
         // Who was seized only is to be let go as well.
         for tid in seized {
             if ptrace::interrupt(tid).is_ok() {
-                frozen.process(pid).insert(tid, FrozenThread::default());
+                let thread = FrozenThread::looked_at(looked.get(&tid));
+                frozen.process(pid).insert(tid, thread);
             }
         }
     }
@@ -96,13 +97,9 @@ fn ask(
         }
         let left = frozen.leaving.iter().position(|(_, left, _)| *left == tid);
         let left = left.map(|index| frozen.leaving.swap_remove(index).2);
-        let asleep = sleeper.and_then(|sleeper| sleeper.asleep);
-        let thread = FrozenThread {
-            // It may have stopped before it was looked at.
-            asleep: asleep.or(left.and_then(|left| left.asleep)),
-            rest_is_kept: sleeper.is_some_and(|sleeper| sleeper.rest_is_kept),
-            ..FrozenThread::default()
-        };
+        let mut thread = FrozenThread::looked_at(looked.get(&tid));
+        // It may have stopped before it was looked at.
+        thread.asleep = thread.asleep.or(left.and_then(|left| left.asleep));
         frozen.process(pid).insert(tid, thread);
         news = true;
         started.push((pid, tid));

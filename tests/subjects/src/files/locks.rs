@@ -10,7 +10,7 @@ use libc::{
 };
 
 use crate::kit::files::{F_SETSIG, close, fcntl, open};
-use crate::kit::{Kin, Setting, Watch, args, fd, raw, same, sys};
+use crate::kit::{Kin, Setting, Watch, args, fd, raw, same, sys, take_signal};
 
 fn file(setting: &Setting, name: &str) -> Result<std::path::PathBuf> {
     let path = setting.fresh(name);
@@ -272,16 +272,13 @@ pub(crate) fn lease_removed(setting: &Setting) -> Result<Watch> {
         args([0, &raw const mask as u64, 0, 8]),
     );
     fcntl(held, libc::F_SETLEASE, F_WRLCK)?;
+    // SAFETY: takes numbers.
+    let seek = move |to, how| unsafe { libc::lseek(held, to, how) };
+    same("a position", &3, &seek(3, libc::SEEK_SET))?;
     Ok(Watch::new(move || {
         same("a lease", &F_WRLCK, &fcntl(held, libc::F_GETLEASE, 0)?)?;
-        let (none, mut info) = ([0_u64; 2], [0_u64; 16]);
-        let arguments = [
-            &raw const mask as u64,
-            info.as_mut_ptr() as u64,
-            none.as_ptr() as u64,
-            8,
-        ];
-        let told = raw(libc::SYS_rt_sigtimedwait, args(arguments));
+        same("where it stands", &3, &seek(0, libc::SEEK_CUR))?;
+        let told = take_signal(mask).0;
         same("no signal", &-i64::from(libc::EAGAIN), &told)
     })
     .spoiled_by(move || fcntl(held, libc::F_SETLEASE, F_UNLCK).map(drop)))
@@ -313,18 +310,8 @@ pub(crate) fn lease(setting: &Setting) -> Result<Watch> {
             &true,
             &open(&two, O_RDWR | libc::O_NONBLOCK).is_err(),
         )?;
-        let (none, mut info) = ([0_u64; 2], [0_u64; 16]);
-        let arguments = [
-            &raw const mask as u64,
-            info.as_mut_ptr() as u64,
-            none.as_ptr() as u64,
-            8,
-        ];
-        same(
-            "the signal",
-            &44,
-            &raw(libc::SYS_rt_sigtimedwait, args(arguments)),
-        )?;
+        let (signal, info) = take_signal(mask);
+        same("the signal", &44, &signal)?;
         same("si_fd", &writing.cast_unsigned(), &(info[3] as u32))?;
         fcntl(writing, libc::F_SETLEASE, F_UNLCK)?;
         lease().map(drop)

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use libc::{O_CREAT, O_NONBLOCK, O_RDWR};
 
 use crate::kit::files::seen;
-use crate::kit::{Setting, Watch, args, not_here, raw, same, sys};
+use crate::kit::{Setting, Watch, args, not_here, raw, same, sys, take_signal};
 
 /// A new queue for four messages of up to 100 bytes.
 fn create(name: &CString) -> Result<i32> {
@@ -200,14 +200,7 @@ fn block_signal() {
 
 /// The signal that waits: its number, or an error, and its value.
 fn signal() -> (i64, u64) {
-    let (none, mut info) = ([0_u64; 2], [0_u64; 16]);
-    let arguments = [
-        &raw const MASK as u64,
-        info.as_mut_ptr() as u64,
-        none.as_ptr() as u64,
-        8,
-    ];
-    let got = raw(libc::SYS_rt_sigtimedwait, args(arguments));
+    let (got, info) = take_signal(MASK);
     (got, info[3])
 }
 

@@ -19,7 +19,9 @@ pub(crate) use area::{Area, PAGE};
 pub(crate) use kin::{Kin, fork};
 pub(crate) use net::loopback;
 pub(crate) use threads::{Crew, tid};
-pub(crate) use waiter::{Gaps, LONG_TERM, TERM, args, blocked, raw, timed, timed_long};
+pub(crate) use waiter::{
+    Gaps, LONG_TERM, TERM, args, blocked, raw, take_signal, timed, timed_long,
+};
 
 /// Where a subject lives.
 #[derive(Clone, Debug)]

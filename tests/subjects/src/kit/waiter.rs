@@ -40,6 +40,19 @@ pub(crate) fn args<const N: usize>(given: [u64; N]) -> [u64; 6] {
     std::array::from_fn(|place| given.get(place).copied().unwrap_or(0))
 }
 
+/// Takes a blocked signal of a mask if one waits: its number or the negative error, and the words of its siginfo_t.
+pub(crate) fn take_signal(mask: u64) -> (i64, [u64; 16]) {
+    let (none, mut info) = ([0_u64; 2], [0_u64; 16]);
+    let arguments = [
+        &raw const mask as u64,
+        info.as_mut_ptr() as u64,
+        none.as_ptr() as u64,
+        8,
+    ];
+    let taken = raw(libc::SYS_rt_sigtimedwait, args(arguments));
+    (taken, info)
+}
+
 /// Is the thread in this call, asleep?
 fn waits(tid: i32, number: i64) -> bool {
     let text = fs::read_to_string(format!("/proc/self/task/{tid}/syscall")).unwrap_or_default();

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::clocks::{Countdown, LONG, age, distance, now};
-use crate::kit::{Crew, Gaps, SOON, Setting, Watch, args, not_here, raw, same, sys, tid, until};
+use crate::kit::{
+    Crew, Gaps, SOON, Setting, Watch, args, not_here, raw, same, sys, take_signal, tid, until,
+};
 
 /// Creates a timer; the value is handed over with its signal, to this thread with SIGEV_THREAD_ID.
 pub(super) fn create(clock: i32, notify: i32, signal: i32, value: usize) -> Result<i32> {
@@ -329,14 +331,7 @@ pub(crate) fn overruns(_: &Setting) -> Result<Watch> {
     );
     let id = create(libc::CLOCK_MONOTONIC, libc::SIGEV_SIGNAL, 46, 89)?;
     let take = move || {
-        let (none, mut info) = ([0_u64; 2], [0_u64; 16]);
-        let arguments = [
-            &raw const mask as u64,
-            info.as_mut_ptr() as u64,
-            none.as_ptr() as u64,
-            8,
-        ];
-        let taken = raw(libc::SYS_rt_sigtimedwait, args(arguments));
+        let (taken, info) = take_signal(mask);
         (taken, info[3], info[2] >> 32)
     };
     let every = Duration::from_millis(5);
