@@ -146,7 +146,7 @@ fn open_one(opening: &Opening<'_, '_>, node: &Node) -> Result<OwnedFd, Resurrect
     let flags = OFlag::from_bits_retain(opening.description.flags.cast_signed());
     let kept = match flags.contains(OFlag::O_PATH) {
         true => flags & (OFlag::O_PATH | OFlag::O_NOFOLLOW),
-        false => flags & OFlag::O_ACCMODE,
+        false => flags & (OFlag::O_ACCMODE | OFlag::O_SYNC | OFlag::O_NOFOLLOW),
     };
     let Some(named) = named(opening.description) else {
         return Err(opening.failed("opening it")(Errno::ENOENT));

@@ -64,16 +64,17 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 }
 
 /// A terminal makes who sets `O_ASYNC` the owner where there is none (drivers/tty/tty_io.c, `__tty_fasync`). One that was opened
-/// with that flag has none.
+/// with that flag has none, and so has one that was taken from its owner since.
 fn take_back(
     restore: &Restore<'_>,
     description: &Description,
     fd: &OwnedFd,
 ) -> Result<(), ResurrectError> {
-    if description.owner.is_some() {
+    let owner = description.owner.unwrap_or(NOBODY);
+    if owner.id != 0 {
         return Ok(());
     }
-    let done = set_owner(restore, fd, &NOBODY);
+    let done = set_owner(restore, fd, &owner);
     let opening = Opening {
         restore,
         description,

@@ -93,6 +93,30 @@ pub(crate) fn classes(setting: &Setting) -> Result<Watch> {
     Ok(watch)
 }
 
+/// A mark on a file, in a group that is told of the directory that the file is in, and of what names lead to.
+pub(crate) fn targets(setting: &Setting) -> Result<Watch> {
+    /// `FAN_REPORT_FID`, `FAN_REPORT_DIR_FID`, `FAN_REPORT_NAME`, `FAN_REPORT_TARGET_FID`
+    const REPORT: u32 = 0x200 | 0x400 | 0x800 | 0x1000;
+    let file = setting.fresh("file");
+    fs::write(&file, "x")?;
+    // SAFETY: takes numbers.
+    let made = unsafe { libc::fanotify_init(libc::FAN_NONBLOCK | REPORT, 0) };
+    let Ok(group) = fd("fanotify_init", made) else {
+        return not_here("no FAN_REPORT_TARGET_FID");
+    };
+    mark(group, 0, libc::FAN_MODIFY, &file)?;
+    let told = move || {
+        let events = read(group, 4096).unwrap_or_default();
+        String::from_utf8_lossy(&events).contains("file")
+    };
+    Ok(Watch::new(move || {
+        same("no events", &false, &told())?;
+        fs::write(&file, "y")?;
+        same("an event with the file's name", &true, &told())
+    })
+    .spoiled_by(move || flush(group, 0)))
+}
+
 /// A file system of its own.
 fn mounted(dir: &Path) -> Result<()> {
     fs::create_dir(dir)?;

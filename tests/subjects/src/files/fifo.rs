@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use libc::{O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY};
+use libc::{O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR, O_SYNC, O_WRONLY};
 
 use crate::kit::files::{open, read, seen, write};
 use crate::kit::{Setting, Watch, same, sys};
@@ -22,7 +22,7 @@ fn make(setting: &Setting, name: &str) -> Result<PathBuf> {
 pub(crate) fn start(setting: &Setting) -> Result<Watch> {
     let path = make(setting, "fifo")?;
     let from = open(&path, O_RDONLY | O_NONBLOCK)?;
-    let to = open(&path, O_WRONLY)?;
+    let to = open(&path, O_WRONLY | O_SYNC | O_NOFOLLOW)?;
     let second = open(&path, O_RDONLY | O_NONBLOCK)?;
     write(to, b"waiting here")?;
     let flags = Watch::keep(move || Ok([seen(from)?, seen(to)?, seen(second)?]))?;

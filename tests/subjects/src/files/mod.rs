@@ -340,6 +340,11 @@ pub(crate) const GROUP: Group = Group {
             fanotify::classes,
         ),
         subject(
+            "fanotify-targets",
+            "a mark of fanotify on a file, told with its directory (FAN_REPORT_TARGET_FID)",
+            fanotify::targets,
+        ),
+        subject(
             "fanotify-whole",
             "fanotify of whole mounts and file systems",
             fanotify::whole,

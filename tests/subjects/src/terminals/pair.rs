@@ -10,13 +10,20 @@ use crate::kit::{SOON, Setting, Watch, args, raw, same, sys, until};
 /// `TIOCGDEV` (asm-generic/ioctls.h): the number of the device.
 const TIOCGDEV: u64 = 0x8004_5432;
 
-/// A slave opened with `O_ASYNC`, which asks for no signals (open(2), BUGS).
+/// A slave opened with `O_ASYNC`, which asks for no signals (open(2), BUGS), and one that signals somebody no more.
 pub(crate) fn opened_async(_: &Setting) -> Result<Watch> {
     let [master, slave] = pty()?;
     let name = format!("/dev/pts/{}", number(master)?);
     let quiet = open(name, O_RDWR | O_NOCTTY | O_NONBLOCK | libc::O_ASYNC)?;
-    let owner = move || fcntl(quiet, libc::F_GETOWN, 0);
-    Ok(Watch::keep(move || Ok((owner()?, seen(quiet)?)))?
+    let taken = open(format!("/dev/pts/{}", number(master)?), O_RDWR | O_NOCTTY)?;
+    fcntl(taken, libc::F_SETOWN, std::process::id() as i32)?;
+    fcntl(taken, F_SETSIG, 43)?;
+    fcntl(taken, libc::F_SETFL, libc::O_ASYNC | O_NONBLOCK)?;
+    fcntl(taken, libc::F_SETOWN, 0)?;
+    let owners = move || Ok([quiet, taken].map(|fd| fcntl(fd, libc::F_GETOWN, 0).ok()));
+    let seen = move || Ok([quiet, taken].map(|fd| seen(fd).ok()));
+    Ok(Watch::keep(owners)?
+        .and(Watch::keep(seen)?)
         .spoiled_by(move || fcntl(quiet, libc::F_SETOWN, std::process::id() as i32).map(drop))
         .and(Watch::new(move || {
             // A signal for it would end this process.
