@@ -63,8 +63,11 @@ enum Made {
         /// break leases.
         sealer: Option<OwnedFd>,
     },
-    /// A System V segment, attached by its id.
-    Segment(i32),
+    /// A System V segment, attached by its id, and our own attachment if it was removed: without any it goes.
+    Segment {
+        id: i32,
+        hold: Option<sys::ipc::Attached>,
+    },
 }
 
 /// The objects of the manifest, by id.
@@ -81,14 +84,14 @@ impl Objects {
                 let fd = if writable { write.as_ref()? } else { read };
                 Some(fd.as_raw_fd())
             }
-            Made::Segment(_) => None,
+            Made::Segment { .. } => None,
         }
     }
 
     /// The id of a System V segment. None for another object.
     pub(crate) fn segment(&self, object: u32) -> Option<i32> {
         match self.made.get(&object)? {
-            Made::Segment(id) => Some(*id),
+            Made::Segment { id, .. } => Some(*id),
             Made::File { .. } => None,
         }
     }
@@ -97,7 +100,7 @@ impl Objects {
     pub(crate) fn take_first(&mut self, object: u32) -> Option<OwnedFd> {
         match self.made.get_mut(&object)? {
             Made::File { first, .. } => first.take(),
-            Made::Segment(_) => None,
+            Made::Segment { .. } => None,
         }
     }
 
@@ -135,12 +138,18 @@ fn describe(object: &SharedObject) -> String {
     }
 }
 
-/// Makes every segment, by the processes that had made them.
+/// Makes every segment, by the processes that had made them. Those that were removed come first and give up
+/// their key at once: a later one may have it.
 pub(crate) fn make_segments(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
-    for object in &restore.manifest.shared_objects {
-        if let SharedKind::SystemV(shm) = &object.kind {
-            let made = Made::Segment(system_v::make(restore, object, shm)?);
-            restore.objects.made.insert(object.id, made);
+    for removed in [true, false] {
+        for object in &restore.manifest.shared_objects {
+            if let SharedKind::SystemV(shm) = &object.kind
+                && shm.removed == removed
+            {
+                let (id, hold) = system_v::make(restore, object, shm)?;
+                let made = Made::Segment { id, hold };
+                restore.objects.made.insert(object.id, made);
+            }
         }
     }
     Ok(())
@@ -420,15 +429,15 @@ pub(crate) fn finish(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             memfd::finish(object, read)?;
             secret::finish(object, read)?;
         }
-        match (&object.kind, restore.objects.made.get(&object.id)) {
+        match (&object.kind, restore.objects.made.get_mut(&object.id)) {
             (SharedKind::Memfd { seals, .. }, Some(Made::File { sealer, .. }))
                 if !programs.contains(&object.id) =>
             {
                 memfd::seal(object, sealer.as_ref(), *seals)?;
             }
-            (SharedKind::SystemV(shm), Some(Made::Segment(id))) => {
-                let id = *id;
-                system_v::finish(restore, object, shm, id)?;
+            (SharedKind::SystemV(shm), Some(Made::Segment { id, hold })) => {
+                let (id, hold) = (*id, hold.take());
+                system_v::finish(restore, object, shm, id, hold)?;
             }
             _ => {}
         }

@@ -7,10 +7,11 @@ use crate::ipc::bearer::{self, Use};
 use crate::restore::Restore;
 use nix::unistd::{Gid, Uid};
 use persist_mem::manifest::{SharedObject, SystemVShm};
+use sys::Errno;
 use sys::batch::Batch;
+use sys::ipc::{self, Attached};
 use sys::tracee::Tracee;
 use sys::vm::Source;
-use sys::{Errno, ipc};
 
 const IPC_CREAT: i32 = 0o1000;
 const IPC_EXCL: i32 = 0o2000;
@@ -19,12 +20,13 @@ const SHM_HUGE_SHIFT: u32 = 26;
 const IPC_RMID: i32 = 0;
 const SHM_LOCK: i32 = 11;
 
-/// The segment with its contents: the one that is still there, or a new one with the same id.
+/// The segment with its contents: the one that is still there, or a new one with the same id. One that is made
+/// and was removed is so at once, and attached here.
 pub(super) fn make(
     restore: &mut Restore<'_>,
     object: &SharedObject,
     shm: &SystemVShm,
-) -> Result<i32, ResurrectError> {
+) -> Result<(i32, Option<Attached>), ResurrectError> {
     let id = shm.perm.id;
     if let Ok(there) = ipc::shm_stat(id) {
         let same = there.owners().key == shm.perm.key && there.size() == shm.bytes;
@@ -33,7 +35,7 @@ pub(super) fn make(
         }
         // Whoever has it attached has it as it is now.
         if shm.kept_outside || there.attached() > 0 {
-            return Ok(id);
+            return Ok((id, None));
         }
     } else if shm.kept_outside {
         return Err(failed(object, "finding the segment of other processes")(
@@ -43,12 +45,20 @@ pub(super) fn make(
         create(restore, object, shm)?;
     }
     if shm.unused {
-        return Ok(id);
+        return Ok((id, None));
     }
     // Whole pages: what lies behind the last byte is memory as well.
     let size = object.size.next_multiple_of(sys::PAGE_SIZE_U64);
     fill(object, id, &pieces(object, restore.store, size)?)?;
-    Ok(id)
+    let hold = shm.removed.then(|| remove(object, id)).transpose()?;
+    Ok((id, hold))
+}
+
+/// Lives on only as long as somebody has it attached, and nobody finds it by its key.
+fn remove(object: &SharedObject, id: i32) -> Result<Attached, ResurrectError> {
+    let hold = Attached::new(id, true).map_err(failed(object, "attaching it"))?;
+    ipc::shm_control(id, IPC_RMID).map_err(failed(object, "removing it"))?;
+    Ok(hold)
 }
 
 fn create(
@@ -155,7 +165,7 @@ fn fill(object: &SharedObject, id: i32, pieces: &[(Source, u64)]) -> Result<(), 
     if pieces.is_empty() {
         return Ok(());
     }
-    let attached = ipc::Attached::new(id, false).map_err(failed(object, "attaching it"))?;
+    let attached = Attached::new(id, false).map_err(failed(object, "attaching it"))?;
     fill_here(object, attached.address(), pieces)
 }
 
@@ -165,7 +175,13 @@ pub(super) fn finish(
     object: &SharedObject,
     shm: &SystemVShm,
     id: i32,
+    hold: Option<Attached>,
 ) -> Result<(), ResurrectError> {
+    if hold.is_some() && ipc::shm_stat(id).is_ok_and(|found| found.attached() < 2) {
+        // None of the processes that had it are there, and it goes with our attachment.
+        return Ok(());
+    }
+    drop(hold);
     let last = ipc::shm_stat(id).map(|found| found.last());
     if !shm.kept_outside && last != Ok(shm.last) {
         bearer::act(restore, shm.last, Use::Attach { segment: id })?;

@@ -222,6 +222,11 @@ pub(crate) const GROUP: Group = Group {
             sysv_shm::removed,
         ),
         subject(
+            "sysv-shm-succeeded",
+            "attached System V shared memory marked for removal whose key others have since",
+            sysv_shm::succeeded,
+        ),
+        subject(
             "sysv-shm-parts",
             "attached System V shared memory of which parts were unmapped",
             sysv_shm::parts,

@@ -203,3 +203,34 @@ pub(crate) fn split(_: &Setting) -> Result<Watch> {
         Ok(())
     })))
 }
+
+/// Marked for removal, twice, each time with a successor that has its key.
+pub(crate) fn succeeded(_: &Setting) -> Result<Watch> {
+    const KEY: i32 = 0x6b75_0003;
+    let mut areas = Vec::new();
+    for round in 41..44 {
+        // It removes the one before, which is attached.
+        let id = create(KEY)?;
+        let area = attach(id, 0)?;
+        area.fill(round);
+        areas.push((id, area, round));
+    }
+    let ids: Vec<i32> = areas.iter().map(|(id, ..)| *id).collect();
+    let last = areas[2].0;
+    let observe = move || {
+        let lines = maps()?.into_iter().filter(|line| line.contains("/SYSV"));
+        // The name has the key that it was made with, unless on one kernel another one has that.
+        let lines = lines.map(|line| line.split("/SYSV").next().map(str::to_owned));
+        let stats = ids.iter().map(|id| stat(*id)).collect::<Result<Vec<_>>>()?;
+        Ok((stats, lines.collect::<Vec<_>>(), create_existing(KEY)?))
+    };
+    let kept = Watch::keep(observe)?.spoiled_by(move || attach(last, 0).map(drop));
+    Ok(kept.and(Watch::new(move || {
+        for (_, area, round) in &mut areas {
+            area.check(*round)?;
+            *round += 3;
+            area.fill(*round);
+        }
+        Ok(())
+    })))
+}
