@@ -144,7 +144,7 @@ fn put_quietly(ends: Ends<'_>, queues: &Queues, own: &Termios) -> Result<()> {
     }
     put_echo(slave, &queues.echo, own, queues.stopped)?;
     let settings = kept_stopped(quiet(own, false), queues.stopped);
-    let end_of_file = unused_byte(queues, 0);
+    let end_of_file = unused_byte(queues, &[]);
     put_lines(
         queues,
         (is_canonical(own), settings, end_of_file),
@@ -155,23 +155,67 @@ fn put_quietly(ends: Ends<'_>, queues: &Queues, own: &Termios) -> Result<()> {
     )
 }
 
-/// Puts all input in: `receive` does so with some under settings, and is told whether the last byte ends a file.
+/// Puts all input in: `receive` does so with some under settings, and is told what of it is not echoed.
 pub(super) fn put_lines(
     queues: &Queues,
     (canonical, mut settings, end_of_file): (bool, Termios, u8),
-    mut receive: impl FnMut(&Termios, &[u8], bool) -> Result<()>,
+    mut receive: impl FnMut(&Termios, &[u8], Silent) -> Result<()>,
 ) -> Result<()> {
+    let keys = Keys {
+        end_of_file,
+        literal: unused_byte(queues, &[end_of_file]),
+    };
     if canonical {
         let mut lines = queues.lines.iter();
         if let Some(odd) = queues.lines.first().filter(|line| is_odd(line)) {
             lines.next();
             settings.lflag &= !libc::ICANON;
-            receive(&settings, odd, false)?;
+            receive(&settings, odd, Silent::default())?;
         }
         settings.lflag |= libc::ICANON;
-        lines.try_for_each(|line| put_line(line, settings, end_of_file, &mut receive))?;
+        lines.try_for_each(|line| put_line(line, settings, &keys, &mut receive))?;
     }
-    receive(&settings, &queues.rest, false)
+    if !canonical {
+        return receive(&settings, &queues.rest, Silent::default());
+    }
+    let (rest, literals) = quoted(&queues.rest, &keys, &mut settings);
+    let silent = Silent {
+        literals,
+        ..Silent::default()
+    };
+    receive(&settings, &rest, silent)
+}
+
+/// What brings about these bytes inside of a line, and how many of it go before others: line ends that were typed
+/// after `^V`.
+fn quoted(bytes: &[u8], keys: &Keys, settings: &mut Termios) -> (Vec<u8>, usize) {
+    let mut found = Vec::with_capacity(bytes.len());
+    for byte in bytes {
+        found.extend((*byte == b'\n').then_some(keys.literal));
+        found.push(*byte);
+    }
+    let literals = found.len() - bytes.len();
+    if literals > 0 {
+        settings.lflag |= libc::IEXTEN;
+        settings.cc[libc::VLNEXT] = keys.literal;
+    }
+    (found, literals)
+}
+
+/// Bytes that are not in the data.
+struct Keys {
+    end_of_file: u8,
+    /// Has the next byte mean itself.
+    literal: u8,
+}
+
+/// What of some input is not echoed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Silent {
+    /// The last byte, which ends a file.
+    pub(super) ends_file: bool,
+    /// Bytes before others that mean themselves.
+    pub(super) literals: usize,
 }
 
 /// Whether a line has line ends inside: bytes that nobody had read when canonical mode was switched on are one line
@@ -186,8 +230,8 @@ fn is_odd(line: &[u8]) -> bool {
 fn put_line(
     line: &[u8],
     mut settings: Termios,
-    end_of_file: u8,
-    receive: &mut impl FnMut(&Termios, &[u8], bool) -> Result<()>,
+    keys: &Keys,
+    receive: &mut impl FnMut(&Termios, &[u8], Silent) -> Result<()>,
 ) -> Result<()> {
     let (last, before) = match line.split_last() {
         Some((last, before)) => (*last, before),
@@ -197,12 +241,17 @@ fn put_line(
     let by_last = last != 0 && !before.contains(&last);
     if !ends_itself {
         let kind = if by_last { libc::VEOL } else { libc::VEOF };
-        settings.cc[kind] = if by_last { last } else { end_of_file };
+        settings.cc[kind] = if by_last { last } else { keys.end_of_file };
     }
     let ends_file = !ends_itself && !by_last;
-    let mut bytes = if last == 0 { before } else { line }.to_vec();
-    bytes.extend(ends_file.then_some(end_of_file));
-    receive(&settings, &bytes, ends_file)
+    let (mut bytes, literals) = quoted(before, keys, &mut settings);
+    bytes.extend((last != 0).then_some(last));
+    bytes.extend(ends_file.then_some(keys.end_of_file));
+    let silent = Silent {
+        ends_file,
+        literals,
+    };
+    receive(&settings, &bytes, silent)
 }
 
 /// Receives what is to be echoed, and takes it out of the input again, where nothing else is yet. What is shown as
@@ -304,12 +353,12 @@ pub(super) fn quiet(own: &Termios, canonical: bool) -> Termios {
     settings
 }
 
-/// A byte that can stand for the end of a file, since it is not in the data, and is not `other`.
-pub(super) fn unused_byte(queues: &Queues, other: u8) -> u8 {
+/// A byte that can be a key, since it is not in the data, and is none of `others`.
+pub(super) fn unused_byte(queues: &Queues, others: &[u8]) -> u8 {
     let used =
         |byte: &u8| queues.lines.iter().any(|l| l.contains(byte)) || queues.rest.contains(byte);
     (1..=255)
-        .find(|byte| ![b'\n', b'x', XOFF, other].contains(byte) && !used(byte))
+        .find(|byte| ![b'\n', b'x', XOFF].contains(byte) && !others.contains(byte) && !used(byte))
         .unwrap_or(4)
 }
 

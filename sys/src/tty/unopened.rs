@@ -47,19 +47,20 @@ fn put_quietly(master: &OwnedFd, queues: &Queues, own: &Termios) -> Result<()> {
     let mut settings = quiet(own, is_canonical(own));
     settings.iflag = 0;
     settings.lflag |= libc::ECHO;
-    let end_of_file = unused_byte(queues, 0);
-    let erase = unused_byte(queues, end_of_file);
+    let end_of_file = unused_byte(queues, &[]);
+    let erase = unused_byte(queues, &[end_of_file, unused_byte(queues, &[end_of_file])]);
     put_lines(
         queues,
         (is_canonical(own), settings, end_of_file),
-        |settings, bytes, ends_file| {
+        |settings, bytes, silent| {
             let mut settings = *settings;
             settings.cc[libc::VERASE] = erase;
             set_termios(master, &settings)?;
-            receive(master, bytes, bytes.len() - usize::from(ends_file))?;
+            let unheard = usize::from(silent.ends_file) + silent.literals;
+            receive(master, bytes, bytes.len() - unheard)?;
             // The end of a file is not echoed, but what is received and taken back after it is.
             let after = [b'x', erase];
-            if ends_file {
+            if silent.ends_file {
                 receive(master, &after, after.len())
             } else {
                 Ok(())
@@ -167,9 +168,10 @@ mod tests {
                 b"one\n".to_vec(),
                 b"two".to_vec(),
                 b"x\xff\n".to_vec(),
+                b"a\nb\n".to_vec(),
                 Vec::new(),
             ],
-            rest: b"fou".to_vec(),
+            rest: b"f\nou".to_vec(),
             output: b"one\r\ntwo^C\xff\r\n\x1b[0m fou".to_vec(),
             ..Queues::default()
         };

@@ -225,17 +225,19 @@ pub(crate) fn ends(_: &Setting) -> Result<Watch> {
         write(master, b"d;e\n")?;
         wait(9)?;
         set_termios(slave, &canonical)?;
-        write(master, b"f;g!h\x04i!\x04rest")?;
-        wait(16)
+        // A line end after `^V` ends no line.
+        write(master, b"f;g!h\x04i!\x04j\x16\nk\nl\x16\n\x04re\x16\nst")?;
+        wait(22)
     };
     fill()?;
     Ok(Watch::new(move || {
-        for line in [&b"a\nb;c"[..], b"d;e\n", b"f;", b"g!", b"h", b"i!", b""] {
+        let ended = [&b"a\nb;c"[..], b"d;e\n", b"f;", b"g!", b"h", b"i!", b""];
+        for line in ended.into_iter().chain([&b"j\nk\n"[..], b"l\n"]) {
             same("a line", line, &read(slave, 100)?)?;
         }
         same("the rest", &true, &read(slave, 100).is_err())?;
         write(master, b"!")?;
-        receive(slave, b"rest!")?;
+        receive(slave, b"re\nst!")?;
         fill()
     })
     .spoiled_by(move || read(slave, 100).map(drop)))
