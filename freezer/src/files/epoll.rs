@@ -1,14 +1,16 @@
 //! epoll_create(2): the interest list.
 //!
 //! An entry is known by the number it was registered with, which may be closed by now, or be another
-//! description's, while a duplicate of what it watches lives. So what is watched is found by comparing
-//! (kcmp(2), `KCMP_EPOLL_TFD`).
+//! description's, while a duplicate of what it watches lives. So what is watched is found by its address in the
+//! kernel's memory, else by comparing (kcmp(2), `KCMP_EPOLL_TFD`).
 
-use super::{Open, Table, apart, edges};
+use super::{Open, Table, apart, edges, known};
+use crate::kernel::{self, EpollEntry};
 use crate::{FreezerError, proc};
 use core::cell::LazyCell;
 use persist_mem::manifest::{DescriptionId, DescriptionKind, EpollTarget};
-use std::os::fd::AsRawFd;
+use std::collections::HashSet;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use sys::process::{EpollSlot, kcmp_epoll};
 use sys::{Errno, Pid, Tid};
 
@@ -47,19 +49,29 @@ fn parse(line: &str) -> Option<EpollTarget> {
     })
 }
 
-/// Entries in the kernel's order, each with its place among those of the same number.
-fn slots(epoll: i32, targets: &[EpollTarget]) -> Vec<EpollSlot> {
-    let place = |index: usize| {
-        let earlier = targets[..index].iter();
-        earlier.filter(|t| t.fd == targets[index].fd).count()
+/// An entry as kcmp(2) wants it named: by its number, and its place among those of the same number.
+fn slot(epoll: i32, targets: &[EpollTarget], index: usize) -> EpollSlot {
+    let earlier = targets[..index].iter();
+    let place = earlier.filter(|t| t.fd == targets[index].fd).count();
+    EpollSlot {
+        epoll: epoll.cast_unsigned(),
+        target: targets[index].fd.cast_unsigned(),
+        place: u32::try_from(place).unwrap_or(0),
+    }
+}
+
+/// The entries with what they watch, as the kernel's memory shows them.
+fn entries(epoll: &OwnedFd, targets: &[EpollTarget]) -> Option<Vec<EpollEntry>> {
+    let found = kernel::look(|kernel| {
+        let file = kernel.own_file(epoll.as_fd())?;
+        kernel.epoll(file)
+    });
+    let found = found.inspect_err(|why| log::debug!("what an epoll watches: {why}"));
+    let numbers = |entries: &[EpollEntry]| {
+        let numbers = entries.iter().map(|entry| entry.number);
+        numbers.eq(targets.iter().map(|target| target.fd))
     };
-    (0..targets.len())
-        .map(|index| EpollSlot {
-            epoll: epoll.cast_unsigned(),
-            target: targets[index].fd.cast_unsigned(),
-            place: u32::try_from(place(index)).unwrap_or(0),
-        })
-        .collect()
+    found.ok().filter(|entries| numbers(entries))
 }
 
 fn gone(fd: i32) -> String {
@@ -73,6 +85,12 @@ pub(super) fn check(open: &Open<'_>, targets: &[EpollTarget]) -> Result<(), Free
     let Some(holder) = proc::representative(open.pid) else {
         return Ok(());
     };
+    let entries = entries(open.copy, targets);
+    // What has an address is not compared one by one: with thousands of connections that takes minutes.
+    let own_files = LazyCell::new(|| addresses(open.pid));
+    let all_files = LazyCell::new(|| everyone().flat_map(addresses).collect::<HashSet<_>>());
+    let has =
+        |entry: &EpollEntry| own_files.contains(&entry.file) || all_files.contains(&entry.file);
     let is = |tid: Tid, fd: i32, slot: EpollSlot| {
         kcmp_epoll(tid, fd, holder, slot).is_ok_and(|order| order.is_eq())
     };
@@ -83,18 +101,32 @@ pub(super) fn check(open: &Open<'_>, targets: &[EpollTarget]) -> Result<(), Free
     // Listed when an entry is found by another number than its own, and once for all such entries.
     let own = LazyCell::new(|| numbers(open.pid));
     let all = LazyCell::new(|| everyone().flat_map(numbers).collect::<Vec<_>>());
-    for (target, slot) in targets.iter().zip(slots(open.fd, targets)) {
+    for (index, target) in targets.iter().enumerate() {
+        if entries.as_ref().is_some_and(|entries| has(&entries[index])) {
+            continue;
+        }
+        let slot = slot(open.fd, targets, index);
         let known = is(holder, target.fd, slot) || any_of(&own, slot) || any_of(&all, slot);
         // An entry that is gone by now is nobody's any more.
-        let there = proc::FdInfo::read(open.pid, open.fd).is_ok_and(|info| {
-            let mut entries = info.values("tfd").filter_map(parse);
-            entries.any(|entry| entry == *target)
-        });
-        if !known && there {
+        if !known && still_there(open, target) {
             return Err(open.refuse(gone(target.fd)));
         }
     }
     Ok(())
+}
+
+fn still_there(open: &Open<'_>, target: &EpollTarget) -> bool {
+    proc::FdInfo::read(open.pid, open.fd).is_ok_and(|info| {
+        let mut entries = info.values("tfd").filter_map(parse);
+        entries.any(|entry| entry == *target)
+    })
+}
+
+/// Where the kernel has what a process has open, in every table with a thread that has it.
+fn addresses(pid: Pid) -> HashSet<u64> {
+    let tables = apart::tables_of(pid).into_iter();
+    let files = tables.flat_map(|table| known::open_files(table).into_values());
+    files.map(|file| file.address).collect()
 }
 
 /// The numbers of a process's descriptors, of every table with a thread that has it.
@@ -114,37 +146,17 @@ pub(super) fn everyone() -> impl Iterator<Item = Pid> {
 
 /// Finds what the entries of all epolls watch, when all descriptions are known.
 pub(super) fn resolve(table: &mut Table) -> Result<(), FreezerError> {
-    let me = Tid(nix::unistd::getpid().as_raw());
-    let mut holders: Vec<((Pid, i32), DescriptionId)> = Vec::new();
-    holders.extend(table.numbers.iter().map(|(at, id)| (*at, *id)));
     for index in 0..table.descriptions.len() {
         let id = table.descriptions[index].id;
         let DescriptionKind::Epoll { targets, .. } = &table.descriptions[index].kind else {
             continue;
         };
-        let Some(epoll) = table.copies.get(&id).map(AsRawFd::as_raw_fd) else {
+        let Some(epoll) = table.copies.get(&id) else {
             continue;
         };
-        let first = holders
-            .iter()
-            .find(|(_, held)| *held == id)
-            .map(|(at, _)| *at);
-        let (pid, fd) = first.unwrap_or((Pid(me.0), epoll));
-        let is = |candidate: DescriptionId, slot: EpollSlot| {
-            let copy = table.copies.get(&candidate).map_or(-1, AsRawFd::as_raw_fd);
-            kcmp_epoll(me, copy, me, slot).is_ok_and(|order| order.is_eq())
-        };
-        let mut found = Vec::new();
-        for (target, slot) in targets.iter().zip(slots(epoll, targets)) {
-            // Most likely the number still says it.
-            let likely = table.numbers.get(&(pid, target.fd)).copied();
-            let description = likely
-                .filter(|candidate| is(*candidate, slot))
-                .or_else(|| table.copies.keys().copied().find(|c| is(*c, slot)))
-                .ok_or_else(|| FreezerError::refuse(pid, format!("fd {fd}"), gone(target.fd)))?;
-            found.push(description);
-        }
-        let pending = edges::pending(table, id, targets, &found);
+        let entries = entries(epoll, targets);
+        let found = watched(table, id, epoll.as_raw_fd(), targets, entries.as_deref())?;
+        let pending = edges::pending(table, id, targets, &found, entries.as_deref());
         let DescriptionKind::Epoll { targets, .. } = &mut table.descriptions[index].kind else {
             continue;
         };
@@ -154,6 +166,39 @@ pub(super) fn resolve(table: &mut Table) -> Result<(), FreezerError> {
         }
     }
     Ok(())
+}
+
+/// What each entry watches: by its address, else by comparing.
+fn watched(
+    table: &Table,
+    id: DescriptionId,
+    epoll: i32,
+    targets: &[EpollTarget],
+    entries: Option<&[EpollEntry]>,
+) -> Result<Vec<DescriptionId>, FreezerError> {
+    let me = Tid(nix::unistd::getpid().as_raw());
+    let holder = LazyCell::new(|| {
+        let first = table.numbers.iter().find(|(_, held)| **held == id);
+        first.map_or((Pid(me.0), epoll), |(at, _)| *at)
+    });
+    let compared = |index: usize| {
+        let slot = slot(epoll, targets, index);
+        let is = |candidate: &DescriptionId| {
+            let copy = table.copies.get(candidate).map_or(-1, AsRawFd::as_raw_fd);
+            kcmp_epoll(me, copy, me, slot).is_ok_and(|order| order.is_eq())
+        };
+        let (pid, fd) = *holder;
+        // Most likely the number still says it.
+        let likely = table.numbers.get(&(pid, targets[index].fd)).copied();
+        likely
+            .filter(is)
+            .or_else(|| table.copies.keys().copied().find(is))
+            .ok_or_else(|| FreezerError::refuse(pid, format!("fd {fd}"), gone(targets[index].fd)))
+    };
+    let by_address = |index: usize| table.known.at(entries?.get(index)?.file);
+    (0..targets.len())
+        .map(|index| by_address(index).map_or_else(|| compared(index), Ok))
+        .collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Here is how things are found: structures by the kernel's own description of its types ([`btf`]), threads
 //! from the numbers of this PID namespace ([`mod@tasks`]), open files from their tables ([`mod@files`]), messages in
-//! the queues of sockets ([`mod@sockets`]), buffers of pipes ([`mod@pipes`]), triggers
+//! the queues of sockets ([`mod@sockets`]), what epolls watch ([`mod@epolls`]), buffers of pipes ([`mod@pipes`]), triggers
 //! of pressure ([`mod@pressure`]), inodes
 //! ([`mod@inodes`]), kinds of open files ([`mod@nature`]), what is told of files ([`mod@notify`]), paths ([`mod@paths`]), connections of TCP
 //! ([`mod@connections`]), terminals ([`mod@terminals`]), rings of io_uring ([`mod@uring`], [`mod@ring_requests`], [`mod@ring_links`],
@@ -17,6 +17,7 @@ mod bpf_maps;
 mod btf;
 mod connections;
 mod credentials;
+mod epolls;
 mod files;
 mod inodes;
 mod landlock;
@@ -46,6 +47,7 @@ mod userfaults;
 mod vmas;
 
 pub(crate) use btf::Btf;
+pub(crate) use epolls::Entry as EpollEntry;
 pub(crate) use files::OpenFile;
 pub(crate) use landlock::{Domain, Object, number};
 pub(crate) use locks::RangeLock;

@@ -143,6 +143,45 @@ fn listed_numbers(epoll: c_int) -> Result<Vec<(c_int, u64)>> {
     Ok(text.lines().filter_map(entry).collect())
 }
 
+/// Thousands of entries, as a server with many clients has; every fifth is ready, and half of these are edges that were
+/// told. One in a hundred watches what another number is open on.
+pub(crate) fn many(_: &Setting) -> Result<Watch> {
+    const COUNT: u64 = 3000;
+    let epoll = create()?;
+    let mut expected = Vec::new();
+    let mut last = 0;
+    for number in 0..COUNT {
+        // SAFETY: no pointers.
+        let event = unsafe { libc::eventfd((number % 5 == 0).into(), libc::EFD_NONBLOCK) };
+        last = fd("eventfd", event)?;
+        let edge = if number % 2 == 0 { EPOLLET } else { 0 };
+        control(epoll, EPOLL_CTL_ADD, last, EPOLLIN | edge, number)?;
+        if number % 100 == 0 {
+            // SAFETY: no pointers.
+            fd("dup", unsafe { libc::dup(last) })?;
+            close(last);
+        }
+        if number % 5 == 0 && number % 2 == 1 {
+            expected.push(number);
+        }
+    }
+    let told = move || {
+        let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; COUNT as usize];
+        // SAFETY: there is room for so many events.
+        let count = unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), COUNT as c_int, 0) };
+        sys("epoll_wait", count)?;
+        let found = events.iter().take(count as usize);
+        let mut found: Vec<u64> = found.map(|event| event.u64).collect();
+        found.sort_unstable();
+        anyhow::Ok(found)
+    };
+    // The edges are told.
+    told()?;
+    same("what is ready", &expected, &told()?)?;
+    Ok(Watch::keep(move || Ok((listed(epoll)?, told()?)))?
+        .spoiled_by(move || control(epoll, EPOLL_CTL_DEL, last, 0, 0)))
+}
+
 /// Entries on pipes that are all ready, but for the one-shot.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
     let epoll = create()?;

@@ -279,6 +279,11 @@ pub(crate) const GROUP: Group = Group {
             epoll::dup,
         ),
         subject(
+            "epoll-many",
+            "an epoll with thousands of entries",
+            epoll::many,
+        ),
+        subject(
             "epoll-own-number",
             "an epoll that watches something under the number that it has itself by now",
             epoll::own_number,
