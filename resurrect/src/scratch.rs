@@ -3,7 +3,7 @@
 use persist_mem::manifest::Manifest;
 
 /// Room for batches: a page of code, and tables with data.
-pub(crate) const BATCH_LEN: u64 = 256 << 10;
+pub(crate) const BATCH_LEN: u64 = 320 << 10;
 /// Room behind it where the kernel's vdso and its data wait.
 pub(crate) const PARKING_LEN: u64 = 256 << 10;
 

@@ -8,8 +8,8 @@ const MODIFY_LDT: i64 = 154;
 const READ: i32 = 0;
 /// Bytes of a descriptor.
 const ENTRY: usize = 8;
-/// Bytes that are read, half of the largest table: a batch has no room for more.
-const MOST: usize = 32 << 10;
+/// Bytes of the largest table (arch/x86/include/uapi/asm/ldt.h, `LDT_ENTRIES`).
+const MOST: usize = 64 << 10;
 
 /// The question whether there is one.
 pub(super) struct Asked(CallIndex);

@@ -18,7 +18,7 @@ use sys::tracee::Foothold;
 use sys::{PAGE_SIZE, Pid, Tid, ptrace};
 
 /// Room for the largest batch: 64 signal actions, the timers, the rest.
-pub(super) const SCRATCH: usize = 64 << 10;
+pub(super) const SCRATCH: usize = 72 << 10;
 /// A signal frame without the extended state, and room to align it.
 const FRAME: usize = 1024;
 

@@ -7,7 +7,7 @@ use crate::{kernel, proc};
 use persist_mem::manifest::{Itimer, Live, PosixTimer, QueuedSignal, counts_maker};
 use std::collections::BTreeMap;
 use sys::batch::{Batch, Buffer, CallIndex, Output};
-use sys::tracee::Tracee;
+use sys::tracee::{Tracee, TraceeError};
 use sys::{Pid, Tid};
 
 const CLOCK_MONOTONIC: i32 = 1;
@@ -15,6 +15,8 @@ const GETITIMER: i64 = 36;
 const PRCTL: i64 = 157;
 const TIMER_GETTIME: i64 = 224;
 const CLOCK_GETTIME: i64 = 228;
+/// Timers that are asked for in one batch, which has to fit the scratch mapping.
+const AT_ONCE: usize = 256;
 
 /// CLOCK_MONOTONIC when a process was asked how long its timers and sleeps still last.
 #[derive(Clone, Copy, Debug)]
@@ -170,25 +172,14 @@ pub(super) fn posix(
     if timers.is_empty() {
         return Ok(timers);
     }
-    let mut batch = Batch::new();
-    let mut asked = Vec::new();
-    for timer in &timers {
-        let buffer = batch.space(32);
-        batch.call(
-            "asking for a timer",
-            TIMER_GETTIME,
-            [timer.id.into(), buffer.into()],
-        );
-        asked.push(buffer);
+    for some in timers.chunks_mut(AT_ONCE) {
+        ask_posix(some, first).map_err(FreezerError::tracee(pid))?;
     }
-    let out = first.run(&batch).map_err(FreezerError::tracee(pid))?;
     let kept = overruns::kept(first.tid()).unwrap_or_else(|why| {
         log::debug!("timers of process {pid}: {why}");
         BTreeMap::new()
     });
-    for (timer, buffer) in timers.iter_mut().zip(asked) {
-        timer.interval = out.u64(buffer, 0) * 1_000_000_000 + out.u64(buffer, 1);
-        timer.remaining = out.u64(buffer, 2) * 1_000_000_000 + out.u64(buffer, 3);
+    for timer in &mut timers {
         let maker = kept.get(&timer.id).and_then(|kept| kept.counts);
         timer.made_by = maker
             .filter(|_| counts_maker(timer.clock))
@@ -204,6 +195,26 @@ pub(super) fn posix(
     }
     timers.sort_by_key(|timer| timer.id);
     Ok(timers)
+}
+
+/// Asks how long timers still last, and for their periods.
+fn ask_posix(timers: &mut [PosixTimer], first: &mut Tracee) -> Result<(), TraceeError> {
+    let mut batch = Batch::new();
+    let asked: Vec<Buffer> = timers
+        .iter()
+        .map(|timer| {
+            let buffer = batch.space(32);
+            let args = [timer.id.into(), buffer.into()];
+            batch.call("asking for a timer", TIMER_GETTIME, args);
+            buffer
+        })
+        .collect();
+    let out = first.run(&batch)?;
+    for (timer, buffer) in timers.iter_mut().zip(asked) {
+        timer.interval = out.u64(buffer, 0) * 1_000_000_000 + out.u64(buffer, 1);
+        timer.remaining = out.u64(buffer, 2) * 1_000_000_000 + out.u64(buffer, 3);
+    }
+    Ok(())
 }
 
 /// Four lines a timer (fs/proc/base.c, show_timer).

@@ -3,7 +3,7 @@
 use super::timer_owners::{StandIns, signals_nobody};
 use crate::ResurrectError;
 use crate::booted::Booted;
-use crate::calls::{nr, run};
+use crate::calls::{Calls, nr, run};
 use crate::restore::Restore;
 use nix::time::ClockId;
 use persist_mem::manifest::{Itimer, Live, PosixTimer, QueuedSignal};
@@ -329,24 +329,27 @@ fn since_boot(timer: &PosixTimer, expiry: u64, booted: u64) -> (u64, u64) {
 }
 
 fn arm(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
-    let mut batch = Batch::new();
     let mut relative = Vec::new();
     let booted = Booted::read()?;
-    for timer in live.timers.iter().filter(|timer| timer.remaining > 0) {
-        match expiry(restore, timer) {
+    let armed = live.timers.iter().filter(|timer| timer.remaining > 0);
+    let expiries: Vec<_> = armed.map(|timer| (timer, expiry(restore, timer))).collect();
+    let first = &mut restore.task(pid)?.first;
+    let mut calls = Calls::new(pid, ARMING, first);
+    for (timer, expiry) in expiries {
+        match expiry {
             Some(expiry) => {
                 let booted = booted.showed(timer.clock);
                 let (value, before) = since_boot(timer, expiry, booted);
                 // Before those that the timer tells itself.
-                tell(&mut batch, (pid, live), timer, before);
-                set_time(&mut batch, timer, TIMER_ABSTIME, value);
+                tell(calls.batch(), (pid, live), timer, before);
+                set_time(calls.batch(), timer, TIMER_ABSTIME, value);
             }
-            None if timer.counts_cpu() => set_time(&mut batch, timer, 0, timer.remaining),
+            None if timer.counts_cpu() => set_time(calls.batch(), timer, 0, timer.remaining),
             None => relative.push(timer),
         }
+        calls.breathe()?;
     }
-    let first = &mut restore.task(pid)?.first;
-    run(pid, ARMING, first, &batch)?;
+    calls.flush()?;
     relative
         .into_iter()
         .try_for_each(|timer| arm_relative(restore, (pid, live), timer))

@@ -35,3 +35,25 @@ pub(crate) fn start(_: &Setting) -> Result<Watch> {
     })?;
     Ok(crew.watch().and(main))
 }
+
+/// As many groups as there can be (`NGROUPS_MAX`), in two threads.
+pub(crate) fn most_groups(_: &Setting) -> Result<Watch> {
+    const MOST: u32 = 65_536;
+    let mut crew = Crew::default();
+    for first in [7_u32, 9] {
+        crew.add(move || {
+            let groups: Vec<u32> = (0..MOST).map(|number| first + 3 * number).collect();
+            call(libc::SYS_setgroups, MOST.into(), groups.as_ptr() as u64, 0)?;
+            // The first that is another one, and how many there are.
+            let has = move || {
+                let mut has = vec![0_u32; MOST as usize];
+                let into = has.as_mut_ptr() as u64;
+                let count = call(libc::SYS_getgroups, MOST.into(), into, 0)?;
+                let other = has.iter().zip(&groups).position(|(one, two)| one != two);
+                Ok((count, other))
+            };
+            Ok(Watch::keep(has)?.spoiled_by(|| call(libc::SYS_setgroups, 0, 0, 0).map(drop)))
+        })?;
+    }
+    Ok(crew.watch())
+}

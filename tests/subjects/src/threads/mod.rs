@@ -55,6 +55,11 @@ pub(crate) const GROUP: Group = Group {
             credentials::start,
         ),
         subject(
+            "groups-most",
+            "as many supplementary groups as there can be",
+            credentials::most_groups,
+        ),
+        subject(
             "capabilities",
             "capability sets per thread",
             capabilities::sets,

@@ -78,6 +78,11 @@ pub(crate) const GROUP: Group = Group {
             posix::start,
         ),
         subject(
+            "posix-timers-many",
+            "thousands of POSIX timers",
+            posix::many,
+        ),
+        subject(
             "posix-timers-thread",
             "POSIX timers that signal a thread",
             posix::thread,

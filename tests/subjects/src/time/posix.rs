@@ -72,6 +72,34 @@ pub(super) fn listed() -> Result<String> {
     Ok(fs::read_to_string("/proc/self/timers")?)
 }
 
+/// More than one look and one call can be about, each with a time and a value of its own.
+pub(crate) fn many(_: &Setting) -> Result<Watch> {
+    const COUNT: usize = 6000;
+    let more = |number: usize| Duration::from_secs(10 * number as u64);
+    let mut kept = Vec::new();
+    let countdown = Countdown::of(libc::CLOCK_MONOTONIC, LONG, || {
+        for number in 0..COUNT {
+            let id = create(libc::CLOCK_MONOTONIC, libc::SIGEV_SIGNAL, 34, number)?;
+            let interval = Duration::new(number as u64, 7);
+            set(id, 0, interval, LONG + more(number))?;
+            kept.push((id, interval, more(number).as_nanos() as u64));
+        }
+        Ok(())
+    })?;
+    let last = kept[COUNT - 1].0;
+    Ok(Watch::keep(listed)?.and(
+        Watch::new(move || {
+            for (id, interval, more) in &kept {
+                let [every, left] = get(*id)?;
+                same("an interval", &(interval.as_nanos() as u64), &every)?;
+                countdown.check("a timer", left.saturating_sub(*more))?;
+            }
+            Ok(())
+        })
+        .spoiled_by(move || set(last, 0, Duration::ZERO, LONG)),
+    ))
+}
+
 /// Several clocks and notifications; ids 0, 2 and 5 are free, and the next one is 9 still.
 pub(crate) fn start(_: &Setting) -> Result<Watch> {
     let clocks = [
