@@ -46,7 +46,8 @@ pub(super) fn of((pid, tid): (Pid, Tid), regs: &Regs, thread: FrozenThread) -> O
         return None;
     }
     // Most have nothing, and are on no terminal: the kernel makes them again.
-    if result <= 0 && (nr != READ || thread.ends_ns.is_none()) {
+    let is_timed = thread.ends_ns.or(thread.asleep_since_ns).is_some();
+    if result <= 0 && (nr != READ || !is_timed) {
         return None;
     }
     let pidfd = proc::pidfd(apart::table_of(pid, tid));
@@ -58,7 +59,7 @@ pub(super) fn of((pid, tid): (Pid, Tid), regs: &Regs, thread: FrozenThread) -> O
     }
     let done = u64::try_from(result).unwrap_or(0);
     if nr == READ && file.is_terminal() {
-        return of_terminal(regs, &tcgetattr(&file).ok()?, done, thread.ends_ns);
+        return of_terminal(regs, &tcgetattr(&file).ok()?, done, thread);
     }
     of_stream(&file, regs, nr, done)
 }
@@ -114,7 +115,7 @@ fn of_terminal(
     regs: &Regs,
     settings: &Termios,
     done: u64,
-    ends_ns: Option<u64>,
+    thread: FrozenThread,
 ) -> Option<Awaited> {
     let character = |which: SpecialCharacterIndices| settings.control_chars[which as usize];
     let least = u64::from(character(SpecialCharacterIndices::VMIN));
@@ -138,6 +139,10 @@ fn of_terminal(
     if time == 0 {
         return Some(Awaited::Rest(Box::new(Rest::new(done, read))));
     }
+    let since = thread.asleep_since_ns;
+    let ends_ns = thread
+        .ends_ns
+        .or(since.map(|since| since.saturating_add(time)));
     let left = ends_ns.map_or(time, |end| end.saturating_sub(sleepers::monotonic_ns()));
     let poll = Regs {
         orig_rax: POLL.cast_unsigned(),

@@ -200,8 +200,9 @@ impl Repeated {
         // A job that was stopped before has had its call fail with that.
         let failed = thread.group_stop.is_none()
             && (result == -EINTR || result == 0 && uring::is_cut_short(pid, tid, regs, result));
+        let begins_with_poll = rest.is_some_and(|rest| rest.orig_rax == POLL);
         let timeout = match (repeated_with(nr, regs), &rest) {
-            (_, Some(rest)) if rest.orig_rax == POLL => TimeOut::MillisecondsRdx,
+            _ if begins_with_poll => TimeOut::MillisecondsRdx,
             (Some(timeout), Some(_)) => timeout,
             (None, Some(_)) => TimeOut::None,
             (Some(timeout), None) if failed || again && thread.group_stop.is_none() => timeout,
@@ -209,8 +210,8 @@ impl Repeated {
         };
         let of_rest = rest.is_some();
         let mut regs = rest.unwrap_or(*regs);
-        // What was told at the stop remained then.
-        let since_ns = match stays {
+        // What was told at the stop remained then, and so did what a poll is to wait for.
+        let since_ns = match stays || begins_with_poll {
             true => Some(sleepers::monotonic_ns()),
             false => thread.asleep_since_ns,
         };

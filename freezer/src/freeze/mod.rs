@@ -51,8 +51,8 @@ const SOON: Duration = Duration::from_secs(1);
 pub struct FrozenThread {
     /// The signal that had stopped its process before (job control).
     pub group_stop: Option<i32>,
-    /// CLOCK_MONOTONIC in nanoseconds when it went to sleep; None when it ran, when its sleep has no
-    /// relative time-out, or the kernel does not tell (`/proc/PID/task/TID/sched`).
+    /// CLOCK_MONOTONIC in nanoseconds when it went to sleep, or when it was in the call that it was stopped in at the
+    /// latest; None when its sleep has no relative time-out, or the kernel does not tell (`/proc/PID/task/TID/sched`).
     pub asleep_since_ns: Option<u64>,
     /// The sleep it was in when it was looked at last before it was stopped.
     asleep: Option<Asleep>,
@@ -80,6 +80,13 @@ impl FrozenThread {
             rest_is_kept: sleeper.is_some_and(|sleeper| sleeper.rest_is_kept),
             ..FrozenThread::default()
         }
+    }
+
+    /// It has come to another call than it slept in, if any, by CLOCK_MONOTONIC in nanoseconds.
+    fn call_has_begun(&mut self, by: u64) {
+        self.asleep_since_ns = Some(by);
+        self.ends_ns = None;
+        self.moved_to = None;
     }
 
     /// One in a stop of its tracer.

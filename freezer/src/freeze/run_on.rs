@@ -1,7 +1,7 @@
 //! A stopped thread runs on a little.
 
 use super::stop::{self, Stop};
-use super::{FrozenThread, STOP_WITHIN, calls};
+use super::{FrozenThread, STOP_WITHIN, calls, sleepers};
 use crate::FreezerError;
 use std::time::{Duration, Instant};
 use sys::regs::Regs;
@@ -40,6 +40,10 @@ pub(super) fn run_on(
         regs = ptrace::get_regs(tid).map_err(FreezerError::call(pid, "reading registers"))?;
         let has_run = regs != before;
         tries += usize::from(has_run);
+        if has_run {
+            // A call that it is in now is not the one that it was looked at in.
+            thread.call_has_begun(sleepers::monotonic_ns());
+        }
         run = if has_run {
             RUN
         } else {

@@ -1,7 +1,7 @@
 //! Since when threads sleep: what remains of their time-outs is only known to the kernel.
 
 use super::calls;
-use crate::kernel::{self, Place};
+use crate::kernel::{self, Place, PutOff};
 use crate::proc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::ClockId;
@@ -63,6 +63,12 @@ impl SchedulerClocks {
         }
     }
 
+    /// CLOCK_MONOTONIC when a thread was put off its processor.
+    fn monotonic(&self, put_off: PutOff) -> Option<u64> {
+        let offset = self.offsets.get(&i64::from(put_off.cpu))?;
+        u64::try_from(put_off.at?.cast_signed() - offset).ok()
+    }
+
     /// The sleep that a thread is in.
     fn sleep(&self, pid: Pid, tid: Tid) -> Option<Asleep> {
         const PROCESSOR: usize = 39;
@@ -72,7 +78,7 @@ impl SchedulerClocks {
         let since = offset.map(|offset| record.start.cast_signed() - offset);
         Some(Asleep {
             since_ns: since.and_then(|since| u64::try_from(since).ok()),
-            switches: record.switches,
+            switches: Some(record.switches),
             ends_ns: None,
             moved_to: None,
         })
@@ -122,8 +128,8 @@ pub(super) struct Sleeper {
 pub(super) struct Asleep {
     /// CLOCK_MONOTONIC when it went to sleep, where the kernel tells.
     since_ns: Option<u64>,
-    /// How often it has gone to sleep, this time included.
-    switches: u64,
+    /// How often it has gone to sleep, this time included. None when it is known to be the one that it was stopped in.
+    switches: Option<u64>,
     /// CLOCK_MONOTONIC when a timer ends it, where that can be read.
     ends_ns: Option<u64>,
     /// The futex it waits at when that is another one than its call names.
@@ -145,9 +151,13 @@ impl Asleep {
     /// Of the sleep in which a thread was stopped; this is the one it was in when it was looked at. It may have
     /// ended since, and another one begun: that has just begun then.
     pub(super) fn of_stopped(self, pid: Pid, tid: Tid) -> Stopped {
-        let record = Record::read(&format!("/proc/{pid}/task/{tid}/sched"));
         // Being stopped counts as going to sleep, too.
-        match record.is_none_or(|record| record.switches <= self.switches + 1) {
+        let most = self.switches.map(|before| before.saturating_add(1));
+        let same = most.is_none_or(|most| {
+            let record = Record::read(&format!("/proc/{pid}/task/{tid}/sched"));
+            record.is_none_or(|record| record.switches <= most)
+        });
+        match same {
             true => Stopped {
                 since_ns: self.since_ns,
                 ends_ns: self.ends_ns,
@@ -159,6 +169,55 @@ impl Asleep {
             },
         }
     }
+}
+
+/// A thread that does not sleep: it runs, or waits for a processor, on a busy machine for long after it was woken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Awake {
+    /// None when it runs, or that is not known.
+    put_off: Option<PutOff>,
+    /// CLOCK_MONOTONIC when it was put off its processor.
+    since_ns: Option<u64>,
+}
+
+impl Awake {
+    /// Of one that has just been asked to stop: since when it is in the call that it will be stopped in, if it is in
+    /// one. When it has not run since it was looked at it comes to nothing else, and it was in that call when it was put
+    /// off its processor.
+    pub(super) fn asleep(self, tid: Tid) -> Asleep {
+        let has_run = |put_off: PutOff| {
+            let times = kernel::look(|kernel| kernel.times_run(&[tid]));
+            times.ok().and_then(|times| times[0]) != Some(put_off.times_run)
+        };
+        let waits = self.put_off.is_some_and(|put_off| !has_run(put_off));
+        Asleep {
+            since_ns: self.since_ns.filter(|_| waits).or(Some(monotonic_ns())),
+            switches: None,
+            ends_ns: None,
+            moved_to: None,
+        }
+    }
+}
+
+/// Looks at threads of a process that do not sleep.
+pub(super) fn look_at_awake(
+    clocks: &SchedulerClocks,
+    tids: impl Iterator<Item = Tid>,
+) -> BTreeMap<Tid, Awake> {
+    let tids: Vec<Tid> = tids.collect();
+    if tids.is_empty() {
+        return BTreeMap::new();
+    }
+    let read = kernel::look(|kernel| kernel.put_off(&tids));
+    let all = read.unwrap_or_else(|why| {
+        log::debug!("since when threads wait for a processor: {why}");
+        vec![None; tids.len()]
+    });
+    let awake = |put_off: Option<PutOff>| Awake {
+        put_off,
+        since_ns: put_off.and_then(|put_off| clocks.monotonic(put_off)),
+    };
+    tids.into_iter().zip(all.into_iter().map(awake)).collect()
 }
 
 /// What is to be found out about the time-out of a call.
@@ -408,7 +467,7 @@ mod tests {
         let record = Record::read("/proc/thread-self/sched").unwrap();
         let asleep = |switches| Asleep {
             since_ns: Some(1),
-            switches,
+            switches: Some(switches),
             ends_ns: Some(2),
             moved_to: None,
         };

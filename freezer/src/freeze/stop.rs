@@ -1,7 +1,7 @@
 //! Seizing threads, and waiting until they stop.
 
 use super::calls::{self, Repeated};
-use super::sleepers::{self, Sleeper};
+use super::sleepers::{self, Awake, Sleeper};
 use super::{Frozen, FrozenThread, STOP_WITHIN, compat, position, traced, vfork};
 use crate::{FreezerError, capture, proc};
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,8 +45,10 @@ pub(super) fn begin(
     }
     let new = unknown(frozen, pid, tids, leader_ended);
     let looked = sleepers::look_at(&frozen.clocks, pid, new.iter().copied());
+    let others = new.iter().filter(|tid| !looked.contains_key(*tid));
+    let awake = sleepers::look_at_awake(&frozen.clocks, others.copied());
     let mut seized = seize_all(pid, &new, |tid| looked.contains_key(&tid));
-    let asked = ask(frozen, pid, &new, &looked, &mut seized, started);
+    let asked = ask(frozen, pid, &new, (&looked, &awake), &mut seized, started);
     if asked.is_err() {
         // Who was seized only is to be let go as well.
         for tid in seized {
@@ -70,7 +72,7 @@ fn ask(
     frozen: &mut Frozen,
     pid: Pid,
     new: &[Tid],
-    looked: &BTreeMap<Tid, Sleeper>,
+    (looked, awake): (&BTreeMap<Tid, Sleeper>, &BTreeMap<Tid, Awake>),
     seized: &mut BTreeSet<Tid>,
     started: &mut Vec<(Pid, Tid)>,
 ) -> Result<bool, FreezerError> {
@@ -99,7 +101,8 @@ fn ask(
         let left = left.map(|index| frozen.leaving.swap_remove(index).2);
         let mut thread = FrozenThread::looked_at(looked.get(&tid));
         // It may have stopped before it was looked at.
-        thread.asleep = thread.asleep.or(left.and_then(|left| left.asleep));
+        let asleep = thread.asleep.or(left.and_then(|left| left.asleep));
+        thread.asleep = asleep.or_else(|| Some(awake.get(&tid)?.asleep(tid)));
         frozen.process(pid).insert(tid, thread);
         news = true;
         started.push((pid, tid));

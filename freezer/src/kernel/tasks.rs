@@ -32,6 +32,16 @@ pub(super) struct Place {
     pid: u64,
 }
 
+/// A thread that was put off its processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PutOff {
+    /// When that was, by the scheduler's clock of the processor. None for one that waits for another processor since.
+    pub(crate) at: Option<u64>,
+    pub(crate) cpu: u32,
+    /// How often it had been put on one.
+    pub(crate) times_run: u64,
+}
+
 /// `struct xa_node`.
 #[derive(Clone, Copy, Debug)]
 struct Node {
@@ -251,6 +261,35 @@ impl Kernel {
             .map(|task| task.map_or(0, |task| task.wrapping_add(at)))
             .collect();
         self.words(&at)
+    }
+
+    /// What the scheduler records of threads that wait for a processor; None for those that run, or are not there.
+    pub(crate) fn put_off(&mut self, tids: &[Tid]) -> Result<Vec<Option<PutOff>>, Unreadable> {
+        // Asked first: whoever runs in between has run once more by the next time that this is asked.
+        let times_run = self.times_run(tids)?;
+        let field = |path| Ok(self.btf.field("task_struct", path)?.offset);
+        let fields = [
+            field("on_cpu")?,
+            field("se.exec_start")?,
+            field("thread_info.cpu")?,
+        ];
+        let tasks = self.tasks(tids)?;
+        let requests = tasks
+            .iter()
+            .flat_map(|task| fields.map(|at| (task.map_or(0, |task| task.wrapping_add(at)), 8)));
+        let requests: Vec<_> = requests.collect();
+        let found = self.read(&requests)?;
+        let each = found.as_chunks::<3>().0.iter().zip(times_run);
+        let put_off = |([on_cpu, start, cpu], times_run): (&[Option<Vec<u8>>; 3], _)| {
+            let waits = half(on_cpu.as_ref()?, 0)? == 0;
+            let found = PutOff {
+                at: word(start.as_ref()?, 0).filter(|at| *at != 0),
+                cpu: half(cpu.as_ref()?, 0)?,
+                times_run: times_run?,
+            };
+            waits.then_some(found)
+        };
+        Ok(each.map(put_off).collect())
     }
 
     /// What changes when a process or thread comes to this PID namespace, and when one is gone: where it looks for the

@@ -14,6 +14,7 @@ mod reading;
 mod signals;
 mod sleeping;
 mod sockets;
+mod starved;
 mod terminals;
 mod waiting;
 
@@ -302,6 +303,11 @@ pub(crate) const GROUP: Group = Group {
             "recv-twice",
             "recv with SO_RCVTIMEO, stopped twice",
             sockets::recv_twice,
+        ),
+        subject(
+            "timed-starved",
+            "time-outs that are over, of threads that wait for a processor since",
+            starved::starved,
         ),
         subject(
             "accept-unix",

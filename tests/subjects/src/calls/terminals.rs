@@ -12,7 +12,7 @@ use crate::kit::files::open;
 use crate::kit::{Area, Kin, Setting, TERM, Watch, args, blocked, raw, sys, timed};
 
 /// Master, and a slave that waits for so many characters, or for so many tenths of a second.
-fn pty(least: u8, tenths: u8) -> Result<[i32; 2]> {
+pub(super) fn pty(least: u8, tenths: u8) -> Result<[i32; 2]> {
     let master = open("/dev/ptmx", O_RDWR | O_NOCTTY)?;
     let (unlocked, mut number) = (0, 0);
     // SAFETY: the kernel reads one int and writes another one.
@@ -41,7 +41,7 @@ fn pty(least: u8, tenths: u8) -> Result<[i32; 2]> {
 }
 
 /// Reads up to eight characters.
-fn read(slave: i32) -> i64 {
+pub(super) fn read(slave: i32) -> i64 {
     let mut found = [0_u8; 8];
     let call = args([slave as u64, found.as_mut_ptr() as u64, 8]);
     match raw(libc::SYS_read, call) {
@@ -82,7 +82,7 @@ pub(crate) fn least_in_child(setting: &Setting) -> Result<Watch> {
     Ok(Watch::new(move || child.borrow_mut().check()).spoiled_by(move || spoiled.borrow().spoil()))
 }
 
-fn tenths(time: Duration) -> u8 {
+pub(super) fn tenths(time: Duration) -> u8 {
     (time.as_millis() / 100) as u8
 }
 
