@@ -39,8 +39,11 @@ impl TimersAt {
         let threads = live.threads.iter().flat_map(|thread| &thread.pending);
         let queued: Vec<&QueuedSignal> = live.pending.iter().chain(threads).collect();
         for timer in &mut live.timers {
-            if !queued.iter().any(|signal| timer.has_queued(signal)) {
+            let waits = queued.iter().any(|signal| timer.has_queued(signal));
+            if !waits {
                 timer.missed = 0;
+            } else if timer.counts_cpu() {
+                expired(timer);
             }
         }
         for timer in live.timers.iter_mut().filter(|t| !t.counts_cpu()) {
@@ -83,6 +86,16 @@ fn settle_real(real: &mut Itimer, pending: &mut Vec<QueuedSignal>, passed_us: u6
     let info = sys::ptrace::of_kernel(SIGALRM);
     if !pending.iter().any(|it| it.0.starts_with(&info[..4])) {
         pending.push(QueuedSignal(info.to_vec()));
+    }
+}
+
+/// A periodic timer of processor time whose signal waits begins anew once that is taken. Until then kernels before
+/// Linux 6.12 tell that it is about to expire (kernel/time/posix-cpu-timers.c, `posix_cpu_timer_get`): armed so, it
+/// would do so twice.
+fn expired(timer: &mut PosixTimer) {
+    const AT_ONCE: u64 = 1;
+    if timer.remaining == AT_ONCE && timer.interval > 0 {
+        timer.remaining = timer.interval;
     }
 }
 

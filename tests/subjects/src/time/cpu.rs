@@ -19,7 +19,7 @@ const PROCESS: i32 = libc::CLOCK_PROCESS_CPUTIME_ID;
 const THREAD: i32 = libc::CLOCK_THREAD_CPUTIME_ID;
 
 /// Works for so much processor time.
-fn burn(time: Duration) {
+pub(super) fn burn(time: Duration) {
     let begun = by_call(THREAD);
     while by_call(THREAD) - begun < time.as_nanos() as u64 {
         std::hint::spin_loop();

@@ -103,6 +103,11 @@ pub(crate) const GROUP: Group = Group {
             posix::overruns,
         ),
         subject(
+            "posix-timers-expired-cpu",
+            "a periodic POSIX timer of processor time whose signal waits",
+            posix::expired_cpu,
+        ),
+        subject(
             "posix-timers-periodic",
             "a periodic POSIX timer and its overruns",
             posix::periodic,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::clocks::{Countdown, LONG, age, distance, now};
+use super::cpu::burn;
 use crate::kit::{
     Crew, Gaps, SOON, Setting, Watch, args, not_here, raw, same, sys, take_signal, tid, until,
 };
@@ -394,6 +395,36 @@ pub(crate) fn overruns(_: &Setting) -> Result<Watch> {
         Ok(())
     })
     .spoiled_by(move || set(id, 0, every * 4, every * 4)))
+}
+
+/// A periodic timer of processor time has expired, its signal waits, and much of its next period is left.
+pub(crate) fn expired_cpu(_: &Setting) -> Result<Watch> {
+    let mask = 1_u64 << 46;
+    raw(
+        libc::SYS_rt_sigprocmask,
+        args([0, &raw const mask as u64, 0, 8]),
+    );
+    let id = create(libc::CLOCK_PROCESS_CPUTIME_ID, libc::SIGEV_SIGNAL, 47, 90)?;
+    let expire = move || {
+        set(id, 0, LONG, Duration::from_millis(1))?;
+        burn(Duration::from_millis(30));
+        Ok(())
+    };
+    expire()?;
+    Ok(Watch::new(move || {
+        burn(Duration::from_millis(30));
+        let (taken, info) = take_signal(mask);
+        same("its signal", &(47, 90), &(taken, info[3]))?;
+        burn(Duration::from_millis(30));
+        same("none more", &-i64::from(libc::EAGAIN), &take_signal(mask).0)?;
+        let [interval, left] = get(id)?;
+        same("its period", &(LONG.as_nanos() as u64), &interval)?;
+        if distance(left, interval - 60_000_000_000, interval) > 0 {
+            bail!("{left} ns of its period are left");
+        }
+        expire()
+    })
+    .spoiled_by(move || set(id, 0, LONG * 2, LONG * 2)))
 }
 
 /// They expire at the moments they would have, though some of those pass while nobody runs.
