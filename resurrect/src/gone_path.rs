@@ -31,8 +31,9 @@ where
     pub(crate) fn open_by(&self, path: &Path, mark: &str) -> sys::Result<OwnedFd> {
         let inside = path.strip_prefix("/").unwrap_or(path);
         let mut last = Err(Errno::ENOENT);
-        // From the nearest directory that still is there upwards: one may be read-only.
-        for near in path.ancestors().skip(1).filter(|dir| dir.is_dir()) {
+        // From the nearest directory that still is there upwards: one may be read-only, or keep each name for good.
+        let fit = |dir: &&Path| dir.is_dir() && !keeps_names(dir);
+        for near in path.ancestors().skip(1).filter(fit) {
             let times = Times::of(near);
             if Some(near) == path.parent() {
                 last = self.in_place(near, path);
@@ -100,6 +101,14 @@ where
 /// Device and number of an inode.
 fn identity(found: sys::Result<FileStat>) -> Option<(u64, u64)> {
     found.ok().map(|file| (file.st_dev, file.st_ino))
+}
+
+/// Whether names can be made in a directory and not be removed (chattr(1), `a`).
+fn keeps_names(directory: &Path) -> bool {
+    /// `FS_APPEND_FL` (include/uapi/linux/fs.h)
+    const APPEND: u32 = 0x20;
+    let opened = std::fs::File::open(directory);
+    opened.is_ok_and(|opened| sys::files::inode_flags(&opened).unwrap_or(0) & APPEND != 0)
 }
 
 fn reference(directory: &Path) -> sys::Result<OwnedFd> {

@@ -304,11 +304,20 @@ impl Unix {
         let enough = u32::try_from(waiting.len())
             .unwrap_or(u32::MAX)
             .max(*backlog);
+        let mut listens = (who, enough);
         peer::listen(restore, who, server, enough)?;
         for (place, client) in waiting.iter().enumerate() {
+            // A client sees who was listening when it came: others may be since.
+            let client_of = client.client.and_then(|id| find(all, id));
+            let seen = client_of.and_then(|client| client.state.peer_credentials.as_ref());
+            let wanted = seen.or(listens.0);
+            if wanted != listens.0 {
+                listens.0 = wanted;
+                peer::listen(restore, wanted, server, enough)?;
+            }
             self.wait(restore, all, one, (place, client), sockets)?;
         }
-        if enough != *backlog {
+        if listens != (who, *backlog) {
             peer::listen(restore, who, server, *backlog)?;
         }
         Ok(())

@@ -118,7 +118,7 @@ pub(crate) fn targets(setting: &Setting) -> Result<Watch> {
 }
 
 /// A file system of its own.
-fn mounted(dir: &Path) -> Result<()> {
+pub(super) fn mounted(dir: &Path) -> Result<()> {
     fs::create_dir(dir)?;
     let to = CString::new(dir.as_os_str().as_bytes())?;
     let kind = c"tmpfs".as_ptr();

@@ -82,6 +82,11 @@ pub(crate) const GROUP: Group = Group {
             removed::start,
         ),
         subject(
+            "removed-kept",
+            "a removed file in a directory that keeps each name that it is given (chattr +a)",
+            removed::kept,
+        ),
+        subject(
             "removed-nofollow",
             "O_NOFOLLOW of removed files",
             removed::nofollow,

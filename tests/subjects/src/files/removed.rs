@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use anyhow::{Context, Result, bail};
 use libc::{O_APPEND, O_DIRECTORY, O_NOFOLLOW, O_PATH, O_RDONLY, O_RDWR, O_TMPFILE, O_WRONLY};
 
+use super::fanotify::mounted;
 use crate::kit::files::{open, place, read, seen, share, write};
 use crate::kit::{PAGE, Setting, Watch, fd, not_here, same, sys};
 
@@ -90,6 +91,27 @@ fn removed_at(path: &std::path::Path) -> Result<Watch> {
         .and(Watch::new(move || {
             same("the name", &false, &fs::exists(&path)?)?;
             same("the link", &true, &seen(one)?.2.ends_with("(deleted)"))
+        })))
+}
+
+/// In a directory that keeps each name that it is given (chattr(1), `a`), on a file system of its own.
+pub(crate) fn kept(setting: &Setting) -> Result<Watch> {
+    // `FS_APPEND_FL`
+    let append: i32 = 0x20;
+    let dir = setting.fresh("dir");
+    mounted(&dir)?;
+    let file = open(dir.join("file"), O_RDWR | libc::O_CREAT)?;
+    fs::remove_file(dir.join("file"))?;
+    let of_dir = open(&dir, O_RDONLY)?;
+    // SAFETY: the kernel reads an int.
+    if unsafe { libc::ioctl(of_dir, libc::FS_IOC_SETFLAGS, &raw const append) } != 0 {
+        return not_here("the file system has no attributes");
+    }
+    Ok(Watch::keep(move || stat(file))?
+        .spoiled_by(move || write(file, b"x"))
+        .and(Watch::new(move || {
+            same("names", &0, &fs::read_dir(&dir)?.count())?;
+            same("the link", &true, &seen(file)?.2.ends_with("(deleted)"))
         })))
 }
 

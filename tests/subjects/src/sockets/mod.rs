@@ -101,6 +101,11 @@ pub(crate) const GROUP: Group = Group {
             unix_named::pending,
         ),
         subject(
+            "unix-pending-inherited",
+            "connections that nobody has accepted yet, to a socket that two processes have listened on",
+            unix_named::inherited,
+        ),
+        subject(
             "unix-connected",
             "accepted connections of named sockets",
             unix_named::connected,

@@ -12,7 +12,7 @@ use libc::{
 
 use crate::kit::files::{close, read, write};
 use crate::kit::net::{name, option, pair, receive_with_sender, set_option, socket};
-use crate::kit::{Setting, Watch, args, fd, raw, same, sys};
+use crate::kit::{SOON, Setting, Watch, args, fd, fork, raw, same, sys, until};
 
 /// An address and its length; abstract if it begins with a zero.
 fn address(path: &[u8]) -> ([u8; 110], u64) {
@@ -143,6 +143,32 @@ pub(crate) fn pending(setting: &Setting) -> Result<Watch> {
         Ok(())
     })
     .spoiled_by(move || accept(listener).map(drop)))
+}
+
+/// Clients wait who have come to two processes that listened, one after the other.
+pub(crate) fn inherited(setting: &Setting) -> Result<Watch> {
+    let path = bytes(&setting.fresh("socket"));
+    let listener = listen(SOCK_STREAM, &path, 5)?;
+    let first = connect(SOCK_STREAM, &path)?;
+    let heir = fork(move || {
+        // SAFETY: takes numbers.
+        unsafe { libc::listen(listener, 5) };
+        loop {
+            std::thread::park();
+        }
+    })?;
+    let sees = move |end| {
+        let seen = option(end, SOL_SOCKET, SO_PEERCRED)?;
+        anyhow::Ok(i32::from_ne_bytes([0, 1, 2, 3].map(|at| seen[at])))
+    };
+    let heir_listens = move || sees(listener).is_ok_and(|pid| pid == heir);
+    until("the child listens", SOON, heir_listens)?;
+    let second = connect(SOCK_STREAM, &path)?;
+    let observe = move || Ok([sees(first)?, sees(second)?, sees(listener)?]);
+    Ok(Watch::keep(observe)?.spoiled_by(move || {
+        // SAFETY: both are descriptors of ours.
+        fd("dup2", unsafe { libc::dup2(second, first) }).map(drop)
+    }))
 }
 
 /// The listener is closed, the connection lives; names and peers are known.
