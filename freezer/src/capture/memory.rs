@@ -187,7 +187,7 @@ fn backing(
         });
     }
     let same = before.and_then(|before| same_file(map, before));
-    if let Some(file) = same.map_or_else(|| file(map), |file| Ok(Some(OnDisk::File(file))))? {
+    if let Some(file) = same.map_or_else(|| file(pid, map), |file| Ok(Some(OnDisk::File(file))))? {
         return Ok(match file {
             OnDisk::File(file) => Backing::File {
                 file,
@@ -305,7 +305,7 @@ fn same_file(map: &Mapping, before: &Vma) -> Option<FileRef> {
 }
 
 /// The file of a mapping, when its path still leads to it.
-fn file(map: &Mapping) -> Result<Option<OnDisk>, ObjectError> {
+fn file(pid: Pid, map: &Mapping) -> Result<Option<OnDisk>, ObjectError> {
     if !map.name.starts_with(b"/") {
         return Ok(None);
     }
@@ -313,7 +313,7 @@ fn file(map: &Mapping) -> Result<Option<OnDisk>, ObjectError> {
     let Ok(found) = std::fs::metadata(path) else {
         return Ok(None);
     };
-    if found.ino() != map.inode {
+    if found.ino() != map.inode || !on_device_of(pid, map, &found) {
         return Ok(None);
     }
     let refused = |why: &str| Err(ObjectError::Refused(why.into()));
@@ -332,6 +332,14 @@ fn file(map: &Mapping) -> Result<Option<OnDisk>, ObjectError> {
         inode: map.inode,
         size: found.size(),
     })))
+}
+
+/// Whether a file is on the device of a mapping's: another mount at its path may have a file of the same number. Some
+/// file systems (btrfs, overlays) tell stat(2) another device than `/proc/PID/maps`.
+fn on_device_of(pid: Pid, map: &Mapping, found: &std::fs::Metadata) -> bool {
+    found.dev() == map.device
+        || proc::metadata(pid, &map.map_file())
+            .is_ok_and(|held| (held.dev(), held.ino()) == (found.dev(), found.ino()))
 }
 
 /// Why so many mappings cannot be made again: there must be some more for a moment, for which a restore raises the
@@ -396,4 +404,21 @@ pub(crate) fn refusals(pid: Pid, objects: &mut Objects) -> Result<Vec<Refusal>, 
         other => drop(other?),
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_on_another_device_is_another_one() {
+        let own = Pid(nix::unistd::getpid().as_raw());
+        let exe = std::env::current_exe().unwrap();
+        let maps = mappings::of(own).unwrap();
+        let name = exe.as_os_str().as_bytes();
+        let map = maps.iter().find(|map| map.name == name).unwrap();
+        let on = |path: &str| on_device_of(own, map, &std::fs::metadata(path).unwrap());
+        assert!(on(exe.to_str().unwrap()));
+        assert!(!on("/proc/version"));
+    }
 }
