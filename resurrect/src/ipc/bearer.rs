@@ -4,9 +4,8 @@
 
 use super::semaphores::neutral;
 use crate::ResurrectError;
-use crate::calls::{nr, run};
+use crate::calls::{Calls, nr};
 use crate::restore::Restore;
-use sys::batch::Batch;
 use sys::wait::Status;
 use sys::{Pid, ipc};
 
@@ -17,8 +16,8 @@ const SHM_RDONLY: i32 = 0o10000;
 /// What is done.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Use<'a> {
-    /// A semaphore is set.
-    Set { set: i32, member: i32, value: u16 },
+    /// Semaphores of a set get these values.
+    Set { set: i32, members: &'a [(i32, u16)] },
     /// A semaphore is changed and changed back: what it is to undo stays, which a set would forget.
     Touch { set: i32, number: u16, value: u16 },
     /// A message is sent.
@@ -59,7 +58,9 @@ pub(crate) fn act(
 /// By this process.
 pub(crate) fn here(what: Use<'_>) -> sys::Result<()> {
     match what {
-        Use::Set { set, member, value } => ipc::sem_set_value(set, member, value),
+        Use::Set { set, members } => members
+            .iter()
+            .try_for_each(|(member, value)| ipc::sem_set_value(set, *member, *value)),
         Use::Touch { set, number, value } => ipc::sem_operate(set, &neutral(number, value)),
         Use::Send { queue, kind, text } => ipc::msg_send(queue, kind, text),
         Use::Receive { queue } => ipc::msg_receive(queue),
@@ -71,16 +72,17 @@ pub(crate) fn here(what: Use<'_>) -> sys::Result<()> {
 fn within(restore: &mut Restore<'_>, pid: Pid, what: Use<'_>) -> Result<(), ResurrectError> {
     let doing = "using a System V object";
     let first = &mut restore.task(pid)?.first;
-    let mut batch = Batch::new();
+    let mut calls = Calls::new(pid, doing, first);
+    let batch = calls.batch();
     match what {
-        Use::Set { set, member, value } => {
-            let args = [
-                set.into(),
-                member.into(),
-                SETVAL.into(),
-                u32::from(value).into(),
-            ];
-            batch.call("setting a semaphore", nr::SEMCTL, args);
+        Use::Set { set, members } => {
+            for (member, value) in members {
+                let value = u32::from(*value);
+                let args = [set.into(), (*member).into(), SETVAL.into(), value.into()];
+                let batch = calls.batch();
+                batch.call("setting a semaphore", nr::SEMCTL, args);
+                calls.breathe()?;
+            }
         }
         Use::Touch { set, number, value } => {
             let operations = neutral(number, value);
@@ -115,7 +117,7 @@ fn within(restore: &mut Restore<'_>, pid: Pid, what: Use<'_>) -> Result<(), Resu
             batch.call("detaching a segment", nr::SHMDT, [attached.into()]);
         }
     }
-    run(pid, doing, first, &batch).map(drop)
+    calls.flush()
 }
 
 #[cfg(test)]
@@ -128,7 +130,7 @@ mod tests {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWIPC).unwrap();
         let me = Pid(nix::unistd::getpid().as_raw());
         let queue = ipc::msg_get(0, 0o600).unwrap();
-        let set = ipc::sem_get(0, 2, 0o600).unwrap();
+        let set = ipc::sem_get(0, 3, 0o600).unwrap();
         let segment = ipc::shm_get(0, 4096, 0o600).unwrap();
         assert_eq!(ipc::msg_users(queue).unwrap(), (Pid(0), Pid(0)));
         let text = b"x".as_slice();
@@ -146,8 +148,7 @@ mod tests {
                 Use::Send { queue, kind, text },
                 Use::Set {
                     set,
-                    member: 1,
-                    value: 7,
+                    members: &[(1, 7), (2, 9)],
                 },
                 Use::Attach { segment },
             ];
@@ -159,7 +160,8 @@ mod tests {
         assert_eq!(status, Status::Exited(0));
         assert_eq!(ipc::msg_users(queue).unwrap(), (pid, me));
         assert_eq!(ipc::sem_pid(set, 1).unwrap(), pid);
-        assert_eq!(ipc::sem_values(set, 2).unwrap(), [0, 7]);
+        assert_eq!(ipc::sem_pid(set, 0).unwrap(), Pid(0));
+        assert_eq!(ipc::sem_values(set, 3).unwrap(), [0, 7, 9]);
         assert_eq!(ipc::shm_stat(segment).unwrap().last(), pid);
     }
 }

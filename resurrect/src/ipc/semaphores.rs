@@ -5,8 +5,9 @@ use super::{create, failed};
 use crate::ResurrectError;
 use crate::restore::Restore;
 use persist_mem::manifest::SemaphoreSet;
-use sys::Errno;
+use std::collections::BTreeMap;
 use sys::ipc::{self, SemOperation};
+use sys::{Errno, Pid};
 
 pub(super) fn make(restore: &mut Restore<'_>, set: &SemaphoreSet) -> Result<(), ResurrectError> {
     let perm = &set.perm;
@@ -28,9 +29,13 @@ pub(super) fn make(restore: &mut Restore<'_>, set: &SemaphoreSet) -> Result<(), 
         ipc::sem_operate(perm.id, &operations).map_err(failed("making an operation"))?;
     }
     // Each is set once more by the process that changed it last, so that it is told to have.
+    let mut by_last: BTreeMap<Pid, Vec<(i32, u16)>> = BTreeMap::new();
     for ((value, last), member) in set.members.iter().zip(0_i32..) {
-        let (set, value) = (perm.id, *value);
-        bearer::act(restore, *last, Use::Set { set, member, value })?;
+        by_last.entry(*last).or_default().push((member, *value));
+    }
+    for (last, members) in &by_last {
+        let set = perm.id;
+        bearer::act(restore, *last, Use::Set { set, members })?;
     }
     Ok(())
 }
