@@ -92,7 +92,8 @@ fn packet(
     let (device, kind) = (of("sa.ll.sll_hatype")?, of("sa.ll.sll_pkttype")?);
     let whole = of("sa.origlen")?;
     let mut frame = kernel.contents(buffer)?;
-    if frame.len() as u64 != whole || device != u64::from(c::ARPHRD_LOOPBACK) {
+    let is_whole = frame.len() as u64 == whole || was_peeked(whole);
+    if !is_whole || device != u64::from(c::ARPHRD_LOOPBACK) {
         return Ok(None);
     }
     if !raw {
@@ -110,6 +111,13 @@ fn packet(
         kind: kind as u8,
         frame,
     }))
+}
+
+/// Whether a look at it (`MSG_PEEK`) has put family and protocol where its length was (net/packet/af_packet.c,
+/// `packet_recvmsg`).
+fn was_peeked(length: u64) -> bool {
+    const FAMILY: u64 = c::AF_PACKET as u64;
+    length & 0xffff == FAMILY && length >> 16 != 0
 }
 
 /// Its place in its fan-out group.

@@ -292,10 +292,11 @@ fn with_sender(from: i32) -> Option<(Vec<u8>, [u8; 5])> {
     Some((bytes[..got].to_vec(), told))
 }
 
-/// Packets of two protocols that nobody has read, with and without their headers; one that hears all of its protocol
-/// as it goes out as well.
+/// Packets of two protocols that nobody has read, with and without their headers, some peeked at; one that hears all of
+/// its protocol as it goes out as well.
 pub(crate) fn packets(_: &Setting) -> Result<Watch> {
     const OURS: u16 = 0x88b6;
+    const PEEK: u64 = libc::MSG_PEEK as u64;
     loopback()?;
     let new = |kind: i32| {
         let one = socket(AF_PACKET, kind | SOCK_NONBLOCK, 0)?;
@@ -316,6 +317,12 @@ pub(crate) fn packets(_: &Setting) -> Result<Watch> {
             sys("sendto", raw(libc::SYS_sendto, arguments))?;
         }
         close(sender);
+        // A look at the first of each.
+        for one in all {
+            let mut bytes = [0_u8; 2000];
+            let arguments = [one as u64, bytes.as_mut_ptr() as u64, 2000, PEEK, 0, 0];
+            sys("recvfrom", raw(libc::SYS_recvfrom, arguments))?;
+        }
         anyhow::Ok(())
     };
     let take = move || all.map(|one| std::iter::from_fn(|| with_sender(one)).collect::<Vec<_>>());
