@@ -13,6 +13,7 @@ pub(crate) type Stage = fn(&mut Restore<'_>) -> Result<(), ResurrectError>;
 /// Name, function.
 pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("ids", tree::ids::check),
+    ("sockets that nobody holds", files::garbage::collect),
     ("terminals", files::terminal::make),
     ("memory objects", objects::make),
     ("control groups", process::cgroups::make),

@@ -15,6 +15,7 @@ mod eventfd;
 mod external;
 mod fanotify;
 mod fifo;
+pub(crate) mod garbage;
 mod gone;
 mod handle;
 mod inotify;

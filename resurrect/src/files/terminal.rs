@@ -19,6 +19,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use sys::batch::Batch;
 use sys::tty::packet::Raised;
 use sys::tty::queues::{self, Ends, Queues};
@@ -31,6 +32,8 @@ const TIOCNOTTY: u32 = 0x5422;
 
 /// The controlling terminal of whoever opens it.
 const OWN: &[u8] = b"/dev/tty";
+/// How long a number that another terminal has is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A terminal that is there again: descriptions of our own, to be closed when all others are open.
 #[derive(Debug)]
@@ -200,7 +203,8 @@ fn is_slave(description: &Description, id: TerminalId) -> bool {
     matches!(description.kind, DescriptionKind::Terminal { terminal, .. } if terminal == id)
 }
 
-/// Opens the multiplexer until it gives the wanted pair. It gives the lowest free index.
+/// Opens the multiplexer until it gives the wanted pair. It gives the lowest free index. What was in flight in sockets of
+/// a tree that has ended is closed a moment later (`garbage.rs`), so a number that is taken is waited for.
 fn master_at(
     terminal: &Terminal,
     index: u32,
@@ -210,6 +214,7 @@ fn master_at(
     // `O_ASYNC` takes effect only by a call of its own.
     let flags = OFlag::from_bits_retain(flags.cast_signed()) - OFlag::O_ASYNC;
     let mut lower = Vec::new();
+    let end = Instant::now() + PATIENCE;
     loop {
         let master = open_at(path(multiplexer), flags);
         let master = master.map_err(failed(terminal, "opening the multiplexer"))?;
@@ -218,6 +223,11 @@ fn master_at(
             return Ok(master);
         }
         if got > index {
+            if Instant::now() < end {
+                drop(master);
+                std::thread::sleep(Duration::from_millis(5));
+                continue;
+            }
             let why = "another terminal has this number; end what runs in it";
             let changed = ResurrectError::changed(String::from_utf8_lossy(&terminal.path), why);
             return Err(changed.about(Subject::Terminal(terminal.id)));

@@ -172,6 +172,11 @@ pub(crate) const GROUP: Group = Group {
             unix_control::cycle,
         ),
         subject(
+            "unix-rights-unreached",
+            "a terminal in flight beside both ends of the pair that it is in flight in",
+            unix_control::unreached,
+        ),
+        subject(
             "unix-rights-unaccepted",
             "descriptors in flight of clients that nobody has accepted yet",
             unix_rights::unaccepted,

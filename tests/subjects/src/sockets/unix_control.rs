@@ -112,6 +112,36 @@ pub(crate) fn cycle(_: &Setting) -> Result<Watch> {
     .spoiled_by(move || receive_descriptor(two).map(drop)))
 }
 
+/// Both ends of a pair are in its queue, and a terminal: when the subject ends the kernel does not look for them.
+pub(crate) fn unreached(_: &Setting) -> Result<Watch> {
+    let [one, two] = pair(SOCK_DGRAM | SOCK_NONBLOCK)?;
+    let master = open("/dev/ptmx", O_RDWR | libc::O_NOCTTY)?;
+    let number = |master: i32| {
+        let mut number = 0_i32;
+        // SAFETY: the kernel writes an int.
+        let done = unsafe { libc::ioctl(master, libc::TIOCGPTN, &raw mut number) };
+        sys("TIOCGPTN", done).map(|_| number)
+    };
+    let own = number(master)?;
+    let send = move |master: i32| {
+        for fd in [master, one, two] {
+            send_descriptor(one, fd)?;
+        }
+        close(master);
+        anyhow::Ok(())
+    };
+    send(master)?;
+    Ok(Watch::new(move || {
+        let master = receive_descriptor(two)?;
+        same("the terminal's number", &own, &number(master)?)?;
+        for _ in [one, two] {
+            close(receive_descriptor(two)?);
+        }
+        send(master)
+    })
+    .spoiled_by(move || receive_descriptor(two).map(drop)))
+}
+
 /// Room for a control message: its length, its level, its kind at byte 12, its contents from byte 16 on.
 #[repr(C, align(8))]
 struct Control([u8; 64]);
