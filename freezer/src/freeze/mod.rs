@@ -62,6 +62,8 @@ pub struct FrozenThread {
     moved_to: Option<u64>,
     /// The child it waits for in vfork(2): it is not stopped, and cannot run before that one does.
     pub in_vfork: Option<Pid>,
+    /// When it was found to wait so, if it was not seized then.
+    free_since: Option<Instant>,
     /// The thread of another process that traces it: it is in one of that one's stops.
     pub traced_by: Option<Tid>,
     /// It slept in a call whose rest is to be read from the kernel's memory.
@@ -120,6 +122,8 @@ pub struct Frozen {
     let_go: LetGo,
     /// Threads that were let go before they had stopped: they are detached when they have, or held again.
     leaving: Vec<(Pid, Tid, FrozenThread)>,
+    /// Threads that waited in vfork(2) when they were looked at, and went on.
+    done_with_vfork: BTreeSet<Tid>,
     /// How this kernel lays out rings of io_uring, if the other one does that otherwise.
     rings: Option<Layout>,
 }
@@ -207,7 +211,9 @@ impl Frozen {
             for tid in rest.chain([&pid.leader()]) {
                 let _ = wait::wait_for_at_most(*tid, STOP_WITHIN);
             }
-            if threads.values().any(|thread| thread.traced_by.is_some()) {
+            let is_another =
+                |thread: &FrozenThread| thread.traced_by.is_some() || thread.free_since.is_some();
+            if threads.values().any(is_another) {
                 traced::wait_for_end(*pid, SOON);
             }
         }
@@ -260,7 +266,7 @@ impl Frozen {
     /// Detaches a thread. One that has not stopped yet gets a moment, unless it waits for its child; one that has
     /// ended is reaped, so that its parent hears of it.
     fn let_go(&mut self, pid: Pid, tid: Tid, thread: FrozenThread) {
-        if thread.traced_by.is_some() {
+        if thread.traced_by.is_some() || thread.free_since.is_some() {
             return;
         }
         let soon = match thread.in_vfork {
@@ -403,6 +409,7 @@ fn freeze_scope(scope: &Scope<'_>, rings: Option<Layout>) -> Result<Frozen, Free
         begun: Instant::now(),
         let_go: LetGo::default(),
         leaving: Vec::new(),
+        done_with_vfork: BTreeSet::new(),
         rings,
     };
     // New threads and children appear as long as one of them runs; a round without news ends it.
@@ -414,6 +421,9 @@ fn freeze_scope(scope: &Scope<'_>, rings: Option<Layout>) -> Result<Frozen, Free
             news |= stop::begin(&mut frozen, pid, scope.must_exist(pid), &mut started)?;
         }
         if !news {
+            if stop::forget_done_with_vfork(&mut frozen) {
+                continue;
+            }
             started = stop::no_longer_in_vfork(&mut frozen);
             if started.is_empty() {
                 if !traced::settle(&mut frozen)? {

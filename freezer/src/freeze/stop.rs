@@ -31,6 +31,10 @@ pub(super) fn begin(
         Err(e) if root => return Err(e),
         Err(_) => return Ok(false),
     };
+    if may_let_go(frozen, pid) {
+        std::thread::sleep(Duration::from_millis(1));
+        return Ok(true);
+    }
     let Ok(tids) = proc::threads(pid) else {
         return Ok(false);
     };
@@ -47,6 +51,11 @@ pub(super) fn begin(
     let looked = sleepers::look_at(&frozen.clocks, pid, new.iter().copied());
     let others = new.iter().filter(|tid| !looked.contains_key(*tid));
     let awake = sleepers::look_at_awake(&frozen.clocks, others.copied());
+    let waiting = waiting_in_vfork(frozen, pid, &looked);
+    let new: Vec<Tid> = new
+        .into_iter()
+        .filter(|tid| !waiting.contains_key(tid))
+        .collect();
     let mut seized = seize_all(pid, &new, |tid| looked.contains_key(&tid));
     let asked = ask(frozen, pid, &new, (&looked, &awake), &mut seized, started);
     if asked.is_err() {
@@ -58,13 +67,73 @@ pub(super) fn begin(
             }
         }
     }
-    let mut news = asked?;
+    let mut news = asked? || !waiting.is_empty();
+    frozen.process(pid).extend(waiting);
     if leader_ended && frozen.process(pid).is_empty() {
         news = true;
         others_are_ending(frozen, pid)?;
     }
     frozen.processes.retain(|(_, threads)| !threads.is_empty());
     Ok(news)
+}
+
+/// Threads that wait in vfork(2). They cannot run before their child does, which is stopped, and are not seized: as long
+/// as a parent is traced the end of a child is told to it even if that is ignored, and another thread would be woken by
+/// it.
+fn waiting_in_vfork(
+    frozen: &Frozen,
+    pid: Pid,
+    looked: &BTreeMap<Tid, Sleeper>,
+) -> BTreeMap<Tid, FrozenThread> {
+    let mut found = BTreeMap::new();
+    for (tid, sleeper) in looked {
+        if !vfork::is_one(sleeper.nr) || frozen.done_with_vfork.contains(tid) {
+            continue;
+        }
+        let child = vfork::child_of(pid, *tid);
+        // What is not carried may be over in a moment.
+        let child = child.filter(|_| matches!(capture::vfork_obstacle(pid, *tid), Ok(None)));
+        if child.is_some() {
+            let mut thread = FrozenThread::looked_at(Some(sleeper));
+            thread.in_vfork = child;
+            thread.free_since = Some(Instant::now());
+            found.insert(*tid, thread);
+        }
+    }
+    found
+}
+
+/// Whether a process is the child of a thread that waits for it in vfork(2), and may let it go on in a moment.
+fn may_let_go(frozen: &Frozen, child: Pid) -> bool {
+    let waits = |(pid, threads): &(Pid, BTreeMap<Tid, FrozenThread>)| {
+        threads.iter().any(|(tid, thread)| {
+            let since = thread.free_since.filter(|_| thread.in_vfork == Some(child));
+            since.is_some_and(|since| since.elapsed() < VFORK_LASTS) && vfork::waits(*pid, *tid)
+        })
+    };
+    frozen.processes.iter().any(waits)
+}
+
+/// Forgets those that were not seized as they waited in vfork(2), and do so no more. True when there was one.
+pub(super) fn forget_done_with_vfork(frozen: &mut Frozen) -> bool {
+    let over = |pid: Pid, tid: Tid, thread: &FrozenThread| {
+        thread.free_since.is_some() && vfork::child_of(pid, tid) != thread.in_vfork
+    };
+    let all = frozen.processes.iter();
+    let gone = all.flat_map(|(pid, threads)| {
+        let over = threads
+            .iter()
+            .filter(|(tid, thread)| over(*pid, **tid, thread));
+        over.map(|(tid, _)| *tid)
+    });
+    let gone: BTreeSet<Tid> = gone.collect();
+    for (_, threads) in &mut frozen.processes {
+        threads.retain(|tid, _| !gone.contains(tid));
+    }
+    frozen.processes.retain(|(_, threads)| !threads.is_empty());
+    let found = !gone.is_empty();
+    frozen.done_with_vfork.extend(gone);
+    found
 }
 
 /// Asks the threads of one process to stop, of which some are seized. True when there was one.
@@ -292,7 +361,10 @@ pub(super) fn no_longer_in_vfork(frozen: &mut Frozen) -> Vec<(Pid, Tid)> {
     let mut found = Vec::new();
     for (pid, threads) in &mut frozen.processes {
         for (tid, thread) in threads {
-            if thread.in_vfork.is_some() && vfork::child_of(*pid, *tid) != thread.in_vfork {
+            if thread.in_vfork.is_some()
+                && thread.free_since.is_none()
+                && vfork::child_of(*pid, *tid) != thread.in_vfork
+            {
                 thread.in_vfork = None;
                 found.push((*pid, *tid));
             }

@@ -18,6 +18,11 @@ pub(crate) fn waiting_threads(pid: Pid) -> Vec<Tid> {
     threads
 }
 
+/// Whether a call is one of clone, vfork, clone3.
+pub(super) fn is_one(nr: i64) -> bool {
+    matches!(nr, 56 | 58 | 435)
+}
+
 /// Whether this one does.
 pub(crate) fn waits(pid: Pid, tid: Tid) -> bool {
     let state = proc::Stat::read(pid, &format!("task/{tid}/stat"));

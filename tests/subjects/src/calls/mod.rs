@@ -130,6 +130,11 @@ pub(crate) const GROUP: Group = Group {
             polling::epoll_wait_beside_ends,
         ),
         subject(
+            "epoll-beside-vforks",
+            "epoll_wait in processes whose other threads wait in vfork(2) all the time",
+            polling::epoll_wait_beside_vforks,
+        ),
+        subject(
             "epoll-busy",
             "threads that read the clock and wait a moment (epoll_pwait2), without a pause",
             events::busy,

@@ -257,8 +257,7 @@ pub(crate) fn epoll(_: &Setting) -> Result<Watch> {
 /// epoll_wait of processes whose other threads have children that end all the time: what tells of that is ignored, and
 /// wakes nobody.
 pub(crate) fn epoll_wait_beside_ends(_: &Setting) -> Result<Watch> {
-    const PROCESSES: usize = 4;
-    fn have_children() {
+    epoll_wait_beside(|_| {
         // SAFETY: takes numbers.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
         loop {
@@ -269,11 +268,35 @@ pub(crate) fn epoll_wait_beside_ends(_: &Setting) -> Result<Watch> {
             raw(libc::SYS_wait4, args([pid as u64, 0, 0, 0]));
             std::thread::sleep(Duration::from_micros(300));
         }
-    }
+    })
+}
+
+/// The same, where the others wait for their children in vfork(2): each second one of these ends.
+pub(crate) fn epoll_wait_beside_vforks(_: &Setting) -> Result<Watch> {
+    epoll_wait_beside(|number| {
+        let mut lasts = [number as u64 + 1, 0];
+        loop {
+            let flags = (libc::CLONE_VFORK | libc::SIGCHLD) as u64;
+            let pid = raw(libc::SYS_clone, args([flags]));
+            if pid == 0 {
+                raw(libc::SYS_nanosleep, args([lasts.as_ptr() as u64]));
+                raw(libc::SYS_exit_group, args([0]));
+            }
+            raw(libc::SYS_wait4, args([pid as u64, 0, 0, 0]));
+            lasts = [PROCESSES as u64, 0];
+        }
+    })
+}
+
+/// How many wait.
+const PROCESSES: usize = 4;
+
+/// epoll_wait of processes in which other threads do what ends in no signal that they would hear.
+fn epoll_wait_beside(others: fn(usize)) -> Result<Watch> {
     let mut waiting = Vec::new();
-    for _ in 0..PROCESSES {
-        waiting.push(fork(|| {
-            std::thread::spawn(have_children);
+    for number in 0..PROCESSES {
+        waiting.push(fork(move || {
+            std::thread::spawn(move || others(number));
             // SAFETY: takes a number.
             let epoll = unsafe { libc::epoll_create1(0) };
             let mut event = [0_u64; 2];
