@@ -136,6 +136,10 @@ fn set_one(fd: BorrowedFd<'_>, option: &SocketOption) -> Result<()> {
         Err(_) if off(&option.value) => return Ok(()),
         // Newer kernels have it for TCP alone, where alone it ever meant something.
         Err(Errno::EOPNOTSUPP) if (level, name) == (c::SOL_SOCKET, SO_TXREHASH) => return Ok(()),
+        // What is on with every unix socket of newer kernels, older ones do without being asked.
+        Err(Errno::ENOPROTOOPT) if (level, name) == (c::SOL_SOCKET, SO_PASSRIGHTS) => {
+            return Ok(());
+        }
         _ => {}
     }
     let forced = match (level, name) {
