@@ -244,6 +244,7 @@ fn save(
         freezer::take_backlogs(&mut manifest)?;
         freezer::take_packets(&mut manifest)?;
     }
+    frozen.stands()?;
     let bytes = manifest.to_bytes()?;
     let context = || format!("writing {}", image.unfinished.display());
     let mut file = output.manifest;

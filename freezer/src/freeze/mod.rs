@@ -196,12 +196,35 @@ impl Frozen {
         self.repeating.get(&tid)?.limit()
     }
 
+    /// Makes sure that everybody still stands where they were described: a parent that waits in vfork(2) is not held, and
+    /// goes on when somebody else ends its child.
+    ///
+    /// # Errors
+    /// [`FreezerError::Refused`] when one has gone on.
+    pub fn stands(&self) -> Result<(), FreezerError> {
+        for (pid, threads) in &self.processes {
+            for (tid, thread) in threads {
+                let is_free = thread.free_since.is_some();
+                if is_free && vfork::child_of(*pid, *tid) != thread.in_vfork {
+                    let why = "its child of vfork(2) has been ended by somebody else meanwhile";
+                    return Err(FreezerError::refuse(*pid, format!("thread {tid}"), why));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Ends every process (SIGKILL), children first, instead of letting it go on.
     pub fn kill(mut self) {
         self.let_go.hold_again();
         let processes = core::mem::take(&mut self.processes);
         proc::forget_stopped(processes.iter().map(|(pid, _)| *pid));
-        for (pid, _) in processes.iter().rev() {
+        // Who waits for a child in vfork(2), and is not seized, must not see its end.
+        let waits = |(_, threads): &&(Pid, BTreeMap<Tid, FrozenThread>)| {
+            threads.values().any(|thread| thread.free_since.is_some())
+        };
+        let (waiting, others): (Vec<_>, Vec<_>) = processes.iter().partition(waits);
+        for (pid, _) in waiting.into_iter().chain(others.into_iter().rev()) {
             // A process that is gone already is what is wanted.
             let _ = sys::process::kill(*pid, nix::sys::signal::Signal::SIGKILL as i32);
         }

@@ -56,7 +56,7 @@ fn run(kernel: &Path, verify: bool) -> Result<Infallible> {
     let _staged = stage::stage(&host, &plan, &place)?;
     nix::unistd::sync();
     let rings = other_kernel::moved_rings(&host.image.release, &here);
-    let (_frozen, captured) = patiently(|| {
+    let (frozen, captured) = patiently(|| {
         course.enter(Phase::Freeze)?;
         let frozen = freezer::freeze_all(&[], rings)?;
         course.enter(Phase::Capture)?;
@@ -65,6 +65,7 @@ fn run(kernel: &Path, verify: bool) -> Result<Infallible> {
     })?;
     course.enter(Phase::PinDown)?;
     let pinned = pin_down::pin_down(captured, &mut plan, &place, &course, verify)?;
+    frozen.stands()?;
     course.enter(Phase::Jump)?;
     jump::jump(&pinned, &mut plan, &place).context("the jump failed")
 }

@@ -120,6 +120,11 @@ pub(crate) const GROUP: Group = Group {
             vfork::exit,
         ),
         subject(
+            "vfork-beside",
+            "a parent in vfork(2) that has other children",
+            vfork::beside_others,
+        ),
+        subject(
             "vfork-exec",
             "a parent in vfork(2) whose child starts another program",
             vfork::exec,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use anyhow::Result;
 use libc::{CLONE_VFORK, CLONE_VM, MAP_ANONYMOUS, MAP_SHARED, PROT_READ, PROT_WRITE, SIGCHLD};
 
-use crate::kit::{Area, SOON, Setting, Watch, errno, fork, procfs, same, sys, until};
+use crate::kit::{Area, SOON, Setting, Watch, errno, fork, fork_with, procfs, same, sys, until};
 use crate::signals::traced_timers as timers;
 use crate::threads::seccomp::{answer, install};
 
@@ -124,6 +124,37 @@ pub(crate) fn filters(setting: &Setting) -> Result<Watch> {
 /// A leader that waits has filters, and its threads have.
 pub(crate) fn filters_of_leader(setting: &Setting) -> Result<Watch> {
     start(setting, Goal::Exit, Others::ThreadsAndFilters)
+}
+
+/// Others end before it does: it must not see the end of its child then. It would leave a mark.
+pub(crate) fn beside_others(setting: &Setting) -> Result<Watch> {
+    const OTHERS: usize = 40;
+    let rest = || {
+        loop {
+            // SAFETY: no pointers.
+            unsafe { libc::pause() };
+        }
+    };
+    let page = Area::map(1, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1)?;
+    let mark = setting.fresh("mark");
+    let left = mark.clone();
+    fork(move || {
+        let others = (0..OTHERS).map(|_| fork(rest));
+        let made = others.collect::<Result<Vec<i32>>>();
+        let waited = fork_with(CLONE_VFORK, || {
+            page.put(0, WAITING, 1 + u64::from(made.is_err()));
+            rest();
+        });
+        let _ = std::fs::write(left, format!("{waited:?}"));
+        rest();
+    })?;
+    until("the parent waits", SOON, || page.get(0, WAITING) != 0)?;
+    let spoilt = mark.clone();
+    Ok(Watch::new(move || {
+        same("whether there are others", &1, &page.get(0, WAITING))?;
+        same("whether it went on", &false, &mark.exists())
+    })
+    .spoiled_by(move || Ok(std::fs::write(&spoilt, "spoilt")?)))
 }
 
 fn start(_: &Setting, goal: Goal, others: Others) -> Result<Watch> {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 pub(crate) use area::{Area, PAGE};
-pub(crate) use kin::{Kin, fork};
+pub(crate) use kin::{Kin, fork, fork_with};
 pub(crate) use net::loopback;
 pub(crate) use threads::{Crew, tid};
 pub(crate) use waiter::{
