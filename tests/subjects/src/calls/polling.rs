@@ -1,6 +1,6 @@
 //! Waiting for descriptors.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use libc::{MAP_ANONYMOUS, MAP_PRIVATE, POLLIN, PROT_READ, PROT_WRITE, c_int};
@@ -274,18 +274,33 @@ pub(crate) fn epoll_wait_beside_ends(_: &Setting) -> Result<Watch> {
 /// The same, where the others wait for their children in vfork(2): each second one of these ends.
 pub(crate) fn epoll_wait_beside_vforks(_: &Setting) -> Result<Watch> {
     epoll_wait_beside(|number| {
-        let mut lasts = [number as u64 + 1, 0];
+        let mut lasts = Duration::from_secs(number as u64 + 1);
         loop {
             let flags = (libc::CLONE_VFORK | libc::SIGCHLD) as u64;
             let pid = raw(libc::SYS_clone, args([flags]));
             if pid == 0 {
-                raw(libc::SYS_nanosleep, args([lasts.as_ptr() as u64]));
+                wait_without_gaps(lasts);
                 raw(libc::SYS_exit_group, args([0]));
             }
             raw(libc::SYS_wait4, args([pid as u64, 0, 0, 0]));
-            lasts = [PROCESSES as u64, 0];
+            lasts = Duration::from_secs(PROCESSES as u64);
         }
     })
+}
+
+/// Waits, and for long enough once more when nobody ran for a while: an end just after a restore is heard.
+fn wait_without_gaps(mut left: Duration) {
+    const STEP: Duration = Duration::from_millis(10);
+    const GAP: Duration = Duration::from_millis(300);
+    const LONG_ENOUGH: Duration = Duration::from_secs(5);
+    while !left.is_zero() {
+        let begun = Instant::now();
+        std::thread::sleep(STEP);
+        left = match begun.elapsed() > GAP {
+            true => left.max(LONG_ENOUGH),
+            false => left.saturating_sub(STEP),
+        };
+    }
 }
 
 /// How many wait.
