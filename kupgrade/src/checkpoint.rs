@@ -233,6 +233,8 @@ fn save(
         .finish()
         .with_context(|| format!("writing {}", image.pages.display()))?;
     manifest.page_sums = Some(sums);
+    // Nothing has been taken yet.
+    frozen.stands()?;
     if leave_running {
         // One may have come since the check.
         let pids: Vec<Pid> = frozen.pids().collect();
@@ -244,7 +246,6 @@ fn save(
         freezer::take_backlogs(&mut manifest)?;
         freezer::take_packets(&mut manifest)?;
     }
-    frozen.stands()?;
     let bytes = manifest.to_bytes()?;
     let context = || format!("writing {}", image.unfinished.display());
     let mut file = output.manifest;

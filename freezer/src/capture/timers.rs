@@ -93,8 +93,9 @@ fn settle_real(real: &mut Itimer, pending: &mut Vec<QueuedSignal>, passed_us: u6
 /// Linux 6.12 tell that it is about to expire (kernel/time/posix-cpu-timers.c, `posix_cpu_timer_get`): armed so, it
 /// would do so twice.
 fn expired(timer: &mut PosixTimer) {
-    const AT_ONCE: u64 = 1;
-    if timer.remaining == AT_ONCE && timer.interval > 0 {
+    /// Nanoseconds that such a one has left.
+    const ABOUT_TO: u64 = 1;
+    if timer.remaining == ABOUT_TO && timer.interval > 0 {
         timer.remaining = timer.interval;
     }
 }

@@ -63,9 +63,10 @@ fn run(kernel: &Path, verify: bool) -> Result<Infallible> {
         let captured = capture::capture(&frozen, &host)?;
         Ok((frozen, captured))
     })?;
+    // Nothing has been taken yet, and nobody is left who could end a child.
+    frozen.stands()?;
     course.enter(Phase::PinDown)?;
     let pinned = pin_down::pin_down(captured, &mut plan, &place, &course, verify)?;
-    frozen.stands()?;
     course.enter(Phase::Jump)?;
     jump::jump(&pinned, &mut plan, &place).context("the jump failed")
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::terminals;
-use crate::kit::{Gaps, SOON, Setting, TERM, Watch, args, not_here, raw, sys, tid};
+use crate::kit::{Gaps, SOON, Setting, TERM, Watch, args, hear, not_here, raw, sys, tid};
 
 /// So many wait for the processor that one keeps busy, each for long: most often some of them do when they are stopped.
 const MANY: u32 = 120;
@@ -132,8 +132,6 @@ fn judge(back: &Return, gaps: &Gaps) -> Result<()> {
     Ok(())
 }
 
-extern "C" fn nothing(_: i32) {}
-
 /// Threads that wait for a time, and then for a processor.
 pub(crate) fn starved(_: &Setting) -> Result<Watch> {
     let gaps = Gaps::watch();
@@ -163,15 +161,7 @@ pub(crate) fn starved(_: &Setting) -> Result<Watch> {
         });
     }
     let tids: Vec<i32> = tids.iter().take(MANY as usize).collect::<Result<_>>()?;
-    // SAFETY: the handler does nothing.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = nothing as *const () as usize;
-        sys(
-            "sigaction",
-            libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()),
-        )?;
-    }
+    hear()?;
     sleep(TERM + TERM / 2);
     Ok(Watch::new(move || {
         // Whoever was stopped in a call has returned from it by then.

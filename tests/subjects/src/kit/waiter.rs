@@ -144,6 +144,17 @@ const STILL: Duration = Duration::from_secs(3);
 
 extern "C" fn nothing(_: i32) {}
 
+/// Has SIGUSR1 end calls, and do nothing else.
+pub(crate) fn hear() -> Result<()> {
+    // SAFETY: zeros are a valid structure, the handler does nothing.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as *const () as usize;
+        let done = libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
+        sys("sigaction", done).map(drop)
+    }
+}
+
 /// A thread waits in a call with a time-out of [`TERM`]: every call must return `expected` after
 /// that time, neither earlier nor later than the time that everybody stood still explains.
 pub(crate) fn timed(
@@ -196,15 +207,7 @@ impl Timed {
         expected: i64,
         term: Duration,
     ) -> Result<(Self, impl FnMut() -> Result<()>)> {
-        // SAFETY: zeros are a valid structure, the handler does nothing.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = nothing as *const () as usize;
-            sys(
-                "sigaction",
-                libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()),
-            )?;
-        }
+        hear()?;
         let gaps = Gaps::watch();
         let (tid, returns) = start(number, call)?;
         sleep(INSIDE);

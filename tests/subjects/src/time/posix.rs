@@ -60,6 +60,14 @@ pub(super) fn get(id: i32) -> Result<[u64; 2]> {
     Ok([0, 2].map(|at| words[at] * 1_000_000_000 + words[at + 1]))
 }
 
+/// Blocks a signal in this thread, and returns the mask of it alone.
+fn block(signal: u32) -> u64 {
+    let mask = 1_u64 << (signal - 1);
+    let at = &raw const mask as u64;
+    raw(libc::SYS_rt_sigprocmask, args([0, at, 0, 8]));
+    mask
+}
+
 pub(super) fn delete(id: i32) -> Result<()> {
     sys(
         "timer_delete",
@@ -314,11 +322,7 @@ pub(crate) fn ids(_: &Setting) -> Result<Watch> {
 
 /// Its signal is blocked and pending: the overruns are counted, also while nobody runs.
 pub(crate) fn periodic(_: &Setting) -> Result<Watch> {
-    let mask = 1_u64 << 44;
-    raw(
-        libc::SYS_rt_sigprocmask,
-        args([0, &raw const mask as u64, 0, 8]),
-    );
+    let mask = block(45);
     let id = create(libc::CLOCK_MONOTONIC, libc::SIGEV_SIGNAL, 45, 88)?;
     let every = Duration::from_millis(20);
     set(id, 0, every, every)?;
@@ -354,11 +358,7 @@ pub(crate) fn periodic(_: &Setting) -> Result<Watch> {
 pub(crate) fn overruns(_: &Setting) -> Result<Watch> {
     /// Nobody stands still for so long on one kernel.
     const A_JUMP: Duration = Duration::from_millis(1500);
-    let mask = 1_u64 << 45;
-    raw(
-        libc::SYS_rt_sigprocmask,
-        args([0, &raw const mask as u64, 0, 8]),
-    );
+    let mask = block(46);
     let id = create(libc::CLOCK_MONOTONIC, libc::SIGEV_SIGNAL, 46, 89)?;
     let take = move || {
         let (taken, info) = take_signal(mask);
@@ -400,11 +400,7 @@ pub(crate) fn overruns(_: &Setting) -> Result<Watch> {
 
 /// A periodic timer of processor time has expired, its signal waits, and much of its next period is left.
 pub(crate) fn expired_cpu(_: &Setting) -> Result<Watch> {
-    let mask = 1_u64 << 46;
-    raw(
-        libc::SYS_rt_sigprocmask,
-        args([0, &raw const mask as u64, 0, 8]),
-    );
+    let mask = block(47);
     let id = create(libc::CLOCK_PROCESS_CPUTIME_ID, libc::SIGEV_SIGNAL, 47, 90)?;
     let expire = move || {
         set(id, 0, LONG, Duration::from_millis(1))?;
