@@ -5,13 +5,14 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 /// Starts a program that ends with what runs it, and waits until it says a line.
-fn start(words: &[&str]) -> Child {
+fn start(words: &[&str]) -> (Child, String) {
     let mut command = Command::new(words[0]);
     command.args(&words[1..]).stdin(Stdio::null());
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(child.stdout.as_mut().unwrap());
-    said.read_line(&mut String::new()).unwrap();
-    child
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    (child, line.trim().to_owned())
 }
 
 fn kupgrade(words: &[&str]) {
@@ -28,10 +29,29 @@ fn kupgrade(words: &[&str]) {
 #[test]
 fn a_session_that_ends_meanwhile_is_waited_for() {
     // Whoever runs the tests may have left it ends of pipes.
-    let quiet = "import os, time; os.closerange(2, 4096); print(flush=True); time.sleep(60)";
-    let mut saved = start(&["setsid", "python3", "-c", quiet]);
+    let quiet =
+        "import os, time; os.closerange(2, 4096); print(os.getpid(), flush=True); time.sleep(60)";
+    is_waited_for("process", quiet);
+}
+
+#[test]
+fn the_id_of_a_thread_is_waited_for() {
+    let threaded = r#"
+import os, threading, time
+os.closerange(2, 4096)
+def wait():
+    print(threading.get_native_id(), flush=True)
+    time.sleep(60)
+[threading.Thread(target=wait).start() for _ in range(2)]
+"#;
+    is_waited_for("thread", threaded);
+}
+
+/// A restore of `program` that begins while a session still has the id that the program says.
+fn is_waited_for(name: &str, program: &str) {
+    let (mut saved, id) = start(&["setsid", "python3", "-c", program]);
     let pid = saved.id().to_string();
-    let dir = std::env::temp_dir().join(format!("kupgrade-ids-{}", std::process::id()));
+    let dir = std::env::temp_dir().join(format!("kupgrade-ids-{name}-{}", std::process::id()));
     let dir = dir.to_str().unwrap();
     kupgrade(&["checkpoint", "--pid", &pid, "--dir", dir]);
     saved.wait().unwrap();
@@ -54,7 +74,7 @@ os.waitpid(pid, 0)
 print(flush=True)
 os.wait()
 "#;
-    let mut held = start(&["python3", "-c", session, &pid]);
+    let (mut held, _) = start(&["python3", "-c", session, &id]);
     let back = Command::new(env!("CARGO_BIN_EXE_kupgrade"))
         .args(["restore", "--dir", dir])
         .stdout(Stdio::null())

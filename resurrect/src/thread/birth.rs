@@ -5,10 +5,11 @@ use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
 use crate::task::Task;
+use crate::tree::ids::GivenBack;
 use crate::tree::{OPTIONS, clone_args, taken, wait_until_stopped};
 use persist_mem::manifest::{Live, Thread, ThreadFiles};
 use std::collections::BTreeMap;
-use sys::batch::Batch;
+use sys::batch::{Batch, CallIndex};
 use sys::ptrace::{self, options};
 use sys::tracee::{Tracee, TraceeError};
 use sys::{Errno, Pid, Tid};
@@ -117,27 +118,38 @@ fn making(pid: Pid, task: &mut Task, by: Option<Tid>) -> Result<&mut Tracee, Res
     })
 }
 
-/// Threads have signals blocked as the one that makes them. Who has a table of descriptors of its own gets it here,
-/// while there is nothing in it.
+/// Makes threads, one after the other. An id may not be given back yet (see [`GivenBack`]).
 fn make(
     pid: Pid,
     (task, by): (&mut Task, Option<Tid>),
     wanted: &[&Thread],
     more: u64,
 ) -> Result<(), ResurrectError> {
-    const DOING: &str = "making its threads";
-    let mut batch = Batch::new();
-    let mut calls = Vec::new();
-    for thread in wanted {
-        let undo = if thread.own_undo { 0 } else { CLONE_SYSVSEM };
-        let mut flags = FLAGS | undo | more;
-        if thread.io_of.is_some() {
-            io_context(&mut batch, thread);
-            flags |= CLONE_IO;
+    let given_back = GivenBack::begin();
+    let mut left = wanted;
+    loop {
+        let made = make_some(pid, (&mut *task, by), left, more)?;
+        left = left.get(made..).unwrap_or_default();
+        let Some(refused) = left.first() else {
+            return Ok(());
+        };
+        let id = Pid(refused.tid.0);
+        if !given_back.again(id) {
+            return Err(taken(id));
         }
-        let args = clone_args(&mut batch, flags, 0, thread.tid.0);
-        calls.push(batch.call("making a thread", nr::CLONE3, args));
     }
+}
+
+/// Makes threads until one's id is not free, and tells how many it made. They have signals blocked as the one that
+/// makes them. Who has a table of descriptors of its own gets it here, while there is nothing in it.
+fn make_some(
+    pid: Pid,
+    (task, by): (&mut Task, Option<Tid>),
+    wanted: &[&Thread],
+    more: u64,
+) -> Result<usize, ResurrectError> {
+    const DOING: &str = "making its threads";
+    let (batch, calls) = births(wanted, more);
     let maker = making(pid, task, by)?;
     let ran = maker.run_raw(&batch);
     let told = maker.take_born();
@@ -152,25 +164,41 @@ fn make(
         task.threads.insert(*tid, task.first.sibling(*host));
         wait_until_stopped(pid, *host)?;
     }
-    if let Some(failure) = batch.failure(&output) {
-        // The first that was not made.
-        let refused = wanted.get(made.len()).map(|thread| Pid(thread.tid.0));
-        if let (Errno::EEXIST, Some(refused)) = (failure.errno, refused) {
-            return Err(taken(refused));
-        }
+    let failure = batch.failure(&output);
+    if let Some(failure) = failure.filter(|failure| failure.errno != Errno::EEXIST) {
         let (tid, failure) = (making(pid, task, by)?.tid(), Box::new(failure));
         return Err(ResurrectError::tracee(pid, DOING)(TraceeError::Call {
             tid,
             failure,
         }));
     }
-    if hosts.len() == wanted.len() {
-        return wanted.iter().try_for_each(|thread| part(pid, task, thread));
+    if hosts.len() != made.len() {
+        return Err(ResurrectError::Impossible {
+            pid,
+            why: "the kernel did not tell of the birth of all its threads".into(),
+        });
     }
-    Err(ResurrectError::Impossible {
-        pid,
-        why: "the kernel did not tell of the birth of all its threads".into(),
-    })
+    let made = wanted.get(..made.len()).unwrap_or_default();
+    made.iter()
+        .try_for_each(|thread| part(pid, task, thread))
+        .map(|()| made.len())
+}
+
+/// The calls that make threads.
+fn births(wanted: &[&Thread], more: u64) -> (Batch, Vec<CallIndex>) {
+    let mut batch = Batch::new();
+    let mut calls = Vec::new();
+    for thread in wanted {
+        let undo = if thread.own_undo { 0 } else { CLONE_SYSVSEM };
+        let mut flags = FLAGS | undo | more;
+        if thread.io_of.is_some() {
+            io_context(&mut batch, thread);
+            flags |= CLONE_IO;
+        }
+        let args = clone_args(&mut batch, flags, 0, thread.tid.0);
+        calls.push(batch.call("making a thread", nr::CLONE3, args));
+    }
+    (batch, calls)
 }
 
 /// Has a thread leave its process's table of descriptors, if it has its own.

@@ -11,19 +11,19 @@ const ZOMBIES_WITHIN: Duration = Duration::from_secs(10);
 /// Waits for an id that no process is seen to have and that cannot be given to a new one. Since Linux 6.15 whoever
 /// waits for a process gives its id back a moment after it has left `/proc` (release_task in kernel/exit.c), and
 /// that of a session or a group is given back with its last process.
-pub(super) struct GivenBack {
+pub(crate) struct GivenBack {
     end: Instant,
 }
 
 impl GivenBack {
-    pub(super) fn begin() -> GivenBack {
+    pub(crate) fn begin() -> GivenBack {
         GivenBack {
             end: Instant::now() + ZOMBIES_WITHIN,
         }
     }
 
     /// Whether it may be free now.
-    pub(super) fn again(&self, id: Pid) -> bool {
+    pub(crate) fn again(&self, id: Pid) -> bool {
         let hopeful = !matches!(holder(id), Holder::Running(_)) && Instant::now() < self.end;
         if hopeful {
             std::thread::sleep(Duration::from_millis(1));
