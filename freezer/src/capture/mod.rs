@@ -31,6 +31,7 @@ mod restart;
 mod room;
 mod seccomp;
 mod signals;
+mod slacks;
 mod sleep;
 mod thread;
 mod timers;
@@ -146,8 +147,10 @@ fn describe(
         processes.push(zombie(pid)?);
     }
     let contexts = io_contexts::Contexts::find(frozen);
+    let slacks = slacks::Slacks::find(frozen);
     for process in &mut processes {
         contexts.tell(process);
+        slacks.tell(process);
         process.parent_thread = made_by.get(&process.pid).copied();
     }
     parents::note_places(&mut processes);

@@ -110,6 +110,7 @@ pub(super) fn describe(
             ioprio: asked.ioprio,
             affinity: status.cpu_mask("Cpus_allowed"),
             timer_slack: asked.timer_slack,
+            first_slack: None,
             io_flusher: is_io_flusher(&stat),
         },
         pdeathsig: asked.pdeathsig,
@@ -203,6 +204,7 @@ impl Others {
             ioprio: self.ioprio(out),
             affinity: Vec::new(),
             timer_slack: 0,
+            first_slack: None,
             io_flusher: is_io_flusher(stat),
         }
     }

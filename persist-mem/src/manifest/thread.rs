@@ -264,6 +264,8 @@ pub struct Scheduling {
     pub affinity: Vec<u8>,
     /// Timer slack in nanoseconds.
     pub timer_slack: u64,
+    /// What `PR_SET_TIMERSLACK` with 0 sets it to, where that is not the usual 50 µs: who made the thread had as much then.
+    pub first_slack: Option<u64>,
     /// `PR_SET_IO_FLUSHER`: its allocations start no I/O.
     pub io_flusher: bool,
 }

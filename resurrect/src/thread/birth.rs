@@ -1,6 +1,6 @@
 //! Making threads, as many as there are in a few batches of the one that acts for their process.
 
-use super::leader;
+use super::{leader, slack};
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::restore::Restore;
@@ -195,8 +195,10 @@ fn births(wanted: &[&Thread], more: u64) -> (Batch, Vec<CallIndex>) {
             io_context(&mut batch, thread);
             flags |= CLONE_IO;
         }
-        let args = clone_args(&mut batch, flags, 0, thread.tid.0);
-        calls.push(batch.call("making a thread", nr::CLONE3, args));
+        calls.push(slack::around(&mut batch, Some(thread), |batch| {
+            let args = clone_args(batch, flags, 0, thread.tid.0);
+            batch.call("making a thread", nr::CLONE3, args)
+        }));
     }
     (batch, calls)
 }

@@ -8,6 +8,7 @@ pub(crate) mod leader;
 pub(crate) mod registers;
 pub(crate) mod seccomp;
 pub(crate) mod signals;
+pub(crate) mod slack;
 pub(crate) mod sleeps;
 pub(crate) mod traced;
 pub(crate) mod waits;

@@ -6,7 +6,7 @@ use crate::calls::{nr, run};
 use crate::memory;
 use crate::restore::Restore;
 use crate::task::{Memory, Task};
-use crate::thread::landlock;
+use crate::thread::{landlock, slack};
 use persist_mem::manifest::{Live, Thread};
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
@@ -164,8 +164,12 @@ fn descendant(
         }
         return Ok(leader);
     }
-    let args = clone_args(&mut batch, flags, signal, pid.0);
-    batch.call("making a child", nr::CLONE3, args);
+    let leader = recorded.and_then(|process| process.live());
+    let leader = leader.and_then(|live| live.all_threads().find(|of| of.tid == pid.leader()));
+    slack::around(&mut batch, leader, |batch| {
+        let args = clone_args(batch, flags, signal, pid.0);
+        batch.call("making a child", nr::CLONE3, args);
+    });
     let thread = recorded.filter(|process| process.ppid == by && !sibling);
     let parent = parent(
         restore,

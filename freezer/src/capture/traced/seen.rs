@@ -239,6 +239,7 @@ impl Seen {
                 ioprio: self.ioprio,
                 affinity: status.cpu_mask("Cpus_allowed"),
                 timer_slack: slack.trim().parse().unwrap_or(50_000),
+                first_slack: None,
                 io_flusher: thread::is_io_flusher(&stat),
             },
             pdeathsig: kept.pdeathsig,

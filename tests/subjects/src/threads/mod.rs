@@ -139,6 +139,11 @@ pub(crate) const GROUP: Group = Group {
         subject("ioprio", "I/O priorities per thread", scheduling::ioprio),
         subject("timer-slack", "timer slack per thread", scheduling::slack),
         subject(
+            "timer-slack-first",
+            "timer slack that threads have from who made them",
+            scheduling::first_slack,
+        ),
+        subject(
             "cgroups",
             "control groups of processes and threads",
             cgroups::start,

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::kit::{Crew, Setting, Watch, not_here, procfs, sys, tid};
+use crate::kit::{Crew, Kin, Setting, Watch, not_here, procfs, sys, tid};
 
 /// Threads that each set a value and keep seeing it.
 fn each<T: Copy + Send + 'static>(
@@ -250,4 +250,51 @@ pub(crate) fn slack(_: &Setting) -> Result<Watch> {
             .to_string())
         },
     )
+}
+
+fn set_slack(value: u64) -> Result<()> {
+    // SAFETY: takes numbers.
+    let done = unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, value) };
+    sys("prctl", done).map(drop)
+}
+
+/// The timer slack of this thread, and what it goes back to.
+fn slacks() -> Result<[i64; 2]> {
+    let get = || {
+        // SAFETY: takes numbers.
+        let slack = unsafe { libc::syscall(libc::SYS_prctl, libc::PR_GET_TIMERSLACK) };
+        sys("prctl", slack)
+    };
+    let now = get()?;
+    set_slack(0)?;
+    let first = get()?;
+    set_slack(now.cast_unsigned())?;
+    Ok([now, first])
+}
+
+/// Timer slack that threads and a child have from who has made them; a thread of a real-time policy has none.
+pub(crate) fn first_slack(setting: &Setting) -> Result<Watch> {
+    let own = |value: u64| {
+        set_slack(value)?;
+        Ok(Watch::keep(slacks)?.spoiled_by(|| set_slack(9_999)))
+    };
+    let policy = |policy: i32, sched_priority: i32| {
+        let param = libc::sched_param { sched_priority };
+        // SAFETY: the structure is alive; 0 is this thread.
+        unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const param) }
+    };
+    let mut crew = Crew::default();
+    crew.add(move || own(80_000))?;
+    set_slack(123_456)?;
+    crew.add(move || own(70_000))?;
+    let child = Kin::start(setting, "child", move |_| own(60_000))?;
+    set_slack(50_000)?;
+    if policy(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 5) == 0 {
+        crew.add(move || own(0))?;
+        sys("sched_setscheduler", policy(libc::SCHED_OTHER, 0))?;
+    }
+    set_slack(90_000)?;
+    let child = std::rc::Rc::new(std::cell::RefCell::new(child));
+    let watch = Watch::new(move || child.borrow_mut().check());
+    Ok(crew.watch().and(watch).and(Watch::keep(slacks)?))
 }
