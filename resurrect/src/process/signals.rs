@@ -14,6 +14,8 @@ const SIGCONT: usize = 18;
 const SIGSTOP: usize = 19;
 const SIGNALS: usize = 64;
 const SIG_IGN: u64 = 1;
+/// What comes of rebuilding to every process that has children or is stopped meanwhile.
+const OF_REBUILDING: [usize; 2] = [SIGCHLD, SIGCONT];
 
 /// Sets every disposition but that of SIGCHLD, which comes with the queued signals ([`forget_children`]): children
 /// of who ignores it leave nothing behind, and those that have ended before are still to do so.
@@ -68,20 +70,30 @@ impl OfEnded {
 /// Ignoring a signal empties its queue (kernel/signal.c, do_sigaction): what came of rebuilding is forgotten.
 pub(crate) fn forget_children(pid: Pid, live: &Live, ended: &OfEnded, batch: &mut Batch) {
     let early = queued_early(pid, live);
-    let ignore = SigAction {
-        handler: SIG_IGN,
-        ..SigAction::default()
-    };
     let mut came = ended.0.get(&pid).cloned().unwrap_or_default();
-    came.extend([SIGCHLD, SIGCONT]);
+    came.extend(OF_REBUILDING);
     for signal in came {
         let Some(action) = live.actions.get(signal.wrapping_sub(1)) else {
             continue;
         };
         if ![SIGKILL, SIGSTOP].contains(&signal) && !early.contains(&signal) {
-            put_action(batch, signal, &ignore);
+            put_action(batch, signal, &ignoring());
             put_action(batch, signal, action);
         }
+    }
+}
+
+/// The same for a process that is to have other actions by then.
+pub(crate) fn forget(batch: &mut Batch) {
+    for signal in OF_REBUILDING {
+        put_action(batch, signal, &ignoring());
+    }
+}
+
+fn ignoring() -> SigAction {
+    SigAction {
+        handler: SIG_IGN,
+        ..SigAction::default()
     }
 }
 

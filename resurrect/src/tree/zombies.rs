@@ -6,7 +6,7 @@ use super::{core, exit, plan, take};
 use crate::ResurrectError;
 use crate::calls::{nr, run};
 use crate::process::limits;
-use crate::process::signals::put_action;
+use crate::process::signals::{forget, put_action};
 use crate::restore::Restore;
 use crate::task::Task;
 use crate::thread::leader::appearance;
@@ -97,8 +97,10 @@ fn dress_lost(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     Ok(())
 }
 
-/// Ignores and catches what it did, and nothing that this process does; the signal that ends it does so.
+/// Ignores and catches what it did, and nothing that this process does; the signal that ends it does so. Those that
+/// helpers have left, when it founded the group that it is in, do not come where it has a handler.
 fn actions(batch: &mut Batch, [ignored, caught]: [u64; 2], deadly: i32) {
+    forget(batch);
     for signal in (1..=64).filter(|signal| ![SIGKILL, SIGSTOP].contains(signal)) {
         let bit = |mask: u64| signal != deadly && mask >> (signal - 1) & 1 != 0;
         let handler = match (bit(ignored), bit(caught)) {

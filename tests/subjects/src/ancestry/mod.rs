@@ -65,6 +65,11 @@ pub(crate) const GROUP: Group = Group {
             zombies::start,
         ),
         subject(
+            "zombies-of-session",
+            "an ended leader of a session and a member that it has not waited for",
+            zombies::session,
+        ),
+        subject(
             "zombies-kept",
             "zombies of who ignores SIGCHLD since, and what is seen of them",
             zombies::kept_all_the_same,

@@ -246,6 +246,57 @@ pub(crate) fn kept_all_the_same(_: &Setting) -> Result<Watch> {
     }))
 }
 
+/// A leader of a session and a member of it whom it has not waited for: both have ended, and have one parent since. The
+/// founder of the member's group is gone, and the member had a handler for SIGCHLD.
+pub(crate) fn session(_: &Setting) -> Result<Watch> {
+    // SAFETY: takes numbers.
+    sys("prctl", unsafe {
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    })?;
+    let (mut told, tells) = std::io::pipe()?;
+    let leader = fork(move || {
+        // SAFETY: takes nothing.
+        unsafe { libc::setsid() };
+        let founder = fork(|| std::process::exit(6)).unwrap_or(0);
+        // SAFETY: takes numbers.
+        unsafe { libc::setpgid(founder, founder) };
+        let _ = becomes_zombie(founder);
+        let member = fork(move || {
+            // SAFETY: the handler is a function, which never runs.
+            unsafe {
+                libc::setpgid(0, founder);
+                libc::signal(libc::SIGCHLD, std::process::abort as fn() -> ! as usize);
+            }
+            std::process::exit(7)
+        });
+        let member = member.unwrap_or(0);
+        let _ = becomes_zombie(member);
+        // SAFETY: reaps a child.
+        unsafe { libc::waitpid(founder, std::ptr::null_mut(), 0) };
+        let _ = (&tells).write_all(&member.to_ne_bytes());
+        std::process::exit(8)
+    })?;
+    let mut member = [0; 4];
+    told.read_exact(&mut member)?;
+    let member = i32::from_ne_bytes(member);
+    becomes_zombie(leader)?;
+    Ok(Watch::keep(move || {
+        // SAFETY: takes numbers.
+        let sessions = unsafe { [libc::getsid(leader), libc::getsid(member)] };
+        same("the sessions", &[leader, leader], &sessions)?;
+        // SAFETY: takes numbers.
+        let groups = unsafe { [libc::getpgid(leader), libc::getpgid(member)] };
+        Ok((groups, status(leader)?, status(member)?))
+    })?
+    .spoiled_by(move || {
+        // SAFETY: reaps it.
+        sys("wait", unsafe {
+            libc::waitpid(member, std::ptr::null_mut(), 0)
+        })
+        .map(drop)
+    }))
+}
+
 /// Its user, as waitid(2) tells it, and its ids in /proc.
 pub(crate) fn belonging(_: &Setting) -> Result<Watch> {
     let pid = fork(|| {
