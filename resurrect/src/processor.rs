@@ -8,8 +8,9 @@ use crate::restore::Restore;
 use crate::thread::in_order;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid as This;
-use persist_mem::manifest::Thread;
-use sys::{Pid, Tid};
+use persist_mem::manifest::{Scheduling, Thread};
+use std::borrow::Cow;
+use sys::{Errno, Pid, Tid};
 
 /// While it lives, this thread and what it forks run on the processor it is on.
 #[derive(Debug)]
@@ -87,17 +88,50 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
 }
 
 fn give(pid: Pid, tid: Tid, thread: &Thread) -> Result<(), ResurrectError> {
-    let mask = &thread.scheduling.affinity;
+    let mask = wanted(&thread.scheduling);
     if mask.is_empty() {
         return Ok(());
     }
-    sys::process::set_affinity(tid, mask)
-        .map_err(ResurrectError::call(pid, "setting its processors"))
+    allow(tid, &mask).map_err(ResurrectError::call(pid, "setting its processors"))
+}
+
+/// The mask that a thread asks for.
+pub(crate) fn wanted(scheduling: &Scheduling) -> Cow<'_, [u8]> {
+    match scheduling.anywhere {
+        true => all(scheduling.affinity.len()).into(),
+        false => scheduling.affinity.as_slice().into(),
+    }
+}
+
+/// Lets a thread run on these processors, or on all when none of them is there any more, as the kernel does with a
+/// thread whose last one goes.
+fn allow(tid: Tid, mask: &[u8]) -> sys::Result<()> {
+    match sys::process::set_affinity(tid, mask) {
+        Err(Errno::EINVAL) => sys::process::set_affinity(tid, &all(mask.len())),
+        done => done,
+    }
+}
+
+fn all(len: usize) -> Vec<u8> {
+    vec![u8::MAX; len]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_may_run_nowhere_may_run_everywhere() {
+        let now = || sched_getaffinity(This::from_raw(0)).unwrap();
+        let before = now();
+        let mut gone = vec![0; 128];
+        gone[127] = 0x80;
+        allow(Tid(nix::unistd::gettid().as_raw()), &gone).unwrap();
+        let everywhere = now();
+        sched_setaffinity(This::from_raw(0), &before).unwrap();
+        let within = |n: &usize| before.is_set(*n) != Ok(true) || everywhere.is_set(*n) == Ok(true);
+        assert!((0..CpuSet::count()).all(|n| within(&n)));
+    }
 
     #[test]
     fn it_is_one_and_then_those_of_before() {

@@ -26,6 +26,7 @@ mod pages;
 mod parents;
 mod policy;
 mod process;
+mod processors;
 mod reports;
 mod restart;
 mod room;
@@ -148,8 +149,10 @@ fn describe(
     }
     let contexts = io_contexts::Contexts::find(frozen);
     let slacks = slacks::Slacks::find(frozen);
+    let anywhere = processors::Anywhere::find(frozen);
     for process in &mut processes {
         contexts.tell(process);
+        anywhere.tell(process);
         slacks.tell(process);
         process.parent_thread = made_by.get(&process.pid).copied();
     }

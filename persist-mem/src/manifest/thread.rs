@@ -262,6 +262,8 @@ pub struct Scheduling {
     pub ioprio: i32,
     /// CPUs it may run on, as `sched_getaffinity(2)` gives them.
     pub affinity: Vec<u8>,
+    /// These are all that its control group has, and nobody has asked for some of them (sched_setaffinity(2)).
+    pub anywhere: bool,
     /// Timer slack in nanoseconds.
     pub timer_slack: u64,
     /// What `PR_SET_TIMERSLACK` with 0 sets it to, where that is not the usual 50 µs: who made the thread had as much then.

@@ -3,6 +3,7 @@
 use crate::ResurrectError;
 use crate::calls::{nr, run_together};
 use crate::memory::numa;
+use crate::processor::wanted;
 use crate::restore::Restore;
 use persist_mem::manifest::{Scheduling, Thread};
 use sys::Pid;
@@ -167,9 +168,9 @@ fn set_utilisation(batch: &mut Batch, [least, most]: [u32; 2]) {
 }
 
 pub(super) fn processors(batch: &mut Batch, s: &Scheduling) {
-    if !s.affinity.is_empty() {
-        let mask = batch.data(&s.affinity);
-        let args = [0.into(), s.affinity.len().into(), mask.into()];
+    let mask = wanted(s);
+    if !mask.is_empty() {
+        let args = [0.into(), mask.len().into(), batch.data(&mask).into()];
         // None of them may be there any more.
         batch.try_call("setting its processors", nr::SCHED_SETAFFINITY, args);
     }

@@ -238,6 +238,7 @@ impl Seen {
                 idle_nice: thread::idle_nice(&stat),
                 ioprio: self.ioprio,
                 affinity: status.cpu_mask("Cpus_allowed"),
+                anywhere: false,
                 timer_slack: slack.trim().parse().unwrap_or(50_000),
                 first_slack: None,
                 io_flusher: thread::is_io_flusher(&stat),
