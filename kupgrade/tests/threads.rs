@@ -7,7 +7,7 @@ mod frame;
 /// One test: see [`frame::carry`].
 #[test]
 fn threads_come_back_as_they_were() {
-    for name in ["processor", "expired"] {
+    for name in ["processor", "processors", "expired", "undumpable"] {
         frame::carry("threads", name);
     }
 }

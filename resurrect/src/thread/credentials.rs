@@ -7,7 +7,7 @@ use persist_mem::manifest::{Credentials, Live, Thread};
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 use sys::Pid;
-use sys::batch::Batch;
+use sys::batch::{Arg, Batch};
 
 const PR_SET_PDEATHSIG: i32 = 1;
 const PR_SET_DUMPABLE: i32 = 4;
@@ -41,11 +41,14 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     super::together(restore, doing, |pid, live, thread| {
         let mut batch = Batch::new();
         let kept = kept.contains(&pid);
+        if live.dumpable > 1 {
+            clear_dumpable(&mut batch);
+        }
         if !kept {
             become_user(&mut batch, &thread.credentials);
         }
         afterwards(&mut batch, thread);
-        // Every change of ids has cleared it; 2 cannot be set, and is what clearing leaves.
+        // Every change of users has cleared it.
         let first = live.threads.first().map(|first| first.tid) == Some(thread.tid);
         if live.dumpable < 2 && (first || !kept) {
             let args = [PR_SET_DUMPABLE.into(), u64::from(live.dumpable).into()];
@@ -53,6 +56,14 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         }
         batch
     })
+}
+
+/// 2 cannot be set: it is what a change of users leaves where `fs.suid_dumpable` says so, also one that is taken back.
+fn clear_dumpable(batch: &mut Batch) {
+    for user in [1, 0] {
+        let args = [Arg::Value(user)];
+        batch.call("clearing dumpable", nr::SETFSUID, args);
+    }
 }
 
 /// Those of this process, which what it makes begins with. None when they cannot be told, or are not the same
