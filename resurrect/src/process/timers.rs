@@ -108,11 +108,16 @@ fn real_time(restore: &mut Restore<'_>, pid: Pid, timer: Itimer) -> Result<(), R
     const CLOSE_US: u64 = 1000;
     const TRIES: usize = 8;
     let remaining = until_expiry(timer.value_us, timer.interval_us);
-    let mut expired = false;
+    let mut told = timer.value_us == 0;
     for _ in 0..TRIES {
-        let elapsed = elapsed_ns(restore) / 1000;
-        let (value, late) = lasting(remaining, timer.interval_us, elapsed);
-        expired |= late;
+        let mut elapsed = elapsed_ns(restore) / 1000;
+        let (mut value, late) = lasting(remaining, timer.interval_us, elapsed);
+        if late && !told {
+            told = true;
+            alarm(restore, pid)?;
+            elapsed = elapsed_ns(restore) / 1000;
+            (value, _) = lasting(remaining, timer.interval_us, elapsed);
+        }
         let mut batch = Batch::new();
         arm_interval(&mut batch, 0, timer.interval_us, value);
         run(pid, ARMING, &mut restore.task(pid)?.first, &batch)?;
@@ -120,11 +125,6 @@ fn real_time(restore: &mut Restore<'_>, pid: Pid, timer: Itimer) -> Result<(), R
         if took <= CLOSE_US || timer.interval_us == 0 {
             break;
         }
-    }
-    if expired && timer.value_us > 0 {
-        let mut batch = Batch::new();
-        alarm(&mut batch, pid);
-        run(pid, ARMING, &mut restore.task(pid)?.first, &batch)?;
     }
     Ok(())
 }
@@ -140,12 +140,34 @@ fn lasting(remaining: u64, interval: u64, passed: u64) -> (u64, bool) {
     }
 }
 
-/// Queues the signal of ITIMER_REAL.
-fn alarm(batch: &mut Batch, pid: Pid) {
+/// Queues the signal of ITIMER_REAL, which is not armed yet. Only a leader may queue what comes from the kernel
+/// (kernel/signal.c, do_rt_sigqueueinfo); where that one waits in vfork(2) or has ended, the timer itself does it.
+fn alarm(restore: &mut Restore<'_>, pid: Pid) -> Result<(), ResurrectError> {
+    const DOING: &str = "queueing the signal of a timer";
     const SIGALRM: i32 = 14;
-    let info = batch.data(&sys::ptrace::of_kernel(SIGALRM));
-    let args = [pid.0.into(), SIGALRM.into(), info.into()];
-    batch.call("queueing the signal of a timer", nr::RT_SIGQUEUEINFO, args);
+    const TRIES: usize = 1000;
+    let first = &mut restore.task(pid)?.first;
+    let mut batch = Batch::new();
+    if first.tid() == first.pid().leader() {
+        let info = batch.data(&sys::ptrace::of_kernel(SIGALRM));
+        let args = [pid.0.into(), SIGALRM.into(), info.into()];
+        batch.call(DOING, nr::RT_SIGQUEUEINFO, args);
+        return run(pid, ARMING, first, &batch).map(drop);
+    }
+    arm_interval(&mut batch, 0, 0, 1);
+    run(pid, ARMING, first, &batch)?;
+    for _ in 0..TRIES {
+        let mut batch = Batch::new();
+        let told = batch.space(32);
+        let args = [0.into(), told.into()];
+        batch.call("asking for an interval timer", nr::GETITIMER, args);
+        let output = run(pid, ARMING, first, &batch)?;
+        if (output.u64(told, 2), output.u64(told, 3)) == (0, 0) {
+            return Ok(());
+        }
+    }
+    let why = "its interval timer does not expire".into();
+    Err(ResurrectError::Impossible { pid, why })
 }
 
 /// Arms an interval timer, in microseconds.

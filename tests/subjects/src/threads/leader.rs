@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::fs;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use anyhow::{Context, Result, bail};
 
@@ -16,6 +18,8 @@ const NOBODY: u64 = 65534;
 const NICE: i32 = 5;
 /// What the last thread gives to exit(2), which becomes the code of the process (since Linux 5.17).
 const LAST: u64 = 3;
+/// `si_code` of a signal that the kernel sends.
+const SI_KERNEL: i32 = 0x80;
 /// siginfo_t as words.
 type Info = [u64; 16];
 
@@ -34,6 +38,52 @@ pub(crate) fn start(setting: &Setting) -> Result<Watch> {
         Ok(())
     })
     .spoiled_by(move || kill(other.get(), libc::SIGKILL)))
+}
+
+/// An interval timer that expires without a pause, also while nobody runs; another thread takes its signals.
+pub(crate) fn interval_timer(setting: &Setting) -> Result<Watch> {
+    let mut child = Kin::start_in_thread(setting, "child", || 0, ticking)?;
+    Ok(Watch::new(move || child.check()))
+}
+
+fn ticking(_: &Setting) -> Result<Watch> {
+    const EVERY_US: u64 = 20_000;
+    static TICKS: AtomicU64 = AtomicU64::new(0);
+    let pid = std::process::id() as i32;
+    until("the first thread ends", SOON, || is_zombie(pid))?;
+    block(bit(libc::SIGALRM))?;
+    let strange = Arc::new(AtomicBool::new(false));
+    let seen = strange.clone();
+    std::thread::spawn(move || {
+        loop {
+            match wait(libc::SIGALRM, std::ptr::null()) {
+                Some([_, code, ..]) if code as i32 == SI_KERNEL => {
+                    TICKS.fetch_add(1, Relaxed);
+                }
+                Some(_) => seen.store(true, Relaxed),
+                None => {}
+            }
+        }
+    });
+    let every = [0, EVERY_US, 0, EVERY_US];
+    let armed = args([libc::ITIMER_REAL as u64, every.as_ptr() as u64]);
+    sys("setitimer", raw(libc::SYS_setitimer, armed))?;
+    until("the timer expires", SOON, || TICKS.load(Relaxed) > 2)?;
+    Ok(Watch::new(move || {
+        let before = TICKS.load(Relaxed);
+        until("the timer expires", SOON, || {
+            TICKS.load(Relaxed) > before + 2
+        })?;
+        let mut now = [0_u64; 4];
+        let asked = args([libc::ITIMER_REAL as u64, now.as_mut_ptr() as u64]);
+        sys("getitimer", raw(libc::SYS_getitimer, asked))?;
+        same("the interval", &EVERY_US, &now[1])?;
+        same(
+            "a signal that tells something else",
+            &false,
+            &strange.load(Relaxed),
+        )
+    }))
 }
 
 /// The first thread becomes somebody else before it ends.

@@ -332,6 +332,11 @@ pub(crate) const GROUP: Group = Group {
             leader::start,
         ),
         subject(
+            "leader-exited-itimer",
+            "an interval timer of a process whose leader exited, which expires meanwhile",
+            leader::interval_timer,
+        ),
+        subject(
             "clone-files",
             "a descriptor table shared by processes",
             shared_tables::files,
