@@ -146,7 +146,7 @@ fn examine(
         found.extend(capture::leader_refusal(pid)?);
     }
     found.extend(tables::of_threads(pid, representative)?);
-    found.extend(namespaces(pid)?);
+    found.extend(crate::namespaces::refusals(pid)?);
     found.extend(crate::ipc::undo::refusal(pid));
     let mut domains = core::mem::take(&mut facts.domains);
     found.extend(crate::landlock::refusals(pid, &mut domains, facts.inside()));
@@ -260,24 +260,4 @@ fn is_32_bit(pid: Pid) -> bool {
     let mut head = [0; 5];
     let read = proc::open(pid, "exe").is_ok_and(|mut exe| exe.read_exact(&mut head).is_ok());
     read && head[4] == ELFCLASS32
-}
-
-/// Namespaces other than ours.
-fn namespaces(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
-    let comm = proc::comm(pid);
-    let me = Pid(nix::unistd::getpid().as_raw());
-    let mut found = Vec::new();
-    for name in ["mnt", "net", "ipc", "uts", "pid", "user", "cgroup", "time"] {
-        let what = format!("ns/{name}");
-        if proc::link(pid, &what)? != proc::link(me, &what)? {
-            let reason = format!("it has a {name} namespace of its own, which is not carried yet");
-            found.push(Refusal {
-                pid,
-                comm: comm.clone(),
-                resource: what,
-                reason,
-            });
-        }
-    }
-    Ok(found)
 }

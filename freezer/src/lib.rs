@@ -33,6 +33,7 @@ mod kernel;
 mod keyrings;
 mod landlock;
 mod moved_rings;
+mod namespaces;
 mod nettcp;
 mod objects;
 mod ports;

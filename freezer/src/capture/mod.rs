@@ -133,6 +133,7 @@ fn describe(
     externals: Externals,
     prepared: &mut Prepared,
 ) -> Result<(Manifest, Objects), FreezerError> {
+    crate::namespaces::verify(frozen)?;
     let undo = crate::ipc::undo::capture(frozen, ours.is_none())?;
     let mut table = Table::new(externals, ours.is_some());
     table.in_domains = crate::landlock::concerns(&frozen.pids().collect::<Vec<_>>());

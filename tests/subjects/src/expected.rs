@@ -26,6 +26,14 @@ use Fate::{Carried, Refused, Wrong};
 
 /// Subjects that are not carried in both ways.
 const EXCEPTIONS: &[(&str, Expected)] = &[
+    (
+        "namespace-thread",
+        both(Refused("a uts namespace of its own")),
+    ),
+    (
+        "namespace-children",
+        both(Refused("its children get a time namespace of their own")),
+    ),
     ("ports", both(Refused("ports of devices"))),
     ("keys", both(Refused("keys in its process keyring"))),
     (

@@ -17,6 +17,7 @@ mod limits;
 mod listener;
 mod lists;
 mod names;
+mod namespaces;
 mod ports;
 mod registers;
 mod scheduling;
@@ -317,6 +318,16 @@ pub(crate) const GROUP: Group = Group {
             "landlock-shared",
             "a domain of Landlock that several processes are in",
             landlock::shared,
+        ),
+        subject(
+            "namespace-thread",
+            "a thread in a namespace of its own",
+            namespaces::of_thread,
+        ),
+        subject(
+            "namespace-children",
+            "a namespace that only children will be in",
+            namespaces::of_children,
         ),
         subject("ports", "ports of devices (ioperm)", ports::start),
         subject("keys", "keys in a process keyring", confined::keys),
