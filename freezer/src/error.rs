@@ -136,6 +136,23 @@ impl FreezerError {
         move |errno| FreezerError::Call { pid, doing, errno }
     }
 
+    /// Whether it comes of that a thread has ended since it was looked at.
+    #[must_use]
+    pub fn is_of_ended(&self) -> bool {
+        match self {
+            FreezerError::Proc { cause, .. } => crate::proc::gone(cause),
+            FreezerError::Call { errno, .. } | FreezerError::Seize { errno, .. } => {
+                *errno == Errno::ESRCH
+            }
+            FreezerError::Tracee { cause, .. } => match cause {
+                TraceeError::Request { errno, .. } => *errno == Errno::ESRCH,
+                TraceeError::Ended { .. } => true,
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
     /// A single refusal.
     pub(crate) fn refuse(
         pid: Pid,

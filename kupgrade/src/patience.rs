@@ -2,7 +2,7 @@
 //! run another program.
 
 use anyhow::Result;
-use freezer::{FreezerError, proc};
+use freezer::FreezerError;
 use std::fmt;
 use std::time::Duration;
 
@@ -59,7 +59,9 @@ pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> 
         match attempt() {
             Err(error) if is_refusal(&error) && !(longer && error.is::<NotCarried>()) => {
                 log::info!("{error:#}; trying again");
-                refused = Some(error);
+                if !of_ended(&error) {
+                    refused = Some(error);
+                }
             }
             result => return result.map_err(|error| instead(error, refused)),
         }
@@ -70,29 +72,28 @@ pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> 
 
 /// The error that tells more, of the last one and the refusal before.
 fn instead(last: anyhow::Error, refused: Option<anyhow::Error>) -> anyhow::Error {
-    let errno = |cause: &FreezerError| match cause {
-        FreezerError::Call { errno, .. } | FreezerError::Seize { errno, .. } => Some(*errno),
-        _ => None,
-    };
-    let of_ended = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref().and_then(errno) == Some(sys::Errno::ESRCH)
-    };
     match refused {
-        Some(refused) if last.chain().any(of_ended) => {
+        Some(refused) if of_ended(&last) => {
             refused.context("the process has ended; before, it was refused")
         }
         _ => last,
     }
 }
 
-/// Whether it may be over in a moment.
+/// Whether it may be over in a moment. Processes end while they are looked at, and while they stand still.
 fn is_refusal(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let late = cause.downcast_ref::<FreezerError>();
-        // Processes end while they are looked at.
-        let gone = matches!(late, Some(FreezerError::Proc { cause, .. }) if proc::gone(cause));
-        cause.is::<NotCarried>() || gone || matches!(late, Some(FreezerError::Refused(_)))
-    })
+    of_ended(error)
+        || error.chain().any(|cause| {
+            let late = cause.downcast_ref::<FreezerError>();
+            cause.is::<NotCarried>() || matches!(late, Some(FreezerError::Refused(_)))
+        })
+}
+
+fn of_ended(error: &anyhow::Error) -> bool {
+    let late = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref().is_some_and(FreezerError::is_of_ended)
+    };
+    error.chain().any(late)
 }
 
 #[cfg(test)]
@@ -117,10 +118,16 @@ mod tests {
         let refusal = Err(FreezerError::Refused(Vec::new())).context("its rseq is none");
         let errno = sys::Errno::ESRCH;
         let (pid, doing) = (sys::Pid(1), "looking".to_owned());
-        let gone = Err(FreezerError::Call { pid, doing, errno }.into());
-        let mut results = [refusal, gone].into_iter();
-        let ended: Result<()> = patiently(|| results.next().unwrap_or(Ok(())));
+        let gone = || {
+            let doing = doing.clone();
+            Err(FreezerError::Call { pid, doing, errno }.into())
+        };
+        let mut results = [refusal].into_iter();
+        let ended: Result<()> = patiently(|| results.next().unwrap_or_else(gone));
         assert!(format!("{:#}", ended.unwrap_err()).contains("its rseq is none"));
+        let mut results = [gone()].into_iter();
+        let killed: Result<()> = patiently(|| results.next().unwrap_or(Ok(())));
+        assert!(killed.is_ok());
         let mut tries = 0;
         let other: Result<()> = patiently(|| {
             tries += 1;

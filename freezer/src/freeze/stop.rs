@@ -387,7 +387,11 @@ fn record(frozen: &mut Frozen, pid: Pid, tid: Tid, stop: Stop) -> Result<(), Fre
     let Some(regs) = cut_off(pid, tid, stop, thread)? else {
         return Ok(());
     };
-    let repeated = position::settle(pid, tid, regs, thread, rings)?;
+    let repeated = match position::settle(pid, tid, regs, thread, rings) {
+        // Another one of its process has ended all of them: the next round sees that.
+        Err(error) if error.is_of_ended() => return Ok(()),
+        repeated => repeated?,
+    };
     suspend_filters(tid);
     if let Some(call) = repeated {
         call.repeat()?;
