@@ -142,8 +142,14 @@ pub(super) fn settle(frozen: &Frozen, finder: &mut Finder) -> Result<(), Freezer
         let tids: Vec<Tid> = frozen.threads(pid).iter().map(|(tid, _)| *tid).collect();
         match users(&with_pollers(pid, &tids)) {
             Ok(users) if users.is_empty() => continue,
-            // Or its counters were about to change.
-            Ok(_) | Err(Unreadable::Inconsistent(_)) => {}
+            // It may have been made since the check.
+            Ok(users) => {
+                if let Some(why) = unnamed(pid, &users) {
+                    return Err(FreezerError::refuse(pid, "io_uring", why));
+                }
+            }
+            // Its counters were about to change.
+            Err(Unreadable::Inconsistent(_)) => {}
             Err(_) if !has_rings(pid) => continue,
             Err(why) => return Err(FreezerError::refuse(pid, "io_uring", unreadable(&why))),
         }

@@ -13,7 +13,7 @@ use crate::freeze::vfork;
 use crate::kernel::{self, RingState, Unreadable};
 use crate::{FreezerError, landlock, proc};
 use persist_mem::manifest::{Description, DescriptionKind, Ring, RingPoller};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 use sys::uring::{Memory, OFFSET_ENTRIES, OFFSET_RINGS, flags};
@@ -220,6 +220,7 @@ pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerEr
     }
     let known = resources::Known::of(table);
     let mut over = resources::over(inside);
+    let makers = makers(inside);
     let mut waits = 0;
     for description in &mut table.descriptions {
         let DescriptionKind::Ring(ring) = &mut description.kind else {
@@ -253,6 +254,7 @@ pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerEr
         }
         **ring = contents(ring.inode, &state, copy)
             .map_err(|why| refuse(format!("reading its ring: {why}")))?;
+        ring.maker = makers.get(&state.memory).copied();
         let holders = table
             .numbers
             .iter()
@@ -280,6 +282,22 @@ pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerEr
     }
     names::add(table, &known, inside)?;
     resources::are_all(inside, waits)
+}
+
+/// Processes by where the kernel has their memory; of several with the same one the first.
+fn makers(inside: &[Pid]) -> BTreeMap<u64, Pid> {
+    let first: Vec<Tid> = inside.iter().map(|pid| pid.leader()).collect();
+    let found = kernel::look(|kernel| {
+        let mut found = BTreeMap::new();
+        for (task, pid) in kernel.tasks(&first)?.into_iter().zip(inside) {
+            let memory = task.map_or(Ok(0), |task| kernel.memory_of(task))?;
+            if memory != 0 {
+                found.entry(memory).or_insert(*pid);
+            }
+        }
+        Ok(found)
+    });
+    found.unwrap_or_default()
 }
 
 /// How many requests wait, and how many of them have been told of what they would tell at once.

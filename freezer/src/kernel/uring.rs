@@ -16,6 +16,8 @@ const WRONG: Unreadable = Unreadable::Inconsistent("a ring of io_uring");
 pub(crate) struct RingState {
     /// Where the kernel has it.
     pub(crate) at: u64,
+    /// The memory that what is registered counts for (`struct mm_struct`), 0 for none.
+    pub(crate) memory: u64,
     /// `IORING_SETUP_*`
     pub(crate) flags: u32,
     /// Entries of the submission and of the completion queue.
@@ -241,6 +243,7 @@ impl Kernel {
         }
         let mut state = RingState {
             at,
+            memory: ring.pointer("mm_account")?,
             flags: ring.number("flags")?,
             sizes: (ring.number("sq_entries")?, ring.number("cq_entries")?),
             counts: (

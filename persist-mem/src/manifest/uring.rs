@@ -24,6 +24,8 @@ pub struct Ring {
     /// Somebody has asked for no completions (`IOSQE_CQE_SKIP_SUCCESS`), so that no entry can wait for those before
     /// it any more (`IOSQE_IO_DRAIN`).
     pub drains_no_more: bool,
+    /// The process whose memory what is registered counts for, as the one that has made it.
+    pub maker: Option<Pid>,
     /// The only thread that may submit.
     pub submitter: Option<Tid>,
     /// The thread of the kernel's that takes entries (`IORING_SETUP_SQPOLL`).

@@ -10,10 +10,10 @@
 mod counts;
 mod groups;
 pub(crate) mod layout;
+mod made;
 mod mapped;
 mod messages;
 mod names;
-mod poller;
 mod registered;
 mod requests;
 mod user;
@@ -42,7 +42,7 @@ mod at {
     pub(super) const CQ_FLAGS: usize = 13;
 }
 
-/// Makes an empty ring.
+/// Makes an empty ring whose maker has ended.
 pub(super) fn open(opening: &Opening<'_, '_>, ring: &Ring) -> Result<OwnedFd, ResurrectError> {
     let made = make(ring.entries, ring.completions, wanted(ring));
     let (params, made) = made.map_err(opening.failed("making it"))?;
@@ -61,7 +61,7 @@ fn wanted(ring: &Ring) -> u32 {
     }
 }
 
-pub(crate) use poller::open as open_polled;
+pub(crate) use made::open as open_made;
 
 fn make(entries: u32, completions: u32, wanted: u32) -> sys::Result<(Params, OwnedFd)> {
     let mut params = Params::new(completions, wanted);

@@ -646,6 +646,11 @@ pub(crate) const GROUP: Group = Group {
             uring::registered::buffers,
         ),
         subject(
+            "uring-buffers-counted",
+            "buffers of a ring of io_uring as pinned memory of the process, and handed to a new ring",
+            uring::registered::counted,
+        ),
+        subject(
             "uring-eventfd",
             "eventfds registered with rings of io_uring",
             uring::registered::eventfd,

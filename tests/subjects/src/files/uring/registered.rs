@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::Result;
 
 use super::ring::{Entry, FIXED_FILE, READ, READ_FIXED, Ring, WRITE_FIXED};
-use crate::kit::{Setting, Watch, files, same};
+use crate::kit::{Setting, Watch, args, files, procfs, raw, same, sys};
 
 // `IORING_REGISTER_*`
 const BUFFERS: u64 = 0;
@@ -15,6 +15,8 @@ const FILES: u64 = 2;
 const UNREGISTER_FILES: u64 = 3;
 const EVENTFD: u64 = 4;
 const EVENTFD_ASYNC: u64 = 7;
+const UNREGISTER_BUFFERS: u64 = 1;
+const CLONE_BUFFERS: u64 = 30;
 
 /// Three places: a file, none, a pipe.
 pub(crate) fn files(setting: &Setting) -> Result<Watch> {
@@ -97,10 +99,48 @@ pub(crate) fn buffers(setting: &Setting) -> Result<Watch> {
         same("what was written", &vec![round; LEN], &there)
     })
     .spoiled_by(move || {
-        let unregister = 1;
         let _ = &spoiled;
-        ring.register(unregister, 0, 0)
+        ring.register(UNREGISTER_BUFFERS, 0, 0)
     }))
+}
+
+/// A buffer that counts for this memory, so that it can be handed to another ring of it where the kernel does that.
+pub(crate) fn counted(_: &Setting) -> Result<Watch> {
+    const LEN: usize = 1 << 20;
+    let ring = Ring::new(8, 16, 0)?;
+    let memory = Box::leak(vec![1_u8; LEN].into_boxed_slice());
+    let vector = [memory.as_ptr() as u64, LEN as u64];
+    ring.register(BUFFERS, vector.as_ptr() as u64, 1)?;
+    let clones = handed_over(ring.fd)? != -i64::from(libc::EINVAL);
+    let pinned = procfs::status("self", "VmPin")?;
+    Ok(Watch::new(move || {
+        same("VmPin", &pinned, &procfs::status("self", "VmPin")?)?;
+        if clones {
+            same("handed to a new ring", &0, &handed_over(ring.fd)?)?;
+        }
+        Ok(())
+    })
+    .spoiled_by(move || ring.register(UNREGISTER_BUFFERS, 0, 0)))
+}
+
+/// What the kernel says to the wish that a new ring should have the buffers of this one.
+fn handed_over(from: i32) -> Result<i64> {
+    let params = [0_u32; 30];
+    let made = raw(
+        libc::SYS_io_uring_setup,
+        args([1, (&raw const params) as u64]),
+    );
+    let fd = i32::try_from(sys("io_uring_setup", made)?)?;
+    let wanted = [from.cast_unsigned(), 0, 0, 0, 0, 0, 0, 0];
+    let given = [
+        made.cast_unsigned(),
+        CLONE_BUFFERS,
+        (&raw const wanted) as u64,
+        1,
+    ];
+    let said = raw(libc::SYS_io_uring_register, args(given));
+    files::close(fd);
+    Ok(said)
 }
 
 /// Eventfds that are told of completions, one of them of none that come at once.
