@@ -19,7 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use sys::batch::Batch;
 use sys::uring::{
-    ENTER_GETEVENTS, OFFSET_COMPLETIONS, OFFSET_ENTRIES, OFFSET_RINGS, is_of_buffers,
+    BUFFERS_SHIFT, ENTER_GETEVENTS, OFFSET_BUFFERS, OFFSET_COMPLETIONS, OFFSET_ENTRIES,
+    OFFSET_RINGS, is_of_buffers,
 };
 use sys::{Pid, Tid};
 
@@ -47,6 +48,13 @@ pub(super) fn mapping(pid: Pid, map: &Mapping) -> Result<RingMapping, String> {
     }
     if !files::holds_ring(pid, map.inode) {
         return Err("a ring of io_uring without a descriptor is not carried".into());
+    }
+    if is_of_buffers(map.offset) {
+        let number = (map.offset - OFFSET_BUFFERS) >> BUFFERS_SHIFT;
+        if files::has_lost_buffers(pid, map.inode, number) {
+            let why = "a ring of buffers that is mapped and not registered any more is not carried";
+            return Err(why.into());
+        }
     }
     Ok(RingMapping {
         inode: map.inode,

@@ -406,6 +406,33 @@ pub(crate) fn left(
     })
 }
 
+/// Whether a ring that a process has a descriptor of has lost the ring of buffers with this number, which the kernel has
+/// made: its memory stays as long as it is mapped.
+pub(crate) fn has_lost_buffers(pid: Pid, inode: u64, number: u64) -> bool {
+    let mut holders = apart::tables_of(pid).into_iter().filter_map(|table| {
+        let rings = of_table(table);
+        let (fd, _) = rings.into_iter().find(|(_, its)| *its == inode)?;
+        Some((Tid(table.0), fd))
+    });
+    let Some((holder, fd)) = holders.next() else {
+        return false;
+    };
+    let found = kernel::look(|kernel| {
+        let Some(task) = kernel.tasks(&[holder])?.into_iter().flatten().next() else {
+            return Ok(true);
+        };
+        let mut files = kernel.files(task)?.into_iter();
+        let Some((_, file)) = files.find(|(its, _)| *its == fd) else {
+            return Ok(true);
+        };
+        let groups = kernel.ring(file)?.groups;
+        let own = groups.iter().find(|group| u64::from(group.id) == number);
+        let ring = own.and_then(|group| group.ring.as_ref());
+        Ok(ring.is_some_and(|ring| ring.is_kernels))
+    });
+    found.is_ok_and(|is_there| !is_there)
+}
+
 /// Whether a process or one of its threads has a descriptor of a ring.
 pub(crate) fn holds(pid: Pid, inode: u64) -> bool {
     let tables = apart::tables_of(pid).into_iter();

@@ -461,7 +461,7 @@ impl Kernel {
         if found.entry.opcode == op::TIMEOUT && after != 0 {
             let left = target.wrapping_sub((made as u32).wrapping_sub(timed_out as u32));
             found.entry.offset = left.into();
-            if left.cast_signed() <= 0 {
+            if left.cast_signed() <= 0 && found.obstacle.is_none() {
                 // It is about to end.
                 found.obstacle = Some("a time-out that has counted enough".into());
             }

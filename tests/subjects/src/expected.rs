@@ -72,6 +72,10 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         "uring-lasting",
         both(Refused("requests of io_uring do not end")),
     ),
+    (
+        "uring-provided-gone",
+        both(Refused("not registered any more")),
+    ),
 ];
 
 /// What is expected of a subject.

@@ -616,6 +616,11 @@ pub(crate) const GROUP: Group = Group {
             uring::provided::mapped,
         ),
         subject(
+            "uring-provided-gone",
+            "the memory of a ring of buffers that is not registered any more",
+            uring::provided::gone,
+        ),
+        subject(
             "uring-provided-list",
             "buffers provided by requests of io_uring (IORING_OP_PROVIDE_BUFFERS)",
             uring::provided::list,

@@ -11,6 +11,7 @@ use crate::kit::{Setting, Watch, files, not_here, same};
 
 /// `IORING_REGISTER_PBUF_RING`
 const PBUF_RING: u64 = 22;
+const UNREGISTER_PBUF_RING: u64 = 23;
 /// `IORING_RECV_MULTISHOT`
 const MULTISHOT: u16 = 1 << 1;
 /// `IORING_CQE_F_BUFFER`, `IORING_CQE_F_MORE`
@@ -162,6 +163,18 @@ pub(crate) fn deferred(_: &Setting) -> Result<Watch> {
 /// A ring of buffers in memory of the kernel's.
 pub(crate) fn mapped(_: &Setting) -> Result<Watch> {
     ring_of(0, true)
+}
+
+/// A ring of buffers that is mapped and not registered any more.
+pub(crate) fn gone(_: &Setting) -> Result<Watch> {
+    let ring = Ring::new(8, 16, 0)?;
+    let buffers = Buffers::new(ring, GROUP, true)?;
+    let gone = [0, u64::from(GROUP) << 32, 0, 0, 0];
+    ring.register(UNREGISTER_PBUF_RING, gone.as_ptr() as u64, 1)?;
+    Ok(Watch::new(move || {
+        let given = buffers.tail().load(Ordering::Acquire);
+        same("buffers given", &COUNT, &given)
+    }))
 }
 
 /// Buffers that were provided by requests, some of which were taken.
