@@ -73,6 +73,10 @@ const EXCEPTIONS: &[(&str, Expected)] = &[
         both(Refused("requests of io_uring do not end")),
     ),
     (
+        "traced-empty",
+        both(Refused("it has unmapped all its code")),
+    ),
+    (
         "uring-provided-gone",
         both(Refused("not registered any more")),
     ),

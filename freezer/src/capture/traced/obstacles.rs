@@ -1,6 +1,6 @@
 //! What stands in the way of carrying a traced process.
 
-use super::super::{kept_memory, kept_timers};
+use super::super::{kept_memory, kept_timers, mappings};
 use super::refuse;
 use super::seen::Seen;
 use super::stands::{AT_EVENT, Stands, are_at_events, look};
@@ -28,6 +28,8 @@ const TRACESYSGOOD: u64 = 1;
 const MORE_WAIT: &str = "more signals of the kind of its stop wait for it";
 const FORBIDDEN: &str = "its tracer might not be allowed to attach to it once more";
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
+/// `PROT_EXEC`
+const EXECUTABLE: u32 = 4;
 /// How often one is looked at until it stands still.
 const LOOKS: u32 = 10;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
@@ -176,6 +178,10 @@ pub(crate) fn obstacle(pid: Pid, tracer: Tid) -> Result<Option<String>, FreezerE
     }
     if let Some(why) = kept_memory::obstacle(pid)? {
         return told(why);
+    }
+    let maps = mappings::of_stopped(pid, pid.leader())?;
+    if !maps.iter().any(|map| map.prot() & EXECUTABLE != 0) {
+        return told("it has unmapped all its code, by which it would be brought here");
     }
     for tid in &threads {
         if let Some(why) = of_thread((pid, *tid), &its_tracer)? {

@@ -8,6 +8,7 @@ mod running;
 mod stopped;
 mod traced;
 mod traced_debug;
+mod traced_empty;
 pub(crate) mod traced_timers;
 
 use crate::registry::{Group, subject};
@@ -133,6 +134,11 @@ pub(crate) const GROUP: Group = Group {
             "traced-timers",
             "a traced child with interval timers and POSIX timers",
             traced_timers::timers,
+        ),
+        subject(
+            "traced-empty",
+            "a traced child that has unmapped all its memory",
+            traced_empty::start,
         ),
         subject(
             "traced-attached",
