@@ -29,6 +29,9 @@ use sys::{Errno, Pid};
 /// (fs/devpts/inode.c): the majors up to 143 are only set aside.
 const SLAVES: u64 = 136;
 
+/// `/dev/tty`, the controlling terminal of whoever opens it.
+const OWN: (u64, &[u8]) = (makedev(5, 0), b"/dev/tty");
+
 /// `/dev/ptmx`.
 const MULTIPLEXER: u64 = makedev(5, 2);
 
@@ -55,7 +58,12 @@ pub(super) fn check(open: &Open<'_>) -> Result<(), FreezerError> {
     }
     let settings = match tty::termios(open.copy) {
         Ok(settings) => settings,
-        Err(Errno::EIO) if major(open.stat.st_rdev) == SLAVES => return Ok(()),
+        // Once hung up all are the same.
+        Err(Errno::EIO)
+            if major(open.stat.st_rdev) == SLAVES || (open.stat.st_rdev, open.link) == OWN =>
+        {
+            return Ok(());
+        }
         Err(Errno::EIO) => return Err(open.refuse("a terminal that was hung up is not carried")),
         // Who has no settings to tell: N_NULL, for one.
         Err(Errno::EINVAL | Errno::ENOTTY) => {

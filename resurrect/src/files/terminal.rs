@@ -8,7 +8,7 @@ use crate::error::Subject;
 use crate::restore::Restore;
 use nix::fcntl::OFlag;
 use nix::sys::signal::SigSet;
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::{Mode, fchmod, makedev};
 use nix::unistd::{Gid, Uid, fchown};
 use persist_mem::manifest::{
     Description, DescriptionId, DescriptionKind, Manifest, Pty, Terminal, TerminalId,
@@ -32,6 +32,7 @@ const TIOCNOTTY: u32 = 0x5422;
 
 /// The controlling terminal of whoever opens it.
 const OWN: &[u8] = b"/dev/tty";
+const OWN_NUMBER: u64 = makedev(5, 0);
 /// How long a number that another terminal has is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -306,6 +307,9 @@ fn hung_up(
     if !is_hung_up(manifest, terminal.id) {
         return Ok(Vec::new());
     }
+    if terminal.rdev == OWN_NUMBER {
+        return hung_up_own(manifest, terminal);
+    }
     let index = u32::try_from(nix::sys::stat::minor(terminal.rdev)).unwrap_or(0);
     let flags = OFlag::O_RDWR.bits().cast_unsigned();
     let master = master_at(terminal, index, b"/dev/ptmx", flags)?;
@@ -320,6 +324,27 @@ fn hung_up(
             let slave = open_slave(path(&terminal.path), Some(&master), description, flags);
             let slave = slave.map_err(failed(terminal, "opening its slave"))?;
             Ok((description.id, slave))
+        })
+        .collect()
+}
+
+/// Those that were opened as `/dev/tty`, whatever it was.
+fn hung_up_own(
+    manifest: &Manifest,
+    terminal: &Terminal,
+) -> Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError> {
+    let master = open_at(Path::new("/dev/ptmx"), OFlag::O_RDWR);
+    let master = master.map_err(failed(terminal, "opening the multiplexer"))?;
+    tty::set_locked(&master, false).map_err(failed(terminal, "unlocking it"))?;
+    let slave = tty::peer(&master, (OFlag::O_RDWR | OFlag::O_NOCTTY).bits());
+    let slave = slave.map_err(failed(terminal, "opening its slave"))?;
+    let all = manifest.descriptions.iter();
+    all.filter(|description| is_slave(description, terminal.id))
+        .map(|description| {
+            let flags = OFlag::from_bits_retain(description.flags.cast_signed());
+            let opened = own_terminal(&slave, flags - OFlag::O_ASYNC);
+            let opened = opened.map_err(failed(terminal, "opening it as /dev/tty"))?;
+            Ok((description.id, opened))
         })
         .collect()
 }

@@ -23,6 +23,11 @@ pub(crate) const GROUP: Group = Group {
             pair::numbered_high,
         ),
         subject(
+            "pty-left",
+            "a session's terminal that was hung up, opened by /dev/tty, too",
+            pair::left,
+        ),
+        subject(
             "pty-input",
             "unread input and output of a pty",
             pair::queues,

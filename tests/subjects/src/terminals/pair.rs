@@ -5,7 +5,7 @@ use libc::{O_NOCTTY, O_NONBLOCK, O_RDWR};
 
 use super::pty::{get, make_raw, number, pty, receive, set, set_size, set_termios, size, termios};
 use crate::kit::files::{F_SETSIG, close, fcntl, open, read, ready, seen, write};
-use crate::kit::{SOON, Setting, Watch, args, raw, same, sys, until};
+use crate::kit::{SOON, Setting, Watch, args, fork_with, raw, same, sys, until};
 
 /// `TIOCGDEV` (asm-generic/ioctls.h): the number of the device.
 const TIOCGDEV: u64 = 0x8004_5432;
@@ -110,6 +110,40 @@ pub(crate) fn numbered_high(_: &Setting) -> Result<Watch> {
             same("it is hung up", &0, &read(widow, 1)?.len())?;
             fill()
         })))
+}
+
+/// The master of a session's terminal is closed: it is hung up for those who have it open, also by `/dev/tty`.
+pub(crate) fn left(_: &Setting) -> Result<Watch> {
+    let [master, slave] = pty()?;
+    let own = 70;
+    let leader = fork_with(libc::CLONE_FILES, move || {
+        // SAFETY: takes numbers, and a path that is there.
+        unsafe {
+            libc::setsid();
+            libc::ioctl(slave, libc::TIOCSCTTY, 0);
+            let opened = libc::open(c"/dev/tty".as_ptr(), O_RDWR | O_NONBLOCK);
+            libc::dup2(opened, own);
+            libc::close(opened);
+        }
+    })?;
+    // SAFETY: reaps it.
+    sys("wait", unsafe {
+        libc::waitpid(leader, std::ptr::null_mut(), 0)
+    })?;
+    close(master);
+    let hung_up = |fd: i32| {
+        same("the end", &0, &read(fd, 1)?.len())?;
+        same("a write", &true, &write(fd, b"x").is_err())?;
+        anyhow::Ok((get(fd, TIOCGDEV).is_err(), seen(fd)?))
+    };
+    let observe = move || {
+        let path = std::fs::read_link(format!("/proc/self/fd/{own}"))?;
+        Ok((hung_up(own)?, hung_up(slave)?, path))
+    };
+    Ok(Watch::keep(observe)?.spoiled_by(move || {
+        close(own);
+        Ok(())
+    }))
 }
 
 /// Bytes wait on both sides.
