@@ -50,8 +50,10 @@ pub(super) type Terminals = BTreeMap<TerminalId, Made>;
 /// Makes every terminal, with its settings and what was in it.
 pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let manifest = restore.manifest;
-    // Their pairs are gone at once, and leave the index to others.
-    for terminal in &manifest.terminals {
+    // Nobody knows the number of what was opened as `/dev/tty`: it takes one that no other has.
+    let (unnumbered, numbered): (Vec<&Terminal>, Vec<&Terminal>) =
+        (manifest.terminals.iter()).partition(|terminal| terminal.rdev == OWN_NUMBER);
+    for terminal in numbered {
         let hung_up = hung_up(manifest, terminal)?;
         restore.files.opened.extend(hung_up);
     }
@@ -79,6 +81,10 @@ pub(crate) fn make(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             restore.files.opened.extend(own);
             restore.files.terminals.insert(terminal.id, made);
         }
+    }
+    for terminal in unnumbered {
+        let hung_up = hung_up(manifest, terminal)?;
+        restore.files.opened.extend(hung_up);
     }
     Ok(())
 }

@@ -112,8 +112,10 @@ pub(crate) fn numbered_high(_: &Setting) -> Result<Watch> {
         })))
 }
 
-/// The master of a session's terminal is closed: it is hung up for those who have it open, also by `/dev/tty`.
+/// The master of a session's terminal is closed: it is hung up for those who have it open, also by `/dev/tty`. Another
+/// pair has a number below.
 pub(crate) fn left(_: &Setting) -> Result<Watch> {
+    let [beside, _] = pty()?;
     let [master, slave] = pty()?;
     let own = 70;
     let leader = fork_with(libc::CLONE_FILES, move || {
@@ -138,7 +140,7 @@ pub(crate) fn left(_: &Setting) -> Result<Watch> {
     };
     let observe = move || {
         let path = std::fs::read_link(format!("/proc/self/fd/{own}"))?;
-        Ok((hung_up(own)?, hung_up(slave)?, path))
+        Ok((hung_up(own)?, hung_up(slave)?, path, number(beside)?))
     };
     Ok(Watch::keep(observe)?.spoiled_by(move || {
         close(own);
