@@ -153,6 +153,10 @@ fn examine(
     facts.domains = domains;
     found.extend(crate::ports::refusal(pid));
     found.extend(crate::keyrings::refusal(pid, whole_host));
+    match whole_host {
+        true => crate::confinement::warn(pid)?,
+        false => found.extend(crate::confinement::refusal(pid)?),
+    }
     found.extend(capture::memory_refusals(pid, objects)?);
     for table in files::apart::tables_of(pid) {
         found.extend(files::refusals(table, objects, externals, facts)?);

@@ -20,6 +20,7 @@
 
 pub mod capture;
 pub mod check;
+mod confinement;
 mod core_dump;
 mod diag;
 mod error;
