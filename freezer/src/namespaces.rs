@@ -43,8 +43,10 @@ pub(crate) fn refusals(pid: Pid) -> Result<Vec<Refusal>, FreezerError> {
 /// [`FreezerError::Refused`], and when links cannot be read.
 pub(crate) fn verify(frozen: &Frozen) -> Result<(), FreezerError> {
     let all = |pid| -> Vec<Tid> { frozen.threads(pid).iter().map(|(tid, _)| *tid).collect() };
-    let tids: Vec<Tid> = frozen.pids().flat_map(all).collect();
-    let elsewhere = elsewhere(&tids);
+    let elsewhere = elsewhere(&frozen.tids());
+    if elsewhere.is_empty() {
+        return Ok(());
+    }
     let mut found = Vec::new();
     for pid in frozen.pids() {
         for tid in all(pid).into_iter().filter(|t| elsewhere.contains(t)) {

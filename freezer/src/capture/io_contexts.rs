@@ -16,18 +16,11 @@ pub(crate) struct Contexts(BTreeMap<Tid, u64>);
 impl Contexts {
     /// Of everybody who is stopped. None are known where the kernel's memory cannot be read.
     pub(super) fn find(frozen: &Frozen) -> Contexts {
-        let threads = frozen.pids().flat_map(|pid| frozen.threads(pid));
-        Contexts::of(&threads.map(|(tid, _)| tid).collect::<Vec<_>>())
+        Contexts::of(&frozen.tids())
     }
 
     pub(crate) fn of(tids: &[Tid]) -> Contexts {
-        let found = kernel::look(|kernel| {
-            let field = kernel.btf().field("task_struct", "io_context")?.offset;
-            let tasks = kernel.tasks(tids)?;
-            kernel.words_within(&tasks, field)
-        });
-        let found = found.unwrap_or_default().into_iter().zip(tids);
-        Contexts(found.filter_map(|(at, tid)| Some((*tid, at?))).collect())
+        Contexts(kernel::words_of(tids, "io_context"))
     }
 
     pub(crate) fn same(&self, one: Tid, two: Tid) -> bool {

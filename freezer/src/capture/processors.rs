@@ -20,16 +20,9 @@ impl Anywhere {
         if !is_kept() {
             return Anywhere::default();
         }
-        let threads = frozen.pids().flat_map(|pid| frozen.threads(pid));
-        let tids: Vec<Tid> = threads.map(|(tid, _)| tid).collect();
-        let found = kernel::look(|kernel| {
-            let offset = kernel.btf().field("task_struct", "user_cpus_ptr")?.offset;
-            let tasks = kernel.tasks(&tids)?;
-            kernel.words_within(&tasks, offset)
-        });
-        let found = tids.iter().zip(found.unwrap_or_default());
-        let nothing = found.filter(|(_, asked)| *asked == Some(0));
-        Anywhere(nothing.map(|(tid, _)| *tid).collect())
+        let found = kernel::words_of(&frozen.tids(), "user_cpus_ptr").into_iter();
+        let nothing = found.filter(|(_, asked)| *asked == 0);
+        Anywhere(nothing.map(|(tid, _)| tid).collect())
     }
 
     /// Tells the threads of a process.

@@ -15,19 +15,9 @@ pub(super) struct Slacks(BTreeMap<Tid, u64>);
 impl Slacks {
     /// Of everybody who is stopped. All are usual where the kernel's memory cannot be read.
     pub(super) fn find(frozen: &Frozen) -> Slacks {
-        let threads = frozen.pids().flat_map(|pid| frozen.threads(pid));
-        let tids: Vec<Tid> = threads.map(|(tid, _)| tid).collect();
-        let found = kernel::look(|kernel| {
-            let field = kernel
-                .btf()
-                .field("task_struct", "default_timer_slack_ns")?;
-            let offset = field.offset;
-            let tasks = kernel.tasks(&tids)?;
-            kernel.words_within(&tasks, offset)
-        });
-        let found = tids.iter().zip(found.unwrap_or_default());
-        let found = found.filter_map(|(tid, slack)| Some((*tid, slack?)));
-        Slacks(found.filter(|(_, slack)| *slack != USUAL).collect())
+        let mut found = kernel::words_of(&frozen.tids(), "default_timer_slack_ns");
+        found.retain(|_, slack| *slack != USUAL);
+        Slacks(found)
     }
 
     /// Tells the threads of a process.

@@ -134,6 +134,13 @@ impl Frozen {
         self.processes.iter().map(|(pid, _)| *pid)
     }
 
+    /// The threads of all of them.
+    #[must_use]
+    pub fn tids(&self) -> Vec<Tid> {
+        let threads = self.processes.iter().flat_map(|(_, threads)| threads);
+        threads.map(|(tid, _)| *tid).collect()
+    }
+
     /// Ended processes that nobody has waited for.
     #[must_use]
     pub fn zombies(&self) -> &[Pid] {

@@ -58,6 +58,7 @@ pub(crate) use ring_groups::GroupRing;
 pub(crate) use ring_requests::{Until, Waiting};
 pub(crate) use seccomp::FilterAt;
 pub(crate) use stacks::{Place, Waits};
+pub(crate) use tables::words_of;
 pub(crate) use tasks::PutOff;
 pub(crate) use uring::{RingState, RingUser};
 pub(crate) use userfaults::FaultHandler;

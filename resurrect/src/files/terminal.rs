@@ -320,18 +320,10 @@ fn hung_up(
     let flags = OFlag::O_RDWR.bits().cast_unsigned();
     let master = master_at(terminal, index, b"/dev/ptmx", flags)?;
     tty::set_locked(&master, false).map_err(failed(terminal, "unlocking it"))?;
-    let of_it = manifest
-        .descriptions
-        .iter()
-        .filter(|d| is_slave(d, terminal.id));
-    of_it
-        .map(|description| {
-            let flags = OFlag::from_bits_retain(description.flags.cast_signed());
-            let slave = open_slave(path(&terminal.path), Some(&master), description, flags);
-            let slave = slave.map_err(failed(terminal, "opening its slave"))?;
-            Ok((description.id, slave))
-        })
-        .collect()
+    each_slave(manifest, terminal, "opening its slave", |description| {
+        let flags = OFlag::from_bits_retain(description.flags.cast_signed());
+        open_slave(path(&terminal.path), Some(&master), description, flags)
+    })
 }
 
 /// Those that were opened as `/dev/tty`, whatever it was.
@@ -339,20 +331,18 @@ fn hung_up_own(
     manifest: &Manifest,
     terminal: &Terminal,
 ) -> Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError> {
-    let master = open_at(Path::new("/dev/ptmx"), OFlag::O_RDWR);
-    let master = master.map_err(failed(terminal, "opening the multiplexer"))?;
-    tty::set_locked(&master, false).map_err(failed(terminal, "unlocking it"))?;
+    let master = any_master(terminal)?;
     let slave = tty::peer(&master, (OFlag::O_RDWR | OFlag::O_NOCTTY).bits());
     let slave = slave.map_err(failed(terminal, "opening its slave"))?;
-    let all = manifest.descriptions.iter();
-    all.filter(|description| is_slave(description, terminal.id))
-        .map(|description| {
+    each_slave(
+        manifest,
+        terminal,
+        "opening it as /dev/tty",
+        |description| {
             let flags = OFlag::from_bits_retain(description.flags.cast_signed());
-            let opened = own_terminal(&slave, flags - OFlag::O_ASYNC);
-            let opened = opened.map_err(failed(terminal, "opening it as /dev/tty"))?;
-            Ok((description.id, opened))
-        })
-        .collect()
+            own_terminal(&slave, flags - OFlag::O_ASYNC)
+        },
+    )
 }
 
 /// Descriptions of a line that this kernel has not: of a pair that goes at once.
@@ -360,17 +350,39 @@ fn unplugged(
     manifest: &Manifest,
     terminal: &Terminal,
 ) -> Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError> {
+    let master = any_master(terminal)?;
+    each_slave(
+        manifest,
+        terminal,
+        "opening one in place of it",
+        |description| {
+            let flags = OFlag::from_bits_retain(description.flags.cast_signed());
+            let flags = (flags | OFlag::O_NOCTTY | OFlag::O_CLOEXEC) - OFlag::O_ASYNC;
+            tty::peer(&master, flags.bits())
+        },
+    )
+}
+
+/// The master of a pair with any number.
+fn any_master(terminal: &Terminal) -> Result<OwnedFd, ResurrectError> {
     let master = open_at(Path::new("/dev/ptmx"), OFlag::O_RDWR);
     let master = master.map_err(failed(terminal, "opening the multiplexer"))?;
     tty::set_locked(&master, false).map_err(failed(terminal, "unlocking it"))?;
+    Ok(master)
+}
+
+/// Opens every description of a slave.
+fn each_slave(
+    manifest: &Manifest,
+    terminal: &Terminal,
+    doing: &'static str,
+    open: impl Fn(&Description) -> sys::Result<OwnedFd>,
+) -> Result<Vec<(DescriptionId, OwnedFd)>, ResurrectError> {
     let all = manifest.descriptions.iter();
     all.filter(|description| is_slave(description, terminal.id))
         .map(|description| {
-            let flags = OFlag::from_bits_retain(description.flags.cast_signed());
-            let flags = (flags | OFlag::O_NOCTTY | OFlag::O_CLOEXEC) - OFlag::O_ASYNC;
-            let slave = tty::peer(&master, flags.bits());
-            let slave = slave.map_err(failed(terminal, "opening one in place of it"))?;
-            Ok((description.id, slave))
+            let opened = open(description).map_err(failed(terminal, doing))?;
+            Ok((description.id, opened))
         })
         .collect()
 }
