@@ -1,12 +1,13 @@
 //! Tables that threads and processes share (clone(2)). They are carried when processes share them with
 //! their parents, which make them so again.
 
+pub(crate) mod threads;
+
 use crate::files::apart;
 use crate::freeze::vfork::{self, waiting_threads};
 use crate::{FreezerError, Refusal, capture, kernel, proc};
 use core::cmp::Ordering;
 use nix::sched::CloneFlags;
-use persist_mem::manifest::Thread;
 use std::collections::BTreeMap;
 use sys::process::{KcmpKind, kcmp};
 use sys::{Errno, Pid, Tid};
@@ -61,32 +62,28 @@ pub fn shared(pids: &[Pid]) -> Result<Vec<Refusal>, FreezerError> {
     Ok(found)
 }
 
-/// Descriptor tables that threads of a process have and its leader has not, and another process has.
+/// Tables that threads of a process have and its leader has not, and another process has.
 fn with_threads(everyone: &[Pid], pids: &[Pid]) -> Vec<Refusal> {
-    let (_, resource, flag) = TABLES[1];
-    let own = |pid: Pid| {
-        apart::first_of_each(pid)
-            .into_iter()
-            .map(move |tid| (pid, tid))
-    };
-    let of_threads: Vec<(Pid, Tid)> = everyone.iter().copied().flat_map(own).collect();
-    if of_threads.is_empty() {
-        return Vec::new();
-    }
     let first = |pid: &Pid| Some((*pid, proc::representative(*pid)?));
-    let mut all: Vec<(Pid, Tid)> = everyone.iter().filter_map(first).collect();
-    all.extend(&of_threads);
+    let firsts: Vec<(Pid, Tid)> = everyone.iter().filter_map(first).collect();
     let mut found = Vec::new();
-    for (pid, tid) in &of_threads {
-        let same = |(other, its): &&(Pid, Tid)| {
-            other != pid && kcmp(*tid, *its, KcmpKind::Files, 0, 0).is_ok_and(Ordering::is_eq)
+    for (kind, resource, flag) in [TABLES[1], TABLES[2], TABLES[4]] {
+        let own = |pid: Pid| {
+            let own = apart::first_of_each(pid, kind);
+            own.into_iter().map(move |tid| (pid, tid))
         };
-        for (other, _) in all.iter().filter(same) {
-            let reason = format!(
-                "that of thread {tid} is shared with process {other} ({flag}): that is not carried"
-            );
-            let ours = [pid, other].into_iter().find(|pid| pids.contains(pid));
-            found.extend(ours.map(|pid| refusal(*pid, resource, reason)));
+        let of_threads: Vec<(Pid, Tid)> = everyone.iter().copied().flat_map(own).collect();
+        for (pid, tid) in &of_threads {
+            let same = |(other, its): &&(Pid, Tid)| {
+                other != pid && kcmp(*tid, *its, kind, 0, 0).is_ok_and(Ordering::is_eq)
+            };
+            for (other, _) in firsts.iter().chain(&of_threads).filter(same) {
+                let reason = format!(
+                    "that of thread {tid} is shared with process {other} ({flag}): that is not carried"
+                );
+                let ours = [pid, other].into_iter().find(|pid| pids.contains(pid));
+                found.extend(ours.map(|pid| refusal(*pid, resource, reason)));
+            }
         }
     }
     found
@@ -227,25 +224,6 @@ pub(crate) fn has_no_undo_list(tid: Tid) -> bool {
     kcmp(me, tid, KcmpKind::Sysvsem, 0, 0).is_ok_and(Ordering::is_eq)
 }
 
-/// Whether a thread has the first one's list of what `SEM_UNDO` will do, and there is one.
-pub(crate) fn shares_undo(first: Tid, tid: Tid) -> bool {
-    let same = kcmp(first, tid, KcmpKind::Sysvsem, 0, 0);
-    same.is_ok_and(Ordering::is_eq) && !has_no_undo_list(first)
-}
-
-/// Notes which threads of a process do not share the first one's list of what `SEM_UNDO` will do.
-pub(crate) fn note_own_undo(threads: &mut [Thread]) {
-    let [first, _, ..] = threads else {
-        return;
-    };
-    let first = first.tid;
-    let none = has_no_undo_list(first);
-    for thread in threads {
-        let same = kcmp(first, thread.tid, KcmpKind::Sysvsem, 0, 0);
-        thread.own_undo = none || !same.is_ok_and(Ordering::is_eq);
-    }
-}
-
 /// Why nobody can tell what threads of a process share: kcmp(2) is missing or not allowed. Those that have ended
 /// share nothing.
 pub(crate) fn incomparable(pid: Pid, representative: Tid, threads: &[Tid]) -> Option<Refusal> {
@@ -255,35 +233,6 @@ pub(crate) fn incomparable(pid: Pid, representative: Tid, threads: &[Tid]) -> Op
     let (tid, errno) = failed.find(|(_, errno)| *errno != Errno::ESRCH)?;
     let reason = format!("what thread {tid} shares cannot be asked (kcmp: {errno})");
     Some(refusal(pid, "threads", reason))
-}
-
-/// Threads that do not share a table with the one that stands for their process.
-pub(crate) fn apart(
-    representative: Tid,
-    threads: &[Tid],
-    kind: KcmpKind,
-) -> impl Iterator<Item = Tid> {
-    let others = threads.iter().copied();
-    others.filter(move |tid| kcmp(representative, *tid, kind, 0, 0).is_ok_and(Ordering::is_ne))
-}
-
-/// The threads of a process that have directories and a umask of their own.
-pub(crate) fn directories_apart(pid: Pid, representative: Tid, threads: &[Tid]) -> Vec<Tid> {
-    let apart = apart(representative, threads, KcmpKind::Fs);
-    apart.filter(|tid| !proc::is_ending(pid, *tid)).collect()
-}
-
-/// Threads that share a table with each other, and not with their leader.
-fn shared_apart(pid: Pid, of: (KcmpKind, &str, &str), apart: &[Tid]) -> Option<Refusal> {
-    let (kind, resource, flag) = of;
-    let share = |one: Tid, two: Tid| kcmp(one, two, kind, 0, 0).is_ok_and(Ordering::is_eq);
-    apart.iter().enumerate().find_map(|(index, one)| {
-        let two = apart[..index].iter().find(|two| share(*one, **two))?;
-        let reason = format!(
-            "threads {two} and {one} share one that their leader has not ({flag}): that is not carried"
-        );
-        Some(refusal(pid, resource, reason))
-    })
 }
 
 /// Whether those who are not among `pids` are children of those who are: they were not there when these were listed.
@@ -307,15 +256,13 @@ pub(crate) fn of_threads(pid: Pid, representative: Tid) -> Result<Vec<Refusal>, 
     if let Some(why) = incomparable(pid, representative, &threads) {
         return Ok(vec![why]);
     }
-    let undo = apart(representative, &threads, KcmpKind::Sysvsem);
-    let undo: Vec<Tid> = undo.filter(|tid| !has_no_undo_list(*tid)).collect();
-    let directories = directories_apart(pid, representative, &threads);
-    let mut found: Vec<Refusal> = shared_apart(pid, TABLES[4], &undo).into_iter().collect();
-    found.extend(shared_apart(pid, TABLES[2], &directories));
-    for tid in directories {
+    let mut found: Vec<Refusal> = threads::odd(pid, representative, &threads)
+        .into_iter()
+        .collect();
+    for group in threads::groups(pid, representative, &threads, KcmpKind::Fs) {
+        let tid = group[0];
         found.extend(crate::check::directories(pid, &format!("task/{tid}/"))?);
     }
-    found.extend(apart::refusals(pid, representative, &threads));
     found.extend(in_vfork_for_long(pid)?);
     Ok(found)
 }

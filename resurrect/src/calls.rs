@@ -71,7 +71,6 @@ pub(crate) mod nr {
     pub(crate) const IO_SETUP: i64 = 206;
     pub(crate) const IO_SUBMIT: i64 = 209;
     pub(crate) const OPENAT: i64 = 257;
-    pub(crate) const UNSHARE: i64 = 272;
     pub(crate) const SET_ROBUST_LIST: i64 = 273;
     pub(crate) const DUP3: i64 = 292;
     pub(crate) const RT_TGSIGQUEUEINFO: i64 = 297;

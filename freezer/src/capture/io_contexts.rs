@@ -2,11 +2,9 @@
 //!
 //! kcmp(2) takes two threads without a context for sharers of one, so the kernel's memory is read.
 
-use crate::{Frozen, Refusal, kernel, proc, tables};
-use core::cmp::Ordering;
+use crate::{Frozen, Refusal, kernel, proc};
 use persist_mem::manifest::{Process, State};
 use std::collections::BTreeMap;
-use sys::process::{KcmpKind, kcmp};
 use sys::{Pid, Tid};
 
 /// Contexts of threads, 0 for none.
@@ -28,6 +26,16 @@ impl Contexts {
         of(one).is_some() && of(one) == of(two)
     }
 
+    /// The first thread that has the context of each.
+    pub(crate) fn firsts(&self, tids: &[Tid]) -> BTreeMap<Tid, Tid> {
+        let mut first = BTreeMap::new();
+        let of = |tid: &Tid| Some((*tid, *self.0.get(tid).filter(|at| **at != 0)?));
+        let named = tids.iter().filter_map(of);
+        named
+            .map(|(tid, at)| (tid, *first.entry(at).or_insert(tid)))
+            .collect()
+    }
+
     /// Says of a process whether it shares its parent's, and of its threads whose they share.
     pub(super) fn tell(&self, process: &mut Process) {
         let (pid, parent): (Pid, Pid) = (process.pid, process.ppid);
@@ -36,9 +44,10 @@ impl Contexts {
         };
         live.shares_io = self.same(pid.leader(), parent.leader());
         let tids: Vec<Tid> = live.threads.iter().map(|thread| thread.tid).collect();
-        for (at, thread) in live.threads.iter_mut().enumerate() {
-            let mut before = tids[..at].iter().copied();
-            thread.io_of = before.find(|tid| self.same(*tid, thread.tid));
+        let firsts = self.firsts(&tids);
+        for thread in &mut live.threads {
+            let first = firsts.get(&thread.tid).copied();
+            thread.io_of = first.filter(|tid| *tid != thread.tid);
         }
     }
 }
@@ -64,9 +73,7 @@ pub(crate) fn refusals(pids: &[Pid]) -> Vec<Refusal> {
             }
         }
     }
-    let odd = |all: &&Vec<(&Member, Tid)>| {
-        all.len() > 1 && !made_again(all) && !(of_threads(all) && are_alike(all))
-    };
+    let odd = |all: &&Vec<(&Member, Tid)>| all.len() > 1 && !made_again(all) && !of_threads(all);
     let refused = sharers.values().filter(odd).map(|all| {
         let (member, tid) = all[0];
         let others: Vec<String> = all[1..].iter().map(|(_, tid)| tid.to_string()).collect();
@@ -76,7 +83,7 @@ pub(crate) fn refusals(pids: &[Pid]) -> Vec<Refusal> {
             resource: "I/O context".into(),
             reason: format!(
                 "thread {tid} shares it with {} (CLONE_IO), and not as a child does with its parent, or a thread with \
-                 another one that has the same descriptors and semaphore undo list: that is not carried",
+                 another one: that is not carried",
                 others.join(", ")
             ),
         }
@@ -116,18 +123,6 @@ fn of_threads(sharers: &[(&Member, Tid)]) -> bool {
     sharers
         .iter()
         .all(|(member, tid)| member.pid == pid && *tid != pid.leader())
-}
-
-/// Whether threads have tables that they can have from any of them.
-fn are_alike(sharers: &[(&Member, Tid)]) -> bool {
-    let (member, first) = sharers[0];
-    let Some(leader) = proc::representative(member.pid) else {
-        return false;
-    };
-    let undo = |tid: Tid| tables::shares_undo(leader, tid);
-    let files = |tid: Tid| kcmp(leader, tid, KcmpKind::Files, 0, 0).is_ok_and(Ordering::is_eq);
-    let alike = |(_, tid): &(&Member, Tid)| files(*tid) && undo(*tid) == undo(first);
-    sharers.iter().all(alike)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use crate::files::lasting;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use persist_mem::manifest::{
-    Backing, Description, DescriptionKind, FileRef, Live, Manifest, State,
+    Backing, Description, DescriptionKind, FileRef, Live, Manifest, State, ThreadDirectories,
 };
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -35,7 +35,10 @@ pub(super) fn settle(manifest: &mut Manifest) {
 fn references(live: &mut Live, known: &mut Known) {
     known.settle(&mut live.mm.exe);
     let own = live.threads.iter_mut();
-    let own = own.filter_map(|thread| thread.directories.as_deref_mut());
+    let own = own.filter_map(|thread| match &mut thread.directories {
+        Some(ThreadDirectories::Own(own)) => Some(&mut **own),
+        _ => None,
+    });
     for directories in own.chain([&mut live.directories]) {
         known.settle(&mut directories.cwd);
         known.settle(&mut directories.root);

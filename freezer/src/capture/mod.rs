@@ -60,9 +60,11 @@ use crate::files::{Table, apart};
 use crate::landlock::Domains;
 use crate::objects::Objects;
 use crate::proc::{Stat, Status};
-use crate::tables::Sharing;
+use crate::tables::{Sharing, threads};
 use crate::{Externals, FreezerError, Frozen};
-use persist_mem::manifest::{Clocks, Directories, Host, Live, Manifest, Process, State};
+use persist_mem::manifest::{
+    Clocks, Directories, Host, Live, Manifest, Process, State, ThreadDirectories,
+};
 use std::collections::BTreeMap;
 use sys::clock::Moment;
 use sys::process::KcmpKind;
@@ -153,6 +155,9 @@ fn describe(
     let anywhere = processors::Anywhere::find(frozen);
     for process in &mut processes {
         contexts.tell(process);
+        if let State::Live(live) = &process.state {
+            threads::verify(process.pid, live)?;
+        }
         anywhere.tell(process);
         slacks.tell(process);
         process.parent_thread = made_by.get(&process.pid).copied();
@@ -230,7 +235,7 @@ fn lives(
             live.files_of = files.of(pid);
             live.fs_of = directories.of(pid);
             live.undo_of = undone.of(pid);
-            crate::tables::note_own_undo(&mut live.threads);
+            threads::note_undo(pid, live);
             directories_of_threads(pid, live, table)?;
             apart::capture(pid, live, table)?;
             crate::landlock::capture(pid, live, &mut domains, &pids)?;
@@ -252,18 +257,21 @@ fn directories_of_threads(
     let Some(first) = tids.first().filter(|_| tids.len() > 1) else {
         return Ok(());
     };
-    let apart = crate::tables::directories_apart(pid, *first, &tids);
-    for thread in live
-        .threads
-        .iter_mut()
-        .filter(|thread| apart.contains(&thread.tid))
-    {
-        let task = format!("task/{}/", thread.tid);
-        let umask = Status::read(pid, &format!("{task}status"))?.umask();
-        thread.directories = Some(Box::new(Directories {
-            umask,
-            ..table.directories(pid, &task)?
-        }));
+    for group in threads::groups(pid, *first, &tids, KcmpKind::Fs) {
+        let owner = group[0];
+        let members = live.threads.iter_mut();
+        for thread in members.filter(|thread| group.contains(&thread.tid)) {
+            thread.directories = Some(ThreadDirectories::Of(owner));
+            if thread.tid == owner {
+                let task = format!("task/{owner}/");
+                let umask = Status::read(pid, &format!("{task}status"))?.umask();
+                let own = Directories {
+                    umask,
+                    ..table.directories(pid, &task)?
+                };
+                thread.directories = Some(ThreadDirectories::Own(Box::new(own)));
+            }
+        }
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use super::inside::Inside;
 use super::{credentials, numa, seccomp, signals};
 use crate::FreezerError;
 use crate::proc::Stat;
-use persist_mem::manifest::{Filter, MemoryPolicy, Rseq, Scheduling, Thread};
+use persist_mem::manifest::{Filter, MemoryPolicy, Rseq, Scheduling, Thread, ThreadUndo};
 use std::sync::OnceLock;
 use sys::batch::{Batch, Buffer, CallIndex, Output};
 use sys::{Tid, process, ptrace, tracee};
@@ -128,7 +128,7 @@ pub(super) fn describe(
         memory_policy: asked.memory_policy,
         directories: None,
         files: None,
-        own_undo: false,
+        undo: ThreadUndo::Shared,
         io_of: None,
         cgroups: None,
         socket_wait: inside.socket_wait,

@@ -21,7 +21,7 @@ use crate::tables::has_no_undo_list;
 use crate::{FreezerError, Frozen};
 use core::cmp::Ordering;
 use persist_mem::manifest::{
-    AddressSpace, Directories, InVfork, Live, QueuedSignal, Scheduling, Seccomp, Thread,
+    AddressSpace, Directories, InVfork, Live, QueuedSignal, Scheduling, Seccomp, Thread, ThreadUndo,
 };
 use sys::batch::Batch;
 use sys::process::{KcmpKind, kcmp};
@@ -256,7 +256,7 @@ impl Waiting {
             dispatch: None,
             directories: None,
             files: None,
-            own_undo: false,
+            undo: ThreadUndo::Shared,
             io_of: None,
             cgroups: None,
             socket_wait: None,

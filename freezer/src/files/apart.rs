@@ -5,9 +5,9 @@
 //! of its process, or that of the first thread that has it.
 
 use super::Table;
-use crate::capture::Contexts;
 use crate::proc;
-use crate::{FreezerError, Refusal, tables};
+use crate::tables::threads;
+use crate::{FreezerError, Refusal};
 use persist_mem::manifest::{Live, ThreadFiles};
 use std::cmp::Ordering;
 use std::os::unix::fs::MetadataExt;
@@ -16,40 +16,32 @@ use sys::{Pid, Tid};
 
 /// Tables that threads of a process have, and it as a whole has not: those who share each.
 pub(crate) fn groups(pid: Pid, representative: Tid, threads: &[Tid]) -> Vec<Vec<Tid>> {
-    let mut groups: Vec<Vec<Tid>> = Vec::new();
-    for tid in tables::apart(representative, threads, KcmpKind::Files) {
-        // Its table is gone then.
-        if proc::is_ending(pid, tid) {
-            continue;
-        }
-        let same = |one: &Tid| kcmp(*one, tid, KcmpKind::Files, 0, 0).is_ok_and(Ordering::is_eq);
-        match groups.iter_mut().find(|group| same(&group[0])) {
-            Some(group) => group.push(tid),
-            None => groups.push(vec![tid]),
-        }
-    }
-    groups
+    threads::groups(pid, representative, threads, KcmpKind::Files)
 }
 
 /// The tables of a process, its own first.
 pub(crate) fn tables_of(pid: Pid) -> Vec<Pid> {
     let mut found = vec![pid];
-    found.extend(first_of_each(pid).into_iter().map(|tid| Pid(tid.0)));
+    found.extend(
+        first_of_each(pid, KcmpKind::Files)
+            .into_iter()
+            .map(|tid| Pid(tid.0)),
+    );
     found
 }
 
-/// The first thread of each group; none when the process has ended.
-pub(crate) fn first_of_each(pid: Pid) -> Vec<Tid> {
+/// The first thread of each group that has a table of its own; none when the process has ended.
+pub(crate) fn first_of_each(pid: Pid, kind: KcmpKind) -> Vec<Tid> {
     /// Links of a directory without directories in it (fs/proc/base.c, proc_task_getattr adds the threads).
     const EMPTY: u64 = 2;
     let task = std::fs::metadata(format!("/proc/{pid}/task"));
     if task.map_or(0, |task| task.nlink()) <= EMPTY + 1 {
         return Vec::new();
     }
-    let Some((first, threads)) = proc::representative(pid).zip(proc::threads(pid).ok()) else {
+    let Some((first, all)) = proc::representative(pid).zip(proc::threads(pid).ok()) else {
         return Vec::new();
     };
-    let groups = groups(pid, first, &threads);
+    let groups = threads::groups(pid, first, &all, kind);
     groups.iter().map(|group| group[0]).collect()
 }
 
@@ -79,40 +71,6 @@ pub(crate) fn capture(pid: Pid, live: &mut Live, table: &mut Table) -> Result<()
         }
     }
     Ok(())
-}
-
-/// What keeps such tables of a running process from being carried, beside what is in them.
-pub(crate) fn refusals(pid: Pid, representative: Tid, threads: &[Tid]) -> Vec<Refusal> {
-    let mut found = Vec::new();
-    let groups = groups(pid, representative, threads);
-    if groups.is_empty() {
-        return found;
-    }
-    let contexts = Contexts::of(threads);
-    for group in groups {
-        let owner = group[0];
-        // One of them makes the others, which get from it what they share with their leader.
-        let like_owner = |tid: Tid| {
-            let shares = |tid: Tid| {
-                let context = contexts.same(representative, tid);
-                (tables::shares_undo(representative, tid), context)
-            };
-            shares(tid) == shares(owner)
-        };
-        if let Some(tid) = group.iter().copied().find(|tid| !like_owner(*tid)) {
-            let reason = format!(
-                "threads {owner} and {tid} share one that their leader has not, and only one of them shares its \
-                 semaphore undo list (CLONE_SYSVSEM) or its I/O context (CLONE_IO): that is not carried"
-            );
-            found.push(Refusal {
-                pid,
-                comm: proc::comm(pid),
-                resource: "descriptor table".into(),
-                reason,
-            });
-        }
-    }
-    found
 }
 
 /// Has refusals about tables of threads name their processes.

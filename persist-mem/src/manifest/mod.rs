@@ -3,6 +3,7 @@
 //! A type that derives `Serialize` here is part of the format: any change of one raises
 //! [`crate::format::VERSION`].
 
+mod births;
 mod cgroups;
 mod files;
 mod host;
@@ -20,6 +21,7 @@ mod tunnel;
 mod upgrade;
 mod uring;
 
+pub use births::*;
 pub use cgroups::*;
 pub use files::*;
 pub use host::*;
@@ -226,6 +228,7 @@ impl Manifest {
                 }
             }
         }
+        self.check_births()?;
         for table in self.tables() {
             for entry in table.files {
                 if self.description(entry.description).is_none() {
@@ -234,6 +237,18 @@ impl Manifest {
                         entry.fd, table.pid
                     ));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every thread must have somebody who makes it.
+    fn check_births(&self) -> Result<(), FormatError> {
+        for process in &self.processes {
+            if let Some(Err(tid)) = process.live().map(Live::births) {
+                let pid = process.pid;
+                let why = format!("nobody can make thread {tid} of process {pid} as it is");
+                return Err(FormatError::Incomplete(why));
             }
         }
         Ok(())

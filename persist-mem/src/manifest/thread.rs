@@ -76,13 +76,13 @@ pub struct Thread {
     pub dispatch: Option<Dispatch>,
     /// On which nodes its memory is to be, None for the usual.
     pub memory_policy: Option<super::MemoryPolicy>,
-    /// Its directories, where it has its own (unshare(2), CLONE_FS).
-    pub directories: Option<Box<Directories>>,
+    /// Its directories, where they are not its process's (unshare(2), CLONE_FS).
+    pub directories: Option<ThreadDirectories>,
     /// Its descriptors, where they are not its process's (unshare(2), CLONE_FILES).
     pub files: Option<ThreadFiles>,
-    /// It does not share its leader's semaphore undo list (CLONE_SYSVSEM).
-    pub own_undo: bool,
-    /// The thread before it whose I/O context it shares (CLONE_IO).
+    /// Whose semaphore undo list it has (CLONE_SYSVSEM).
+    pub undo: ThreadUndo,
+    /// The first of the threads whose I/O context it shares (CLONE_IO), None when it is that one.
     pub io_of: Option<Tid>,
     /// Its control groups, where they are others than its process's.
     pub cgroups: Option<Vec<Membership>>,
@@ -92,6 +92,38 @@ pub struct Thread {
     pub limit: Option<Limit>,
     /// The call it sleeps in with a relative time-out that only the kernel knew the rest of.
     pub sleep: Option<Sleep>,
+}
+
+/// Directories of a thread that are not its process's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ThreadDirectories {
+    /// It does not share them, or others have them from it.
+    Own(Box<Directories>),
+    /// Those of another thread of its process, which has them as its own.
+    Of(Tid),
+}
+
+impl ThreadDirectories {
+    /// What a thread has of its own.
+    #[must_use]
+    pub fn own(&self) -> Option<&Directories> {
+        match self {
+            ThreadDirectories::Own(own) => Some(own),
+            ThreadDirectories::Of(_) => None,
+        }
+    }
+}
+
+/// A list of what is undone of semaphores at the end of the last thread that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum ThreadUndo {
+    /// It has its process's.
+    #[default]
+    Shared,
+    /// It has none, or one of its own, which others may have from it.
+    Own,
+    /// That of another thread of its process.
+    Of(Tid),
 }
 
 /// How long a call that is made again waits, as its argument says.

@@ -77,7 +77,7 @@ impl Gone {
         let own = live
             .threads
             .iter()
-            .filter_map(|thread| thread.directories.as_deref());
+            .filter_map(|thread| thread.directories.as_ref()?.own());
         let mut within = core::iter::once(&live.directories).chain(own);
         objects.any(|object| self.objects.contains(&object))
             || within.any(|all| all.cwd_removed.is_some_and(|id| self.removed.contains(&id)))

@@ -12,23 +12,16 @@ use std::os::fd::AsRawFd;
 use sys::Pid;
 use sys::batch::Batch;
 
-const CLONE_FS: u64 = 0x200;
-
 /// Sets them: those of threads that have their own first, while nobody has another root.
 pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     let mut of_threads = BTreeMap::new();
     let mut of_processes = BTreeMap::new();
     for (pid, live) in restore.lives() {
         for thread in &live.threads {
-            let Some(own) = &thread.directories else {
-                continue;
-            };
+            // It was made with those of nobody else (`thread/birth.rs`).
+            let own = thread.directories.as_ref().and_then(|own| own.own());
+            let Some(own) = own else { continue };
             let mut batch = Batch::new();
-            batch.call(
-                "having directories of its own",
-                nr::UNSHARE,
-                [CLONE_FS.into()],
-            );
             enter(restore, (pid, &mut batch), own)
                 .map_err(|error| error.about(Subject::Process(pid)))?;
             of_threads.insert((pid, Some(thread.tid)), batch);

@@ -7,8 +7,8 @@ use crate::restore::Restore;
 use crate::task::Task;
 use crate::tree::ids::GivenBack;
 use crate::tree::{OPTIONS, clone_args, taken, wait_until_stopped};
-use persist_mem::manifest::{Live, Thread, ThreadFiles};
-use std::collections::BTreeMap;
+use persist_mem::manifest::{Birth, Live, Thread, ThreadUndo};
+use std::collections::{BTreeMap, BTreeSet};
 use sys::batch::{Batch, CallIndex};
 use sys::ptrace::{self, options};
 use sys::tracee::{Tracee, TraceeError};
@@ -24,7 +24,9 @@ const CLONE_THREAD: u64 = 0x1_0000;
 const CLONE_SYSVSEM: u64 = 0x4_0000;
 /// The I/O context (ioprio_set(2)).
 pub(crate) const CLONE_IO: u64 = 0x8000_0000;
-const FLAGS: u64 = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD;
+const FLAGS: u64 = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD;
+/// Of [`Birth::shares`].
+const SHARES: [u64; 4] = [CLONE_FILES, CLONE_FS, CLONE_SYSVSEM, CLONE_IO];
 
 /// Threads that are made in one batch.
 const AT_ONCE: usize = 300;
@@ -39,12 +41,8 @@ pub(crate) fn create(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
         let wanted = live.threads.get(led..).unwrap_or_default().iter();
         // Some may have been needed to make a child.
         let wanted = wanted.filter(|thread| !task.threads.contains_key(&thread.tid));
-        let mut by: BTreeMap<Option<Tid>, Vec<&Thread>> = BTreeMap::new();
-        for thread in wanted {
-            by.entry(maker(live, thread)).or_default().push(thread);
-        }
-        // None comes first.
-        for (maker, wanted) in by {
+        let wanted: Vec<&Thread> = wanted.collect();
+        for (maker, wanted) in in_turn(wanted, &births(pid, live)?) {
             for some in wanted.chunks(AT_ONCE) {
                 if told {
                     make(pid, (task, maker), some, 0)?;
@@ -60,17 +58,57 @@ pub(crate) fn create(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     Ok(())
 }
 
-/// The thread that makes another one, which gets its descriptors or its I/O context; None for the first one.
-fn maker(live: &Live, thread: &Thread) -> Option<Tid> {
-    // It acts for its process, unless it does so only when the leader has ended.
-    let first = live.threads.first().filter(|_| live.ended_leader.is_none());
-    let first = first.map(|thread| thread.tid);
-    match thread.files {
-        Some(ThreadFiles::Of(other)) => Some(other),
-        Some(ThreadFiles::Own(_)) | None => thread.io_of.filter(|of| Some(*of) != first),
-    }
+/// Of a thread with its process's tables, and nobody's I/O context.
+const PLAIN: Birth = Birth {
+    by: None,
+    shares: [true, true, true, false],
+};
+
+fn births(pid: Pid, live: &Live) -> Result<BTreeMap<Tid, Birth>, ResurrectError> {
+    live.births().map_err(|tid| ResurrectError::Impossible {
+        pid,
+        why: format!("no thread has all the tables that its thread {tid} shares"),
+    })
 }
 
+/// How a thread is made.
+fn birth(pid: Pid, live: &Live, thread: &Thread) -> Result<Birth, ResurrectError> {
+    let has_own = thread.files.is_some() || thread.directories.is_some();
+    if !has_own && thread.undo == ThreadUndo::Shared && thread.io_of.is_none() {
+        return Ok(PLAIN);
+    }
+    let all = births(pid, live)?;
+    Ok(all.get(&thread.tid).copied().unwrap_or(PLAIN))
+}
+
+/// A thread and how it is made.
+type Born<'a> = (&'a Thread, Birth);
+
+/// Those who are made by the same one together, behind that one.
+fn in_turn<'a>(
+    mut wanted: Vec<&'a Thread>,
+    births: &BTreeMap<Tid, Birth>,
+) -> Vec<(Option<Tid>, Vec<Born<'a>>)> {
+    let of = |thread: &Thread| births.get(&thread.tid).copied().unwrap_or(PLAIN);
+    let mut turns = Vec::new();
+    while !wanted.is_empty() {
+        let waits: BTreeSet<Tid> = wanted.iter().map(|thread| thread.tid).collect();
+        let mut by: BTreeMap<Option<Tid>, Vec<Born<'a>>> = BTreeMap::new();
+        wanted.retain(|thread| {
+            let birth = of(thread);
+            let now = birth.by.is_none_or(|by| !waits.contains(&by));
+            if now {
+                by.entry(birth.by).or_default().push((*thread, birth));
+            }
+            !now
+        });
+        if by.is_empty() {
+            break;
+        }
+        turns.extend(by);
+    }
+    turns
+}
 /// Makes one thread of `live`, unless it is there.
 pub(crate) fn one(
     pid: Pid,
@@ -81,25 +119,29 @@ pub(crate) fn one(
     if task.threads.contains_key(&thread.tid) {
         return Ok(());
     }
-    let maker = maker(live, thread);
-    if let Some(first) = live.threads.iter().find(|known| Some(known.tid) == maker) {
-        one(pid, task, live, first)?;
+    let birth = birth(pid, live, thread)?;
+    let maker = live
+        .threads
+        .iter()
+        .find(|known| Some(known.tid) == birth.by);
+    if let Some(maker) = maker {
+        one(pid, task, live, maker)?;
     }
-    make(pid, (task, maker), &[thread], 0)
+    make(pid, (task, birth.by), &[(thread, birth)], 0)
 }
 
 /// Makes threads without a stop of who makes them at each.
 fn untold(
     pid: Pid,
     (task, by): (&mut Task, Option<Tid>),
-    wanted: &[&Thread],
+    wanted: &[Born<'_>],
 ) -> Result<(), ResurrectError> {
     let failed = || ResurrectError::call(pid, "choosing what is told of it");
     let maker = making(pid, task, by)?.tid();
     ptrace::set_options(maker, OPTIONS & !options::TRACECLONE).map_err(failed())?;
     make(pid, (task, by), wanted, CLONE_PTRACE)?;
     // They have the options that it had.
-    let made = wanted.iter().map(|thread| thread.tid);
+    let made = wanted.iter().map(|(thread, _)| thread.tid);
     for tid in made.chain([maker]) {
         ptrace::set_options(tid, OPTIONS).map_err(failed())?;
     }
@@ -122,7 +164,7 @@ fn making(pid: Pid, task: &mut Task, by: Option<Tid>) -> Result<&mut Tracee, Res
 fn make(
     pid: Pid,
     (task, by): (&mut Task, Option<Tid>),
-    wanted: &[&Thread],
+    wanted: &[Born<'_>],
     more: u64,
 ) -> Result<(), ResurrectError> {
     let given_back = GivenBack::begin();
@@ -130,7 +172,7 @@ fn make(
     loop {
         let made = make_some(pid, (&mut *task, by), left, more)?;
         left = left.get(made..).unwrap_or_default();
-        let Some(refused) = left.first() else {
+        let Some((refused, _)) = left.first() else {
             return Ok(());
         };
         let id = Pid(refused.tid.0);
@@ -141,15 +183,15 @@ fn make(
 }
 
 /// Makes threads until one's id is not free, and tells how many it made. They have signals blocked as the one that
-/// makes them. Who has a table of descriptors of its own gets it here, while there is nothing in it.
+/// makes them. Who has a table of its own gets it here, while there is nothing in it.
 fn make_some(
     pid: Pid,
     (task, by): (&mut Task, Option<Tid>),
-    wanted: &[&Thread],
+    wanted: &[Born<'_>],
     more: u64,
 ) -> Result<usize, ResurrectError> {
     const DOING: &str = "making its threads";
-    let (batch, calls) = births(wanted, more);
+    let (batch, calls) = calls(wanted, more);
     let maker = making(pid, task, by)?;
     let ran = maker.run_raw(&batch);
     let told = maker.take_born();
@@ -157,7 +199,7 @@ fn make_some(
     let made = wanted.iter().zip(&calls);
     let made: Vec<Tid> = made
         .filter(|(_, call)| output.result(**call).is_ok())
-        .map(|(thread, _)| thread.tid)
+        .map(|((thread, _), _)| thread.tid)
         .collect();
     let hosts = if more == 0 { &told } else { &made };
     for (tid, host) in made.iter().zip(hosts) {
@@ -178,22 +220,18 @@ fn make_some(
             why: "the kernel did not tell of the birth of all its threads".into(),
         });
     }
-    let made = wanted.get(..made.len()).unwrap_or_default();
-    made.iter()
-        .try_for_each(|thread| part(pid, task, thread))
-        .map(|()| made.len())
+    Ok(made.len())
 }
 
 /// The calls that make threads.
-fn births(wanted: &[&Thread], more: u64) -> (Batch, Vec<CallIndex>) {
+fn calls(wanted: &[Born<'_>], more: u64) -> (Batch, Vec<CallIndex>) {
     let mut batch = Batch::new();
     let mut calls = Vec::new();
-    for thread in wanted {
-        let undo = if thread.own_undo { 0 } else { CLONE_SYSVSEM };
-        let mut flags = FLAGS | undo | more;
-        if thread.io_of.is_some() {
+    for (thread, birth) in wanted {
+        let shared = SHARES.iter().zip(birth.shares).filter(|(_, has)| *has);
+        let flags = shared.fold(FLAGS | more, |all, (flag, _)| all | flag);
+        if flags & CLONE_IO != 0 {
             io_context(&mut batch, thread);
-            flags |= CLONE_IO;
         }
         calls.push(slack::around(&mut batch, Some(thread), |batch| {
             let args = clone_args(batch, flags, 0, thread.tid.0);
@@ -201,17 +239,6 @@ fn births(wanted: &[&Thread], more: u64) -> (Batch, Vec<CallIndex>) {
         }));
     }
     (batch, calls)
-}
-
-/// Has a thread leave its process's table of descriptors, if it has its own.
-fn part(pid: Pid, task: &mut Task, thread: &Thread) -> Result<(), ResurrectError> {
-    const DOING: &str = "having descriptors of its own";
-    if !matches!(thread.files, Some(ThreadFiles::Own(_))) {
-        return Ok(());
-    }
-    let mut batch = Batch::new();
-    batch.call(DOING, nr::UNSHARE, [CLONE_FILES.into()]);
-    run(pid, DOING, making(pid, task, Some(thread.tid))?, &batch).map(drop)
 }
 
 /// Sets the I/O priority that `like` had: who has done that has a context that others can share.

@@ -7,7 +7,7 @@ use crate::memory;
 use crate::restore::Restore;
 use crate::task::{Memory, Task};
 use crate::thread::{landlock, slack};
-use persist_mem::manifest::{Live, Thread};
+use persist_mem::manifest::{Live, Thread, ThreadUndo};
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use sys::batch::Batch;
@@ -175,6 +175,7 @@ fn descendant(
         restore,
         by,
         thread.and_then(|process| process.parent_thread),
+        flags,
     )?;
     let host = child(parent, by, pid, &batch)?;
     wait_until_stopped(pid, host)?;
@@ -221,6 +222,7 @@ fn parent<'a>(
     restore: &'a mut Restore<'_>,
     by: Pid,
     thread: Option<Tid>,
+    flags: u64,
 ) -> Result<&'a mut Tracee, ResurrectError> {
     let live = restore.lives().find(|(pid, _)| *pid == by);
     let found = live.and_then(|(_, live)| {
@@ -229,7 +231,13 @@ fn parent<'a>(
     });
     let task = restore.task(by)?;
     let waits = |tid: Tid| task.in_vfork.contains_key(&tid);
-    let makes = |thread: &Thread| thread.tid != by.leader() && !waits(thread.tid);
+    // What a child shares with its parent it has from a thread that has it.
+    let has = |thread: &Thread| {
+        (flags & CLONE_FILES == 0 || thread.files.is_none())
+            && (flags & CLONE_FS == 0 || thread.directories.is_none())
+            && (flags & CLONE_SYSVSEM == 0 || thread.undo == ThreadUndo::Shared)
+    };
+    let makes = |thread: &Thread| thread.tid != by.leader() && !waits(thread.tid) && has(thread);
     let Some((live, thread)) = found.filter(|(_, thread)| makes(thread)) else {
         return Ok(&mut task.first);
     };

@@ -9,7 +9,9 @@ use super::{Runs, refuse, stands};
 use crate::freeze::FrozenThread;
 use crate::proc::{self, Stat, Status};
 use crate::{FreezerError, Frozen};
-use persist_mem::manifest::{AddressSpace, QueuedSignal, Scheduling, Seccomp, Sleep, Thread};
+use persist_mem::manifest::{
+    AddressSpace, QueuedSignal, Scheduling, Seccomp, Sleep, Thread, ThreadUndo,
+};
 use std::sync::Arc;
 use sys::batch::Batch;
 use sys::by_tracer::{self, CallStop};
@@ -257,7 +259,7 @@ impl Seen {
             memory_policy: None,
             directories: None,
             files: None,
-            own_undo: false,
+            undo: ThreadUndo::Shared,
             io_of: None,
             cgroups: None,
             socket_wait: None,

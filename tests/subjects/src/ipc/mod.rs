@@ -24,6 +24,11 @@ pub(crate) const GROUP: Group = Group {
             sem::undo_threads,
         ),
         subject(
+            "sem-undo-of-others",
+            "undo of semaphores that threads share and the first thread has not",
+            sem::undo_of_others,
+        ),
+        subject(
             "sem-undo-shared",
             "undo shared by processes (CLONE_SYSVSEM)",
             sem::undo_shared,

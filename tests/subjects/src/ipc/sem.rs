@@ -3,7 +3,10 @@
 use anyhow::Result;
 use libc::{GETALL, GETPID, IPC_CREAT, IPC_RMID, IPC_STAT, SEM_UNDO, SETALL};
 
-use crate::kit::{Kin, Setting, Watch, args, raw, same, sys};
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use crate::kit::{Kin, SOON, Setting, Watch, args, raw, same, sys, tid, until};
 
 fn create(key: i32, count: u64) -> Result<i32> {
     let old = raw(libc::SYS_semget, args([key as u64]));
@@ -200,4 +203,59 @@ pub(crate) fn undo_shared(setting: &Setting) -> Result<Watch> {
         Ok(())
     })
     .spoiled_by(move || change(id, 0, 1, 0)))
+}
+
+/// Threads that share a list, and the first thread has not: what one of them has taken comes back when both have ended.
+pub(crate) fn undo_of_others(_: &Setting) -> Result<Watch> {
+    let id = create(0x6b75_0015, 1)?;
+    let set = [10_u16];
+    control(id, 0, SETALL, set.as_ptr() as u64)?;
+    let (mut older, mut younger) = pair(id)?;
+    let is = move |value: u16| values::<1>(id).is_ok_and(|found| found == [value]);
+    Ok(Watch::new(move || {
+        same("the value", &[5], &values::<1>(id)?)?;
+        older.end()?;
+        std::thread::sleep(Duration::from_millis(30));
+        same("when one has ended", &[5], &values::<1>(id)?)?;
+        younger.end()?;
+        until("both have ended", SOON, || is(10))?;
+        (older, younger) = pair(id)?;
+        Ok(())
+    })
+    .spoiled_by(move || change(id, 0, 1, 0)))
+}
+
+/// A thread that ends when it is told to.
+struct Waits(Option<Sender<()>>, i32);
+
+impl Waits {
+    fn end(&mut self) -> Result<()> {
+        drop(self.0.take());
+        let task = format!("/proc/self/task/{}", self.1);
+        until("the end of a thread", SOON, || {
+            !std::fs::exists(&task).unwrap_or(true)
+        })
+    }
+}
+
+/// A thread that leaves its process's list, and one that it makes.
+fn pair(id: i32) -> Result<(Waits, Waits)> {
+    let (tell, told) = channel();
+    let ((end, ended), (end_of_other, other_ended)) = (channel::<()>(), channel::<()>());
+    std::thread::spawn(move || {
+        let taken = nix::sched::unshare(nix::sched::CloneFlags::CLONE_SYSVSEM)
+            .map_err(anyhow::Error::from)
+            .and_then(|()| change(id, 0, -2, SEM_UNDO));
+        let _ = tell.send((taken, tid()));
+        std::thread::spawn(move || {
+            let _ = tell.send((change(id, 0, -3, SEM_UNDO), tid()));
+            let _ = other_ended.recv();
+        });
+        let _ = ended.recv();
+    });
+    let (taken, older) = told.recv()?;
+    taken?;
+    let (taken, younger) = told.recv()?;
+    taken?;
+    Ok((Waits(Some(end), older), Waits(Some(end_of_other), younger)))
 }

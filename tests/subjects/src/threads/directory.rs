@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, bail};
 
-use crate::kit::{Crew, Kin, Setting, Watch, procfs, same, sys};
+use crate::kit::{Crew, Kin, Setting, Watch, args, procfs, raw, same, sys, tid};
 
 /// The mask of new files.
 pub(crate) fn umask(_: &Setting) -> Result<Watch> {
@@ -84,6 +84,90 @@ pub(crate) fn of_threads(setting: &Setting) -> Result<Watch> {
         })?;
     }
     Ok(crew.watch())
+}
+
+/// Threads that share directories, descriptors and lists of undo with each other, and not with the first one.
+///
+/// Before the first thread leaves the directories, so that two have them alone; of others one has made two more, which
+/// have its directories, and one of these has left its descriptors and made one more.
+pub(crate) fn of_others(setting: &Setting) -> Result<Watch> {
+    let dir = setting.fresh("others");
+    fs::create_dir(&dir)?;
+    let mut crew = Crew::default();
+    let (tell, told) = std::sync::mpsc::channel();
+    let teller = tell.clone();
+    crew.add(move || member(&teller, 0o001))?;
+    let teller = tell.clone();
+    crew.add(move || member(&teller, 0o001))?;
+    leave(libc::CLONE_FS)?;
+    tell.send(tid())?;
+    let teller = tell.clone();
+    crew.add(move || {
+        leave(libc::CLONE_FS)?;
+        std::env::set_current_dir(&dir)?;
+        let mut below = Crew::default();
+        let own = member(&teller, 0o002)?;
+        let with_it = teller.clone();
+        below.add(move || member(&with_it, 0o002))?;
+        let lists = teller.clone();
+        below.add(move || {
+            leave(libc::CLONE_SYSVSEM)?;
+            let mut below = Crew::default();
+            let one = lists.clone();
+            below.add(move || member(&one, 0o002))?;
+            Ok(member(&lists, 0o002)?.and(below.watch()))
+        })?;
+        below.add(move || {
+            leave(libc::CLONE_FILES)?;
+            let mut below = Crew::default();
+            let one = teller.clone();
+            below.add(move || member(&one, 0o002))?;
+            Ok(member(&teller, 0o002)?.and(below.watch()))
+        })?;
+        Ok(own.and(below.watch()))
+    })?;
+    let all: Vec<i32> = told.try_iter().collect();
+    same("threads", &9, &all.len())?;
+    Ok(Watch::keep(move || Ok(shared(&all)))?.and(crew.watch()))
+}
+
+fn leave(what: i32) -> Result<()> {
+    // SAFETY: takes a number.
+    sys("unshare", unsafe { libc::unshare(what) }).map(drop)
+}
+
+/// A thread whose mask another one with the same directories sets as well.
+fn member(tell: &std::sync::mpsc::Sender<i32>, mask: u32) -> Result<Watch> {
+    // SAFETY: takes a number.
+    unsafe { libc::umask(mask) };
+    tell.send(tid())?;
+    let here = || {
+        Ok((
+            std::env::current_dir()?,
+            fs::read_link("/proc/thread-self/cwd")?,
+        ))
+    };
+    let next = move || {
+        // SAFETY: takes a number.
+        let found = unsafe { libc::umask(mask) };
+        same("the umask", &mask, &found)
+    };
+    Ok(Watch::keep(here)?.and(Watch::new(next)))
+}
+
+/// Which of these threads share descriptors, directories, and what `SEM_UNDO` will do.
+fn shared(tids: &[i32]) -> Vec<(i32, i32, [bool; 3])> {
+    /// KCMP_FILES, KCMP_FS, KCMP_SYSVSEM
+    const KINDS: [u64; 3] = [2, 3, 6];
+    let is = |one: i32, other: i32| {
+        KINDS.map(|kind| raw(libc::SYS_kcmp, args([one as u64, other as u64, kind])) == 0)
+    };
+    let pairs = tids
+        .iter()
+        .flat_map(|one| tids.iter().map(move |other| (*one, *other)));
+    pairs
+        .map(|(one, other)| (one, other, is(one, other)))
+        .collect()
 }
 
 /// What a thread finds at `.`, `/` and `here`.

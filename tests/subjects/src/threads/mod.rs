@@ -104,6 +104,11 @@ pub(crate) const GROUP: Group = Group {
             directory::of_threads,
         ),
         subject(
+            "directories-of-others",
+            "directories that threads share and the first thread has not, with other tables of their own",
+            directory::of_others,
+        ),
+        subject(
             "descriptors-of-threads",
             "descriptors of a thread that has left its process's table",
             descriptors::apart,
