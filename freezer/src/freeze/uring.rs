@@ -5,6 +5,7 @@
 
 use crate::files::{self, apart};
 use crate::proc::{self, FdInfo};
+use std::time::Duration;
 use sys::regs::Regs;
 use sys::vm::ProcMem;
 use sys::{Errno, Pid, Tid};
@@ -45,7 +46,7 @@ fn unread(pid: Pid, fd: i32) -> Option<(u32, u32)> {
     if proc::link(pid, &format!("fd/{fd}")).ok()? != b"anon_inode:[io_uring]" {
         return None;
     }
-    let info = FdInfo::read(pid, fd).ok()?;
+    let info = told(pid, fd)?;
     let number = |key, radix| u32::try_from(info.number(key, radix)?).ok();
     let mask = u64::from_str_radix(info.value("CqMask")?.trim_start_matches("0x"), 16).ok()?;
     let (head, tail) = (number("CqHead", 10)?, number("CqTail", 10)?);
@@ -53,6 +54,21 @@ fn unread(pid: Pid, fd: i32) -> Option<(u32, u32)> {
         tail.wrapping_sub(head),
         u32::try_from(mask).ok()?.checked_add(1)?,
     ))
+}
+
+/// What the kernel tells of a ring: newer ones tell nothing while somebody else has it locked, such as another thread that
+/// submits to it (io_uring/fdinfo.c).
+fn told(pid: Pid, fd: i32) -> Option<FdInfo> {
+    const LOOKS: usize = 1000;
+    for _ in 0..LOOKS {
+        let info = FdInfo::read(pid, fd).ok()?;
+        if info.value("CqMask").is_some() {
+            return Some(info);
+        }
+        std::thread::sleep(Duration::from_micros(20));
+    }
+    log::warn!("process {pid}: its ring {fd} is always locked");
+    None
 }
 
 /// The call without what it has submitted.

@@ -521,6 +521,11 @@ pub(crate) const GROUP: Group = Group {
             uring::partly,
         ),
         subject(
+            "uring-locked",
+            "the same while another thread keeps the ring locked",
+            uring::locked,
+        ),
+        subject(
             "uring-timed",
             "waits for a ring of io_uring with a time-out",
             uring::limited,

@@ -335,6 +335,38 @@ pub(crate) fn partly(_: &Setting) -> Result<Watch> {
     })
 }
 
+/// A thread has submitted a request and waits for more completions, while another one keeps the ring locked.
+pub(crate) fn locked(_: &Setting) -> Result<Watch> {
+    /// `IORING_REGISTER_BUFFERS`, `IORING_UNREGISTER_BUFFERS`
+    const REGISTER: [u64; 2] = [0, 1];
+    const LEN: usize = 4 << 20;
+    let [ring, sender] = [Ring::new(4, 8, 0)?, Ring::new(4, 8, 0)?];
+    let wait = move || {
+        ring.nop(0);
+        let done = ring.enter(1, 2);
+        match ring.take_all()[..] {
+            [(0, 0), (7, 9)] => done,
+            _ => -3,
+        }
+    };
+    let watch = blocked(libc::SYS_io_uring_enter, wait, 1, move || {
+        send(sender, ring.fd)
+    })?;
+    let buffer = [ring::memory(LEN)? as u64, LEN as u64];
+    std::thread::spawn(move || {
+        for round in 0_u64.. {
+            for _ in 0..20 {
+                let _ = ring.register(REGISTER[0], buffer.as_ptr() as u64, 1);
+                let _ = ring.register(REGISTER[1], 0, 0);
+            }
+            // It is not to take a processor from others for long.
+            let pause = if round < 2000 { 200 } else { 20_000 };
+            std::thread::sleep(Duration::from_micros(pause));
+        }
+    });
+    Ok(watch)
+}
+
 /// Waits for a completion that does not come.
 fn in_vain(ring: Ring, limit: Duration) -> i64 {
     let time = [limit.as_secs(), limit.subsec_nanos().into()];
