@@ -81,6 +81,10 @@ pub mod op {
     pub const PROVIDE_BUFFERS: u8 = 31;
     pub const MSG_RING: u8 = 40;
     pub const READ_MULTISHOT: u8 = 49;
+    pub const WAITID: u8 = 50;
+    pub const FUTEX_WAIT: u8 = 51;
+    pub const FUTEX_WAITV: u8 = 53;
+    pub const EPOLL_WAIT: u8 = 59;
 }
 
 /// `struct io_uring_sqe`, as far as it is needed.
@@ -108,6 +112,8 @@ pub struct Entry {
     pub buffer: u16,
     /// Number of a place for a file, plus one; how much a receive that goes on may take.
     pub file_index: u32,
+    /// `addr3`
+    pub third: u64,
 }
 
 impl Entry {
@@ -121,6 +127,12 @@ impl Entry {
     #[must_use]
     pub fn is_linked(&self) -> bool {
         self.flags & (1 << 2 | 1 << 3) != 0
+    }
+
+    /// Whether the field for a descriptor holds something else.
+    #[must_use]
+    pub fn has_no_descriptor(&self) -> bool {
+        matches!(self.opcode, op::WAITID | op::FUTEX_WAIT | op::FUTEX_WAITV)
     }
 
     /// As the kernel reads it.
@@ -137,6 +149,7 @@ impl Entry {
         bytes[32..40].copy_from_slice(&self.data.to_le_bytes());
         bytes[40..42].copy_from_slice(&self.buffer.to_le_bytes());
         bytes[44..48].copy_from_slice(&self.file_index.to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.third.to_le_bytes());
         bytes
     }
 }

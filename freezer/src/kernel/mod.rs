@@ -30,6 +30,7 @@ mod paths;
 mod pipes;
 mod pressure;
 mod processors;
+mod ring_awaited;
 mod ring_groups;
 mod ring_links;
 mod ring_messages;

@@ -56,6 +56,8 @@ pub(crate) struct Waiting {
     /// Memory that has several parts.
     pub(crate) vectors: Vec<(u64, u64)>,
     pub(crate) message: Option<Message>,
+    /// Futexes, one of which it waits for, and their flags.
+    pub(crate) futexes: Vec<(u64, u32)>,
     /// It has not begun.
     pub(crate) later: bool,
     /// It waits for all before it.
@@ -205,6 +207,33 @@ impl Bytes<'_> {
         Ok(())
     }
 
+    fn epoll(&self, found: &mut Waiting) -> Result<(), Unreadable> {
+        const OF: &str = "io_epoll_wait";
+        found.entry.address = self.word(OF, "events")?;
+        found.entry.len = self.half(OF, "maxevents")?;
+        Ok(())
+    }
+
+    /// What a request is by its kind.
+    fn kind(&self, stage: Stage, found: &mut Waiting) -> Result<(), Unreadable> {
+        let opcode = found.entry.opcode;
+        match opcode {
+            _ if self.is_time() => found.file = 0,
+            op::NOP if stage == Stage::Later => found.file = 0,
+            op::POLL_ADD => self.poll(found)?,
+            op::ACCEPT => self.accept(found)?,
+            op::RECV | op::SEND | op::RECVMSG | op::SENDMSG => self.of_socket(found)?,
+            op::READ | op::WRITE | op::READV | op::WRITEV | op::READ_FIXED | op::WRITE_FIXED => {
+                self.read(found)?;
+            }
+            op::READ_MULTISHOT => self.read(found)?,
+            op::EPOLL_WAIT => self.epoll(found)?,
+            _ if found.entry.has_no_descriptor() => found.file = 0,
+            other => found.obstacle = Some(format!("a request of kind {other}")),
+        }
+        Ok(())
+    }
+
     /// LINK_TIMEOUT and TIMEOUT that have not begun.
     fn is_time(&self) -> bool {
         let opcode = self.own("opcode").unwrap_or(0) as u8;
@@ -224,6 +253,9 @@ impl Kernel {
             for request in self.in_table(*table)? {
                 found.extend(self.linked(request, Stage::Waits)?);
             }
+        }
+        for request in self.of_no_file(ring)? {
+            found.extend(self.linked(request, Stage::Waits)?);
         }
         for request in self.time_outs(ring)? {
             found.extend(self.linked(request, Stage::Times)?);
@@ -305,13 +337,37 @@ impl Kernel {
             .collect();
         let lists: Option<Vec<u64>> = self.words(&places)?.into_iter().collect();
         let mut found = Vec::new();
-        for mut next in lists.ok_or(WRONG)? {
-            while next != 0 {
-                if found.len() == MOST {
-                    return Err(WRONG);
-                }
-                found.push(next.wrapping_sub(node));
-                next = self.word(next, "a list of requests")?;
+        for next in lists.ok_or(WRONG)? {
+            self.add_list(next, node, &mut found)?;
+        }
+        Ok(found)
+    }
+
+    /// Requests in a list (`struct hlist_head`), which has `node` bytes behind the beginning of each.
+    fn add_list(
+        &mut self,
+        mut next: u64,
+        node: u64,
+        found: &mut Vec<u64>,
+    ) -> Result<(), Unreadable> {
+        while next != 0 {
+            if found.len() == MOST {
+                return Err(WRONG);
+            }
+            found.push(next.wrapping_sub(node));
+            next = self.word(next, "a list of requests")?;
+        }
+        Ok(())
+    }
+
+    /// Those that wait for a futex or a child, where the kernel has such requests.
+    fn of_no_file(&mut self, ring: u64) -> Result<Vec<u64>, Unreadable> {
+        let node = self.btf.field(REQUEST, "hash_node")?.offset;
+        let mut found = Vec::new();
+        for list in ["futex_list", "waitid_list"] {
+            if let Ok(list) = self.btf.field(RING, list) {
+                let first = self.word(ring.wrapping_add(list.offset), "a list of requests")?;
+                self.add_list(first, node, &mut found)?;
             }
         }
         Ok(found)
@@ -342,19 +398,7 @@ impl Kernel {
             bytes: &bytes,
         };
         let (mut found, flags) = request.begin(stage)?;
-        let opcode = found.entry.opcode;
-        match opcode {
-            _ if request.is_time() => found.file = 0,
-            op::NOP if stage == Stage::Later => found.file = 0,
-            op::POLL_ADD => request.poll(&mut found)?,
-            op::ACCEPT => request.accept(&mut found)?,
-            op::RECV | op::SEND | op::RECVMSG | op::SENDMSG => request.of_socket(&mut found)?,
-            op::READ | op::WRITE | op::READV | op::WRITEV | op::READ_FIXED | op::WRITE_FIXED => {
-                request.read(&mut found)?;
-            }
-            op::READ_MULTISHOT => request.read(&mut found)?,
-            other => found.obstacle = Some(format!("a request of kind {other}")),
-        }
+        request.kind(stage, &mut found)?;
         let chose = request.has_flag("REQ_F_BUFFER_SELECTED_BIT")?;
         let chosen = match chose {
             true if !request.has_flag("REQ_F_BUFFER_RING_BIT")? => request.own("kbuf")?,
@@ -388,6 +432,8 @@ impl Kernel {
         let is_copied = request.has_flag("REQ_F_ASYNC_DATA_BIT")?;
         if request.is_time() {
             self.time_out(&bytes, data, stage, &mut found)?;
+        } else if found.entry.has_no_descriptor() {
+            self.add_awaited(&bytes, data, &mut found)?;
         } else if is_copied {
             self.add_copied(&bytes, data, &mut found)?;
         }
@@ -511,6 +557,7 @@ impl Bytes<'_> {
             },
             vectors: Vec::new(),
             message: None,
+            futexes: Vec::new(),
             later,
             drained: false,
             chosen: None,

@@ -81,7 +81,7 @@ const MAY_HAVE: [(&str, &str); 9] = [
 ];
 
 /// Lists (`struct hlist_head`) of requests that wait.
-const SHORT_LISTS: [&str; 3] = ["waitid_list", "futex_list", "cancelable_uring_cmd"];
+const SHORT_LISTS: [&str; 1] = ["cancelable_uring_cmd"];
 /// What waits for the thread that submits (`struct llist_head`, `struct llist_node *`).
 const QUEUED: &str = "work_llist";
 const QUEUED_AGAIN: &str = "retry_llist";

@@ -204,7 +204,7 @@ impl BufferGroup {
     }
 }
 
-/// A request that waits for a file or a time.
+/// A request that waits for a file, a time, a futex or a child.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingRequest {
     /// Who has submitted it.
@@ -223,6 +223,8 @@ pub struct RingRequest {
     pub vectors: Vec<(u64, u64)>,
     /// What else a message has (`struct user_msghdr`).
     pub message: Option<RingMessage>,
+    /// Addresses of several futexes, one of which it waits for, and their flags (`struct futex_waitv`).
+    pub futexes: Vec<(u64, u32)>,
 }
 
 /// `struct user_msghdr` without its memory.

@@ -159,6 +159,7 @@ impl Known {
                 name: message.name,
                 control: message.control,
             }),
+            futexes: waiting.futexes.clone(),
             until: waiting.until.map(|until| match until {
                 Until::Monotonic(at) => RequestEnd::Monotonic(at - monotonic),
                 Until::Boottime(at) => RequestEnd::Boottime(at - boottime),

@@ -11,6 +11,8 @@ const SECOND: i64 = 1_000_000_000;
 /// Bytes of `struct user_msghdr`, and of the length of the name in it, which the kernel reads when a message has come.
 const HEADER: usize = 56;
 const NAME_LEN: std::ops::Range<usize> = 8..12;
+/// Bytes of `struct futex_waitv`.
+const FUTEX: usize = 24;
 /// What is at an address of its own begins at such a border.
 const BORDER: usize = 16;
 
@@ -42,6 +44,7 @@ impl Places {
                 let time = [time.div_euclid(SECOND), time.rem_euclid(SECOND)];
                 Some(self.put(&time.map(i64::to_le_bytes).concat()))
             }
+            None if !request.futexes.is_empty() => Some(self.put(&futexes(request))),
             None if request.vectors.is_empty() => None,
             None => Some(self.put(&parts)),
             Some(message) => {
@@ -64,6 +67,34 @@ impl Places {
             }
         };
         self.of.push(place);
+    }
+
+    /// Has requests wait for futexes whatever these hold by now, since the kernel compares only when they begin to.
+    pub(super) fn compare_with(
+        &self,
+        tracee: &Tracee,
+        requests: &[&RingRequest],
+        entries: &mut [Entry],
+        bytes: &mut [u8],
+    ) {
+        let value = |address| {
+            let bytes = tracee.mem().read_vec(address, 4).ok()?;
+            Some(u64::from(u32::from_le_bytes(*bytes.first_chunk()?)))
+        };
+        for ((request, entry), place) in requests.iter().zip(entries).zip(&self.of) {
+            if request.later {
+                continue;
+            }
+            if request.entry.opcode == op::FUTEX_WAIT {
+                entry.offset = value(request.entry.address).unwrap_or(entry.offset);
+            }
+            for ((address, _), number) in request.futexes.iter().zip(0..) {
+                let at = place.unwrap_or(0) + number * FUTEX;
+                if let (Some(value), Some(word)) = (value(*address), bytes.get_mut(at..at + 8)) {
+                    word.copy_from_slice(&value.to_le_bytes());
+                }
+            }
+        }
     }
 
     /// Bytes of memory that it needs.
@@ -107,6 +138,13 @@ impl Places {
         });
         (entries.collect(), bytes)
     }
+}
+
+/// `struct futex_waitv`: a value, an address, flags, reserved.
+fn futexes(request: &RingRequest) -> Vec<u8> {
+    let all = request.futexes.iter();
+    let words = all.flat_map(|(address, flags)| [0, *address, u64::from(*flags)]);
+    words.flat_map(u64::to_le_bytes).collect()
 }
 
 /// Has a receive of a message find what it is to read where its message shall be told of, and returns what is there

@@ -124,19 +124,22 @@ fn submit_some(
     };
     let failed = || ResurrectError::call(pid, doing);
     let taken = take(pid, tracee, pidfd, opened.as_raw_fd(), &files, places.len())?;
-    let (entries, bytes) = places.at(taken.place, requests);
+    let (mut entries, mut bytes) = places.at(taken.place, requests);
+    places.compare_with(tracee, requests, &mut entries, &mut bytes);
     tracee.mem().write(taken.place, &bytes).map_err(failed())?;
     let mut numbers = taken.files.iter();
     let entries = entries.into_iter().zip(requests.iter().zip(&files));
     let entries = entries.map(|(entry, (request, file))| Entry {
         fd: match file {
             Some(_) => numbers.next().copied().unwrap_or(-1),
-            None if request.later => request.entry.fd,
+            None if request.later || entry.has_no_descriptor() => entry.fd,
             None => -1,
         },
         ..entry
     });
-    memory.add(&entries.collect::<Vec<_>>());
+    let entries: Vec<Entry> = entries.collect();
+    log::trace!("submitting {entries:?}");
+    memory.add(&entries);
     let mut own = Vec::new();
     for (number, request) in requests.iter().enumerate() {
         own.extend(messages::lend(

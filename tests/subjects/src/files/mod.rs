@@ -576,6 +576,21 @@ pub(crate) const GROUP: Group = Group {
             uring::waiting::ticks,
         ),
         subject(
+            "uring-futexes",
+            "requests of io_uring that wait for futexes",
+            uring::awaited::futexes,
+        ),
+        subject(
+            "uring-child-ends",
+            "a request of io_uring that waits for the end of a child",
+            uring::awaited::child,
+        ),
+        subject(
+            "uring-epoll",
+            "a request of io_uring that waits for an epoll",
+            uring::awaited::epoll,
+        ),
+        subject(
             "uring-linked",
             "a read of io_uring with a linked time-out",
             uring::links::linked,

@@ -1,5 +1,6 @@
 //! io_uring(7)
 
+pub(crate) mod awaited;
 pub(crate) mod links;
 pub(crate) mod named;
 pub(crate) mod polled;

@@ -23,6 +23,10 @@ pub(super) const WRITE: u8 = 23;
 pub(super) const RECV: u8 = 27;
 pub(super) const PROVIDE_BUFFERS: u8 = 31;
 pub(super) const MSG_RING: u8 = 40;
+pub(super) const WAITID: u8 = 50;
+pub(super) const FUTEX_WAIT: u8 = 51;
+pub(super) const FUTEX_WAITV: u8 = 53;
+pub(super) const EPOLL_WAIT: u8 = 59;
 /// `IOSQE_FIXED_FILE`, `IOSQE_IO_LINK`, `IOSQE_IO_HARDLINK`, `IOSQE_BUFFER_SELECT`
 pub(super) const FIXED_FILE: u8 = 1 << 0;
 pub(super) const LINK: u8 = 1 << 2;
@@ -70,6 +74,8 @@ pub(super) struct Entry {
     pub(super) op_flags: u32,
     pub(super) data: u64,
     pub(super) buffer: u16,
+    pub(super) file_index: u32,
+    pub(super) third: u64,
 }
 
 impl Ring {
@@ -139,8 +145,8 @@ impl Ring {
             entry.address,
             u64::from(entry.len) | u64::from(entry.op_flags) << 32,
             entry.data,
-            entry.buffer.into(),
-            0,
+            u64::from(entry.buffer) | u64::from(entry.file_index) << 32,
+            entry.third,
             0,
         ];
         // SAFETY: inside of the mapping; the kernel does not look before the tail tells of it.
