@@ -5,11 +5,10 @@ use crate::freeze::ring_offsets::in_use;
 use crate::{FreezerError, Refusal, proc};
 use persist_mem::manifest::{
     AddressSpace, Backing, BufferRing, Description, DescriptionKind, Live, Manifest, Ring,
-    RingRequest,
 };
 use persist_mem::rings::{Moves, Offsets};
 use std::collections::BTreeMap;
-use sys::uring::flags::NO_SQARRAY;
+use sys::uring::flags::{HYBRID_IOPOLL, NO_SQARRAY};
 use sys::uring::op;
 use sys::{PAGE_SIZE_U64, Pid};
 
@@ -140,7 +139,10 @@ fn offsets_on(manifest: &Manifest, since_6_6: bool) -> BTreeMap<u64, Offsets> {
 /// What of a ring an older kernel does not know.
 fn unknown(ring: &Ring, since: impl Fn((u32, u32)) -> bool) -> Option<&'static str> {
     let mut groups = ring.groups.iter().filter_map(|group| group.ring.as_ref());
-    let goes_on = |request: &RingRequest| request.entry.opcode == op::READ_MULTISHOT;
+    let has = |kinds: &[u8]| {
+        let mut requests = ring.requests.iter();
+        requests.any(|request| kinds.contains(&request.entry.opcode))
+    };
     if ring.flags & NO_SQARRAY != 0 && !since((6, 6)) {
         return Some("before Linux 6.6 there is no ring with IORING_SETUP_NO_SQARRAY");
     }
@@ -150,8 +152,20 @@ fn unknown(ring: &Ring, since: impl Fn((u32, u32)) -> bool) -> Option<&'static s
     if groups.any(|it| it.flags & BufferRing::INCREMENTAL != 0) && !since((6, 12)) {
         return Some("before Linux 6.12 there are no buffers with IOU_PBUF_RING_INC");
     }
-    if ring.requests.iter().any(goes_on) && !since((6, 7)) {
+    if has(&[op::READ_MULTISHOT]) && !since((6, 7)) {
         return Some("before Linux 6.7 no read of io_uring goes on");
+    }
+    if has(&[op::FUTEX_WAIT, op::FUTEX_WAITV, op::WAITID]) && !since((6, 7)) {
+        return Some("before Linux 6.7 no request of io_uring waits for a futex or a child");
+    }
+    if has(&[op::EPOLL_WAIT]) && !since((6, 15)) {
+        return Some("before Linux 6.15 no request of io_uring waits for an epoll");
+    }
+    if ring.settings.clock.is_some() && !since((6, 12)) {
+        return Some("before Linux 6.12 no ring has a clock of its own");
+    }
+    if ring.flags & HYBRID_IOPOLL != 0 && !since((6, 13)) {
+        return Some("before Linux 6.13 there is no ring with IORING_SETUP_HYBRID_IOPOLL");
     }
     let bundles = since((6, 10));
     let ready = ring.groups.is_empty() || ring.taking(bundles, ring.ended()).is_some();

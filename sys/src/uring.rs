@@ -30,6 +30,8 @@ pub fn is_of_buffers(offset: u64) -> bool {
 
 /// Bits of `struct io_uring_params.flags` (include/uapi/linux/io_uring.h).
 pub mod flags {
+    /// Completions are looked for where devices are polled.
+    pub const IOPOLL: u32 = 1 << 0;
     /// A thread of the kernel's takes entries.
     pub const SQPOLL: u32 = 1 << 1;
     /// It runs on one processor.
@@ -58,6 +60,8 @@ pub mod flags {
     pub const DEFER_TASKRUN: u32 = 1 << 13;
     /// Entries are taken in their order.
     pub const NO_SQARRAY: u32 = 1 << 16;
+    /// Devices are polled after a sleep.
+    pub const HYBRID_IOPOLL: u32 = 1 << 17;
 }
 
 /// `IORING_OP_*`
@@ -158,8 +162,6 @@ impl Entry {
 pub const ENTER_WAKEUP: u32 = 2;
 /// `IORING_ENTER_GETEVENTS`.
 pub const ENTER_GETEVENTS: u32 = 1;
-/// `IORING_REGISTER_ENABLE_RINGS`.
-pub const REGISTER_ENABLE_RINGS: u32 = 12;
 
 /// Words of `struct io_uring_params`.
 const PARAMS: usize = 30;
@@ -258,8 +260,15 @@ pub mod register {
     pub const FILES: u32 = 2;
     pub const EVENTFD: u32 = 4;
     pub const EVENTFD_ASYNC: u32 = 7;
+    pub const RESTRICTIONS: u32 = 11;
+    pub const ENABLE_RINGS: u32 = 12;
+    pub const FILES2: u32 = 13;
+    pub const BUFFERS2: u32 = 15;
+    pub const IOWQ_MAX_WORKERS: u32 = 19;
     pub const RING_FDS: u32 = 20;
     pub const PBUF_RING: u32 = 22;
+    pub const FILE_ALLOC_RANGE: u32 = 25;
+    pub const CLOCK: u32 = 29;
 }
 
 /// io_uring_register(2) with numbers of descriptors.
@@ -274,15 +283,33 @@ pub fn register_numbers(ring: impl AsFd, what: u32, numbers: &[i32]) -> Result<(
     unsafe { syscall(libc::SYS_io_uring_register, args) }.map(drop)
 }
 
+/// io_uring_register(2) with numbers of descriptors and the tags that tell when they are not used any more.
+///
+/// # Errors
+/// As [`register_numbers`].
+pub fn register_tagged(ring: impl AsFd, numbers: &[i32], tags: &[u64]) -> Result<()> {
+    let all = tags.len().min(numbers.len()) as u64;
+    // struct io_uring_rsrc_register: how many, flags, reserved, where they are, where their tags are.
+    let words = [all, 0, numbers.as_ptr() as u64, tags.as_ptr() as u64];
+    register_words(ring, register::FILES2, &words, 32)
+}
+
 /// io_uring_register(2) with a structure of so many words, as `count` things.
 ///
 /// # Errors
 /// `EINVAL` for what the kernel does not know, `EEXIST` for what is there.
 pub fn register_words(ring: impl AsFd, what: u32, words: &[u64], count: u32) -> Result<()> {
     let fd = u64::try_from(ring.as_fd().as_raw_fd()).unwrap_or(u64::MAX);
-    let args = [fd, what.into(), words.as_ptr() as u64, count.into(), 0, 0];
-    // SAFETY: the kernel reads the structure, which callers give whole. Memory that it tells of is the caller's, and
-    // the kernel only reads it.
+    // The kernel writes into some.
+    let mut copy = words.to_vec();
+    let at = if copy.is_empty() {
+        0
+    } else {
+        copy.as_mut_ptr() as u64
+    };
+    let args = [fd, what.into(), at, count.into(), 0, 0];
+    // SAFETY: the structure is ours, and callers give it whole. Memory that it tells of is the caller's, and the kernel
+    // only reads it.
     unsafe { syscall(libc::SYS_io_uring_register, args) }.map(drop)
 }
 

@@ -21,7 +21,9 @@ use sys::{Pid, Tid};
 
 const LINK: &[u8] = b"anon_inode:[io_uring]";
 /// Flags whose rings are made again.
-const CARRIED: u32 = flags::SQPOLL
+const CARRIED: u32 = flags::IOPOLL
+    | flags::HYBRID_IOPOLL
+    | flags::SQPOLL
     | flags::SQ_AFF
     | flags::CQSIZE
     | flags::CLAMP
@@ -36,11 +38,9 @@ const CARRIED: u32 = flags::SQPOLL
     | flags::DEFER_TASKRUN
     | flags::NO_SQARRAY;
 /// Names of the others, by their bits (include/uapi/linux/io_uring.h).
-const NAMES: [(u32, &str); 7] = [
-    (1 << 0, "IORING_SETUP_IOPOLL"),
+const NAMES: [(u32, &str); 5] = [
     (1 << 14, "IORING_SETUP_NO_MMAP"),
     (1 << 15, "IORING_SETUP_REGISTERED_FD_ONLY"),
-    (1 << 17, "IORING_SETUP_HYBRID_IOPOLL"),
     (1 << 18, "IORING_SETUP_CQE_MIXED"),
     (1 << 19, "IORING_SETUP_SQE_MIXED"),
     (1 << 20, "IORING_SETUP_SQ_REWIND"),
@@ -118,6 +118,9 @@ fn obstacle(state: &RingState) -> Option<String> {
             "a ring with IORING_SETUP_SQPOLL and {what}, is not carried"
         ));
     }
+    if let Some(why) = restricted(state) {
+        return Some(format!("a ring with restrictions and {why} is not carried"));
+    }
     let (submitted, completed) = state.counts;
     if submitted.max(completed) > MOST {
         return Some(format!(
@@ -125,6 +128,27 @@ fn obstacle(state: &RingState) -> Option<String> {
         ));
     }
     (state.drains_no_more && submitted == 0).then(|| "its ring has counted 2^32 requests".into())
+}
+
+/// What an enabled ring has that its restrictions keep from being made again.
+fn restricted(state: &RingState) -> Option<&'static str> {
+    let restrictions = state.settings.restrictions?;
+    let required = restrictions.required;
+    let mut requests = state.requests.iter();
+    if state.flags & flags::R_DISABLED != 0 {
+        None
+    } else if state.poller.is_some() {
+        Some("IORING_SETUP_SQPOLL")
+    } else if !state.groups.is_empty() {
+        Some("provided buffers")
+    } else if state.drains_no_more {
+        // What is not allowed always has a completion.
+        Some("requests without completions")
+    } else if requests.any(|request| request.entry.flags & required != required) {
+        Some("flags that requests must have")
+    } else {
+        None
+    }
 }
 
 /// How often what changes is looked at, and the time between.
@@ -335,6 +359,7 @@ fn contents(inode: u64, state: &RingState, ring: &OwnedFd) -> sys::Result<Ring> 
         offsets: state.offsets,
         counts: state.counts,
         drains_no_more: state.drains_no_more,
+        settings: state.settings,
         submitter: state.submitter,
         poller: state.poller.map(|poller| RingPoller {
             pid: Pid(poller.pid),

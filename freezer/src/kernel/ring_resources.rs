@@ -19,10 +19,14 @@ pub(crate) struct Registered {
     pub(crate) files: Vec<u64>,
     /// Where in the memory of who registered it each buffer is and how long, None for a free place.
     pub(crate) buffers: Vec<Option<(u64, u64)>>,
+    /// Tags of files and of buffers, by their places.
+    pub(crate) tags: [Vec<u64>; 2],
+    /// The places that files are put into, where these are not all.
+    pub(crate) places: Option<(u32, u32)>,
     /// `struct eventfd_ctx` of an eventfd, and whether it is told of what comes later only
     /// (`IORING_REGISTER_EVENTFD_ASYNC`).
     pub(crate) eventfd: Option<(u64, bool)>,
-    /// Something is not as it is by itself: tags, a part of the places where files are put, buffers of the kernel's.
+    /// Something is not as it is by itself: buffers of the kernel's.
     pub(crate) special: Option<&'static str>,
 }
 
@@ -44,7 +48,13 @@ impl Kernel {
             self.number_in(ring, RING, range[1])?,
         ];
         if files > 0 && range != [0, files] {
-            found.special = Some("a range for files (IORING_REGISTER_FILE_ALLOC_RANGE)");
+            let [first, end] = range.map(|place| u32::try_from(place).unwrap_or(0));
+            found.places = Some((first, end.saturating_sub(first)));
+        }
+        for tags in &mut found.tags {
+            if tags.iter().all(|tag| *tag == 0) {
+                tags.clear();
+            }
         }
         Ok(found)
     }
@@ -111,7 +121,7 @@ impl Kernel {
             let files = self.number_in(ring, RING, "file_table.files")?;
             let files = self.many(files, count)?;
             found.files = files.into_iter().map(|file| file & !FLAGS).collect();
-            self.tags(ring, "file_data", count, found)?;
+            found.tags[0] = self.tags(ring, "file_data", count)?;
         }
         let count = self.number_in(ring, RING, "nr_user_bufs")?;
         if count > 0 {
@@ -120,28 +130,20 @@ impl Kernel {
                 let one = self.mapped_buffer(buffer)?;
                 found.buffers.push(one);
             }
-            self.tags(ring, "buf_data", count, found)?;
+            found.tags[1] = self.tags(ring, "buf_data", count)?;
         }
         Ok(())
     }
 
-    fn tags(
-        &mut self,
-        ring: u64,
-        data: &str,
-        count: u64,
-        found: &mut Registered,
-    ) -> Result<(), Unreadable> {
+    fn tags(&mut self, ring: u64, data: &str, count: u64) -> Result<Vec<u64>, Unreadable> {
+        let mut found = Vec::new();
         let data = self.number_in(ring, RING, data)?;
         let pages = self.number_in(data, "io_rsrc_data", "tags")?;
         for page in 0..count.div_ceil(TAGS_PER_PAGE) {
             let at = self.word(pages.wrapping_add(page * 8), "tags")?;
-            let tags = self.many(at, (count - page * TAGS_PER_PAGE).min(TAGS_PER_PAGE))?;
-            if tags.iter().any(|tag| *tag != 0) {
-                found.special = Some("tags of what is registered");
-            }
+            found.extend(self.many(at, (count - page * TAGS_PER_PAGE).min(TAGS_PER_PAGE))?);
         }
-        Ok(())
+        Ok(found)
     }
 
     fn by_nodes(&mut self, ring: u64, found: &mut Registered) -> Result<(), Unreadable> {
@@ -161,9 +163,11 @@ impl Kernel {
                     node if are_files => self.number_in(node, NODE, "file_ptr")? & !FLAGS,
                     node => self.number_in(node, NODE, "buf")?,
                 };
-                if node != 0 && self.number_in(node, NODE, "tag")? != 0 {
-                    found.special = Some("tags of what is registered");
-                }
+                let tag = match node {
+                    0 => 0,
+                    node => self.number_in(node, NODE, "tag")?,
+                };
+                found.tags[usize::from(!are_files)].push(tag);
                 match are_files {
                     true => found.files.push(inside),
                     false if inside == 0 => found.buffers.push(None),

@@ -6,6 +6,7 @@ use super::ring_groups::Group;
 use super::ring_requests::Waiting;
 use super::ring_resources::Registered;
 use super::{Kernel, Unreadable, half, processors, word};
+use persist_mem::manifest::{RingRestrictions, RingSettings};
 use sys::Tid;
 
 pub(super) const RING: &str = "io_ring_ctx";
@@ -37,6 +38,8 @@ pub(crate) struct RingState {
     pub(crate) waiting: bool,
     /// Those that wait for a file or a time.
     pub(crate) requests: Vec<Waiting>,
+    /// What it is set to.
+    pub(crate) settings: RingSettings,
     /// What is registered with it.
     pub(crate) registered: Registered,
     /// Buffers that requests choose among.
@@ -62,14 +65,11 @@ pub(crate) struct Poller {
 }
 
 /// What a ring may have, by the fields that are zero when it has not; the first one that the kernel knows counts.
-const HAS: [(&[&str], &str); 2] = [
-    (&["personalities.xa_head"], "personalities"),
-    (&["restrictions"], "restrictions"),
-];
+const HAS: [(&[&str], &str); 1] = [(&["personalities.xa_head"], "personalities")];
 
 /// The same of fields that some kernels do not have.
 const MAY_HAVE: [(&str, &str); 9] = [
-    ("iowq_limits", "a limit of workers"),
+    ("restrictions.bpf_filters", "filters"),
     ("napi_enabled", "busy polling"),
     ("ifq", "a queue of an interface"),
     ("zcrx_ctxs.xa_head", "a queue of an interface"),
@@ -162,12 +162,49 @@ impl Bytes<'_> {
         {
             found.push("busy polling");
         }
-        // CLOCK_MONOTONIC
-        if self.field("clockid").is_ok() && self.number("clockid")? != 1 {
-            found.push("a clock of its own");
-        }
         found.dedup();
         Ok(found)
+    }
+
+    fn settings(&self) -> Result<RingSettings, Unreadable> {
+        const MONOTONIC: u32 = 1;
+        let clock = match self.field("clockid") {
+            Ok(_) => Some(self.number("clockid")?).filter(|clock| *clock != MONOTONIC),
+            Err(_) => None,
+        };
+        let workers = self.field("iowq_limits")?.offset;
+        let workers = [workers, workers + 4].map(|at| half(&self.bytes, at).unwrap_or(0));
+        Ok(RingSettings {
+            clock,
+            workers,
+            places: None,
+            restrictions: self.restrictions()?,
+        })
+    }
+
+    fn restrictions(&self) -> Result<Option<RingRestrictions>, Unreadable> {
+        const OF: &str = "restrictions";
+        // Linux 7 tells requests from what is registered.
+        let is_set = ["registered", "op_registered", "reg_registered"];
+        let mut is_set = is_set
+            .iter()
+            .filter_map(|one| self.field(&format!("{OF}.{one}")).ok());
+        if is_set.all(|one| self.is_zero(one)) {
+            return Ok(None);
+        }
+        let bits = |path: &str| {
+            let field = self.field(&format!("{OF}.{path}"))?;
+            let (from, len) = (field.offset as usize, (field.size as usize).min(16));
+            let mut bytes = self.bytes.get(from..from + len).ok_or(WRONG)?.to_vec();
+            bytes.resize(16, 0);
+            Ok::<_, Unreadable>(bytes.first_chunk().map_or(0, |it| u128::from_le_bytes(*it)))
+        };
+        Ok(Some(RingRestrictions {
+            register: bits("register_op")? as u64,
+            requests: bits("sqe_op")?,
+            allowed: bits("sqe_flags_allowed")? as u8,
+            required: bits("sqe_flags_required")? as u8,
+        }))
     }
 
     fn drains_no_more(&self) -> Result<bool, Unreadable> {
@@ -257,6 +294,7 @@ impl Kernel {
             has: ring.has()?,
             waiting: ring.any_in_lists(),
             requests: Vec::new(),
+            settings: ring.settings()?,
             registered: Registered::default(),
             groups: Vec::new(),
             overflown: !ring.is_empty_list("cq_overflow_list")?,
@@ -271,6 +309,7 @@ impl Kernel {
         }
         state.groups = self.groups(at)?;
         state.registered = self.registered(at)?;
+        state.settings.places = state.registered.places;
         if submitter != 0 {
             state.submitter = Some(self.submitter(submitter)?);
         }

@@ -42,6 +42,12 @@ pub struct Ring {
     pub buffers: Vec<Option<(u64, u64)>>,
     /// In whose memory these are.
     pub buffers_of: Option<Pid>,
+    /// What comes with a completion when a file or a buffer is not used any more, by their places; empty for nothing.
+    pub file_tags: Vec<u64>,
+    #[allow(missing_docs, reason = "see above")]
+    pub buffer_tags: Vec<u64>,
+    /// What it is set to.
+    pub settings: RingSettings,
     /// The registered eventfd, and whether it is told only of what is completed later than at once.
     pub eventfd: Option<(DescriptionId, bool)>,
     /// Buffers that requests choose among.
@@ -50,6 +56,32 @@ pub struct Ring {
     pub names: Vec<(Tid, u32)>,
     /// Requests that wait. Behind one with `IOSQE_IO_LINK` or `IOSQE_IO_HARDLINK` is the one that waits for it.
     pub requests: Vec<RingRequest>,
+}
+
+/// What a ring is set to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RingSettings {
+    /// The clock that waits go by (`IORING_REGISTER_CLOCK`), None for CLOCK_MONOTONIC.
+    pub clock: Option<u32>,
+    /// Most workers for files and for others (`IORING_REGISTER_IOWQ_MAX_WORKERS`); 0 for as many as there are.
+    pub workers: [u32; 2],
+    /// The first of the places that files are put into, and how many (`IORING_REGISTER_FILE_ALLOC_RANGE`).
+    pub places: Option<(u32, u32)>,
+    /// What it may be used for.
+    pub restrictions: Option<RingRestrictions>,
+}
+
+/// What a ring may be used for once it is enabled (`IORING_REGISTER_RESTRICTIONS`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RingRestrictions {
+    /// Bits of what may be registered.
+    pub register: u64,
+    /// Bits of the kinds of requests.
+    pub requests: u128,
+    /// Flags that requests may have.
+    pub allowed: u8,
+    /// Flags that they must have.
+    pub required: u8,
 }
 
 /// A thread of the kernel's that takes entries.

@@ -236,6 +236,7 @@ pub(super) fn add(
     let files = registered.files.iter().map(|file| known.file(*file));
     ring.files = files.collect::<Result<_, _>>()?;
     ring.buffers.clone_from(&registered.buffers);
+    [ring.file_tags, ring.buffer_tags] = registered.tags.clone();
     if !ring.buffers.is_empty() {
         let pids: BTreeSet<Pid> = holders
             .iter()

@@ -110,13 +110,18 @@ pub(super) fn advance(
     let found = left.and_then(|left| plan(&left)).zip(Laps::of(ring));
     let wrong = ResurrectError::own("counting requests of io_uring");
     let ([plain, silent, messages], laps) = found.ok_or_else(|| wrong(Errno::EINVAL))?;
-    let most = ring.entries.saturating_mul(AT_ONCE);
+    // What is not allowed is the last one that a call takes, and completed all the same.
+    let each = match ring.settings.restrictions {
+        Some(_) => 1,
+        None => ring.entries,
+    };
+    let most = each.saturating_mul(AT_ONCE);
     memory.fill(&Entry::default());
     let mut left = plain;
     while left > 0 {
         let now = left.min(laps.room(memory.completed())).min(most);
         memory.add_to_tail(now);
-        user.submit(now, ring.entries)?;
+        user.submit(now, each)?;
         laps.take(memory);
         left -= now;
     }
@@ -129,7 +134,7 @@ pub(super) fn advance(
     while left > 0 {
         let now = left.min(most);
         memory.add_to_tail(now);
-        user.submit(now, ring.entries)?;
+        user.submit(now, each)?;
         left -= now;
     }
     add(ring, memory, user, target, messages)

@@ -16,6 +16,7 @@ mod messages;
 mod names;
 mod registered;
 mod requests;
+mod settings;
 mod user;
 
 use super::Opening;
@@ -55,9 +56,10 @@ pub(super) fn open(opening: &Opening<'_, '_>, ring: &Ring) -> Result<OwnedFd, Re
 /// The flags that a ring is made with.
 fn wanted(ring: &Ring) -> u32 {
     let wanted = ring.flags & !flags::ATTACH_WQ;
-    match ring.submitter {
-        Some(_) => wanted | flags::R_DISABLED,
-        None => wanted,
+    // Restrictions are for rings that are enabled later.
+    match ring.submitter.is_some() || ring.settings.restrictions.is_some() {
+        true => wanted | flags::R_DISABLED,
+        false => wanted,
     }
 }
 
@@ -114,6 +116,8 @@ fn fill_one(
     let memory = Mapped::of(ring, opened);
     let memory = memory.map_err(super::failed(description, "mapping its ring"))?;
     registered::set(restore, description, ring, opened, &memory)?;
+    names::register(restore, ring, opened)?;
+    settings::set(ring, opened).map_err(super::failed(description, "setting its ring"))?;
     let without = requests::without(ring);
     let pidfd = restore.self_pidfd.as_raw_fd();
     if let Some(tid) = ring.submitter {
@@ -145,7 +149,7 @@ fn fill_one(
         requests::submit(restore, ring, opened, &memory, false)?;
         memory.write_entries(ring);
     }
-    names::register(restore, ring, opened)
+    Ok(())
 }
 
 /// Submits the requests that tell at once what they have told, and has them told.

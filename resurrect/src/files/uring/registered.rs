@@ -31,8 +31,11 @@ pub(super) fn set(
     if !ring.files.is_empty() {
         let files = ring.files.iter().map(|file| file.map_or(Ok(-1), own));
         let files: Vec<i32> = files.collect::<Result<_, _>>()?;
-        uring::register_numbers(opened, register::FILES, &files)
-            .map_err(super::super::failed(description, "registering its files"))?;
+        let done = match ring.file_tags.is_empty() {
+            true => uring::register_numbers(opened, register::FILES, &files),
+            false => uring::register_tagged(opened, &files, &ring.file_tags),
+        };
+        done.map_err(super::super::failed(description, "registering its files"))?;
     }
     if let Some((id, later)) = ring.eventfd {
         memory
@@ -70,12 +73,27 @@ fn buffers(
     let vectors = batch.data(&bytes);
     let args = [pidfd.into(), opened.as_raw_fd().into(), 0.into()];
     let fd = batch.call("taking the ring", nr::PIDFD_GETFD, args);
-    let args = [
-        fd.into(),
-        register::BUFFERS.into(),
-        vectors.into(),
-        (ring.buffers.len() as u64).into(),
-    ];
+    let count = ring.buffers.len() as u64;
+    let args = match ring.buffer_tags.is_empty() {
+        true => [
+            fd.into(),
+            register::BUFFERS.into(),
+            vectors.into(),
+            count.into(),
+        ],
+        false => {
+            let words = |words: &[u64]| -> Vec<u8> {
+                words.iter().flat_map(|word| word.to_le_bytes()).collect()
+            };
+            let tags = batch.data(&words(&ring.buffer_tags));
+            // struct io_uring_rsrc_register: how many, flags, reserved, where they are, where their tags are.
+            let all = batch.data(&words(&[count, 0, 0, 0]));
+            batch.pointer(all, 16, vectors);
+            batch.pointer(all, 24, tags);
+            let len = 32_u64;
+            [fd.into(), register::BUFFERS2.into(), all.into(), len.into()]
+        }
+    };
     batch.call(doing, nr::IO_URING_REGISTER, args);
     batch.call("closing a copy of its ring", nr::CLOSE, [fd.into()]);
     run(pid, doing, first, &batch).map(drop)

@@ -6,7 +6,7 @@ use crate::calls::{nr, run};
 use std::os::fd::BorrowedFd;
 use sys::batch::Batch;
 use sys::tracee::Tracee;
-use sys::uring::{self, ENTER_GETEVENTS, ENTER_WAKEUP, REGISTER_ENABLE_RINGS};
+use sys::uring::{self, ENTER_GETEVENTS, ENTER_WAKEUP, register};
 use sys::{Errno, Pid};
 
 /// Completions that one call makes at least, of those that wait for it (io_uring/tw.h, `IO_LOCAL_TW_DEFAULT_MAX`; before
@@ -55,7 +55,7 @@ impl<'a> User<'a> {
         let args = [pidfd.into(), ours.into(), 0.into()];
         let fd = batch.call("taking the ring", nr::PIDFD_GETFD, args);
         if enables {
-            let args = [fd.into(), REGISTER_ENABLE_RINGS.into(), 0.into(), 0.into()];
+            let args = [fd.into(), register::ENABLE_RINGS.into(), 0.into(), 0.into()];
             batch.call(doing, nr::IO_URING_REGISTER, args);
         }
         let output = run(pid, doing, tracee, &batch)?;

@@ -591,6 +591,26 @@ pub(crate) const GROUP: Group = Group {
             uring::awaited::epoll,
         ),
         subject(
+            "uring-settings",
+            "most workers, places for files and the clock of rings of io_uring",
+            uring::settings::start,
+        ),
+        subject(
+            "uring-tagged",
+            "files and buffers of a ring of io_uring whose end is told by tags",
+            uring::settings::tagged,
+        ),
+        subject(
+            "uring-restricted",
+            "a ring of io_uring with restrictions, and one that is not enabled yet",
+            uring::settings::restricted,
+        ),
+        subject(
+            "uring-polls-devices",
+            "a ring of io_uring for devices that are polled (IORING_SETUP_IOPOLL)",
+            uring::settings::polls_devices,
+        ),
+        subject(
             "uring-linked",
             "a read of io_uring with a linked time-out",
             uring::links::linked,

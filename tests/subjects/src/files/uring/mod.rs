@@ -7,6 +7,7 @@ pub(crate) mod polled;
 pub(crate) mod provided;
 pub(crate) mod registered;
 mod ring;
+pub(crate) mod settings;
 pub(crate) mod waiting;
 
 use std::fs;
