@@ -53,7 +53,8 @@ const KEEPING: Kind = Kind::Subjects {
 const RECENT: Kind = Kind::Subjects {
     from: "backports",
     parts: "=guard =mseal =droppable =deny-write-exec =slices =tun =tap =tun-idle \
-            =tcp-peek-place =recv-timed-apart =posix-timers-ids",
+            =tcp-peek-place =recv-timed-apart =posix-timers-ids \
+            =uring-provided-mapped =uring-futexes =uring-child-ends =uring-epoll",
 };
 
 /// All real programs, and those that need nothing but the ordinary root file system.
