@@ -4,8 +4,9 @@
 //! threads that have submitted them when these go back to their program, and, with `IORING_SETUP_DEFER_TASKRUN`,
 //! when they ask for them: so a stopped thread makes calls that do nothing until there are none left.
 //!
-//! What waits for an event is in a list of its ring (`files/uring.rs`) and goes on to wait; what a worker of the kernel does (open(2) of
-//! a FIFO, splice(2)) may last as well, which is seen by the worker standing still.
+//! What waits for an event is in a list of its ring (`files/uring.rs`) and goes on to wait; so do reads that a worker of the
+//! kernel waits in (`files/uring/workers.rs`). What else one does (open(2) of a FIFO, splice(2)) may last as well, which
+//! is seen by the worker standing still.
 
 use super::inside::{self, Inside};
 use super::process::{Place, in_scratch};
@@ -105,6 +106,8 @@ fn lasting(pid: Pid, users: &[RingUser]) -> Option<String> {
         let now = at_work(pid);
         same.retain(|tid, doing| now.get(tid) == Some(doing));
     }
+    let waiting = files::waiting_workers(pid);
+    same.retain(|_, (work, _)| !waiting.iter().any(|it| it.work == *work));
     let count = same.len();
     (count > 0).then(|| format!("{count} requests of io_uring do not end"))
 }
@@ -193,6 +196,11 @@ fn left(pid: Pid, tids: &[Tid]) -> Option<String> {
             Err(why) => return Some(unreadable(&why)),
         }
     }
+    let workers = files::waiting_workers(pid);
+    waiting += workers
+        .iter()
+        .map(|it| it.requests.len() as u64)
+        .sum::<u64>();
     let under_way = requests.saturating_sub(waiting);
     (under_way > 0).then(|| format!("{under_way} requests of io_uring do not end"))
 }

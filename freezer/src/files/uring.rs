@@ -7,6 +7,7 @@
 mod groups;
 pub(super) mod names;
 mod resources;
+pub(super) mod workers;
 
 use super::{Open, Table, apart};
 use crate::freeze::vfork;
@@ -244,6 +245,9 @@ pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerEr
     }
     let known = resources::Known::of(table);
     let mut over = resources::over(inside);
+    for work in inside.iter().flat_map(|pid| workers::waiting(*pid)) {
+        over.entry(work.ring).or_default().extend(work.requests);
+    }
     let makers = makers(inside);
     let mut waits = 0;
     for description in &mut table.descriptions {

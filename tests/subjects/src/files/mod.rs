@@ -616,6 +616,11 @@ pub(crate) const GROUP: Group = Group {
             uring::links::linked,
         ),
         subject(
+            "uring-linked-to-nothing",
+            "reads of io_uring that are linked to nothing, which workers wait in",
+            uring::links::to_nothing,
+        ),
+        subject(
             "uring-drained",
             "a request of io_uring that waits for those before it (IOSQE_IO_DRAIN)",
             uring::links::drained,

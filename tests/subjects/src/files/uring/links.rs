@@ -85,6 +85,47 @@ pub(crate) fn linked(_: &Setting) -> Result<Watch> {
     }))
 }
 
+/// A read that is linked to nothing, and a chain whose last request is, which workers of the kernel wait in.
+pub(crate) fn to_nothing(_: &Setting) -> Result<Watch> {
+    let ring = Ring::new(8, 16, 0)?;
+    let (alone, chained) = (pipe()?, pipe()?);
+    let room = Box::leak(Box::new([0_u8; LEN])).as_mut_ptr() as u64;
+    let read = move |fd, data| Entry {
+        opcode: READ,
+        flags: LINK,
+        fd,
+        address: room,
+        len: 4,
+        data,
+        ..Entry::default()
+    };
+    let ask = move || {
+        ring.add(read(alone.0, 1));
+        ring.submit(1)?;
+        ring.add(read(chained.0, 2));
+        ring.add(Entry {
+            opcode: NOP,
+            flags: LINK,
+            data: 3,
+            ..Entry::default()
+        });
+        ring.submit(2)
+    };
+    ask()?;
+    Ok(Watch::new(move || {
+        ring.expect_none()?;
+        files::write(alone.1, b"once")?;
+        same("a read", &vec![(1, 4)], &ring.wait(1)?)?;
+        files::write(chained.1, b"text")?;
+        same("a chain", &vec![(2, 4), (3, 0)], &ring.wait(2)?)?;
+        ask()
+    })
+    .spoiled_by(move || {
+        files::write(alone.1, b"once")?;
+        ring.wait(1).map(drop)
+    }))
+}
+
 /// A request that waits for all before it, one of which waits, and one behind that.
 pub(crate) fn drained(_: &Setting) -> Result<Watch> {
     let ring = Ring::new(8, 16, 0)?;
