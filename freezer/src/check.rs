@@ -1,6 +1,7 @@
 //! What could not be carried, found without stopping anything.
 
 use crate::capture::{Finder, Prepared};
+use crate::confinement::Confinements;
 use crate::files::Facts;
 use crate::files::outsiders::Outsiders;
 use crate::freeze::{compat, traced};
@@ -153,10 +154,7 @@ fn examine(
     facts.domains = domains;
     found.extend(crate::ports::refusal(pid));
     found.extend(crate::keyrings::refusal(pid, whole_host));
-    match whole_host {
-        true => crate::confinement::warn(pid)?,
-        false => found.extend(crate::confinement::refusal(pid)?),
-    }
+    found.extend(Confinements::look().refusals(pid, whole_host)?);
     found.extend(capture::memory_refusals(pid, objects)?);
     for table in files::apart::tables_of(pid) {
         found.extend(files::refusals(table, objects, externals, facts)?);

@@ -13,6 +13,7 @@
 //! | [`formats`] | interpreters of foreign formats of programs, likewise |
 //! | [`disks`] | settings of block devices, likewise |
 //! | [`interrupts`] | which processors serve interrupts, likewise |
+//! | [`policies`] | policies of AppArmor, likewise |
 //! | [`settings`] | settings of the kernel, likewise |
 //! | [`init`] | `/init`: from the new kernel's first process to the running world |
 //! | [`tree`] | contents of file systems in memory |
@@ -30,6 +31,7 @@ pub mod interrupts;
 pub mod modules;
 pub mod mounts;
 pub mod network;
+pub mod policies;
 pub mod settings;
 pub mod superblock;
 pub mod swaps;

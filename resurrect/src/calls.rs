@@ -7,6 +7,7 @@ use sys::{Pid, Tid};
 
 #[allow(missing_docs, reason = "named as in the kernel's table")]
 pub(crate) mod nr {
+    pub(crate) const WRITE: i64 = 1;
     pub(crate) const CLOSE: i64 = 3;
     pub(crate) const MMAP: i64 = 9;
     pub(crate) const MPROTECT: i64 = 10;
@@ -92,6 +93,7 @@ pub(crate) mod nr {
     pub(crate) const CLOSE_RANGE: i64 = 436;
     pub(crate) const PIDFD_GETFD: i64 = 438;
     pub(crate) const LANDLOCK_RESTRICT_SELF: i64 = 446;
+    pub(crate) const LSM_SET_SELF_ATTR: i64 = 460;
     pub(crate) const MSEAL: i64 = 462;
 }
 

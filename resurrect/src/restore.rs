@@ -92,6 +92,8 @@ pub(crate) struct Restore<'a> {
     pub(crate) self_pidfd: OwnedFd,
     /// Rulesets that processes have taken and not enforced yet.
     pub(crate) rulesets: Rulesets,
+    /// What AppArmor confines this process by.
+    pub(crate) confined_by: Vec<u8>,
     /// Helpers in domains of Landlock.
     pub(crate) bridges: Bridges,
     pub(crate) processor: Option<OneProcessor>,
@@ -135,6 +137,7 @@ impl<'a> Restore<'a> {
             moved_rings: Moved::new(),
             self_pidfd: numbers::copy(manifest, &pidfd)?,
             rulesets: Rulesets::new(),
+            confined_by: Vec::new(),
             bridges: Bridges::new(),
             processor: OneProcessor::hold(),
             _room: room,
@@ -249,7 +252,7 @@ impl<'a> Restore<'a> {
         landlock::kill_bridges(&self.bridges);
         for task in self.tasks.values_mut() {
             // What is gone already is what is wanted.
-            let _ = process::kill(task.host_pid(), SIGKILL);
+            let _ = process::end_traced(task.host_pid(), task.first.tid());
         }
         for task in self.tasks.values_mut() {
             // The leader can be waited for when the others are gone.

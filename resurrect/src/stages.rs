@@ -13,6 +13,7 @@ pub(crate) type Stage = fn(&mut Restore<'_>) -> Result<(), ResurrectError>;
 /// Name, function.
 pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("ids", tree::ids::check),
+    ("who may confine others", thread::confinement::check),
     ("sockets that nobody holds", files::garbage::collect),
     ("terminals", files::terminal::make),
     ("memory objects", objects::make),
@@ -68,6 +69,8 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("parents in vfork", tree::vfork::end_helpers),
     ("credentials", thread::credentials::set),
     ("queued signals", thread::signals::queue),
+    // Behind the signals, which a profile may forbid to queue.
+    ("profiles of AppArmor", thread::confinement::set),
     ("tracees", thread::traced::hand_over),
     ("registers", thread::registers::set),
     ("processors", processor::set),

@@ -75,6 +75,7 @@ pub mod kmsg;
 pub mod known_page;
 pub mod landlock;
 pub mod limits;
+pub mod lsm;
 pub mod mapped;
 pub mod mountapi;
 pub mod mqueue;

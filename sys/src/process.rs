@@ -254,6 +254,18 @@ pub fn kill(pid: Pid, signal: i32) -> Result<()> {
     unsafe { syscall(libc::SYS_kill, [pid.0 as u64, signal as u64, 0, 0, 0, 0]) }.map(drop)
 }
 
+/// Ends a process of which this one traces a thread (SIGKILL), also where a security module keeps everybody from sending
+/// it signals (apparmor(7)).
+///
+/// # Errors
+/// `ESRCH`, `EPERM`.
+pub fn end_traced(pid: Pid, tid: Tid) -> Result<()> {
+    match kill(pid, libc::SIGKILL) {
+        Err(Errno::EACCES | Errno::EPERM) => crate::ptrace::kill(tid),
+        done => done,
+    }
+}
+
 /// Takes those signals that wait, of which bit `n - 1` is set for signal `n`, and that this thread blocks.
 pub fn forget_signals(signals: u64) {
     let at_once = libc::timespec {

@@ -167,6 +167,14 @@ pub fn detach(tid: Tid, signal: i32) -> Result<()> {
     request(libc::PTRACE_DETACH, tid, 0, signal as u64)
 }
 
+/// Sends SIGKILL to the process of a tracee (`PTRACE_KILL`), which no security module is asked about.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn kill(tid: Tid) -> Result<()> {
+    request(libc::PTRACE_KILL, tid, 0, 0)
+}
+
 /// Changes the options given to [`seize`].
 ///
 /// # Errors

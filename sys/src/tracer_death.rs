@@ -57,10 +57,13 @@ fn footholds(pid: Pid) -> Vec<(Gate, u64)> {
 }
 
 /// What a tracer does: maps room, has all threads run a batch side by side, twice, unmaps.
-fn trace(pid: Pid, gate: Gate, restorer: u64, sleeps_in: i64, limit: i64) -> i32 {
+fn trace(pid: Pid, gate: Gate, restorer: u64, sleeps_in: i64, mute: bool, limit: i64) -> i32 {
     death::LEFT.store(limit, Ordering::Relaxed);
     let tids = threads(pid);
     let mut tracees: Vec<_> = tids.iter().map(|tid| stop(pid, *tid, sleeps_in)).collect();
+    if mute {
+        tracees.iter_mut().for_each(Tracee::set_mute);
+    }
     let first = &mut tracees[0];
     // Below the red zone.
     let free_below = first.regs().unwrap().rsp - 128;
@@ -160,12 +163,17 @@ fn survive(sleeps_in: i64, body: fn() -> i32) {
     std::thread::sleep(Duration::from_millis(20));
     let footholds = footholds(subject.0);
     assert!(!footholds.is_empty());
-    for (gate, restorer) in footholds {
+    let ways = footholds
+        .into_iter()
+        .flat_map(|way| [(way, false), (way, true)]);
+    for ((gate, restorer), mute) in ways {
         for limit in 0.. {
             let pid = subject.0;
             COME.with(|come| come.fetch_add(1, Ordering::Relaxed));
-            let tracer =
-                process::spawn(0, &[], || trace(pid, gate, restorer, sleeps_in, limit)).unwrap();
+            let tracer = process::spawn(0, &[], || {
+                trace(pid, gate, restorer, sleeps_in, mute, limit)
+            })
+            .unwrap();
             let end = wait::wait_for(tracer.leader()).unwrap();
             std::thread::sleep(Duration::from_millis(3));
             assert_eq!(subject.ended(), None, "at moment {limit} ({gate:x?})");

@@ -52,6 +52,7 @@ impl Rig {
         let bare = cache.bare_initrd()?;
         if build {
             files.push((ARCHIVE.to_owned(), bare.clone()));
+            files.push(("lab/policy".to_owned(), cache.policy()?));
         }
         // After the cache is open: the programs that make images are there then.
         let payload = if files.is_empty() {

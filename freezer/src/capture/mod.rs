@@ -55,6 +55,7 @@ pub(crate) use traced::{
 };
 pub(crate) use vfork::obstacle as vfork_obstacle;
 
+use crate::confinement::Confinements;
 use crate::files::outsiders::Outsiders;
 use crate::files::{Table, apart};
 use crate::landlock::Domains;
@@ -221,6 +222,7 @@ fn lives(
     let [memory, actions, files, directories, undone] = sharing(&pids);
     let mut captured = Vec::new();
     let mut domains = Domains::default();
+    let confinements = Confinements::look();
     // Who has another's memory may leave something on that one's stack, which gives it back then.
     let mut order: Vec<usize> = (0..stats.len()).collect();
     order.sort_by_key(|at| memory.of(stats[*at].0).is_none());
@@ -239,6 +241,7 @@ fn lives(
             directories_of_threads(pid, live, table)?;
             apart::capture(pid, live, table)?;
             crate::landlock::capture(pid, live, &mut domains, &pids)?;
+            confinements.capture(pid, live)?;
             groups.tell(pid, process.sid, live);
         }
         captured.push((at, (process, timers)));

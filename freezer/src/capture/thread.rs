@@ -124,6 +124,7 @@ pub(super) fn describe(
         seccomp: seccomp::capture(pid, tid, status, filters)?,
         layers: Vec::new(),
         domains: Vec::new(),
+        profile: None,
         dispatch: inside.dispatch,
         memory_policy: asked.memory_policy,
         directories: None,

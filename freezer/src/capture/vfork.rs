@@ -13,6 +13,7 @@ use super::process::{self, Place};
 use super::timers::TimersAt;
 use super::{attributes, credentials, mappings, membarrier, policy, signals, thread};
 use super::{kept_memory, kept_timers};
+use crate::confinement::Confinements;
 use crate::freeze::FrozenThread;
 use crate::freeze::vfork::STACK;
 use crate::kernel::{Unreadable, word};
@@ -253,6 +254,7 @@ impl Waiting {
             seccomp: Seccomp::Off,
             layers: Vec::new(),
             domains: Vec::new(),
+            profile: None,
             dispatch: None,
             directories: None,
             files: None,
@@ -287,6 +289,9 @@ pub(crate) fn obstacle(pid: Pid, tid: Tid) -> Result<Option<String>, FreezerErro
     let ours = Status::read(Pid(nix::unistd::getpid().as_raw()), "status")?;
     if crate::landlock::concerns(&[pid]) {
         return told("its process has restricted itself with Landlock");
+    }
+    if Confinements::look().of(pid, tid)?.is_some() {
+        return told("its process is confined by AppArmor");
     }
     // Its child is made by it, as somebody who may still do everything that makes a process.
     let lacks = ours.mask("CapEff") & !status.mask("CapEff");

@@ -231,9 +231,12 @@ impl Frozen {
             threads.values().any(|thread| thread.free_since.is_some())
         };
         let (waiting, others): (Vec<_>, Vec<_>) = processes.iter().partition(waits);
-        for (pid, _) in waiting.into_iter().chain(others.into_iter().rev()) {
+        for (pid, threads) in waiting.into_iter().chain(others.into_iter().rev()) {
+            let ours = |thread: &FrozenThread| thread.traced_by.is_none();
+            let traced = threads.iter().find(|(_, thread)| ours(thread));
+            let tid = traced.map_or(pid.leader(), |(tid, _)| *tid);
             // A process that is gone already is what is wanted.
-            let _ = sys::process::kill(*pid, nix::sys::signal::Signal::SIGKILL as i32);
+            let _ = sys::process::end_traced(*pid, tid);
         }
         for (pid, threads) in processes.iter().rev() {
             // The leader can be waited for when the others are gone.

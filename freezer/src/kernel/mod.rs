@@ -7,7 +7,7 @@
 //! ([`mod@inodes`]), kinds of open files ([`mod@nature`]), what is told of files ([`mod@notify`]), paths ([`mod@paths`]), connections of TCP
 //! ([`mod@connections`]), terminals ([`mod@terminals`]), rings of io_uring ([`mod@uring`], [`mod@ring_requests`], [`mod@ring_links`],
 //! [`mod@ring_messages`], [`mod@ring_resources`], [`mod@ring_groups`]), pages ([`mod@pages`]),
-//! mappings ([`mod@vmas`]), who handles page faults ([`mod@userfaults`]), seccomp filters ([`mod@seccomp`]), maps of BPF ([`mod@bpf_maps`]), domains of Landlock ([`mod@landlock`]), counters of the processors ([`mod@processors`]), what
+//! mappings ([`mod@vmas`]), who handles page faults ([`mod@userfaults`]), seccomp filters ([`mod@seccomp`]), maps of BPF ([`mod@bpf_maps`]), domains of Landlock ([`mod@landlock`]), what AppArmor knows of threads ([`mod@confinement`]), counters of the processors ([`mod@processors`]), what
 //! sleeping threads wait for ([`mod@stacks`]). What they
 //! mean is with the kind of resource:
 //! `ipc/undo.rs`, `capture/restart.rs`, `files/mqueue`. Whatever is not as expected is
@@ -15,6 +15,7 @@
 
 mod bpf_maps;
 mod btf;
+mod confinement;
 mod connections;
 mod credentials;
 mod epolls;
@@ -49,6 +50,7 @@ mod userfaults;
 mod vmas;
 
 pub(crate) use btf::Btf;
+pub(crate) use confinement::Transitions;
 pub(crate) use epolls::Entry as EpollEntry;
 pub(crate) use files::OpenFile;
 pub(crate) use landlock::{Domain, Object, number};
@@ -180,7 +182,7 @@ impl Kernel {
         self.memory.read(requests).map_err(Unreadable::NotAllowed)
     }
 
-    /// Address of a function, None when it is not known.
+    /// Address of a function or variable, None when it is not known.
     pub(crate) fn symbol(&mut self, name: &'static str) -> Option<u64> {
         let memory = &mut self.memory;
         *self

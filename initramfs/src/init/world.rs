@@ -10,7 +10,7 @@ use super::saved::Saved;
 use super::{InitError, Result, memory, release, standstill};
 use crate::early::kmsg::announce;
 use crate::early::switch::detach_proc;
-use crate::{disks, formats, huge_pages, interrupts, network, settings, swaps};
+use crate::{disks, formats, huge_pages, interrupts, network, policies, settings, swaps};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use persist_mem::meminfo::mem_total;
@@ -43,6 +43,8 @@ pub(super) fn start(
     if let Some(Err(errno)) = saved.upgrade.discipline.map(|clock| clock.set()) {
         warnings.push(format!("how the clock is kept right (adjtimex): {errno}"));
     }
+    // A setting may forbid to load any.
+    warnings.extend(policies::restore(&saved.upgrade.policies));
     // Interfaces come up by some of them, and have others of their own.
     let settings = settings::of_host(&saved.upgrade.settings);
     let _ = settings::restore(Path::new("/"), &settings);

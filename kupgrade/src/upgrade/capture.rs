@@ -41,6 +41,7 @@ pub(super) fn capture(frozen: &Frozen, host: &Host) -> Result<Captured> {
         formats: initramfs::formats::capture(&mounts),
         mounts,
         settings: host.settings.clone(),
+        policies: initramfs::policies::capture().context("reading the policies of AppArmor")?,
         discipline: Discipline::read().ok(),
         disks: host.disks.clone(),
         interrupts: host.interrupts.clone(),

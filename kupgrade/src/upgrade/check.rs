@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use freezer::proc;
 use initramfs::interrupts::{self, Interrupt};
 use initramfs::modules::{self, HostUse, ModulePlan, ModuleTree};
-use initramfs::{disks, huge_pages, mounts, network, settings, swaps};
+use initramfs::{disks, huge_pages, mounts, network, policies, settings, swaps};
 use kexec_loader::KernelImage;
 use kexec_loader::boot_params::OldParams;
 use persist_mem::firmware::FirmwareMap;
@@ -100,6 +100,7 @@ pub(crate) fn of_host(table: &MountTable, swaps: &[Swap]) -> Vec<String> {
     let mut found: Vec<String> = mounts.iter().map(ToString::to_string).collect();
     found.extend(network::check());
     found.extend(swaps::check(swaps));
+    found.extend(policies::check());
     found.extend(room::Held::read().and_then(room::Held::too_much));
     found
 }

@@ -72,6 +72,8 @@ pub struct Thread {
     /// What tells each of them from others that are alike: threads and processes with the same number are in it
     /// together.
     pub domains: Vec<u64>,
+    /// The profile of AppArmor that it is in (apparmor(7)), or several (`one//&other`); None for no profile.
+    pub profile: Option<Vec<u8>>,
     /// PR_SET_SYSCALL_USER_DISPATCH, None when it is off.
     pub dispatch: Option<Dispatch>,
     /// On which nodes its memory is to be, None for the usual.

@@ -27,6 +27,8 @@ pub struct Upgrade {
     pub settings: Vec<(String, String)>,
     /// Interpreters of foreign formats of programs.
     pub formats: Formats,
+    /// Policies of AppArmor.
+    pub policies: Policies,
     /// How the clock is kept right.
     pub discipline: Option<Discipline>,
     /// Settings of block devices.
@@ -43,6 +45,15 @@ pub struct Upgrade {
     pub mem_total: u64,
     /// Checksums of carried pages, when `--verify` was given.
     pub checksums: Option<PageChecksums>,
+}
+
+/// Policies of AppArmor (apparmor(7)).
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Policies {
+    /// Names of all profiles.
+    pub profiles: Vec<Vec<u8>>,
+    /// What was loaded, as it was written to the kernel, the first at the start.
+    pub loaded: Vec<serde_bytes::ByteBuf>,
 }
 
 /// What is registered with binfmt_misc.

@@ -2,6 +2,7 @@
 
 pub(crate) mod attributes;
 pub(crate) mod birth;
+pub(crate) mod confinement;
 pub(crate) mod credentials;
 pub(crate) mod landlock;
 pub(crate) mod leader;

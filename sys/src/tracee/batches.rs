@@ -81,9 +81,10 @@ impl Tracee {
         };
         let mark = scratch.address + batch::mark();
         self.start(batch, scratch, table, &regs)?;
-        let begun = self
-            .mask(all_but(self.marker))
-            .and_then(|()| ptrace::cont(self.tid, 0).map_err(self.failed("running a batch in it")));
+        let begun = self.mask(all_but(self.marker)).and_then(|()| {
+            let go_on = self.how_to_go_on();
+            go_on(self.tid, 0).map_err(self.failed("running a batch in it"))
+        });
         if let Err(error) = begun {
             self.put_back(&saved, mask, Err(error))?
                 .map_err(self.failed("running a batch in it"))?;
@@ -102,10 +103,7 @@ impl Tracee {
     /// As [`Tracee::run`].
     pub fn end(&mut self, batch: &Batch, running: &Running) -> Result<Output, TraceeError> {
         const DOING: &str = "running a batch in it";
-        let (marker, mark) = (self.marker, running.mark);
-        let ran = self.wait_for(DOING, ptrace::cont, |tracee, status| {
-            status == Status::Signal(marker) && tracee.regs().is_ok_and(|regs| regs.rip == mark)
-        });
+        let ran = self.wait_for_mark(DOING, running.mark);
         let output = ran.and_then(|()| self.read_batch(batch, running.table));
         let done = output.as_ref().map(|_| 0).map_err(Clone::clone);
         let back = self.put_back(&running.saved, running.mask, done);
@@ -118,6 +116,38 @@ impl Tracee {
                 failure: Box::new(failure),
             }),
         }
+    }
+
+    fn how_to_go_on(&self) -> fn(Tid, i32) -> crate::Result<()> {
+        match self.mute {
+            true => ptrace::cont_to_syscall,
+            false => ptrace::cont,
+        }
+    }
+
+    /// Waits until it has sent itself the signal that ends a batch, or is kept from that.
+    fn wait_for_mark(&mut self, doing: &'static str, mark: u64) -> Result<(), TraceeError> {
+        let (marker, go_on) = (self.marker, self.how_to_go_on());
+        if !self.mute {
+            return self.wait_for(doing, go_on, |tracee, status| {
+                status == Status::Signal(marker) && tracee.regs().is_ok_and(|regs| regs.rip == mark)
+            });
+        }
+        loop {
+            self.wait_for(doing, go_on, |_, status| status == Status::Syscall)?;
+            let regs = self.regs()?;
+            let sends = regs.rip == mark;
+            if sends {
+                // At the entry of that call: none is made. A security module would write a denied one to its log.
+                let orig_rax = NO_SYSCALL;
+                self.load(&Regs { orig_rax, ..regs })?;
+            }
+            go_on(self.tid, 0).map_err(self.failed(doing))?;
+            if sends {
+                break;
+            }
+        }
+        self.wait_for(doing, go_on, |_, status| status == Status::Syscall)
     }
 
     /// Runs a batch and leaves registers as the loop left them and the signal mask as it is: for
@@ -337,6 +367,31 @@ mod tests {
             std::fs::read(format!("/proc/{}/maps", child.0)).unwrap(),
             maps
         );
+    }
+
+    #[test]
+    fn a_mute_thread_sends_itself_nothing() {
+        let child = Child::start();
+        let mut tracee = child.stop();
+        ptrace::set_options(tracee.tid(), ptrace::options::TRACESYSGOOD).unwrap();
+        let before = tracee.regs().unwrap();
+        let gate = gate(&child);
+        tracee.map_scratch(gate, 64 << 10).unwrap();
+        tracee.set_mute();
+        for _ in 0..2 {
+            let mut batch = Batch::new();
+            let pid = batch.call("getpid", libc::SYS_getpid, []);
+            let bad = batch.try_call("close", libc::SYS_close, [999.into()]);
+            let out = tracee.run(&batch).unwrap();
+            assert_eq!(out.result(pid), Ok(child.0.0 as u64));
+            assert_eq!(out.result(bad), Err(Errno::EBADF));
+        }
+        tracee.unmap_scratch(gate).unwrap();
+        assert_eq!(tracee.regs().unwrap(), before);
+        // The marker would end it, were it sent.
+        ptrace::detach(tracee.tid(), 0).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(wait::poll(child.0.leader()).unwrap(), None);
     }
 
     #[test]

@@ -108,6 +108,8 @@ pub struct Tracee {
     foothold: Option<Foothold>,
     /// The signal that ends a batch.
     marker: i32,
+    /// It may not be allowed to send itself signals.
+    mute: bool,
     /// What remains of the sleep it was interrupted in.
     remaining: Option<Remaining>,
     /// Its registers and signal mask while it is as it was put back last.
@@ -145,6 +147,7 @@ impl Tracee {
             born: Vec::new(),
             foothold: None,
             marker: libc::SIGTRAP,
+            mute: false,
             remaining: None,
             at_rest: None,
             lender: None,
@@ -163,6 +166,7 @@ impl Tracee {
             born: Vec::new(),
             foothold: self.foothold,
             marker: self.marker,
+            mute: self.mute,
             remaining: None,
             at_rest: None,
             lender: self.lender.clone(),
@@ -194,6 +198,12 @@ impl Tracee {
     /// queued. It is unblocked while batches run.
     pub fn set_marker(&mut self, signal: i32) {
         self.marker = signal;
+    }
+
+    /// Says that a security module may keep it from sending itself the signal that ends its batches (apparmor(7)). It
+    /// stops at every call of them then, and at the one that would have sent it. `PTRACE_O_TRACESYSGOOD` must be set.
+    pub fn set_mute(&mut self) {
+        self.mute = true;
     }
 
     /// Gives it a way back from calls that are made before it has a scratch mapping.

@@ -88,6 +88,7 @@ impl Host {
         if data > 0 {
             self.programs = programs::demonstration(data);
             self.programs.push(Box::new(programs::Settings::default()));
+            self.programs.push(Box::new(programs::Confined::default()));
         }
         if let Kind::Apps { names } = self.kind {
             self.programs = programs::apps(names);

@@ -8,6 +8,7 @@ mod host;
 pub(crate) mod image;
 pub(crate) mod initrd;
 pub(crate) mod kernels;
+mod policy;
 pub(crate) mod qemu;
 pub(crate) mod rootfs;
 
@@ -66,6 +67,11 @@ impl Cache {
     /// CRIU with its own libraries.
     pub(crate) fn criu(&self) -> Result<PathBuf> {
         criu::ensure(&self.dir)
+    }
+
+    /// A policy of AppArmor for machines.
+    pub(crate) fn policy(&self) -> Result<PathBuf> {
+        policy::ensure(&self.dir)
     }
 
     /// The archive that boots this kernel from the disk.

@@ -255,6 +255,7 @@ impl Seen {
             seccomp: Seccomp::Off,
             layers: Vec::new(),
             domains: Vec::new(),
+            profile: None,
             dispatch: None,
             memory_policy: None,
             directories: None,

@@ -2,12 +2,14 @@
 //!
 //! | where | what |
 //! |---|---|
+//! | [`confinement`] | profiles of AppArmor |
 //! | [`landlock`] | rights given up with landlock(7) |
 //! | [`secret_memory`] | memfd_secret(2) |
 //! | [`timers`] | chosen ids of POSIX timers |
 //! | [`udp_lite`] | UDP-Lite |
 //! | [`userfaults`] | features of userfaultfd(2) |
 
+mod confinement;
 mod landlock;
 mod secret_memory;
 mod timers;
@@ -50,6 +52,7 @@ impl OtherKernel {
     /// Processes that it could not carry on.
     pub(super) fn refusals(&self, manifest: &Manifest) -> Vec<Refusal> {
         let mut found = landlock::refusals(self, manifest);
+        found.extend(confinement::refusals(self, manifest));
         found.extend(timers::refusals(self, manifest));
         found.extend(secret_memory::refusals(self, manifest));
         found.extend(udp_lite::refusals(self, manifest));
