@@ -17,6 +17,7 @@
 //! | `lost` | processes that cannot be rebuilt, and how the others are |
 //! | `gone_path` | files that read as removed under the path they had |
 //! | `processor` | on which processor the work is done
+//! | `thaw` | in which order they go on |
 //! | [`process`] | what a process has as a whole |
 //! | [`thread`] | what each thread has of its own |
 //! | [`supervisor`] | the process outside of the world: PID 1 of the new kernel |
@@ -40,10 +41,12 @@ mod scratch;
 pub mod stages;
 pub mod supervisor;
 mod task;
+mod thaw;
 pub mod thread;
 pub mod tree;
 
 pub use error::{ResurrectError, Subject};
 pub use lost::{Lost, restore_most};
 pub use numbers::{are_enough, is_one_left, suffice};
-pub use restore::{Born, Filled, Options, World, restore};
+pub use restore::{Born, Filled, Options, restore};
+pub use thaw::World;

@@ -39,6 +39,12 @@ impl OneProcessor {
         let _ = sched_setaffinity(This::from_raw(tid.0), &self.before);
     }
 
+    /// Has another thread run on this processor only.
+    pub(crate) fn share(&self, tid: Tid) {
+        // It runs elsewhere then, which takes longer.
+        let _ = sched_setaffinity(This::from_raw(tid.0), &self.one);
+    }
+
     /// Does something, with threads of this process, on all processors it may use.
     pub(crate) fn without<T>(this: Option<&OneProcessor>, work: impl FnOnce() -> T) -> T {
         // A failure costs time only: there was this set before, or is this one.
@@ -105,7 +111,7 @@ pub(crate) fn wanted(scheduling: &Scheduling) -> Cow<'_, [u8]> {
 
 /// Lets a thread run on these processors, or on all when none of them is there any more, as the kernel does with a
 /// thread whose last one goes.
-fn allow(tid: Tid, mask: &[u8]) -> sys::Result<()> {
+pub(crate) fn allow(tid: Tid, mask: &[u8]) -> sys::Result<()> {
     match sys::process::set_affinity(tid, mask) {
         Err(Errno::EINVAL) => sys::process::set_affinity(tid, &all(mask.len())),
         done => done,

@@ -14,9 +14,8 @@ use crate::room::Room;
 use crate::scratch::{self, BATCH_LEN};
 use crate::stages::STAGES;
 use crate::task::Task;
+use crate::thaw::World;
 use crate::thread::landlock::{self, Bridges, Rulesets};
-use crate::thread::signals::number;
-use crate::thread::waits::Wait;
 use nix::sched::{CloneFlags, setns};
 use persist_mem::manifest::{FileTable, Live, Manifest, State};
 use persist_mem::store::PageStore;
@@ -26,10 +25,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use sys::batch::{Batch, Output};
 use sys::cgroups::Hierarchies;
-use sys::first_taker::{Leader, wait_for_all};
 use sys::scratch::OwnScratch;
 use sys::tracee::Tracee;
-use sys::{Errno, Pid, Tid, process, ptrace, wait};
+use sys::{Errno, Pid, Tid, process, wait};
 
 /// What is called with the first process, as this process sees its id.
 pub type Born<'a> = &'a dyn Fn(Pid) -> Result<(), String>;
@@ -238,7 +236,7 @@ impl<'a> Restore<'a> {
     }
 
     /// What stands for those that are lost.
-    fn take_lost(&mut self) -> Vec<Task> {
+    pub(crate) fn take_lost(&mut self) -> Vec<Task> {
         let all = self.manifest.processes.iter();
         let lost = all.filter(|process| matches!(process.state, State::Lost { .. }));
         lost.filter_map(|process| self.tasks.remove(&process.pid))
@@ -311,128 +309,5 @@ pub fn restore(
         };
         log::log!(level, "stage `{name}`: {:?}", begun.elapsed());
     }
-    match crate::thread::waits::find(&mut restore) {
-        Ok(waits) => {
-            let lost = restore.take_lost();
-            Ok(World {
-                waits,
-                parents: parents(&restore),
-                tasks: restore.tasks,
-                lost,
-                held: restore.held,
-            })
-        }
-        Err(error) => {
-            restore.end_all();
-            Err(error)
-        }
-    }
-}
-
-/// Threads beside the leaders that have children. The end of one of these is told to them, and as long as they are
-/// traced whoever of their process is not would be woken by it, even if all ignore it. Not where something waits for
-/// the process that a handler is to have: that is the leader's.
-fn parents(restore: &Restore<'_>) -> BTreeSet<Tid> {
-    let caught = |live: &Live| {
-        live.pending.iter().any(|queued| {
-            let index = usize::try_from(number(queued) - 1).ok();
-            let action = index.and_then(|index| live.actions.get(index));
-            action.is_some_and(|action| action.handler > 1)
-        })
-    };
-    let lives: BTreeMap<Pid, &Live> = restore.lives().collect();
-    let children = restore.manifest.processes.iter();
-    let children = children.filter(|child| child.live().is_some());
-    let parents = children.filter_map(|child| {
-        let thread = child.parent_thread?;
-        lives.get(&child.ppid).filter(|live| !caught(live))?;
-        Some(restore.tasks.get(&child.ppid)?.threads.get(&thread)?.tid())
-    });
-    parents.collect()
-}
-
-/// Rebuilt processes, stopped. When the value is dropped without a thaw they end with this process.
-#[derive(Debug)]
-pub struct World {
-    tasks: BTreeMap<Pid, Task>,
-    /// What stands for processes that are lost.
-    lost: Vec<Task>,
-    waits: Vec<Wait>,
-    /// Threads that go on before their leaders.
-    parents: BTreeSet<Tid>,
-    held: Held,
-}
-
-impl World {
-    /// The id of a process as this process sees it.
-    #[must_use]
-    pub fn host_pid(&self, pid: Pid) -> Option<Pid> {
-        self.tasks.get(&pid).map(Task::host_pid)
-    }
-
-    /// Lets every process go on.
-    ///
-    /// # Errors
-    /// The first process that could not be let go; the others go on.
-    pub fn thaw(mut self) -> Result<(), ResurrectError> {
-        drop(self.held);
-        let mut failed = None;
-        let mut let_go = |pid: Pid, tid: Tid| {
-            match ptrace::detach(tid, 0) {
-                // One that goes on already has killed it: nothing else ends a stopped thread.
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(errno) => {
-                    failed.get_or_insert(ResurrectError::call(pid, "letting it go")(errno));
-                }
-            }
-        };
-        // Those whose time is nearly over are last.
-        self.waits
-            .sort_by_key(|wait| core::cmp::Reverse(wait.left()));
-        let waiting: BTreeSet<Tid> = self.waits.iter().map(Wait::tid).collect();
-        let mut parents = self.parents;
-        parents.retain(|tid| !waiting.contains(tid));
-        // What has come for a process is its leader's, so that goes on first.
-        let (mut leaders, mut others) = (Vec::new(), Vec::new());
-        for (pid, task) in &mut self.tasks {
-            let threads: Vec<Tid> = task.all().map(|thread| thread.tid()).collect();
-            let (before, threads): (Vec<Tid>, Vec<Tid>) =
-                threads.into_iter().partition(|tid| parents.contains(tid));
-            for tid in before {
-                let_go(*pid, tid);
-            }
-            if let [leader, other, ..] = threads[..]
-                && leader == task.first.tid()
-            {
-                leaders.push(Leader::of(leader, other));
-            }
-            let mut threads = threads.into_iter();
-            if let Some(first) = threads.next().filter(|tid| !waiting.contains(tid)) {
-                let_go(*pid, first);
-            }
-            others.extend(threads.map(|tid| (*pid, tid)));
-            // They wait for their children then.
-            others.extend(task.in_vfork.values().map(|thread| (*pid, thread.tid())));
-        }
-        let waits_in_others = |wait: &Wait| others.iter().any(|(_, tid)| *tid == wait.tid());
-        // One after the other: threads may wait on the same socket.
-        let (later, first): (Vec<&Wait>, Vec<&Wait>) =
-            self.waits.iter().partition(|wait| waits_in_others(wait));
-        for wait in first {
-            wait.go_on(|| let_go(wait.pid(), wait.tid()));
-        }
-        wait_for_all(&leaders);
-        for (pid, tid) in others.iter().filter(|(_, tid)| !waiting.contains(tid)) {
-            let_go(*pid, *tid);
-        }
-        for wait in later {
-            wait.go_on(|| let_go(wait.pid(), wait.tid()));
-        }
-        for task in &self.lost {
-            if let Err(errno) = process::kill(task.host_pid(), SIGKILL) {
-                log::error!("ending what stands for a lost process: {errno}");
-            }
-        }
-        failed.map_or(Ok(()), Err)
-    }
+    World::of(&mut restore).inspect_err(|_| restore.end_all())
 }

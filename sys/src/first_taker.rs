@@ -88,8 +88,28 @@ fn text(schedstat: &File) -> Option<Vec<u8>> {
 }
 
 /// The signals that wait for the process of a stopped thread, a bit each.
-fn pending(tid: Tid) -> Result<u64> {
-    let queued = ptrace::peek_siginfo(tid, true)?;
+///
+/// # Errors
+/// As ptrace(2).
+pub fn pending(tid: Tid) -> Result<u64> {
+    queued(tid, true)
+}
+
+/// The signals that a stopped thread handles when it goes on: those that wait for it, or for its process, and are not
+/// blocked.
+///
+/// # Errors
+/// As ptrace(2).
+pub fn to_handle(tid: Tid) -> Result<u64> {
+    let waiting = queued(tid, false)? | queued(tid, true)?;
+    match waiting {
+        0 => Ok(0),
+        _ => Ok(waiting & !ptrace::get_sigmask(tid)?),
+    }
+}
+
+fn queued(tid: Tid, shared: bool) -> Result<u64> {
+    let queued = ptrace::peek_siginfo(tid, shared)?;
     let numbers = queued.iter().filter_map(|info| info.first_chunk::<4>());
     let bits = numbers.filter_map(|number| {
         let number = u32::from_ne_bytes(*number);

@@ -40,6 +40,7 @@
 //! | [`handle`] | file handles |
 //! | [`tty`] | terminals |
 //! | [`uring`] | rings of io_uring |
+//! | [`asleep`] | threads that are to sleep in their calls again before others go on |
 //! | [`kmsg`] | the kernel's log |
 //! | [`holes`] | blocks of files that hold nothing |
 //! | [`limits`] | the calling process's own limits |
@@ -48,6 +49,7 @@
 //! | [`deadline`] | a bound for system calls that have none |
 //! | [`dirents`] | entries of directories with their offsets |
 
+pub mod asleep;
 pub mod batch;
 pub mod bpf_map;
 pub mod by_tracer;

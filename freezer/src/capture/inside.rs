@@ -28,6 +28,7 @@ pub(super) struct Inside {
     suspended: bool,
     pub(super) socket_wait: Option<SocketTimeout>,
     pub(super) limit: Option<Limit>,
+    pub(super) waits_since: Option<u64>,
 }
 
 /// All threads of a process that live and do not wait in vfork(2), the leader first, if it does.
@@ -61,6 +62,7 @@ pub(super) fn threads(
                 remaining,
             });
         thread.limit = frozen.limit(tid);
+        thread.waits_since = state.waits_since_ns;
         threads.push(thread);
     }
     Ok(threads)
@@ -95,6 +97,7 @@ fn ready(
         suspended,
         socket_wait: None,
         limit: None,
+        waits_since: None,
     })
 }
 

@@ -49,7 +49,7 @@ pub(crate) use memory::refusals as memory_refusals;
 pub use pages::capture_pages;
 pub(crate) use restart::{Left, is_readable as rest_is_readable};
 pub(crate) use room::refusal as room_refusal;
-pub(crate) use sleep::{interrupted_call, left_of as left_of_sleep};
+pub(crate) use sleep::{interrupted_call, left_of as left_of_sleep, times_left};
 pub(crate) use traced::{
     Runs, in_tracer, obstacle as traced_obstacle, passing as traced_passing, runs,
 };

@@ -46,6 +46,33 @@ pub(crate) fn left_of((pid, tid): (Pid, Tid), nr: i64, regs: &Regs) -> Option<Le
         .left(pid, nr, regs)
 }
 
+/// How many nanoseconds the calls of threads still wait that are interrupted in one whose rest the kernel keeps and
+/// tells.
+pub(crate) fn times_left<'a>(
+    pid: Pid,
+    threads: impl Iterator<Item = (Tid, &'a Regs)> + Clone,
+) -> BTreeMap<Tid, u64> {
+    if !threads.clone().any(|(_, regs)| interrupted(regs).is_some()) {
+        return BTreeMap::new();
+    }
+    let kept = kept(threads.clone());
+    let left = |(tid, regs): (Tid, &Regs)| {
+        let block = kept.get(&tid)?;
+        let nr = match interrupted(regs)? {
+            RESTART_SYSCALL => block.call(regs)?,
+            nr => nr,
+        };
+        match block
+            .left(pid, nr, regs)
+            .filter(|_| is_relative(nr, regs))?
+        {
+            Left::Time(left) => Some((tid, left)),
+            Left::Processor(_) | Left::Forever => None,
+        }
+    };
+    threads.filter_map(left).collect()
+}
+
 /// What is kept of the calls of threads that are interrupted in one that needs it.
 pub(super) fn kept<'a>(threads: impl Iterator<Item = (Tid, &'a Regs)>) -> BTreeMap<Tid, Block> {
     let interrupted = threads.filter(|(_, regs)| interrupted(regs).is_some());

@@ -134,6 +134,7 @@ pub(super) fn describe(
         cgroups: None,
         socket_wait: inside.socket_wait,
         limit: inside.limit,
+        waits_since: inside.waits_since,
         sleep: inside.sleep,
     })
 }

@@ -263,6 +263,7 @@ impl Waiting {
             cgroups: None,
             socket_wait: None,
             limit: None,
+            waits_since: None,
             sleep: None,
             ..child
         };

@@ -293,6 +293,11 @@ impl Repeated {
         self.ends_ns.is_some() || self.place.is_some() || self.socket_wait().is_some()
     }
 
+    /// Whether it is over by now.
+    pub(super) fn is_over(&self, soon: u64) -> bool {
+        self.left_ns().is_some_and(|left| left <= soon)
+    }
+
     /// What remains of the time-out.
     fn left_ns(&self) -> Option<u64> {
         let now = sleepers::monotonic_ns();

@@ -18,6 +18,7 @@ mod scope;
 mod sleepers;
 mod stop;
 pub(crate) mod traced;
+mod turns;
 mod uring;
 pub(crate) mod vfork;
 
@@ -70,6 +71,9 @@ pub struct FrozenThread {
     pub rest_is_kept: bool,
     /// It waits for a time in a 32-bit call.
     pub in_compat_wait: bool,
+    /// When it began to wait in its call for what others may wait for as well, where that is known: nanoseconds by a
+    /// clock of the scheduler.
+    pub waits_since_ns: Option<u64>,
     /// It has been seen to stop.
     recorded: bool,
 }
@@ -80,6 +84,7 @@ impl FrozenThread {
         FrozenThread {
             asleep: sleeper.and_then(|sleeper| sleeper.asleep),
             rest_is_kept: sleeper.is_some_and(|sleeper| sleeper.rest_is_kept),
+            waits_since_ns: sleeper.and_then(|sleeper| sleeper.waits_since),
             ..FrozenThread::default()
         }
     }
@@ -89,6 +94,7 @@ impl FrozenThread {
         self.asleep_since_ns = Some(by);
         self.ends_ns = None;
         self.moved_to = None;
+        self.waits_since_ns = None;
     }
 
     /// One in a stop of its tracer.
@@ -397,7 +403,8 @@ impl Drop for Frozen {
     fn drop(&mut self) {
         self.let_go.hold_again();
         proc::forget_stopped(self.pids());
-        let processes = core::mem::take(&mut self.processes);
+        let mut processes = core::mem::take(&mut self.processes);
+        self.begin_to_wait(&mut processes);
         self.let_all_go(processes);
         let begun = Instant::now();
         self.see_off();

@@ -121,6 +121,8 @@ pub(super) struct Sleeper {
     pub(super) rest_is_kept: bool,
     /// The futex that the call names.
     pub(super) futex: Option<u64>,
+    /// When it went to sleep, where others may wait for the same, by a clock that is the same for all.
+    pub(super) waits_since: Option<u64>,
 }
 
 /// One sleep of a thread.
@@ -256,7 +258,39 @@ pub(super) fn look_at(
         }
     }
     find_moved(clocks, pid, &moved, &mut found);
+    find_turns(clocks, pid, &mut found);
     found
+}
+
+/// Since when threads wait that have to wait in line, as far as the kernel tells.
+fn find_turns(clocks: &SchedulerClocks, pid: Pid, found: &mut BTreeMap<Tid, Sleeper>) {
+    let in_line = found
+        .iter()
+        .filter(|(_, sleeper)| waits_in_line(sleeper.nr));
+    let tids: Vec<Tid> = in_line.map(|(tid, _)| *tid).collect();
+    if tids.is_empty() {
+        return;
+    }
+    let read = kernel::look(|kernel| kernel.asleep_since(&tids));
+    let since = read.unwrap_or_else(|_| {
+        let each = tids.iter().map(|tid| clocks.sleep(pid, *tid));
+        each.map(|asleep| asleep?.since_ns).collect()
+    });
+    for (tid, since) in tids.iter().zip(since) {
+        if let Some(sleeper) = found.get_mut(tid) {
+            sleeper.waits_since = since;
+        }
+    }
+}
+
+/// Whether threads in this call come to their turn one after the other when they wait for the same thing.
+fn waits_in_line(nr: i64) -> bool {
+    // read, write, readv, writev, connect, accept, sendto, recvfrom, sendmsg, recvmsg, semop, msgsnd, msgrcv, fcntl, flock
+    matches!(nr, 0 | 1 | 19 | 20 | 42..=47 | 65 | 69 | 70 | 72 | 73)
+        // futex, restart_syscall, semtimedop, epoll_wait, mq_timedsend, mq_timedreceive, epoll_pwait, accept4
+        || matches!(nr, FUTEX | RESTART_SYSCALL | 220 | 232 | 242 | 243 | 281 | 288)
+        // recvmmsg, sendmmsg, epoll_pwait2, futex_waitv, futex_wait
+        || matches!(nr, 299 | 307 | 441 | 449 | FUTEX_WAIT)
 }
 
 /// Where threads wait that seem to have been moved. Such a thread may also have gone on to another call since it was
@@ -353,6 +387,7 @@ fn look(clocks: &SchedulerClocks, pid: Pid, tid: Tid) -> Option<Sleeper> {
         asleep,
         rest_is_kept,
         futex: first(&text).filter(|_| matches!(nr, FUTEX | FUTEX_WAIT)),
+        waits_since: None,
     })
 }
 

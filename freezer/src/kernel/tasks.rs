@@ -263,6 +263,27 @@ impl Kernel {
         self.words(&at)
     }
 
+    /// When threads went to sleep, by a clock of the scheduler that is the same on all processors and runs on whatever
+    /// they do: when each was put on one last, and how long it was there. None for those that are not there.
+    pub(crate) fn asleep_since(&mut self, tids: &[Tid]) -> Result<Vec<Option<u64>>, Unreadable> {
+        let field = |path| Ok(self.btf.field("task_struct", path)?.offset);
+        let fields = [
+            field("sched_info.last_arrival")?,
+            field("se.sum_exec_runtime")?,
+            field("se.prev_sum_exec_runtime")?,
+        ];
+        let tasks = self.tasks(tids)?;
+        let all = tasks
+            .iter()
+            .flat_map(|task| fields.map(|at| task.map_or(0, |task| task.wrapping_add(at))));
+        let words = self.words(&all.collect::<Vec<_>>())?;
+        let since = |[arrived, ran, before]: &[Option<u64>; 3]| {
+            let arrived = arrived.filter(|at| *at != 0)?;
+            arrived.checked_add((*ran)?.saturating_sub((*before)?))
+        };
+        Ok(words.as_chunks::<3>().0.iter().map(since).collect())
+    }
+
     /// What the scheduler records of threads that wait for a processor; None for those that run, or are not there.
     pub(crate) fn put_off(&mut self, tids: &[Tid]) -> Result<Vec<Option<PutOff>>, Unreadable> {
         // Asked first: whoever runs in between has run once more by the next time that this is asked.

@@ -92,6 +92,9 @@ pub struct Thread {
     pub socket_wait: Option<SocketTimeout>,
     /// The time-out of a call that it makes again.
     pub limit: Option<Limit>,
+    /// When it began to wait in its call for what others may wait for as well, by some clock: who waited first has its
+    /// turn first.
+    pub waits_since: Option<u64>,
     /// The call it sleeps in with a relative time-out that only the kernel knew the rest of.
     pub sleep: Option<Sleep>,
 }

@@ -16,7 +16,8 @@ mod bonds;
 mod who;
 mod without;
 
-use crate::restore::{Options, World, restore};
+use crate::restore::{Options, restore};
+use crate::thaw::World;
 use crate::{ResurrectError, tree};
 use persist_mem::manifest::{Manifest, Process, State};
 use persist_mem::store::PageStore;

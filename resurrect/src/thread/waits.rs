@@ -51,10 +51,6 @@ pub(crate) fn find(restore: &mut Restore<'_>) -> Result<Vec<Wait>, ResurrectErro
 }
 
 impl Wait {
-    pub(crate) fn pid(&self) -> Pid {
-        self.pid
-    }
-
     pub(crate) fn left(&self) -> Duration {
         self.left.saturating_sub(self.seen.elapsed())
     }

@@ -265,6 +265,7 @@ impl Seen {
             cgroups: None,
             socket_wait: None,
             limit: None,
+            waits_since: None,
             sleep: self.sleep,
         })
     }

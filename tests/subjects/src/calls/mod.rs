@@ -16,6 +16,7 @@ mod sleeping;
 mod sockets;
 mod starved;
 mod terminals;
+mod turns;
 mod waiting;
 
 use crate::registry::{Group, subject};
@@ -349,5 +350,45 @@ pub(crate) const GROUP: Group = Group {
         subject("compat-epoll", "epoll_wait as i386 makes it", compat::epoll),
         subject("compat-sleep", "nanosleep as i386 makes it", compat::sleep),
         subject("mq-timedreceive", "mq_timedreceive", ipc::mq_timedreceive),
+        subject(
+            "futex-in-turn",
+            "the order of threads that wait at a futex",
+            turns::futex,
+        ),
+        subject(
+            "semop-in-turn",
+            "the order of threads that wait for a semaphore",
+            turns::semaphore,
+        ),
+        subject(
+            "msgrcv-in-turn",
+            "the order of threads that wait for a System V message",
+            turns::messages,
+        ),
+        subject(
+            "mq-receive-in-turn",
+            "the order of threads that wait for a POSIX message",
+            turns::posix_messages,
+        ),
+        subject(
+            "read-pipe-in-turn",
+            "the order of threads that read an empty pipe",
+            turns::pipe,
+        ),
+        subject(
+            "accept-in-turn",
+            "the order of threads that accept",
+            turns::accept,
+        ),
+        subject(
+            "epoll-in-turn",
+            "the order of threads that wait at one epoll instance",
+            turns::epoll,
+        ),
+        subject(
+            "mq-receive-notified",
+            "mq_receive of a queue that somebody is notified of when nobody waits",
+            turns::told_of_none,
+        ),
     ],
 };

@@ -20,7 +20,7 @@ pub(crate) use kin::{Kin, fork, fork_with};
 pub(crate) use net::loopback;
 pub(crate) use threads::{Crew, tid};
 pub(crate) use waiter::{
-    Gaps, LONG_TERM, TERM, args, blocked, hear, raw, take_signal, timed, timed_long,
+    Gaps, LONG_TERM, TERM, args, blocked, hear, raw, take_signal, timed, timed_long, waits,
 };
 
 /// Where a subject lives.

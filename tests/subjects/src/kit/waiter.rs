@@ -54,7 +54,7 @@ pub(crate) fn take_signal(mask: u64) -> (i64, [u64; 16]) {
 }
 
 /// Is the thread in this call, asleep?
-fn waits(tid: i32, number: i64) -> bool {
+pub(crate) fn waits(tid: i32, number: i64) -> bool {
     let text = fs::read_to_string(format!("/proc/self/task/{tid}/syscall")).unwrap_or_default();
     text.split(' ').next() == Some(&number.to_string())
 }
