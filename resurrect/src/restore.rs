@@ -274,7 +274,6 @@ fn own_ranges(me: Pid) -> Result<Vec<(u64, u64)>, ResurrectError> {
     Ok(crate::memory::ranges(&text))
 }
 
-const SIGKILL: i32 = 9;
 /// From this time on whoever looks at the console may ask what takes so long.
 const LONG: Duration = Duration::from_millis(500);
 
