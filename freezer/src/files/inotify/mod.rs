@@ -8,7 +8,7 @@ use crate::{FreezerError, kernel};
 use persist_mem::manifest::{DescriptionKind, Watch};
 use queue::Kept;
 
-/// Tries to read a queue that others add to meanwhile.
+/// Tries to read a queue that somebody takes from meanwhile.
 const TRIES: usize = 20;
 
 pub(super) fn capture(open: &Open<'_>) -> Result<DescriptionKind, FreezerError> {
@@ -36,7 +36,8 @@ fn kept(open: &Open<'_>) -> Result<Option<Kept>, FreezerError> {
     for _ in 0..TRIES {
         let before = size()?;
         match kernel::look(|kernel| queue::read(kernel, open.copy)) {
-            Ok(kept) if kept.size() == before && size()? == before => {
+            // What comes meanwhile comes behind the others.
+            Ok(kept) if (before..=size()?).contains(&kept.size()) => {
                 return match kept.obstacle() {
                     Some(why) => Err(open.refuse(format!("{why}, which cannot be queued again"))),
                     None => Ok(Some(kept)),

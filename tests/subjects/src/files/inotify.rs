@@ -6,13 +6,16 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use anyhow::Result;
 use libc::{IN_CREATE, IN_DELETE, IN_MODIFY, IN_NONBLOCK, IN_ONESHOT};
 
 use crate::kit::files::{read, seen};
 
-use crate::kit::{Setting, Watch, fd, same, sys};
+use crate::kit::{Setting, Watch, fd, same, sys, until};
 
 pub(crate) fn init() -> Result<i32> {
     // SAFETY: takes numbers.
@@ -175,6 +178,52 @@ pub(crate) fn queue(setting: &Setting) -> Result<Watch> {
         events(notify);
         Ok(())
     }))
+}
+
+/// Events that wait at least while others come all the time, each with the next number for a name.
+pub(crate) fn growing(setting: &Setting) -> Result<Watch> {
+    const LEAST: usize = 4000;
+    const MOST: usize = 8000;
+    /// Bytes of an event and its name.
+    const EACH: usize = 32;
+    let dir = setting.fresh("dir");
+    fs::create_dir(&dir)?;
+    let notify = init()?;
+    watch(notify, &dir, IN_CREATE)?;
+    let (told, wrong) = (
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let (counted, mistaken) = (told.clone(), wrong.clone());
+    std::thread::spawn(move || -> Result<()> {
+        for made in 0.. {
+            let path = dir.join(made.to_string());
+            fs::write(&path, "")?;
+            fs::remove_file(&path)?;
+            if made - told.load(Relaxed) < MOST {
+                std::thread::sleep(Duration::from_micros(50));
+                continue;
+            }
+            for bytes in read(notify, (MOST - LEAST) * EACH)?.chunks(EACH) {
+                let next = told.fetch_add(1, Relaxed).to_string();
+                let name = bytes.get(16..).unwrap_or_default();
+                if !name.starts_with(next.as_bytes()) || name.get(next.len()) != Some(&0) {
+                    wrong.store(true, Relaxed);
+                }
+            }
+        }
+        Ok(())
+    });
+    let on = move || {
+        let before = counted.load(Relaxed);
+        until("more is read", Duration::from_secs(60), || {
+            counted.load(Relaxed) > before
+        })?;
+        anyhow::ensure!(!mistaken.load(Relaxed), "events are lost, or come again");
+        Ok(())
+    };
+    on()?;
+    Ok(Watch::new(on))
 }
 
 /// Two descriptors, and what waits on each.

@@ -339,6 +339,11 @@ pub(crate) const GROUP: Group = Group {
             inotify::full,
         ),
         subject(
+            "inotify-growing",
+            "inotify events that come faster than anybody reads them",
+            inotify::growing,
+        ),
+        subject(
             "inotify-kinds",
             "inotify events of every kind that nobody has read",
             inotify::every_kind,
