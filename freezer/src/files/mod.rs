@@ -67,5 +67,6 @@ pub use tunnel::take_packets;
 pub(crate) use uring::names::{descriptor as named_ring, obstacle as unnamed_ring};
 pub(crate) use uring::workers::waiting as waiting_workers;
 pub(crate) use uring::{
-    has_lost_buffers, holds as holds_ring, left as left_in_rings, of_table as rings_of,
+    first_time_out, has_lost_buffers, holds as holds_ring, left as left_in_rings,
+    of_table as rings_of,
 };

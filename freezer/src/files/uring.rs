@@ -10,14 +10,14 @@ mod resources;
 pub(super) mod workers;
 
 use super::{Open, Table, apart};
-use crate::freeze::vfork;
-use crate::kernel::{self, RingState, Unreadable};
+use crate::freeze::{monotonic_ns, vfork};
+use crate::kernel::{self, RingState, Unreadable, Until};
 use crate::{FreezerError, landlock, proc};
 use persist_mem::manifest::{Description, DescriptionKind, Ring, RingPoller};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
-use sys::uring::{Memory, OFFSET_ENTRIES, OFFSET_RINGS, flags};
+use sys::uring::{Memory, OFFSET_ENTRIES, OFFSET_RINGS, flags, op};
 use sys::{Pid, Tid};
 
 const LINK: &[u8] = b"anon_inode:[io_uring]";
@@ -245,9 +245,6 @@ pub(super) fn resolve(table: &mut Table, inside: &[Pid]) -> Result<(), FreezerEr
     }
     let known = resources::Known::of(table);
     let mut over = resources::over(inside);
-    for work in inside.iter().flat_map(|pid| workers::waiting(*pid)) {
-        over.entry(work.ring).or_default().extend(work.requests);
-    }
     let makers = makers(inside);
     let mut waits = 0;
     for description in &mut table.descriptions {
@@ -433,6 +430,30 @@ pub(crate) fn left(
         }
         Ok(found)
     })
+}
+
+/// Nanoseconds until the first time-out of a ring is over that counts by CLOCK_MONOTONIC: a thread has it open so.
+pub(crate) fn first_time_out(tid: Tid, fd: i32) -> Option<u64> {
+    let found = kernel::look(|kernel| {
+        let task = kernel.tasks(&[tid])?.into_iter().flatten().next();
+        let files = task.map_or(Ok(Vec::new()), |task| kernel.files(task))?;
+        let file = files.into_iter().find(|(its, _)| *its == fd);
+        let requests = match file {
+            Some((_, file)) => kernel.ring(file)?.requests,
+            None => Vec::new(),
+        };
+        Ok((requests, kernel.clock_offsets()?))
+    });
+    let (requests, [monotonic, _]) = found.ok()?;
+    let now = i64::try_from(monotonic_ns()).ok()?;
+    let begun = requests
+        .iter()
+        .filter(|it| it.entry.opcode == op::TIMEOUT && !it.later);
+    let ends = begun.filter_map(|it| match it.until {
+        Some(Until::Monotonic(at)) => Some((at - monotonic).saturating_sub(now).max(0)),
+        _ => None,
+    });
+    ends.min().and_then(|left| u64::try_from(left).ok())
 }
 
 /// Whether a ring that a process has a descriptor of has lost the ring of buffers with this number, which the kernel has

@@ -229,7 +229,7 @@ impl Repeated {
         // A timer knows it best.
         let known = thread.ends_ns.filter(|_| !stays);
         let ends_ns = whole.and_then(|whole| known.or(Some(since_ns?.saturating_add(whole))));
-        Ok(Some(Repeated {
+        let call = Repeated {
             pid,
             tid,
             regs,
@@ -237,7 +237,31 @@ impl Repeated {
             timeout,
             place,
             ends_ns,
-        }))
+        };
+        Ok(Some(call.until_time_outs(of_rest)))
+    }
+
+    /// Has a wait for a ring of io_uring end when time-outs of the ring are over before it is made.
+    fn until_time_outs(self, of_rest: bool) -> Repeated {
+        let ends = match (self.timeout, self.place) {
+            (TimeOut::OfRing, None) => uring::ends_in(self.tid, &self.regs),
+            _ => None,
+        };
+        let Some(left) = ends else { return self };
+        // Rdx is to be what it was when the call returns.
+        let kept = match of_rest || rest::is_within(self.pid, &self.regs) {
+            true => Some(self.regs),
+            false => rest::keeping((self.pid, self.tid), &self.regs),
+        };
+        match kept {
+            Some(regs) => Repeated {
+                regs,
+                place: Some(LimitPlace::Completions),
+                ends_ns: Some(sleepers::monotonic_ns().saturating_add(left)),
+                ..self
+            },
+            None => self,
+        }
     }
 
     /// A sleep that filters do not let go on otherwise.

@@ -128,6 +128,12 @@ pub(super) fn of((pid, tid): (Pid, Tid), regs: &Regs, thread: FrozenThread) -> O
     prepared((pid, tid), regs, &rest.ok().flatten()?)
 }
 
+/// Whether a thread makes its call from code that gives back all registers.
+pub(super) fn is_within(pid: Pid, regs: &Regs) -> bool {
+    let vdso = position::vdso(pid).ok().flatten();
+    vdso.is_some_and(|vdso| vdso.contains(&regs.rip))
+}
+
 /// The registers with which a thread makes its call again, as if it had failed with `EINTR`, from code that gives back
 /// all that the program gave it. None where that cannot be, and where the call is made from there already.
 pub(super) fn keeping((pid, tid): (Pid, Tid), regs: &Regs) -> Option<Regs> {

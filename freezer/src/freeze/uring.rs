@@ -16,6 +16,8 @@ pub(super) const ENTER: i64 = 426;
 // include/uapi/linux/io_uring.h
 const GETEVENTS: u64 = 1 << 0;
 const EXT_ARG: u64 = 1 << 3;
+/// How a completion with -ETIME is told of.
+const ETIME: &str = ", res:-62,";
 /// The descriptor is a number among registered ones.
 const REGISTERED_RING: u64 = 1 << 4;
 /// The time-out is a point of time.
@@ -30,10 +32,9 @@ pub(super) fn is_cut_short(pid: Pid, tid: Tid, regs: &Regs, taken: i64) -> bool 
     let waits = regs.orig_rax.cast_signed() == ENTER
         && taken == i64::from(regs.rsi as u32)
         && regs.r10 & GETEVENTS != 0;
-    let fd = match regs.r10 & REGISTERED_RING {
-        _ if !waits => None,
-        0 => i32::try_from(regs.rdi).ok(),
-        _ => files::named_ring(tid, regs.rdi as u32),
+    let fd = match waits {
+        true => ring(tid, regs),
+        false => None,
     };
     fd.and_then(|fd| unread(apart::table_of(pid, tid), fd))
         .is_some_and(|(unread, most)| {
@@ -41,12 +42,32 @@ pub(super) fn is_cut_short(pid: Pid, tid: Tid, regs: &Regs, taken: i64) -> bool 
         })
 }
 
-/// Completions that are there, and how many there can be.
+/// The descriptor of the ring that a call is for.
+fn ring(tid: Tid, regs: &Regs) -> Option<i32> {
+    match regs.r10 & REGISTERED_RING {
+        0 => i32::try_from(regs.rdi).ok(),
+        _ => files::named_ring(tid, regs.rdi as u32),
+    }
+}
+
+/// Nanoseconds until a time-out of its ring ends a wait for several completions, however few there are by then (`io_should_wake`).
+/// One that is over before the call is made does not.
+pub(super) fn ends_in(tid: Tid, regs: &Regs) -> Option<u64> {
+    let several = regs.r10 & GETEVENTS != 0 && regs.rdx as u32 > 1;
+    let fd = ring(tid, regs).filter(|_| several)?;
+    files::first_time_out(tid, fd)
+}
+
+/// Completions that are there, and how many there can be. None where one of them tells of a time-out, which has ended
+/// the wait.
 fn unread(pid: Pid, fd: i32) -> Option<(u32, u32)> {
     if proc::link(pid, &format!("fd/{fd}")).ok()? != b"anon_inode:[io_uring]" {
         return None;
     }
     let info = told(pid, fd)?;
+    if info.has(ETIME) {
+        return None;
+    }
     let number = |key, radix| u32::try_from(info.number(key, radix)?).ok();
     let mask = u64::from_str_radix(info.value("CqMask")?.trim_start_matches("0x"), 16).ok()?;
     let (head, tail) = (number("CqHead", 10)?, number("CqTail", 10)?);

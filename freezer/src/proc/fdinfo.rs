@@ -19,6 +19,12 @@ impl FdInfo {
         read_text(pid, &format!("fdinfo/{fd}")).map(|text| FdInfo { text })
     }
 
+    /// Whether there is such a text in it.
+    #[must_use]
+    pub(crate) fn has(&self, text: &str) -> bool {
+        self.text.contains(text)
+    }
+
     /// That of a file of which there is nothing more to tell, with `O_CLOEXEC` among its flags when its
     /// descriptor has that.
     #[must_use]

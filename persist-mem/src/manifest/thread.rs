@@ -145,7 +145,7 @@ impl Limit {
     #[must_use]
     pub fn bytes(&self) -> Option<(u64, [u8; 16])> {
         let (at, unit) = match self.place {
-            LimitPlace::R10 | LimitPlace::Rdx => return None,
+            LimitPlace::R10 | LimitPlace::Rdx | LimitPlace::Completions => return None,
             LimitPlace::Timespec(at) => (at, 1),
             LimitPlace::Timeval(at) => (at, 1000),
         };
@@ -164,6 +164,8 @@ impl Limit {
         match self.place {
             LimitPlace::R10 => regs.r10 = milliseconds,
             LimitPlace::Rdx => regs.rdx = milliseconds,
+            LimitPlace::Completions if self.remaining < SOON => regs.rdx = regs.rdx.min(1),
+            LimitPlace::Completions => {}
             LimitPlace::Timespec(_) | LimitPlace::Timeval(_) => {}
         }
     }
@@ -180,7 +182,13 @@ pub enum LimitPlace {
     Timespec(u64),
     /// A `struct timeval` at this address.
     Timeval(u64),
+    /// Rdx says how many completions of a ring of io_uring it waits for. When the time of a request is over, any number
+    /// is enough.
+    Completions,
 }
+
+/// A time that may be over before its thread is in its call.
+const SOON: u64 = 50_000_000;
 
 /// A wait whose time-out is `SO_RCVTIMEO` or `SO_SNDTIMEO` of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

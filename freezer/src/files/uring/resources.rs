@@ -1,6 +1,6 @@
 //! What is registered with a ring, and the requests that wait in it, with the open files they are for.
 
-use super::groups;
+use super::{groups, workers};
 use crate::files::{Open, Table, known};
 use crate::kernel::{self, Kernel, RingState, Unreadable, Until, Waiting};
 use crate::{FreezerError, proc};
@@ -178,7 +178,7 @@ pub(super) fn tasks(kernel: &mut Kernel, pids: &[Pid]) -> Result<Vec<u64>, Unrea
     Ok(kernel.tasks(&tids)?.into_iter().flatten().collect())
 }
 
-/// Time-outs that are over by now and that nobody has looked at, by their rings.
+/// Time-outs that are over by now and that nobody has looked at, and what workers wait in, by their rings.
 pub(super) fn over(inside: &[Pid]) -> BTreeMap<u64, Vec<Waiting>> {
     let mut found: BTreeMap<u64, Vec<Waiting>> = BTreeMap::new();
     let over = kernel::look(|kernel| {
@@ -191,6 +191,9 @@ pub(super) fn over(inside: &[Pid]) -> BTreeMap<u64, Vec<Waiting>> {
         }),
         // Then there are more requests than are found (`are_all`).
         Err(why) => log::debug!("time-outs of io_uring that are over: {why}"),
+    }
+    for work in inside.iter().flat_map(|pid| workers::waiting(*pid)) {
+        found.entry(work.ring).or_default().extend(work.requests);
     }
     found
 }

@@ -581,6 +581,11 @@ pub(crate) const GROUP: Group = Group {
             uring::waiting::ticks,
         ),
         subject(
+            "uring-ticks-of-two",
+            "short time-outs of io_uring that end waits for more completions",
+            uring::waiting::ticks_of_two,
+        ),
+        subject(
             "uring-futexes",
             "requests of io_uring that wait for futexes",
             uring::awaited::futexes,

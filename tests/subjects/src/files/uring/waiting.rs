@@ -258,11 +258,11 @@ pub(crate) fn time_out_ends(_: &Setting) -> Result<Watch> {
     timed_long(libc::SYS_io_uring_enter, wait, -i64::from(libc::ETIME))
 }
 
-/// Waits for a short time-out; whether that ended as it should.
+/// Waits for a short time-out, or for more, which it ends; whether that ended as it should.
 ///
 /// The kernel counts a time-out before it tells of it. On another processor a thread whose ring asks for its completions
 /// sees the count and goes on, with a completion that is still to come (io_uring/wait.c, `io_should_wake`).
-fn tick(ring: Ring, data: u64) -> bool {
+fn tick(ring: Ring, data: u64, wanted: u64) -> bool {
     const TIME: Duration = Duration::from_millis(10);
     let time = [0, u64::from(TIME.subsec_nanos())];
     let begun = Instant::now();
@@ -273,7 +273,7 @@ fn tick(ring: Ring, data: u64) -> bool {
         data,
         ..Entry::default()
     });
-    let mut submitted = ring.enter(1, 1) == 1;
+    let mut submitted = ring.enter(1, wanted) == 1;
     let mut found = ring.take_all();
     while submitted && found.is_empty() && begun.elapsed() >= TIME {
         submitted = ring.enter(0, 1) == 0;
@@ -284,6 +284,15 @@ fn tick(ring: Ring, data: u64) -> bool {
 
 /// Threads that wait for short time-outs of their rings without a pause: one is over while they are looked at.
 pub(crate) fn ticks(_: &Setting) -> Result<Watch> {
+    ticking(1)
+}
+
+/// The same of threads that wait for two completions, of which one comes.
+pub(crate) fn ticks_of_two(_: &Setting) -> Result<Watch> {
+    ticking(2)
+}
+
+fn ticking(wanted: u64) -> Result<Watch> {
     let counts: [Arc<AtomicU64>; 2] = Default::default();
     for (count, flags) in counts.iter().zip([0, DEFERRED]) {
         Ring::new(4, 8, flags)?;
@@ -293,7 +302,7 @@ pub(crate) fn ticks(_: &Setting) -> Result<Watch> {
                 return;
             };
             for next in 0.. {
-                if !tick(ring, next) {
+                if !tick(ring, next, wanted) {
                     count.store(WRONG, Ordering::SeqCst);
                     return;
                 }
