@@ -1,6 +1,7 @@
 //! What outlives the kernel.
 
 pub mod blocks;
+pub mod filters;
 pub mod firmware;
 pub mod format;
 pub mod frames;

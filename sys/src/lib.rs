@@ -54,6 +54,7 @@ pub mod batch;
 pub mod bpf_map;
 pub mod by_tracer;
 pub mod cgroups;
+pub mod child_wait;
 pub mod clock;
 pub mod core_pattern;
 pub mod cpu_clock;

@@ -26,6 +26,7 @@ core::arch::global_asm!(
     ".globl kupgrade_remainder_start",
     ".globl kupgrade_series_start",
     ".globl kupgrade_loop_start",
+    ".globl kupgrade_child_wait_start",
     ".globl kupgrade_remainder_end",
     "kupgrade_remainder_start:",
     "  syscall",
@@ -106,6 +107,15 @@ core::arch::global_asm!(
     "4:",
     "  pause",
     "  jmp 4b",
+    // rdi: a word that is cleared when the wait is over; rsp: behind the first word of a signal's frame.
+    "kupgrade_child_wait_start:",
+    "5:",
+    "  syscall",
+    "  cmp dword ptr [rdi], 0",
+    "  mov eax, 202",
+    "  jne 5b",
+    "  mov eax, 15",
+    "  syscall",
     "kupgrade_remainder_end:",
     ".popsection",
 );
@@ -114,6 +124,7 @@ unsafe extern "C" {
     static kupgrade_remainder_start: u8;
     static kupgrade_series_start: u8;
     static kupgrade_loop_start: u8;
+    static kupgrade_child_wait_start: u8;
     static kupgrade_remainder_end: u8;
 }
 
@@ -306,12 +317,19 @@ pub fn endless() -> u64 {
     (&raw const kupgrade_loop_start as usize - start as usize) as u64
 }
 
+/// Offset in [`code`] of the wait for a child ([`crate::child_wait`]), which begins with its `syscall` instruction.
+#[must_use]
+pub fn child_wait() -> u64 {
+    let start = &raw const kupgrade_remainder_start;
+    (&raw const kupgrade_child_wait_start as usize - start as usize) as u64
+}
+
 /// The registers behind the call that a thread was interrupted in before it was sent through a series, and is in
 /// the last call of: `code` is where the code is, `read` reads a word of its memory. None elsewhere.
 #[must_use]
 pub fn before_series(regs: &Regs, code: u64, read: impl Fn(u64) -> Option<u64>) -> Option<Regs> {
     let start = &raw const kupgrade_series_start;
-    let all = &raw const kupgrade_remainder_end as usize - start as usize;
+    let all = &raw const kupgrade_loop_start as usize - start as usize;
     let within = code + series()..code + series() + all as u64;
     if !within.contains(&regs.rip) {
         return None;
@@ -339,8 +357,9 @@ mod tests {
     fn the_code_begins_with_its_call_and_fits() {
         assert!(code().starts_with(&[0x0f, 0x05]));
         // pause, and a jump back to it.
-        assert!(code()[endless() as usize..] == [0xf3, 0x90, 0xeb, 0xfc]);
-        assert!(code().len() <= ROOM);
+        assert!(code()[endless() as usize..].starts_with(&[0xf3, 0x90, 0xeb, 0xfc]));
+        assert!(code()[child_wait() as usize..].starts_with(&[0x0f, 0x05]));
+        assert!(code().len() <= ROOM, "{} bytes", code().len());
     }
 
     #[test]

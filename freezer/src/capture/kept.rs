@@ -2,7 +2,7 @@
 
 use crate::kernel::{self, Kernel, Unreadable, half, word};
 use crate::proc;
-use persist_mem::manifest::{Filter, QueuedSignal, Rseq, SigAction};
+use persist_mem::manifest::{ChildReport, Filter, QueuedSignal, Rseq, SigAction};
 use sys::{Pid, Tid, ptrace};
 
 const SIGNALS: usize = 64;
@@ -11,7 +11,8 @@ const MOST_QUEUED: usize = 1000;
 /// `struct k_sigaction`
 const ACTION: usize = 32;
 /// `SIGNAL_STOP_STOPPED`, `SIGNAL_STOP_CONTINUED` (include/linux/sched/signal.h)
-const CHILD_STOPS: u32 = 3;
+const STOPPED: u32 = 1;
+const CONTINUED: u32 = 2;
 /// `SYSCALL_WORK_SYSCALL_USER_DISPATCH` (include/linux/thread_info.h)
 const DISPATCHED: u64 = 1 << 5;
 const SS_ONSTACK: u32 = 1;
@@ -40,6 +41,9 @@ pub(super) struct Kept {
     pub(super) child_subreaper: bool,
 }
 
+/// A child, and its `task_struct`.
+pub(super) type Child = (Pid, u64);
+
 /// How a thread is confined by seccomp(2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Confined {
@@ -49,10 +53,10 @@ pub(super) enum Confined {
     Filters(Vec<Filter>),
 }
 
-/// Looks at a thread of a process; `work` gets the `task_struct`s of its children, too.
+/// Looks at a thread of a process; `work` gets its children, too.
 pub(super) fn look<T>(
     (pid, tid): (Pid, Tid),
-    work: impl FnOnce(&mut Reader<'_>, &[u64]) -> Result<T, Unreadable>,
+    work: impl FnOnce(&mut Reader<'_>, &[Child]) -> Result<T, Unreadable>,
 ) -> Result<T, Unreadable> {
     let mut work = Some(work);
     let mut found = None;
@@ -69,7 +73,7 @@ pub(super) fn look<T>(
 pub(super) fn look_at<T>(
     pid: Pid,
     threads: &[Tid],
-    mut work: impl FnMut(&mut Reader<'_>, &[u64]) -> Result<T, Unreadable>,
+    mut work: impl FnMut(&mut Reader<'_>, &[Child]) -> Result<T, Unreadable>,
 ) -> Result<Vec<T>, Unreadable> {
     let children = proc::children(pid).unwrap_or_default();
     let all: Vec<Tid> = threads
@@ -79,8 +83,11 @@ pub(super) fn look_at<T>(
         .collect();
     kernel::look(|kernel| {
         let tasks = kernel.tasks(&all)?;
-        let (threads, children) = tasks.split_at(threads.len());
-        let children: Vec<u64> = children.iter().flatten().copied().collect();
+        let (threads, tasks) = tasks.split_at(threads.len());
+        let children = children.iter().zip(tasks);
+        let children: Vec<Child> = children
+            .filter_map(|(child, task)| Some((*child, (*task)?)))
+            .collect();
         let one = |task: &Option<u64>| {
             let task = task.ok_or(Unreadable::Inconsistent("a thread"))?;
             work(&mut Reader { kernel, task }, &children)
@@ -277,19 +284,44 @@ impl Reader<'_> {
     /// What is not carried of a process that cannot be asked.
     pub(super) fn obstacle(
         &mut self,
-        children: &[u64],
+        children: &[Child],
     ) -> Result<Option<&'static str>, Unreadable> {
         if self.is_dispatched()? {
             return Ok(Some("its system calls are dispatched to user space"));
         }
-        let flags = self.offset("signal_struct", "flags")?;
-        let signals = self.offset("task_struct", "signal")?;
         for child in children {
-            let signal = self.kernel.word(child + signals, "a child")?;
-            if self.half_at(signal + flags, "a child")? & CHILD_STOPS != 0 {
+            if self.stops(child)?.0 != 0 {
                 return Ok(Some("a child of it was stopped or continued"));
             }
         }
         Ok(None)
+    }
+
+    /// What wait(2) would tell of its children that have not ended (kernel/exit.c, wait_task_stopped and
+    /// wait_task_continued).
+    pub(super) fn reports(
+        &mut self,
+        children: &[Child],
+    ) -> Result<Vec<(Pid, ChildReport)>, Unreadable> {
+        let mut found = Vec::new();
+        for child in children {
+            match self.stops(child)? {
+                (STOPPED, true) => found.push((child.0, ChildReport::Stopped)),
+                (CONTINUED, _) => found.push((child.0, ChildReport::Continued)),
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether a child has stopped or gone on, and whether it has a code for who waits for it.
+    fn stops(&mut self, (_, task): &Child) -> Result<(u32, bool), Unreadable> {
+        const WHAT: &str = "a child";
+        let field = |path| self.offset("signal_struct", path);
+        let (flags, code) = (field("flags")?, field("group_exit_code")?);
+        let signals = self.offset("task_struct", "signal")?;
+        let signal = self.kernel.word(task + signals, WHAT)?;
+        let flags = self.half_at(signal + flags, WHAT)? & (STOPPED | CONTINUED);
+        Ok((flags, self.half_at(signal + code, WHAT)? != 0))
     }
 }

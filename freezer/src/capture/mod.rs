@@ -3,6 +3,7 @@
 mod aio;
 mod attributes;
 mod cgroups;
+mod child_waits;
 mod connects;
 mod credentials;
 mod dispatch;
@@ -163,6 +164,7 @@ fn describe(
         slacks.tell(process);
         process.parent_thread = made_by.get(&process.pid).copied();
     }
+    child_waits::settle(&mut processes);
     parents::note_places(&mut processes);
     let inside: Vec<Pid> = members(frozen).into_iter().chain(ours).collect();
     table.refuse_outside(&inside, outsiders)?;

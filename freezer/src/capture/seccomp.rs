@@ -85,7 +85,21 @@ fn may_ask(filter: &Filter) -> bool {
         })
 }
 
-/// The same, of one that the kernel's memory tells of.
+impl Confined {
+    /// Why it is not carried of a thread that cannot be asked.
+    pub(super) fn obstacle(&self) -> Option<&'static str> {
+        match self {
+            Confined::No => None,
+            Confined::Strict => Some("it is in the strict mode of seccomp"),
+            Confined::Filters(all) => all
+                .iter()
+                .any(may_ask)
+                .then_some("it has seccomp filters that may ask a listener"),
+        }
+    }
+}
+
+/// What a thread has, as the kernel's memory tells of it.
 pub(super) fn of_kept(confined: Confined, filters: &mut Vec<Filter>) -> Seccomp {
     match confined {
         Confined::No => Seccomp::Off,

@@ -130,6 +130,7 @@ pub(super) fn describe(
         directories: None,
         files: None,
         undo: ThreadUndo::Shared,
+        child_wait: None,
         io_of: None,
         cgroups: None,
         socket_wait: inside.socket_wait,

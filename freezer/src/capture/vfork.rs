@@ -11,7 +11,7 @@ use super::io_contexts::Contexts;
 use super::kept::{self, Confined, Kept, Reader};
 use super::process::{self, Place};
 use super::timers::TimersAt;
-use super::{attributes, credentials, mappings, membarrier, policy, signals, thread};
+use super::{attributes, child_waits, credentials, mappings, membarrier, policy, signals, thread};
 use super::{kept_memory, kept_timers};
 use crate::confinement::Confinements;
 use crate::freeze::FrozenThread;
@@ -22,11 +22,12 @@ use crate::tables::has_no_undo_list;
 use crate::{FreezerError, Frozen};
 use core::cmp::Ordering;
 use persist_mem::manifest::{
-    AddressSpace, Directories, InVfork, Live, QueuedSignal, Scheduling, Seccomp, Thread, ThreadUndo,
+    AddressSpace, ChildReport, Directories, InVfork, Live, QueuedSignal, Scheduling, Seccomp,
+    Thread, ThreadUndo,
 };
 use sys::batch::Batch;
 use sys::process::{KcmpKind, kcmp};
-use sys::regs::Regs;
+use sys::regs::{NO_SYSCALL, Regs};
 use sys::{Pid, Tid, process as calls, xstate as extended};
 
 /// `TOP_OF_KERNEL_STACK_PADDING` (arch/x86/include/asm/thread_info.h): without and with `CONFIG_X86_FRED`.
@@ -49,8 +50,8 @@ struct Waits {
     queued: [Vec<QueuedSignal>; 2],
     confined: Confined,
     dispatched: bool,
-    /// What of its process cannot be asked.
-    obstacle: Option<&'static str>,
+    /// What its process has not been told about its children.
+    reports: Vec<(Pid, ChildReport)>,
 }
 
 /// A thread that waits, and the filters that it gets.
@@ -73,6 +74,7 @@ pub(super) fn threads(
             return Err(FreezerError::refuse(pid, "thread", why));
         }
         let waits = look((pid, tid)).map_err(|e| unreadable(pid, &e))?;
+        let by_itself = less_than_ours((pid, tid), &waits)?.is_some();
         let finder = &mut *finder;
         let asked = asked(frozen, child);
         let ask_more =
@@ -87,7 +89,12 @@ pub(super) fn threads(
         };
         let like = Thread { scheduling, ..like };
         let confined = waits.confined.clone();
-        let thread = Waiting { pid, tid, waits }.thread(like)?;
+        let mut thread = Waiting { pid, tid, waits }.thread(like)?;
+        if by_itself {
+            thread.regs.rax = u64::from(child.0.cast_unsigned());
+            thread.regs.orig_rax = NO_SYSCALL;
+            thread.child_wait = Some(child_waits::without_room(child));
+        }
         found.push((InVfork { thread, child }, confined));
     }
     Ok(found)
@@ -131,7 +138,13 @@ pub(super) fn describe(
     let Some(&(tid, child)) = waiting.first() else {
         return Err(FreezerError::refuse(pid, "threads", "it has none"));
     };
-    let Waits { kept, queued, .. } = look((pid, tid)).map_err(|e| unreadable(pid, &e))?;
+    let waits = look((pid, tid)).map_err(|e| unreadable(pid, &e))?;
+    let Waits {
+        kept,
+        queued,
+        reports,
+        ..
+    } = waits;
     let [_, pending] = queued;
     let maps = place.maps;
     let asked = asked(frozen, child);
@@ -155,6 +168,7 @@ pub(super) fn describe(
         actions: kept.actions,
         pending: signals::with_bare(pending, status.mask("ShdPnd")),
         child_subreaper: kept.child_subreaper,
+        reports,
         directories: Directories {
             umask: status.umask(),
             ..Directories::default()
@@ -265,6 +279,7 @@ impl Waiting {
             limit: None,
             waits_since: None,
             sleep: None,
+            child_wait: None,
             ..child
         };
         let scheduling = &mut thread.scheduling;
@@ -286,21 +301,11 @@ fn shown(pid: Pid, tid: Tid) -> Result<(Stat, Status), FreezerError> {
 /// Why a thread that waits in vfork(2) is not carried, found without stopping it.
 pub(crate) fn obstacle(pid: Pid, tid: Tid) -> Result<Option<String>, FreezerError> {
     let told = |why: &str| Ok(Some(why.to_owned()));
-    let (stat, status) = shown(pid, tid)?;
-    let ours = Status::read(Pid(nix::unistd::getpid().as_raw()), "status")?;
     if crate::landlock::concerns(&[pid]) {
         return told("its process has restricted itself with Landlock");
     }
     if Confinements::look().of(pid, tid)?.is_some() {
         return told("its process is confined by AppArmor");
-    }
-    // Its child is made by it, as somebody who may still do everything that makes a process.
-    let lacks = ours.mask("CapEff") & !status.mask("CapEff");
-    if lacks != 0 || status.numbers("Uid").get(1) != Some(&0) {
-        return told("it has not all privileges");
-    }
-    if stat.field(41) != 0 {
-        return told("it has a scheduling policy");
     }
     let others: Vec<Tid> = {
         let mut others = proc::threads(pid)?;
@@ -314,9 +319,9 @@ pub(crate) fn obstacle(pid: Pid, tid: Tid) -> Result<Option<String>, FreezerErro
     if let Some(why) = among_others(pid, tid, &others)? {
         return told(why);
     }
-    let shared =
-        crate::freeze::vfork::child_of(pid, tid).is_some_and(|child| have_same_memory(pid, child));
-    if alone && !shared {
+    let child = crate::freeze::vfork::child_of(pid, tid);
+    let sharing = child.filter(|child| have_same_memory(pid, *child));
+    if alone && sharing.is_none() {
         if let Some(why) = kept_memory::obstacle(pid)? {
             return told(why);
         }
@@ -326,24 +331,53 @@ pub(crate) fn obstacle(pid: Pid, tid: Tid) -> Result<Option<String>, FreezerErro
             Err(why) => return Ok(Some(why.to_string())),
         }
     }
-    match look((pid, tid)) {
-        Ok(waits) if waits.dispatched => told("its system calls are dispatched to user space"),
-        Ok(waits) if alone && waits.obstacle.is_some() => Ok(waits.obstacle.map(str::to_owned)),
-        Ok(waits) => {
-            let why = filters(pid, &waits.confined)?;
-            let why = why.or_else(|| early(&waits.queued, &status));
-            Ok(why.map(str::to_owned))
-        }
-        Err(why) => Ok(Some(why.to_string())),
+    let waits = match look((pid, tid)) {
+        Ok(waits) => waits,
+        Err(why) => return Ok(Some(why.to_string())),
+    };
+    if waits.dispatched {
+        return told("its system calls are dispatched to user space");
     }
+    if let Some(why) = waits.confined.obstacle() {
+        return told(why);
+    }
+    if let Some(why) = queued(&waits.queued, &shown(pid, tid)?.1) {
+        return told(why);
+    }
+    let Some(why) = less_than_ours((pid, tid), &waits)? else {
+        return Ok(None);
+    };
+    let no_other_way = match sharing {
+        Some(child) => child_waits::obstacle(pid, child, &waits.confined),
+        None => Some("its child has memory of its own"),
+    };
+    Ok(no_other_way.map(|no_other_way| format!("{why}, and {no_other_way}")))
+}
+
+/// Why a thread cannot be made to wait in vfork(2): its child is made by it, as somebody who may still do everything
+/// that makes a process, and afterwards it gets nothing.
+fn less_than_ours(
+    (pid, tid): (Pid, Tid),
+    waits: &Waits,
+) -> Result<Option<&'static str>, FreezerError> {
+    let (stat, status) = shown(pid, tid)?;
+    let ours = Status::read(Pid(nix::unistd::getpid().as_raw()), "status")?;
+    let lacks = ours.mask("CapEff") & !status.mask("CapEff");
+    if lacks != 0 || status.numbers("Uid").get(1) != Some(&0) {
+        return Ok(Some("it has not all privileges"));
+    }
+    if stat.field(41) != 0 {
+        return Ok(Some("it has a scheduling policy"));
+    }
+    let why = filters(pid, &waits.confined)?;
+    Ok(why.or_else(|| early(&status)))
 }
 
 /// A thread that waits gets its filters from another one of its process, which has these and no others by then
 /// (`SECCOMP_FILTER_FLAG_TSYNC`).
 fn filters(pid: Pid, confined: &Confined) -> Result<Option<&'static str>, FreezerError> {
     let Confined::Filters(own) = confined else {
-        let strict = *confined == Confined::Strict;
-        return Ok(strict.then_some("it is in the strict mode of seccomp"));
+        return Ok(None);
     };
     let threads = proc::threads(pid)?;
     let begins = kept::look_at(pid, &threads, |reader, _| {
@@ -395,21 +429,34 @@ fn among_others(pid: Pid, tid: Tid, others: &[Tid]) -> Result<Option<&'static st
     Ok(None)
 }
 
-/// Signals that cannot be queued before it waits again.
-fn early(queued: &[Vec<QueuedSignal>; 2], status: &Status) -> Option<&'static str> {
-    /// SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSYS; SIGKILL; SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU.
-    const NEVER: [u32; 11] = [4, 5, 7, 8, 11, 31, 9, 19, 20, 21, 22];
+/// Signals that cannot be queued for it before it waits in vfork(2) again.
+fn early(status: &Status) -> Option<&'static str> {
+    /// SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSYS; SIGTSTP, SIGTTIN, SIGTTOU.
+    const NEVER: [u32; 9] = [4, 5, 7, 8, 11, 31, 20, 21, 22];
+    let never = waiting(status) & mask_of(&NEVER) != 0;
+    never.then_some("signals wait for it that faults raise, or that stop it")
+}
+
+/// Signals that cannot be queued for it.
+fn queued(queued: &[Vec<QueuedSignal>; 2], status: &Status) -> Option<&'static str> {
+    /// SIGKILL, SIGSTOP
+    const NEVER: [u32; 2] = [9, 19];
     const SI_TIMER: [u8; 4] = (-2_i32).to_le_bytes();
-    let never = NEVER
-        .iter()
-        .fold(0, |all, signal| all | 1_u64 << (signal - 1));
-    let pending = status.mask("SigPnd") | status.mask("ShdPnd");
-    if pending & never != 0 {
-        return Some("signals wait for it that faults raise, or that end or stop it");
+    if waiting(status) & mask_of(&NEVER) != 0 {
+        return Some("signals wait for it that end or stop it, whatever it does");
     }
     let of_timer = |queued: &QueuedSignal| queued.0.get(8..12) == Some(&SI_TIMER);
     let timers = queued.iter().flatten().any(of_timer);
     timers.then_some("signals of timers wait for it")
+}
+
+fn waiting(status: &Status) -> u64 {
+    status.mask("SigPnd") | status.mask("ShdPnd")
+}
+
+fn mask_of(signals: &[u32]) -> u64 {
+    let bit = |signal: &u32| 1_u64 << (signal - 1);
+    signals.iter().map(bit).fold(0, |all, bit| all | bit)
 }
 
 /// What the kernel keeps of its process's memory, and why that is not carried.
@@ -436,7 +483,7 @@ fn look((pid, tid): (Pid, Tid)) -> Result<Waits, Unreadable> {
             queued: [reader.queued(false)?, reader.queued(true)?],
             confined: reader.confined()?,
             dispatched: reader.is_dispatched()?,
-            obstacle: reader.obstacle(children)?,
+            reports: reader.reports(children)?,
         })
     })
 }

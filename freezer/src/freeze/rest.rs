@@ -183,15 +183,15 @@ fn prepare((pid, tid): (Pid, Tid), regs: &Regs, rest: &Rest) -> sys::Result<Opti
 
 /// Whether the process's vdso has room for the code.
 pub(crate) fn has_room(pid: Pid) -> bool {
-    let Ok(Some(vdso)) = position::vdso(pid) else {
-        return false;
-    };
-    let len = usize::try_from(vdso.end - vdso.start);
-    let image = len.ok().and_then(|len| {
-        let mem = proc::memory(pid).ok()?;
-        mem.read_vec(vdso.start, len).ok()
-    });
-    image.is_some_and(|image| remainder::place(&image).is_some())
+    room(pid).is_some()
+}
+
+/// Where the code is or can be put.
+pub(crate) fn room(pid: Pid) -> Option<u64> {
+    let vdso = position::vdso(pid).ok().flatten()?;
+    let len = usize::try_from(vdso.end - vdso.start).ok()?;
+    let image = proc::memory(pid).ok()?.read_vec(vdso.start, len).ok()?;
+    Some(vdso.start + remainder::place(&image)? as u64)
 }
 
 /// The address of the code in the process's vdso, where it is put if it is not there yet.

@@ -2,8 +2,8 @@
 
 use super::{Directories, Membership, QueuedSignal, ThreadFiles};
 use serde::{Deserialize, Serialize};
-use sys::Tid;
 use sys::regs::Regs;
+use sys::{Pid, Tid};
 
 /// What everybody sees of a thread that has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -97,6 +97,18 @@ pub struct Thread {
     pub waits_since: Option<u64>,
     /// The call it sleeps in with a relative time-out that only the kernel knew the rest of.
     pub sleep: Option<Sleep>,
+    /// The wait for a child, which comes before all that it goes on with.
+    pub child_wait: Option<ChildWait>,
+}
+
+/// A wait until a child does not use the memory of both any more, which a thread makes by itself: it was in vfork(2), and
+/// nobody can have it wait there again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChildWait {
+    /// The child, whose word ([`Thread::clear_child_tid`]) is at the beginning of the room.
+    pub child: Pid,
+    /// Room in memory: address, bytes.
+    pub room: (u64, u64),
 }
 
 /// Directories of a thread that are not its process's.

@@ -74,6 +74,8 @@ fn shares_with(live: &Live) -> impl Iterator<Item = Pid> {
         live.undo_of,
     ];
     let children = live.vforks.iter().map(|waiting| waiting.child);
+    let waits = live.threads.iter().filter_map(|thread| thread.child_wait);
+    let children = children.chain(waits.map(|wait| wait.child));
     tables.into_iter().flatten().chain(children)
 }
 

@@ -2,9 +2,10 @@
 //!
 //! Where the calls that this takes are not free (a seccomp filter, syscall user dispatch, a tracer) they begin anew.
 
-use super::{Kernel, filters, vdso};
+use super::{Kernel, vdso};
 use crate::ResurrectError;
 use crate::restore::Restore;
+use persist_mem::filters;
 use persist_mem::manifest::{Live, Seccomp, Thread};
 use sys::Pid;
 use sys::cpu_clock::{Counted, Whose};

@@ -17,7 +17,6 @@
 //! | [`layout`] | heap, stack, arguments, executable (`PR_SET_MM_MAP`) |
 //! | [`vdso`] | the kernel's code in the process |
 //! | [`cpu_clocks`] | clocks of processor time that go on |
-//! | [`filters`] | what seccomp filters say of the calls that takes |
 //! | [`numa`] | on which nodes memory is to be |
 //! | [`ldt`] | segments of its own |
 //! | [`policy`] | what holds for mappings to come |
@@ -29,7 +28,6 @@ pub(crate) mod aio;
 mod apart;
 pub(crate) mod cpu_clocks;
 pub(crate) mod empty;
-mod filters;
 mod grow;
 mod guards;
 mod holes;

@@ -5,14 +5,14 @@ use super::sleeps;
 use crate::ResurrectError;
 use crate::calls::nr;
 use crate::restore::Restore;
-use persist_mem::manifest::{Backing, Dispatch, Limit, Live, Thread, Vma};
+use persist_mem::manifest::{Backing, ChildWait, Dispatch, Limit, Live, Thread, Vma};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use sys::batch::Batch;
 use sys::ptrace::SudConfiguration;
 use sys::regs::{NO_SYSCALL, Regs, restart};
 use sys::tracee::Tracee;
-use sys::{Errno, Pid, Tid, ptrace};
+use sys::{Errno, Pid, Tid, child_wait, ptrace, remainder};
 
 const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
 const PROT_EXEC: u32 = 4;
@@ -28,7 +28,7 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     remove_scratches(restore)?;
     in_vfork(restore)?;
     let passed = u64::try_from(restore.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    super::each(restore, |pid, tracee, thread| {
+    super::each_in(restore, |pid, tracee, live, thread| {
         let regs = to_go_on(
             pid,
             tracee,
@@ -37,17 +37,43 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             passed,
         )?;
         xstate(pid, tracee, &thread.xstate)?;
+        let (regs, sigmask) = match thread.child_wait {
+            Some(wait) => wait_for_child(pid, tracee, (live, thread), wait)?,
+            None => (regs, thread.sigmask),
+        };
         tracee
             .set_regs(&regs)
             .map_err(ResurrectError::tracee(pid, "setting its registers"))?;
         tracee
-            .set_sigmask(thread.sigmask)
+            .set_sigmask(sigmask)
             .map_err(ResurrectError::tracee(pid, "setting its signal mask"))?;
         match thread.dispatch {
             Some(wanted) if !dispatched.contains(&thread.tid) => dispatch(pid, tracee, wanted),
             _ => Ok(()),
         }
     })
+}
+
+/// The registers and the mask of signals with which a thread waits for a child before it goes on.
+fn wait_for_child(
+    pid: Pid,
+    tracee: &Tracee,
+    (live, thread): (&Live, &Thread),
+    wait: ChildWait,
+) -> Result<(Regs, u64), ResurrectError> {
+    const DOING: &str = "having it wait for a child";
+    let failed = || ResurrectError::call(pid, DOING);
+    let vdso = live.mm.vmas.iter().find(|vma| vma.backing == Backing::Vdso);
+    let code = vdso.zip(remainder::place(&live.mm.vdso));
+    let code = code.map(|(vma, at)| vma.start + at as u64);
+    let state = ptrace::get_xstate(tracee.tid()).map_err(failed())?;
+    let goes_on = (&thread.regs, thread.sigmask, state.as_slice());
+    let ready = code.and_then(|code| child_wait::prepare(wait.room, code, goes_on));
+    let ready = ready.ok_or_else(|| failed()(Errno::ENOMEM))?;
+    for (at, bytes) in &ready.memory {
+        tracee.mem().write(*at, bytes).map_err(failed())?;
+    }
+    Ok((ready.regs, child_wait::BLOCKED))
 }
 
 /// Flags that ptrace(2) leaves as they are.

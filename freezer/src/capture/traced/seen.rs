@@ -261,6 +261,7 @@ impl Seen {
             directories: None,
             files: None,
             undo: ThreadUndo::Shared,
+            child_wait: None,
             io_of: None,
             cgroups: None,
             socket_wait: None,

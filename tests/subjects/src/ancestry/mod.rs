@@ -185,6 +185,51 @@ pub(crate) const GROUP: Group = Group {
             vfork::filters,
         ),
         subject(
+            "vfork-user",
+            "a user's parent in vfork(2) whose child ends, with queued signals",
+            vfork::of_user,
+        ),
+        subject(
+            "vfork-user-exec",
+            "a user's parent in vfork(2) with seccomp filters whose child starts another program",
+            vfork::exec_of_user,
+        ),
+        subject(
+            "vfork-user-nested",
+            "a user's parent in vfork(2) whose child is in vfork(2) itself",
+            vfork::nested_of_user,
+        ),
+        subject(
+            "vfork-user-thread",
+            "a user's thread in vfork(2) with filters that others have not",
+            vfork::thread_of_user,
+        ),
+        subject(
+            "vfork-user-leader",
+            "a user's leader in vfork(2) with queued signals, while its threads run",
+            vfork::leader_of_user,
+        ),
+        subject(
+            "vfork-user-timers",
+            "a user's parent in vfork(2) with timers",
+            vfork::timers_of_user,
+        ),
+        subject(
+            "vfork-user-stopped",
+            "a user's parent in vfork(2) whose child is stopped",
+            vfork::stopped_child,
+        ),
+        subject(
+            "vfork-policy",
+            "a parent in vfork(2) with a scheduling policy",
+            vfork::policy,
+        ),
+        subject(
+            "vfork-filters-own",
+            "a thread in vfork(2) with seccomp filters that others have not",
+            vfork::own_filters,
+        ),
+        subject(
             "vfork-filters-threads",
             "a leader in vfork(2) with seccomp filters, while its threads run",
             vfork::filters_of_leader,

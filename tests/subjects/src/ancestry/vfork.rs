@@ -22,7 +22,8 @@ const COPY: usize = 6;
 /// A descriptor that the child closes and the parent keeps.
 const CLOSED: i32 = 60;
 const SIGUSR2: u64 = 12;
-/// Field of `/proc/PID/stat`: the signal that the parent gets at the end.
+/// Fields of `/proc/PID/stat`: the state, and the signal that the parent gets at the end.
+const STATE: usize = 3;
 const END: usize = 38;
 
 /// In the memory of parent and child: what the child left there.
@@ -57,8 +58,23 @@ enum Others {
     Filters,
     /// Threads that have the same ones, and some more.
     ThreadsAndFilters,
+    /// A leader that does not wait, and has no filters; who waits has.
+    LeaderWithoutFilters,
     /// Nobody; but it has timers.
     Timers,
+    /// Nobody; but its child is stopped.
+    StoppedChild,
+    /// Nobody; but it has a scheduling policy.
+    Policy,
+}
+
+/// Who they all are.
+#[derive(Clone, Copy, PartialEq)]
+enum As {
+    /// With all privileges.
+    Root,
+    /// An ordinary user.
+    User,
 }
 
 /// It ends.
@@ -126,6 +142,51 @@ pub(crate) fn filters_of_leader(setting: &Setting) -> Result<Watch> {
     start(setting, Goal::Exit, Others::ThreadsAndFilters)
 }
 
+/// An ordinary user's child ends.
+pub(crate) fn of_user(setting: &Setting) -> Result<Watch> {
+    start_as(setting, Goal::Exit, Others::Signals, As::User)
+}
+
+/// It starts another program.
+pub(crate) fn exec_of_user(setting: &Setting) -> Result<Watch> {
+    start_as(setting, Goal::Exec, Others::Filters, As::User)
+}
+
+/// It waits for a child of its own.
+pub(crate) fn nested_of_user(setting: &Setting) -> Result<Watch> {
+    start_as(setting, Goal::Nested, Others::Nobody, As::User)
+}
+
+/// A thread waits, and has filters; its leader has none and does not wait.
+pub(crate) fn thread_of_user(setting: &Setting) -> Result<Watch> {
+    start_as(setting, Goal::Exec, Others::LeaderWithoutFilters, As::User)
+}
+
+/// A leader waits while threads run.
+pub(crate) fn leader_of_user(setting: &Setting) -> Result<Watch> {
+    start_as(setting, Goal::Exit, Others::ThreadsAndSignals, As::User)
+}
+
+/// The user has timers.
+pub(crate) fn timers_of_user(setting: &Setting) -> Result<Watch> {
+    start_as(setting, Goal::Exit, Others::Timers, As::User)
+}
+
+/// A thread has filters that its leader has not.
+pub(crate) fn own_filters(setting: &Setting) -> Result<Watch> {
+    start(setting, Goal::Exit, Others::LeaderWithoutFilters)
+}
+
+/// A user's child is stopped.
+pub(crate) fn stopped_child(setting: &Setting) -> Result<Watch> {
+    start_as(setting, Goal::Exec, Others::StoppedChild, As::User)
+}
+
+/// It has a scheduling policy.
+pub(crate) fn policy(setting: &Setting) -> Result<Watch> {
+    start(setting, Goal::Exit, Others::Policy)
+}
+
 /// Others end before it does: it must not see the end of its child then. It would leave a mark.
 pub(crate) fn beside_others(setting: &Setting) -> Result<Watch> {
     const OTHERS: usize = 40;
@@ -157,18 +218,47 @@ pub(crate) fn beside_others(setting: &Setting) -> Result<Watch> {
     .spoiled_by(move || Ok(std::fs::write(&spoilt, "spoilt")?)))
 }
 
-fn start(_: &Setting, goal: Goal, others: Others) -> Result<Watch> {
+fn start(setting: &Setting, goal: Goal, others: Others) -> Result<Watch> {
+    start_as(setting, goal, others, As::Root)
+}
+
+fn start_as(_: &Setting, goal: Goal, others: Others, who: As) -> Result<Watch> {
     let page = Area::map(1, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1)?;
-    let waiting = fork(|| process(page, goal, others))?;
+    let waiting = fork(|| {
+        if who == As::Root || become_user().is_ok() {
+            process(page, goal, others);
+        }
+    })?;
+    let stops = others == Others::StoppedChild;
+    let tell_child = move |signal| {
+        // SAFETY: takes numbers.
+        sys("kill", unsafe {
+            libc::kill(page.get(0, CHILD) as i32, signal)
+        })
+        .map(drop)
+    };
+    let is_stopped = move || {
+        let state = procfs::stat(page.get(0, CHILD) as i32, STATE);
+        state.is_ok_and(|state| state == "T")
+    };
     let waits = move |round: u64| {
         until("the parent waits", SOON, || {
             page.get(0, WAITING) == round + 1
-        })
+        })?;
+        if stops {
+            tell_child(libc::SIGSTOP)?;
+            until("the child is stopped", SOON, is_stopped)?;
+        }
+        Ok::<_, anyhow::Error>(())
     };
     waits(0)?;
     let mut round = 0;
     Ok(Watch::new(move || {
         same("rounds done", &round, &page.get(0, DONE))?;
+        if stops {
+            same("whether the child is stopped", &true, &is_stopped())?;
+            tell_child(libc::SIGCONT)?;
+        }
         round += 1;
         page.put(0, ASKED, round);
         until("the parent goes on", SOON, || page.get(0, DONE) == round)?;
@@ -179,9 +269,7 @@ fn start(_: &Setting, goal: Goal, others: Others) -> Result<Watch> {
     })
     .spoiled_by(move || {
         // Without its child the parent goes on before it should.
-        let child = page.get(0, CHILD) as i32;
-        // SAFETY: takes numbers.
-        sys("kill", unsafe { libc::kill(child, libc::SIGKILL) })?;
+        tell_child(libc::SIGKILL)?;
         until("the parent goes on", SOON, || page.get(0, DONE) != 0)
     }))
 }
@@ -190,12 +278,36 @@ extern "C" fn count(_: i32) {
     HANDLED.fetch_add(1, Ordering::SeqCst);
 }
 
+fn become_user() -> Result<()> {
+    const NOBODY: u32 = 65534;
+    // SAFETY: takes numbers and no list.
+    unsafe {
+        sys("setgroups", libc::setgroups(0, std::ptr::null()))?;
+        sys("setresgid", libc::setresgid(NOBODY, NOBODY, NOBODY))?;
+        sys("setresuid", libc::setresuid(NOBODY, NOBODY, NOBODY))?;
+        // It installs filters.
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    }
+    Ok(())
+}
+
 /// Has threads as `others` says.
 fn process(page: Area, goal: Goal, others: Others) {
     let blocked = QUEUED.iter().fold(0, |all, one| all | 1 << (one - 1));
     mask(libc::SIG_BLOCK, blocked);
     match others {
-        Others::Nobody | Others::Signals | Others::Timers => parent(page, goal, others),
+        Others::Nobody | Others::Signals | Others::Timers | Others::StoppedChild => {
+            parent(page, goal, others);
+        }
+        Others::Policy => {
+            // SAFETY: zeros are the parameters of this policy.
+            unsafe {
+                let batch: libc::sched_param = std::mem::zeroed();
+                let batch = &raw const batch;
+                libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_BATCH, batch);
+            }
+            parent(page, goal, others);
+        }
         Others::Threads | Others::ThreadsAndSignals => {
             std::thread::spawn(move || tick(page));
             parent(page, goal, others);
@@ -216,6 +328,14 @@ fn process(page: Area, goal: Goal, others: Others) {
                 }
             });
             parent(page, goal, others);
+        }
+        Others::LeaderWithoutFilters => {
+            std::thread::spawn(move || {
+                if confine().is_ok() {
+                    parent(page, goal, others);
+                }
+            });
+            tick(page);
         }
         Others::Leader => {
             std::thread::spawn(move || parent(page, goal, others));
@@ -261,13 +381,21 @@ fn parent(page: Area, goal: Goal, others: Others) {
     let (Ok(stack), Ok(inner)) = (Area::anonymous(16), Area::anonymous(16)) else {
         return;
     };
-    let before = seen();
+    let (before, capabilities) = (seen(), able());
     let timers = (others == Others::Timers).then(Timers::arm);
     let ticks = !matches!(
         others,
-        Others::Nobody | Others::Signals | Others::Filters | Others::Timers
+        Others::Nobody
+            | Others::Signals
+            | Others::Filters
+            | Others::Timers
+            | Others::StoppedChild
+            | Others::Policy
     );
-    let confined = matches!(others, Others::Filters | Others::ThreadsAndFilters);
+    let confined = matches!(
+        others,
+        Others::Filters | Others::ThreadsAndFilters | Others::LeaderWithoutFilters
+    );
     let queue = matches!(others, Others::Signals | Others::ThreadsAndSignals);
     let makes = if goal == Goal::Nested { 2 } else { 1 };
     for round in 1.. {
@@ -298,6 +426,7 @@ fn parent(page: Area, goal: Goal, others: Others) {
             // The signal of its end is one too many.
             queued.is_none_or(|queued| queued == take_all()),
             !confined || is_confined(),
+            capabilities == able(),
             timers.as_ref().is_none_or(Timers::are_kept),
             !ticks || until("ticks", SOON, || page.get(0, TICKS) > ticked).is_ok(),
         ];
@@ -455,6 +584,11 @@ fn seen() -> (u64, usize, usize, i32, [i64; 2]) {
             scheduling,
         )
     }
+}
+
+/// Who it is and what it may do.
+fn able() -> [Option<String>; 3] {
+    ["CapPrm", "CapEff", "Uid"].map(|field| procfs::status("thread-self", field).ok())
 }
 
 fn ended_well(child: i64, goal: Goal) -> bool {

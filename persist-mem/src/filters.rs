@@ -7,7 +7,8 @@ const SECCOMP_RET_ALLOW: u32 = 0x7fff_0000;
 const SECCOMP_RET_ACTION: u32 = 0xffff_0000;
 
 /// Whether it lets a 64-bit call without arguments pass that is made at `ip`. Not when it is not understood.
-pub(crate) fn allows(code: &[u8], nr: u32, ip: u64) -> bool {
+#[must_use]
+pub fn allows(code: &[u8], nr: u32, ip: u64) -> bool {
     let mut data = [0; DATA];
     data[..4].copy_from_slice(&nr.to_le_bytes());
     data[4..8].copy_from_slice(&AUDIT_ARCH_X86_64.to_le_bytes());
