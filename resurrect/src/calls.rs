@@ -56,6 +56,7 @@ pub(crate) mod nr {
     pub(crate) const MBIND: i64 = 237;
     pub(crate) const SET_MEMPOLICY: i64 = 238;
     pub(crate) const ARCH_PRCTL: i64 = 158;
+    pub(crate) const KEYCTL: i64 = 250;
     pub(crate) const CHROOT: i64 = 161;
     pub(crate) const SCHED_SETAFFINITY: i64 = 203;
     pub(crate) const SET_TID_ADDRESS: i64 = 218;

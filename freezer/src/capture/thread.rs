@@ -18,6 +18,10 @@ const CLOCK_THREAD_CPUTIME_ID: i32 = 3;
 const SCHED_GETSCHEDULER: i64 = 145;
 pub(super) const SCHED_RESET_ON_FORK: u64 = 0x4000_0000;
 const PR_MCE_KILL_GET: i32 = 34;
+const KEYCTL: i64 = 250;
+const KEYCTL_SET_REQKEY_KEYRING: u64 = 14;
+/// `KEY_REQKEY_DEFL_NO_CHANGE`
+const NO_CHANGE: u64 = u64::MAX;
 const PR_GET_PDEATHSIG: i32 = 2;
 const PR_GET_SECUREBITS: i32 = 27;
 const PR_GET_TIMERSLACK: i32 = 30;
@@ -117,6 +121,7 @@ pub(super) fn describe(
         pdeathsig: asked.pdeathsig,
         personality: asked.personality,
         memory_failure: asked.memory_failure,
+        request_keyring: asked.request_keyring,
         speculation: asked.processor.speculation,
         tsc_faults: asked.processor.tsc_faults,
         cpuid_faults: asked.processor.cpuid_faults,
@@ -250,6 +255,7 @@ pub(super) struct Asked {
     pdeathsig: i32,
     personality: u32,
     memory_failure: u8,
+    request_keyring: u8,
     processor: Processor,
     deadline: Option<[u64; 4]>,
     slice: Option<u64>,
@@ -276,6 +282,7 @@ pub(super) struct Question {
     policy: CallIndex,
     attr: Buffer,
     failure: CallIndex,
+    keyring: CallIndex,
     personality: CallIndex,
     memory_policy: numa::Asked,
     processor: ProcessorCalls,
@@ -303,6 +310,7 @@ impl Question {
         let policy = "asking for its scheduling policy";
         let all = u64::from(u32::MAX).into();
         let failure = "asking for its memory failure policy";
+        let keyring = [KEYCTL_SET_REQKEY_KEYRING.into(), NO_CHANGE.into()];
         Question {
             stack,
             cpu_time,
@@ -314,6 +322,7 @@ impl Question {
             ioprio: batch.call("asking for its I/O priority", IOPRIO_GET, [who, 0.into()]),
             policy: batch.call(policy, SCHED_GETSCHEDULER, [0.into()]),
             failure: batch.call(failure, PRCTL, [PR_MCE_KILL_GET.into()]),
+            keyring: batch.try_call("asking for its keyring of new keys", KEYCTL, keyring),
             personality: batch.call("asking for its personality", PERSONALITY, [all]),
             memory_policy: numa::Asked::add(batch, None),
             processor: ProcessorCalls::add(batch),
@@ -343,6 +352,7 @@ impl Question {
             pdeathsig: out.u32(self.death, 0) as i32,
             personality: out.result(self.personality).unwrap_or(0) as u32,
             memory_failure: out.result(self.failure).map_or(2, |policy| policy as u8),
+            request_keyring: out.result(self.keyring).map_or(0, |keyring| keyring as u8),
         }
     }
 }

@@ -56,6 +56,8 @@ pub struct Thread {
     pub personality: u32,
     /// PR_MCE_KILL_GET: 0 late, 1 early, 2 the system's default.
     pub memory_failure: u8,
+    /// KEYCTL_SET_REQKEY_KEYRING: in which keyring request_key(2) puts new keys, 0 for the usual.
+    pub request_keyring: u8,
     /// PR_GET_SPECULATION_CTRL of store bypass, indirect branches and L1D flushing; 0 where the kernel
     /// does not know them.
     pub speculation: [u8; 3],

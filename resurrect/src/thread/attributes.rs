@@ -17,6 +17,7 @@ const PR_SET_IO_FLUSHER: i32 = 57;
 const SCHED_OTHER: i32 = 0;
 const SCHED_IDLE: i32 = 5;
 const SCHED_RESET_ON_FORK: i32 = 0x4000_0000;
+const KEYCTL_SET_REQKEY_KEYRING: u64 = 14;
 const PR_MCE_KILL: i32 = 33;
 /// `PR_MCE_KILL_DEFAULT`.
 const MCE_KILL_DEFAULT: u8 = 2;
@@ -224,6 +225,12 @@ fn policies(batch: &mut Batch, thread: &Thread) {
         let args = numa::arguments(batch, policy);
         // Left aside where the kernel or the machine cannot.
         batch.try_call("setting its memory policy", nr::SET_MEMPOLICY, args);
+    }
+    if thread.request_keyring != 0 {
+        let keyring = u64::from(thread.request_keyring);
+        let args = [KEYCTL_SET_REQKEY_KEYRING.into(), keyring.into()];
+        // A kernel without keys has no need of it.
+        batch.try_call("setting its keyring of new keys", nr::KEYCTL, args);
     }
     if thread.memory_failure != MCE_KILL_DEFAULT {
         let policy = u64::from(thread.memory_failure);

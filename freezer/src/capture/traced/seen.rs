@@ -248,6 +248,7 @@ impl Seen {
             pdeathsig: kept.pdeathsig,
             personality: personality as u32,
             memory_failure,
+            request_keyring: 0,
             speculation: self.speculation,
             tsc_faults: false,
             cpuid_faults: false,

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::kit::{Setting, Watch, args, not_here, raw, sys};
+use crate::kit::{Crew, Setting, Watch, args, not_here, raw, sys};
 
 /// A key in the process keyring.
 pub(crate) fn keys(_: &Setting) -> Result<Watch> {
@@ -63,4 +63,25 @@ fn key_in(keyring: u64) -> Result<Watch> {
         Ok((found, call(libc::KEYCTL_READ, [key as u64, 0])))
     })?
     .spoiled_by(move || sys("keyctl", call(libc::KEYCTL_CLEAR, [keyring, 0])).map(drop)))
+}
+
+/// Two threads: each has a keyring of its own that request_key(2) puts new keys in.
+pub(crate) fn request_keyring(_: &Setting) -> Result<Watch> {
+    let set = |which: u64| {
+        let operation = libc::KEYCTL_SET_REQKEY_KEYRING.into();
+        raw(libc::SYS_keyctl, args([operation, which]))
+    };
+    let now = move || sys("keyctl", set(u64::MAX));
+    if set(u64::MAX) == -i64::from(libc::ENOSYS) {
+        return not_here("no keys");
+    }
+    let mut crew = Crew::default();
+    // KEY_REQKEY_DEFL_USER_KEYRING, _THREAD_KEYRING
+    for which in [4, 1] {
+        crew.add(move || {
+            sys("keyctl", set(which))?;
+            Ok(Watch::keep(now)?.spoiled_by(move || sys("keyctl", set(3)).map(drop)))
+        })?;
+    }
+    Ok(crew.watch().and(Watch::keep(now)?))
 }

@@ -337,6 +337,11 @@ pub(crate) const GROUP: Group = Group {
         subject("ports", "ports of devices (ioperm)", ports::start),
         subject("keys", "keys in a process keyring", confined::keys),
         subject(
+            "request-keyring",
+            "the keyring that new keys come to (KEYCTL_SET_REQKEY_KEYRING)",
+            confined::request_keyring,
+        ),
+        subject(
             "session-keys",
             "keys in a keyring of the session",
             confined::session_keys,
