@@ -434,14 +434,23 @@ pub(crate) fn left(
 
 /// Nanoseconds until the first time-out of a ring is over that counts by CLOCK_MONOTONIC: a thread has it open so.
 pub(crate) fn first_time_out(tid: Tid, fd: i32) -> Option<u64> {
+    // One that is over just now may be met in neither of the places where it is looked for.
+    (0..3).find_map(|_| time_out(tid, fd))
+}
+
+fn time_out(tid: Tid, fd: i32) -> Option<u64> {
     let found = kernel::look(|kernel| {
         let task = kernel.tasks(&[tid])?.into_iter().flatten().next();
         let files = task.map_or(Ok(Vec::new()), |task| kernel.files(task))?;
         let file = files.into_iter().find(|(its, _)| *its == fd);
-        let requests = match file {
-            Some((_, file)) => kernel.ring(file)?.requests,
-            None => Vec::new(),
-        };
+        let mut requests = Vec::new();
+        if let (Some((_, file)), Some(task)) = (file, task) {
+            let ring = kernel.ring(file)?;
+            requests = ring.requests;
+            // Those that are over wait for their thread.
+            let over = kernel.over(&[task])?.into_iter();
+            requests.extend(over.filter(|(its, _)| *its == ring.at).map(|(_, it)| it));
+        }
         Ok((requests, kernel.clock_offsets()?))
     });
     let (requests, [monotonic, _]) = found.ok()?;
