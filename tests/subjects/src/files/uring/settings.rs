@@ -5,7 +5,7 @@ use std::os::fd::IntoRawFd;
 use anyhow::{Result, bail};
 
 use super::ring::{ASYNC, Entry, NOP, OPENAT, READ, Ring, memory};
-use crate::kit::{Setting, Watch, args, files, raw, same};
+use crate::kit::{Setting, Watch, args, files, not_here, raw, same};
 
 const R_DISABLED: u32 = 1 << 6;
 /// `IORING_UNREGISTER_BUFFERS`, `IORING_UNREGISTER_FILES`, `IORING_REGISTER_FILES_UPDATE`, `IORING_REGISTER_PROBE`
@@ -91,6 +91,13 @@ pub(crate) fn tagged(_: &Setting) -> Result<Watch> {
         let all = [1, 0, buffers.as_ptr() as u64, tags.as_ptr() as u64];
         ring.register(BUFFERS2, all.as_ptr() as u64, 32)
     };
+    register()?;
+    // Linux before 6.13 does not tell when all are taken away at once.
+    ring.register(NO_FILES, 0, 0)?;
+    ring.register(NO_BUFFERS, 0, 0)?;
+    if ring.wait(2).is_err() {
+        return not_here("no tags are told");
+    }
     register()?;
     Ok(Watch::new(move || {
         ring.expect_none()?;
