@@ -169,10 +169,20 @@ fn refuse(pid: Pid, tid: Tid, label: &[u8], by: &str) -> Refusal {
     }
 }
 
-/// Whether a profile may keep a thread from something.
-pub(crate) fn is_confined(pid: Pid, tid: Tid) -> bool {
+/// Whether a profile confines a thread.
+fn is_confined(pid: Pid, tid: Tid) -> bool {
     let label = attribute(pid, tid, "current");
     label.is_some_and(|label| label != UNCONFINED)
+}
+
+/// Whether a profile may keep a thread from sending signals to itself. Of the one that this process is in, too, that is
+/// known.
+pub(crate) fn is_mute(pid: Pid, tid: Tid) -> bool {
+    let Some(label) = attribute(pid, tid, "current").filter(|label| label != UNCONFINED) else {
+        return false;
+    };
+    let me = Pid(nix::unistd::getpid().as_raw());
+    attribute(me, me.leader(), "current") != Some(label) || !lsm::may_signal_itself()
 }
 
 /// An attribute of a thread; None where there is none or the thread has ended.

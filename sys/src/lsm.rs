@@ -1,7 +1,7 @@
 //! Security modules (Documentation/userspace-api/lsm.rst).
 
-use crate::Errno;
 use crate::raw::syscall;
+use crate::{Errno, Pid, Tid};
 
 /// `lsm_list_modules(2)`
 const LIST_MODULES: i64 = 461;
@@ -12,6 +12,15 @@ pub fn has_calls() -> bool {
     // SAFETY: the kernel writes to no null pointer.
     let listed = unsafe { syscall(LIST_MODULES, [0; 6]) };
     listed != Err(Errno::ENOSYS)
+}
+
+/// Whether this process may send itself signals, which a security module can forbid.
+#[must_use]
+pub fn may_signal_itself() -> bool {
+    let me = nix::unistd::getpid().as_raw();
+    let thread = nix::unistd::gettid().as_raw();
+    // One that does nothing to who has no action for it.
+    crate::process::tgkill(Pid(me), Tid(thread), libc::SIGURG).is_ok()
 }
 
 /// What a label of AppArmor names, without the mode that it is in: `name (enforce)`.

@@ -77,7 +77,7 @@ fn ready(
     let status = Status::read(pid, &format!("task/{tid}/status"))?;
     let marker = marker(&status).ok_or_else(|| FreezerError::Refused(vec![unmarked(pid, tid)]))?;
     tracee.set_marker(marker);
-    if crate::confinement::is_confined(pid, tid) {
+    if crate::confinement::is_mute(pid, tid) {
         tracee.set_mute();
     }
     tracee.set_remaining(sleep.map(|sleep| Remaining {

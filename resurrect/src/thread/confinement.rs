@@ -9,7 +9,7 @@ use persist_mem::manifest::{Manifest, Seccomp, Thread};
 use sys::batch::Batch;
 use sys::ptrace::options;
 use sys::tracee::Tracee;
-use sys::{Pid, lsm, procdir, ptrace};
+use sys::{Errno, Pid, lsm, procdir, ptrace};
 
 /// What a thread is called that no profile confines.
 const UNCONFINED: &[u8] = b"unconfined";
@@ -31,6 +31,11 @@ const HEAD: usize = 32;
 pub(crate) fn check(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
     restore.confined_by = own();
     let own = &restore.confined_by;
+    if own != UNCONFINED && !lsm::may_signal_itself() {
+        let doing =
+            "sending itself a signal, which its profile of AppArmor forbids: restore from outside";
+        return Err(ResurrectError::own(doing)(Errno::EACCES));
+    }
     let another = |thread: &Thread| profile(thread) != own;
     let mut lives = restore.lives();
     let free = own == UNCONFINED;

@@ -1,7 +1,6 @@
 //! Ordinary programs that live through upgrades, and how each is verified afterwards.
 
 mod app;
-mod confined;
 mod counter;
 mod pipeline;
 mod redis;
@@ -14,7 +13,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 pub(crate) use app::App;
-pub(crate) use confined::Confined;
 pub(crate) use counter::Counter;
 pub(crate) use pipeline::Pipeline;
 pub(crate) use redis::Redis;

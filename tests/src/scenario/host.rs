@@ -43,7 +43,7 @@ pub(crate) enum Kind {
 
 /// Subjects that hold what most programs hold.
 const SOME: &str = "=registers =anon =masks =pipe =epoll-set =eventfd =signalfd =timerfd-periodic \
-                    =unix-stream =unix-listening =tcp-listening";
+                    =unix-stream =unix-listening =tcp-listening =profiles";
 
 /// A running host and what must live through everything on it.
 pub(crate) struct Host {
@@ -88,7 +88,6 @@ impl Host {
         if data > 0 {
             self.programs = programs::demonstration(data);
             self.programs.push(Box::new(programs::Settings::default()));
-            self.programs.push(Box::new(programs::Confined::default()));
         }
         if let Kind::Apps { names } = self.kind {
             self.programs = programs::apps(names);

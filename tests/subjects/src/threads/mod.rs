@@ -19,6 +19,7 @@ mod lists;
 mod names;
 mod namespaces;
 mod ports;
+mod profiles;
 mod registers;
 mod scheduling;
 pub(crate) mod seccomp;
@@ -262,6 +263,11 @@ pub(crate) const GROUP: Group = Group {
             "seccomp-order",
             "seccomp filters in their order",
             seccomp::order,
+        ),
+        subject(
+            "profiles",
+            "profiles of AppArmor of threads, one of which forbids signals",
+            profiles::start,
         ),
         subject("landlock", "a domain of Landlock", landlock::plain),
         subject(
