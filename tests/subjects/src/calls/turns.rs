@@ -12,21 +12,25 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::kit::{SOON, Setting, Watch, args, raw, same, sys, tid, until, waits};
+use crate::kit::{SOON, Setting, Watch, args, raw, same, sys, tid, until, waits, waits_with};
 
 /// In which order threads begin to wait, by the order in which they were made.
 const BEGIN: [usize; 8] = [5, 2, 7, 0, 4, 1, 6, 3];
 
 /// Threads that wait for the same thing.
 struct Waiters {
-    number: i64,
+    /// Number and first argument of their call: they wait for their turn to begin in others like it.
+    call: (i64, u64),
     begin: Vec<(i32, Sender<()>)>,
     back: Receiver<(usize, i64)>,
 }
 
 impl Waiters {
     /// `call` is made by all of them.
-    fn start(number: i64, call: impl Fn() -> i64 + Clone + Send + 'static) -> Result<Waiters> {
+    fn start(
+        which: (i64, u64),
+        call: impl Fn() -> i64 + Clone + Send + 'static,
+    ) -> Result<Waiters> {
         let (send, back) = channel();
         let mut begin = Vec::new();
         for index in 0..BEGIN.len() {
@@ -42,7 +46,7 @@ impl Waiters {
             begin.push((its_tid.recv_timeout(SOON)?, go));
         }
         let waiters = Waiters {
-            number,
+            call: which,
             begin,
             back,
         };
@@ -55,7 +59,7 @@ impl Waiters {
         BEGIN.into_iter().try_for_each(|index| {
             let (tid, go) = &self.begin[index];
             go.send(())?;
-            until("a thread waits", SOON, || waits(*tid, self.number))
+            until("a thread waits", SOON, || waits_with(*tid, self.call))
         })
     }
 
@@ -73,20 +77,20 @@ impl Waiters {
 
 /// Whoever waits first is first.
 fn in_turn(
-    number: i64,
+    which: (i64, u64),
     call: impl Fn() -> i64 + Clone + Send + 'static,
     wake: impl FnMut() -> Result<()> + 'static,
 ) -> Result<Watch> {
-    watch(BEGIN.to_vec(), number, call, wake)
+    watch(BEGIN.to_vec(), which, call, wake)
 }
 
 fn watch(
     expected: Vec<usize>,
-    number: i64,
+    which: (i64, u64),
     call: impl Fn() -> i64 + Clone + Send + 'static,
     wake: impl FnMut() -> Result<()> + 'static,
 ) -> Result<Watch> {
-    let waiters = Rc::new(Waiters::start(number, call)?);
+    let waiters = Rc::new(Waiters::start(which, call)?);
     let wake = Rc::new(RefCell::new(wake));
     let (others, spoil) = (waiters.clone(), wake.clone());
     Ok(Watch::new(move || {
@@ -94,7 +98,7 @@ fn watch(
             bail!("thread {index} came back by itself with {result}");
         }
         for (tid, _) in &waiters.begin {
-            let again = || waits(*tid, number) || waits(*tid, libc::SYS_restart_syscall);
+            let again = || waits_with(*tid, which) || waits(*tid, libc::SYS_restart_syscall);
             until("a thread waits again", SOON, again)?;
         }
         let order = waiters.finish(|| wake.borrow_mut()())?;
@@ -110,7 +114,7 @@ fn watch(
         [next()?, next()?].into_iter().try_for_each(|index| {
             let (tid, go) = &others.begin[index];
             go.send(())?;
-            until("a thread waits", SOON, || waits(*tid, number))
+            until("a thread waits", SOON, || waits_with(*tid, which))
         })
     }))
 }
@@ -120,7 +124,7 @@ pub(crate) fn futex(_: &Setting) -> Result<Watch> {
     let word: &'static u32 = Box::leak(Box::new(0));
     let at = std::ptr::from_ref(word) as u64;
     in_turn(
-        libc::SYS_futex,
+        (libc::SYS_futex, at),
         move || raw(libc::SYS_futex, args([at, libc::FUTEX_PRIVATE_FLAG as u64])),
         move || {
             let operation = (libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG) as u64;
@@ -146,7 +150,7 @@ pub(crate) fn semaphore(_: &Setting) -> Result<Watch> {
         raw(libc::SYS_semop, args([set as u64, at, 1]))
     };
     in_turn(
-        libc::SYS_semop,
+        (libc::SYS_semop, set as u64),
         move || change(-1),
         move || sys("semop", change(1)).map(drop),
     )
@@ -159,7 +163,7 @@ pub(crate) fn messages(_: &Setting) -> Result<Watch> {
         libc::msgget(libc::IPC_PRIVATE, libc::IPC_CREAT | 0o600)
     })? as u64;
     in_turn(
-        libc::SYS_msgrcv,
+        (libc::SYS_msgrcv, queue),
         move || {
             let mut message = [0_u64; 2];
             let at = message.as_mut_ptr() as u64;
@@ -191,7 +195,7 @@ pub(crate) fn pipe(_: &Setting) -> Result<Watch> {
     // They are open as long as this process is there.
     let [from, to] = [read.into_raw_fd(), write.into_raw_fd()].map(|fd| fd as u64);
     in_turn(
-        libc::SYS_read,
+        (libc::SYS_read, from),
         move || read_one(from),
         move || write_one(to),
     )
@@ -202,7 +206,7 @@ pub(crate) fn accept(setting: &Setting) -> Result<Watch> {
     let path = setting.fresh("socket");
     let listener = UnixListener::bind(&path)?.into_raw_fd() as u64;
     in_turn(
-        libc::SYS_accept,
+        (libc::SYS_accept, listener),
         move || {
             let accepted = raw(libc::SYS_accept, args([listener]));
             raw(libc::SYS_close, args([accepted as u64]))
@@ -242,7 +246,7 @@ fn send(queue: i32) -> Result<()> {
 pub(crate) fn posix_messages(_: &Setting) -> Result<Watch> {
     let queue = queue()?;
     in_turn(
-        libc::SYS_mq_timedreceive,
+        (libc::SYS_mq_timedreceive, queue as u64),
         move || receive(queue),
         move || send(queue),
     )
@@ -264,7 +268,7 @@ pub(crate) fn epoll(_: &Setting) -> Result<Watch> {
     };
     watch(
         BEGIN.into_iter().rev().collect(),
-        libc::SYS_epoll_wait,
+        (libc::SYS_epoll_wait, epoll as u64),
         move || {
             let mut told = [0_u32; 3];
             let arguments = [epoll as u64, told.as_mut_ptr() as u64, 1, u64::MAX];

@@ -21,6 +21,7 @@ pub(crate) use net::loopback;
 pub(crate) use threads::{Crew, tid};
 pub(crate) use waiter::{
     Gaps, LONG_TERM, TERM, args, blocked, hear, raw, take_signal, timed, timed_long, waits,
+    waits_with,
 };
 
 /// Where a subject lives.

@@ -59,6 +59,12 @@ pub(crate) fn waits(tid: i32, number: i64) -> bool {
     text.split(' ').next() == Some(&number.to_string())
 }
 
+/// Is the thread in this call, with this first argument, asleep?
+pub(crate) fn waits_with(tid: i32, (number, first): (i64, u64)) -> bool {
+    let text = fs::read_to_string(format!("/proc/self/task/{tid}/syscall")).unwrap_or_default();
+    text.starts_with(&format!("{number} {first:#x} "))
+}
+
 /// One return of a call.
 struct Return {
     result: i64,
