@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 /// How long a thread that has run may take until it sleeps.
-const EACH: Duration = Duration::from_millis(3);
+const EACH: Duration = Duration::from_millis(15);
 /// How often another thread is given the processor before this one sleeps for a moment.
 const YIELDS: usize = 20;
 /// How many threads may wait in one line for their order to be kept: it takes a moment for each.
@@ -176,6 +176,16 @@ pub enum Happens {
 }
 
 impl Line {
+    /// Whether it is one of a process's memory alone, for a thread with these registers.
+    #[must_use]
+    pub fn is_private(self, regs: &Regs) -> bool {
+        // FUTEX_PRIVATE_FLAG
+        let futex = regs
+            .interrupted_syscall()
+            .is_some_and(|(nr, _)| nr == FUTEX);
+        matches!(self, Line::Futex(_)) && futex && regs.rsi & 128 != 0
+    }
+
     /// The line that a thread with these registers waits in. Threads of different lines never wait for the same
     /// thing; those of one may.
     #[must_use]
@@ -203,8 +213,8 @@ impl Line {
 
 /// Those of threads and their lines that are to begin to wait one after the other, since others may wait for the same.
 #[must_use]
-pub fn in_line(threads: impl Iterator<Item = (Tid, Option<Line>)>) -> BTreeSet<Tid> {
-    let mut lines: BTreeMap<Line, Vec<Tid>> = BTreeMap::new();
+pub fn in_line<L: Ord>(threads: impl Iterator<Item = (Tid, Option<L>)>) -> BTreeSet<Tid> {
+    let mut lines: BTreeMap<L, Vec<Tid>> = BTreeMap::new();
     for (tid, line) in threads {
         if let Some(line) = line {
             lines.entry(line).or_default().push(tid);

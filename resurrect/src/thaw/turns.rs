@@ -4,7 +4,7 @@ use crate::ResurrectError;
 use crate::processor;
 use crate::restore::Restore;
 use nix::time::ClockId;
-use persist_mem::manifest::{Live, Thread};
+use persist_mem::manifest::{DescriptionId, Live, Thread};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use sys::asleep::{self, Line};
@@ -22,9 +22,36 @@ pub(super) struct Turn {
     tid: Tid,
     /// It acts for its process.
     is_first: bool,
-    line: Option<Line>,
+    line: Option<(Line, Whose)>,
     since: Option<u64>,
     processors: Vec<u8>,
+}
+
+/// What tells lines of one kind apart that have nothing to do with each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Whose {
+    /// Those of whoever has this memory.
+    Memory(Pid),
+    /// Those at an open file.
+    File(DescriptionId),
+    /// Not known, or everybody's.
+    Everybody,
+}
+
+impl Whose {
+    fn of(pid: Pid, live: &Live, thread: &Thread, line: Line, regs: &Regs) -> Whose {
+        match line {
+            Line::Futex(_) if line.is_private(regs) => Whose::Memory(live.mm_of.unwrap_or(pid)),
+            // Tables that are another process's are known there.
+            Line::File(_) if thread.files.is_none() && live.files_of.is_none() => {
+                let number = i32::try_from(regs.rdi).ok();
+                let mut files = live.files.iter();
+                let file = files.find(|file| Some(file.fd) == number);
+                file.map_or(Whose::Everybody, |file| Whose::File(file.description))
+            }
+            Line::Futex(_) | Line::SystemV(..) | Line::File(_) => Whose::Everybody,
+        }
+    }
 }
 
 impl Turn {
@@ -77,7 +104,8 @@ pub(super) fn find(restore: &mut Restore<'_>) -> Result<Vec<Turn>, ResurrectErro
                 host: tracee.pid(),
                 tid: tracee.tid(),
                 is_first,
-                line: Line::of(&regs),
+                line: Line::of(&regs)
+                    .map(|line| (line, Whose::of(*pid, live, thread, line, &regs))),
                 since: thread.waits_since,
                 processors: processor::wanted(&thread.scheduling).into_owned(),
             });
