@@ -18,7 +18,7 @@ const UNCONFINED: &[u8] = b"unconfined";
 const LEARNT: &[u8] = b"//null-";
 
 /// How this process, and all that it will make, is confined.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Confinements {
     ours: Option<Vec<u8>>,
     apparmor: bool,

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use super::apt::Apt;
 use super::rootfs::Root;
+use super::unpack::unpack;
 use crate::paths::recipe_hash;
 use crate::tool::Tool;
 use crate::ui;
@@ -64,16 +65,9 @@ fn java(root: &Root, to: &Path) -> Result<()> {
 /// The compiler is unpacked for this one program and removed again.
 fn go(cache: &Path, to: &Path) -> Result<()> {
     let tools = cache.join("go.new");
-    let _ = fs::remove_dir_all(&tools);
-    fs::create_dir_all(&tools)?;
     let apt = Apt::open(cache, "bookworm")?;
-    for package in [GO_PACKAGE, "golang-1.19-src"] {
-        Tool::new("dpkg-deb", MINUTES)
-            .arg("-x")
-            .arg(apt.download(package)?)
-            .arg(&tools)
-            .run()?;
-    }
+    let files = [GO_PACKAGE, "golang-1.19-src"].map(|package| apt.download(package));
+    unpack(files.into_iter().collect::<Result<Vec<_>>>()?, &tools)?;
     // What the package links to by an absolute path.
     let home = tools.join("home");
     fs::create_dir_all(&home)?;

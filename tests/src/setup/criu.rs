@@ -4,12 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::apt::Apt;
-use crate::tool::Tool;
+use super::unpack::unpack;
 use crate::ui;
 
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
@@ -23,16 +22,7 @@ pub(super) fn ensure(cache: &Path) -> Result<PathBuf> {
     ui::step("downloading CRIU");
     let apt = Apt::open(cache, "sid")?;
     let scratch = cache.join("criu.new");
-    let _ = fs::remove_dir_all(&scratch);
-    fs::create_dir_all(&scratch)?;
-    for file in apt.download_all("criu")? {
-        Tool::new("dpkg-deb", Duration::from_secs(120))
-            .arg("-x")
-            .arg(&file)
-            .arg(&scratch)
-            .run()
-            .with_context(|| format!("cannot unpack {}", file.display()))?;
-    }
+    unpack(apt.download_all("criu")?, &scratch)?;
     fs::rename(&scratch, &dir).with_context(|| format!("cannot make {}", dir.display()))?;
     Ok(dir)
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::apt::Apt;
+use super::unpack::unpack;
 use crate::tool::Tool;
 use crate::ui;
 
@@ -138,15 +139,7 @@ fn fetch(cache: &Path, apt: &Apt, package: &str) -> Result<Kernel> {
         debs.push(apt.download(&name)?);
     }
     let scratch = cache.join("kernels").join(format!("{release}.tmp"));
-    let _ = fs::remove_dir_all(&scratch);
-    fs::create_dir_all(&scratch)?;
-    for deb in debs {
-        Tool::new("dpkg-deb", 2 * MINUTE)
-            .arg("-x")
-            .arg(deb)
-            .arg(&scratch)
-            .run()?;
-    }
+    unpack(debs, &scratch)?;
     settle(cache, &release, &scratch)
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod kernels;
 mod policy;
 pub(crate) mod qemu;
 pub(crate) mod rootfs;
+mod unpack;
 
 use std::fs::File;
 use std::path::PathBuf;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::apt::Apt;
+use super::unpack::unpack;
 use crate::paths::recipe_hash;
 use crate::tool::Tool;
 use crate::ui;
@@ -51,14 +52,7 @@ fn parser(cache: &Path) -> Result<PathBuf> {
     ui::step("downloading the compiler of AppArmor");
     let file = Apt::open(cache, "bookworm")?.download("apparmor")?;
     let scratch = cache.join("apparmor.new");
-    let _ = fs::remove_dir_all(&scratch);
-    fs::create_dir_all(&scratch)?;
-    Tool::new("dpkg-deb", Duration::from_secs(120))
-        .arg("-x")
-        .arg(&file)
-        .arg(&scratch)
-        .run()
-        .with_context(|| format!("cannot unpack {}", file.display()))?;
+    unpack([file], &scratch)?;
     fs::rename(&scratch, &dir).with_context(|| format!("cannot make {}", dir.display()))?;
     Ok(dir)
 }

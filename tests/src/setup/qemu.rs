@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::apt::Apt;
+use super::unpack::unpack;
 use crate::tool::Tool;
 use crate::ui;
 
@@ -112,17 +113,8 @@ fn download(cache: &Path, dir: &Path) -> Result<Qemu> {
     ui::step("downloading QEMU");
     let apt = Apt::open(cache, SUITE)?;
     let scratch = cache.join("qemu.new");
-    let _ = fs::remove_dir_all(&scratch);
-    fs::create_dir_all(&scratch)?;
-    for package in PACKAGES {
-        let file = apt.download(package)?;
-        Tool::new("dpkg-deb", Duration::from_secs(120))
-            .arg("-x")
-            .arg(&file)
-            .arg(&scratch)
-            .run()
-            .with_context(|| format!("cannot unpack {}", file.display()))?;
-    }
+    let files = PACKAGES.iter().map(|package| apt.download(package));
+    unpack(files.collect::<Result<Vec<_>>>()?, &scratch)?;
     let found = Qemu::unpacked(&scratch).version()?;
     if found < SAFE {
         bail!("{SUITE} has {}.{}", found.0, found.1);
