@@ -15,8 +15,13 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-/// How long a thread that has run may take until it sleeps.
+/// How long a thread may run until it sleeps.
 const EACH: Duration = Duration::from_millis(15);
+/// How long all may take together, and what more each has that waits in line.
+const WITHIN: Duration = Duration::from_millis(300);
+const LINED_UP: Duration = Duration::from_millis(3);
+/// And that together.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How often another thread is given the processor before this one sleeps for a moment.
 const YIELDS: usize = 20;
 /// How many threads may wait in one line for their order to be kept: it takes a moment for each.
@@ -69,26 +74,34 @@ impl Asleep {
             // The call always succeeds.
             let _ = sched_yield();
         }
-        // On a busy host it gets no processor for a while. How long it ran, how long it waited, and how often.
+        // On a busy host it gets no processor for a while, and so it is asked how long it ran itself.
         let runs = open(self.pid, self.tid, "schedstat");
-        let runs = runs.and_then(|file| Some((read(&file)?, file)));
-        let has_run = || {
-            runs.as_ref()
-                .is_none_or(|(before, file)| read(file).as_ref() != Some(before))
-        };
-        let mut ran = None;
+        let has_run = || runs.as_ref().and_then(read).as_deref().and_then(run_time);
+        let before = has_run();
         while !self.is() {
-            let now = Instant::now();
-            if ran.is_none() && has_run() {
-                ran = Some(now);
-            }
-            if now > end || ran.is_some_and(|ran| now - ran > EACH) {
+            let ran = before.and_then(|before| Some(has_run()?.saturating_sub(before)));
+            if Instant::now() > end || ran.is_none_or(|ran| ran > EACH) {
                 return false;
             }
             std::thread::sleep(Duration::from_micros(50));
         }
         true
     }
+}
+
+/// How long all those that wait may take until they do so again, `in_line` of them one after the other.
+#[must_use]
+pub fn within(in_line: usize) -> Duration {
+    let more =
+        u32::try_from(in_line).map_or(LONGEST_WAIT, |threads| LINED_UP.saturating_mul(threads));
+    WITHIN.saturating_add(more).min(LONGEST_WAIT)
+}
+
+/// What the first number of `/proc/PID/task/TID/schedstat` tells: how long a thread ran.
+fn run_time(text: &[u8]) -> Option<Duration> {
+    let first = text.split(|byte| *byte == b' ').next()?;
+    let nanoseconds = core::str::from_utf8(first).ok()?.parse().ok()?;
+    Some(Duration::from_nanos(nanoseconds))
 }
 
 fn open(pid: Pid, tid: Tid, what: &str) -> Option<File> {
@@ -230,6 +243,19 @@ pub fn in_line<L: Ord>(threads: impl Iterator<Item = (Tid, Option<L>)>) -> BTree
 mod tests {
     use super::*;
     use crate::vm::ProcMem;
+
+    #[test]
+    fn who_ran_and_how_long_they_may_take() {
+        assert_eq!(
+            run_time(b"15000001 77 3\n"),
+            Some(Duration::from_nanos(15_000_001))
+        );
+        assert_eq!(run_time(b""), None);
+        assert_eq!(within(0), WITHIN);
+        assert_eq!(within(10), WITHIN + 10 * LINED_UP);
+        assert_eq!(within(usize::MAX), LONGEST_WAIT);
+        assert_eq!(within(1_000_000), LONGEST_WAIT);
+    }
 
     fn call(nr: i64, rdi: u64) -> Regs {
         Regs {

@@ -8,14 +8,12 @@ use crate::proc;
 use nix::time::ClockId;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use sys::asleep::{self, Asleep, Line};
 use sys::first_taker;
 use sys::regs::Regs;
 use sys::{Pid, Tid, ptrace};
 
-/// How long all of them may take until they wait again.
-const WITHIN: Duration = Duration::from_millis(300);
 /// Whose time is over in so many nanoseconds does not wait.
 const NEARLY: u64 = 1_000_000;
 
@@ -45,7 +43,7 @@ impl Frozen {
             false => (false, u64::from(turn.tid != turn.pid.leader())),
             true => (true, turn.thread.waits_since_ns.unwrap_or(u64::MAX)),
         });
-        let end = Instant::now() + WITHIN;
+        let end = Instant::now() + asleep::within(in_line.len());
         let mut others = Vec::new();
         for turn in turns {
             let waits_in_line = in_line.contains(&turn.tid);

@@ -15,14 +15,12 @@ use crate::thread::waits::{self, Wait};
 use persist_mem::manifest::Live;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
-use sys::asleep::Asleep;
+use sys::asleep::{self, Asleep};
 use sys::first_taker::{self, Leader, wait_for_all};
 use sys::{Errno, Pid, Tid, process, ptrace};
 use turns::Turn;
 
 const SIGKILL: i32 = 9;
-/// How long all those that wait may take until they do so again.
-const WITHIN: Duration = Duration::from_millis(300);
 /// Who waits on a socket for less than this goes on last: until its time is over nobody else would.
 const NEARLY_OVER: Duration = Duration::from_millis(60);
 
@@ -155,8 +153,8 @@ impl Thaw {
             self.left.contains_key(&turn.tid()) && idle()
         });
         let in_line = turns::sort(&mut turns);
-        let end = Instant::now() + WITHIN;
-        let mut asleep = Vec::new();
+        let end = Instant::now() + asleep::within(in_line.len());
+        let mut others = Vec::new();
         // To be woken on another processor takes longer than to wait again.
         let here = (!in_line.is_empty()).then(OneProcessor::hold).flatten();
         for turn in &turns {
@@ -172,18 +170,20 @@ impl Thaw {
             let seen = Asleep::of(turn.host(), tid);
             if !waits_in_line {
                 self.let_go(tid);
-                asleep.push(seen);
+                others.push(seen);
                 continue;
             }
             let here = here.as_ref().filter(|_| turn.may_move());
             here.inspect(|here| here.share(tid));
             self.let_go(tid);
-            seen.wait_until(end);
+            if !seen.wait_until(end) {
+                log::debug!("thread {tid} does not wait again");
+            }
             here.inspect(|_| turn.give_processors());
         }
         drop(here);
         if !self.left.is_empty() {
-            for seen in &asleep {
+            for seen in &others {
                 seen.wait_until(end);
             }
         }
