@@ -159,6 +159,32 @@ impl Table {
         text
     }
 
+    /// A table for each group, folded up behind a line that sums it up.
+    fn folded(&self) -> String {
+        let of_one = |left: &Row, right: &Row| left.group == right.group;
+        let groups = self.rows.chunk_by(of_one).map(|rows| {
+            let group = &rows[0].group;
+            let table = Table {
+                rows: rows.to_vec(),
+            };
+            format!(
+                "<details><summary>{group}: {}</summary>\n\n{}\n</details>\n",
+                table.summary(),
+                table.markdown()
+            )
+        });
+        groups.collect()
+    }
+
+    fn summary(&self) -> String {
+        format!(
+            "{} subjects; {} are carried on one kernel, {} across kernels",
+            self.rows.len(),
+            self.count(|row| &row.here),
+            self.count(|row| &row.across)
+        )
+    }
+
     fn count(&self, of: impl Fn(&Row) -> &Option<Fate>) -> usize {
         self.rows
             .iter()
@@ -189,13 +215,7 @@ pub(crate) fn conformance(args: &ConformanceArgs) -> Result<ExitCode> {
     let text = fs::read_to_string(&path)?;
     let written = replace(
         &text,
-        &format!(
-            "{} subjects; {} are carried on one kernel, {} across kernels.\n\n{}",
-            table.rows.len(),
-            table.count(|row| &row.here),
-            table.count(|row| &row.across),
-            table.markdown(),
-        ),
+        &format!("{}.\n\n{}", table.summary(), table.folded()),
     )
     .with_context(|| format!("{} has no markers for the table", path.display()))?;
     fs::write(&path, written).with_context(|| format!("cannot write {}", path.display()))?;
@@ -221,6 +241,21 @@ mod tests {
             Some(format!("a\n{BEGIN}new{END}\nb"))
         );
         assert_eq!(replace("a", "new"), None);
+    }
+
+    #[test]
+    fn every_group_has_a_table_that_is_summed_up() {
+        let mut table = Table::default();
+        table.add("g", "a", "r", Fate::Carried);
+        table.add("g", "b", "s", Fate::Refused("x".into()));
+        table.add("h", "c", "t", Fate::Carried);
+        table.here("a", &Fate::Carried);
+        let folded = table.folded();
+        assert!(folded.contains(
+            "<summary>g: 2 subjects; 1 are carried on one kernel, 0 across kernels</summary>\n\n|"
+        ));
+        assert!(folded.contains("| h | t | not tried | not tried |\n\n</details>"));
+        assert_eq!(folded.matches("<details>").count(), 2);
     }
 
     #[test]
