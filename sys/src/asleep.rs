@@ -55,13 +55,16 @@ impl Asleep {
     /// Whether it sleeps, is stopped with its job, or has ended.
     #[must_use]
     pub fn is(&self) -> bool {
-        let Some(text) = self.stat.as_ref().and_then(read) else {
-            return true;
-        };
+        self.state()
+            .is_none_or(|state| matches!(state, b'S' | b'T' | b'Z' | b'X'))
+    }
+
+    /// The letter that proc(5) has for what it does; None when it is gone.
+    fn state(&self) -> Option<u8> {
+        let text = self.stat.as_ref().and_then(read)?;
         // Behind the name, which may hold anything and is short (proc(5)).
-        let name_ends = text.iter().rposition(|byte| *byte == b')');
-        let state = name_ends.and_then(|at| text.get(at + 2));
-        matches!(state, Some(b'S' | b'T' | b'Z' | b'X'))
+        let name_ends = text.iter().rposition(|byte| *byte == b')')?;
+        text.get(name_ends + 2).copied()
     }
 
     /// Waits for that, until `end` at most and not for long when it runs. False when it does not sleep by then: what
@@ -77,10 +80,15 @@ impl Asleep {
         // On a busy host it gets no processor for a while, and so it is asked how long it ran itself.
         let runs = open(self.pid, self.tid, "schedstat");
         let has_run = || runs.as_ref().and_then(read).as_deref().and_then(run_time);
-        let before = has_run();
+        let (before, begun) = (has_run(), Instant::now());
+        let mut blocked = None;
         while !self.is() {
+            let now = Instant::now();
+            // Who waits for what cannot be interrupted (a disk, a child in vfork) runs no longer, and may do so for long.
+            blocked = (self.state() == Some(b'D')).then(|| blocked.unwrap_or(now));
             let ran = before.and_then(|before| Some(has_run()?.saturating_sub(before)));
-            if Instant::now() > end || ran.is_none_or(|ran| ran > EACH) {
+            let ran = ran.unwrap_or_else(|| now - begun);
+            if now > end || ran > EACH || blocked.is_some_and(|since| now - since > EACH) {
                 return false;
             }
             std::thread::sleep(Duration::from_micros(50));
@@ -306,5 +314,36 @@ mod tests {
         assert!(!Asleep::of(own, me).wait_until(begun + Duration::from_secs(5)));
         assert!(begun.elapsed() < Duration::from_secs(1));
         assert!(Asleep::of(own, Tid(i32::MAX)).wait_until(begun));
+    }
+    #[test]
+    fn who_waits_in_vfork_is_not_waited_for() {
+        let (send, tid) = std::sync::mpsc::channel();
+        let parent = std::thread::spawn(move || {
+            send.send(nix::unistd::gettid().as_raw()).unwrap();
+            let flags = libc::c_long::from(libc::CLONE_VFORK | libc::SIGCHLD);
+            // SAFETY: the child has a copy of this memory, and makes only calls that may be made between fork and exec.
+            unsafe {
+                let child = libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0);
+                if child == 0 {
+                    libc::usleep(1_500_000);
+                    libc::_exit(0);
+                }
+                assert_eq!(
+                    libc::waitpid(child as i32, core::ptr::null_mut(), 0),
+                    child as i32
+                );
+            }
+        });
+        let thread = Asleep::of(
+            Pid(std::process::id().cast_signed()),
+            Tid(tid.recv().unwrap()),
+        );
+        while thread.state() != Some(b'D') {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let begun = Instant::now();
+        assert!(!thread.wait_until(begun + Duration::from_secs(5)));
+        assert!(begun.elapsed() < Duration::from_secs(1));
+        parent.join().unwrap();
     }
 }
