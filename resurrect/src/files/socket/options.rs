@@ -98,7 +98,7 @@ pub(super) fn set(
     }
     for option in wanted() {
         let now = socket::option(fd, option.level, option.name, option.value.len());
-        if now.is_ok_and(|now| now != option.value) {
+        if now.is_ok_and(|now| now != option.value && now != evened(option)) {
             let (level, name) = (option.level, option.name);
             log::warn!("socket option {level}:{name} is not what it was");
         }
@@ -149,9 +149,23 @@ fn set_one(fd: BorrowedFd<'_>, option: &SocketOption) -> Result<()> {
         _ => return socket::set_option(fd, level, name, &option.value),
     };
     // The kernel doubles what it is given (socket(7)).
+    socket::set_int_option(fd, level, forced, size(option) / 2)
+}
+
+/// The value that an option can be given: TCP lets buffers grow to odd sizes, and no program can ask for one of these.
+/// What fits in still does in the next larger one.
+fn evened(option: &SocketOption) -> Vec<u8> {
+    match (option.level, option.name) {
+        (c::SOL_SOCKET, c::SO_SNDBUF | c::SO_RCVBUF) => size(option).to_ne_bytes().to_vec(),
+        _ => option.value.clone(),
+    }
+}
+
+/// The size of a buffer, up to the next even number.
+fn size(option: &SocketOption) -> i32 {
     let word = option.value.get(..4).and_then(|w| w.try_into().ok());
     let size = word.map_or(0, i32::from_ne_bytes);
-    socket::set_int_option(fd, level, forced, size / 2)
+    size.saturating_add(size & 1)
 }
 
 /// The kernel keeps the time also when it is switched off, and takes one only when it is switched on.
@@ -218,6 +232,18 @@ mod tests {
             let now = socket::option(fd.as_fd(), option.level, option.name, 4).unwrap();
             assert_eq!(now, option.value);
         }
+    }
+
+    #[test]
+    fn an_odd_size_of_a_buffer_becomes_the_next_larger_one() {
+        let fd = socket::socket(c::AF_INET, c::SOCK_STREAM, 0).unwrap();
+        let option = int(c::SOL_SOCKET, c::SO_RCVBUF, 99_999);
+        set_one(fd.as_fd(), &option).unwrap();
+        let now = socket::option(fd.as_fd(), option.level, option.name, 4).unwrap();
+        assert_eq!(now, 100_000i32.to_ne_bytes());
+        assert_eq!(now, evened(&option));
+        let linger = int(c::SOL_SOCKET, c::SO_LINGER, 1);
+        assert_eq!(evened(&linger), linger.value);
     }
 
     #[test]
