@@ -98,7 +98,7 @@ pub(super) fn set(
     }
     for option in wanted() {
         let now = socket::option(fd, option.level, option.name, option.value.len());
-        if now.is_ok_and(|now| now != option.value && now != evened(option)) {
+        if now.is_ok_and(|now| now != option.value && now != shown(option)) {
             let (level, name) = (option.level, option.name);
             log::warn!("socket option {level}:{name} is not what it was");
         }
@@ -152,16 +152,20 @@ fn set_one(fd: BorrowedFd<'_>, option: &SocketOption) -> Result<()> {
     socket::set_int_option(fd, level, forced, size(option) / 2)
 }
 
-/// The value that an option can be given: TCP lets buffers grow to odd sizes, and no program can ask for one of these.
-/// What fits in still does in the next larger one.
-fn evened(option: &SocketOption) -> Vec<u8> {
+/// What the kernel shows of an option once it is set.
+fn shown(option: &SocketOption) -> Vec<u8> {
     match (option.level, option.name) {
         (c::SOL_SOCKET, c::SO_SNDBUF | c::SO_RCVBUF) => size(option).to_ne_bytes().to_vec(),
+        // The address of `struct ip_mreqn`, without the group before it and the interface behind.
+        (c::SOL_IP, c::IP_MULTICAST_IF) if option.value.len() > 4 => {
+            option.value.get(4..8).unwrap_or_default().to_vec()
+        }
         _ => option.value.clone(),
     }
 }
 
-/// The size of a buffer, up to the next even number.
+/// The size of a buffer, up to the next even number: TCP lets buffers grow to odd sizes, and no program can ask for one
+/// of these. What fits in still does in the next larger one.
 fn size(option: &SocketOption) -> i32 {
     let word = option.value.get(..4).and_then(|w| w.try_into().ok());
     let size = word.map_or(0, i32::from_ne_bytes);
@@ -241,9 +245,20 @@ mod tests {
         set_one(fd.as_fd(), &option).unwrap();
         let now = socket::option(fd.as_fd(), option.level, option.name, 4).unwrap();
         assert_eq!(now, 100_000i32.to_ne_bytes());
-        assert_eq!(now, evened(&option));
-        let linger = int(c::SOL_SOCKET, c::SO_LINGER, 1);
-        assert_eq!(evened(&linger), linger.value);
+        assert_eq!(now, shown(&option));
+    }
+
+    #[test]
+    fn of_the_interface_for_groups_the_address_is_shown() {
+        let fd = socket::socket(c::AF_INET, c::SOCK_DGRAM, 0).unwrap();
+        let lo = [[0; 4], [127, 0, 0, 1], 1i32.to_ne_bytes()].concat();
+        let option = SocketOption {
+            value: lo,
+            ..int(c::SOL_IP, c::IP_MULTICAST_IF, 0)
+        };
+        set_one(fd.as_fd(), &option).unwrap();
+        let now = socket::option(fd.as_fd(), option.level, option.name, 12).unwrap();
+        assert_eq!(now, shown(&option));
     }
 
     #[test]
