@@ -247,10 +247,33 @@ pub fn in_line<L: Ord>(threads: impl Iterator<Item = (Tid, Option<L>)>) -> BTree
     several.flatten().collect()
 }
 
+/// By what threads are sorted to go on: who waits in line comes behind the others, by the time `since` which it does so.
+/// What comes meanwhile for a process is that of its `leader`.
+#[must_use]
+pub fn place(in_line: bool, leader: bool, since: Option<u64>) -> (bool, u64) {
+    match in_line {
+        false => (false, u64::from(!leader)),
+        true => (true, since.unwrap_or(u64::MAX)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::vm::ProcMem;
+
+    #[test]
+    fn who_waits_in_line_comes_last_and_by_its_time() {
+        let mut threads = [
+            (1, true, false, None),
+            (2, true, true, Some(9)),
+            (3, true, false, Some(7)),
+            (4, false, false, Some(1)),
+            (5, false, true, None),
+        ];
+        threads.sort_by_key(|(_, in_line, leader, since)| place(*in_line, *leader, *since));
+        assert_eq!(threads.map(|(number, ..)| number), [5, 4, 3, 2, 1]);
+    }
 
     #[test]
     fn who_ran_and_how_long_they_may_take() {

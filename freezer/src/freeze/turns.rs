@@ -38,10 +38,10 @@ impl Frozen {
         }
         let others_go_on = processes.iter().any(|(_, threads)| !threads.is_empty());
         let in_line = asleep::in_line(turns.iter().map(|turn| (turn.tid, turn.line)));
-        turns.sort_by_key(|turn| match in_line.contains(&turn.tid) {
-            // What comes meanwhile for a process is its leader's.
-            false => (false, u64::from(turn.tid != turn.pid.leader())),
-            true => (true, turn.thread.waits_since_ns.unwrap_or(u64::MAX)),
+        turns.sort_by_key(|turn| {
+            let is_leader = turn.tid == turn.pid.leader();
+            let since = turn.thread.waits_since_ns;
+            asleep::place(in_line.contains(&turn.tid), is_leader, since)
         });
         let end = Instant::now() + asleep::within(in_line.len());
         let mut others = Vec::new();

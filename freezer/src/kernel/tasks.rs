@@ -263,8 +263,9 @@ impl Kernel {
         self.words(&at)
     }
 
-    /// When threads went to sleep, by a clock of the scheduler that is the same on all processors and runs on whatever
-    /// they do: when each was put on one last, and how long it was there. None for those that are not there.
+    /// When threads went to sleep, by a clock of the scheduler that runs on whatever processors do: when each was put on
+    /// one last, and how long it was there. The clock is the same on all of them, but where their TSCs do not go alike:
+    /// there it differs by up to a tick (kernel/sched/clock.c). None for those that are not there.
     pub(crate) fn asleep_since(&mut self, tids: &[Tid]) -> Result<Vec<Option<u64>>, Unreadable> {
         let field = |path| Ok(self.btf.field("task_struct", path)?.offset);
         let fields = [

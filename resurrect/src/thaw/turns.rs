@@ -175,10 +175,6 @@ impl Now {
 /// wait alone.
 pub(super) fn sort(turns: &mut [Turn]) -> BTreeSet<Tid> {
     let in_line = asleep::in_line(turns.iter().map(|turn| (turn.tid, turn.line)));
-    turns.sort_by_key(|turn| match in_line.contains(&turn.tid) {
-        // What comes meanwhile for a process is its leader's.
-        false => (false, u64::from(!turn.is_first)),
-        true => (true, turn.since.unwrap_or(u64::MAX)),
-    });
+    turns.sort_by_key(|turn| asleep::place(in_line.contains(&turn.tid), turn.is_first, turn.since));
     in_line
 }
