@@ -36,7 +36,11 @@ const PROCESS: Kind = Kind::Subjects {
 };
 const WAITING: Kind = Kind::Subjects {
     from: "6.1",
-    parts: "=calls =time =ancestry",
+    parts: "=calls",
+};
+const TIME: Kind = Kind::Subjects {
+    from: "6.1",
+    parts: "=time =ancestry",
 };
 const DESCRIPTORS: Kind = Kind::Subjects {
     from: "6.1",
@@ -118,6 +122,8 @@ const SCENARIOS: &[Scenario] = &[
     ("subjects/process-6.12-to-newest", PROCESS, chain::to_newest),
     ("subjects/waiting-6.1-to-6.12", WAITING, chain::to_trixie),
     ("subjects/waiting-6.12-to-newest", WAITING, chain::to_newest),
+    ("subjects/time-6.1-to-6.12", TIME, chain::to_trixie),
+    ("subjects/time-6.12-to-newest", TIME, chain::to_newest),
     (
         "subjects/descriptors-6.1-to-6.12",
         DESCRIPTORS,

@@ -191,15 +191,22 @@ impl Drop for Vm {
 }
 
 /// The kernel's command line for a cold boot. Without `no_timer_check` a kernel that is translated panics when the
-/// host is so busy that no tick comes within its first moments (arch/x86/kernel/apic/io_apic.c, timer_irq_works).
+/// host is so busy that no tick comes within its first moments (arch/x86/kernel/apic/io_apic.c, timer_irq_works). A
+/// translated processor does not say that its TSC is constant, which it is, and Linux 6.1 would not use it without being
+/// told (arch/x86/kernel/tsc.c, unsynchronized_tsc): no clock is read through the vdso then, and those of the scheduler
+/// differ between processors.
 fn append(spec: &Spec) -> String {
     let quiet = if std::env::var_os("KUPGRADE_LAB_VERBOSE").is_some() {
         ""
     } else {
         " quiet"
     };
+    let tsc = match spec.accel {
+        Accel::Tcg => " tsc=reliable",
+        Accel::Kvm => "",
+    };
     format!(
-        "console=ttyS0 root=UUID={ROOT_UUID} rw panic=-1 no_timer_check{quiet} {}",
+        "console=ttyS0 root=UUID={ROOT_UUID} rw panic=-1 no_timer_check{tsc}{quiet} {}",
         spec.append
     )
     .trim_end()

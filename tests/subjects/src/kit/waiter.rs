@@ -266,7 +266,8 @@ impl Timed {
     }
 }
 
-/// When this process stood still, found by a thread that looks at the clock all the time.
+/// When this process stood still, found by a thread that looks at the clock again and again: not more often than it has
+/// to, since many of these are at work at once.
 #[derive(Clone)]
 pub(crate) struct Gaps(Arc<Mutex<Vec<(Instant, Instant)>>>);
 
@@ -278,9 +279,9 @@ impl Gaps {
         std::thread::spawn(move || {
             let mut last = Instant::now();
             loop {
-                sleep(Duration::from_millis(5));
+                sleep(Duration::from_millis(15));
                 let now = Instant::now();
-                if now - last > Duration::from_millis(30) {
+                if now - last > Duration::from_millis(25) {
                     seen.0
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
