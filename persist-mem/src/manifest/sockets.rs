@@ -266,6 +266,17 @@ pub struct WaitingConnection {
     /// As [`Connection::closing`].
     #[serde(with = "serde_bytes")]
     pub closing: Option<Vec<u8>>,
+    /// How the client has broken it off.
+    pub broken: Option<Broken>,
+}
+
+/// How a client has broken off a connection that nobody has accepted yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Broken {
+    /// At once: who accepts it is told `ECONNRESET`.
+    Reset,
+    /// After it had finished: who accepts it is told `EPIPE`.
+    Finished,
 }
 
 /// The last urgent byte (`MSG_OOB`, tcp(7)) of what was received.

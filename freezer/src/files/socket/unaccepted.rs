@@ -30,6 +30,8 @@ pub(super) struct Unix {
 pub(super) struct Tcp {
     /// `TCP_ESTABLISHED` and so on.
     pub(super) state: u8,
+    /// The error that its next call is told.
+    pub(super) error: i32,
     /// The address it was made to, bytes of the `struct sockaddr`.
     pub(super) local: Vec<u8>,
     /// The client's.
@@ -128,9 +130,16 @@ pub(super) fn tcp(fd: BorrowedFd<'_>) -> Result<Vec<Tcp>, Unreadable> {
 
 fn tcp_connection(kernel: &mut Kernel, sk: u64) -> Result<Tcp, Unreadable> {
     let state = kernel.fields(sk, "sock_common", &["skc_state"])?;
-    let (local, remote) = addresses(kernel, sk)?;
+    let error = kernel.fields(sk, "sock", &["sk_err"])?;
+    let (mut local, remote) = addresses(kernel, sk)?;
+    // One that is over has given back its port, and shows it nevertheless.
+    let port = kernel.fields(sk, "inet_sock", &["inet_sport"])?;
+    let port = port.first().copied().ok_or(WRONG)? as u16;
+    let place = local.get_mut(2..4).ok_or(WRONG)?;
+    place.copy_from_slice(&port.to_ne_bytes());
     Ok(Tcp {
         state: state.first().copied().ok_or(WRONG)? as u8,
+        error: error.first().copied().ok_or(WRONG)? as i32,
         local,
         remote,
         sent: buffers::bytes(kernel, sk)?,

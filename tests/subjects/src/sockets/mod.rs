@@ -403,6 +403,11 @@ pub(crate) const GROUP: Group = Group {
             waiting::pending_mapped,
         ),
         subject(
+            "tcp-pending-broken",
+            "TCP clients that have broken off before they were accepted, with data",
+            waiting::pending_broken,
+        ),
+        subject(
             "tcp-deferred",
             "clients of a listening TCP socket that waits for their first data",
             waiting::deferred,

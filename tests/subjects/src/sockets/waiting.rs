@@ -106,6 +106,57 @@ fn waited_for(listener: TcpListener, to: SocketAddr) -> Result<Watch> {
     .spoiled_by(move || accept(&other).map(drop)))
 }
 
+/// Clients that were killed while they had not read everything, as a connection is when it waits.
+pub(crate) fn pending_broken(_: &Setting) -> Result<Watch> {
+    loopback()?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    listener.set_nonblocking(true)?;
+    let other = listener.try_clone()?;
+    let to = listener.local_addr()?;
+    let mut come_again = Some(break_off(to)?);
+    Ok(Watch::new(move || {
+        for (number, address) in come_again
+            .take()
+            .context("nobody has come")?
+            .iter()
+            .enumerate()
+        {
+            let (server, from) = accept(&listener)?;
+            same("a client", address, &from)?;
+            same("its own address", &to, &server.local_addr()?)?;
+            let told = [Some(libc::ECONNRESET), Some(libc::EPIPE), None][number % 3];
+            let error = server.take_error()?;
+            let error = error.and_then(|error| error.raw_os_error());
+            same("what it is told", &told, &error)?;
+            let whole = all(&server)? == [7; 20_000];
+            same("whether all it has sent is there", &true, &whole)?;
+        }
+        same("a fourth", &true, &listener.accept().is_err())?;
+        come_again = Some(break_off(to)?);
+        Ok(())
+    })
+    .spoiled_by(move || accept(&other).map(drop)))
+}
+
+/// One breaks off at once, one after it has finished, and one has only gone.
+fn break_off(to: SocketAddr) -> Result<Vec<SocketAddr>> {
+    let mut addresses = Vec::new();
+    for number in 0..3 {
+        let mut client = TcpStream::connect(to)?;
+        addresses.push(client.local_addr()?);
+        client.write_all(&[7; 20_000])?;
+        if number == 1 {
+            client.shutdown(Shutdown::Write)?;
+        }
+        if number < 2 {
+            let at_once = [1i32.to_ne_bytes(), [0; 4]].concat();
+            let fd = client.as_raw_fd();
+            set_option_bytes(fd, SOL_SOCKET, libc::SO_LINGER, &at_once)?;
+        }
+    }
+    Ok(addresses)
+}
+
 /// Both sides have finished, and one has not read everything: its socket knows no peer any more.
 pub(crate) fn over(_: &Setting) -> Result<Watch> {
     loopback()?;

@@ -39,6 +39,7 @@ pub(in crate::files::socket) fn link(
         for one in accepting(description)
             .into_iter()
             .flat_map(|state| &mut state.waiting)
+            .filter(|one| one.broken.is_none())
         {
             let ends = (plain(&one.remote), plain(&one.local));
             one.client = by_pair.get(&ends).copied();
@@ -91,7 +92,7 @@ fn close(
         let Some(state) = inet_of(description) else {
             continue;
         };
-        for one in &mut state.waiting {
+        for one in state.waiting.iter_mut().filter(|one| one.broken.is_none()) {
             let ends = (plain(&one.remote), plain(&one.local));
             open.push((ends, one.next, &mut one.closing));
         }
@@ -143,7 +144,8 @@ fn received(descriptions: &mut [Description]) -> HashMap<Ends, u32> {
             found.insert((plain(&state.local), plain(&state.remote)), connection.next);
         } else if let Some(state) = accepting(description) {
             let one = |one: &WaitingConnection| ((plain(&one.local), plain(&one.remote)), one.next);
-            found.extend(state.waiting.iter().map(one));
+            let whole = state.waiting.iter().filter(|one| one.broken.is_none());
+            found.extend(whole.map(one));
         }
     }
     found

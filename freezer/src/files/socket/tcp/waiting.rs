@@ -5,7 +5,7 @@ use crate::FreezerError;
 use crate::files::Open;
 use crate::files::socket::unaccepted;
 use nix::libc as c;
-use persist_mem::manifest::WaitingConnection;
+use persist_mem::manifest::{Broken, WaitingConnection};
 use std::os::fd::AsFd;
 use sys::socket;
 
@@ -26,9 +26,14 @@ pub(super) fn waiting(open: &Open<'_>) -> Result<Vec<WaitingConnection>, Freezer
         if !socket::is_local(&one.remote) {
             return Err(open.refuse("TCP connections of other hosts wait to be accepted"));
         }
-        if ![state::ESTABLISHED, state::CLOSE_WAIT].contains(&one.state) {
-            return Err(open.refuse("a TCP connection that waits to be accepted has failed"));
-        }
+        let broken = match (one.state, one.error) {
+            (state::ESTABLISHED | state::CLOSE_WAIT, _) => None,
+            (state::CLOSE, c::ECONNRESET) => Some(Broken::Reset),
+            (state::CLOSE, c::EPIPE) => Some(Broken::Finished),
+            _ => {
+                return Err(open.refuse("a TCP connection that waits to be accepted has failed"));
+            }
+        };
         waiting.push(WaitingConnection {
             client: None,
             local: one.local,
@@ -37,6 +42,7 @@ pub(super) fn waiting(open: &Open<'_>) -> Result<Vec<WaitingConnection>, Freezer
             urgent: one.received.urgent,
             next: one.received.next,
             closing: None,
+            broken,
         });
     }
     Ok(waiting)

@@ -7,7 +7,7 @@ use crate::files::socket::inet::set_int;
 use crate::files::socket::options::{self, When};
 use crate::files::socket::{Making, Sockets};
 use nix::libc as c;
-use persist_mem::manifest::{DescriptionId, InetSocket, SocketState};
+use persist_mem::manifest::{Broken, DescriptionId, InetSocket, SocketState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use sys::{Errno, socket};
@@ -90,10 +90,28 @@ fn queue_up(
             waiting.closing.as_deref().unwrap_or(&[]),
             None,
         )?;
+        if let Some(broken) = waiting.broken {
+            break_off(client, broken).map_err(making.failed("breaking off a connection"))?;
+            continue;
+        }
         made.extend(one.map(|one| (one.making.id(), client)));
     }
     defer(deferred)?;
     Ok(made)
+}
+
+/// Has a client go as one that was killed with data that it had not read.
+fn break_off(client: OwnedFd, broken: Broken) -> sys::Result<()> {
+    // All that it has sent must be there: what was not would go with it.
+    let begun = Instant::now();
+    while socket::unsent(client.as_fd())? != 0 && begun.elapsed() < QUEUED_WITHIN {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if broken == Broken::Finished {
+        socket::shutdown(client.as_fd(), c::SHUT_WR)?;
+    }
+    let at_once = [1i32.to_ne_bytes(), [0; 4]].concat();
+    socket::set_option(client.as_fd(), c::SOL_SOCKET, c::SO_LINGER, &at_once)
 }
 
 /// Those whose first data has not come are not in its queue yet (`TCP_DEFER_ACCEPT`).
