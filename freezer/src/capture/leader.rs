@@ -3,7 +3,7 @@
 //! It holds nothing any more, but everybody sees its name, who it was, how it was scheduled and its exit
 //! code, and signals to the process are permitted by its credentials.
 
-use super::credentials;
+use super::{attributes, credentials};
 use crate::proc::{self, Stat, Status};
 use crate::{FreezerError, Refusal};
 use persist_mem::manifest::{EndedLeader, Remains, Scheduling};
@@ -46,6 +46,7 @@ pub(super) fn remains(pid: Pid, stat: &Stat, status: &Status) -> Result<Remains,
             ..Scheduling::default()
         },
         no_new_privs: status.mask("NoNewPrivs") != 0,
+        personality: attributes::number(pid, "personality", 16)? as u32,
     })
 }
 

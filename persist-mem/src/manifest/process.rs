@@ -132,6 +132,8 @@ pub struct Live {
     pub itimers: [Itimer; 3],
     /// POSIX timers in ascending order of id.
     pub timers: Vec<PosixTimer>,
+    /// The id that the next one gets, where the kernel counts on behind removed ones.
+    pub next_timer_id: Option<i32>,
     /// `PR_TIMER_CREATE_RESTORE_IDS`: it chooses the ids of new ones.
     pub chooses_timer_ids: bool,
     /// seccomp filters that its threads have.

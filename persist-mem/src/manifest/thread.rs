@@ -18,6 +18,8 @@ pub struct Remains {
     pub scheduling: Scheduling,
     /// PR_SET_NO_NEW_PRIVS.
     pub no_new_privs: bool,
+    /// personality(2).
+    pub personality: u32,
 }
 
 /// One thread.

@@ -116,6 +116,7 @@ fn looks(leader: &Thread) -> Remains {
         credentials: leader.credentials.clone(),
         scheduling: persist_mem::manifest::Scheduling::default(),
         no_new_privs: false,
+        personality: 0,
     }
 }
 

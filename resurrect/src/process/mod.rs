@@ -8,5 +8,6 @@ pub(crate) mod jobs;
 pub(crate) mod limits;
 mod oom;
 pub(crate) mod signals;
+mod timer_ids;
 mod timer_owners;
 pub(crate) mod timers;

@@ -1,5 +1,6 @@
 //! Interval timers and POSIX timers.
 
+use super::timer_ids;
 use super::timer_owners::{StandIns, signals_nobody};
 use crate::ResurrectError;
 use crate::booted::Booted;
@@ -8,7 +9,7 @@ use crate::restore::Restore;
 use nix::time::ClockId;
 use persist_mem::manifest::{Itimer, Live, PosixTimer, QueuedSignal};
 use sys::Pid;
-use sys::batch::{Batch, CallIndex};
+use sys::batch::Batch;
 use sys::discipline::Discipline;
 use sys::tracee::Tracee;
 
@@ -22,7 +23,6 @@ const TIMER_ABSTIME: i32 = 1;
 /// Nanoseconds of processor time that nobody has used.
 const NEVER: u64 = 1 << 60;
 const ARMING: &str = "arming its timers";
-const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 /// struct sigevent.
 const SIGEVENT: usize = 64;
 
@@ -34,9 +34,12 @@ pub(crate) fn set(restore: &mut Restore<'_>) -> Result<(), ResurrectError> {
             create(restore, pid, live)?;
             arm(restore, pid, live)?;
         }
+        if let Some(next) = live.next_timer_id {
+            timer_ids::count_on(restore, pid, live, next)?;
+        }
         if live.chooses_timer_ids {
             let mut batch = Batch::new();
-            let choose = choose_ids(&mut batch, true);
+            let choose = timer_ids::choose(&mut batch, true);
             let doing = "letting it choose timer ids (PR_TIMER_CREATE_RESTORE_IDS)";
             let first = &mut restore.task(pid)?.first;
             let output = run(pid, doing, first, &batch)?;
@@ -194,19 +197,9 @@ fn sigevent(timer: &PosixTimer) -> [u8; SIGEVENT] {
     event
 }
 
-/// Switches on or off that new timers get the ids they ask for.
-fn choose_ids(batch: &mut Batch, on: bool) -> CallIndex {
-    let args = [PR_TIMER_CREATE_RESTORE_IDS.into(), i32::from(on).into()];
-    batch.try_call("choosing timer ids", nr::PRCTL, args)
-}
-
 /// Makes the timers with their ids: newer kernels (6.16) take the id, older ones count up.
 fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), ResurrectError> {
-    let first = &mut restore.task(pid)?.first;
-    let mut batch = Batch::new();
-    let choose = choose_ids(&mut batch, true);
-    let output = run(pid, "choosing timer ids", first, &batch)?;
-    let chosen = output.result(choose).is_ok();
+    let chosen = timer_ids::begin_to_choose(restore, pid)?;
     let mut next = 0;
     for timer in &live.timers {
         let mut stand_ins = StandIns::of(restore, (pid, live), timer)?;
@@ -218,16 +211,14 @@ fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurr
             _ => timer.clock,
         };
         let maker = stand_ins.maker(task, live, timer);
-        while let Some(other) = make((pid, maker), timer, clock)? {
-            if chosen || other > timer.id || next > (1 << 20) {
-                let why = format!("timer {} came as {other}", timer.id);
-                return Err(ResurrectError::Impossible { pid, why });
-            }
-            next += 1;
-            let mut batch = Batch::new();
-            batch.call("removing a timer", nr::TIMER_DELETE, [other.into()]);
-            run(pid, "making its timers", maker, &batch)?;
+        if !chosen {
+            timer_ids::count(pid, maker, next..timer.id)?;
         }
+        if let Some(other) = make((pid, maker), timer, clock)? {
+            let why = format!("timer {} came as {other}", timer.id);
+            return Err(ResurrectError::Impossible { pid, why });
+        }
+        next = timer.id.saturating_add(1);
         if stands_in && timer.counts_cpu() && timer.interval > 0 {
             // Nobody can set it later, but its period is told still.
             let mut batch = Batch::new();
@@ -236,13 +227,10 @@ fn create(restore: &mut Restore<'_>, pid: Pid, live: &Live) -> Result<(), Resurr
         }
         stand_ins.end(pid)?;
     }
-    if chosen {
-        let mut batch = Batch::new();
-        choose_ids(&mut batch, false);
-        let first = &mut restore.task(pid)?.first;
-        run(pid, "choosing timer ids", first, &batch)?;
+    match chosen {
+        true => timer_ids::stop_choosing(restore, pid),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 /// Has a thread make a timer. Returns the id that it got when that is another one.

@@ -243,12 +243,17 @@ fn policies(batch: &mut Batch, thread: &Thread) {
         ];
         batch.call("setting its memory failure policy", nr::PRCTL, args);
     }
-    if thread.personality != 0 {
-        let args = [u64::from(thread.personality).into()];
-        batch.call("setting its personality", nr::PERSONALITY, args);
-    }
+    personality(batch, thread.personality);
     if thread.scheduling.io_flusher {
         let args = [PR_SET_IO_FLUSHER, 1, 0, 0, 0].map(Into::into);
         batch.call("making it an I/O flusher", nr::PRCTL, args);
+    }
+}
+
+/// personality(2).
+pub(crate) fn personality(batch: &mut Batch, personality: u32) {
+    if personality != 0 {
+        let args = [u64::from(personality).into()];
+        batch.call("setting its personality", nr::PERSONALITY, args);
     }
 }

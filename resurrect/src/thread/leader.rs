@@ -59,6 +59,7 @@ pub(crate) fn appearance(batch: &mut Batch, remains: &Remains) {
     attributes::scheduling(batch, &remains.scheduling, true);
     attributes::processors(batch, &remains.scheduling);
     credentials::become_ended_user(batch, &remains.credentials);
+    attributes::personality(batch, remains.personality);
     if remains.no_new_privs {
         credentials::no_new_privs(batch);
     }

@@ -100,6 +100,11 @@ pub(crate) const GROUP: Group = Group {
             zombies::belonging,
         ),
         subject(
+            "zombie-personality",
+            "personality of a zombie",
+            zombies::personality,
+        ),
+        subject(
             "exit-signal",
             "children that end with another signal than SIGCHLD",
             zombies::exit_signal,

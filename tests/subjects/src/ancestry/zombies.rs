@@ -332,6 +332,30 @@ pub(crate) fn belonging(_: &Setting) -> Result<Watch> {
     }))
 }
 
+/// What personality(2) made of it, in /proc.
+pub(crate) fn personality(_: &Setting) -> Result<Watch> {
+    let pid = fork(|| {
+        // SAFETY: takes a number.
+        unsafe {
+            libc::personality(libc::ADDR_NO_RANDOMIZE as u64);
+            libc::_exit(6)
+        }
+    })?;
+    becomes_zombie(pid)?;
+    Ok(Watch::new(move || {
+        let found = std::fs::read_to_string(format!("/proc/{pid}/personality"))?;
+        same("the personality", "00040000", found.trim())?;
+        same("how it ended", &(libc::CLD_EXITED, 6), &status(pid)?)
+    })
+    .spoiled_by(move || {
+        // SAFETY: reaps it.
+        sys("wait", unsafe {
+            libc::waitpid(pid, std::ptr::null_mut(), 0)
+        })
+        .map(drop)
+    }))
+}
+
 /// Children that have ended with signals of their own: of one its parent has heard, of the others these wait.
 pub(crate) fn exit_signals_told(_: &Setting) -> Result<Watch> {
     let real_time = libc::SIGRTMIN() + 3;

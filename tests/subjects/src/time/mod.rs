@@ -123,6 +123,16 @@ pub(crate) const GROUP: Group = Group {
             posix::phase,
         ),
         subject(
+            "posix-timers-next-id",
+            "the id of the next POSIX timer, behind those of removed ones",
+            posix::next_id,
+        ),
+        subject(
+            "posix-timers-removed",
+            "the id of the next POSIX timer where all were removed",
+            posix::removed,
+        ),
+        subject(
             "posix-timers-ids",
             "prctl(PR_TIMER_CREATE_RESTORE_IDS)",
             posix::ids,

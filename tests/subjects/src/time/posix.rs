@@ -296,6 +296,36 @@ pub(crate) fn counted(_: &Setting) -> Result<Watch> {
     }))
 }
 
+/// Timers of which the last ones have been removed.
+pub(crate) fn next_id(_: &Setting) -> Result<Watch> {
+    with_removed(700, 3)
+}
+
+/// And all.
+pub(crate) fn removed(_: &Setting) -> Result<Watch> {
+    with_removed(700, 0)
+}
+
+/// So many timers were made, of which some are left: the next id is behind all of them.
+fn with_removed(made: i32, left: i32) -> Result<Watch> {
+    let make = || create(libc::CLOCK_MONOTONIC, libc::SIGEV_NONE, 0, 0);
+    for number in 0..made {
+        let id = make()?;
+        same("the id", &number, &id)?;
+        if id >= left {
+            delete(id)?;
+        }
+    }
+    let mut next = made;
+    Ok(Watch::new(move || {
+        let id = make()?;
+        same("the next id", &next, &id)?;
+        next += 1;
+        delete(id)
+    })
+    .spoiled_by(move || delete(make()?)))
+}
+
 /// It chooses the ids of new timers, as who restores timers does.
 pub(crate) fn ids(_: &Setting) -> Result<Watch> {
     const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
