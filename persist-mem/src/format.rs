@@ -85,7 +85,7 @@ impl Kind {
 }
 
 /// Version of all record types. Raised with any change of a type in [`crate::manifest`].
-pub const VERSION: u16 = 88;
+pub const VERSION: u16 = 89;
 
 /// Why a manifest is not taken.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

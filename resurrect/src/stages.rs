@@ -50,6 +50,7 @@ pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("clocks of processor time", memory::cpu_clocks::set),
     ("stopped jobs", process::jobs::stop),
     ("attributes of threads", thread::attributes::set),
+    ("AMX", thread::tiles::ask),
     ("attributes of processes", process::attributes::set),
     ("autogroups", process::autogroup::set),
     ("memory policies", memory::policy::set),

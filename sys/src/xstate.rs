@@ -21,6 +21,8 @@ const X87: u64 = 1;
 const SSE: u64 = 2;
 const AVX: u64 = 4;
 pub(crate) const PKRU: u32 = 9;
+/// Tiles of AMX (XTILEDATA).
+pub const TILES: u64 = 1 << 18;
 const COMPACTED: u64 = 1 << 63;
 /// What the registers are when nothing was saved of them.
 const FCW_INIT: u16 = 0x37f;
@@ -49,6 +51,14 @@ impl Component {
             }
         })
     }
+}
+
+/// The components of a saved state that are not as they are in a new thread.
+#[must_use]
+pub fn in_use(state: &[u8]) -> u64 {
+    let word = state.get(XSTATE_BV..XCOMP_BV);
+    let word = word.and_then(|bytes| bytes.try_into().ok());
+    word.map_or(0, u64::from_le_bytes)
 }
 
 /// Bytes of the standard format with these features.

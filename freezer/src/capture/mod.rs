@@ -36,6 +36,7 @@ mod signals;
 mod slacks;
 mod sleep;
 mod thread;
+mod tiles;
 mod timer_ids;
 mod timers;
 mod traced;
@@ -156,6 +157,7 @@ fn describe(
     let contexts = io_contexts::Contexts::find(frozen);
     let slacks = slacks::Slacks::find(frozen);
     let timer_ids = timer_ids::NextIds::find(frozen);
+    let tiles = tiles::Tiles::find(frozen);
     let anywhere = processors::Anywhere::find(frozen);
     for process in &mut processes {
         contexts.tell(process);
@@ -165,6 +167,7 @@ fn describe(
         anywhere.tell(process);
         slacks.tell(process);
         timer_ids.tell(process);
+        tiles.tell(process);
         process.parent_thread = made_by.get(&process.pid).copied();
     }
     child_waits::settle(&mut processes);

@@ -12,7 +12,7 @@ use super::kept::{self, Confined, Kept, Reader};
 use super::process::{self, Place};
 use super::timers::TimersAt;
 use super::{attributes, child_waits, credentials, mappings, membarrier, policy, signals, thread};
-use super::{kept_memory, kept_timers};
+use super::{kept_memory, kept_timers, tiles};
 use crate::confinement::Confinements;
 use crate::freeze::FrozenThread;
 use crate::freeze::vfork::STACK;
@@ -306,6 +306,9 @@ pub(crate) fn obstacle(pid: Pid, tid: Tid) -> Result<Option<String>, FreezerErro
     }
     if Confinements::look().of(pid, tid)?.is_some() {
         return told("its process is confined by AppArmor");
+    }
+    if let Some(why) = tiles::obstacle(pid) {
+        return told(why);
     }
     let others: Vec<Tid> = {
         let mut others = proc::threads(pid)?;

@@ -48,6 +48,7 @@ mod timers;
 mod uring;
 mod userfaults;
 mod vmas;
+mod xfeatures;
 
 pub(crate) use btf::Btf;
 pub(crate) use confinement::Transitions;

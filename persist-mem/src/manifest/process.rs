@@ -136,6 +136,8 @@ pub struct Live {
     pub next_timer_id: Option<i32>,
     /// `PR_TIMER_CREATE_RESTORE_IDS`: it chooses the ids of new ones.
     pub chooses_timer_ids: bool,
+    /// It has asked for AMX (ARCH_REQ_XCOMP_PERM).
+    pub may_use_tiles: bool,
     /// seccomp filters that its threads have.
     pub filters: Vec<Filter>,
     /// Layers of the domains of Landlock that its threads are in.

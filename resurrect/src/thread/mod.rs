@@ -11,6 +11,7 @@ pub(crate) mod seccomp;
 pub(crate) mod signals;
 pub(crate) mod slack;
 pub(crate) mod sleeps;
+pub(crate) mod tiles;
 pub(crate) mod traced;
 pub(crate) mod waits;
 

@@ -53,7 +53,10 @@ core::arch::global_asm!(
     "  jz 3f",
     "  mov r9, [r9]",
     "3:",
+    "  test r13d, 512",
+    "  jnz 5f",
     "  syscall",
+    "6:",
     "  mov [rbx + 56], rax",
     "  test r13d, 256",
     "  jz 4f",
@@ -63,6 +66,13 @@ core::arch::global_asm!(
     "  add rbx, 72",
     "  dec r12",
     "  jnz 2b",
+    "  jmp 8f",
+    "5:",
+    "  .byte 0xc4, 0xe2, 0x78, 0x49, 0x07", // ldtilecfg [rdi]
+    "  .byte 0xc4, 0xe2, 0x7b, 0x49, 0xc0", // tilezero tmm0
+    "  .byte 0xc4, 0xe2, 0x78, 0x49, 0xc0", // tilerelease
+    "  xor eax, eax",
+    "  jmp 6b",
     "8:",
     "  test r14d, r14d",
     "  jz 9f",

@@ -94,6 +94,8 @@ struct Call {
     nr: i64,
     args: [Arg; 6],
     on_error: OnError,
+    /// What is done is no call: AMX is used.
+    tiles: bool,
     what: &'static str,
 }
 
@@ -109,6 +111,7 @@ pub struct Batch {
 const ENTRY: usize = 72;
 const RESULT: usize = 56;
 const FLAG_STOP_ON_ERROR: u64 = 1 << 8;
+const FLAG_TILES: u64 = 1 << 9;
 
 impl Batch {
     /// An empty batch.
@@ -175,9 +178,24 @@ impl Batch {
             nr,
             args: six,
             on_error,
+            tiles: false,
             what,
         });
         CallIndex(self.calls.len() - 1)
+    }
+
+    /// Has the thread use tiles of AMX for a moment, for which its process must have asked: the kernel keeps them for
+    /// it from then on.
+    pub fn use_tiles(&mut self) -> CallIndex {
+        // Palette 1 with one tile of a row of 64 bytes (Intel SDM, LDTILECFG).
+        let mut config = [0; 64];
+        (config[0], config[16], config[48]) = (1, 64, 1);
+        let config = self.data(&config);
+        let index = self.push("using AMX", -1, &[config.into()], OnError::Stop);
+        if let Some(call) = self.calls.last_mut() {
+            call.tiles = true;
+        }
+        index
     }
 
     /// The calls with a number, and their arguments.
@@ -233,6 +251,9 @@ impl Batch {
                 OnError::Stop => FLAG_STOP_ON_ERROR,
                 OnError::Continue => 0,
             };
+            if call.tiles {
+                flags |= FLAG_TILES;
+            }
             bytes.extend_from_slice(&call.nr.to_le_bytes());
             for (i, arg) in call.args.iter().enumerate() {
                 let value = match *arg {

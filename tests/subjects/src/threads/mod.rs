@@ -26,6 +26,7 @@ pub(crate) mod seccomp;
 mod segments;
 mod shared_tables;
 mod steps;
+mod tiles;
 
 use crate::registry::{Group, subject};
 
@@ -37,6 +38,12 @@ pub(crate) const GROUP: Group = Group {
             "registers",
             "general, x87, SSE, AVX and AVX-512 registers of 16 threads",
             registers::start,
+        ),
+        subject("amx", "tiles of AMX in three threads", tiles::held),
+        subject(
+            "amx-asked",
+            "leave to use AMX that no thread has used",
+            tiles::asked,
         ),
         subject(
             "steps",

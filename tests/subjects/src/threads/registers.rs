@@ -36,13 +36,14 @@ struct Frame {
 #[unsafe(no_mangle)]
 static REGISTERS_STOP: AtomicU32 = AtomicU32::new(0);
 
+// Without AMX (components 17 and 18), whose state is large: [`super::tiles`] has that.
 std::arch::global_asm!(
     ".globl hold_registers",
     "hold_registers:",
     "push rbx; push rbp; push r12; push r13; push r14; push r15",
     "push qword ptr [rdi + 120]", // the call, at [rsp + 8]
     "push rdi",                   // the frame, at [rsp]
-    "mov eax, -1; mov edx, -1; xrstor64 [rdi + 256]",
+    "mov eax, 0xfff9ffff; mov edx, -1; xrstor64 [rdi + 256]",
     "mov rax, [rdi]; mov rcx, [rdi + 8]; mov rdx, [rdi + 16]; mov rbx, [rdi + 24]",
     "mov rbp, [rdi + 32]; mov rsi, [rdi + 40]",
     "mov r8, [rdi + 56]; mov r9, [rdi + 64]; mov r10, [rdi + 72]; mov r11, [rdi + 80]",
@@ -58,7 +59,7 @@ std::arch::global_asm!(
     "mov [rdi + 184], r8; mov [rdi + 192], r9; mov [rdi + 200], r10; mov [rdi + 208], r11",
     "mov [rdi + 216], r12; mov [rdi + 224], r13; mov [rdi + 232], r14; mov [rdi + 240], r15",
     "pop rax; mov [rdi + 176], rax",
-    "mov eax, -1; mov edx, -1; xsave64 [rdi + 4352]",
+    "mov eax, 0xfff9ffff; mov edx, -1; xsave64 [rdi + 4352]",
     "fninit; ldmxcsr [rdi + 248]",
     "pop rax",
     "pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx",
