@@ -1,5 +1,6 @@
 //! May this host be upgraded to this kernel? Nothing is touched.
 
+use super::other_kernel::OtherKernel;
 use super::{SYS, room};
 use crate::patience::{NotCarried, patiently};
 use anyhow::{Context, Result, bail};
@@ -42,6 +43,14 @@ pub(super) fn check(kernel: &Path) -> Result<Host> {
         bail!("only root can change the kernel");
     }
     let image = KernelImage::read(kernel)?;
+    let lacks = OtherKernel::of(&image.release, "").lacks();
+    if !lacks.is_empty() {
+        let lacks = lacks.join(", ");
+        bail!(
+            "Linux {} is built without {lacks}: no process could be rebuilt on it",
+            image.release
+        );
+    }
     kexec_loader::stage::allowed()?;
     let sys = Path::new(SYS);
     let tree = ModuleTree::open(Path::new("/"), &image.release)

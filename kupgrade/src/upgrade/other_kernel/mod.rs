@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`confinement`] | profiles of AppArmor |
 //! | [`landlock`] | rights given up with landlock(7) |
+//! | [`needed`] | what nothing can be rebuilt without |
 //! | [`secret_memory`] | memfd_secret(2) |
 //! | [`timers`] | chosen ids of POSIX timers |
 //! | [`udp_lite`] | UDP-Lite |
@@ -11,6 +12,7 @@
 
 mod confinement;
 mod landlock;
+mod needed;
 mod secret_memory;
 mod timers;
 mod udp_lite;
