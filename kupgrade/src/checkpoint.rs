@@ -43,7 +43,12 @@ fn attempt(pid: Pid, dir: &Path, leave_running: bool, external: &[External]) -> 
         (leave_running, &held),
         (externals, &mut prepared),
     );
-    let saved = match saved.and_then(|saved| held.check().map(|()| saved)) {
+    // Who may not go on has lost something by now, and nothing is left to be done but to end it.
+    let checked = |saved| match leave_running {
+        true => held.check().map(|()| saved),
+        false => Ok(saved),
+    };
+    let saved = match saved.and_then(checked) {
         Ok(saved) => saved,
         Err(error) => {
             // Once the tree goes on, another checkpoint may use the directory.
@@ -243,6 +248,7 @@ fn save(
             return Err(FreezerError::Refused(came).into());
         }
     } else {
+        held.check()?;
         freezer::take_backlogs(&mut manifest)?;
         freezer::take_packets(&mut manifest)?;
     }
