@@ -153,6 +153,7 @@ fn examine(
     found.extend(crate::landlock::refusals(pid, &mut domains, facts.inside()));
     facts.domains = domains;
     found.extend(crate::ports::refusal(pid));
+    found.extend(crate::probes::refusal(pid)?);
     found.extend(crate::keyrings::refusal(pid, whole_host));
     found.extend(Confinements::look().refusals(pid, whole_host)?);
     found.extend(capture::memory_refusals(pid, objects)?);
@@ -210,6 +211,10 @@ fn attributes(
             "its filters cannot be suspended: this takes CAP_SYS_ADMIN and no filters of our own";
         refuse("seccomp", why.into());
     }
+    if tags_addresses(&status) {
+        let why = "it has tags in its addresses (ARCH_ENABLE_TAGGED_ADDR), which is not carried";
+        refuse("memory", why.into());
+    }
     if may_nobody_trace() {
         let why = "kernel.yama.ptrace_scope is 3: nobody can stop it, until the next boot";
         refuse("ptrace", why.into());
@@ -242,6 +247,13 @@ fn traced_by(
     capture::traced_obstacle(pid, tracer)
 }
 
+/// Whether the processor leaves bits of the process's addresses aside (linear address masking, Linux 6.4).
+fn tags_addresses(status: &Status) -> bool {
+    let mask = status.value("untag_mask");
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim_start_matches("0x"), 16).ok());
+    mask.is_some_and(|mask| mask != u64::MAX)
+}
+
 /// `YAMA_SCOPE_NO_ATTACH` (security/yama/yama_lsm.c).
 fn may_nobody_trace() -> bool {
     let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
@@ -262,4 +274,17 @@ fn is_32_bit(pid: Pid) -> bool {
     let mut head = [0; 5];
     let read = proc::open(pid, "exe").is_ok_and(|mut exe| exe.read_exact(&mut head).is_ok());
     read && head[4] == ELFCLASS32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_tags_addresses_is_told_by_its_mask() {
+        let tags = |text: &str| tags_addresses(&Status::from_text(text));
+        assert!(!tags("Pid:\t1\nuntag_mask:\t0xffffffffffffffff\n"));
+        assert!(tags("untag_mask:\t0x81ffffffffffffff\n"));
+        assert!(!tags("Pid:\t1\n"), "a kernel without");
+    }
 }

@@ -38,6 +38,7 @@ mod namespaces;
 mod nettcp;
 mod objects;
 mod ports;
+mod probes;
 pub mod proc;
 mod seccomp_filter;
 mod sink;

@@ -43,6 +43,10 @@ pub(super) fn examine(open: &Open<'_>, common: &Common) -> Result<Vec<SocketOpti
         if internet && common.kind != c::SOCK_STREAM {
             options.extend(multicast_interface(kernel, sk)?);
         } else if internet && common.protocol == c::IPPROTO_TCP {
+            // What has one signs with it, and takes only what is signed.
+            if optional(kernel, sk, "tcp_sock", "ao_info")?.is_some_and(|info| info != 0) {
+                return Ok(Err("keys of TCP-AO (TCP_AO_ADD_KEY) are not carried"));
+            }
             options.extend(largest_segment(kernel, sk)?);
             options.extend(signatures(kernel, sk)?);
         }
