@@ -18,6 +18,9 @@ const EINTR: i64 = 4;
 const IOCTL: i64 = 16;
 /// `SECCOMP_IOCTL_NOTIF_RECV`, which takes nothing before there is something.
 const NOTIF_RECV: u32 = 0xc050_2100;
+/// `TCSBRK`, with a number that is not 0: tcdrain(3).
+const DRAIN: u32 = 0x5409;
+const RECVMMSG: i64 = 299;
 /// poll(2), which a read of a terminal begins with.
 const POLL: u64 = 7;
 /// Bytes below the stack pointer that are in use: 128 by leaf functions (the red zone of the ABI), the rest by
@@ -72,10 +75,10 @@ fn repeated(nr: i64) -> Option<TimeOut> {
         23 => TimeOut::R8Timeval,
         // io_uring_enter
         uring::ENTER => TimeOut::OfRing,
-        // accept, recvfrom, recvmsg, accept4, recvmmsg; read, readv
-        43 | 45 | 47 | 288 | 299 | 0 | 19 => TimeOut::Receive,
-        // connect, sendto, sendmsg, sendmmsg; write, writev
-        42 | 44 | 46 | 307 | 1 | 20 => TimeOut::Send,
+        // accept, recvfrom, recvmsg, accept4, recvmmsg; read, readv, preadv2; splice, of what it takes from
+        43 | 45 | 47 | 288 | RECVMMSG | 0 | 19 | 327 | 275 => TimeOut::Receive,
+        // connect, sendto, sendmsg, sendmmsg; write, writev, pwritev2, sendfile
+        42 | 44 | 46 | 307 | 1 | 20 | 328 | 40 => TimeOut::Send,
         // semop, msgsnd, msgrcv, wait4, fcntl, flock, futex, mq_timedsend, mq_timedreceive
         65 | 69 | 70 | 61 | 72 | 73 | 202 | 242 | 243
         // waitid, fallocate, futex_waitv
@@ -88,7 +91,11 @@ fn repeated(nr: i64) -> Option<TimeOut> {
 fn repeated_with(nr: i64, regs: &Regs) -> Option<TimeOut> {
     match nr {
         // A request is 32 bits wide.
-        IOCTL => (regs.rsi as u32 == NOTIF_RECV).then_some(TimeOut::None),
+        IOCTL => match regs.rsi as u32 {
+            NOTIF_RECV => Some(TimeOut::None),
+            DRAIN => (regs.rdx != 0).then_some(TimeOut::None),
+            _ => None,
+        },
         _ => repeated(nr),
     }
 }
@@ -98,14 +105,34 @@ pub(super) fn has_timeout(nr: i64) -> bool {
     repeated(nr).is_some_and(|timeout| timeout != TimeOut::None)
 }
 
-/// Whether a call may be on a file as well, which has no time-out: read, write, readv, writev.
+/// Whether a call may be on a file as well, which has no time-out: read, write, readv, writev, preadv2, pwritev2.
 pub(super) fn is_for_files(nr: i64) -> bool {
-    matches!(nr, 0 | 1 | 19 | 20)
+    matches!(nr, 0 | 1 | 19 | 20 | 327 | 328)
 }
 
-/// Whether the kernel would make the call again with its whole time-out: io_pgetevents.
-fn begins_anew(nr: i64, result: i64) -> bool {
-    nr == 333 && result == -restart::ERESTARTNOHAND
+/// The time-out of a call that the kernel would make again with all of it: io_pgetevents, and recvmmsg that has nothing
+/// yet.
+fn begins_anew(nr: i64, result: i64, regs: &Regs) -> Option<TimeOut> {
+    match (nr, -result) {
+        (333, restart::ERESTARTNOHAND) => Some(TimeOut::R8),
+        (RECVMMSG, restart::ERESTARTSYS) if regs.r8 != 0 => Some(TimeOut::R8),
+        _ => None,
+    }
+}
+
+/// The time-out of a call that is made `again`, or whose `rest` is made. None for calls that are left to the kernel.
+fn time_out(
+    (nr, regs): (i64, &Regs),
+    rest: Option<&Regs>,
+    anew: Option<TimeOut>,
+    again: bool,
+) -> Option<TimeOut> {
+    let own = repeated_with(nr, regs);
+    match rest {
+        Some(rest) if rest.orig_rax == POLL => Some(TimeOut::MillisecondsRdx),
+        Some(_) => Some(own.unwrap_or(TimeOut::None)),
+        None => anew.or(own.filter(|_| again)),
+    }
 }
 
 /// Whether the kernel has written what remains to where the time-out was: select, pselect6, ppoll
@@ -196,18 +223,18 @@ impl Repeated {
         }
         let rest = rest::of((pid, tid), regs, thread);
         let stays = tells_what_remains(nr, result);
-        let again = stays || begins_anew(nr, result);
         // A job that was stopped before has had its call fail with that.
-        let failed = thread.group_stop.is_none()
+        let stopped = thread.group_stop.is_some();
+        let anew = begins_anew(nr, result, regs).filter(|_| rest.is_none() && !stopped);
+        let failed = !stopped
             && (result == -EINTR || result == 0 && uring::is_cut_short(pid, tid, regs, result));
         let begins_with_poll = rest.is_some_and(|rest| rest.orig_rax == POLL);
-        let timeout = match (repeated_with(nr, regs), &rest) {
-            _ if begins_with_poll => TimeOut::MillisecondsRdx,
-            (Some(timeout), Some(_)) => timeout,
-            (None, Some(_)) => TimeOut::None,
-            (Some(timeout), None) if failed || again && thread.group_stop.is_none() => timeout,
-            _ => return Ok(None),
+        let again = failed || stays && !stopped;
+        let Some(timeout) = time_out((nr, regs), rest.as_ref(), anew, again) else {
+            return Ok(None);
         };
+        // recvmmsg writes what remains to where the time-out was, too, when it returns.
+        let in_place = stays || anew.is_some() && nr == RECVMMSG;
         let of_rest = rest.is_some();
         let mut regs = rest.unwrap_or(*regs);
         // What was told at the stop remained then, and so did what a poll is to wait for.
@@ -219,11 +246,11 @@ impl Repeated {
             Some(_) => whole_ns((pid, tid), &regs, timeout)?,
             None => None,
         };
-        if whole.is_some() && !of_rest && !stays && timeout.is_in_register() {
+        if whole.is_some() && !of_rest && !in_place && timeout.is_in_register() {
             regs = rest::keeping((pid, tid), &regs).unwrap_or(regs);
         }
         let place = match whole {
-            Some(whole) => aim(pid, &mut regs, timeout, stays, whole)?,
+            Some(whole) => aim(pid, &mut regs, timeout, in_place, whole)?,
             None => None,
         };
         // A timer knows it best.
@@ -233,7 +260,11 @@ impl Repeated {
             pid,
             tid,
             regs,
-            code: restart::ERESTARTNOHAND,
+            // Also when a handler runs whose action says so (`SA_RESTART`), as before.
+            code: match -result {
+                restart::ERESTARTSYS => restart::ERESTARTSYS,
+                _ => restart::ERESTARTNOHAND,
+            },
             timeout,
             place,
             ends_ns,
@@ -487,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn of_ioctls_only_a_wait_for_a_call_is_made_again() {
+    fn of_ioctls_only_waits_are_made_again() {
         let regs = |request: u64, result: i64| Regs {
             orig_rax: IOCTL.cast_unsigned(),
             rax: result.cast_unsigned(),
@@ -498,6 +529,12 @@ mod tests {
         assert_eq!(again(&regs(receive, -EINTR)), Some(restart::ERESTARTNOHAND));
         assert_eq!(again(&regs(receive, -2)), None);
         assert_eq!(again(&regs(0x5401, -EINTR)), None);
+        let drain = |rdx| Regs {
+            rdx,
+            ..regs(DRAIN.into(), -EINTR)
+        };
+        assert_eq!(again(&drain(1)), Some(restart::ERESTARTNOHAND));
+        assert_eq!(again(&drain(0)), None, "a break would be sent twice");
     }
 
     #[test]

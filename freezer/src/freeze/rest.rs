@@ -28,10 +28,14 @@ const MSG_PEEK: u64 = 0x2;
 const MSG_DONTWAIT: u64 = 0x40;
 const MSG_WAITALL: u64 = 0x100;
 const MSG_WAITFORONE: u64 = 0x1_0000;
-/// Bytes of `struct iovec`, `struct msghdr`, `struct mmsghdr`.
+const MSG_ZEROCOPY: u64 = 0x400_0000;
+const SENDMMSG: u64 = 307;
+const RECVMMSG: u64 = 299;
+/// Bytes of `struct iovec`, `struct msghdr`, `struct mmsghdr`, `struct io_event`.
 const IOVEC: u64 = 16;
 const MSGHDR: usize = 56;
 const MMSGHDR: u64 = 64;
+const IO_EVENT: u64 = 32;
 /// More buffers than these are not copied to the stack.
 const MOST_PARTS: usize = 32;
 
@@ -50,6 +54,8 @@ enum Shape {
     Message,
     /// An array of `struct mmsghdr` in rsi, how many in rdx.
     Messages,
+    /// An array of `struct io_event` in r10, how many at least in rsi, at most in rdx.
+    Events,
 }
 
 /// What the call must be made on, to return short only when it was interrupted.
@@ -72,7 +78,8 @@ enum On {
 /// The calls that have a rest (arch/x86/entry/syscalls/syscall_64.tbl).
 fn call(nr: i64, regs: &Regs) -> Option<(Shape, On)> {
     let all = |flags: u64| flags & MSG_WAITALL != 0 && flags & (MSG_PEEK | MSG_DONTWAIT) == 0;
-    let waits = |flags: u64| flags & (MSG_DONTWAIT | MSG_WAITFORONE) == 0;
+    // Completions of copies that are not made are counted by calls.
+    let waits = |flags: u64| flags & (MSG_DONTWAIT | MSG_WAITFORONE | MSG_ZEROCOPY) == 0;
     Some(match nr {
         // read, pread64: there are no offsets
         0 | 17 => (Shape::Buffer, On::Endless),
@@ -92,6 +99,8 @@ fn call(nr: i64, regs: &Regs) -> Option<(Shape, On)> {
         46 if waits(regs.rdx) => (Shape::Message, On::Stream),
         // recvmsg
         47 if all(regs.rdx) => (Shape::Message, On::Stream),
+        // io_getevents, io_pgetevents
+        208 | 333 => (Shape::Events, On::Nothing),
         // recvmmsg, whose time-out the kernel has made what remains
         299 if waits(regs.r10) => (Shape::Messages, On::Receiver),
         // sendmmsg
@@ -293,7 +302,12 @@ impl Rest {
         let left = match shape {
             Shape::Buffer => moved_on(&mut again.rsi, &mut again.rdx, done, 1),
             Shape::FirstBuffer => moved_on(&mut again.rdi, &mut again.rsi, done, 1),
+            Shape::Messages if ends_there(mem, regs, done)? => false,
             Shape::Messages => moved_on(&mut again.rsi, &mut again.rdx, done, MMSGHDR),
+            Shape::Events => {
+                again.rsi = regs.rsi.saturating_sub(done);
+                moved_on(&mut again.r10, &mut again.rdx, done, IO_EVENT) && again.rsi > 0
+            }
             Shape::Count => moved_on(&mut 0, &mut again.r10, done, 0),
             Shape::Vector => {
                 let parts = Parts::of(mem, regs.rsi, regs.rdx, done)?;
@@ -362,6 +376,21 @@ impl Rest {
             }
         }
         (regs, then, bytes)
+    }
+}
+
+/// Whether a call for several messages has come to its end with the last of those that are done: that one was sent in
+/// part, which its length tells, or the time for others is over.
+fn ends_there(mem: &ProcMem, regs: &Regs, done: u64) -> sys::Result<bool> {
+    match regs.orig_rax {
+        SENDMMSG => {
+            let last = regs.rsi.wrapping_add((done - 1).wrapping_mul(MMSGHDR));
+            let (first, count) = (mem.read_u64(last + 16)?, mem.read_u64(last + 24)?);
+            let sent = mem.read_u64(last + MSGHDR as u64)? & 0xffff_ffff;
+            Ok(!Parts::of(mem, first, count, sent)?.left.is_empty())
+        }
+        RECVMMSG if regs.r8 != 0 => Ok([0, 8].map(|at| mem.read_u64(regs.r8 + at)) == [Ok(0); 2]),
+        _ => Ok(false),
     }
 }
 

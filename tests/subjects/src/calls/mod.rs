@@ -19,6 +19,7 @@ mod terminals;
 mod turns;
 mod waiting;
 
+use crate::files::aio;
 use crate::registry::{Group, subject};
 
 /// Interrupted calls.
@@ -215,6 +216,26 @@ pub(crate) const GROUP: Group = Group {
             "recvmsg with MSG_WAITALL, partly done",
             partly::recvmsg,
         ),
+        subject(
+            "sendmmsg-part",
+            "sendmmsg to a unix stream, partly done",
+            partly::sendmmsg,
+        ),
+        subject(
+            "io-getevents-part",
+            "io_getevents for two events, one of which is there",
+            aio::getevents_part,
+        ),
+        subject(
+            "io-pgetevents-part",
+            "io_pgetevents for two events, one of which is there",
+            aio::pgetevents_part,
+        ),
+        subject(
+            "io-getevents-timed-part",
+            "io_getevents with a time-out for two events, one of which is there",
+            aio::getevents_timed_part,
+        ),
         subject("recvmmsg-part", "recvmmsg, partly done", partly::recvmmsg),
         subject(
             "recvmmsg-timed-part",
@@ -298,6 +319,31 @@ pub(crate) const GROUP: Group = Group {
             "read-timed",
             "read on a socket with SO_RCVTIMEO",
             sockets::timed_read,
+        ),
+        subject(
+            "sendfile-timed",
+            "sendfile to a socket with SO_SNDTIMEO",
+            sockets::timed_sendfile,
+        ),
+        subject(
+            "splice-timed",
+            "splice from a socket with SO_RCVTIMEO",
+            sockets::timed_splice,
+        ),
+        subject(
+            "preadv2-timed",
+            "preadv2 on a socket with SO_RCVTIMEO",
+            sockets::timed_preadv2,
+        ),
+        subject(
+            "pwritev2-timed",
+            "pwritev2 on a socket with SO_SNDTIMEO",
+            sockets::timed_pwritev2,
+        ),
+        subject(
+            "recvmmsg-timed",
+            "recvmmsg with a time-out, for which nothing has come yet",
+            sockets::timed_recvmmsg,
         ),
         subject(
             "connect-timed",

@@ -338,6 +338,49 @@ fn three_messages(timed: bool) -> Result<Watch> {
     )
 }
 
+/// sendmmsg(2) of two messages to a unix stream. What it says was sent is taken for that, as programs do: all messages
+/// but the last one are whole.
+pub(crate) fn sendmmsg(_: &Setting) -> Result<Watch> {
+    const FIRST_HALF: usize = LARGE / 2;
+    let (from, to) = UnixStream::pair()?;
+    let (from, to) = (from.into_raw_fd(), to.into_raw_fd());
+    let bytes = pattern(LARGE);
+    let send = move |rest: &[u8]| {
+        let (one, other) = rest.split_at(rest.len().saturating_sub(LARGE - FIRST_HALF));
+        let mut parts = [one, other].map(|bytes| libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        });
+        let mut messages = parts.each_mut().map(|part| libc::mmsghdr {
+            msg_hdr: message(std::slice::from_mut(part)),
+            msg_len: 0,
+        });
+        let skip = usize::from(one.is_empty());
+        let at = messages[skip..].as_mut_ptr() as u64;
+        let count = (2 - skip) as u64;
+        match raw(libc::SYS_sendmmsg, args([to as u64, at, count])) {
+            2 => Ok(one.len() + messages[1].msg_len as usize),
+            1 => Ok(messages[skip].msg_len as usize),
+            failed => Err(failed),
+        }
+    };
+    blocked(
+        libc::SYS_sendmmsg,
+        move || {
+            let mut done = 0;
+            while done < LARGE {
+                match send(&bytes[done..]) {
+                    Ok(more) => done += more,
+                    Err(failed) => return failed,
+                }
+            }
+            done as i64
+        },
+        LARGE as i64,
+        move || take_all(from),
+    )
+}
+
 /// readv of a device that never ends, by a thread that does nothing else.
 pub(crate) fn readv_endless(_: &Setting) -> Result<Watch> {
     const PART: usize = 1 << 20;

@@ -6,12 +6,15 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::polling::pull;
+use super::polling::{pipe, pull};
+use super::sleeping::spec;
 use crate::kit::{
-    LONG_TERM, Setting, TERM, Watch, args, blocked, loopback, raw, sys, timed, timed_long,
+    LONG_TERM, Setting, TERM, Watch, args, blocked, fd, loopback, raw, sys, timed, timed_long,
 };
 
 /// A stream.
@@ -93,6 +96,120 @@ pub(crate) fn timed_read(_: &Setting) -> Result<Watch> {
         libc::SYS_read,
         move || pull(ours.as_raw_fd()),
         -i64::from(libc::EAGAIN),
+    )
+}
+
+/// Two ends of a stream with a time-out for both ways, the first of which has no room.
+fn full_stream() -> Result<[i32; 2]> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(TERM))?;
+    ours.set_write_timeout(Some(TERM))?;
+    ours.set_nonblocking(true)?;
+    while (&ours).write(&[7; 4096]).is_ok() {}
+    ours.set_nonblocking(false)?;
+    Ok([ours.into_raw_fd(), theirs.into_raw_fd()])
+}
+
+/// sendfile(2) to a stream without room.
+pub(crate) fn timed_sendfile(_: &Setting) -> Result<Watch> {
+    let [ours, _] = full_stream()?;
+    // SAFETY: the name is a C string.
+    let file = fd("memfd_create", unsafe {
+        libc::memfd_create(c"sent".as_ptr(), 0)
+    })?;
+    // SAFETY: takes numbers.
+    sys("ftruncate", unsafe { libc::ftruncate(file, 4096) })?;
+    timed(
+        libc::SYS_sendfile,
+        move || {
+            let arguments = [ours as u64, file as u64, 0, 4096];
+            raw(libc::SYS_sendfile, args(arguments))
+        },
+        -i64::from(libc::EAGAIN),
+    )
+}
+
+/// splice(2) from a stream that nothing comes from.
+pub(crate) fn timed_splice(_: &Setting) -> Result<Watch> {
+    let [ours, _] = full_stream()?;
+    let [_, to] = pipe()?;
+    timed(
+        libc::SYS_splice,
+        move || {
+            let arguments = [ours as u64, 0, to as u64, 0, 4096];
+            raw(libc::SYS_splice, args(arguments))
+        },
+        -i64::from(libc::EAGAIN),
+    )
+}
+
+/// A call on a vector of one part, without an offset.
+fn timed_vector(number: i64) -> Result<Watch> {
+    let [ours, _] = full_stream()?;
+    timed(
+        number,
+        move || {
+            let mut bytes = [0_u8; 4096];
+            let part = [bytes.as_mut_ptr() as u64, bytes.len() as u64];
+            let none = u64::MAX;
+            let arguments = [ours as u64, part.as_ptr() as u64, 1, none, none];
+            raw(number, args(arguments))
+        },
+        -i64::from(libc::EAGAIN),
+    )
+}
+
+/// preadv2(2)
+pub(crate) fn timed_preadv2(_: &Setting) -> Result<Watch> {
+    timed_vector(libc::SYS_preadv2)
+}
+
+/// pwritev2(2)
+pub(crate) fn timed_pwritev2(_: &Setting) -> Result<Watch> {
+    timed_vector(libc::SYS_pwritev2)
+}
+
+/// recvmmsg(2) for more datagrams than come: the first one after its time ends it.
+pub(crate) fn timed_recvmmsg(_: &Setting) -> Result<Watch> {
+    const MOST: usize = 200;
+    let (ours, theirs) = UnixDatagram::pair()?;
+    let begun: Arc<Mutex<Option<Instant>>> = Arc::default();
+    let begin = |begun: &Mutex<_>, now: Option<Instant>| {
+        *begun.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    };
+    let sender = Arc::clone(&begun);
+    std::thread::spawn(move || {
+        loop {
+            let since = *sender.lock().unwrap_or_else(PoisonError::into_inner);
+            if since.is_some_and(|since| since.elapsed() + Duration::from_millis(60) > TERM) {
+                let _ = theirs.send(b"more");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    timed(
+        libc::SYS_recvmmsg,
+        move || {
+            begin(&begun, Some(Instant::now()));
+            let mut bytes = [0_u8; 8];
+            let mut part = libc::iovec {
+                iov_base: bytes.as_mut_ptr().cast(),
+                iov_len: 8,
+            };
+            // SAFETY: zeros are valid messages.
+            let mut messages: [libc::mmsghdr; MOST] = unsafe { std::mem::zeroed() };
+            for message in &mut messages {
+                message.msg_hdr.msg_iov = &raw mut part;
+                message.msg_hdr.msg_iovlen = 1;
+            }
+            let time = spec(TERM);
+            let at = messages.as_mut_ptr() as u64;
+            let (fd, time) = (ours.as_raw_fd() as u64, time.as_ptr() as u64);
+            let result = raw(libc::SYS_recvmmsg, args([fd, at, MOST as u64, 0, time]));
+            begin(&begun, None);
+            result.min(1)
+        },
+        1,
     )
 }
 

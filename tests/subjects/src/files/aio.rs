@@ -5,7 +5,9 @@ use std::fs;
 use anyhow::Result;
 
 use crate::kit::files::open;
-use crate::kit::{Kin, SOON, Setting, Watch, args, blocked, fork, not_here, raw, same, sys, until};
+use crate::kit::{
+    Kin, SOON, Setting, TERM, Watch, args, blocked, fork, not_here, raw, same, sys, timed, until,
+};
 
 /// A context in which reads can be made.
 pub(crate) fn start(setting: &Setting) -> Result<Watch> {
@@ -142,4 +144,132 @@ pub(crate) fn poll(_: &Setting) -> Result<Watch> {
         })?;
         same("told", &1, &count)
     })
+}
+
+/// Requests that wait for two pipes, something in the first of which has been told of, and a wait for both.
+struct Both {
+    context: u64,
+    ends: [[i32; 2]; 2],
+    blocks: &'static mut [[u64; 8]; 2],
+}
+
+impl Both {
+    fn new() -> Result<Option<Both>> {
+        let mut ends = [[0; 2]; 2];
+        for pair in &mut ends {
+            // SAFETY: the array takes two descriptors.
+            sys("pipe", unsafe { libc::pipe(pair.as_mut_ptr()) })?;
+        }
+        let mut context = 0_u64;
+        let made = raw(libc::SYS_io_setup, args([16, &raw mut context as u64])) == 0;
+        Ok(made.then(|| Both {
+            context,
+            ends,
+            blocks: Box::leak(Box::default()),
+        }))
+    }
+
+    /// Waits for both, for at most so long.
+    fn wait(&mut self, number: i64, time: Option<[u64; 2]>) -> i64 {
+        const CMD_POLL: u64 = 5;
+        let byte = 7_u8;
+        let (from, first) = (&raw const byte as u64, self.ends[0][1] as u64);
+        raw(libc::SYS_write, args([first, from, 1]));
+        for ((block, [read, _]), data) in self.blocks.iter_mut().zip(self.ends).zip(1..) {
+            *block = [0; 8];
+            block[0] = data;
+            block[2] = CMD_POLL | (read as u64) << 32;
+            block[3] = libc::POLLIN as u64;
+        }
+        let blocks = self
+            .blocks
+            .each_mut()
+            .map(|block| block.as_mut_ptr() as u64);
+        let list = blocks.as_ptr() as u64;
+        if raw(libc::SYS_io_submit, args([self.context, 2, list])) != 2 {
+            return -1000;
+        }
+        let mut events = [[0_u64; 4]; 4];
+        let at = events.as_mut_ptr() as u64;
+        let time = time.as_ref().map_or(0, |time| time.as_ptr() as u64);
+        let result = raw(number, args([self.context, 2, 4, at, time]));
+        let told: Vec<u64> = events.iter().map(|event| event[0]).collect();
+        match (result, &told[..2]) {
+            (2, [1, 2]) | (1, [1, 0]) => result,
+            _ => -2000 - result,
+        }
+    }
+
+    /// Makes the pipes empty.
+    fn clear(&self) {
+        let mut byte = 0_u8;
+        let at = &raw mut byte as u64;
+        for [read, _] in self.ends {
+            raw(libc::SYS_read, args([read as u64, at, 1]));
+        }
+    }
+
+    /// Has the other request done as well, and told of.
+    fn finish(&self) {
+        let byte = 7_u8;
+        let (from, other) = (&raw const byte as u64, self.ends[1][1] as u64);
+        raw(libc::SYS_write, args([other, from, 1]));
+        let mut event = [0_u64; 4];
+        let at = event.as_mut_ptr() as u64;
+        raw(libc::SYS_io_getevents, args([self.context, 1, 1, at]));
+    }
+}
+
+/// A wait for two requests when one is done.
+fn one_of_two(number: i64) -> Result<Watch> {
+    let Some(mut both) = Both::new()? else {
+        return not_here("no AIO");
+    };
+    let [_, [_, write]] = both.ends;
+    blocked(
+        number,
+        move || {
+            let result = both.wait(number, None);
+            both.clear();
+            result
+        },
+        2,
+        move || {
+            let byte = 7_u8;
+            let from = &raw const byte as u64;
+            sys("write", raw(libc::SYS_write, args([write as u64, from, 1]))).map(drop)
+        },
+    )
+}
+
+/// io_getevents
+pub(crate) fn getevents_part(_: &Setting) -> Result<Watch> {
+    one_of_two(libc::SYS_io_getevents)
+}
+
+/// io_pgetevents, which the library does not name.
+const PGETEVENTS: i64 = 333;
+
+/// The same.
+pub(crate) fn pgetevents_part(_: &Setting) -> Result<Watch> {
+    one_of_two(PGETEVENTS)
+}
+
+/// The same with a time-out, which ends it.
+pub(crate) fn getevents_timed_part(_: &Setting) -> Result<Watch> {
+    let Some(mut both) = Both::new()? else {
+        return not_here("no AIO");
+    };
+    let number = libc::SYS_io_getevents;
+    timed(
+        number,
+        move || {
+            let time = [TERM.as_secs(), TERM.subsec_nanos().into()];
+            let result = both.wait(number, Some(time));
+            both.finish();
+            both.clear();
+            result
+        },
+        1,
+    )
 }

@@ -1,6 +1,6 @@
 //! Descriptors, apart from sockets and terminals.
 
-mod aio;
+pub(crate) mod aio;
 mod bpf_map;
 mod devices;
 mod directory;
