@@ -29,6 +29,7 @@ const MSG_DONTWAIT: u64 = 0x40;
 const MSG_WAITALL: u64 = 0x100;
 const MSG_WAITFORONE: u64 = 0x1_0000;
 const MSG_ZEROCOPY: u64 = 0x400_0000;
+const RWF_NOWAIT: u64 = 0x8;
 const SENDMMSG: u64 = 307;
 const RECVMMSG: u64 = 299;
 /// Bytes of `struct iovec`, `struct msghdr`, `struct mmsghdr`, `struct io_event`.
@@ -87,8 +88,9 @@ fn call(nr: i64, regs: &Regs) -> Option<(Shape, On)> {
         19 | 295 | 327 => (Shape::Vector, On::Endless),
         // write
         1 => (Shape::Buffer, On::Writable),
-        // writev
+        // writev; pwritev2, where there are no offsets
         20 => (Shape::Vector, On::Writable),
+        328 if regs.r9 & RWF_NOWAIT == 0 => (Shape::Vector, On::Writable),
         // sendfile
         40 => (Shape::Count, On::Stream),
         // sendto

@@ -236,6 +236,11 @@ pub(crate) const GROUP: Group = Group {
             "io_getevents with a time-out for two events, one of which is there",
             aio::getevents_timed_part,
         ),
+        subject(
+            "pwritev2-part",
+            "pwritev2 to a pipe, partly done",
+            partly::pwritev2,
+        ),
         subject("recvmmsg-part", "recvmmsg, partly done", partly::recvmmsg),
         subject(
             "recvmmsg-timed-part",

@@ -70,16 +70,17 @@ pub(crate) fn write(_: &Setting) -> Result<Watch> {
     )
 }
 
-/// writev(2) to a pipe of parts that are made of a buffer.
-fn written(in_parts: fn(&[u8]) -> Vec<libc::iovec>) -> Result<Watch> {
+/// writev(2), or pwritev2(2) without an offset, to a pipe of parts that are made of a buffer.
+fn written(number: i64, in_parts: fn(&[u8]) -> Vec<libc::iovec>) -> Result<Watch> {
     let [from, to] = pipe()?;
     let bytes = pattern(LARGE);
     blocked(
-        libc::SYS_writev,
+        number,
         move || {
             let parts = in_parts(&bytes);
-            let call = args([to as u64, parts.as_ptr() as u64, parts.len() as u64]);
-            raw(libc::SYS_writev, call)
+            let none = u64::MAX;
+            let (at, count) = (parts.as_ptr() as u64, parts.len() as u64);
+            raw(number, args([to as u64, at, count, none, none]))
         },
         LARGE as i64,
         move || take_all(from),
@@ -88,7 +89,7 @@ fn written(in_parts: fn(&[u8]) -> Vec<libc::iovec>) -> Result<Watch> {
 
 /// writev(2) to a pipe.
 pub(crate) fn writev(_: &Setting) -> Result<Watch> {
-    written(in_parts)
+    written(libc::SYS_writev, in_parts)
 }
 
 /// More parts than are copied.
@@ -102,7 +103,12 @@ fn in_many_parts(bytes: &[u8]) -> Vec<libc::iovec> {
 
 /// writev(2) of many parts to a pipe.
 pub(crate) fn writev_many(_: &Setting) -> Result<Watch> {
-    written(in_many_parts)
+    written(libc::SYS_writev, in_many_parts)
+}
+
+/// pwritev2(2) to a pipe.
+pub(crate) fn pwritev2(_: &Setting) -> Result<Watch> {
+    written(libc::SYS_pwritev2, in_parts)
 }
 
 /// sendmsg(2) to a unix stream of parts that are made of a buffer.
