@@ -75,6 +75,7 @@ pub(super) fn pin_down(
         kept: pairs(&kept),
     };
     manifest.upgrade = Some(Box::new(upgrade));
+    course.check()?;
     freezer::take_backlogs(&mut manifest)?;
     freezer::take_packets(&mut manifest)?;
     freezer::take_device_messages(&mut manifest)?;
