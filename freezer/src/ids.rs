@@ -22,7 +22,9 @@ pub(crate) fn used_outside(root: Pid, pids: &[Pid]) -> Result<Vec<Refusal>, Free
     // Processes of the tree that are new since it was looked at are no strangers, nor those that end meanwhile.
     let now = proc::tree(root)?;
     found.retain(|user| !now.contains(&user.pid));
-    let others: Vec<Pid> = found.iter().map(|user| user.pid).collect();
+    let mut others: Vec<Pid> = found.iter().map(|user| user.pid).collect();
+    // One is there for its group and for its session.
+    others.dedup();
     Ok(users(&others, pids)
         .into_iter()
         .map(User::refusal)
