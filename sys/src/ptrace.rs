@@ -228,14 +228,19 @@ pub fn get_regs(tid: Tid) -> Result<Regs> {
 /// Sets the general registers.
 ///
 /// # Errors
-/// `EIO` for values the kernel forbids (selectors, non-canonical bases).
+/// `EIO` for values the kernel forbids ([`Regs::has_forbidden_segments`]) and the thread does not have already.
 pub fn set_regs(tid: Tid, regs: &Regs) -> Result<()> {
-    set_regset(
+    let set = set_regset(
         tid,
         NT_PRSTATUS,
         core::ptr::from_ref(regs).cast(),
         size_of::<Regs>(),
-    )
+    );
+    match set {
+        // Those of segments are the last, and the others are set by then (arch/x86/kernel/ptrace.c, genregs_set).
+        Err(Errno::EIO) if get_regs(tid)?.segments() == regs.segments() => Ok(()),
+        set => set,
+    }
 }
 
 /// The whole extended state (x87, SSE, AVX, AVX-512, PKRU, ...) in the non-compacted XSAVE format.
@@ -436,5 +441,69 @@ pub(crate) mod death {
             // SAFETY: ends this process at once, as SIGKILL would.
             unsafe { libc::_exit(77) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{process, wait};
+    use std::time::Duration;
+
+    /// A child, ended when dropped.
+    struct Child(Tid);
+
+    impl Child {
+        /// Stands still, with this base of gs.
+        fn stopped(base: u64) -> Child {
+            let child = process::spawn(0, &[], move || {
+                // SAFETY: nothing uses gs in this program, and the processor has the instruction.
+                unsafe { core::arch::asm!("wrgsbase {0}", in(reg) base) };
+                loop {
+                    std::thread::sleep(Duration::from_secs(3600));
+                }
+            });
+            let pid = child.unwrap();
+            let child = Child(pid.leader());
+            let asleep = crate::asleep::Asleep::of(pid, child.0);
+            while !asleep.is() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            seize(child.0, 0).unwrap();
+            interrupt(child.0).unwrap();
+            wait::wait_for_at_most(child.0, Duration::from_secs(5)).unwrap();
+            child
+        }
+    }
+
+    impl Drop for Child {
+        fn drop(&mut self) {
+            let _ = process::kill(crate::Pid(self.0.0), libc::SIGKILL);
+            let _ = wait::wait_for(self.0);
+        }
+    }
+
+    #[test]
+    fn segments_that_a_thread_has_are_no_obstacle() {
+        const FSGSBASE: u64 = 1 << 1;
+        // SAFETY: it only looks a number up.
+        if unsafe { libc::getauxval(libc::AT_HWCAP2) } & FSGSBASE == 0 {
+            return;
+        }
+        let kernels_half = 0xffff_8000_0000_1000;
+        let (with, without) = (Child::stopped(kernels_half), Child::stopped(0));
+        let regs = Regs {
+            rbx: 77,
+            ..get_regs(with.0).unwrap()
+        };
+        assert!(regs.has_forbidden_segments());
+        assert_eq!(set_regs(with.0, &regs), Ok(()));
+        assert_eq!(get_regs(with.0).unwrap(), regs);
+        let regs = Regs {
+            gs_base: kernels_half,
+            ..get_regs(without.0).unwrap()
+        };
+        assert!(!get_regs(without.0).unwrap().has_forbidden_segments());
+        assert_eq!(set_regs(without.0, &regs), Err(Errno::EIO));
     }
 }

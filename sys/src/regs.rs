@@ -88,6 +88,34 @@ impl Regs {
         unsafe { core::mem::transmute::<Regs, [u64; size_of::<Regs>() / 8]>(*self) }
     }
 
+    /// What belongs to segments: the bases of fs and gs, and the selectors of ds, es, fs and gs.
+    #[must_use]
+    pub(crate) fn segments(&self) -> [u64; 6] {
+        [
+            self.fs_base,
+            self.gs_base,
+            self.ds,
+            self.es,
+            self.fs,
+            self.gs,
+        ]
+    }
+
+    /// Whether a program has loaded what the kernel lets nobody set for it: a selector without the privilege of user
+    /// space (1 and 2 load as 0 does), or a base in the kernel's half (`wrgsbase`; arch/x86/kernel/ptrace.c, `putreg`).
+    #[must_use]
+    pub fn has_forbidden_segments(&self) -> bool {
+        const USER: u64 = 3;
+        const KERNELS_HALF: u64 = 1 << 63;
+        let [fs_base, gs_base, selectors @ ..] = self.segments();
+        [fs_base, gs_base]
+            .iter()
+            .any(|base| base & KERNELS_HALF != 0)
+            || selectors
+                .iter()
+                .any(|selector| *selector != 0 && selector & USER != USER)
+    }
+
     /// The system call the thread was interrupted in: its number and negative result so far.
     /// None when it runs user code.
     #[must_use]

@@ -43,6 +43,13 @@ pub(super) fn settle(
     thread: &mut FrozenThread,
     rings: Option<Layout>,
 ) -> Result<Option<Repeated>, FreezerError> {
+    if regs.has_forbidden_segments() {
+        let why = format!(
+            "its thread {tid} has a segment register that only itself can set: a selector of 1 or 2, or a base in the \
+             kernel's half"
+        );
+        return Err(FreezerError::refuse(pid, "thread", why));
+    }
     let regs = match rings {
         Some(layout) => ring_offsets::let_go(pid, tid, regs, thread, layout)?,
         None => regs,

@@ -2,13 +2,19 @@
 
 use super::OtherKernel;
 
-/// The archive that finds the processes; their addresses, ids, clocks and restartable sequences.
-const NEEDED: [&str; 5] = [
+/// The archive that finds the processes, and their pages; their addresses, ids, clocks and restartable sequences; how
+/// their memory is filled, and what they gave up.
+const NEEDED: [&str; 10] = [
     "CONFIG_BLK_DEV_INITRD",
+    "CONFIG_DEVMEM",
+    "CONFIG_EFI_SOFT_RESERVE",
+    "CONFIG_MEMORY_HOTPLUG",
     "CONFIG_CHECKPOINT_RESTORE",
     "CONFIG_PID_NS",
     "CONFIG_TIME_NS",
     "CONFIG_RSEQ",
+    "CONFIG_CROSS_MEMORY_ATTACH",
+    "CONFIG_SECCOMP_FILTER",
 ];
 
 impl OtherKernel {
