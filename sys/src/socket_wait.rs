@@ -21,6 +21,9 @@ const TICK: i64 = 4_000;
 /// With less than this the thread is not let go before its time is over: it might be back before the option is.
 const NEAR: Duration = Duration::from_millis(50);
 
+/// connect(2)
+const CONNECT: u64 = 42;
+
 /// A socket of another process, and which of its time-outs is meant.
 #[derive(Debug)]
 pub struct SocketWait {
@@ -70,19 +73,25 @@ impl SocketWait {
     /// As setsockopt(2), ptrace(2).
     pub fn begin(&self, tid: Tid, left_ns: u64) -> Result<bool> {
         let left = Duration::from_nanos(left_ns);
+        let mut regs = ptrace::get_regs(tid)?;
+        // A TCP connection under way is told by another error then, and nobody waits for the same one again.
+        let connects = regs.orig_rax == CONNECT;
         let near = left < NEAR;
-        let over = near && !self.sends;
-        let found = self.ready(if over { left } else { Duration::ZERO })?;
-        // One that is to be connected could be written to, but for that (net/unix/af_unix.c, unix_poll).
-        let connects = self.sends && found.contains(PollFlags::POLLHUP);
-        if !found.is_empty() && !connects {
+        let within = if near && !connects {
+            left
+        } else {
+            Duration::ZERO
+        };
+        let found = self.ready(within)?;
+        // A unix socket that is to be connected could be written to, but for that (net/unix/af_unix.c, unix_poll).
+        let unconnected = connects && found.contains(PollFlags::POLLHUP);
+        if !found.is_empty() && !unconnected {
             return Ok(false);
         }
-        if near && connects {
-            std::thread::sleep(left);
-        }
-        if over || near && connects {
-            let mut regs = ptrace::get_regs(tid)?;
+        if near && (unconnected || !connects) {
+            if unconnected {
+                std::thread::sleep(left);
+            }
             regs.rax = (-(Errno::EAGAIN as i64)).cast_unsigned();
             regs.orig_rax = NO_SYSCALL;
             ptrace::set_regs(tid, &regs)?;
