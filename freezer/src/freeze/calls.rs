@@ -221,6 +221,8 @@ impl Repeated {
         if let Some(barred) = barred::of((pid, tid), regs, thread) {
             return Repeated::barred((pid, tid), regs, barred).map(Some);
         }
+        // Before completions are looked at: a time-out that is over in between has ended the wait.
+        let over_at = uring::over_at((pid, tid), regs);
         let rest = rest::of((pid, tid), regs, thread);
         let stays = tells_what_remains(nr, result);
         // A job that was stopped before has had its call fail with that.
@@ -269,16 +271,16 @@ impl Repeated {
             place,
             ends_ns,
         };
-        Ok(Some(call.until_time_outs(of_rest)))
+        Ok(Some(call.until_time_outs(of_rest, over_at)))
     }
 
     /// Has a wait for a ring of io_uring end when time-outs of the ring are over before it is made.
-    fn until_time_outs(self, of_rest: bool) -> Repeated {
+    fn until_time_outs(self, of_rest: bool, over_at: Option<u64>) -> Repeated {
         let ends = match (self.timeout, self.place) {
-            (TimeOut::OfRing, None) => uring::ends_in(self.tid, &self.regs),
+            (TimeOut::OfRing, None) => over_at,
             _ => None,
         };
-        let Some(left) = ends else { return self };
+        let Some(over_at) = ends else { return self };
         // Rdx is to be what it was when the call returns.
         let kept = match of_rest || rest::is_within(self.pid, &self.regs) {
             true => Some(self.regs),
@@ -288,7 +290,7 @@ impl Repeated {
             Some(regs) => Repeated {
                 regs,
                 place: Some(LimitPlace::Completions),
-                ends_ns: Some(sleepers::monotonic_ns().saturating_add(left)),
+                ends_ns: Some(over_at),
                 ..self
             },
             None => self,

@@ -3,6 +3,7 @@
 //! The call then fails with EINTR, or returns how many entries it has taken, or 0 when there are some completions and
 //! fewer than it waits for (io_uring/io_uring.c, `io_cqring_wait`).
 
+use super::sleepers;
 use crate::files::{self, apart};
 use crate::proc::{self, FdInfo};
 use std::time::Duration;
@@ -50,12 +51,22 @@ fn ring(tid: Tid, regs: &Regs) -> Option<i32> {
     }
 }
 
-/// Nanoseconds until a time-out of its ring ends a wait for several completions, however few there are by then (`io_should_wake`).
-/// One that is over before the call is made does not.
-pub(super) fn ends_in(tid: Tid, regs: &Regs) -> Option<u64> {
-    let several = regs.r10 & GETEVENTS != 0 && regs.rdx as u32 > 1;
+/// When a time-out of its ring ends a wait for several completions, however few there are by then (`io_should_wake`), in
+/// nanoseconds of CLOCK_MONOTONIC. One that is over before the call is made does not.
+pub(super) fn over_at((pid, tid): (Pid, Tid), regs: &Regs) -> Option<u64> {
+    let several =
+        regs.orig_rax.cast_signed() == ENTER && regs.r10 & GETEVENTS != 0 && regs.rdx as u32 > 1;
     let fd = ring(tid, regs).filter(|_| several)?;
-    files::first_time_out(tid, fd)
+    let now = sleepers::monotonic_ns();
+    match files::first_time_out(tid, fd) {
+        Some(left) => Some(now.saturating_add(left)),
+        // The last one was over when the thread had been stopped, which its result does not tell.
+        None => {
+            let stopped = regs.rax.cast_signed() == -i64::from(nix::libc::EINTR);
+            let told = || told(apart::table_of(pid, tid), fd);
+            (stopped && told().is_some_and(|info| info.has(ETIME))).then_some(now)
+        }
+    }
 }
 
 /// Completions that are there, and how many there can be. None where one of them tells of a time-out, which has ended
