@@ -56,7 +56,7 @@ fn ring(tid: Tid, regs: &Regs) -> Option<i32> {
 pub(super) fn over_at((pid, tid): (Pid, Tid), regs: &Regs) -> Option<u64> {
     let several =
         regs.orig_rax.cast_signed() == ENTER && regs.r10 & GETEVENTS != 0 && regs.rdx as u32 > 1;
-    let fd = ring(tid, regs).filter(|_| several)?;
+    let fd = several.then(|| ring(tid, regs)).flatten()?;
     let now = sleepers::monotonic_ns();
     match files::first_time_out(tid, fd) {
         Some(left) => Some(now.saturating_add(left)),
