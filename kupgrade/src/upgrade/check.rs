@@ -47,7 +47,7 @@ pub(super) fn check(kernel: &Path) -> Result<Host> {
     if !lacks.is_empty() {
         let lacks = lacks.join(", ");
         bail!(
-            "Linux {} is built without {lacks}: no process could be rebuilt on it",
+            "Linux {} is built without {lacks}: no process could be rebuilt on it; choose another kernel",
             image.release
         );
     }
